@@ -1,0 +1,57 @@
+"""Supervised memory actors for LangGraph agents.
+
+async with MemoryCluster() as memory:
+    graph = builder.compile(checkpointer=memory.checkpointer, store=memory.store)
+    await graph.ainvoke(state, {"configurable": {"thread_id": "123"}})
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
+    from flowgentic_actors.adapters.store import AsyncStore
+    from flowgentic_actors.cluster.handle import ClusterHandle
+    from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
+    from flowgentic_actors.config import MemoryConfig
+    from flowgentic_actors.errors import FlowgenticError
+    from flowgentic_actors.memory import MemoryCluster
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActorStatus",
+    "AsyncCheckpointSaver",
+    "AsyncStore",
+    "ClusterEvent",
+    "ClusterHandle",
+    "ClusterStatus",
+    "FlowgenticError",
+    "MemoryCluster",
+    "MemoryConfig",
+]
+
+_HOMES = {
+    "ActorStatus": "cluster.status",
+    "AsyncCheckpointSaver": "adapters.checkpoint",
+    "AsyncStore": "adapters.store",
+    "ClusterEvent": "cluster.status",
+    "ClusterHandle": "cluster.handle",
+    "ClusterStatus": "cluster.status",
+    "FlowgenticError": "errors",
+    "MemoryCluster": "memory",
+    "MemoryConfig": "config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: actors' processes import this package too, and need none of LangGraph.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

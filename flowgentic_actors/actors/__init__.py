@@ -1,0 +1,1 @@
+"""The actor kernel: actors, mailboxes, references, supervision. It knows nothing of memory."""

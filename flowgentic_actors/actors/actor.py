@@ -1,0 +1,53 @@
+"""What an actor is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from msgspec import Raw
+
+
+class Call(NamedTuple):
+    """A request as an actor sees it.
+
+    Attributes:
+        session: Who asks: 16 random bytes that outlive connections.
+        seq: The request's number within the session; with `session` it names the request.
+        low: The session waits for no answer below this number.
+        body: What is asked, encoded.
+    """
+
+    session: bytes
+    seq: int
+    low: int
+    body: Raw
+
+
+class Actor(Protocol):
+    """State behind a mailbox, touched by one request at a time.
+
+    An actor is made by a factory in a process of its own and lives on that process's event loop.
+    Its methods are called on the loop and do not wait for anything.
+    """
+
+    def handle(self, call: Call) -> bytes:
+        """Carry out one request and return the encoded reply, which is held until `commit`.
+
+        Raises:
+            RejectedError: If the request is refused; the caller is told and the actor goes on.
+                Any other exception is a defect: the caller is told, and the actor ends to be
+                started anew from what it has stored.
+        """
+
+    def commit(self) -> None:
+        """Make the requests handled since the last commit durable; their replies leave after it.
+
+        Raises:
+            FlowgenticError: If that failed. The requests are refused and the actor ends.
+        """
+
+    def stats(self) -> dict[str, int]:
+        """Counters for status; called from another thread, so it only reads."""
+
+    def close(self) -> None:
+        """Let go of files; nothing is called afterwards."""

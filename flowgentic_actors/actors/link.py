@@ -1,0 +1,115 @@
+"""The actor's end of the control connection to its supervisor.
+
+It lives on a thread of its own, so it answers pings while the event loop is busy and ends the
+process when the supervisor is gone, whatever the loop is doing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from flowgentic_actors.actors.spec import ActorSpec
+from flowgentic_actors.errors import ActorStartError, FlowgenticError
+from flowgentic_actors.wire.channel import client_channel
+from flowgentic_actors.wire.messages import (
+    Drain,
+    Go,
+    Hello,
+    Ping,
+    Pong,
+    Started,
+    ToClient,
+    ToServer,
+    Welcome,
+)
+
+EXIT_ORPHANED: Final = 75
+"""Exit code of an actor whose supervisor is gone."""
+
+_GO_TIMEOUT = 30.0
+_READ = 1 << 16
+
+
+class SupervisorLink:
+    """Connects to the supervisor; construct it, `ask_to_go`, then `watch`."""
+
+    def __init__(self, spec: ActorSpec) -> None:
+        self._spec = spec
+        self._channel = client_channel(spec.secret, 1 << 20)
+        self._lock = threading.Lock()  # the loop's thread and the link's both send
+        self._inbox: list[ToClient] = []
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.status: Callable[[], tuple[float, dict[str, int]]] = lambda: (0.0, {})
+        self.on_drain: Callable[[], None] = lambda: None
+
+    def ask_to_go(self) -> None:
+        """Tell the supervisor that this process is there and wait until it may go on.
+
+        Raises:
+            ActorStartError: If the supervisor does not want this incarnation.
+        """
+        deadline = time.monotonic() + _GO_TIMEOUT
+        try:
+            self._sock.settimeout(_GO_TIMEOUT)
+            self._sock.connect(self._spec.supervisor)
+            self.send(Hello("link", os.urandom(16), os.getpid()))
+            self.send(Started(self._spec.name, self._spec.epoch, socket.gethostname()))
+            while True:
+                for message in self._receive(deadline):
+                    if isinstance(message, Go):
+                        return
+        except (OSError, FlowgenticError) as error:
+            self._sock.close()
+            raise ActorStartError(
+                f"the supervisor did not let this actor go on: {error}"
+            ) from error
+
+    def watch(self) -> None:
+        """Answer pings from now on, and end this process when the link breaks."""
+        self._sock.settimeout(None)
+        threading.Thread(target=self._run, name="supervisor-link", daemon=True).start()
+
+    def send(self, message: ToServer) -> None:
+        """Send a message; callable from any thread."""
+        with self._lock:
+            self._channel.send(message)
+            self._write()
+
+    def _write(self) -> None:
+        if self._channel.pending:
+            self._sock.sendall(b"".join(self._channel.take()))
+
+    def _receive(self, deadline: float | None = None) -> list[ToClient]:
+        if deadline is not None:
+            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
+        data = self._sock.recv(_READ)
+        if not data:
+            raise ConnectionResetError("the supervisor closed the link")
+        messages = [m for batch in self._channel.receive(data) for m in batch]
+        with self._lock:
+            self._write()  # the handshake's answer, if that is what came
+        return messages
+
+    def _run(self) -> None:
+        try:
+            while True:
+                for message in self._receive():
+                    match message:
+                        case Ping(number):
+                            busy, stats = self.status()
+                            self.send(Pong(number, busy, stats))
+                        case Drain():
+                            self.on_drain()
+                        case Go() | Welcome():
+                            pass
+                        case _:
+                            os._exit(EXIT_ORPHANED)  # not our supervisor any more
+        except (OSError, FlowgenticError):
+            # Nothing to save: what was acknowledged is in the journal, and a supervisor that
+            # comes later must not meet two incarnations.
+            os._exit(EXIT_ORPHANED)

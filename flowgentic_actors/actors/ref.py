@@ -1,0 +1,92 @@
+"""A reference to an actor: how anybody sends it requests."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from msgspec import Raw
+
+from flowgentic_actors.wire.blocking import BlockingPool
+from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.sockets import let_go_after_fork
+
+_parents_connections: list[AsyncConnection] = []
+"""In a forked child: kept so that they are not collected, which would warn of open transports."""
+
+
+class ActorRef:
+    """Sends requests to one actor, from any event loop and any thread of any process.
+
+    Connections are made when needed: one for each event loop, and a bounded pool for blocking
+    calls. They belong to this process; a forked child makes its own.
+
+    Args:
+        name: The actor's name, for messages.
+        address: Path of its Unix socket.
+        secret: The cluster's secret.
+        max_bytes: Largest message, bytes.
+        pool: Blocking connections that may be open at once.
+    """
+
+    _lock: threading.Lock
+    _connections: dict[asyncio.AbstractEventLoop, AsyncConnection]
+
+    def __init__(self, name: str, address: str, secret: bytes, max_bytes: int, pool: int) -> None:
+        self.name = name
+        self.address = address
+        self._secret = secret
+        self._max_bytes = max_bytes
+        self._blocking = BlockingPool(address, secret, name, max_bytes, pool)
+        self._begin()
+        let_go_after_fork(self)
+
+    def __repr__(self) -> str:
+        return f"<ActorRef {self.name} at {self.address}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("an ActorRef holds live connections: send memory.handle and attach instead")
+
+    async def ask(self, body: bytes, timeout: float) -> Raw:
+        """Send a request from this event loop; see `AsyncConnection.request`."""
+        return await self._connection().request(body, timeout)
+
+    def ask_sync(self, body: bytes, timeout: float) -> Raw:
+        """Send a request and block this thread, which may be an event loop's own."""
+        return self._blocking.request(body, timeout)
+
+    async def close(self) -> None:
+        """Close every connection of this process."""
+        self._blocking.close()
+        with self._lock:
+            connections, self._connections = self._connections, {}
+        here = asyncio.get_running_loop()
+        for loop, connection in connections.items():
+            if loop is here:
+                await connection.close()
+            elif not loop.is_closed():
+                asyncio.run_coroutine_threadsafe(connection.close(), loop)
+
+    def close_blocking(self) -> None:
+        """Close the connections of blocking calls; enough where only those were made."""
+        self._blocking.close()
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: the parent's connections are the parent's."""
+        _parents_connections.extend(self._connections.values())
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._connections = {}
+
+    def _connection(self) -> AsyncConnection:
+        loop = asyncio.get_running_loop()
+        connection = self._connections.get(loop)
+        if connection is None:
+            with self._lock:
+                for dead in [other for other in self._connections if other.is_closed()]:
+                    del self._connections[dead]
+                connection = AsyncConnection(self.address, self._secret, self.name, self._max_bytes)
+                self._connections[loop] = connection
+        return connection

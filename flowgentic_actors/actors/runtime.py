@@ -1,0 +1,186 @@
+"""An actor at work on an event loop: socket, mailbox, handle, commit, reply."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from msgspec import Raw
+
+from flowgentic_actors.actors.actor import Actor, Call
+from flowgentic_actors.actors.mailbox import Envelope, Mailbox
+from flowgentic_actors.errors import (
+    FlowgenticError,
+    InvalidRequestError,
+    ProtocolError,
+    RejectedError,
+)
+from flowgentic_actors.wire.messages import (
+    Cancel,
+    Failure,
+    FailureKind,
+    Reply,
+    Request,
+    ToServer,
+)
+from flowgentic_actors.wire.server import Connection, Server
+
+logger = logging.getLogger(__name__)
+
+BATCH = 512
+"""Most requests handled between two commits."""
+
+
+class ActorRuntime:
+    """Serves one actor until it is told to drain or breaks.
+
+    Args:
+        actor: The actor.
+        mailbox: Its queue.
+        on_broken: Told why the actor cannot go on, after the callers concerned.
+    """
+
+    def __init__(self, actor: Actor, mailbox: Mailbox, on_broken: Callable[[str], None]) -> None:
+        self._actor = actor
+        self._mailbox = mailbox
+        self._on_broken = on_broken
+        self._scheduled = False
+        self._closing = False
+        self._broken = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._busy_since: float | None = None
+        self._requests = 0
+        self._rejected = 0
+
+    # ------------------------------------------------------------------ for the supervisor
+
+    def busy(self) -> float:
+        """Seconds spent in the batch under way, 0 when idle; callable from any thread."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def stats(self) -> dict[str, int]:
+        """Counters of kernel and actor; callable from any thread."""
+        return {
+            "requests": self._requests,
+            "rejected": self._rejected,
+            "mailbox_requests": len(self._mailbox),
+            "mailbox_bytes": self._mailbox.bytes,
+            "mailbox_most_requests": self._mailbox.most_requests,
+            "mailbox_most_bytes": self._mailbox.most_bytes,
+            **self._actor.stats(),
+        }
+
+    async def drain(self, server: Server) -> None:
+        """Stop intake, finish what was accepted, close the connections and the actor."""
+        self._closing = True
+        server.stop_listening()
+        await self._idle.wait()
+        await server.close()
+        self._actor.close()
+
+    # ------------------------------------------------------------------ the server's handler
+
+    def connected(self, connection: Connection) -> None:
+        """Let clients in, nobody else."""
+        if connection.role != "client":
+            raise ProtocolError(f"an actor serves clients, not a {connection.role}")
+
+    def received(self, connection: Connection, message: ToServer) -> None:
+        """Put requests into the mailbox."""
+        match message:
+            case Request(seq, low, timeout_ms, body):
+                if self._closing:
+                    self._refuse(connection, seq, "closing", "the cluster is closing")
+                    return
+                deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
+                size = memoryview(body).nbytes
+                self._mailbox.put(Envelope(connection, seq, low, deadline, body, size))
+                self._idle.clear()
+                self._schedule()
+            case Cancel(seq):
+                self._mailbox.cancel(connection, seq)
+            case _:
+                raise ProtocolError(f"{type(message).__name__} is not a message for an actor")
+
+    def disconnected(self, connection: Connection) -> None:
+        """Forget a connection; what it asked for is still carried out, as it may be asked again."""
+        self._mailbox.forget(connection)
+
+    # ------------------------------------------------------------------ batches
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._run_batch)
+
+    def _run_batch(self) -> None:
+        self._scheduled = False
+        if self._broken:
+            return
+        self._busy_since = time.monotonic()
+        batch = self._mailbox.take(BATCH)
+        replies = self._handle(batch)
+        try:
+            self._actor.commit()
+        except FlowgenticError as error:
+            logger.exception("the batch could not be committed")
+            self._refuse_all(replies, str(error))
+            self._break(str(error))
+        else:
+            for envelope, reply in replies:
+                envelope.connection.send(reply)
+        for connection in {envelope.connection for envelope, _ in replies}:
+            connection.flush()
+        self._busy_since = None
+        if len(self._mailbox):
+            self._schedule()
+        else:
+            self._idle.set()
+
+    def _handle(self, batch: list[Envelope]) -> list[tuple[Envelope, Reply | Failure]]:
+        now = asyncio.get_running_loop().time()
+        replies: list[tuple[Envelope, Reply | Failure]] = []
+        for envelope in batch:
+            if self._broken:
+                break  # unanswered on purpose: the next incarnation gets them again
+            if envelope.deadline <= now:
+                text = "its deadline passed while it waited in the mailbox"
+                replies.append((envelope, Failure(envelope.seq, "expired", text)))
+                continue
+            replies.append((envelope, self._answer(envelope)))
+        return replies
+
+    def _answer(self, envelope: Envelope) -> Reply | Failure:
+        call = Call(envelope.connection.session, envelope.seq, envelope.low, envelope.body)
+        self._requests += 1
+        try:
+            return Reply(envelope.seq, Raw(self._actor.handle(call)))
+        except InvalidRequestError as error:
+            self._rejected += 1
+            return Failure(envelope.seq, "invalid", str(error))
+        except RejectedError as error:
+            self._rejected += 1
+            return Failure(envelope.seq, "storage", str(error))
+        except Exception as error:
+            # Let it crash: the state may be half changed, so it is rebuilt from what is stored.
+            logger.exception("a request broke the actor")
+            self._break(f"{type(error).__name__}: {error}")
+            return Failure(envelope.seq, "internal", f"{type(error).__name__}: {error}")
+
+    def _refuse(self, connection: Connection, seq: int, kind: FailureKind, text: str) -> None:
+        self._rejected += 1
+        connection.send(Failure(seq, kind, text))
+
+    def _refuse_all(self, replies: list[tuple[Envelope, Reply | Failure]], text: str) -> None:
+        for envelope, _ in replies:
+            self._refuse(envelope.connection, envelope.seq, "storage", text)
+
+    def _break(self, reason: str) -> None:
+        if not self._broken:
+            self._broken = True
+            self._idle.set()
+            asyncio.get_running_loop().call_soon(self._on_broken, reason)

@@ -1,0 +1,58 @@
+"""What a spawned process needs to become an actor, handed over in a private file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+BOOT = "import sys; sys.path.append({root!r}); from {module} import main; sys.exit(main())"
+
+
+class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about one incarnation of an actor.
+
+    Attributes:
+        name: Name of the actor.
+        epoch: Number of the incarnation, growing.
+        factory: `"module:callable"` that makes the actor from `arguments`.
+        arguments: Keyword arguments of the factory.
+        address: Path of the Unix socket to serve on.
+        supervisor: Path of the supervisor's Unix socket.
+        secret: The cluster's secret.
+        mailbox_requests: Bound of the mailbox.
+        mailbox_bytes: Bound of the mailbox.
+        max_message_bytes: Largest message.
+    """
+
+    name: str
+    epoch: int
+    factory: str
+    arguments: dict[str, str]
+    address: str
+    supervisor: str
+    secret: bytes
+    mailbox_requests: int
+    mailbox_bytes: int
+    max_message_bytes: int
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only this user can read, whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    temporary.replace(path)
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs `module.main()` in a new Python, as this package and no other copy.
+
+    The package's own parent folder goes last on the path, so a source checkout works and nothing
+    of the standard library is shadowed.
+    """
+    root = str(Path(__file__).parents[2])
+    return [sys.executable, "-P", "-c", BOOT.format(root=root, module=module), *arguments]

@@ -1,0 +1,401 @@
+"""The supervisor: starts actors, watches them, restarts them, ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from flowgentic_actors.actors.exits import ProcessWatch
+from flowgentic_actors.actors.restarts import RestartPolicy
+from flowgentic_actors.actors.spawn import Spawned, Spawner
+from flowgentic_actors.actors.spec import ActorSpec, write_private
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.errors import ActorFailedError, ActorStartError, ProtocolError
+from flowgentic_actors.wire.messages import (
+    Broken,
+    Drain,
+    Go,
+    Ping,
+    Pong,
+    Ready,
+    Started,
+    Stopped,
+    ToServer,
+)
+from flowgentic_actors.wire.server import Connection
+
+_EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit; the kernel takes milliseconds
+_FILE_TIMEOUT = 30.0
+_FIRST_ATTEMPTS = 2  # restarts of an actor that has never run: what fails then is not a crash
+
+
+class ChildState(enum.StrEnum):
+    """Where an actor is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildSpec:
+    """What to run, and how.
+
+    Attributes:
+        name: Name of the actor, unique under its supervisor.
+        factory: `"module:callable"` that makes the actor.
+        arguments: Keyword arguments of the factory.
+        address: Path of the Unix socket that it serves on, the same for every incarnation.
+        rank: Actors of the highest rank are ended first, those of one rank together.
+    """
+
+    name: str
+    factory: str
+    arguments: dict[str, str]
+    address: str
+    rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisorSettings:
+    """Times in seconds, sizes in bytes; see `MemoryConfig` for their meaning."""
+
+    heartbeat_interval: float
+    hang_timeout: float
+    busy_timeout: float
+    restart_intensity: int
+    restart_period: float
+    start_timeout: float
+    mailbox_requests: int
+    mailbox_bytes: int
+    max_message_bytes: int
+
+
+@dataclass
+class Incarnation:
+    """One life of an actor, from its process's first message to its confirmed exit."""
+
+    epoch: int
+    spawned: Spawned | None = None
+    link: Connection | None = None
+    watch: ProcessWatch | None = None
+    node: str = ""
+    busy: float = 0.0
+    last_pong: float = 0.0
+    reason: str = ""  # why it is being ended, when we know before the exit
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)  # link lost, exit, or given up
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Child:
+    """A supervised actor over all its incarnations."""
+
+    def __init__(self, spec: ChildSpec, policy: RestartPolicy) -> None:
+        self.spec = spec
+        self.policy = policy
+        self.state = ChildState.STARTING
+        self.epoch = 0
+        self.restarts = 0
+        self.pid = 0
+        self.node = ""
+        self.has_run = False
+        self.stats: dict[str, int] = {}
+        self.reason = ""
+        self.life: Incarnation | None = None
+        self.settled = asyncio.Event()  # running for the first time, or failed
+
+
+EventSink = Callable[[str, str, str], None]
+"""Called with (kind, actor, detail) when something happened."""
+
+
+class Supervisor:
+    """Keeps a set of actors alive.
+
+    An actor's process connects to the supervisor's socket first and opens nothing before it is let
+    go on; the next incarnation is spawned only once the last one's exit is confirmed. So no two
+    incarnations ever touch one journal.
+
+    Args:
+        folder: Private folder for spec and log files.
+        address: Path of the socket where actors' links arrive; its server must pass them on to
+            `link_received` and `link_lost`.
+        secret: The cluster's secret.
+        spawner: Starts the processes.
+        settings: Times and bounds.
+        on_event: Told what happens.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        address: str,
+        secret: bytes,
+        spawner: Spawner,
+        *,
+        settings: SupervisorSettings,
+        on_event: EventSink,
+    ) -> None:
+        self._folder = folder
+        self._address = address
+        self._secret = secret
+        self._spawner = spawner
+        self._settings = settings
+        self._on_event = on_event
+        self._children: dict[str, Child] = {}
+        self._links: dict[Connection, tuple[Child, Incarnation]] = {}
+        self._stopping = asyncio.Event()
+
+    @property
+    def children(self) -> list[Child]:
+        """The supervised actors, in the order they were added."""
+        return list(self._children.values())
+
+    async def start(self, tasks: TaskGroup, specs: list[ChildSpec]) -> None:
+        """Start actors and wait until each of them serves.
+
+        Args:
+            tasks: The task group that owns their watching.
+            specs: The actors.
+
+        Raises:
+            ActorFailedError: If one of them failed for good.
+        """
+        for spec in specs:
+            policy = RestartPolicy(self._settings.restart_intensity, self._settings.restart_period)
+            self._children[spec.name] = Child(spec, policy)
+            tasks.start_soon(self._keep_alive, self._children[spec.name], name=spec.name)
+        for child in self.children:
+            await child.settled.wait()
+            if child.state is ChildState.FAILED:
+                raise ActorFailedError(f"{child.spec.name} does not start: {child.reason}")
+
+    async def stop(self, timeout: float) -> bool:
+        """End all actors: drain each, wait within the bound, kill what is left.
+
+        Returns:
+            Whether all of them ended in order.
+        """
+        self._stopping.set()
+        orderly = True
+        deadline = time.monotonic() + timeout
+        for rank in sorted({child.spec.rank for child in self.children}, reverse=True):
+            group = [child for child in self.children if child.spec.rank == rank]
+            async with anyio.create_task_group() as tasks:
+                for child in group:
+                    tasks.start_soon(self._stop_child, child, deadline)
+            orderly = orderly and all(child.state is ChildState.STOPPED for child in group)
+        return orderly
+
+    # ------------------------------------------------------------------ links
+
+    def link_received(self, connection: Connection, message: ToServer) -> None:
+        """Take a message that an actor sent over its link."""
+        if isinstance(message, Started):
+            self._link_started(connection, message)
+            return
+        if connection not in self._links:
+            raise ProtocolError(f"{type(message).__name__} on a link that has not started")
+        child, life = self._links[connection]
+        match message:
+            case Ready():
+                life.ready.set()
+            case Pong(_, busy, stats):
+                life.last_pong = time.monotonic()
+                life.busy, child.stats = busy, stats
+            case Broken(reason):
+                life.reason = reason
+            case Stopped(stats):
+                child.stats = stats
+                life.stopped.set()
+            case _:
+                raise ProtocolError(f"{type(message).__name__} is not a message for a supervisor")
+
+    def link_lost(self, connection: Connection) -> None:
+        """An actor's link is gone: it is dead, or about to end itself."""
+        if connection in self._links:
+            _, life = self._links.pop(connection)
+            life.ended.set()
+
+    def _link_started(self, connection: Connection, message: Started) -> None:
+        child = self._children.get(message.name)
+        life = child.life if child else None
+        if child is None or life is None or life.epoch != message.epoch or life.link is not None:
+            raise ProtocolError(f"{message.name} of epoch {message.epoch} is not wanted any more")
+        life.link, life.node = connection, message.node
+        life.last_pong = time.monotonic()
+        life.watch = life.watch or ProcessWatch(connection.pid)
+        self._links[connection] = (child, life)
+        life.started.set()
+
+    # ------------------------------------------------------------------ one actor's life
+
+    async def _keep_alive(self, child: Child) -> None:
+        while not self._stopping.is_set():
+            child.epoch += 1
+            life = child.life = Incarnation(child.epoch)
+            try:
+                await self._bring_up(child, life)
+                await self._watch(life)
+                reason = life.reason
+            except (ActorStartError, OSError, TimeoutError) as error:
+                reason = life.reason or str(error) or type(error).__name__
+            finally:
+                with anyio.CancelScope(shield=True):
+                    code = await self._confirm_exit(life)
+            if self._stopping.is_set():
+                break
+            child.reason = reason or _describe_exit(code)
+            self._on_event("actor_exited", child.spec.name, child.reason)
+            delay = child.policy.next_delay(time.monotonic())
+            if delay is None or (not child.has_run and child.epoch > _FIRST_ATTEMPTS):
+                child.state = ChildState.FAILED
+                child.settled.set()
+                self._on_event(
+                    "actor_failed",
+                    child.spec.name,
+                    f"given up after {child.restarts} restarts; the last reason: {child.reason}",
+                )
+                return
+            child.state = ChildState.RESTARTING
+            child.restarts += 1
+            await anyio.sleep(delay)
+        child.state = ChildState.STOPPED
+        child.settled.set()
+
+    async def _bring_up(self, child: Child, life: Incarnation) -> None:
+        settings = self._settings
+        spec_file = self._folder / f"{child.spec.name}.spec"
+        spec = ActorSpec(
+            name=child.spec.name,
+            epoch=life.epoch,
+            factory=child.spec.factory,
+            arguments=child.spec.arguments,
+            address=child.spec.address,
+            supervisor=self._address,
+            secret=self._secret,
+            mailbox_requests=settings.mailbox_requests,
+            mailbox_bytes=settings.mailbox_bytes,
+            max_message_bytes=settings.max_message_bytes,
+        )
+        encoded = msgspec.json.encode(spec)
+        await on_daemon_thread(_FILE_TIMEOUT, write_private, spec_file, encoded)
+        log_file = self._folder / f"{child.spec.name}.log"
+        life.spawned = await self._spawner.spawn(spec_file, log_file, settings.start_timeout)
+        if life.watch is None and life.spawned.pid is not None:
+            life.watch = ProcessWatch(life.spawned.pid)
+        await self._reach(life, life.started, settings.start_timeout, "did not connect")
+        assert life.link is not None
+        child.pid, child.node = life.link.pid, life.node
+        life.link.send(Go())
+        async with anyio.create_task_group() as tasks:
+            # Recovering a large journal takes as long as it takes, as long as pings are answered.
+            tasks.start_soon(self._heartbeat, life)
+            await self._reach(life, life.ready, float("inf"), "did not begin to serve")
+            tasks.cancel_scope.cancel()
+        child.state = ChildState.RUNNING
+        child.has_run = True
+        self._on_event(
+            "actor_running", child.spec.name, f"epoch {life.epoch}, pid {child.pid} on {child.node}"
+        )
+        child.settled.set()
+
+    async def _watch(self, life: Incarnation) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._heartbeat, life)
+            await _first(life.ended, life.watch.gone if life.watch else life.ended)
+            tasks.cancel_scope.cancel()
+
+    async def _reach(
+        self, life: Incarnation, event: asyncio.Event, timeout: float, what: str
+    ) -> None:
+        with anyio.move_on_after(timeout):
+            await _first(event, life.ended, *([life.watch.gone] if life.watch else []))
+        if not event.is_set():
+            gone = life.ended.is_set() or (life.watch is not None and life.watch.gone.is_set())
+            raise ActorStartError(
+                life.reason
+                or (f"its process ended before it {what[8:]}" if gone else f"it {what} in time")
+            )
+
+    async def _heartbeat(self, life: Incarnation) -> None:
+        """Ping until the actor is silent or stuck for too long, then mark it as ended."""
+        settings = self._settings
+        life.last_pong = time.monotonic()
+        number = 0
+        while not life.ended.is_set():
+            assert life.link is not None
+            life.link.send(Ping(number))
+            number += 1
+            await anyio.sleep(settings.heartbeat_interval)
+            silence = time.monotonic() - life.last_pong
+            if silence > settings.hang_timeout:
+                life.reason = f"no answer to pings for {silence:.1f} s: stopped or hung"
+                life.ended.set()
+            elif life.busy > settings.busy_timeout:
+                life.reason = f"one batch took more than {life.busy:.1f} s: stuck"
+                life.ended.set()
+
+    async def _confirm_exit(self, life: Incarnation) -> int | None:
+        if life.link is not None:
+            life.link.abort()
+        if life.watch is not None:
+            life.watch.kill()
+            with anyio.move_on_after(_EXIT_TIMEOUT):
+                await life.watch.gone.wait()
+            life.watch.close()
+        # Without a watch the process never showed up; when it does, it is not let go on.
+        life.ended.set()
+        return life.spawned.reap() if life.spawned else None
+
+    async def _stop_child(self, child: Child, deadline: float) -> None:
+        life = child.life
+        if life is None or child.state is ChildState.FAILED:
+            return
+        if life.link is not None and not life.ended.is_set() and life.ready.is_set():
+            life.link.send(Drain())
+            with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
+                await _first(life.stopped, life.ended)
+            with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
+                await _first(life.watch.gone if life.watch else life.ended)
+        orderly = life.stopped.is_set()
+        life.ended.set()
+        if life.watch is not None:
+            life.watch.kill()
+            with anyio.move_on_after(_EXIT_TIMEOUT):
+                await life.watch.gone.wait()
+        child.state = ChildState.STOPPED if orderly else ChildState.FAILED
+        kind = "actor_stopped" if orderly else "actor_killed"
+        self._on_event(kind, child.spec.name, "" if orderly else "it did not drain in time")
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Wait until any of the events is set."""
+    if any(event.is_set() for event in events):
+        return
+    async with anyio.create_task_group() as tasks:
+
+        async def wait(event: asyncio.Event) -> None:
+            await event.wait()
+            tasks.cancel_scope.cancel()
+
+        for event in events:
+            tasks.start_soon(wait, event)
+
+
+def _describe_exit(code: int | None) -> str:
+    if code is None:
+        return "its process ended"
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,340 @@
+"""`AsyncCheckpointSaver`: LangGraph's checkpointer over the memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_checkpoint_metadata,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from flowgentic_actors.adapters.listing import Listing
+from flowgentic_actors.adapters.plan import Ask, Plan, ask_all, ask_all_sync, run, run_sync
+from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.engine.commands import (
+    DeleteThread,
+    GetCheckpoint,
+    ListCheckpoints,
+    PutCheckpoint,
+    PutWrites,
+)
+from flowgentic_actors.engine.model import Scalar, Write
+from flowgentic_actors.engine.replies import CheckpointRow, MissingBlobs
+from flowgentic_actors.errors import InvalidRequestError
+
+_INT64 = 2**63
+_MOST_FACETS = 1024
+
+
+class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
+    """Stores LangGraph checkpoints in a cluster's memory actors.
+
+    Get it as `memory.checkpointer`. Every method has its sync form, which may be called from any
+    thread, an event loop's own included. Values are serialized here, in the caller: actors keep
+    them as opaque (type, bytes), so encrypted serializers work. The scalar fields of a
+    checkpoint's metadata are also sent in the clear, as listings filter on them.
+
+    Args:
+        client: How to reach the shards.
+        serde: Serializer of checkpoints, metadata and values. Default: LangGraph's
+            `JsonPlusSerializer`.
+    """
+
+    def __init__(self, client: MemoryClient, *, serde: SerializerProtocol | None = None) -> None:
+        super().__init__(serde=serde)
+        self._client = client
+
+    # ------------------------------------------------------------------ async
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Fetch a checkpoint: the one named in the config, or the latest of its namespace."""
+        return await run(self._client, self._get(config))
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """List checkpoints, newest first, over all threads when there is no config.
+
+        Nothing is held open between two items: the iteration may be left at any point.
+
+        Args:
+            config: The thread, and optionally namespace and checkpoint, to list.
+            filter: Metadata fields that must be equal.
+            before: Only checkpoints with an id below this config's.
+            limit: At most this many.
+        """
+        listing = self._listing(config, filter, before, limit)
+        while True:
+            if asks := listing.asks():
+                listing.feed(await ask_all(self._client, asks))
+            row = listing.pop()
+            if row is None:
+                return
+            if (found := self._listed(row, filter)) is not None:
+                yield found
+                if listing.count():
+                    return
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint; the config's checkpoint becomes its parent.
+
+        Returns:
+            The config of the stored checkpoint.
+        """
+        return await run(self._client, self._put(config, checkpoint, metadata, new_versions))
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store a task's pending writes on a checkpoint, which may not have arrived yet."""
+        await run(self._client, self._put_writes(config, writes, task_id, task_path))
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete everything of a thread."""
+        await run(self._client, self._delete_thread(thread_id))
+
+    # ------------------------------------------------------------------ sync
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Fetch a checkpoint; see `aget_tuple`."""
+        return run_sync(self._client, self._get(config))
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """List checkpoints; see `alist`."""
+        listing = self._listing(config, filter, before, limit)
+        while True:
+            if asks := listing.asks():
+                listing.feed(ask_all_sync(self._client, asks))
+            row = listing.pop()
+            if row is None:
+                return
+            if (found := self._listed(row, filter)) is not None:
+                yield found
+                if listing.count():
+                    return
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint; see `aput`."""
+        return run_sync(self._client, self._put(config, checkpoint, metadata, new_versions))
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store pending writes; see `aput_writes`."""
+        run_sync(self._client, self._put_writes(config, writes, task_id, task_path))
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Delete a thread; see `adelete_thread`."""
+        run_sync(self._client, self._delete_thread(thread_id))
+
+    def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002
+        """The version after `current`, unique even among branches of one thread.
+
+        The random part keeps two forks of a checkpoint from giving one version to two values.
+        """
+        number = int(str(current).partition(".")[0]) if current is not None else 0
+        return f"{number + 1:032}.{random.random():016}"  # noqa: S311 - told apart, not secret
+
+    # ------------------------------------------------------------------ plans
+
+    def _get(self, config: RunnableConfig) -> Plan[CheckpointTuple | None]:
+        thread_id, ns, checkpoint_id = _identify(config)
+        shard = self._client.table.of_thread(thread_id)
+        (reply,) = yield [Ask(shard, GetCheckpoint(thread_id, ns, checkpoint_id))]
+        return None if reply.row is None else self._tuple(reply.row)
+
+    def _put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> Plan[RunnableConfig]:
+        # Everything is serialized before the first question: LangGraph goes on changing some of
+        # these containers while the caller waits.
+        thread_id, ns, parent_id = _identify(config)
+        dumps = self.serde.dumps_typed
+        body: dict[str, Any] = dict(checkpoint)
+        values: dict[str, Any] = body.pop("channel_values")
+        versions: dict[str, Any] = body.pop("channel_versions")
+        unversioned = {c: v for c, v in values.items() if c not in versions}
+        if unversioned:
+            body["channel_values"] = unversioned
+        blobs = {c: dumps(values[c]) for c in new_versions if c in values and c in versions}
+        merged = get_checkpoint_metadata(config, metadata)
+        command = PutCheckpoint(
+            thread_id,
+            ns,
+            checkpoint["id"],
+            parent_id,
+            dumps(body),
+            dumps(merged),
+            _facets(merged),
+            versions,
+            blobs,
+            tuple(c for c in values if c in versions and c not in blobs),
+        )
+        shard = self._client.table.of_thread(thread_id)
+        (reply,) = yield [Ask(shard, command)]
+        while isinstance(reply, MissingBlobs):
+            # Values that came with no new version and that the shard has never seen.
+            blobs |= {c: dumps(values[c]) for c in reply.channels}
+            present = tuple(c for c in command.present if c not in blobs)
+            command = msgspec.structs.replace(command, blobs=dict(blobs), present=present)
+            (reply,) = yield [Ask(shard, command)]
+        return _config(thread_id, ns, checkpoint["id"])
+
+    def _put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str,
+    ) -> Plan[None]:
+        thread_id, ns, checkpoint_id = _identify(config)
+        if not checkpoint_id:
+            raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
+        stored = tuple(
+            Write(WRITES_IDX_MAP.get(channel, index), channel, self.serde.dumps_typed(value))
+            for index, (channel, value) in enumerate(writes)
+        )
+        command = PutWrites(thread_id, ns, checkpoint_id, task_id, task_path, stored)
+        yield [Ask(self._client.table.of_thread(thread_id), command)]
+
+    def _delete_thread(self, thread_id: str) -> Plan[None]:
+        thread_id = str(thread_id)
+        yield [Ask(self._client.table.of_thread(thread_id), DeleteThread(thread_id))]
+
+    # ------------------------------------------------------------------ listings
+
+    def _listing(
+        self,
+        config: RunnableConfig | None,
+        wanted: Mapping[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Listing:
+        if limit is not None and limit < 0:
+            raise InvalidRequestError(f"limit must be at least 0, not {limit}")
+        configurable = config["configurable"] if config else {}
+        thread_id = str(configurable["thread_id"]) if "thread_id" in configurable else None
+        table = self._client.table
+        shards = range(max(table.shards) + 1) if thread_id is None else [table.of_thread(thread_id)]
+        facets = _facets({k: v for k, v in (wanted or {}).items() if v is not None})
+        query = ListCheckpoints(
+            thread_id,
+            configurable.get("checkpoint_ns"),
+            configurable.get("checkpoint_id") or None,
+            (before["configurable"].get("checkpoint_id") or None) if before else None,
+            facets,
+            # A filter that the shard cannot decide is decided here, on more rows than are wanted.
+            limit if len(facets) == len(wanted or {}) else None,
+        )
+        return Listing(shards, query, limit)
+
+    def _listed(
+        self, row: CheckpointRow, wanted: Mapping[str, Any] | None
+    ) -> CheckpointTuple | None:
+        found = self._tuple(row)
+        metadata: Mapping[str, Any] = found.metadata
+        if wanted and any(metadata.get(k) != v for k, v in wanted.items()):
+            return None
+        return found
+
+    def _tuple(self, row: CheckpointRow) -> CheckpointTuple:
+        loads = self.serde.loads_typed
+        body: Checkpoint = loads(row.checkpoint)
+        values = body.get("channel_values", {})  # those without a version, if any
+        values.update((channel, loads(blob)) for channel, blob in row.blobs.items())
+        body["channel_versions"] = dict(row.versions)
+        body["channel_values"] = values
+        return CheckpointTuple(
+            config=_config(row.thread_id, row.checkpoint_ns, row.checkpoint_id),
+            checkpoint=body,
+            metadata=loads(row.metadata),
+            parent_config=(
+                _config(row.thread_id, row.checkpoint_ns, row.parent_id) if row.parent_id else None
+            ),
+            pending_writes=[(task, channel, loads(blob)) for task, channel, blob in row.writes],
+        )
+
+
+def _identify(config: RunnableConfig) -> tuple[str, str, str | None]:
+    """Thread, namespace and checkpoint of a config, the only parts of it that travel."""
+    configurable = config.get("configurable", {})
+    thread_id = configurable.get("thread_id")
+    if thread_id is None:
+        raise InvalidRequestError(
+            "the config names no thread: pass {'configurable': {'thread_id': ...}}"
+        )
+    return (
+        str(thread_id),
+        configurable.get("checkpoint_ns") or "",
+        configurable.get("checkpoint_id") or None,
+    )
+
+
+def _config(thread_id: str, ns: str, checkpoint_id: str) -> RunnableConfig:
+    return {
+        "configurable": {
+            "thread_id": thread_id,
+            "checkpoint_ns": ns,
+            "checkpoint_id": checkpoint_id,
+        }
+    }
+
+
+def _facets(metadata: Mapping[str, Any]) -> dict[str, Scalar]:
+    """The fields that a shard can compare: scalars that travel without loss."""
+    facets = {k: v for k, v in metadata.items() if _is_scalar(v)}
+    return facets if len(facets) <= _MOST_FACETS else {}
+
+
+def _is_scalar(value: object) -> bool:
+    # Exactly these types: a subclass (an enum, say) may compare differently after the journey.
+    if type(value) is int:
+        return -_INT64 <= value < _INT64
+    return value is None or type(value) in (str, bool, float)

@@ -1,0 +1,1 @@
+"""placeholder while the benchmark is written"""

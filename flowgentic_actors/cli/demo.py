@@ -1,0 +1,418 @@
+"""`flowgentic-actors demo`: a research team studies a folder, and the memory is held to account.
+
+The demo writes down every note that the memory acknowledges and every checkpoint that LangGraph
+makes. In distributed mode it kills a busy memory actor half-way. At the end it reads everything
+back and compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import signal
+import sysconfig
+import textwrap
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from anyio import to_thread
+from langchain_core.runnables import RunnableConfig
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.store.base import BaseStore
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from flowgentic_actors import MemoryCluster
+from flowgentic_actors.cli.research import (
+    Answer,
+    Report,
+    Study,
+    build_research_team,
+    digest,
+    new_study,
+    read_text,
+)
+from flowgentic_actors.cluster.status import ClusterStatus
+from flowgentic_actors.errors import FlowgenticError
+
+DEFAULT_PACKAGES = ("asyncio", "concurrent", "email", "http", "json", "logging")
+"""Packages of Python's standard library that are read when no folder is given."""
+
+DEFAULT_QUESTION = "What happens to a task when it is cancelled?"
+"""The question about them."""
+
+_SUFFIXES = frozenset({".md", ".py", ".rst", ".txt"})
+_PASSED_BY = frozenset({"__pycache__", "node_modules", "site-packages"})
+_MAX_CHARACTERS = 4 * 2**20  # All that is read of a folder, so that the demo stays a demo.
+_AT_ONCE = 64
+_THREAD: RunnableConfig = {"configurable": {"thread_id": "research-team"}}
+
+_Graph = CompiledStateGraph[Study, None, Study, Study]
+_NoteId = tuple[tuple[str, ...], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """What may be told to the demo."""
+
+    folder: Path | None = None
+    """Folder to study, with all below it; None for packages of Python's standard library."""
+
+    mode: Literal["local", "distributed", "auto"] = "auto"
+    """Mode of the `MemoryCluster`. In distributed mode an actor is killed half-way."""
+
+    spawner: Literal["auto", "dragon", "subprocess"] = "auto"
+    """Who starts the actors of a distributed cluster."""
+
+    question: str = ""
+    """What to answer. Empty for a fitting one: `DEFAULT_QUESTION`, or the most common terms."""
+
+    readers: int = 4
+    """Readers that work at a time, from 1 to 64."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.readers <= 64:
+            raise ValueError(f"readers must be from 1 to 64, not {self.readers}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the demo's command-line arguments: `DemoOptions(**vars(arguments))` takes them."""
+    add = parser.add_argument
+    add("folder", nargs="?", type=Path, help="texts to study (default: some of Python's own)")
+    add("--mode", choices=("local", "distributed", "auto"), default="auto")
+    add("--spawner", choices=("auto", "dragon", "subprocess"), default="auto")
+    add("--question", default="", help="what to answer from the notes")
+    add("--readers", type=int, default=4, help="readers at a time, 1 to 64 (default: 4)")
+
+
+class Texts(NamedTuple):
+    """The texts below a folder, as paths relative to it, and why others are left out."""
+
+    root: Path
+    files: list[str]
+    left_out: Counter[str]
+
+
+class Outage(NamedTuple):
+    """An actor that the demo has killed, and the seconds until its memory answered again."""
+
+    shard: int
+    epoch: int
+    pid: int
+    killed_at: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class Record:
+    """What the demo has seen acknowledged, kept apart from the memory that is to be checked."""
+
+    digests: dict[_NoteId, str] = field(default_factory=dict)
+    checkpoints: set[str] = field(default_factory=set)
+    reports: list[Report] = field(default_factory=list)
+    outage: Outage | None = None
+
+
+async def run_demo(options: DemoOptions) -> int:
+    """Run the demo and print on standard output what happens.
+
+    Args:
+        options: What to study, and in which mode.
+
+    Returns:
+        0 when all that was acknowledged has been read back unchanged, 1 when something was lost
+        or the memory failed, 2 when the folder does not exist or holds no text.
+    """
+    console = Console()
+    try:
+        texts = await to_thread.run_sync(find_texts, options.folder)
+    except OSError as error:
+        return _complain(f"Nothing to study: {error}", 2)
+    if not texts.files:
+        return _complain(f"Nothing to study: no text in {texts.root} {_reasons(texts)}".strip(), 2)
+    try:
+        problems = await _study(options, texts, console)
+    except FlowgenticError as error:
+        return _complain(f"The memory failed: {type(error).__name__}: {error}", 1)
+    for problem in problems[:5]:
+        _complain(f"Not verified: {problem}", 1)
+    if len(problems) > 5:
+        _complain(f"Not verified: {len(problems) - 5} more of the same", 1)
+    return 1 if problems else 0
+
+
+def _complain(message: str, code: int) -> int:
+    Console(stderr=True).print(Text(message, "bold red"), soft_wrap=True)
+    return code
+
+
+def find_texts(folder: Path | None) -> Texts:
+    """Find the texts to study: UTF-8 files ending in .md, .py, .rst or .txt, at most 4 MiB in all.
+
+    Hidden folders and folders of installed packages are passed by.
+
+    Raises:
+        NotADirectoryError: If `folder` is not a folder.
+        OSError: If it cannot be looked at.
+    """
+    root = (folder or Path(sysconfig.get_path("stdlib"))).absolute()
+    if not root.is_dir():
+        raise NotADirectoryError(f"there is no folder {root}")
+    found = Texts(root, [], Counter())
+    tops = [root] if folder else [root / package for package in DEFAULT_PACKAGES]
+    room = _MAX_CHARACTERS
+    for path in (path for top in tops for path in _walk(top, found.left_out)):
+        text, problem = read_text(path)
+        name = path.relative_to(root).as_posix()
+        if len(text) > room:
+            found.left_out["or more beyond 4 MiB"] += 1
+            break
+        if problem or not name.isprintable():  # A name that is not UTF-8 holds lone surrogates.
+            found.left_out[problem or "unprintable name"] += 1
+            continue
+        room -= len(text)
+        found.files.append(name)
+    return found
+
+
+def _walk(top: Path, left_out: Counter[str]) -> Iterator[Path]:
+    unreadable = lambda _: left_out.update(["unreadable"])  # noqa: E731
+    for where, folders, names in os.walk(top, onerror=unreadable):
+        folders[:] = sorted(f for f in folders if f not in _PASSED_BY and not f.startswith("."))
+        for path in (Path(where, name) for name in sorted(names)):
+            if path.suffix.lower() in _SUFFIXES:
+                yield path
+            else:
+                left_out["of another kind"] += 1
+
+
+def _reasons(texts: Texts) -> str:
+    listed = ", ".join(f"{count} {reason}" for reason, count in sorted(texts.left_out.items()))
+    return f"(left out: {listed})" if listed else ""
+
+
+async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[str]:
+    """Open the memory, do the work, check it, and return what is wrong."""
+    start = time.perf_counter()
+    async with MemoryCluster(
+        mode=options.mode,
+        spawner=options.spawner,
+        fallback_to_local=options.mode == "auto",
+        # Two, so that one goes on answering while the other is down.
+        actors_per_node=1 if options.mode == "local" else 2,
+    ) as memory:
+        status = await memory.status()
+        opened = time.perf_counter()
+        actors = len(status.actors)
+        _say(console, f"Memory is open: {status.mode} mode, {actors} actor{'s'[: actors != 1]}.")
+        what = f"Files to study in {texts.root}: {len(texts.files)} {_reasons(texts)}".rstrip()
+        _say(console, f"{what}. Readers: {options.readers}.")
+
+        graph = build_research_team().compile(checkpointer=memory.checkpointer, store=memory.store)
+        question = options.question or ("" if options.folder else DEFAULT_QUESTION)
+        study = new_study(texts.root, texts.files, question, options.readers)
+        record = Record()
+        await _watch(graph, study, memory, record, console, kill=status.mode == "distributed")
+        studied = time.perf_counter()
+
+        problems = await _check(graph, memory.store, record)
+        answer = (await graph.aget_state(_THREAD)).values.get("answer")
+        if answer:
+            _print_answer(console, answer)
+        else:
+            problems.append("the thread's last state holds no answer")
+        checked = time.perf_counter()
+        status = await _fresh_status(memory, len(record.digests))
+        problems += await _explain_outage(memory, status, record.outage, console)
+        if not problems:
+            _say(
+                console,
+                f"Nothing was lost: {len(record.digests)} notes and {len(record.checkpoints)} "
+                "checkpoints were acknowledged and are there, each note with its digest.",
+            )
+        _print_status(console, status)
+    end = time.perf_counter()
+    _say(
+        console,
+        f"It took {end - start:.1f} s: opening {opened - start:.1f}, study {studied - opened:.1f}, "
+        f"checking {checked - studied:.1f}, the rest {end - checked:.1f}.",
+    )
+    return problems
+
+
+async def _watch(
+    graph: _Graph,
+    study: Study,
+    memory: MemoryCluster,
+    record: Record,
+    console: Console,
+    *,
+    kill: bool,
+) -> None:
+    """Run the graph, write down what is acknowledged, and kill an actor half-way."""
+    total = len(study["files"])
+    config: RunnableConfig = {**_THREAD, "recursion_limit": 2 * total + 10}
+    with _progress(console, total) as show:
+        # A checkpoint per step, each acknowledged before the next step begins.
+        events: AsyncIterator[Any] = graph.astream(
+            study, config, stream_mode=["custom", "checkpoints"], durability="sync"
+        )
+        async for mode, event in events:
+            if mode == "checkpoints":
+                record.checkpoints.add(event["config"]["configurable"]["checkpoint_id"])
+            elif "digest" in event:
+                record.digests[event["namespace"], event["key"]] = event["digest"]
+                if kill and 2 * len(record.reports) >= total - 1:
+                    kill = False  # The other readers go on writing meanwhile.
+                    record.outage = await _kill_one(graph, memory, record, console)
+            else:
+                record.reports.append(event)
+            show(len(record.reports), len(record.digests))
+    if kill:
+        _say(console, "The work was done before an actor could be killed.")
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Hand out a function that shows the files and notes so far: a bar, or lines in a log."""
+    if console.is_terminal:
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("files, {task.fields[notes]} notes"),
+        )
+        with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+            task = bar.add_task("", total=total, notes=0)
+            yield lambda files, notes: bar.update(task, completed=files, notes=notes)
+        return
+    shown = 0
+
+    def show(files: int, notes: int) -> None:
+        nonlocal shown
+        if files * 4 // total > shown:
+            shown = files * 4 // total
+            _say(console, f"{files} of {total} files read, {notes} notes kept")
+
+    yield show
+
+
+async def _kill_one(
+    graph: _Graph, memory: MemoryCluster, record: Record, console: Console
+) -> Outage | None:
+    """Kill the busiest actor on this machine and wait until all memory answers again."""
+    status = await memory.status()
+    here = platform.node().split(".")[0]
+    running = [
+        actor
+        for actor in status.actors
+        if actor.state == "running" and actor.pid != os.getpid()
+        if actor.node.split(".")[0] == here  # A pid means nothing on another machine.
+    ]
+    if not running:
+        _say(console, "No memory actor runs in a process on this machine: none is killed.")
+        return None
+    actor = max(running, key=lambda actor: actor.requests)
+    os.kill(actor.pid, signal.SIGKILL)
+    killed_at, start = time.time(), time.perf_counter()
+    _say(
+        console,
+        f"Killed memory actor {actor.shard} (pid {actor.pid}, epoch {actor.epoch}) with SIGKILL "
+        f"after {actor.requests} requests, while the readers are at work.",
+    )
+    # One note of every namespace: some of them are in the dead actor's keeping.
+    sample = {note[0]: note for note in record.digests}
+    await asyncio.gather(*(memory.store.aget(*note) for note in sample.values()))
+    await graph.aget_state(_THREAD)
+    seconds = time.perf_counter() - start
+    return Outage(actor.shard, actor.epoch, actor.pid, killed_at, seconds)
+
+
+async def _check(graph: _Graph, store: BaseStore, record: Record) -> list[str]:
+    """Read back all that was acknowledged and return what is missing or different."""
+    problems = []
+    notes = list(record.digests.items())
+    for start in range(0, len(notes), _AT_ONCE):
+        batch = notes[start : start + _AT_ONCE]
+        items = await asyncio.gather(*(store.aget(*note) for note, _ in batch))
+        for (note, expected), item in zip(batch, items, strict=True):
+            if item is None or digest(item.value) != expected:
+                problems.append(f"note {note} is {'different' if item else 'lost'}")
+    history = {
+        snapshot.config["configurable"]["checkpoint_id"]
+        async for snapshot in graph.aget_state_history(_THREAD)
+    }
+    lost = record.checkpoints - history
+    return problems + [f"checkpoint {checkpoint} is lost" for checkpoint in sorted(lost)]
+
+
+async def _fresh_status(memory: MemoryCluster, items: int) -> ClusterStatus:
+    """Wait, but not for ever, for the heartbeats that carry the counters of the last writes."""
+    for _ in range(20):
+        status = await memory.status()
+        if sum(actor.items for actor in status.actors) >= items:
+            break
+        await asyncio.sleep(0.1)
+    return status
+
+
+async def _explain_outage(
+    memory: MemoryCluster, status: ClusterStatus, outage: Outage | None, console: Console
+) -> list[str]:
+    """Print what the supervisor did about the killed actor; return what it failed to do."""
+    if outage is None:
+        return []
+    actor = next(actor for actor in status.actors if actor.shard == outage.shard)
+    _say(
+        console,
+        f"Memory actor {outage.shard} came back: epoch {outage.epoch} -> {actor.epoch}, pid "
+        f"{outage.pid} -> {actor.pid}. {outage.seconds:.2f} s from SIGKILL until every reader's "
+        "notes and the thread were answered for. The supervisor:",
+    )
+    for event in await memory.recent_events():
+        if event.time >= outage.killed_at:
+            after = event.time - outage.killed_at
+            _say(console, f"  {after:+.2f} s  {event.kind}  {event.actor}  {event.detail}".rstrip())
+    return [] if actor.epoch > outage.epoch else [f"actor {actor.shard} was not restarted"]
+
+
+def _print_answer(console: Console, answer: Answer) -> None:
+    _say(console, f"\nQuestion: {answer['question']}")
+    if not answer["citations"]:
+        _say(console, "The notes say nothing about it.")
+    for citation in answer["citations"]:
+        about = f"  ({citation['about']})" if citation["about"] else ""
+        _say(console, f"  {citation['file']}:{citation['line']}{about}")
+        quote = textwrap.wrap(f'"{citation["text"]}"', max(console.width - 7, 20))
+        _say(console, textwrap.indent("\n".join(quote), " " * 6))
+    _say(console, "")
+
+
+def _print_status(console: Console, status: ClusterStatus) -> None:
+    _say(console, f"What is stored where ({status.mode} mode):")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("actor", "node", "pid", "epoch"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("threads", "checkpoints", "items", "blobs", "journal"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for actor in status.actors:
+        counts = (actor.threads, actor.checkpoints, actor.items)
+        sizes = (decimal(actor.blob_bytes), decimal(actor.journal_bytes))
+        place = (actor.shard, actor.node, actor.pid, actor.epoch)
+        table.add_row(*map(str, (*place, *counts, *sizes)))
+    console.print(table)
+
+
+def _say(console: Console, message: str) -> None:
+    # Files may hold what this terminal cannot show.
+    message = message.encode(console.encoding, "replace").decode(console.encoding)
+    console.print(Text(message), soft_wrap=True)

@@ -1,0 +1,45 @@
+"""`flowgentic-actors`: the commands and their options."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from flowgentic_actors import __version__
+from flowgentic_actors.cli import bench, demo
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: The command line without the program's name; default: `sys.argv`.
+
+    Returns:
+        The exit code: 0 when all went well, 1 when it did not, 2 for a bad command line.
+    """
+    parser = argparse.ArgumentParser(
+        prog="flowgentic-actors",
+        description="Supervised memory actors for LangGraph agents.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo.add_arguments(
+        commands.add_parser("demo", help="a team of agents studies a folder of text")
+    )
+    bench.add_arguments(
+        commands.add_parser("bench", help="measure every mode beside LangGraph's in-memory savers")
+    )
+    options = vars(parser.parse_args(arguments))
+    command = options.pop("command")
+    try:
+        if command == "demo":
+            return asyncio.run(demo.run_demo(demo.DemoOptions(**options)))
+        return bench.run_bench(bench.BenchOptions(**options))
+    except ValueError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

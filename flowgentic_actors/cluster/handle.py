@@ -1,0 +1,104 @@
+"""Handles: how another process finds a cluster."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from flowgentic_actors.actors.spec import write_private
+from flowgentic_actors.errors import ClusterNotFoundError
+
+_EXPORT_PREFIX = "flowgentic:"
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in a cluster's descriptor file. It holds the secret: never print or log it.
+
+    Attributes:
+        name: Name of the cluster.
+        host: Path of the host's Unix socket.
+        secret: The cluster's secret.
+        max_message_bytes: Largest message its actors take.
+    """
+
+    name: str
+    host: str
+    secret: bytes
+    max_message_bytes: int
+
+    def __repr__(self) -> str:
+        return f"Descriptor(name={self.name!r}, host={self.host!r}, secret=...)"
+
+    def write(self, path: Path) -> None:
+        """Write the file, readable by this user alone."""
+        write_private(path, msgspec.json.encode(self))
+
+
+@dataclass(frozen=True)
+class ClusterHandle:
+    """Names a cluster to `MemoryCluster.attach`, from any process of this user.
+
+    Small, frozen, picklable. It holds the path of the descriptor file and no secret.
+
+    Attributes:
+        name: Name of the cluster.
+        descriptor: Path of its descriptor file.
+    """
+
+    name: str
+    descriptor: str
+
+    def read(self) -> Descriptor:
+        """Read the descriptor file.
+
+        Raises:
+            ClusterNotFoundError: If it is gone, or not private to this user.
+        """
+        path = Path(self.descriptor)
+        try:
+            found = path.stat()
+            data = path.read_bytes()
+        except OSError as error:
+            raise ClusterNotFoundError(
+                f"the cluster {self.name!r} is not there: {error}. It was closed, or runs on "
+                "another node"
+            ) from error
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise ClusterNotFoundError(
+                f"{path} is not private to this user (it must be mode 0600): not trusted"
+            )
+        return _decode(data, str(path))
+
+    def export(self) -> str:
+        """A string to attach by that *contains the secret*: never log it."""
+        return _EXPORT_PREFIX + base64.urlsafe_b64encode(msgspec.json.encode(self.read())).decode()
+
+
+def is_export(text: str) -> bool:
+    """Whether a string is an exported handle."""
+    return text.startswith(_EXPORT_PREFIX)
+
+
+def read_export(text: str) -> Descriptor:
+    """The descriptor in an exported handle.
+
+    Raises:
+        ClusterNotFoundError: If it is not one.
+    """
+    try:
+        data = base64.urlsafe_b64decode(text.removeprefix(_EXPORT_PREFIX))
+    except ValueError as error:
+        raise ClusterNotFoundError("the exported handle is cut or mistyped") from error
+    return _decode(data, "the exported handle")
+
+
+def _decode(data: bytes, source: str) -> Descriptor:
+    try:
+        return msgspec.json.decode(data, type=Descriptor)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ClusterNotFoundError(f"{source} does not describe a cluster: {error}") from error

@@ -1,0 +1,327 @@
+"""The host program: the supervisor as a process of its own.
+
+It lives as long as its owner's connection does, so the opener's loop may block and the opener may
+crash; when the owner is gone, the host drains the actors, removes the cluster's folder and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+import msgspec
+from anyio.abc import TaskGroup
+from msgspec import Raw
+
+from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
+from flowgentic_actors.actors.spawn_dragon import DragonSpawner
+from flowgentic_actors.actors.supervisor import (
+    Child,
+    ChildSpec,
+    ChildState,
+    Supervisor,
+    SupervisorSettings,
+)
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.cluster.folders import HOST_LOCK, HOST_SOCKET, PID_FILE, FileLock
+from flowgentic_actors.cluster.protocol import (
+    Describe,
+    Description,
+    EventsReply,
+    GetEvents,
+    GetStatus,
+    HostCommand,
+    HostReply,
+    Shutdown,
+    ShutdownReply,
+    StatusReply,
+)
+from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
+from flowgentic_actors.errors import (
+    FlowgenticError,
+    InvalidRequestError,
+    ProtocolError,
+    RejectedError,
+)
+from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer
+from flowgentic_actors.wire.server import Connection, Server
+
+SHARD_FACTORY: Final = "flowgentic_actors.shard.actor:ShardActor"
+
+_OWNER_TIMEOUT = 30.0  # from start to the owner's connection
+_KEPT_EVENTS = 10_000
+
+logger = logging.getLogger(__name__)
+
+_decode = msgspec.msgpack.Decoder(HostCommand).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host is told in its private spec file; see `MemoryConfig` for the meanings."""
+
+    name: str
+    folder: str
+    secret: bytes
+    spawner: str
+    actors: int
+    namespace_depth: int
+    close_timeout: float
+    start_timeout: float
+    heartbeat_interval: float
+    hang_timeout: float
+    busy_timeout: float
+    restart_intensity: int
+    restart_period: float
+    mailbox_requests: int
+    mailbox_bytes: int
+    max_message_bytes: int
+
+
+def main() -> int:
+    """Be the host that the file named on the command line describes."""
+    # The owner decides when the host ends; Ctrl-C and a scheduler's SIGTERM reach the owner too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
+    )
+    spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=HostSpec)
+    lock = FileLock(Path(spec.folder) / HOST_LOCK)
+    if not lock.acquire():
+        logger.error("another host runs in %s", spec.folder)
+        return 1
+    Path(spec.folder, PID_FILE).write_text(str(os.getpid()))
+    host = Host(spec)
+    anyio.run(host.run)
+    if host.owner_lost:
+        shutil.rmtree(spec.folder, ignore_errors=True)
+    lock.release()
+    return 0
+
+
+class Host:
+    """Supervises the actors of one cluster and answers questions about it."""
+
+    def __init__(self, spec: HostSpec) -> None:
+        self._spec = spec
+        self._folder = Path(spec.folder)
+        self._opened = time.time()
+        self._events: deque[ClusterEvent] = deque(maxlen=_KEPT_EVENTS)
+        self._event_count = 0
+        self._news = asyncio.Event()
+        self._started = asyncio.Event()
+        self._start_error: str | None = None
+        self._ending = asyncio.Event()
+        self._shutdown_timeout = spec.close_timeout
+        self._owner: Connection | None = None
+        self._orderly: bool | None = None
+        self._ended = asyncio.Event()
+        self.owner_lost = False
+        self._specs = [
+            ChildSpec(
+                name=f"shard-{shard}",
+                factory=SHARD_FACTORY,
+                arguments={"folder": str(self._folder / f"shard-{shard}")},
+                address=str(self._folder / f"shard-{shard}.sock"),
+            )
+            for shard in range(spec.actors)
+        ]
+        address = str(self._folder / HOST_SOCKET)
+        self._server = Server(self, spec.secret, spec.name, 0, spec.max_message_bytes)
+        self._address = address
+        self._supervisor = Supervisor(
+            self._folder,
+            address,
+            spec.secret,
+            _spawner(spec.spawner),
+            settings=SupervisorSettings(
+                heartbeat_interval=spec.heartbeat_interval,
+                hang_timeout=spec.hang_timeout,
+                busy_timeout=spec.busy_timeout,
+                restart_intensity=spec.restart_intensity,
+                restart_period=spec.restart_period,
+                start_timeout=spec.start_timeout,
+                mailbox_requests=spec.mailbox_requests,
+                mailbox_bytes=spec.mailbox_bytes,
+                max_message_bytes=spec.max_message_bytes,
+            ),
+            on_event=self._event,
+        )
+        self._tasks: TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Serve until the owner says so or is gone."""
+        await self._server.listen(self._address)
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            tasks.start_soon(self._start_actors, tasks)
+            tasks.start_soon(self._expect_owner)
+            await self._ending.wait()
+            self._event("cluster_closing", "", "the owner is gone" if self.owner_lost else "")
+            self._orderly = await self._supervisor.stop(self._shutdown_timeout)
+            self._ended.set()
+            await anyio.lowlevel.checkpoint()  # the answer to Shutdown is sent by its task
+            await self._server.close()
+            tasks.cancel_scope.cancel()
+
+    async def _start_actors(self, tasks: TaskGroup) -> None:
+        try:
+            await self._supervisor.start(tasks, self._specs)
+        except FlowgenticError as error:
+            self._start_error = f"{error}{await self._log_tail()}"
+        else:
+            self._event("cluster_opened", "", f"{len(self._specs)} actors by {self._spec.spawner}")
+        self._started.set()
+
+    async def _log_tail(self) -> str:
+        """What the actors' logs end with: the reader of the error cannot open them any more."""
+
+        def read() -> str:
+            logs = [self._folder / f"{spec.name}.log" for spec in self._specs]
+            return "".join(log.read_text(errors="replace")[-2000:] for log in logs if log.exists())
+
+        tail = await on_daemon_thread(10.0, read)
+        return f"\nThe actors' logs end with:\n{tail}" if tail.strip() else ""
+
+    async def _expect_owner(self) -> None:
+        await anyio.sleep(_OWNER_TIMEOUT)
+        if self._owner is None:
+            self.owner_lost = True
+            self._ending.set()
+
+    # ------------------------------------------------------------------ the server's handler
+
+    def connected(self, connection: Connection) -> None:
+        """Tell the one owner from the others."""
+        if connection.role == "owner":
+            if self._owner is not None:
+                raise ProtocolError("this cluster has an owner already")
+            self._owner = connection
+
+    def received(self, connection: Connection, message: ToServer) -> None:
+        """Answer requests; pass on what actors say."""
+        if connection.role == "link":
+            self._supervisor.link_received(connection, message)
+            return
+        match message:
+            case Request():
+                assert self._tasks is not None
+                self._tasks.start_soon(self._serve, connection, message)
+            case Cancel():
+                pass  # every request here ends within its own time
+            case _:
+                raise ProtocolError(f"{type(message).__name__} is not a message for a host")
+
+    def disconnected(self, connection: Connection) -> None:
+        """End when the owner is gone."""
+        if connection.role == "link":
+            self._supervisor.link_lost(connection)
+        elif connection is self._owner and not self._ended.is_set():
+            self.owner_lost = True
+            self._ending.set()
+
+    async def _serve(self, connection: Connection, request: Request) -> None:
+        try:
+            command = _decode(request.body)
+            with anyio.fail_after(request.timeout_ms / 1000):
+                reply = await self._answer(connection, command)
+        except msgspec.DecodeError as error:
+            connection.send(Failure(request.seq, "invalid", f"not a command: {error}"))
+        except InvalidRequestError as error:
+            connection.send(Failure(request.seq, "invalid", str(error)))
+        except RejectedError as error:
+            connection.send(Failure(request.seq, "internal", str(error)))
+        except TimeoutError:
+            connection.send(Failure(request.seq, "expired", "the host is not ready yet"))
+        else:
+            connection.send(Reply(request.seq, Raw(_encode(reply))))
+        connection.flush()
+
+    async def _answer(self, connection: Connection, command: HostCommand) -> HostReply:
+        match command:
+            case Describe():
+                await self._started.wait()
+                if self._start_error is not None:
+                    raise RejectedError(self._start_error)
+                return Description(
+                    self._spec.spawner,
+                    even_table(self._spec.actors, self._spec.namespace_depth),
+                    tuple(spec.name for spec in self._specs),
+                    tuple(spec.address for spec in self._specs),
+                    self._spec.max_message_bytes,
+                )
+            case GetStatus():
+                return StatusReply(self._status())
+            case GetEvents(start, wait):
+                return EventsReply(await self._events_from(start, wait))
+            case Shutdown(timeout):
+                if connection is not self._owner:
+                    raise InvalidRequestError("only the cluster's owner may end it")
+                self._shutdown_timeout = timeout
+                self._ending.set()
+                await self._ended.wait()
+                return ShutdownReply(bool(self._orderly))
+
+    # ------------------------------------------------------------------ events and status
+
+    def _event(self, kind: str, actor: str, detail: str) -> None:
+        logger.info("%s %s %s", kind, actor, detail)
+        self._events.append(
+            ClusterEvent(
+                number=self._event_count, time=time.time(), kind=kind, actor=actor, detail=detail
+            )
+        )
+        self._event_count += 1
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _events_from(self, start: int, wait: float) -> tuple[ClusterEvent, ...]:
+        if start >= self._event_count:
+            with anyio.move_on_after(wait):
+                await self._news.wait()
+        return tuple(event for event in self._events if event.number >= start)
+
+    def _status(self) -> ClusterStatus:
+        return ClusterStatus(
+            name=self._spec.name,
+            mode="distributed",
+            spawner=self._spec.spawner,
+            host_pid=os.getpid(),
+            uptime=time.time() - self._opened,
+            folder=self._spec.folder,
+            actors=tuple(
+                _actor_status(shard, child) for shard, child in enumerate(self._supervisor.children)
+            ),
+        )
+
+
+def _actor_status(shard: int, child: Child) -> ActorStatus:
+    alive = child.state is ChildState.RUNNING
+    known = set(ActorStatus.__struct_fields__)
+    return ActorStatus(
+        name=child.spec.name,
+        shard=shard,
+        node=child.node,
+        pid=child.pid if alive else 0,
+        epoch=child.epoch,
+        state=child.state,
+        restarts=child.restarts,
+        reason=child.reason,
+        **{name: value for name, value in child.stats.items() if name in known},
+    )
+
+
+def _spawner(name: str) -> Spawner:
+    return DragonSpawner() if name == "dragon" else SubprocessSpawner()

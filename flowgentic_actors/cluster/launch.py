@@ -1,0 +1,170 @@
+"""Starting the host's process: plain, under `dragon -s`, or inside a running Dragon runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Protocol
+
+from flowgentic_actors.actors.spawn_dragon import start_dragon_process
+from flowgentic_actors.actors.spec import python_command
+from flowgentic_actors.cluster.folders import PID_FILE
+from flowgentic_actors.environment import dragon_launcher, inside_dragon, why_no_dragon
+from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
+
+HOST_MODULE = "flowgentic_actors.cluster.host"
+_POLL = 0.02
+
+
+class HostProcess(Protocol):
+    """A host that was started."""
+
+    def running(self) -> bool:
+        """Whether it may still come up or be up."""
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until it and what started it are gone; False when they are not in time."""
+
+    def kill(self) -> None:
+        """End it, and what started it, by force."""
+
+
+class _Launched:
+    """A child process (the host itself, or a Dragon launcher) with a process group of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait(self, timeout: float) -> bool:
+        try:
+            self._process.wait(max(0.0, timeout))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+class _InRuntime:
+    """A native process of the runtime that this process belongs to; known by its pid."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pid_file = folder / PID_FILE
+
+    def running(self) -> bool:
+        pid = self._pid()
+        return pid is None or _alive(pid)
+
+    def wait(self, timeout: float) -> bool:
+        pid, deadline = self._pid(), time.monotonic() + timeout
+        while pid is not None and _alive(pid):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL)
+        return True
+
+    def kill(self) -> None:
+        if (pid := self._pid()) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _pid(self) -> int | None:
+        try:
+            return int(self._pid_file.read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def launch_host(spawner: str, folder: Path, spec_file: Path, timeout: float) -> HostProcess:
+    """Start the host. Blocks for as long as that takes, not until the host serves.
+
+    Args:
+        spawner: `subprocess` or `dragon`.
+        folder: The cluster's folder; logs go there, and Dragon writes files of its own there.
+        spec_file: The host's spec.
+        timeout: Seconds.
+
+    Raises:
+        DragonUnavailableError: If Dragon is asked for and cannot run here.
+        ClusterOpenError: If the host could not be started.
+    """
+    command = python_command(HOST_MODULE, str(spec_file))
+    log_file = folder / "host.log"
+    if spawner == "subprocess":
+        return _popen(command, folder, log_file, dict(os.environ))
+    reason = why_no_dragon()
+    if reason is not None:
+        raise DragonUnavailableError(reason)
+    if inside_dragon():
+        _start_in_runtime(command, log_file, timeout)
+        return _InRuntime(folder)
+    launcher = dragon_launcher()
+    assert launcher is not None  # why_no_dragon has looked
+    environ = dict(os.environ)
+    # The launcher calls its own helper commands by name.
+    environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
+    return _popen([launcher, "-s", *command], folder, log_file, environ)
+
+
+def _popen(command: list[str], folder: Path, log_file: Path, environ: dict[str, str]) -> _Launched:
+    try:
+        with log_file.open("ab") as log:
+            return _Launched(
+                subprocess.Popen(  # noqa: S603 - our own program
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=folder,
+                    env=environ,
+                    # Out of reach of Ctrl-C. A new session would hang Dragon's launcher.
+                    process_group=0,
+                )
+            )
+    except OSError as error:
+        raise ClusterOpenError(f"cannot start {command[0]}: {error}") from error
+
+
+def _start_in_runtime(command: list[str], log_file: Path, timeout: float) -> None:
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            start_dragon_process(command, log_file, uses_dragon=True)
+        except BaseException as error:  # noqa: BLE001 - raised below, on the caller's thread
+            errors.append(error)
+
+    # A Dragon call can hang, and ignores its own timeouts: the thread is then left behind.
+    thread = threading.Thread(target=start, name="flowgentic:start-host", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise ClusterOpenError(
+            f"the Dragon runtime did not start the host within {timeout:g} s "
+            "(setting: open_timeout)"
+        )
+    if errors:
+        raise ClusterOpenError(f"the Dragon runtime did not start the host: {errors[0]}")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return True
+    return state not in ("Z", "X")  # a dead process that its parent has not reaped yet

@@ -1,0 +1,88 @@
+"""What a cluster tells about itself."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class ActorStatus(Struct, frozen=True, kw_only=True):
+    """One memory actor.
+
+    Attributes:
+        name: Its name, such as `shard-0`.
+        shard: Number of its shard.
+        node: Host name of the node it runs on.
+        pid: Its process.
+        epoch: Number of its incarnation, 1 for the first.
+        state: `starting`, `running`, `restarting`, `failed` or `stopped`.
+        restarts: Times it was restarted.
+        reason: Why it ended last, empty if it never did.
+        requests: Requests handled by this incarnation.
+        rejected: Requests refused by this incarnation.
+        mailbox_requests: Requests waiting in its mailbox.
+        mailbox_bytes: Bytes waiting in its mailbox.
+        threads: Threads with anything stored.
+        checkpoints: Checkpoints stored.
+        items: Store items stored.
+        blob_bytes: Bytes of stored values.
+        journal_bytes: Bytes in its journal, 0 without one.
+    """
+
+    name: str
+    shard: int
+    node: str
+    pid: int
+    epoch: int
+    state: str
+    restarts: int = 0
+    reason: str = ""
+    requests: int = 0
+    rejected: int = 0
+    mailbox_requests: int = 0
+    mailbox_bytes: int = 0
+    threads: int = 0
+    checkpoints: int = 0
+    items: int = 0
+    blob_bytes: int = 0
+    journal_bytes: int = 0
+
+
+class ClusterStatus(Struct, frozen=True, kw_only=True):
+    """A cluster at one moment; counters are as fresh as the last heartbeat.
+
+    Attributes:
+        name: Its name.
+        mode: `local` or `distributed`.
+        spawner: `inline`, `subprocess` or `dragon`.
+        host_pid: Process of its host, or of the program itself in local mode.
+        uptime: Seconds since it was opened.
+        folder: Where its sockets and journals are, empty in local mode.
+        actors: Its actors, by shard.
+    """
+
+    name: str
+    mode: str
+    spawner: str
+    host_pid: int
+    uptime: float
+    folder: str
+    actors: tuple[ActorStatus, ...]
+
+
+class ClusterEvent(Struct, frozen=True, kw_only=True):
+    """Something that happened.
+
+    Attributes:
+        number: Counts up from 0.
+        time: Seconds since the Unix epoch.
+        kind: `cluster_opened`, `fallback_to_local`, `actor_running`, `actor_exited`,
+            `actor_failed`, `actor_stopped`, `actor_killed`, `cluster_closing`.
+        actor: The actor concerned, or empty.
+        detail: In words.
+    """
+
+    number: int
+    time: float
+    kind: str
+    actor: str
+    detail: str

@@ -1,0 +1,105 @@
+"""What people may configure, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Mode = Literal["auto", "local", "distributed"]
+Spawner = Literal["auto", "dragon", "subprocess"]
+
+NAME_PATTERN = r"^[a-z0-9-]{1,40}$"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+MiB = 2**20
+
+
+class MemoryConfig(BaseModel):
+    """Everything that a `MemoryCluster` can be told; unknown names are refused.
+
+    Times are seconds, sizes are bytes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    mode: Mode = "auto"
+    """`"local"`: in this process. `"distributed"`: actors in processes of their own. `"auto"`:
+    distributed inside a Dragon runtime or a scheduler's job, local elsewhere."""
+
+    spawner: Spawner = "auto"
+    """Who starts the actors of a distributed cluster: `"dragon"`, plain `"subprocess"` on this
+    node, or `"auto"`, which is Dragon."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    """Name to attach by, unique among this user's live clusters on the node. Default: random."""
+
+    actors_per_node: Annotated[int, Field(ge=1, le=256)] = 1
+    """Memory actors on each node; the slots are divided evenly among them."""
+
+    namespace_depth: Annotated[int, Field(ge=1, le=16)] = 2
+    """Leading labels of a namespace that decide an item's shard: a search below that many labels
+    asks one shard, a wider one asks all."""
+
+    fallback_to_local: bool = True
+    """Without Dragon, go on in local mode (and say so once) instead of raising."""
+
+    scratch: Path | None = None
+    """Folder for sockets and journals, node-local and not in `/dev/shm`. Default: `$TMPDIR`."""
+
+    request_timeout: Seconds = 30.0
+    """Deadline of one call on the memory, restarts of its actor included."""
+
+    open_timeout: Seconds = 60.0
+    """Deadline of opening the cluster."""
+
+    close_timeout: Seconds = 10.0
+    """Deadline of an orderly end, after which what is left is killed."""
+
+    heartbeat_interval: Seconds = 0.5
+    """Time between two pings from the supervisor to an actor."""
+
+    hang_timeout: Seconds = 15.0
+    """Silence after which an actor counts as hung (stopped or stuck), is killed and restarted."""
+
+    busy_timeout: Seconds = 120.0
+    """Time that one request may keep an actor from all others before it counts as hung."""
+
+    restart_intensity: Annotated[int, Field(ge=0, le=100_000)] = 10
+    """Restarts of one actor allowed within `restart_period`; one more and it has failed."""
+
+    restart_period: Seconds = 30.0
+    """The period of `restart_intensity`."""
+
+    mailbox_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Requests that wait in an actor's mailbox before it stops reading."""
+
+    mailbox_bytes: Annotated[int, Field(ge=1 * MiB, le=2**40)] = 256 * MiB
+    """Bytes of requests that wait in an actor's mailbox before it stops reading."""
+
+    max_message_bytes: Annotated[int, Field(ge=1 * MiB, le=2**31 - 1)] = 512 * MiB
+    """Largest single request or reply, such as one checkpoint with all its values."""
+
+    connection_pool: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Blocking connections to each actor that sync calls share."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.hang_timeout <= 2 * self.heartbeat_interval:
+            raise ValueError(
+                f"hang_timeout ({self.hang_timeout} s) must be more than twice "
+                f"heartbeat_interval ({self.heartbeat_interval} s): one lost ping is not a hang"
+            )
+        if self.busy_timeout < self.hang_timeout:
+            raise ValueError(
+                f"busy_timeout ({self.busy_timeout} s) must be at least hang_timeout "
+                f"({self.hang_timeout} s)"
+            )
+        if self.mode == "local" and self.spawner != "auto":
+            raise ValueError(
+                f"spawner={self.spawner!r} needs mode='distributed': local mode starts no process"
+            )
+        if self.scratch is not None and self.scratch.is_relative_to("/dev/shm"):  # noqa: S108
+            raise ValueError("scratch must not be in /dev/shm: dragon-cleanup empties it")
+        return self

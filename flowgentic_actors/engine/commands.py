@@ -1,0 +1,162 @@
+"""What a shard can be asked to do. Reads and writes are told apart by `WRITES`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from flowgentic_actors.engine.model import (
+    Blob,
+    Blobs,
+    Channels,
+    Facets,
+    ItemPosition,
+    Limit,
+    Namespace,
+    Position,
+    Text,
+    Write,
+)
+
+
+class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True):
+    """Store a checkpoint and the channel values that are new with it.
+
+    Answered by `Done`, or by `MissingBlobs` when `present` names a channel whose value at that
+    version the shard has never been given; nothing is stored then.
+
+    Attributes:
+        checkpoint: The checkpoint without `channel_values` and `channel_versions`.
+        facets: The scalar top-level fields of the metadata, which listings filter on.
+        versions: Version of every channel at this checkpoint.
+        blobs: Values new with this checkpoint, by channel.
+        present: Channels that have a value at this checkpoint but none in `blobs`.
+    """
+
+    thread_id: Text
+    checkpoint_ns: Text
+    checkpoint_id: Text
+    parent_id: Text | None
+    checkpoint: Blob
+    metadata: Blob
+    facets: Facets
+    versions: Channels
+    blobs: Blobs
+    present: Annotated[tuple[Text, ...], Meta(max_length=65_536)] = ()
+
+
+class PutWrites(Struct, tag=2, array_like=True, frozen=True):
+    """Store a task's pending writes; they may arrive before their checkpoint.
+
+    At a non-negative index the first write wins, at a negative one (special channels) the last.
+    """
+
+    thread_id: Text
+    checkpoint_ns: Text
+    checkpoint_id: Text
+    task_id: Text
+    task_path: Text
+    writes: Annotated[tuple[Write, ...], Meta(max_length=1_000_000)]
+
+
+class GetCheckpoint(Struct, tag=3, array_like=True, frozen=True):
+    """Fetch one checkpoint, the latest of its branch when no id is given."""
+
+    thread_id: Text
+    checkpoint_ns: Text
+    checkpoint_id: Text | None
+
+
+class ListCheckpoints(Struct, tag=4, array_like=True, frozen=True):
+    """List checkpoints, newest first over all threads and namespaces asked for.
+
+    Attributes:
+        thread_id: One thread, or None for all.
+        checkpoint_ns: One namespace, or None for all.
+        checkpoint_id: One checkpoint, or None (or an empty one) for all.
+        before: Only ids strictly below this one, if it is given and not empty.
+        facets: Metadata fields that must be equal.
+        limit: At most this many (a page may hold fewer).
+        after: Go on after this position of an earlier page.
+    """
+
+    thread_id: Text | None = None
+    checkpoint_ns: Text | None = None
+    checkpoint_id: Text | None = None
+    before: Text | None = None
+    facets: Facets = {}
+    limit: Limit | None = None
+    after: Position | None = None
+
+
+class DeleteThread(Struct, tag=5, array_like=True, frozen=True):
+    """Forget everything of a thread."""
+
+    thread_id: Text
+
+
+class PutItem(Struct, tag=6, array_like=True, frozen=True):
+    """Store an item; its creation time is kept when it exists."""
+
+    namespace: Namespace
+    key: Text
+    value: Blob
+
+
+class DeleteItem(Struct, tag=7, array_like=True, frozen=True):
+    """Remove an item if it is there."""
+
+    namespace: Namespace
+    key: Text
+
+
+class GetItem(Struct, tag=8, array_like=True, frozen=True):
+    """Fetch one item."""
+
+    namespace: Namespace
+    key: Text
+
+
+class SearchItems(Struct, tag=9, array_like=True, frozen=True):
+    """Find items whose namespace starts with a prefix, ordered by namespace, then key.
+
+    Attributes:
+        prefix: Leading labels, compared whole.
+        filter: A msgpack map of LangGraph's filter language, or empty bytes for none.
+        limit: At most this many (a page may hold fewer).
+        offset: Matching items to pass over first; ignored with `after`, which is past them.
+        after: Go on after this position of an earlier page.
+    """
+
+    prefix: Namespace
+    filter: Annotated[bytes, Meta(max_length=64 * 1024)]
+    limit: Limit
+    offset: Limit
+    after: ItemPosition | None = None
+
+
+class Match(Struct, array_like=True, frozen=True):
+    """One condition on a namespace; the label `*` matches any one label."""
+
+    kind: Literal["prefix", "suffix"]
+    path: Namespace
+
+
+class ListNamespaces(Struct, tag=10, array_like=True, frozen=True):
+    """List the namespaces that hold items, sorted, cut to `max_depth` labels and made unique."""
+
+    conditions: Annotated[tuple[Match, ...], Meta(max_length=64)]
+    max_depth: Annotated[int, Meta(ge=1)] | None
+    limit: Limit
+    offset: Limit
+
+
+WriteCommand: TypeAlias = PutCheckpoint | PutWrites | DeleteThread | PutItem | DeleteItem
+
+Query: TypeAlias = GetCheckpoint | ListCheckpoints | GetItem | SearchItems | ListNamespaces
+
+Command: TypeAlias = WriteCommand | Query
+
+WRITES = (PutCheckpoint, PutWrites, DeleteThread, PutItem, DeleteItem)
+"""The commands that change something."""

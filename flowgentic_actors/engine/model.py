@@ -1,0 +1,56 @@
+"""The words that commands, records and replies share, with the limits that decoding enforces."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta, Struct
+
+Text: TypeAlias = Annotated[str, Meta(max_length=64 * 1024)]
+"""Thread ids, checkpoint ids, namespace labels, keys: any text of reasonable length."""
+
+Blob: TypeAlias = tuple[Annotated[str, Meta(max_length=256)], bytes]
+"""A value as its serializer left it: (type, bytes). Never looked into, save by item filters."""
+
+Version: TypeAlias = int | float | Annotated[str, Meta(max_length=256)]
+"""A channel's version (see LangGraph's `get_next_version`)."""
+
+Namespace: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=64)]
+Scalar: TypeAlias = bool | int | float | str | None
+Channels: TypeAlias = Annotated[dict[Text, Version], Meta(max_length=65_536)]
+Blobs: TypeAlias = Annotated[dict[Text, Blob], Meta(max_length=65_536)]
+Facets: TypeAlias = Annotated[dict[Text, Scalar], Meta(max_length=1024)]
+Limit: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
+
+PAGE_BYTES = 1 << 20
+"""A page of a listing is closed once it holds this many bytes of values."""
+
+
+class Write(Struct, array_like=True, frozen=True, gc=False):
+    """One pending write of a task.
+
+    Attributes:
+        index: Its position among the task's writes, negative for special channels
+            (LangGraph's `WRITES_IDX_MAP`).
+        channel: The channel written to.
+        value: The value as (type, bytes).
+    """
+
+    index: int
+    channel: Text
+    value: Blob
+
+
+class Position(Struct, array_like=True, frozen=True, order=True, gc=False):
+    """Where a listing of checkpoints stopped; the next page begins after it."""
+
+    checkpoint_id: Text
+    thread_id: Text
+    checkpoint_ns: Text
+
+
+class ItemPosition(Struct, array_like=True, frozen=True, order=True, gc=False):
+    """Where a search stopped; the next page begins after it."""
+
+    namespace: Namespace
+    key: Text

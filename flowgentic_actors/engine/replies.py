@@ -1,0 +1,86 @@
+"""What a shard answers."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from flowgentic_actors.engine.model import Blob, Blobs, Channels, ItemPosition, Position
+
+
+class Done(Struct, tag=1, array_like=True, frozen=True, gc=False):
+    """The write took effect."""
+
+
+class MissingBlobs(Struct, tag=2, array_like=True, frozen=True):
+    """The checkpoint was not stored: send it again with the values of these channels."""
+
+    channels: tuple[str, ...]
+
+
+class CheckpointRow(Struct, array_like=True, frozen=True):
+    """A checkpoint with everything that a `CheckpointTuple` is made of.
+
+    Attributes:
+        blobs: Channel values, by channel.
+        writes: Pending writes as (task id, channel, value), in the order of LangGraph's
+            `writes_sort_key`.
+    """
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_id: str | None
+    checkpoint: Blob
+    metadata: Blob
+    versions: Channels
+    blobs: Blobs
+    writes: tuple[tuple[str, str, Blob], ...]
+
+
+class CheckpointReply(Struct, tag=3, array_like=True, frozen=True):
+    """The checkpoint asked for, or None."""
+
+    row: CheckpointRow | None
+
+
+class CheckpointPage(Struct, tag=4, array_like=True, frozen=True):
+    """A page of checkpoints; `after` is where the next one begins, None on the last."""
+
+    rows: tuple[CheckpointRow, ...]
+    after: Position | None
+
+
+class ItemRow(Struct, array_like=True, frozen=True):
+    """An item; times are microseconds since the Unix epoch, UTC."""
+
+    namespace: tuple[str, ...]
+    key: str
+    value: Blob
+    created_us: int
+    updated_us: int
+
+
+class ItemReply(Struct, tag=5, array_like=True, frozen=True):
+    """The item asked for, or None."""
+
+    row: ItemRow | None
+
+
+class ItemPage(Struct, tag=6, array_like=True, frozen=True):
+    """A page of items; `after` is where the next one begins, None on the last."""
+
+    rows: tuple[ItemRow, ...]
+    after: ItemPosition | None
+
+
+class NamespacePage(Struct, tag=7, array_like=True, frozen=True):
+    """Namespaces, sorted."""
+
+    namespaces: tuple[tuple[str, ...], ...]
+
+
+Reply: TypeAlias = (
+    Done | MissingBlobs | CheckpointReply | CheckpointPage | ItemReply | ItemPage | NamespacePage
+)

@@ -1,0 +1,143 @@
+"""Every error of the package, one tree with one root.
+
+    FlowgenticError
+    ├── ClusterError                  opening, attaching, closing
+    │   ├── ClusterOpenError          the cluster could not be opened
+    │   │   └── DragonUnavailableError
+    │   ├── ClusterExistsError        another live cluster has that name
+    │   ├── ClusterNotFoundError      nothing to attach to
+    │   ├── ClusterClosedError        used before it was opened or after it was closed
+    │   └── LocalClusterError         asked of a local cluster what only processes can do
+    ├── RequestError                  a call on the memory failed
+    │   ├── NotSentError              it never left this process: nothing happened
+    │   │   ├── ActorUnavailableError the actor was out of reach until the deadline
+    │   │   └── BackpressureError     the actor's mailbox stayed full until the deadline
+    │   ├── OutcomeUnknownError       it was sent and not answered: it may have happened
+    │   └── RejectedError             the actor refused it: nothing happened
+    │       ├── InvalidRequestError   the request itself is wrong
+    │       ├── RequestExpiredError   its deadline passed while it waited in the mailbox
+    │       └── StorageError          the actor could not write its journal
+    ├── ActorError                    the kernel: an actor's life
+    │   ├── ActorStartError           it did not come up
+    │   └── ActorFailedError          it failed too often and is not restarted
+    ├── WireError                     bytes that are not our protocol
+    │   ├── ProtocolError             garbage, truncated, replayed or out of order
+    │   ├── LimitExceededError        larger than the limits allow
+    │   └── AuthenticationError       the peer does not know the cluster's secret
+    └── JournalError                  a shard's journal
+        ├── JournalDamagedError       bytes in it are not what was written
+        └── JournalLockedError        another process has it open
+
+A configuration that cannot work is refused by pydantic (``pydantic.ValidationError``) when it is
+constructed, with the field's name.
+"""
+
+from __future__ import annotations
+
+
+class FlowgenticError(Exception):
+    """Root of all errors that this package raises."""
+
+
+class ClusterError(FlowgenticError):
+    """Opening, attaching to, or closing a cluster failed."""
+
+
+class ClusterOpenError(ClusterError):
+    """The cluster could not be opened; nothing of it is left running."""
+
+
+class DragonUnavailableError(ClusterOpenError):
+    """Distributed mode was asked for and Dragon cannot run here."""
+
+
+class ClusterExistsError(ClusterError):
+    """A live cluster of this user has that name already."""
+
+
+class ClusterNotFoundError(ClusterError):
+    """There is no cluster behind that handle or name."""
+
+
+class ClusterClosedError(ClusterError):
+    """The cluster was used before it was opened or after it was closed."""
+
+
+class LocalClusterError(ClusterError):
+    """A local cluster lives in one process and was asked to reach beyond it."""
+
+
+class RequestError(FlowgenticError):
+    """A call on the memory failed; the subclass says whether it may have happened."""
+
+
+class NotSentError(RequestError):
+    """The request never left this process. Nothing happened; it is safe to try again."""
+
+
+class ActorUnavailableError(NotSentError):
+    """The actor could not be reached before the deadline."""
+
+
+class BackpressureError(NotSentError):
+    """The actor's mailbox stayed full until the deadline."""
+
+
+class OutcomeUnknownError(RequestError):
+    """The request was sent and no answer came: a write may or may not have happened."""
+
+
+class RejectedError(RequestError):
+    """The actor refused the request. Nothing happened."""
+
+
+class InvalidRequestError(RejectedError):
+    """The request cannot be carried out as it stands; sending it again will not help."""
+
+
+class RequestExpiredError(RejectedError):
+    """The request's deadline passed while it waited in the mailbox; it was not carried out."""
+
+
+class StorageError(RejectedError):
+    """The actor could not append to its journal, so it carried out nothing."""
+
+
+class ActorError(FlowgenticError):
+    """Something about an actor's life, not about a request."""
+
+
+class ActorStartError(ActorError):
+    """An actor did not come up before its deadline."""
+
+
+class ActorFailedError(ActorError):
+    """An actor failed more often than its restart intensity allows."""
+
+
+class WireError(FlowgenticError):
+    """What arrived on a connection is not acceptable; the connection is ended."""
+
+
+class ProtocolError(WireError):
+    """Garbage, truncated, replayed or out-of-order bytes."""
+
+
+class LimitExceededError(WireError):
+    """A frame or message larger than the limits allow."""
+
+
+class AuthenticationError(WireError):
+    """The peer could not prove that it knows the cluster's secret."""
+
+
+class JournalError(FlowgenticError):
+    """A shard's journal cannot be used."""
+
+
+class JournalDamagedError(JournalError):
+    """The journal holds bytes that are not what was written."""
+
+
+class JournalLockedError(JournalError):
+    """Another process has the journal open."""

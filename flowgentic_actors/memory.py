@@ -1,0 +1,303 @@
+"""`MemoryCluster`: what users open."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
+from flowgentic_actors.adapters.store import AsyncStore
+from flowgentic_actors.cluster.client import InlineClient, RemoteClient, describe
+from flowgentic_actors.cluster.folders import descriptor_of
+from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor, is_export, read_export
+from flowgentic_actors.cluster.owner import Owner
+from flowgentic_actors.cluster.protocol import Description
+from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
+from flowgentic_actors.config import MemoryConfig
+from flowgentic_actors.environment import (
+    DESCRIPTOR_VARIABLE,
+    inside_dragon,
+    scheduler_job,
+    why_no_dragon,
+)
+from flowgentic_actors.errors import (
+    ClusterClosedError,
+    ClusterError,
+    ClusterNotFoundError,
+    ClusterOpenError,
+    DragonUnavailableError,
+    LocalClusterError,
+    RequestError,
+)
+
+logger = logging.getLogger("flowgentic_actors")
+
+_Client: TypeAlias = InlineClient | RemoteClient
+_MARGIN = 30.0  # for killing and cleaning up beyond a deadline of their own
+
+_said: set[str] = set()
+
+
+class MemoryCluster:
+    """The memory of LangGraph agents, opened for the length of an `async with`.
+
+        async with MemoryCluster() as memory:
+            graph = builder.compile(checkpointer=memory.checkpointer, store=memory.store)
+            await graph.ainvoke(state, {"configurable": {"thread_id": "123"}})
+
+    In local mode the memory is in this process. In distributed mode supervised actors in processes
+    of their own hold it: what was acknowledged survives the death of any actor, and other
+    processes reach it with `MemoryCluster.attach(memory.handle)`.
+
+    An open cluster may be used from any event loop, thread and (distributed) forked child of the
+    process, and closed in another task than it was opened in.
+
+    Args:
+        config: The configuration; or give its fields as keywords.
+        **settings: Fields of `MemoryConfig`.
+
+    Raises:
+        pydantic.ValidationError: If a setting is unknown or impossible.
+    """
+
+    def __init__(self, config: MemoryConfig | None = None, /, **settings: Any) -> None:
+        if config is not None and settings:
+            raise TypeError("give either a MemoryConfig or its fields as keywords, not both")
+        self._config = config if config is not None else MemoryConfig(**settings)
+        self._target: ClusterHandle | str | None = None
+        self._attached = False
+        self._owner: Owner | None = None
+        self._client: _Client | None = None
+        self._handle: ClusterHandle | None = None
+        self._checkpointer: AsyncCheckpointSaver | None = None
+        self._store: AsyncStore | None = None
+
+    @classmethod
+    def attach(cls, target: ClusterHandle | str | None = None, /, **settings: Any) -> MemoryCluster:
+        """Reach a cluster that another process opened; leaving the `async with` does not end it.
+
+        Args:
+            target: A handle, the string of `handle.export()`, or the name of a cluster of this
+                user on this node. Default: the descriptor file that `$FLOWGENTIC_MEMORY` names.
+            **settings: `request_timeout`, `connection_pool`, `scratch` (where names are looked
+                up), as in `MemoryConfig`.
+
+        Returns:
+            A cluster to be entered with `async with`.
+        """
+        allowed = {"request_timeout", "connection_pool", "scratch"}
+        if extra := sorted(set(settings) - allowed):
+            raise TypeError(
+                f"attach() takes {', '.join(sorted(allowed))}; {', '.join(extra)} was decided by "
+                "whoever opened the cluster"
+            )
+        memory = cls(MemoryConfig(mode="distributed", **settings))
+        memory._target = target
+        memory._attached = True
+        return memory
+
+    # ------------------------------------------------------------------ opening and closing
+
+    async def __aenter__(self) -> Self:
+        if self._client is not None:
+            raise ClusterError("this MemoryCluster is open already: make another one")
+        timeout = self._config.open_timeout + _MARGIN
+        if self._attached:
+            self._client = await on_daemon_thread(timeout, self._attach)
+            return self
+        reason = self._why_local()
+        if reason is None:
+            reason = await self._open_distributed(timeout)
+        if self._client is None:
+            self._client = InlineClient(
+                self._config.name or f"local-{os.getpid()}", self._config.namespace_depth
+            )
+            if reason:
+                self._fall_back(reason, self._client)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        owner, self._owner = self._owner, None
+        try:
+            if self._client is not None:
+                await self._client.close()
+        finally:
+            if owner is not None:
+                timeout = self._config.close_timeout + _MARGIN
+                if not await on_daemon_thread(timeout, owner.close):
+                    logger.warning(
+                        "cluster %s did not end in order within %g s (setting: close_timeout); "
+                        "what was left of it was killed",
+                        owner.handle.name,
+                        self._config.close_timeout,
+                    )
+
+    def _why_local(self) -> str | None:
+        """Why not even to try processes: an empty string when that is simply what was asked for."""
+        config = self._config
+        if config.mode == "local":
+            return ""
+        if config.mode == "auto" and not inside_dragon() and scheduler_job() is None:
+            return ""
+        return None
+
+    async def _open_distributed(self, timeout: float) -> str | None:
+        """Open a distributed cluster, or say why it has to be a local one."""
+        spawner = "dragon" if self._config.spawner == "auto" else self._config.spawner
+        reason = await on_daemon_thread(timeout, why_no_dragon) if spawner == "dragon" else None
+        if reason is None:
+            owner = Owner(self._config, spawner)
+            try:
+                description = await self._open_owner(owner, timeout)
+            except ClusterOpenError as error:
+                if spawner != "dragon" or not self._config.fallback_to_local:
+                    raise
+                return str(error)
+            assert owner.descriptor is not None
+            self._owner, self._handle = owner, owner.handle
+            self._client = self._remote(owner.descriptor, description)
+            return None
+        if not self._config.fallback_to_local:
+            raise DragonUnavailableError(f"Dragon not available: {reason}")
+        return reason
+
+    async def _open_owner(self, owner: Owner, timeout: float) -> Description:
+        """Open on a thread; if this task is cancelled meanwhile, the thread closes it again."""
+        lock, abandoned, opened = threading.Lock(), False, False
+
+        def open_or_close() -> Description:
+            nonlocal opened
+            description = owner.open()
+            with lock:
+                opened = True
+                keep = not abandoned
+            if not keep:
+                owner.close()
+            return description
+
+        try:
+            return await on_daemon_thread(timeout, open_or_close)
+        except BaseException:
+            with lock:
+                abandoned = True
+                late = opened
+            if late:
+                owner.close()
+            raise
+
+    def _fall_back(self, reason: str, client: InlineClient) -> None:
+        client.event("fallback_to_local", reason)
+        if reason not in _said:
+            _said.add(reason)
+            logger.warning(
+                "Dragon not available - using local fallback: the memory is in this process and "
+                "ends with it. Reason: %s",
+                reason,
+            )
+
+    def _attach(self) -> RemoteClient:
+        descriptor = self._find()
+        try:
+            description = describe(descriptor, self._config.request_timeout)
+        except RequestError as error:
+            raise ClusterNotFoundError(
+                f"the cluster {descriptor.name!r} does not answer: {error}"
+            ) from error
+        return self._remote(descriptor, description)
+
+    def _find(self) -> Descriptor:
+        target = self._target
+        if target is None:
+            path = os.environ.get(DESCRIPTOR_VARIABLE)
+            if not path:
+                raise ClusterNotFoundError(
+                    f"attach() was given no handle or name, and ${DESCRIPTOR_VARIABLE} is not set"
+                )
+            target = ClusterHandle(Path(path).parent.name, path)
+        elif isinstance(target, str):
+            if is_export(target):
+                return read_export(target)
+            target = ClusterHandle(target, str(descriptor_of(target, self._config.scratch)))
+        self._handle = target
+        return target.read()
+
+    def _remote(self, descriptor: Descriptor, description: Description) -> RemoteClient:
+        config = self._config
+        return RemoteClient(descriptor, description, config.request_timeout, config.connection_pool)
+
+    # ------------------------------------------------------------------ what users use
+
+    @property
+    def config(self) -> MemoryConfig:
+        """The configuration that it was made with."""
+        return self._config
+
+    @property
+    def checkpointer(self) -> AsyncCheckpointSaver:
+        """For `builder.compile(checkpointer=...)`."""
+        if self._checkpointer is None:
+            self._checkpointer = AsyncCheckpointSaver(self._opened())
+        return self._checkpointer
+
+    @property
+    def store(self) -> AsyncStore:
+        """For `builder.compile(store=...)`."""
+        if self._store is None:
+            self._store = AsyncStore(self._opened())
+        return self._store
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the memory is in actors of their own processes."""
+        return isinstance(self._opened(), RemoteClient)
+
+    @property
+    def handle(self) -> ClusterHandle:
+        """What other processes attach with; picklable, without the secret.
+
+        Raises:
+            LocalClusterError: In local mode, where no other process can reach the memory.
+        """
+        self._opened()
+        if self._handle is None:
+            raise LocalClusterError(
+                "this cluster cannot hand out a handle: it is local, or was attached to by an "
+                "exported string. Open it with mode='distributed'"
+            )
+        return self._handle
+
+    async def status(self) -> ClusterStatus:
+        """What runs, where, and what it holds."""
+        return await self._opened().status()
+
+    def events(self, start: int = 0) -> AsyncGenerator[ClusterEvent, None]:
+        """What happened and happens: starts, exits, restarts, fallbacks.
+
+        Args:
+            start: Number of the first event to give; 0 is the first of all.
+        """
+        return self._opened().events(start)
+
+    async def recent_events(self) -> list[ClusterEvent]:
+        """What happened so far."""
+        return await self._opened().recent_events()
+
+    def __repr__(self) -> str:
+        state = "new" if self._client is None else type(self._client).__name__
+        return f"<MemoryCluster {self._config.mode} {state}>"
+
+    def _opened(self) -> _Client:
+        if self._client is None:
+            raise ClusterClosedError("open the cluster first: async with MemoryCluster() as memory")
+        return self._client

@@ -1,0 +1,1 @@
+"""The memory actor: engine and journal behind a mailbox."""

@@ -1,0 +1,71 @@
+"""Writes that were done, remembered until their callers have the answer.
+
+After a reconnect a client sends unfinished requests again under their old numbers. A write that is
+remembered here is answered from memory and not done twice.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from flowgentic_actors.errors import InvalidRequestError
+
+KEEP_US = 25 * 3600 * 1_000_000
+"""A session that wrote nothing for this long is forgotten; a request waits one day at most."""
+
+MOST_SESSIONS = 100_000
+
+
+class _Session:
+    __slots__ = ("low", "replies", "used_us")
+
+    def __init__(self) -> None:
+        self.low = 0
+        self.replies: dict[int, bytes] = {}
+        self.used_us = 0
+
+
+class Sessions:
+    """Replies to writes, by session and sequence number."""
+
+    def __init__(self) -> None:
+        self._sessions: OrderedDict[bytes, _Session] = OrderedDict()  # least recently used first
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def recall(self, session_id: bytes, seq: int) -> bytes | None:
+        """The reply that a write was given, or None when it is new.
+
+        Raises:
+            InvalidRequestError: If the session said that it does not wait for it any more.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            return None
+        if seq < session.low:
+            raise InvalidRequestError(
+                f"request {seq} was finished before request {session.low} was sent"
+            )
+        return session.replies.get(seq)
+
+    def remember(self, session_id: bytes, seq: int, low: int, reply: bytes, now_us: int) -> None:
+        """Keep the reply to a write and forget what the session does not wait for."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            session = self._sessions[session_id] = _Session()
+        self._sessions.move_to_end(session_id)
+        session.used_us = now_us
+        if low > session.low:
+            session.low = low
+            for done in [n for n in session.replies if n < low]:
+                del session.replies[done]
+        session.replies[seq] = reply
+        self._expire(now_us)
+
+    def _expire(self, now_us: int) -> None:
+        while self._sessions:
+            oldest = next(iter(self._sessions.values()))
+            if len(self._sessions) <= MOST_SESSIONS and oldest.used_us > now_us - KEEP_US:
+                return
+            self._sessions.popitem(last=False)

@@ -1,0 +1,1 @@
+"""Where bytes live: a shard's journal."""

@@ -1,0 +1,1 @@
+"""Frames and typed messages, and the connections that carry them."""

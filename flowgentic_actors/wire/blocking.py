@@ -1,0 +1,204 @@
+"""Blocking connections for sync calls, pooled and checked out per call."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+
+from msgspec import Raw
+
+from flowgentic_actors.errors import (
+    ActorUnavailableError,
+    AuthenticationError,
+    ClusterClosedError,
+    ProtocolError,
+    RequestError,
+    WireError,
+)
+from flowgentic_actors.wire.channel import ClientChannel, client_channel
+from flowgentic_actors.wire.client import CONNECT_TIMEOUT
+from flowgentic_actors.wire.messages import Failure, Hello, Reply, Request, Role, ToClient, Welcome
+from flowgentic_actors.wire.session import Pending, Session, overdue, refusal
+from flowgentic_actors.wire.sockets import let_go_after_fork
+
+_READ = 1 << 18
+_FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
+
+
+class BlockingConnection:
+    """Requests to one actor, one at a time, from whichever thread holds it."""
+
+    def __init__(
+        self, address: str, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
+    ) -> None:
+        self._address = address
+        self._secret = secret
+        self._peer = peer
+        self._max_bytes = max_bytes
+        self._role = role
+        self._session: Session[None] = Session()
+        self._sock: socket.socket | None = None
+        self._channel: ClientChannel | None = None
+
+    def request(self, body: bytes, timeout: float) -> Raw:
+        """Send a request and wait for its answer; see `AsyncConnection.request`."""
+        pending = self._session.open(body, timeout, time.monotonic(), None)
+        delay, congested = _FIRST_RETRY, False
+        cause: str | None = None
+        try:
+            while time.monotonic() < pending.deadline:
+                try:
+                    return self._attempt(pending)
+                except AuthenticationError as error:
+                    raise ActorUnavailableError(f"{self._peer}: {error}") from error
+                except (OSError, WireError) as error:
+                    congested = isinstance(error, TimeoutError) and self._sock is not None
+                    cause = f"{type(error).__name__}: {error}".rstrip(": ")
+                    self.close()
+                pause = delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+                time.sleep(max(0.0, min(pause, pending.deadline - time.monotonic())))
+                delay = min(delay * 2, _LAST_RETRY)
+            raise overdue(pending, self._peer, congested=congested, cause=cause)
+        except RequestError:
+            raise
+        except BaseException:
+            # Whatever answer is still under way would be taken for the next request's.
+            self.close()
+            raise
+        finally:
+            self._session.settle(pending.seq)
+
+    def close(self) -> None:
+        """Close the socket, if there is one."""
+        if self._sock is not None:
+            self._sock.close()
+        self._sock = self._channel = None
+
+    def _attempt(self, pending: Pending[None]) -> Raw:
+        sock, channel = self._connected(pending.deadline)
+        left = max(0, round((pending.deadline - time.monotonic()) * 1000))
+        channel.send(Request(pending.seq, self._session.low, left, Raw(pending.body)))
+        self._write(sock, channel, pending.deadline)
+        pending.sent = True  # a frame cut off by the deadline is never decoded
+        while True:
+            for message in self._read(sock, channel, pending.deadline):
+                match message:
+                    case Reply(seq, body) if seq == pending.seq:
+                        return body
+                    case Failure(seq) if seq == pending.seq:
+                        raise refusal(message, self._peer)
+                    case _:
+                        raise ProtocolError(f"unexpected {type(message).__name__} from the actor")
+
+    def _connected(self, deadline: float) -> tuple[socket.socket, ClientChannel]:
+        if self._sock is not None and self._channel is not None:
+            return self._sock, self._channel
+        deadline = min(deadline, time.monotonic() + CONNECT_TIMEOUT)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            sock.connect(self._address)
+            channel = client_channel(self._secret, self._max_bytes)
+            channel.send(Hello(self._role, self._session.id, os.getpid()))
+            self._write(sock, channel, deadline)
+            while not isinstance(self._first(sock, channel, deadline), Welcome):
+                pass
+        except BaseException:
+            sock.close()
+            raise
+        self._sock, self._channel = sock, channel
+        return sock, channel
+
+    def _first(
+        self, sock: socket.socket, channel: ClientChannel, deadline: float
+    ) -> ToClient | None:
+        messages = self._read(sock, channel, deadline)
+        self._write(sock, channel, deadline)
+        return messages[0] if messages else None
+
+    @staticmethod
+    def _write(sock: socket.socket, channel: ClientChannel, deadline: float) -> None:
+        if channel.pending:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            sock.sendall(b"".join(channel.take()))
+
+    @staticmethod
+    def _read(sock: socket.socket, channel: ClientChannel, deadline: float) -> list[ToClient]:
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        data = sock.recv(_READ)
+        if not data:
+            raise ConnectionResetError("the actor closed the connection")
+        return [message for messages in channel.receive(data) for message in messages]
+
+
+class BlockingPool:
+    """At most `size` blocking connections to one actor, made when needed.
+
+    A connection belongs to a call while the call lasts, never to a thread.
+    """
+
+    def __init__(self, address: str, secret: bytes, peer: str, max_bytes: int, size: int) -> None:
+        self._arguments = (address, secret, peer, max_bytes)
+        self._peer = peer
+        self._size = size
+        self._reset()
+        let_go_after_fork(self)
+
+    def _reset(self) -> None:
+        self._condition = threading.Condition()
+        self._idle: list[BlockingConnection] = []
+        self._out: set[BlockingConnection] = set()
+        self._closed = False
+
+    def request(self, body: bytes, timeout: float) -> Raw:
+        """Send a request over a connection of the pool; see `AsyncConnection.request`."""
+        started = time.monotonic()
+        connection = self._check_out(timeout)
+        try:
+            left = max(0.001, timeout - (time.monotonic() - started))
+            return connection.request(body, left)
+        finally:
+            self._check_in(connection)
+
+    def close(self) -> None:
+        """Close what is idle now and what is out when it comes back."""
+        with self._condition:
+            self._closed = True
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+            self._condition.notify_all()
+
+    def after_fork(self) -> None:
+        """Close the child's copies and begin anew: another thread may have held the lock."""
+        for connection in [*self._idle, *self._out]:
+            connection.close()
+        self._reset()
+
+    def _check_out(self, timeout: float) -> BlockingConnection:
+        with self._condition:
+            free = self._condition.wait_for(
+                lambda: self._closed or self._idle or len(self._out) < self._size, timeout
+            )
+            if self._closed:
+                raise ClusterClosedError(f"the connections to {self._peer} are closed")
+            if not free:
+                raise ActorUnavailableError(
+                    f"all {self._size} connections to {self._peer} were in use for {timeout:.3g} s:"
+                    " raise connection_pool. Nothing was sent"
+                )
+            connection = self._idle.pop() if self._idle else BlockingConnection(*self._arguments)
+            self._out.add(connection)
+            return connection
+
+    def _check_in(self, connection: BlockingConnection) -> None:
+        with self._condition:
+            self._out.discard(connection)
+            if self._closed:
+                connection.close()
+            else:
+                self._idle.append(connection)
+            self._condition.notify()

@@ -1,0 +1,132 @@
+"""One end of a connection without its I/O: handshake, frames, typed messages.
+
+The asynchronous, the blocking and the accepting side all drive this object, so there is one state
+machine to test.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Annotated, Generic, TypeVar
+
+import msgspec
+
+from flowgentic_actors.errors import ProtocolError
+from flowgentic_actors.wire.frames import FRAME_TARGET, FrameReader, FrameWriter
+from flowgentic_actors.wire.handshake import ClientHandshake, ServerHandshake
+from flowgentic_actors.wire.messages import MAX_MESSAGES, ToClient, ToServer
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+_ARRAY = struct.Struct("!BI")  # msgpack array of 32-bit length
+_ARRAY_TAG = 0xDD
+
+_few = msgspec.Meta(max_length=MAX_MESSAGES)
+_to_server = msgspec.msgpack.Decoder(Annotated[list[ToServer], _few])
+_to_client = msgspec.msgpack.Decoder(Annotated[list[ToClient], _few])
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Channel(Generic[In, Out]):
+    """Handshake first, then messages in both directions.
+
+    Outgoing messages are collected by `send` and taken as bytes by `take`, which puts all that was
+    collected into as few frames as their target size allows.
+    """
+
+    def __init__(
+        self,
+        handshake: ClientHandshake | ServerHandshake,
+        decoder: msgspec.msgpack.Decoder[list[In]],
+        max_bytes: int,
+    ) -> None:
+        self._handshake = handshake
+        self._decoder = decoder
+        self._reader = FrameReader(max_bytes + FRAME_TARGET)
+        self._writer = FrameWriter()
+        self._messages: list[bytes] = []
+        self._raw: list[bytes] = []
+        if isinstance(handshake, ClientHandshake):
+            self._raw.append(handshake.greeting)
+
+    @property
+    def established(self) -> bool:
+        """Whether the peer has proved itself."""
+        return self._handshake.done
+
+    @property
+    def truncated(self) -> bool:
+        """Whether an end of stream now would cut a frame in two."""
+        return self._reader.buffered > 0
+
+    def receive(self, data: bytes) -> Iterator[list[In]]:
+        """Take bytes in and yield the messages of each frame that is now whole.
+
+        Raises:
+            WireError: If the bytes are not acceptable; the connection must be ended.
+        """
+        if not self._handshake.done:
+            answer, data = self._handshake.feed(data)
+            if answer:
+                self._raw.append(answer)
+            if not data:
+                return
+        for payload in self._reader.feed(data):
+            try:
+                messages = self._decoder.decode(payload)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise ProtocolError(f"a frame does not hold messages: {error}") from error
+            yield messages
+
+    def send(self, message: Out) -> int:
+        """Collect a message for the next `take`.
+
+        Returns:
+            Its size in bytes.
+        """
+        encoded = _encode(message)
+        self._messages.append(encoded)
+        return len(encoded)
+
+    @property
+    def pending(self) -> bool:
+        """Whether `take` would return anything."""
+        return bool(self._raw or (self._messages and self._handshake.done))
+
+    def take(self) -> list[bytes]:
+        """The bytes to write now; messages wait until the handshake is done."""
+        chunks, self._raw = self._raw, []
+        if not self._handshake.done or not self._messages:
+            return chunks
+        messages, self._messages = self._messages, []
+        start, size = 0, 0
+        for index, encoded in enumerate(messages):
+            if index > start and (
+                size + len(encoded) > FRAME_TARGET or index - start == MAX_MESSAGES
+            ):
+                self._frame(messages[start:index], size, chunks)
+                start, size = index, 0
+            size += len(encoded)
+        self._frame(messages[start:], size, chunks)
+        return chunks
+
+    def _frame(self, messages: list[bytes], size: int, chunks: list[bytes]) -> None:
+        chunks.append(self._writer.header(_ARRAY.size + size))
+        chunks.append(_ARRAY.pack(_ARRAY_TAG, len(messages)))
+        chunks.extend(messages)
+
+
+ClientChannel = Channel[ToClient, ToServer]
+ServerChannel = Channel[ToServer, ToClient]
+
+
+def client_channel(secret: bytes, max_bytes: int) -> ClientChannel:
+    """The dialling side's channel."""
+    return Channel(ClientHandshake(secret), _to_client, max_bytes)
+
+
+def server_channel(secret: bytes, max_bytes: int) -> ServerChannel:
+    """The accepting side's channel."""
+    return Channel(ServerHandshake(secret), _to_server, max_bytes)

@@ -1,0 +1,338 @@
+"""The asynchronous connection to one actor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+from collections.abc import AsyncGenerator
+
+from msgspec import Raw
+
+from flowgentic_actors.errors import (
+    ActorUnavailableError,
+    AuthenticationError,
+    ClusterClosedError,
+    FlowgenticError,
+    ProtocolError,
+    WireError,
+)
+from flowgentic_actors.wire.channel import ClientChannel, client_channel
+from flowgentic_actors.wire.messages import (
+    Cancel,
+    Failure,
+    Hello,
+    Reply,
+    Request,
+    Role,
+    ToClient,
+    Welcome,
+)
+from flowgentic_actors.wire.session import Pending, Session, overdue, refusal
+from flowgentic_actors.wire.sockets import let_go_after_fork
+
+_Answer = asyncio.Future[Raw]
+
+CONNECT_TIMEOUT = 5.0
+_FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
+_WRITE_BUFFER = 4 << 20  # bytes in the transport beyond which requests wait unsent
+
+
+class AsyncConnection:
+    """Requests to one actor from one event loop.
+
+    Requests of one tick travel in one frame. When the connection breaks it is made anew for as
+    long as a request waits, and what is unfinished is sent again under its old number. The object
+    belongs to the loop it was made in.
+
+    Args:
+        address: Path of the actor's Unix socket.
+        secret: The cluster's secret.
+        peer: The actor's name, for messages.
+        max_bytes: Largest message, bytes.
+        role: What this connection is for.
+    """
+
+    def __init__(
+        self, address: str, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._address = address
+        self._secret = secret
+        self._peer = peer
+        self._max_bytes = max_bytes
+        self._role = role
+        self._session: Session[_Answer] = Session()
+        self._queue: list[Pending[_Answer]] = []  # to be written, in order
+        self._wire: _Wire | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._last_error: str | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._flushing = False
+        self._closed = False
+        self._guard: AsyncGenerator[None, None] | None = None
+        let_go_after_fork(self)
+
+    async def request(self, body: bytes, timeout: float) -> Raw:
+        """Send a request and wait for its answer.
+
+        Args:
+            body: The encoded request.
+            timeout: Seconds until the caller gives up.
+
+        Returns:
+            The encoded reply.
+
+        Raises:
+            NotSentError: If it was never sent.
+            OutcomeUnknownError: If it was sent and not answered in time.
+            RejectedError: If the actor refused it.
+            ClusterClosedError: If the connection was closed meanwhile.
+        """
+        if self._closed:
+            raise ClusterClosedError(f"the connection to {self._peer} is closed")
+        answer: _Answer = self._loop.create_future()
+        pending = self._session.open(body, timeout, self._loop.time(), answer)
+        self._queue.append(pending)
+        self._flush_soon()
+        self._arm(pending.deadline)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._give_up(pending)
+            raise
+
+    async def close(self) -> None:
+        """End the connection; whoever waits gets `ClusterClosedError`."""
+        self._closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        for pending in list(self._session):
+            self._fail(pending, ClusterClosedError(f"the connection to {self._peer} was closed"))
+        if self._guard is not None:
+            await self._guard.aclose()
+
+    def after_fork(self) -> None:
+        """Close the child's copy of the socket; the parent's stays as it is."""
+        self._closed = True
+        if self._wire is not None:
+            self._wire.sock.close()
+
+    # ------------------------------------------------------------------ sending
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        wire = self._wire
+        if wire is None:
+            if self._queue and self._connecting is None and not self._closed:
+                self._connecting = self._loop.create_task(self._connect())
+            return
+        if wire.congested:
+            return
+        now, low = self._loop.time(), self._session.low
+        queue, self._queue = self._queue, []
+        for pending in queue:
+            if self._session.is_open(pending.seq):
+                left = max(0, round((pending.deadline - now) * 1000))
+                wire.channel.send(Request(pending.seq, low, left, Raw(pending.body)))
+                pending.sent = True
+        wire.write()
+
+    def _give_up(self, pending: Pending[_Answer]) -> None:
+        self._session.settle(pending.seq)
+        if pending.sent and self._wire is not None:
+            self._wire.channel.send(Cancel(pending.seq))
+            self._flush_soon()
+
+    # ------------------------------------------------------------------ receiving
+
+    def _received(self, message: ToClient) -> None:
+        match message:
+            case Reply(seq, body):
+                pending = self._session.settle(seq)
+                if pending is not None and not pending.waiter.done():
+                    pending.waiter.set_result(body)
+            case Failure(seq):
+                pending = self._session.settle(seq)
+                if pending is not None:
+                    self._fail(pending, refusal(message, self._peer))
+            case _:
+                raise ProtocolError(f"{type(message).__name__} is not a message for a client")
+
+    def _fail(self, pending: Pending[_Answer], error: FlowgenticError) -> None:
+        self._session.settle(pending.seq)
+        if not pending.waiter.done():
+            pending.waiter.set_exception(error)
+
+    def _lost(self, reason: str) -> None:
+        self._wire = None
+        self._last_error = reason
+        self._queue = list(self._session)
+        if self._queue:
+            self._flush_soon()
+
+    # ------------------------------------------------------------------ deadlines
+
+    def _arm(self, deadline: float) -> None:
+        if self._alarm is None:
+            self._alarm = self._loop.call_at(deadline, self._ring)
+        elif deadline < self._alarm.when():
+            self._alarm.cancel()
+            self._alarm = self._loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        now = self._loop.time()
+        for pending in [p for p in self._session if p.deadline <= now]:
+            congested = self._wire is not None and self._wire.congested
+            cause = None if self._wire is not None else self._last_error
+            error = overdue(pending, self._peer, congested=congested, cause=cause)
+            self._give_up(pending)
+            self._fail(pending, error)
+        earliest = min((p.deadline for p in self._session), default=None)
+        if earliest is not None:
+            self._arm(earliest)
+
+    # ------------------------------------------------------------------ connecting
+
+    async def _connect(self) -> None:
+        delay = _FIRST_RETRY
+        try:
+            while len(self._session) and not self._closed:
+                try:
+                    async with asyncio.timeout(CONNECT_TIMEOUT):
+                        self._wire = await self._dial()
+                except AuthenticationError as error:
+                    self._refused(error)  # no retry will change that
+                    return
+                except (OSError, TimeoutError, WireError) as error:
+                    self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")
+                else:
+                    self._queue = list(self._session)
+                    return
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
+                delay = min(delay * 2, _LAST_RETRY)
+        finally:
+            self._connecting = None
+            self._flush_soon()
+
+    def _refused(self, error: AuthenticationError) -> None:
+        for pending in list(self._session):
+            self._fail(pending, ActorUnavailableError(f"{self._peer}: {error}"))
+
+    async def _dial(self) -> _Wire:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        channel = client_channel(self._secret, self._max_bytes)
+        channel.send(Hello(self._role, self._session.id, os.getpid()))
+        wire = _Wire(self, channel, sock)
+        try:
+            sock.setblocking(False)
+            await self._loop.sock_connect(sock, self._address)
+            await self._loop.create_unix_connection(lambda: wire, sock=sock)
+            await wire.welcomed
+        except BaseException:
+            wire.end()
+            raise
+        await self._watch_loop_end(wire)
+        return wire
+
+    async def _watch_loop_end(self, wire: _Wire) -> None:
+        if self._guard is not None:
+            await self._guard.aclose()
+        self._guard = _close_with_loop(wire)
+        await anext(self._guard)
+
+
+async def _close_with_loop(wire: _Wire) -> AsyncGenerator[None, None]:
+    """Closes the connection when it is closed itself, which a loop does to its generators last.
+
+    `asyncio.run` tells nobody that its loop ends, but it does close every asynchronous generator
+    that was left open. So a connection made in it ends with it, and no socket is leaked.
+    """
+    try:
+        yield
+    finally:
+        wire.end()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await wire.ended.wait()
+
+
+class _Wire(asyncio.Protocol):
+    """One socket's life: the transport's callbacks around a channel."""
+
+    def __init__(self, owner: AsyncConnection, channel: ClientChannel, sock: socket.socket) -> None:
+        self._owner = owner
+        self.channel = channel
+        self.sock = sock
+        self.congested = False
+        self.ended = asyncio.Event()
+        self.welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.Transport | None = None
+        self._reason: str | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with the greeting."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        self.write()
+
+    def write(self) -> None:
+        """Hand what the channel holds to the transport."""
+        if self._transport is not None and self.channel.pending:
+            self._transport.writelines(self.channel.take())
+
+    def data_received(self, data: bytes) -> None:
+        """Decode and hand on."""
+        try:
+            for messages in self.channel.receive(data):
+                for message in messages:
+                    if isinstance(message, Welcome):
+                        if not self.welcomed.done():
+                            self.welcomed.set_result(message)
+                    else:
+                        self._owner._received(message)  # noqa: SLF001 - one object in two parts
+        except WireError as error:
+            self._reason = str(error)
+            if not self.welcomed.done():
+                self.welcomed.set_exception(error)
+            self.end()
+        else:
+            self.write()
+
+    def pause_writing(self) -> None:
+        """Hold requests back: the actor reads slower than we write."""
+        self.congested = True
+
+    def resume_writing(self) -> None:
+        """Send what was held back."""
+        self.congested = False
+        self._owner._flush_soon()  # noqa: SLF001
+
+    def end(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+        else:
+            self.sock.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever waits."""
+        self.ended.set()
+        reason = self._reason or str(exc or "the actor closed the connection")
+        if not self.welcomed.done():
+            self.welcomed.set_exception(ConnectionError(reason))
+            self.welcomed.exception()  # whoever dialled may be gone by now
+        if self._owner._wire is self:  # noqa: SLF001
+            self._owner._lost(reason)  # noqa: SLF001

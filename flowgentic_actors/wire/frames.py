@@ -1,0 +1,114 @@
+"""Frames: how messages are cut out of a byte stream. No I/O.
+
+A frame is a header (magic, protocol version, counter, length) and a payload. The counter starts
+at 0 on each connection and grows by one a frame, so a lost, replayed or reordered frame is seen
+at once.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from flowgentic_actors.errors import LimitExceededError, ProtocolError
+
+MAGIC = b"FGA"
+VERSION = 1
+HEADER = struct.Struct("!3sBII")  # magic, version, counter, length
+
+FRAME_TARGET = 1 << 20
+"""Messages are put into one frame until it holds about this many bytes."""
+
+_COUNTER_MASK = 0xFFFF_FFFF
+
+
+class FrameWriter:
+    """Numbers outgoing frames."""
+
+    __slots__ = ("_counter",)
+
+    def __init__(self) -> None:
+        self._counter = 0
+
+    def header(self, length: int) -> bytes:
+        """The header of the next frame, whose payload is `length` bytes."""
+        header = HEADER.pack(MAGIC, VERSION, self._counter, length)
+        self._counter = (self._counter + 1) & _COUNTER_MASK
+        return header
+
+
+class FrameReader:
+    """Cuts incoming bytes into frames and checks that they are the next ones.
+
+    Args:
+        max_bytes: Largest payload accepted; a larger one ends the connection before it is read.
+    """
+
+    __slots__ = ("_buffer", "_counter", "_max_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._counter = 0
+        self._buffer = bytearray()
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of an unfinished frame that are held."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> Iterator[bytes | memoryview]:
+        """Take bytes in and yield the payloads that are now whole.
+
+        Raises:
+            ProtocolError: If the bytes are not the next frame of this protocol.
+            LimitExceededError: If a frame announces more than `max_bytes`.
+        """
+        if self._buffer or len(data) < HEADER.size:
+            self._buffer += data
+            yield from self._from_buffer()
+            return
+        view, start = memoryview(data), 0
+        while len(view) - start >= HEADER.size:
+            length = self._check(view[start : start + HEADER.size])
+            end = start + HEADER.size + length
+            if end > len(view):
+                break
+            self._advance()
+            yield view[start + HEADER.size : end]
+            start = end
+        self._buffer += view[start:]
+
+    def _from_buffer(self) -> Iterator[bytes]:
+        while len(self._buffer) >= HEADER.size:
+            end = HEADER.size + self._check(self._buffer[: HEADER.size])
+            if len(self._buffer) < end:
+                return
+            with memoryview(self._buffer) as view:
+                payload = bytes(view[HEADER.size : end])
+            del self._buffer[:end]
+            self._advance()
+            yield payload
+
+    def _check(self, header: bytes | bytearray | memoryview) -> int:
+        magic, version, counter, length = HEADER.unpack(header)
+        if magic != MAGIC:
+            raise ProtocolError("not a frame of this protocol: wrong magic bytes")
+        if version != VERSION:
+            raise ProtocolError(
+                f"the peer speaks protocol version {version}, this process {VERSION}: run the same "
+                "version of flowgentic_actors on both sides"
+            )
+        if counter != self._counter:
+            raise ProtocolError(
+                f"frame {counter} arrived where frame {self._counter} was due: lost, replayed or "
+                "out of order"
+            )
+        if length > self._max_bytes:
+            raise LimitExceededError(
+                f"a frame of {length} bytes exceeds the limit of {self._max_bytes} "
+                "(setting: max_message_bytes)"
+            )
+        return int(length)
+
+    def _advance(self) -> None:
+        self._counter = (self._counter + 1) & _COUNTER_MASK

@@ -1,0 +1,119 @@
+"""Mutual challenge-response: both sides prove that they know the secret. No I/O.
+
+    client -> server   greeting, client nonce
+    server -> client   server nonce, HMAC(secret, "server", both nonces)
+    client -> server   HMAC(secret, "client", both nonces)
+
+Nothing is decoded before a side has verified the other; the messages have fixed lengths, so a
+stranger can make a server hold 69 bytes and no more.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from typing import Literal
+
+from flowgentic_actors.errors import AuthenticationError, ProtocolError
+
+GREETING = b"flowgentic/1\n"
+NONCE = 32
+SECRET_BYTES = 32
+PROOF = 32
+
+_CLIENT_FIRST = len(GREETING) + NONCE
+_SERVER_FIRST = NONCE + PROOF
+
+UNAUTHENTICATED_LIMIT = 256
+"""Bytes that a peer may send before it has proved itself."""
+
+
+def new_secret() -> bytes:
+    """A fresh cluster secret."""
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def _prove(secret: bytes, side: Literal[b"client", b"server"], nonces: bytes) -> bytes:
+    return hmac.digest(secret, side + nonces, "sha256")
+
+
+class ClientHandshake:
+    """The dialling side. Send `greeting`, then feed what arrives until `done`."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._nonce = secrets.token_bytes(NONCE)
+        self._buffer = b""
+        self.done = False
+
+    @property
+    def greeting(self) -> bytes:
+        """The first bytes to send."""
+        return GREETING + self._nonce
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Take bytes in.
+
+        Returns:
+            The bytes to send, and the bytes that follow the handshake.
+
+        Raises:
+            AuthenticationError: If the server does not know the secret.
+        """
+        self._buffer += data
+        if len(self._buffer) < _SERVER_FIRST:
+            return b"", b""
+        nonces = self._nonce + self._buffer[:NONCE]
+        proof, rest = self._buffer[NONCE:_SERVER_FIRST], self._buffer[_SERVER_FIRST:]
+        if not hmac.compare_digest(proof, _prove(self._secret, b"server", nonces)):
+            raise AuthenticationError(
+                "the server at this address does not know the cluster's secret: the handle is of "
+                "another cluster, or the address was taken over"
+            )
+        self.done = True
+        return _prove(self._secret, b"client", nonces), rest
+
+
+class ServerHandshake:
+    """The accepting side. Feed what arrives until `done`."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._nonces = b""
+        self._buffer = b""
+        self.done = False
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Take bytes in.
+
+        Returns:
+            The bytes to send, and the bytes that follow the handshake.
+
+        Raises:
+            ProtocolError: If this is not our greeting.
+            AuthenticationError: If the client does not know the secret.
+        """
+        self._buffer += data
+        if not self._nonces:
+            return self._answer_greeting(), b""
+        if len(self._buffer) < PROOF:
+            return b"", b""
+        proof, rest = self._buffer[:PROOF], self._buffer[PROOF:]
+        self._buffer = b""
+        if not hmac.compare_digest(proof, _prove(self._secret, b"client", self._nonces)):
+            raise AuthenticationError("the client does not know the cluster's secret")
+        self.done = True
+        return b"", rest
+
+    def _answer_greeting(self) -> bytes:
+        known = min(len(self._buffer), len(GREETING))
+        if self._buffer[:known] != GREETING[:known]:
+            raise ProtocolError("the peer does not greet as this protocol does")
+        if len(self._buffer) > _CLIENT_FIRST:
+            raise ProtocolError("the peer sent more than a greeting before it was challenged")
+        if len(self._buffer) < _CLIENT_FIRST:
+            return b""
+        nonce = secrets.token_bytes(NONCE)
+        self._nonces = self._buffer[len(GREETING) :] + nonce
+        self._buffer = b""
+        return nonce + _prove(self._secret, b"server", self._nonces)

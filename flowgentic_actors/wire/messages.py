@@ -1,0 +1,137 @@
+"""The messages of the protocol. Bodies of requests and replies are opaque here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Raw, Struct
+
+MAX_MESSAGES = 65_536
+"""Most messages in one frame."""
+
+Counter: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
+Name: TypeAlias = Annotated[str, Meta(max_length=256)]
+Role: TypeAlias = Literal["client", "owner", "link"]
+
+
+class Hello(Struct, tag=1, array_like=True, frozen=True):
+    """First message of the dialling side.
+
+    Attributes:
+        role: `client` sends requests; `owner` keeps a host alive; `link` is an actor's control
+            connection to its supervisor.
+        session: 16 random bytes that name the sender; with a sequence number they name a request.
+        pid: The sender's process.
+    """
+
+    role: Role
+    session: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    pid: Counter
+
+
+class Request(Struct, tag=2, array_like=True, frozen=True):
+    """Ask for something.
+
+    Attributes:
+        seq: Sequence number within the session.
+        low: Lowest sequence number that the session still waits for; replies below it may be
+            forgotten.
+        timeout_ms: Time left until the caller gives up.
+        body: What is asked, encoded.
+    """
+
+    seq: Counter
+    low: Counter
+    timeout_ms: Counter
+    body: Raw
+
+
+class Cancel(Struct, tag=3, array_like=True, frozen=True):
+    """The caller gave up; the request need not be carried out if it has not been."""
+
+    seq: Counter
+
+
+class Started(Struct, tag=4, array_like=True, frozen=True):
+    """An actor's process is there and asks whether it may go on."""
+
+    name: Name
+    epoch: Counter
+    node: Name
+
+
+class Ready(Struct, tag=5, array_like=True, frozen=True):
+    """The actor serves."""
+
+    seconds: float
+
+
+class Pong(Struct, tag=6, array_like=True, frozen=True):
+    """Answer to a ping, given by a thread of its own even while the actor is busy.
+
+    Attributes:
+        busy: Seconds for which the actor has been in its current batch, 0 when it is idle.
+        stats: The actor's counters.
+    """
+
+    number: Counter
+    busy: float
+    stats: Annotated[dict[Name, int], Meta(max_length=256)]
+
+
+class Stopped(Struct, tag=7, array_like=True, frozen=True):
+    """The actor has finished what it accepted and closed its files."""
+
+    stats: Annotated[dict[Name, int], Meta(max_length=256)]
+
+
+class Broken(Struct, tag=8, array_like=True, frozen=True):
+    """The actor cannot start or go on, and why."""
+
+    reason: Annotated[str, Meta(max_length=65_536)]
+
+
+ToServer: TypeAlias = Hello | Request | Cancel | Started | Ready | Pong | Stopped | Broken
+
+
+class Welcome(Struct, tag=1, array_like=True, frozen=True):
+    """First message of the accepting side."""
+
+    name: Name
+    epoch: Counter
+    pid: Counter
+
+
+class Reply(Struct, tag=2, array_like=True, frozen=True):
+    """The answer to a request."""
+
+    seq: Counter
+    body: Raw
+
+
+FailureKind: TypeAlias = Literal["invalid", "expired", "storage", "internal", "closing"]
+
+
+class Failure(Struct, tag=3, array_like=True, frozen=True):
+    """The request was refused; nothing happened."""
+
+    seq: Counter
+    kind: FailureKind
+    text: Annotated[str, Meta(max_length=65_536)]
+
+
+class Go(Struct, tag=4, array_like=True, frozen=True):
+    """The supervisor lets a started actor open its files and serve."""
+
+
+class Ping(Struct, tag=5, array_like=True, frozen=True):
+    """Are you there."""
+
+    number: Counter
+
+
+class Drain(Struct, tag=6, array_like=True, frozen=True):
+    """Stop intake, finish what was accepted, close, and end."""
+
+
+ToClient: TypeAlias = Welcome | Reply | Failure | Go | Ping | Drain

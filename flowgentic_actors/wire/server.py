@@ -1,0 +1,267 @@
+"""The accepting side: plain asyncio protocols that hand messages to a handler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Protocol
+
+from flowgentic_actors.errors import ProtocolError, WireError
+from flowgentic_actors.wire.channel import server_channel
+from flowgentic_actors.wire.messages import Hello, Role, ToClient, ToServer, Welcome
+from flowgentic_actors.wire.sockets import check_path, check_peer, peer_pid, unlink_stale
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT = 5.0
+MAX_CONNECTIONS = 4096
+_WRITE_BUFFER = 4 << 20
+
+
+class Handler(Protocol):
+    """What a server does with its connections. Called on the event loop."""
+
+    def connected(self, connection: Connection) -> None:
+        """A peer has proved itself and said hello."""
+
+    def received(self, connection: Connection, message: ToServer) -> None:
+        """A message came in.
+
+        Raises:
+            ProtocolError: If it has no place here; the connection is ended.
+        """
+
+    def disconnected(self, connection: Connection) -> None:
+        """A connection that was connected is gone."""
+
+
+class Connection(asyncio.Protocol):
+    """One accepted connection.
+
+    Attributes:
+        role: What the peer said it is for.
+        session: The peer's session id.
+        pid: The peer's process, from the operating system where it tells.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._channel = server_channel(server.secret, server.max_bytes)
+        self._transport: asyncio.Transport | None = None
+        self._flushing = False
+        self._incoming: Iterator[list[ToServer]] | None = None
+        self._held: list[bytes] = []  # arrived after reading was paused
+        self._pauses = 0
+        self._patience: asyncio.TimerHandle | None = None
+        self.greeted = False
+        self.role: Role = "client"
+        self.session = b""
+        self.pid = 0
+
+    def __repr__(self) -> str:
+        return f"<{self.role} connection of pid {self.pid}>"
+
+    # ------------------------------------------------------------------ towards the peer
+
+    def send(self, message: ToClient) -> None:
+        """Queue a message; all of one tick leave in one frame."""
+        self._channel.send(message)
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what is queued."""
+        self._flushing = False
+        transport = self._transport
+        if transport is not None and not transport.is_closing() and self._channel.pending:
+            transport.writelines(self._channel.take())
+
+    def pause(self) -> None:
+        """Read and decode nothing more until `resume` was called as often."""
+        self._pauses += 1
+        if self._pauses == 1 and self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Undo one `pause`."""
+        self._pauses -= 1
+        if self._pauses == 0 and self._transport is not None:
+            self._transport.resume_reading()
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.flush()
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ------------------------------------------------------------------ the transport's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Check who is there and give them a while to prove themselves."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        sock: socket.socket = transport.get_extra_info("socket")
+        try:
+            check_peer(sock)
+        except WireError as error:
+            self._end(error)
+            return
+        self.pid = peer_pid(sock) or 0
+        if not self._server.admit(self):
+            self._end(ProtocolError(f"more than {MAX_CONNECTIONS} connections"))
+            return
+        self._patience = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        """Decode now, or later when paused."""
+        self._held.append(data)
+        if not self._pauses:
+            self._pump()
+
+    def pause_writing(self) -> None:
+        """Take no more requests from a peer that does not read its replies."""
+        self.pause()
+
+    def resume_writing(self) -> None:
+        """Go on with a peer that reads again."""
+        self.resume()
+
+    def eof_received(self) -> bool:
+        """Say so when the peer went away in the middle of a frame."""
+        if self._channel.truncated:
+            logger.warning("%r ended in the middle of a frame", self)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of everything held for this peer."""
+        if exc is not None:
+            logger.info("%r is lost: %s", self, exc)
+        if self._patience is not None:
+            self._patience.cancel()
+        self._transport = None
+        self._incoming = None
+        self._held.clear()
+        if self._server.forget(self) and self.greeted:
+            self._server.handler.disconnected(self)
+
+    # ------------------------------------------------------------------ decoding
+
+    def _pump(self) -> None:
+        """Decode frame by frame until nothing is left or someone pauses this connection."""
+        try:
+            while not self._pauses and self._transport is not None:
+                if self._incoming is None:
+                    if not self._held:
+                        break
+                    self._incoming = self._channel.receive(self._held.pop(0))
+                messages = next(self._incoming, None)
+                if messages is None:
+                    self._incoming = None
+                    if self._channel.pending:
+                        self.flush()
+                    continue
+                for message in messages:
+                    self._dispatch(message)
+        except WireError as error:
+            self._end(error)
+
+    def _dispatch(self, message: ToServer) -> None:
+        if self.greeted:
+            if isinstance(message, Hello):
+                raise ProtocolError("a second hello")
+            self._server.handler.received(self, message)
+            return
+        if not isinstance(message, Hello):
+            raise ProtocolError(f"{type(message).__name__} before hello")
+        self.role, self.session = message.role, message.session
+        self.pid = self.pid or message.pid
+        self.greeted = True
+        if self._patience is not None:
+            self._patience.cancel()
+        self.send(self._server.welcome)
+        self._server.handler.connected(self)
+
+    def _too_slow(self) -> None:
+        self._end(ProtocolError(f"no complete handshake within {HANDSHAKE_TIMEOUT} s"))
+
+    def _end(self, error: WireError) -> None:
+        logger.warning("%r is ended: %s", self, error)
+        self.abort()
+
+
+class Server:
+    """Listens on a Unix socket and owns the connections accepted there.
+
+    Args:
+        handler: Who gets the messages.
+        secret: What peers must know.
+        name: Name told to peers.
+        epoch: Incarnation told to peers.
+        max_bytes: Largest message, bytes.
+    """
+
+    def __init__(
+        self, handler: Handler, secret: bytes, name: str, epoch: int, max_bytes: int
+    ) -> None:
+        self.handler = handler
+        self.secret = secret
+        self.max_bytes = max_bytes
+        self.welcome = Welcome(name, epoch, os.getpid())
+        self._connections: set[Connection] = set()
+        self._listener: asyncio.Server | None = None
+        self._path = ""
+
+    @property
+    def connections(self) -> frozenset[Connection]:
+        """The connections that are open now."""
+        return frozenset(self._connections)
+
+    async def listen(self, path: str) -> None:
+        """Begin to accept connections."""
+        check_path(path)
+        unlink_stale(path)
+        self._path = path
+        self._listener = await asyncio.get_running_loop().create_unix_server(
+            lambda: Connection(self), path, backlog=512
+        )
+
+    def stop_listening(self) -> None:
+        """Accept no more connections; those that are open stay."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            unlink_stale(self._path)
+
+    async def close(self) -> None:
+        """Stop listening, flush and close every connection."""
+        self.stop_listening()
+        for connection in list(self._connections):
+            connection.close()
+        await asyncio.sleep(0)  # let the transports say goodbye
+        for connection in list(self._connections):
+            connection.abort()
+        await asyncio.sleep(0)
+
+    def admit(self, connection: Connection) -> bool:
+        """Whether there is room for one more connection; called by the connection itself."""
+        if len(self._connections) >= MAX_CONNECTIONS:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def forget(self, connection: Connection) -> bool:
+        """Whether the connection was admitted; called by the connection itself."""
+        known = connection in self._connections
+        self._connections.discard(connection)
+        return known

@@ -1,0 +1,127 @@
+"""A client's side of correlation: which requests are out, and what became of them. No I/O."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from flowgentic_actors.errors import (
+    ActorUnavailableError,
+    BackpressureError,
+    InvalidRequestError,
+    OutcomeUnknownError,
+    RejectedError,
+    RequestError,
+    RequestExpiredError,
+    StorageError,
+)
+from flowgentic_actors.wire.messages import Failure, FailureKind
+
+Waiter = TypeVar("Waiter")
+
+_FAILURES: dict[FailureKind, type[RejectedError]] = {
+    "invalid": InvalidRequestError,
+    "expired": RequestExpiredError,
+    "storage": StorageError,
+    "internal": RejectedError,
+    "closing": RejectedError,
+}
+
+
+class Pending(Generic[Waiter]):
+    """A request that has no answer yet.
+
+    Attributes:
+        seq: Its sequence number.
+        body: The encoded request.
+        timeout: Seconds that the caller waits.
+        deadline: When the caller gives up, on the caller's clock.
+        waiter: What to tell.
+        sent: Whether any byte of it may have reached the peer, on any connection.
+    """
+
+    __slots__ = ("body", "deadline", "sent", "seq", "timeout", "waiter")
+
+    def __init__(
+        self, seq: int, body: bytes, timeout: float, deadline: float, waiter: Waiter
+    ) -> None:
+        self.seq = seq
+        self.body = body
+        self.timeout = timeout
+        self.deadline = deadline
+        self.waiter = waiter
+        self.sent = False
+
+
+class Session(Generic[Waiter]):
+    """The requests of one sender to one actor, in order.
+
+    The session outlives connections: after a reconnect what is unfinished is sent again under the
+    same numbers, and the actor answers what it did before from memory instead of doing it twice.
+    """
+
+    def __init__(self) -> None:
+        self.id = secrets.token_bytes(16)
+        self._next = 0
+        self._pending: dict[int, Pending[Waiter]] = {}  # ascending, as numbers are given out
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def __iter__(self) -> Iterator[Pending[Waiter]]:
+        return iter(self._pending.values())
+
+    @property
+    def low(self) -> int:
+        """The lowest unfinished sequence number."""
+        return next(iter(self._pending), self._next)
+
+    def open(self, body: bytes, timeout: float, now: float, waiter: Waiter) -> Pending[Waiter]:
+        """Number a new request, made `now` on the caller's clock."""
+        pending = Pending(self._next, body, timeout, now + timeout, waiter)
+        self._pending[self._next] = pending
+        self._next += 1
+        return pending
+
+    def settle(self, seq: int) -> Pending[Waiter] | None:
+        """Take a request out; None when it is not waited for any more."""
+        return self._pending.pop(seq, None)
+
+    def is_open(self, seq: int) -> bool:
+        """Whether a request is still waited for."""
+        return seq in self._pending
+
+
+def refusal(failure: Failure, peer: str) -> RequestError:
+    """The error that an actor's refusal becomes."""
+    return _FAILURES[failure.kind](f"{peer}: {failure.text}")
+
+
+def overdue(
+    pending: Pending[Waiter], peer: str, *, congested: bool, cause: str | None
+) -> RequestError:
+    """The error of a request whose deadline passed.
+
+    Args:
+        pending: The request.
+        peer: Name of the actor.
+        congested: Whether a connection is up but takes no more bytes.
+        cause: Why there is no connection, if there is none.
+    """
+    waited = f"{pending.timeout:.3g} s (setting: request_timeout)"
+    if pending.sent:
+        return OutcomeUnknownError(
+            f"{peer} did not answer within {waited}"
+            + (f"; connection lost: {cause}" if cause else "")
+            + ". A write may have happened: read before you repeat it"
+        )
+    if congested:
+        return BackpressureError(
+            f"{peer} took no more requests for {waited}: its mailbox is full. Nothing was sent; "
+            "try again later, or raise actors_per_node or mailbox_requests / mailbox_bytes"
+        )
+    return ActorUnavailableError(
+        f"{peer} could not be reached for {waited}: {cause or 'no connection was made'}. Nothing "
+        "was sent"
+    )

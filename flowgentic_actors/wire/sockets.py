@@ -1,0 +1,83 @@
+"""Unix sockets: dialling, peer checks, and what a forked child must let go of."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import weakref
+from pathlib import Path
+from typing import Protocol
+
+from flowgentic_actors.errors import AuthenticationError, ClusterOpenError
+
+MAX_PATH = 100
+"""Longest socket path that every platform takes (Linux 107, macOS 103), with room to spare."""
+
+_UCRED = struct.Struct("iII")  # pid, uid, gid
+_PEER_KNOWN = hasattr(socket, "SO_PEERCRED")
+
+
+def check_path(path: str) -> None:
+    """Refuse a socket path that the operating system would cut.
+
+    Raises:
+        ClusterOpenError: If the path is too long.
+    """
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise ClusterOpenError(
+            f"the socket path {path!r} is longer than {MAX_PATH} bytes: choose a shorter folder "
+            "with scratch= (or $TMPDIR)"
+        )
+
+
+def peer_pid(sock: socket.socket) -> int | None:
+    """The process at the other end of a Unix socket, where the platform tells."""
+    return int(_UCRED.unpack(_credentials(sock))[0]) if _PEER_KNOWN else None
+
+
+def check_peer(sock: socket.socket) -> None:
+    """Make sure that the process at the other end belongs to this user.
+
+    Raises:
+        AuthenticationError: If it belongs to another user.
+    """
+    if not _PEER_KNOWN:
+        return  # the folder's mode 0700 and the secret guard the socket there
+    uid = _UCRED.unpack(_credentials(sock))[1]
+    if uid != os.geteuid():
+        raise AuthenticationError(f"the peer runs as user {uid}, this cluster as {os.geteuid()}")
+
+
+def _credentials(sock: socket.socket) -> bytes:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+
+
+def unlink_stale(path: str) -> None:
+    """Remove the socket file that a dead predecessor left."""
+    with contextlib.suppress(FileNotFoundError):
+        Path(path).unlink()
+
+
+class ForkAware(Protocol):
+    """Something that holds sockets which a forked child must not share."""
+
+    def after_fork(self) -> None:
+        """Let go of everything inherited; runs in the child, before any other code of it."""
+
+
+_fork_aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+
+
+def let_go_after_fork(holder: ForkAware) -> None:
+    """Have `holder.after_fork` called in every child that is forked while it lives."""
+    _fork_aware.add(holder)
+
+
+def _after_fork_in_child() -> None:
+    for holder in list(_fork_aware):
+        holder.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,570 @@
+"""The engine against models of it that are slow, plain and obviously right.
+
+Every command is also given to a twin that only ever saw the records, each one twice and through
+msgpack; it has to answer like the shard itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from msgspec.structs import replace
+
+from flowgentic_actors.engine import Shard
+from flowgentic_actors.engine.commands import (
+    Command,
+    DeleteItem,
+    DeleteThread,
+    GetCheckpoint,
+    GetItem,
+    ListCheckpoints,
+    ListNamespaces,
+    Match,
+    PutCheckpoint,
+    PutItem,
+    PutWrites,
+    SearchItems,
+)
+from flowgentic_actors.engine.model import Blob, Scalar, Version, Write
+from flowgentic_actors.engine.records import Record
+from flowgentic_actors.engine.replies import (
+    CheckpointPage,
+    CheckpointReply,
+    CheckpointRow,
+    Done,
+    ItemPage,
+    ItemReply,
+    ItemRow,
+    MissingBlobs,
+    NamespacePage,
+    Reply,
+)
+from flowgentic_actors.engine.shard import ShardSize
+
+PROFILE = settings(
+    max_examples=100,
+    stateful_step_count=30,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_records: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
+
+
+class ShardMachine(RuleBasedStateMachine):
+    """A shard, its journal, and a twin that lives from the journal alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shard = Shard()
+        self.twin = Shard()
+        self.journal: list[bytes] = []
+        self.now_us = 0
+
+    def ask(self, command: Command) -> Reply:
+        reply, record = self.shard.apply(command, self.now_us)
+        if record is None:
+            assert self.twin.apply(command, self.now_us) == (reply, None)
+        else:
+            self.journal.append(_encoder.encode(record))
+            kept = _records.decode(self.journal[-1])
+            assert kept == record
+            self.twin.replay(kept)
+            self.twin.replay(kept)
+        return reply
+
+    def write(self, command: Command, *, changes: bool) -> None:
+        before = len(self.journal)
+        assert self.ask(command) == Done()
+        assert len(self.journal) - before == changes
+
+    def expected_size(self) -> ShardSize:
+        raise NotImplementedError
+
+    def questions(self) -> list[Command]:
+        """Reads that together show everything a shard holds."""
+        raise NotImplementedError
+
+    @invariant()
+    def size_is_what_is_stored(self) -> None:
+        assert self.shard.size() == self.twin.size() == self.expected_size()
+
+    def teardown(self) -> None:
+        rebuilt = Shard()
+        for record in self.journal:
+            rebuilt.replay(_records.decode(record))
+        for _ in "once", "again":
+            assert rebuilt.size() == self.shard.size()
+            for question in self.questions():
+                assert rebuilt.apply(question, 0) == self.shard.apply(question, 0)
+            if self.journal:
+                rebuilt.replay(_records.decode(self.journal[-1]))
+
+
+# ---------------------------------------------------------------------------------- threads
+
+THREADS = ("t", "t2")
+NAMESPACES = ("", "child")
+IDS = ("1", "10", "1\0", "2", "3", "é")  # one a prefix of another, to catch sloppy bounds
+CHANNELS = ("messages", "count", "__root__")
+VERSIONS: tuple[Version, ...] = ("1.a", "1.b", "2.a", 3, 4.5)
+FACETS: tuple[Mapping[str, Scalar], ...] = (
+    {},
+    {"source": "loop"},
+    {"source": "loop", "step": 1},
+    {"source": None, "step": 2},
+    {"source": "input", "step": 1.5, "ok": True},
+)
+
+threads = st.sampled_from(THREADS)
+namespaces = st.sampled_from(NAMESPACES)
+ids = st.sampled_from(IDS)
+blobs = st.tuples(st.sampled_from(("msgpack", "msgpack+aes", "empty")), st.binary(max_size=3))
+versions_of_channels = st.dictionaries(st.sampled_from(CHANNELS), st.sampled_from(VERSIONS))
+facets = st.sampled_from(FACETS).map(dict)
+
+
+class Stored(NamedTuple):
+    parent_id: str | None
+    checkpoint: Blob
+    metadata: Blob
+    facets: dict[str, Scalar]
+    versions: dict[str, Version]
+
+
+class ThreadsMachine(ShardMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.checkpoints: dict[tuple[str, str, str], Stored] = {}
+        self.blobs: dict[tuple[str, str, str, Version | None], Blob] = {}
+        # (thread, namespace, checkpoint, task, index) -> (path, channel, value)
+        self.writes: dict[tuple[str, str, str, str, int], tuple[str, str, Blob]] = {}
+
+    # ------------------------------------------------------------------ writes
+
+    @rule(
+        thread=threads,
+        ns=namespaces,
+        id_=ids,
+        parent=st.none() | ids,
+        checkpoint=blobs,
+        metadata=blobs,
+        facets=facets,
+        versions=versions_of_channels,
+        given=st.dictionaries(st.sampled_from(CHANNELS), blobs),
+        data=st.data(),
+    )
+    def put_any_checkpoint(
+        self,
+        thread: str,
+        ns: str,
+        id_: str,
+        parent: str | None,
+        checkpoint: Blob,
+        metadata: Blob,
+        facets: dict[str, Scalar],
+        versions: dict[str, Version],
+        given: dict[str, Blob],
+        data: st.DataObject,
+    ) -> None:
+        others = [channel for channel in CHANNELS if channel not in given]
+        present = data.draw(st.lists(st.sampled_from(others), unique=True)) if others else []
+        self.put(
+            PutCheckpoint(
+                thread,
+                ns,
+                id_,
+                parent,
+                checkpoint,
+                metadata,
+                facets,
+                versions,
+                given,
+                tuple(present),
+            )
+        )
+
+    @precondition(lambda self: self.checkpoints)
+    @rule(
+        data=st.data(),
+        children=st.lists(
+            st.tuples(ids, st.sampled_from(CHANNELS), st.sampled_from(VERSIONS), blobs, facets),
+            min_size=1,
+            max_size=4,
+        ),
+    )
+    def put_children(
+        self,
+        data: st.DataObject,
+        children: list[tuple[str, str, Version, Blob, dict[str, Scalar]]],
+    ) -> None:
+        """As LangGraph does it: one new value, the others known from the parent."""
+        thread, ns, parent = data.draw(st.sampled_from(sorted(self.checkpoints)))
+        for id_, channel, version, value, facets in children:
+            versions = self.checkpoints[thread, ns, parent].versions
+            known = [c for c, v in versions.items() if (thread, ns, c, v) in self.blobs]
+            self.put(
+                PutCheckpoint(
+                    thread,
+                    ns,
+                    id_,
+                    parent,
+                    ("msgpack", b"checkpoint"),
+                    ("msgpack", b"metadata"),
+                    facets,
+                    {**versions, channel: version},
+                    {channel: value},
+                    tuple(c for c in known if c != channel),
+                )
+            )
+            parent = id_
+
+    def put(self, command: PutCheckpoint) -> None:
+        thread, ns = command.thread_id, command.checkpoint_ns
+        missing = tuple(
+            channel
+            for channel in command.present
+            if (thread, ns, channel, command.versions.get(channel)) not in self.blobs
+        )
+        if missing:
+            assert self.ask(command) == MissingBlobs(missing)
+            return
+        self.write(command, changes=True)
+        self.checkpoints[thread, ns, command.checkpoint_id] = Stored(
+            command.parent_id,
+            command.checkpoint,
+            command.metadata,
+            command.facets,
+            command.versions,
+        )
+        for channel, blob in command.blobs.items():
+            if channel in command.versions:
+                self.blobs[thread, ns, channel, command.versions[channel]] = blob
+
+    @rule(
+        thread=threads,
+        ns=namespaces,
+        id_=ids,
+        task=st.sampled_from(("task", "other")),
+        path=st.sampled_from(("", "~path", "~")),
+        writes=st.lists(
+            st.builds(Write, st.integers(-4, 3), st.sampled_from(CHANNELS), blobs), max_size=6
+        ),
+    )
+    def put_writes(
+        self, thread: str, ns: str, id_: str, task: str, path: str, writes: list[Write]
+    ) -> None:
+        changes = False
+        for write in writes:
+            key = (thread, ns, id_, task, write.index)
+            if write.index < 0 or key not in self.writes:
+                self.writes[key] = (path, write.channel, write.value)
+                changes = True
+        self.write(PutWrites(thread, ns, id_, task, path, tuple(writes)), changes=changes)
+
+    @rule(thread=threads)
+    def delete_thread(self, thread: str) -> None:
+        self.write(DeleteThread(thread), changes=thread in self.thread_ids())
+        self.checkpoints = {k: v for k, v in self.checkpoints.items() if k[0] != thread}
+        self.blobs = {k: v for k, v in self.blobs.items() if k[0] != thread}
+        self.writes = {k: v for k, v in self.writes.items() if k[0] != thread}
+
+    # ------------------------------------------------------------------ reads
+
+    @rule(thread=threads, ns=namespaces, id_=st.none() | st.just("") | ids)
+    def get(self, thread: str, ns: str, id_: str | None) -> None:
+        found = [key for key in self.checkpoints if key[:2] == (thread, ns)]
+        wanted = (thread, ns, id_) if id_ else max(found, default=None)
+        row = self.row(*wanted) if wanted in self.checkpoints and wanted else None
+        assert self.ask(GetCheckpoint(thread, ns, id_)) == CheckpointReply(row)
+
+    @rule(
+        query=st.builds(
+            ListCheckpoints,
+            thread_id=st.none() | threads,
+            checkpoint_ns=st.none() | namespaces,
+            checkpoint_id=st.none() | st.none() | st.just("") | ids,
+            before=st.none() | st.just("") | ids | st.text(max_size=2),
+            facets=st.just({}) | facets,
+            limit=st.none() | st.integers(0, 8),
+        ),
+        page=st.integers(1, 3),
+    )
+    def list_checkpoints(self, query: ListCheckpoints, page: int) -> None:
+        expected = self.matching(query)[: query.limit]
+        whole = self.ask(query)
+        assert isinstance(whole, CheckpointPage)
+        assert list(whole.rows) == expected
+
+        rows: list[CheckpointRow] = []
+        for _ in range(len(expected) // page + 1):
+            left = page if query.limit is None else min(page, query.limit - len(rows))
+            answer = self.ask(replace(query, limit=left))
+            assert isinstance(answer, CheckpointPage)
+            rows += answer.rows
+            query = replace(query, after=answer.after)
+            if answer.after is None:
+                break
+        assert rows == expected
+
+    def matching(self, query: ListCheckpoints) -> list[CheckpointRow]:
+        found = [
+            (id_, thread, ns)
+            for (thread, ns, id_), stored in self.checkpoints.items()
+            if query.thread_id in (None, thread)
+            and query.checkpoint_ns in (None, ns)
+            and query.checkpoint_id in (None, "", id_)
+            and (not query.before or id_ < query.before)
+            and query.facets.items() <= stored.facets.items()
+        ]
+        return [self.row(thread, ns, id_) for id_, thread, ns in sorted(found, reverse=True)]
+
+    def row(self, thread: str, ns: str, id_: str) -> CheckpointRow:
+        stored = self.checkpoints[thread, ns, id_]
+        values = {
+            channel: self.blobs[thread, ns, channel, version]
+            for channel, version in stored.versions.items()
+            if (thread, ns, channel, version) in self.blobs
+        }
+        writes = sorted(
+            (path, task, index, channel, value)
+            for (*where, task, index), (path, channel, value) in self.writes.items()
+            if where == [thread, ns, id_]
+        )
+        return CheckpointRow(
+            thread,
+            ns,
+            id_,
+            stored.parent_id,
+            stored.checkpoint,
+            stored.metadata,
+            stored.versions,
+            values,
+            tuple((task, channel, value) for _, task, _, channel, value in writes),
+        )
+
+    def thread_ids(self) -> set[str]:
+        return {thread for thread, *_ in self.checkpoints} | {thread for thread, *_ in self.writes}
+
+    def expected_size(self) -> ShardSize:
+        values = [
+            *(blob for s in self.checkpoints.values() for blob in (s.checkpoint, s.metadata)),
+            *self.blobs.values(),
+            *(value for _, _, value in self.writes.values()),
+        ]
+        return ShardSize(
+            threads=len(self.thread_ids()),
+            checkpoints=len(self.checkpoints),
+            items=0,
+            blob_bytes=sum(len(data) for _, data in values),
+        )
+
+    def questions(self) -> list[Command]:
+        return [
+            ListCheckpoints(),
+            *(
+                GetCheckpoint(thread, ns, id_)
+                for thread in THREADS
+                for ns in NAMESPACES
+                for id_ in (None, *IDS)
+            ),
+            # writes that wait for their checkpoint are known by refusing to be written again
+            *(
+                PutWrites(thread, ns, id_, task, "", (Write(index, "", ("", b"")),))
+                for thread, ns, id_, task, index in self.writes
+                if index >= 0
+            ),
+        ]
+
+
+# ---------------------------------------------------------------------------------- items
+
+LABELS = ("a", "a\0", "b")
+KEYS = ("k", "k\0", "l")
+VALUES: tuple[dict[str, Any], ...] = (
+    {},
+    {"n": 1, "text": "b"},
+    {"n": 2.5, "text": "B"},
+    {"n": True},
+    {"n": None, "tags": ["x", 1]},
+    {"n": "2", "deep": {"er": {"n": 3}, "other": 1}},
+)
+
+
+def _number(value: object) -> float | None:
+    return value if type(value) in (int, float) else None  # type: ignore[return-value]
+
+
+FILTERS: tuple[tuple[dict[str, Any], Callable[[dict[str, Any]], bool]], ...] = (
+    ({"n": 1}, lambda v: type(v.get("n")) is int and v["n"] == 1),
+    ({"n": None}, lambda v: v.get("n") is None),
+    ({"n": {"$ne": 1}}, lambda v: type(v.get("n")) is not int or v["n"] != 1),
+    ({"n": {"$gte": 1, "$lt": 2.5}}, lambda v: 1 <= (_number(v.get("n")) or 0) < 2.5),
+    ({"text": {"$gt": "B"}}, lambda v: "text" in v and v["text"] > "B"),
+    ({"deep": {"er": {"n": 3}}}, lambda v: "deep" in v),
+    ({"tags": ["x", {"$gt": 0}], "n": None}, lambda v: "tags" in v),
+    ({"deep": {"other": {"$ne": 1}}}, lambda v: False),
+)
+
+labels = st.sampled_from(LABELS)
+paths = st.lists(labels, max_size=2).map(tuple)
+keys = st.sampled_from(KEYS)
+
+
+class Item(NamedTuple):
+    value: dict[str, Any]
+    created_us: int
+    updated_us: int
+
+
+def _encoded(value: dict[str, Any]) -> Blob:
+    return "msgpack", _encoder.encode(value)
+
+
+def _begins(namespace: tuple[str, ...], path: tuple[str, ...]) -> bool:
+    return len(namespace) >= len(path) and all(
+        wanted in ("*", label) for wanted, label in zip(path, namespace, strict=False)
+    )
+
+
+class ItemsMachine(ShardMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.items: dict[tuple[tuple[str, ...], str], Item] = {}
+
+    # ------------------------------------------------------------------ writes
+
+    @rule(
+        puts=st.lists(
+            st.tuples(paths, keys, st.sampled_from(VALUES), st.integers(0, 5)),
+            min_size=1,
+            max_size=5,
+        )
+    )
+    def put(self, puts: list[tuple[tuple[str, ...], str, dict[str, Any], int]]) -> None:
+        for namespace, key, value, elapsed in puts:
+            self.now_us += elapsed
+            self.write(PutItem(namespace, key, _encoded(value)), changes=True)
+            old = self.items.get((namespace, key))
+            created = old.created_us if old else self.now_us
+            self.items[namespace, key] = Item(value, created, self.now_us)
+
+    @rule(namespace=paths, key=keys)
+    def delete_any(self, namespace: tuple[str, ...], key: str) -> None:
+        self.write(DeleteItem(namespace, key), changes=(namespace, key) in self.items)
+        self.items.pop((namespace, key), None)
+
+    @precondition(lambda self: self.items)
+    @rule(data=st.data())
+    def delete_known(self, data: st.DataObject) -> None:
+        self.delete_any(*data.draw(st.sampled_from(sorted(self.items))))
+
+    # ------------------------------------------------------------------ reads
+
+    @rule(namespace=paths, key=keys)
+    def get(self, namespace: tuple[str, ...], key: str) -> None:
+        row = self.row(namespace, key) if (namespace, key) in self.items else None
+        assert self.ask(GetItem(namespace, key)) == ItemReply(row)
+
+    @rule(
+        prefix=paths,
+        chosen=st.none() | st.sampled_from(FILTERS),
+        limit=st.integers(0, 10),
+        offset=st.integers(0, 3),
+        page=st.integers(1, 3),
+    )
+    def search(
+        self,
+        prefix: tuple[str, ...],
+        chosen: tuple[dict[str, Any], Callable[[dict[str, Any]], bool]] | None,
+        limit: int,
+        offset: int,
+        page: int,
+    ) -> None:
+        expected = [
+            self.row(*place)
+            for place in sorted(self.items)
+            if place[0][: len(prefix)] == prefix
+            and (chosen is None or chosen[1](self.items[place].value))
+        ][offset:][:limit]
+        encoded = _encoder.encode(chosen[0]) if chosen else b""
+        query = SearchItems(prefix, encoded, limit, offset)
+        whole = self.ask(query)
+        assert isinstance(whole, ItemPage)
+        assert list(whole.rows) == expected
+
+        rows: list[ItemRow] = []
+        for _ in range(len(expected) // page + 1):
+            answer = self.ask(replace(query, limit=min(page, limit - len(rows))))
+            assert isinstance(answer, ItemPage)
+            rows += answer.rows
+            query = replace(query, after=answer.after)
+            if answer.after is None:
+                break
+        assert rows == expected
+
+    @rule(
+        conditions=st.lists(
+            st.builds(
+                Match,
+                kind=st.sampled_from(("prefix", "suffix")),
+                path=st.lists(labels | st.just("*"), max_size=3).map(tuple),
+            ),
+            max_size=2,
+        ),
+        max_depth=st.none() | st.integers(1, 3),
+        limit=st.integers(0, 10),
+        offset=st.integers(0, 3),
+    )
+    def list_namespaces(
+        self, conditions: list[Match], max_depth: int | None, limit: int, offset: int
+    ) -> None:
+        found = {
+            namespace[:max_depth]
+            for namespace, _ in self.items
+            if all(
+                _begins(namespace, c.path)
+                if c.kind == "prefix"
+                else _begins(namespace[::-1], c.path[::-1])
+                for c in conditions
+            )
+        }
+        assert self.ask(
+            ListNamespaces(tuple(conditions), max_depth, limit, offset)
+        ) == NamespacePage(tuple(sorted(found)[offset:][:limit]))
+
+    def row(self, namespace: tuple[str, ...], key: str) -> ItemRow:
+        item = self.items[namespace, key]
+        return ItemRow(namespace, key, _encoded(item.value), item.created_us, item.updated_us)
+
+    def expected_size(self) -> ShardSize:
+        return ShardSize(
+            threads=0,
+            checkpoints=0,
+            items=len(self.items),
+            blob_bytes=sum(len(_encoder.encode(item.value)) for item in self.items.values()),
+        )
+
+    def questions(self) -> list[Command]:
+        return [SearchItems((), b"", 10**6, 0), ListNamespaces((), None, 10**6, 0)]
+
+
+def test_threads_answer_like_the_model() -> None:
+    run_state_machine_as_test(ThreadsMachine, settings=PROFILE)
+
+
+def test_items_answer_like_the_model() -> None:
+    run_state_machine_as_test(ItemsMachine, settings=PROFILE)
