@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from typing import Final
+
+STABLE: Final = 0.5
+"""Seconds of service after which an actor's end is an accident and not a habit."""
 
 
 class RestartPolicy:
-    """Jittered exponential backoff, and at most `intensity` restarts in any `period`.
+    """Jittered exponential backoff for lives that are short, and a limit on restarts in all.
 
-    The first restart after a quiet period is immediate: one crash should not cost a caller
-    anything but the restart itself.
+    An actor that served for a while is restarted at once: one crash should not cost a caller more
+    than the restart itself. One that keeps dying young waits longer each time. Both count towards
+    the intensity.
 
     Args:
         intensity: Restarts allowed within a period.
@@ -18,27 +23,34 @@ class RestartPolicy:
         rng: Source of jitter.
     """
 
-    FIRST, LONGEST = 0.05, 5.0
+    FIRST: Final = 0.05
+    LONGEST: Final = 5.0
 
     def __init__(self, intensity: int, period: float, rng: random.Random | None = None) -> None:
         self._intensity = intensity
         self._period = period
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
         self._restarts: deque[float] = deque()
+        self._short_lives = 0
 
-    def next_delay(self, now: float) -> float | None:
-        """Account for a restart at `now` (seconds on any clock that does not go back).
+    def next_delay(self, now: float, served: float) -> float | None:
+        """Account for a restart.
+
+        Args:
+            now: Seconds on any clock that does not go back.
+            served: Seconds for which the incarnation that ended had served.
 
         Returns:
-            Seconds to wait before it, or None when the intensity is exceeded.
+            Seconds to wait before the restart, or None when the intensity is exceeded.
         """
         while self._restarts and self._restarts[0] <= now - self._period:
             self._restarts.popleft()
         if len(self._restarts) >= self._intensity:
             return None
-        recent = len(self._restarts)
         self._restarts.append(now)
-        if recent == 0:
+        if served >= STABLE:
+            self._short_lives = 0
             return 0.0
-        ceiling: float = min(self.LONGEST, self.FIRST * 2.0 ** min(recent - 1, 32))
+        ceiling: float = min(self.LONGEST, self.FIRST * 2.0 ** min(self._short_lives, 32))
+        self._short_lives += 1
         return ceiling * self._rng.uniform(0.5, 1.0)

@@ -92,6 +92,7 @@ class Incarnation:
     node: str = ""
     busy: float = 0.0
     last_pong: float = 0.0
+    served_from: float = float("inf")  # on the monotonic clock; never, so far
     reason: str = ""  # why it is being ended, when we know before the exit
     started: asyncio.Event = field(default_factory=asyncio.Event)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -259,7 +260,8 @@ class Supervisor:
                 break
             child.reason = reason or _describe_exit(code)
             self._on_event("actor_exited", child.spec.name, child.reason)
-            delay = child.policy.next_delay(time.monotonic())
+            now = time.monotonic()
+            delay = child.policy.next_delay(now, now - life.served_from)
             if delay is None or (not child.has_run and child.epoch > _FIRST_ATTEMPTS):
                 child.state = ChildState.FAILED
                 child.settled.set()
@@ -307,6 +309,7 @@ class Supervisor:
             tasks.cancel_scope.cancel()
         child.state = ChildState.RUNNING
         child.has_run = True
+        life.served_from = time.monotonic()
         self._on_event(
             "actor_running", child.spec.name, f"epoch {life.epoch}, pid {child.pid} on {child.node}"
         )

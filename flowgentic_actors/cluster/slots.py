@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 SLOTS: Final = 4096
+_SHIFT: Final = 32 - SLOTS.bit_length() + 1
 
 
 class SlotTable(msgspec.Struct, frozen=True, array_like=True):
@@ -45,4 +46,7 @@ def even_table(shards: int, namespace_depth: int) -> SlotTable:
 
 def _slot(*labels: str) -> int:
     # CRC-32 is the same in every process and version, unlike hash(); labels cannot contain NUL.
-    return zlib.crc32("\0".join(labels).encode("utf-8", "surrogatepass")) % SLOTS
+    # It is linear, so ids that differ in one digit would crowd into few slots: the multiplication
+    # (Knuth's) spreads them, and the product's high bits are the slot.
+    crc = zlib.crc32("\0".join(labels).encode("utf-8", "surrogatepass"))
+    return ((crc * 0x9E3779B1) & 0xFFFF_FFFF) >> _SHIFT
