@@ -7,6 +7,7 @@ msgpack; it has to answer like the shard itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 import msgspec
@@ -53,8 +54,8 @@ from flowgentic_actors.engine.replies import (
 from flowgentic_actors.engine.shard import ShardSize
 
 PROFILE = settings(
-    max_examples=100,
-    stateful_step_count=30,
+    max_examples=70,
+    stateful_step_count=25,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -124,6 +125,7 @@ VERSIONS: tuple[Version, ...] = ("1.a", "1.b", "2.a", 3, 4.5)
 FACETS: tuple[Mapping[str, Scalar], ...] = (
     {},
     {"source": "loop"},
+    {"source": None},
     {"source": "loop", "step": 1},
     {"source": None, "step": 2},
     {"source": "input", "step": 1.5, "ok": True},
@@ -258,22 +260,29 @@ class ThreadsMachine(ShardMachine):
         thread=threads,
         ns=namespaces,
         id_=ids,
-        task=st.sampled_from(("task", "other")),
-        path=st.sampled_from(("", "~path", "~")),
-        writes=st.lists(
-            st.builds(Write, st.integers(-4, 3), st.sampled_from(CHANNELS), blobs), max_size=6
+        batches=st.lists(
+            st.tuples(
+                st.sampled_from(("a", "b", "c")),
+                st.sampled_from(("", "~path", "~")),
+                st.lists(
+                    st.builds(Write, st.integers(-4, 3), st.sampled_from(CHANNELS), blobs),
+                    max_size=4,
+                ),
+            ),
+            max_size=3,
         ),
     )
     def put_writes(
-        self, thread: str, ns: str, id_: str, task: str, path: str, writes: list[Write]
+        self, thread: str, ns: str, id_: str, batches: list[tuple[str, str, list[Write]]]
     ) -> None:
-        changes = False
-        for write in writes:
-            key = (thread, ns, id_, task, write.index)
-            if write.index < 0 or key not in self.writes:
-                self.writes[key] = (path, write.channel, write.value)
-                changes = True
-        self.write(PutWrites(thread, ns, id_, task, path, tuple(writes)), changes=changes)
+        for task, path, writes in batches:
+            changes = False
+            for write in writes:
+                key = (thread, ns, id_, task, write.index)
+                if write.index < 0 or key not in self.writes:
+                    self.writes[key] = (path, write.channel, write.value)
+                    changes = True
+            self.write(PutWrites(thread, ns, id_, task, path, tuple(writes)), changes=changes)
 
     @rule(thread=threads)
     def delete_thread(self, thread: str) -> None:
@@ -381,19 +390,24 @@ class ThreadsMachine(ShardMachine):
                 for ns in NAMESPACES
                 for id_ in (None, *IDS)
             ),
-            # writes that wait for their checkpoint are known by refusing to be written again
-            *(
-                PutWrites(thread, ns, id_, task, "", (Write(index, "", ("", b"")),))
-                for thread, ns, id_, task, index in self.writes
-                if index >= 0
-            ),
         ]
+
+    def teardown(self) -> None:
+        """Let the checkpoints come that writes wait for, and page through everything."""
+        for thread, ns, id_ in sorted({key[:3] for key in self.writes} - set(self.checkpoints)):
+            self.put(PutCheckpoint(thread, ns, id_, None, ("", b""), ("", b""), {}, {}, {}))
+        for page in 1, 2:
+            for facets in FACETS:
+                self.list_checkpoints(ListCheckpoints(facets=dict(facets)), page)
+        for thread, ns in product(THREADS, NAMESPACES):
+            self.get(thread, ns, None)
+        super().teardown()
 
 
 # ---------------------------------------------------------------------------------- items
 
 LABELS = ("a", "a\0", "b")
-KEYS = ("k", "k\0", "l")
+KEYS = ("", "k", "k\0", "l")
 VALUES: tuple[dict[str, Any], ...] = (
     {},
     {"n": 1, "text": "b"},
@@ -560,6 +574,17 @@ class ItemsMachine(ShardMachine):
 
     def questions(self) -> list[Command]:
         return [SearchItems((), b"", 10**6, 0), ListNamespaces((), None, 10**6, 0)]
+
+    def teardown(self) -> None:
+        """Search below every namespace there is, and match namespaces by many patterns."""
+        for prefix in sorted({namespace for namespace, _ in self.items} | {()}):
+            for chosen in (None, *FILTERS):
+                self.search(prefix, chosen, limit=100, offset=0, page=2)
+        for begin, end in product([(), ("*",), ("a",), ("a", "*"), ("*", "b")], repeat=2):
+            conditions = [Match("suffix", end), Match("prefix", begin)]
+            for max_depth in None, 1:
+                self.list_namespaces(conditions, max_depth, limit=100, offset=0)
+        super().teardown()
 
 
 def test_threads_answer_like_the_model() -> None:

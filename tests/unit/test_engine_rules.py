@@ -460,6 +460,7 @@ def test_before_is_strict_and_need_not_exist(history: Shard, before: str, expect
 def test_one_checkpoint_can_be_listed(history: Shard) -> None:
     assert listed_ids(history, ListCheckpoints("a", checkpoint_id="3")) == "3"
     assert listed_ids(history, ListCheckpoints("a", checkpoint_id="3", before="3")) == ""
+    assert listed_ids(history, ListCheckpoints("a", checkpoint_id="1", before="9")) == "1"
     assert listed_ids(history, ListCheckpoints("a", checkpoint_id="5")) == ""
     assert listed_ids(history, ListCheckpoints("a", checkpoint_id="")) == "4 3 1"
 
@@ -503,6 +504,16 @@ def test_a_page_holds_at_most_max_page_checkpoints(
     monkeypatch.setattr(threads, "MAX_PAGE", 2)
     assert pages(history, ListCheckpoints()) == ["4 4", "3 2", "1"]
     assert listed_ids(history, ListCheckpoints(limit=3)) == "4 4"
+
+
+def test_pages_end_between_checkpoints_of_the_same_id(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "MAX_PAGE", 2)
+    for thread_id, checkpoint_ns in ("a", ""), ("a", "child"), ("b", "child"):
+        put_checkpoint(shard, "1", thread_id, checkpoint_ns)
+        put_checkpoint(shard, "2", thread_id, checkpoint_ns)
+    assert pages(shard, ListCheckpoints()) == ["2 2", "2 1", "1 1", ""]
 
 
 def test_a_page_ends_after_page_bytes_of_any_kind_of_value(
@@ -633,6 +644,11 @@ def test_a_prefix_is_compared_label_by_label(store: Shard) -> None:
     assert keys(search(store, ("users", "10"))) == "c d"
     assert keys(search(store, ("users", "1"))) == ""
     assert keys(search(store, ("user",))) == ""
+
+
+def test_the_first_key_of_the_prefix_itself_is_found(shard: Shard) -> None:
+    put_item(shard, ("a",), "")
+    assert [row.key for row in search(shard, ("a",)).rows] == [""]
 
 
 def test_offset_and_limit_cut_the_matching_items(store: Shard) -> None:
@@ -982,7 +998,7 @@ def test_the_work_does_not_grow_with_the_other_threads_and_items(command: Comman
             put_item(shard, ("users", str(number)), "k", {"a": 1})
         return shard
 
-    few, many = (_work(filled(others), command) for others in (range(500, 501), range(3000)))
+    few, many = (_work(filled(others), command) for others in (range(500, 501), range(1000)))
     assert many <= few + 20
 
 
@@ -993,7 +1009,20 @@ def test_one_checkpoint_is_listed_without_walking_its_thread(shard: Shard) -> No
     assert _work(shard, ListCheckpoints("t", before="0500", limit=1)) < 100
 
 
-# -------------------------------------------------------------------------------------- limits
+# ------------------------------------------------------------------------------ size and limits
+
+
+def test_the_size_is_that_of_the_values_held_now(shard: Shard) -> None:
+    for data, length in (b"1234567", 7), (b"12", 2):
+        for _ in range(2):
+            put_checkpoint(
+                shard, "1", data=data, metadata=data, versions={"a": 1}, blobs={"a": blob(data)}
+            )
+            put_writes(shard, (-1, "__error__", data))
+            shard.apply(PutItem(("n",), "k", blob(data)), 0)
+            assert shard.size() == ShardSize(
+                threads=1, checkpoints=1, items=1, blob_bytes=5 * length
+            )
 
 
 @pytest.mark.parametrize(
