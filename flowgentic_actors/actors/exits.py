@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 
 _POLL = 0.05
 
@@ -15,10 +16,15 @@ class ProcessWatch:
 
     Make it while the process is known to live (an open connection from it). Where the platform
     has no pidfd, the pid is polled.
+
+    Args:
+        pid: The process.
+        reap: Takes its exit code if it is a child of this process: until then it has a pid.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, reap: Callable[[], object] = lambda: None) -> None:
         self.pid = pid
+        self._reap = reap
         self.gone = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._fd: int | None = None
@@ -56,9 +62,10 @@ class ProcessWatch:
         self.close()
 
     def _poll(self) -> None:
+        self._reap()
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # PermissionError: another user has that pid
             self.gone.set()
         else:
             self._timer = self._loop.call_later(_POLL, self._poll)

@@ -6,6 +6,7 @@ process when the supervisor is gone, whatever the loop is doing.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -30,6 +31,8 @@ from flowgentic_actors.wire.messages import (
 
 EXIT_ORPHANED: Final = 75
 """Exit code of an actor whose supervisor is gone."""
+
+logger = logging.getLogger(__name__)
 
 _GO_TIMEOUT = 30.0
 _READ = 1 << 16
@@ -112,4 +115,8 @@ class SupervisorLink:
         except (OSError, FlowgenticError):
             # Nothing to save: what was acknowledged is in the journal, and a supervisor that
             # comes later must not meet two incarnations.
+            os._exit(EXIT_ORPHANED)
+        except BaseException:
+            # Without this thread nobody would see the supervisor go.
+            logger.exception("the link to the supervisor broke")
             os._exit(EXIT_ORPHANED)

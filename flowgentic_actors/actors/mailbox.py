@@ -76,16 +76,24 @@ class Mailbox:
             for connection in paused:
                 connection.resume()
         if self._cancelled:
-            taken = [e for e in taken if (e.connection, e.seq) not in self._cancelled]
+            given_up = self._cancelled.intersection(map(_name, taken))
+            self._cancelled -= given_up
+            taken = [envelope for envelope in taken if _name(envelope) not in given_up]
             if not self._queue:
                 self._cancelled.clear()
         return taken
 
     def cancel(self, connection: Connection, seq: int) -> None:
         """Leave out a request that still waits: its caller gave up."""
+        if len(self._cancelled) > 2 * len(self._queue):  # most of them came too late: forget those
+            self._cancelled.intersection_update(map(_name, self._queue))
         if self._queue:
             self._cancelled.add((connection, seq))
 
     def forget(self, connection: Connection) -> None:
         """A connection is gone: nobody is left to be paused."""
         self._paused.discard(connection)
+
+
+def _name(envelope: Envelope) -> tuple[Connection, int]:
+    return envelope.connection, envelope.seq

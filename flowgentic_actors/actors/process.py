@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -21,8 +22,8 @@ from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import FlowgenticError
-from flowgentic_actors.wire.messages import Broken, Ready, Stopped
-from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.messages import Broken, Ready, Stopped, sendable
+from flowgentic_actors.wire.server import MAX_CONNECTIONS, Server
 
 EXIT_BROKEN: Final = 70
 """Exit code of an actor that could not start or go on, after it told the supervisor why."""
@@ -37,6 +38,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _allow_files(MAX_CONNECTIONS + 64)
     spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ActorSpec)
     started = time.monotonic()
     link = SupervisorLink(spec)
@@ -50,10 +52,23 @@ def main() -> int:
         actor = make_actor(spec.factory, spec.arguments)
     except Exception as error:
         logger.exception("actor %s cannot be made", spec.name)
-        link.send(Broken(f"{type(error).__name__}: {error}"))
+        link.send(Broken(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
-    asyncio.run(_serve(spec, actor, link, started))
+    try:
+        asyncio.run(_serve(spec, actor, link, started))
+    except Exception as error:
+        logger.exception("actor %s cannot go on", spec.name)
+        link.send(Broken(sendable(f"{type(error).__name__}: {error}")))
+        return EXIT_BROKEN
     return 0
+
+
+def _allow_files(wanted: int) -> None:
+    """Lift the soft limit on open files, often 1,024, towards what the connections may need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def make_actor(factory: str, arguments: dict[str, str]) -> Actor:
@@ -69,14 +84,14 @@ async def _serve(spec: ActorSpec, actor: Actor, link: SupervisorLink, started: f
 
     def broken(reason: str) -> None:
         with contextlib.suppress(OSError):  # the supervisor may be gone; the end is the same
-            link.send(Broken(reason))
+            link.send(Broken(sendable(reason)))
         os._exit(EXIT_BROKEN)
 
     def drain_soon() -> None:
         loop.call_soon_threadsafe(draining.set)
 
     mailbox = Mailbox(spec.mailbox_requests, spec.mailbox_bytes)
-    runtime = ActorRuntime(actor, mailbox, broken)
+    runtime = ActorRuntime(actor, mailbox, broken, spec.max_message_bytes)
     server = Server(runtime, spec.secret, spec.name, spec.epoch, spec.max_message_bytes)
     await server.listen(spec.address)
     link.status = lambda: (runtime.busy(), runtime.stats())

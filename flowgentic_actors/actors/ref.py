@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 from msgspec import Raw
@@ -65,7 +66,8 @@ class ActorRef:
             if loop is here:
                 await connection.close()
             elif not loop.is_closed():
-                asyncio.run_coroutine_threadsafe(connection.close(), loop)
+                with contextlib.suppress(RuntimeError):  # that loop was closed just now
+                    loop.call_soon_threadsafe(connection.abandon)
 
     def close_blocking(self) -> None:
         """Close the connections of blocking calls; enough where only those were made."""

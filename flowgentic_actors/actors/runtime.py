@@ -24,6 +24,7 @@ from flowgentic_actors.wire.messages import (
     Reply,
     Request,
     ToServer,
+    sendable,
 )
 from flowgentic_actors.wire.server import Connection, Server
 
@@ -40,12 +41,20 @@ class ActorRuntime:
         actor: The actor.
         mailbox: Its queue.
         on_broken: Told why the actor cannot go on, after the callers concerned.
+        max_reply: Largest reply that callers take, bytes.
     """
 
-    def __init__(self, actor: Actor, mailbox: Mailbox, on_broken: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        actor: Actor,
+        mailbox: Mailbox,
+        on_broken: Callable[[str], None],
+        max_reply: int,
+    ) -> None:
         self._actor = actor
         self._mailbox = mailbox
         self._on_broken = on_broken
+        self._max_reply = max_reply
         self._scheduled = False
         self._closing = False
         self._broken = False
@@ -128,8 +137,13 @@ class ActorRuntime:
             self._actor.commit()
         except FlowgenticError as error:
             logger.exception("the batch could not be committed")
-            self._refuse_all(replies, str(error))
+            self._refuse_all(replies, sendable(str(error)))
             self._break(str(error))
+        except Exception as error:
+            # A defect: what became of the batch is not known, so it is left unanswered, and the
+            # callers ask the next incarnation, which has read what is stored.
+            logger.exception("a commit broke the actor")
+            self._break(_describe(error))
         else:
             for envelope, reply in replies:
                 envelope.connection.send(reply)
@@ -158,18 +172,24 @@ class ActorRuntime:
         call = Call(envelope.connection.session, envelope.seq, envelope.low, envelope.body)
         self._requests += 1
         try:
-            return Reply(envelope.seq, Raw(self._actor.handle(call)))
+            reply = self._actor.handle(call)
         except InvalidRequestError as error:
             self._rejected += 1
-            return Failure(envelope.seq, "invalid", str(error))
+            return Failure(envelope.seq, "invalid", sendable(str(error)))
         except RejectedError as error:
             self._rejected += 1
-            return Failure(envelope.seq, "storage", str(error))
+            return Failure(envelope.seq, "storage", sendable(str(error)))
         except Exception as error:
             # Let it crash: the state may be half changed, so it is rebuilt from what is stored.
             logger.exception("a request broke the actor")
-            self._break(f"{type(error).__name__}: {error}")
-            return Failure(envelope.seq, "internal", f"{type(error).__name__}: {error}")
+            self._break(_describe(error))
+            return Failure(envelope.seq, "internal", _describe(error))
+        if len(reply) > self._max_reply:
+            # The caller would end the connection instead of reading it, and ask again.
+            self._rejected += 1
+            text = f"the answer has {len(reply)} bytes, the limit is {self._max_reply}"
+            return Failure(envelope.seq, "invalid", f"{text} (setting: max_message_bytes)")
+        return Reply(envelope.seq, Raw(reply))
 
     def _refuse(self, connection: Connection, seq: int, kind: FailureKind, text: str) -> None:
         self._rejected += 1
@@ -184,3 +204,7 @@ class ActorRuntime:
             self._broken = True
             self._idle.set()
             asyncio.get_running_loop().call_soon(self._on_broken, reason)
+
+
+def _describe(error: Exception) -> str:
+    return sendable(f"{type(error).__name__}: {error}")

@@ -91,13 +91,30 @@ class Incarnation:
     watch: ProcessWatch | None = None
     node: str = ""
     busy: float = 0.0
-    last_pong: float = 0.0
+    silence: float = 0.0  # seconds of pings without an answer
     served_from: float = float("inf")  # on the monotonic clock; never, so far
     reason: str = ""  # why it is being ended, when we know before the exit
     started: asyncio.Event = field(default_factory=asyncio.Event)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)  # link lost, exit, or given up
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def ends(self) -> list[asyncio.Event]:
+        """Set, any of them, when this life is over."""
+        return [self.ended, self.watch.gone] if self.watch else [self.ended]
+
+    def expect(self, event: asyncio.Event, what: str) -> None:
+        """Make sure that a step of starting was reached.
+
+        Raises:
+            ActorStartError: If it was not.
+        """
+        if event.is_set():
+            return
+        over = any(end.is_set() for end in self.ends)
+        how = f"its process ended before it could {what}" if over else f"it did not {what} in time"
+        raise ActorStartError(self.reason or how)
 
 
 class Child:
@@ -214,7 +231,7 @@ class Supervisor:
             case Ready():
                 life.ready.set()
             case Pong(_, busy, stats):
-                life.last_pong = time.monotonic()
+                life.silence = 0.0
                 life.busy, child.stats = busy, stats
             case Broken(reason):
                 life.reason = reason
@@ -236,7 +253,6 @@ class Supervisor:
         if child is None or life is None or life.epoch != message.epoch or life.link is not None:
             raise ProtocolError(f"{message.name} of epoch {message.epoch} is not wanted any more")
         life.link, life.node = connection, message.node
-        life.last_pong = time.monotonic()
         life.watch = life.watch or ProcessWatch(connection.pid)
         self._links[connection] = (child, life)
         life.started.set()
@@ -254,8 +270,7 @@ class Supervisor:
             except (ActorStartError, OSError, TimeoutError) as error:
                 reason = life.reason or str(error) or type(error).__name__
             finally:
-                with anyio.CancelScope(shield=True):
-                    code = await self._confirm_exit(life)
+                code = await self._confirm_exit(child, life)
             if self._stopping.is_set():
                 break
             child.reason = reason or _describe_exit(code)
@@ -297,16 +312,19 @@ class Supervisor:
         log_file = self._folder / f"{child.spec.name}.log"
         life.spawned = await self._spawner.spawn(spec_file, log_file, settings.start_timeout)
         if life.watch is None and life.spawned.pid is not None:
-            life.watch = ProcessWatch(life.spawned.pid)
-        await self._reach(life, life.started, settings.start_timeout, "did not connect")
+            life.watch = ProcessWatch(life.spawned.pid, life.spawned.reap)
+        with anyio.move_on_after(settings.start_timeout):
+            await _first(life.started, *life.ends)
+        life.expect(life.started, "connect")
         assert life.link is not None
         child.pid, child.node = life.link.pid, life.node
         life.link.send(Go())
         async with anyio.create_task_group() as tasks:
             # Recovering a large journal takes as long as it takes, as long as pings are answered.
             tasks.start_soon(self._heartbeat, life)
-            await self._reach(life, life.ready, float("inf"), "did not begin to serve")
+            await _first(life.ready, *life.ends)
             tasks.cancel_scope.cancel()
+        life.expect(life.ready, "serve")
         child.state = ChildState.RUNNING
         child.has_run = True
         life.served_from = time.monotonic()
@@ -318,56 +336,56 @@ class Supervisor:
     async def _watch(self, life: Incarnation) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._heartbeat, life)
-            await _first(life.ended, life.watch.gone if life.watch else life.ended)
+            await _first(*life.ends)
             tasks.cancel_scope.cancel()
 
-    async def _reach(
-        self, life: Incarnation, event: asyncio.Event, timeout: float, what: str
-    ) -> None:
-        with anyio.move_on_after(timeout):
-            await _first(event, life.ended, *([life.watch.gone] if life.watch else []))
-        if not event.is_set():
-            gone = life.ended.is_set() or (life.watch is not None and life.watch.gone.is_set())
-            raise ActorStartError(
-                life.reason
-                or (f"its process ended before it {what[8:]}" if gone else f"it {what} in time")
-            )
-
     async def _heartbeat(self, life: Incarnation) -> None:
-        """Ping until the actor is silent or stuck for too long, then mark it as ended."""
+        """Ping until the actor is silent or stuck for too long, then mark it as ended.
+
+        What counts is pings, not the clock: when a scheduler suspends the whole job, actors and
+        supervisor alike, nobody was silent. For the same reason a busy actor is asked twice.
+        """
         settings = self._settings
-        life.last_pong = time.monotonic()
-        number = 0
+        life.silence = 0.0
+        number = stuck = 0
         while not life.ended.is_set():
             assert life.link is not None
             life.link.send(Ping(number))
             number += 1
             await anyio.sleep(settings.heartbeat_interval)
-            silence = time.monotonic() - life.last_pong
-            if silence > settings.hang_timeout:
-                life.reason = f"no answer to pings for {silence:.1f} s: stopped or hung"
+            life.silence += settings.heartbeat_interval
+            stuck = stuck + 1 if life.busy > settings.busy_timeout else 0
+            if life.silence > settings.hang_timeout:
+                life.reason = f"no answer to pings for {life.silence:.1f} s: stopped or hung"
                 life.ended.set()
-            elif life.busy > settings.busy_timeout:
+            elif stuck > 1:
                 life.reason = f"one batch took more than {life.busy:.1f} s: stuck"
                 life.ended.set()
 
-    async def _confirm_exit(self, life: Incarnation) -> int | None:
+    async def _confirm_exit(self, child: Child, life: Incarnation) -> int | None:
+        # Without a watch the process never showed up; when it does, it is not let go on.
+        life.ended.set()
         if life.link is not None:
             life.link.abort()
         if life.watch is not None:
             life.watch.kill()
-            with anyio.move_on_after(_EXIT_TIMEOUT):
+            with anyio.move_on_after(_EXIT_TIMEOUT, shield=True):
                 await life.watch.gone.wait()
+            if not life.watch.gone.is_set():
+                # Stuck in the kernel, on a file system that does not answer perhaps. Another one
+                # beside it would be two.
+                child.state = ChildState.RESTARTING
+                self._on_event("actor_lingers", child.spec.name, "killed, and not gone yet")
+                await _first(life.watch.gone, self._stopping)
             life.watch.close()
-        # Without a watch the process never showed up; when it does, it is not let go on.
-        life.ended.set()
         return life.spawned.reap() if life.spawned else None
 
     async def _stop_child(self, child: Child, deadline: float) -> None:
         life = child.life
         if life is None or child.state is ChildState.FAILED:
             return
-        if life.link is not None and not life.ended.is_set() and life.ready.is_set():
+        served = life.link is not None and not life.ended.is_set() and life.ready.is_set()
+        if life.link is not None and served:
             life.link.send(Drain())
             with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
                 await _first(life.stopped, life.ended)
@@ -381,7 +399,8 @@ class Supervisor:
                 await life.watch.gone.wait()
         child.state = ChildState.STOPPED if orderly else ChildState.FAILED
         kind = "actor_stopped" if orderly else "actor_killed"
-        self._on_event(kind, child.spec.name, "" if orderly else "it did not drain in time")
+        reason = "it did not drain in time" if served else "it did not serve"
+        self._on_event(kind, child.spec.name, "" if orderly else reason)
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -7,6 +7,7 @@ can be one); a daemon thread is left behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -47,7 +48,7 @@ async def on_daemon_thread(
             value = function(*args, **kwargs)
         except BaseException as caught:  # noqa: BLE001 - handed to the waiter
             error = caught
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, value, error)
 
     name = getattr(function, "__qualname__", repr(function))

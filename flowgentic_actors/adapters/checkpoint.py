@@ -15,6 +15,7 @@ from langgraph.checkpoint.base import (
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
+    get_checkpoint_id,
     get_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -34,6 +35,7 @@ from flowgentic_actors.engine.replies import CheckpointRow, MissingBlobs
 from flowgentic_actors.errors import InvalidRequestError
 
 _INT64 = 2**63
+_MOST = 2**53
 _MOST_FACETS = 1024
 
 
@@ -81,7 +83,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         """
         listing = self._listing(config, filter, before, limit)
         while True:
-            if asks := listing.asks():
+            while asks := listing.asks():
                 listing.feed(await ask_all(self._client, asks))
             row = listing.pop()
             if row is None:
@@ -136,7 +138,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         """List checkpoints; see `alist`."""
         listing = self._listing(config, filter, before, limit)
         while True:
-            if asks := listing.asks():
+            while asks := listing.asks():
                 listing.feed(ask_all_sync(self._client, asks))
             row = listing.pop()
             if row is None:
@@ -193,13 +195,13 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> Plan[RunnableConfig]:
-        # Everything is serialized before the first question: LangGraph goes on changing some of
-        # these containers while the caller waits.
+        # Everything is serialized or copied before the first question: LangGraph goes on changing
+        # some of these containers while the caller waits.
         thread_id, ns, parent_id = _identify(config)
         dumps = self.serde.dumps_typed
         body: dict[str, Any] = dict(checkpoint)
-        values: dict[str, Any] = body.pop("channel_values")
-        versions: dict[str, Any] = body.pop("channel_versions")
+        values: dict[str, Any] = dict(body.pop("channel_values"))
+        versions: dict[str, Any] = dict(body.pop("channel_versions"))
         unversioned = {c: v for c, v in values.items() if c not in versions}
         if unversioned:
             body["channel_values"] = unversioned
@@ -259,19 +261,20 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     ) -> Listing:
         if limit is not None and limit < 0:
             raise InvalidRequestError(f"limit must be at least 0, not {limit}")
-        configurable = config["configurable"] if config else {}
+        configurable = config.get("configurable", {}) if config else {}
         thread_id = str(configurable["thread_id"]) if "thread_id" in configurable else None
         table = self._client.table
         shards = range(max(table.shards) + 1) if thread_id is None else [table.of_thread(thread_id)]
         facets = _facets({k: v for k, v in (wanted or {}).items() if v is not None})
+        # A filter that the shard cannot decide is decided here, on more rows than are wanted.
+        decided = len(facets) == len(wanted or {})
         query = ListCheckpoints(
             thread_id,
             configurable.get("checkpoint_ns"),
             configurable.get("checkpoint_id") or None,
-            (before["configurable"].get("checkpoint_id") or None) if before else None,
+            get_checkpoint_id(before) if before else None,
             facets,
-            # A filter that the shard cannot decide is decided here, on more rows than are wanted.
-            limit if len(facets) == len(wanted or {}) else None,
+            min(limit, _MOST) if limit is not None and decided else None,
         )
         return Listing(shards, query, limit)
 

@@ -51,16 +51,21 @@ def run_sync(client: MemoryClient, plan: Plan[T]) -> T:
 
 
 async def ask_all(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply]:
-    """Ask everything at once and await all replies."""
+    """Ask everything at once and await all replies; the first error is raised after the last."""
     if len(asks) == 1:
         return [await client.ask(*asks[0])]
-    async with asyncio.TaskGroup() as tasks:
-        waiting = [tasks.create_task(client.ask(*ask)) for ask in asks]
-    return [task.result() for task in waiting]
+    # Not a task group: it would cancel what has nothing to do with the error, and wrap the error.
+    answers = await asyncio.gather(*(client.ask(*ask) for ask in asks), return_exceptions=True)
+    replies: list[Reply] = []
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+        replies.append(answer)
+    return replies
 
 
 def ask_all_sync(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply]:
-    """Ask everything, one after the other."""
+    """Ask everything, one after the other, until one is refused."""
     return [client.ask_sync(*ask) for ask in asks]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from heapq import merge
 from itertools import islice
+from typing import Any
 
 import msgspec
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -13,6 +14,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.store.base import (
     BaseStore,
     GetOp,
+    InvalidNamespaceError,
     Item,
     ListNamespacesOp,
     Op,
@@ -38,6 +40,7 @@ from flowgentic_actors.engine.replies import ItemRow
 from flowgentic_actors.errors import InvalidRequestError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MOST = 2**52  # more than any shard holds; a limit and an offset of it still fit into one number
 
 
 class AsyncStore(BaseStore):
@@ -85,9 +88,10 @@ class AsyncStore(BaseStore):
                 case ListNamespacesOp():
                     reads[index] = self._list_namespaces(op)
                 case PutOp():
-                    ask = self._put(op)
-                    puts.pop((op.namespace, op.key), None)
-                    puts[op.namespace, op.key] = ask
+                    place = tuple(op.namespace), str(op.key)
+                    ask = self._put(op, *place)
+                    puts.pop(place, None)
+                    puts[place] = ask
                 case _:
                     raise InvalidRequestError(f"{type(op).__name__} is not a store operation")
         results: list[Result] = [None] * len(ops)
@@ -99,15 +103,13 @@ class AsyncStore(BaseStore):
             yield list(puts.values())
         return results
 
-    def _put(self, op: PutOp) -> Ask:
-        namespace = tuple(op.namespace)
+    def _put(self, op: PutOp, namespace: tuple[str, ...], key: str) -> Ask:
         if not namespace:
-            raise InvalidRequestError("an item needs a namespace of at least one label")
+            raise InvalidNamespaceError("Namespace cannot be empty.")
         shard = self._client.table.of_namespace(namespace)
         if op.value is None:
-            return Ask(shard, DeleteItem(namespace, str(op.key)))
-        value = self._serde.dumps_typed(dict(op.value))
-        return Ask(shard, PutItem(namespace, str(op.key), value))
+            return Ask(shard, DeleteItem(namespace, key))
+        return Ask(shard, PutItem(namespace, key, self._serde.dumps_typed(dict(op.value))))
 
     def _get(self, op: GetOp) -> Plan[Result]:
         namespace = tuple(op.namespace)
@@ -116,36 +118,36 @@ class AsyncStore(BaseStore):
         return None if reply.row is None else self._item(reply.row)
 
     def _search(self, op: SearchOp) -> Plan[Result]:
-        _check_window(op.limit, op.offset)
+        limit, offset = _window(op)
         query = SearchItems(
             tuple(op.namespace_prefix),
-            msgspec.msgpack.encode(op.filter) if op.filter else b"",
-            op.limit,
-            op.offset,
+            _encode_filter(op.filter) if op.filter else b"",
+            limit,
+            offset,
         )
         shards = self._client.table.below(query.prefix)
         if len(shards) == 1:
             rows = yield from _search_shard(shards[0], query)
         else:
             # Each shard gives its first offset + limit; which of them count is known only here.
-            wide = msgspec.structs.replace(query, limit=op.limit + op.offset, offset=0)
+            wide = msgspec.structs.replace(query, limit=limit + offset, offset=0)
             found = yield from together([_search_shard(shard, wide) for shard in shards])
-            rows = list(islice(merge(*found, key=_key), op.offset, op.offset + op.limit))
+            rows = list(islice(merge(*found, key=_key), offset, offset + limit))
         return [self._search_item(row) for row in rows]
 
     def _list_namespaces(self, op: ListNamespacesOp) -> Plan[Result]:
-        _check_window(op.limit, op.offset)
+        limit, offset = _window(op)
         if op.max_depth is not None and op.max_depth < 1:
             raise InvalidRequestError(f"max_depth must be at least 1, not {op.max_depth}")
         conditions = tuple(
             Match(condition.match_type, tuple(condition.path))
             for condition in op.match_conditions or ()
         )
-        query = ListNamespaces(conditions, op.max_depth, op.limit + op.offset, 0)
+        query = ListNamespaces(conditions, op.max_depth, limit + offset, 0)
         replies = yield [Ask(shard, query) for shard in self._client.table.below(())]
         # Cut to max_depth, one namespace may come from several shards.
         found = sorted({namespace for reply in replies for namespace in reply.namespaces})
-        return found[op.offset : op.offset + op.limit]
+        return found[offset : offset + limit]
 
     # ------------------------------------------------------------------ rows
 
@@ -190,7 +192,16 @@ def _time(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def _check_window(limit: int, offset: int) -> None:
-    for name, value in (("limit", limit), ("offset", offset)):
+def _encode_filter(conditions: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.msgpack.encode(conditions)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidRequestError(f"filter holds what no shard can compare: {error}") from error
+
+
+def _window(op: SearchOp | ListNamespacesOp) -> tuple[int, int]:
+    """Limit and offset of an operation, within what a shard takes."""
+    for name, value in (("limit", op.limit), ("offset", op.offset)):
         if value < 0:
             raise InvalidRequestError(f"{name} must be at least 0, not {value}")
+    return min(op.limit, _MOST), min(op.offset, _MOST)

@@ -58,10 +58,10 @@ class ShardActor:
         """Carry out a command; see `Actor.handle`."""
         try:
             command = _decode_command(call.body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            if not isinstance(command, WRITES):
+                return _encode(self._shard.apply(command, self._now_us).reply)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequestError(f"not a command: {error}") from error
-        if not isinstance(command, WRITES):
-            return _encode(self._shard.apply(command, self._now_us).reply)
         remembered = self._sessions.recall(call.session, call.seq)
         if remembered is not None:
             return remembered

@@ -1,11 +1,12 @@
 """The journal of a shard: an append-only file of checked entries.
 
     header   b"FGAJ", format version
-    entry    length, CRC-32 of the payload, payload
+    entry    length, CRC-32 of the payload, CRC-32 of these two, payload
 
 A process that dies while it appends leaves at most one entry cut short at the end of the file;
 `replay` cuts it off. An entry that is whole and does not match its CRC was changed after it was
-written: that is damage, and it is refused rather than served.
+written: that is damage, and it is refused rather than served. The head has a CRC of its own, or a
+changed length would make all that follows look like a torn tail.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from flowgentic_actors.errors import JournalDamagedError, JournalError, JournalL
 
 _FORMAT: Final = 1
 _HEADER = struct.Struct("!4sI")
-_ENTRY = struct.Struct("!II")
+_ENTRY = struct.Struct("!III")
 _MAGIC: Final = b"FGAJ"
 _READ = 1 << 20
 
@@ -55,10 +56,11 @@ class Journal:
             raise JournalLockedError(
                 f"the journal in {folder} is open in another process; a shard has one actor"
             ) from None
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._file = os.open(self._path, flags, 0o600)
+        self._file = -1
         self._end = 0
         try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._file = os.open(self._path, flags, 0o600)
             self._begin()
         except BaseException:
             self.close()
@@ -82,16 +84,15 @@ class Journal:
             while head := reader.read(_ENTRY.size):
                 if len(head) < _ENTRY.size:
                     break
-                length, crc = _ENTRY.unpack(head)
+                length, crc, head_crc = _ENTRY.unpack(head)
+                if zlib.crc32(head[:8]) != head_crc:
+                    raise self._damage(position)
                 end = position + _ENTRY.size + length
                 if end > size:
                     break
                 payload = reader.read(length)
                 if zlib.crc32(payload) != crc:
-                    raise JournalDamagedError(
-                        f"{self._path}: the entry at byte {position} does not match its checksum; "
-                        "the file was changed or the disk is failing. Restore it from a copy"
-                    )
+                    raise self._damage(position)
                 yield payload
                 position = end
         if position < size:
@@ -106,7 +107,8 @@ class Journal:
         """
         chunks: list[bytes] = []
         for payload in payloads:
-            chunks += (_ENTRY.pack(len(payload), zlib.crc32(payload)), payload)
+            head = struct.pack("!II", len(payload), zlib.crc32(payload))
+            chunks += (head, struct.pack("!I", zlib.crc32(head)), payload)
         data = b"".join(chunks)
         try:
             written = os.write(self._file, data)
@@ -117,9 +119,11 @@ class Journal:
         self._end += len(data)
 
     def close(self) -> None:
-        """Close the file and let go of the lock."""
-        for descriptor in (self._file, self._lock):
-            with contextlib.suppress(OSError):  # closed already: close() may be called twice
+        """Close the file and let go of the lock; once, as their numbers are given out again."""
+        descriptors = (self._file, self._lock)
+        self._file = self._lock = -1
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
                 os.close(descriptor)
 
     def _begin(self) -> None:
@@ -132,7 +136,13 @@ class Journal:
                 f"{self._path} is not a journal of format {_FORMAT}: written by another version of "
                 "flowgentic_actors, or not by it at all"
             )
-        self._end = _HEADER.size
+        self._end = os.fstat(self._file).st_size  # until `replay` has looked closer
+
+    def _damage(self, position: int) -> JournalDamagedError:
+        return JournalDamagedError(
+            f"{self._path}: the entry at byte {position} does not match its checksum; the file was "
+            "changed or the disk is failing. Restore it from a copy"
+        )
 
     def _take_back(self, error: OSError) -> None:
         try:

@@ -21,7 +21,14 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.client import CONNECT_TIMEOUT
 from flowgentic_actors.wire.messages import Failure, Hello, Reply, Request, Role, ToClient, Welcome
-from flowgentic_actors.wire.session import Pending, Session, overdue, refusal
+from flowgentic_actors.wire.session import (
+    Pending,
+    Session,
+    check_size,
+    overdue,
+    refusal,
+    untrusted,
+)
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
 _READ = 1 << 18
@@ -45,6 +52,7 @@ class BlockingConnection:
 
     def request(self, body: bytes, timeout: float) -> Raw:
         """Send a request and wait for its answer; see `AsyncConnection.request`."""
+        check_size(body, self._max_bytes, self._peer)
         pending = self._session.open(body, timeout, time.monotonic(), None)
         delay, congested = _FIRST_RETRY, False
         cause: str | None = None
@@ -53,7 +61,7 @@ class BlockingConnection:
                 try:
                     return self._attempt(pending)
                 except AuthenticationError as error:
-                    raise ActorUnavailableError(f"{self._peer}: {error}") from error
+                    raise untrusted(pending, self._peer, error) from error
                 except (OSError, WireError) as error:
                     congested = isinstance(error, TimeoutError) and self._sock is not None
                     cause = f"{type(error).__name__}: {error}".rstrip(": ")

@@ -7,12 +7,12 @@ import contextlib
 import os
 import random
 import socket
+from collections import deque
 from collections.abc import AsyncGenerator
 
 from msgspec import Raw
 
 from flowgentic_actors.errors import (
-    ActorUnavailableError,
     AuthenticationError,
     ClusterClosedError,
     FlowgenticError,
@@ -20,6 +20,7 @@ from flowgentic_actors.errors import (
     WireError,
 )
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
+from flowgentic_actors.wire.frames import FRAME_TARGET
 from flowgentic_actors.wire.messages import (
     Cancel,
     Failure,
@@ -30,7 +31,14 @@ from flowgentic_actors.wire.messages import (
     ToClient,
     Welcome,
 )
-from flowgentic_actors.wire.session import Pending, Session, overdue, refusal
+from flowgentic_actors.wire.session import (
+    Pending,
+    Session,
+    check_size,
+    overdue,
+    refusal,
+    untrusted,
+)
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
 _Answer = asyncio.Future[Raw]
@@ -65,7 +73,7 @@ class AsyncConnection:
         self._max_bytes = max_bytes
         self._role = role
         self._session: Session[_Answer] = Session()
-        self._queue: list[Pending[_Answer]] = []  # to be written, in order
+        self._queue: deque[Pending[_Answer]] = deque()  # to be written, in order
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._last_error: str | None = None
@@ -93,6 +101,7 @@ class AsyncConnection:
         """
         if self._closed:
             raise ClusterClosedError(f"the connection to {self._peer} is closed")
+        check_size(body, self._max_bytes, self._peer)
         answer: _Answer = self._loop.create_future()
         pending = self._session.open(body, timeout, self._loop.time(), answer)
         self._queue.append(pending)
@@ -106,16 +115,24 @@ class AsyncConnection:
 
     async def close(self) -> None:
         """End the connection; whoever waits gets `ClusterClosedError`."""
+        connecting = self._connecting
+        self.abandon()
+        if connecting is not None:
+            await asyncio.wait([connecting])
+        if self._guard is not None:
+            await self._guard.aclose()
+
+    def abandon(self) -> None:
+        """The same, without waiting until the socket is closed."""
         self._closed = True
         if self._alarm is not None:
             self._alarm.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
-            await asyncio.wait([self._connecting])
         for pending in list(self._session):
             self._fail(pending, ClusterClosedError(f"the connection to {self._peer} was closed"))
-        if self._guard is not None:
-            await self._guard.aclose()
+        if self._wire is not None:
+            self._wire.end()
 
     def after_fork(self) -> None:
         """Close the child's copy of the socket; the parent's stays as it is."""
@@ -134,18 +151,20 @@ class AsyncConnection:
         self._flushing = False
         wire = self._wire
         if wire is None:
-            if self._queue and self._connecting is None and not self._closed:
+            if len(self._session) and self._connecting is None and not self._closed:
                 self._connecting = self._loop.create_task(self._connect())
             return
-        if wire.congested:
-            return
         now, low = self._loop.time(), self._session.low
-        queue, self._queue = self._queue, []
-        for pending in queue:
+        size = 0
+        while self._queue and not wire.congested:
+            pending = self._queue.popleft()
             if self._session.is_open(pending.seq):
                 left = max(0, round((pending.deadline - now) * 1000))
-                wire.channel.send(Request(pending.seq, low, left, Raw(pending.body)))
+                size += wire.channel.send(Request(pending.seq, low, left, Raw(pending.body)))
                 pending.sent = True
+                if size >= FRAME_TARGET:
+                    wire.write()  # and see whether the actor keeps up
+                    size = 0
         wire.write()
 
     def _give_up(self, pending: Pending[_Answer]) -> None:
@@ -153,6 +172,8 @@ class AsyncConnection:
         if pending.sent and self._wire is not None:
             self._wire.channel.send(Cancel(pending.seq))
             self._flush_soon()
+        elif not pending.sent:
+            pending.body = b""  # it may stay in the queue for a while
 
     # ------------------------------------------------------------------ receiving
 
@@ -177,7 +198,7 @@ class AsyncConnection:
     def _lost(self, reason: str) -> None:
         self._wire = None
         self._last_error = reason
-        self._queue = list(self._session)
+        self._queue = deque(self._session)
         if self._queue:
             self._flush_soon()
 
@@ -218,7 +239,7 @@ class AsyncConnection:
                 except (OSError, TimeoutError, WireError) as error:
                     self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")
                 else:
-                    self._queue = list(self._session)
+                    self._queue = deque(self._session)
                     return
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
                 delay = min(delay * 2, _LAST_RETRY)
@@ -228,7 +249,7 @@ class AsyncConnection:
 
     def _refused(self, error: AuthenticationError) -> None:
         for pending in list(self._session):
-            self._fail(pending, ActorUnavailableError(f"{self._peer}: {error}"))
+            self._fail(pending, untrusted(pending, self._peer, error))
 
     async def _dial(self) -> _Wire:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -9,6 +9,9 @@ from msgspec import Meta, Raw, Struct
 MAX_MESSAGES = 65_536
 """Most messages in one frame."""
 
+MAX_TEXT = 65_536
+"""Most characters in the text of an error."""
+
 Counter: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 Name: TypeAlias = Annotated[str, Meta(max_length=256)]
 Role: TypeAlias = Literal["client", "owner", "link"]
@@ -88,7 +91,7 @@ class Stopped(Struct, tag=7, array_like=True, frozen=True):
 class Broken(Struct, tag=8, array_like=True, frozen=True):
     """The actor cannot start or go on, and why."""
 
-    reason: Annotated[str, Meta(max_length=65_536)]
+    reason: Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
 ToServer: TypeAlias = Hello | Request | Cancel | Started | Ready | Pong | Stopped | Broken
@@ -117,7 +120,7 @@ class Failure(Struct, tag=3, array_like=True, frozen=True):
 
     seq: Counter
     kind: FailureKind
-    text: Annotated[str, Meta(max_length=65_536)]
+    text: Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
 class Go(Struct, tag=4, array_like=True, frozen=True):
@@ -135,3 +138,8 @@ class Drain(Struct, tag=6, array_like=True, frozen=True):
 
 
 ToClient: TypeAlias = Welcome | Reply | Failure | Go | Ping | Drain
+
+
+def sendable(text: str) -> str:
+    """An error's text as a message can carry it: not too long, and without lone surrogates."""
+    return text[: MAX_TEXT // 8].encode("utf-8", "backslashreplace").decode()

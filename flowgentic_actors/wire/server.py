@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ from flowgentic_actors.wire.sockets import check_path, check_peer, peer_pid, unl
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT = 5.0
+FLUSH_TIMEOUT = 1.0
 MAX_CONNECTIONS = 4096
 _WRITE_BUFFER = 4 << 20
 
@@ -219,6 +221,8 @@ class Server:
         self.max_bytes = max_bytes
         self.welcome = Welcome(name, epoch, os.getpid())
         self._connections: set[Connection] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._listener: asyncio.Server | None = None
         self._path = ""
 
@@ -244,11 +248,13 @@ class Server:
             unlink_stale(self._path)
 
     async def close(self) -> None:
-        """Stop listening, flush and close every connection."""
+        """Stop listening, flush and close every connection; cut off what is not read in time."""
         self.stop_listening()
         for connection in list(self._connections):
             connection.close()
-        await asyncio.sleep(0)  # let the transports say goodbye
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                await self._empty.wait()
         for connection in list(self._connections):
             connection.abort()
         await asyncio.sleep(0)
@@ -258,10 +264,13 @@ class Server:
         if len(self._connections) >= MAX_CONNECTIONS:
             return False
         self._connections.add(connection)
+        self._empty.clear()
         return True
 
     def forget(self, connection: Connection) -> bool:
         """Whether the connection was admitted; called by the connection itself."""
         known = connection in self._connections
         self._connections.discard(connection)
+        if not self._connections:
+            self._empty.set()
         return known

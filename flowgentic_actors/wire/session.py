@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from flowgentic_actors.errors import (
     ActorUnavailableError,
+    AuthenticationError,
     BackpressureError,
     InvalidRequestError,
     OutcomeUnknownError,
@@ -96,6 +97,29 @@ class Session(Generic[Waiter]):
 def refusal(failure: Failure, peer: str) -> RequestError:
     """The error that an actor's refusal becomes."""
     return _FAILURES[failure.kind](f"{peer}: {failure.text}")
+
+
+def check_size(body: bytes, max_bytes: int, peer: str) -> None:
+    """Refuse a request that the actor would not read: it would end the connection instead.
+
+    Raises:
+        InvalidRequestError: If it is too large.
+    """
+    if len(body) > max_bytes:
+        raise InvalidRequestError(
+            f"a request of {len(body)} bytes to {peer} exceeds the limit of {max_bytes} (setting: "
+            "max_message_bytes). Nothing was sent"
+        )
+
+
+def untrusted(pending: Pending[Waiter], peer: str, error: AuthenticationError) -> RequestError:
+    """The error of a request that waits while its actor's address answers with another secret."""
+    if pending.sent:
+        return OutcomeUnknownError(
+            f"{peer} did not answer before its connection was lost; since then: {error}. A write "
+            "may have happened"
+        )
+    return ActorUnavailableError(f"{peer}: {error}. Nothing was sent")
 
 
 def overdue(

@@ -1,0 +1,123 @@
+"""The few file operations that storage is made of, so that a test can fail or crash at any of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Protocol
+
+
+class Disk(Protocol):
+    """File operations; every one of them may raise `OSError`."""
+
+    def create(self, path: Path, size: int) -> int:
+        """Make a new file of `size` zero bytes whose blocks are allocated; return its descriptor."""
+
+    def open(self, path: Path) -> int:
+        """Open a file for reading and writing."""
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+
+    def size(self, fd: int) -> int:
+        """Bytes in the file."""
+
+    def read(self, fd: int, count: int, offset: int) -> bytes:
+        """Read up to `count` bytes."""
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        """Write all of `data`."""
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Cut the file, or extend it with zeros."""
+
+    def sync(self, fd: int) -> None:
+        """Wait until the file's data is on the medium."""
+
+    def sync_folder(self, folder: Path) -> None:
+        """Wait until the names in a folder are on the medium."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename a file, replacing the target in one step."""
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+
+    def names(self, folder: Path) -> list[str]:
+        """The names in a folder, sorted."""
+
+
+class RealDisk:
+    """The operating system's files."""
+
+    def create(self, path: Path, size: int) -> int:
+        """See `Disk.create`."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, size)
+            else:
+                os.ftruncate(fd, size)
+        except OSError:
+            os.close(fd)
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                path.unlink()
+            raise
+        return fd
+
+    def open(self, path: Path) -> int:
+        """See `Disk.open`."""
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self, fd: int) -> None:
+        """See `Disk.close`."""
+        os.close(fd)
+
+    def size(self, fd: int) -> int:
+        """See `Disk.size`."""
+        return os.fstat(fd).st_size
+
+    def read(self, fd: int, count: int, offset: int) -> bytes:
+        """See `Disk.read`."""
+        data = os.pread(fd, count, offset)
+        while data and len(data) < count:  # a read of more than 2 GiB comes in parts
+            more = os.pread(fd, count - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        """See `Disk.write`."""
+        written = os.pwrite(fd, data, offset)
+        while written < len(data):
+            written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """See `Disk.truncate`."""
+        os.ftruncate(fd, size)
+
+    def sync(self, fd: int) -> None:
+        """See `Disk.sync`."""
+        os.fsync(fd)
+
+    def sync_folder(self, folder: Path) -> None:
+        """See `Disk.sync_folder`."""
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """See `Disk.rename`."""
+        source.replace(target)
+
+    def unlink(self, path: Path) -> None:
+        """See `Disk.unlink`."""
+        path.unlink()
+
+    def names(self, folder: Path) -> list[str]:
+        """See `Disk.names`."""
+        return sorted(os.listdir(folder))
