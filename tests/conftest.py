@@ -163,7 +163,10 @@ def _mode_params() -> list[object]:
     return [
         pytest.param(
             mode,
-            marks=[pytest.mark.dragon, pytest.mark.skipif(NO_DRAGON is not None, reason=NO_DRAGON or "")]
+            marks=[
+                pytest.mark.dragon,
+                pytest.mark.skipif(NO_DRAGON is not None, reason=NO_DRAGON or ""),
+            ]
             if mode == "dragon"
             else [],
         )

@@ -1,4 +1,4 @@
-"""The few file operations that storage is made of, so that a test can fail or crash at any of them."""
+"""The few file operations that storage is made of: a test can fail or crash at any of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Disk(Protocol):
     """File operations; every one of them may raise `OSError`."""
 
     def create(self, path: Path, size: int) -> int:
-        """Make a new file of `size` zero bytes whose blocks are allocated; return its descriptor."""
+        """Make a new file of `size` zero bytes, allocated; return its descriptor."""
 
     def open(self, path: Path) -> int:
         """Open a file for reading and writing."""
@@ -120,4 +120,4 @@ class RealDisk:
 
     def names(self, folder: Path) -> list[str]:
         """See `Disk.names`."""
-        return sorted(os.listdir(folder))
+        return sorted(path.name for path in folder.iterdir())

@@ -4,14 +4,15 @@ An entry's address is its log sequence number (LSN): the number of bytes of entr
 all segments ever written. It never changes, whatever becomes of the segment.
 
     segment   header (magic, format, first LSN, boot id, CRC), then entries, then zeros
-    entry     length, CRC-32 of LSN and payload, payload, one trailing byte that is never zero
+    entry     head (length, CRC-32 of LSN and payload, CRC-32 of the head), payload, one trailing
+              byte that is never zero
 
 A process that dies while it appends leaves a beginning of what it wrote, and zeros after it: the
-trailing byte of the cut entry is missing. That is a torn tail, and it is cut off. An entry that is
-whole and does not match its CRC was changed after it was written: that is damage, and it is refused
-rather than served. Only when the machine itself went down since (the boot id tells) may the tail of
-the last segment be anything, as its pages reach the medium in any order; then everything from the
-first bad entry on is cut: nothing of it was acknowledged as on disk.
+trailing byte of the cut entry is missing, or its head is and all that would follow. That is a torn
+tail, and it is cut off. Anything else that is not as it was written is damage, and it is refused
+rather than served or dropped. Only when the machine itself went down since (the boot id tells) may
+the tail of the last segment be anything, as its pages reach the medium in any order; then
+everything from the first bad entry on is cut: nothing of it was acknowledged as on disk.
 
 A sealed segment is cut to its length. Reopening seals the last segment and begins another, so what
 was recovered is never written to again.
@@ -36,10 +37,11 @@ SEGMENT_BYTES: Final = 64 << 20
 _MAGIC: Final = b"FGAS"
 _HEADER = struct.Struct("!4sIQ16sI")
 _DATA: Final = 64  # entries begin here
-_ENTRY = struct.Struct("!II")
+_HEAD = struct.Struct("!III")
 _END: Final = b"\xa5"
-_OVERHEAD: Final = _ENTRY.size + len(_END)
+_OVERHEAD: Final = _HEAD.size + len(_END)
 _SCAN: Final = 1 << 20
+_UNFINISHED: Final = ".new"
 
 
 def boot_id() -> bytes:
@@ -54,6 +56,10 @@ def boot_id() -> bytes:
 def checksum(lsn: int, payload: bytes) -> int:
     """The CRC of an entry; the LSN is in it, so an entry at a wrong place does not pass."""
     return zlib.crc32(payload, lsn & 0xFFFF_FFFF)
+
+
+def _head_checksum(lsn: int, length: int, crc: int) -> int:
+    return zlib.crc32(struct.pack("!QII", lsn, length, crc))
 
 
 @dataclass
@@ -87,18 +93,25 @@ class SegmentLog:
     Args:
         disk: File operations.
         folder: Folder of the segments; it must exist.
-        segment_bytes: Size of a segment; a larger batch gets a segment of its own.
         durable: Whether names and seals are synced too, for logs whose entries are.
+        segment_bytes: Size of a segment; a larger batch gets a segment of its own.
+        boot: What tells this start of the machine from others. Default: `boot_id()`.
     """
 
     def __init__(
-        self, disk: Disk, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, durable: bool
+        self,
+        disk: Disk,
+        folder: Path,
+        *,
+        durable: bool,
+        segment_bytes: int = SEGMENT_BYTES,
+        boot: bytes | None = None,
     ) -> None:
         self._disk = disk
         self._folder = folder
         self._segment_bytes = segment_bytes
         self._durable = durable
-        self._boot = boot_id()
+        self._boot = boot_id() if boot is None else boot
         self._segments: list[Segment] = []
         self._firsts: list[int] = []
         self.cut_bytes = 0
@@ -115,8 +128,12 @@ class SegmentLog:
             JournalDamagedError: If an entry is not what was written, or a segment is missing.
             JournalError: If a file was written by another version.
         """
-        names = [name for name in self._disk.names(self._folder) if name.endswith(".seg")]
-        paths = [self._folder / name for name in names]
+        paths: list[Path] = []
+        for name in self._disk.names(self._folder):
+            if name.endswith(".seg"):
+                paths.append(self._folder / name)
+            elif name.endswith(_UNFINISHED):
+                self._disk.unlink(self._folder / name)
         expected = start
         for index, path in enumerate(paths):
             segment, boot = self._open(path)
@@ -140,9 +157,6 @@ class SegmentLog:
         fd = self._disk.open(path)
         header = self._disk.read(fd, _HEADER.size, 0)
         first = int(path.stem, 16)
-        if not header.strip(b"\0"):
-            # Its maker died before the header was written: nothing can be in it.
-            return Segment(path, fd, first, first, sealed=False), self._boot
         if len(header) < _HEADER.size:
             raise JournalDamagedError(f"{path} is cut within its header")
         magic, version, told, boot, crc = _HEADER.unpack(header)
@@ -174,26 +188,37 @@ class SegmentLog:
 
     def _entry(self, segment: Segment, position: int, size: int) -> bytes | None:
         """The payload of a whole and good entry, or None."""
-        head = self._disk.read(segment.fd, _ENTRY.size, position)
-        if len(head) < _ENTRY.size:
+        head = self._head(segment, position)
+        if head is None or position + _OVERHEAD + head[0] > size:
             return None
-        length, crc = _ENTRY.unpack(head)
-        if position + _OVERHEAD + length > size:
-            return None
-        rest = self._disk.read(segment.fd, length + 1, position + _ENTRY.size)
+        length, crc = head
+        rest = self._disk.read(segment.fd, length + 1, position + _HEAD.size)
         lsn = segment.first + position - _DATA
         if rest[-1:] != _END or checksum(lsn, rest[:-1]) != crc:
             return None
         return rest[:-1]
 
+    def _head(self, segment: Segment, position: int) -> tuple[int, int] | None:
+        """The length and payload CRC in an entry's head, or None when the head is not good."""
+        head = self._disk.read(segment.fd, _HEAD.size, position)
+        if len(head) < _HEAD.size:
+            return None
+        length, crc, head_crc = _HEAD.unpack(head)
+        lsn = segment.first + position - _DATA
+        return (length, crc) if head_crc == _head_checksum(lsn, length, crc) else None
+
     def _check_torn(self, segment: Segment, position: int, size: int) -> None:
-        """Make sure that a bad entry is what an interrupted append leaves, or raise."""
-        head = self._disk.read(segment.fd, _ENTRY.size, position).ljust(_ENTRY.size, b"\0")
-        end = position + _OVERHEAD + _ENTRY.unpack(head)[0]
-        if end > size:
-            # The whole segment is allocated before it is written to, so no entry passes its end.
+        """Make sure that a bad entry is what an interrupted append leaves, or raise.
+
+        It leaves zeros from the cut on: from the trailing byte at the latest, and from the end of
+        the head when the head itself is not good.
+        """
+        head = self._head(segment, position)
+        zeros = position + _HEAD.size + (head[0] if head else 0)
+        if head and zeros >= size:
+            # A segment is allocated before it is written to, so no entry passes its end.
             raise self._damage(segment, position)
-        for start in range(end - 1, size, _SCAN):
+        for start in range(zeros, size, _SCAN):
             block = self._disk.read(segment.fd, min(_SCAN, size - start), start)
             if block.strip(b"\0"):
                 raise self._damage(segment, position)
@@ -241,7 +266,9 @@ class SegmentLog:
         chunks: list[bytes] = []
         lsn = active.end
         for payload in payloads:
-            chunks += (_ENTRY.pack(len(payload), checksum(lsn, payload)), payload, _END)
+            length, crc = len(payload), checksum(lsn, payload)
+            head = _HEAD.pack(length, crc, _head_checksum(lsn, length, crc))
+            chunks += (head, payload, _END)
             lsns.append(lsn)
             lsn += len(payload) + _OVERHEAD
         self._disk.write(active.fd, b"".join(chunks), active.offset(active.end))
@@ -330,11 +357,14 @@ class SegmentLog:
             empty = self._segments.pop()  # of an earlier life that wrote nothing
             self._disk.close(empty.fd)
             self._disk.unlink(path)
-        fd = self._disk.create(path, max(self._segment_bytes, _DATA + size))
+        unfinished = path.with_suffix(_UNFINISHED)  # so that no .seg is without its header
+        fd = self._disk.create(unfinished, max(self._segment_bytes, _DATA + size))
         head = _HEADER.pack(_MAGIC, FORMAT, first, self._boot, 0)[:-4]
         self._disk.write(fd, head + struct.pack("!I", zlib.crc32(head)), 0)
         if self._durable:
             self._disk.sync(fd)
+        self._disk.rename(unfinished, path)
+        if self._durable:
             self._disk.sync_folder(self._folder)
         segment = Segment(path, fd, first, first, sealed=False)
         self._segments.append(segment)

@@ -1,0 +1,170 @@
+"""A disk in memory that crashes when told to, with or without the machine."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+_SECTOR = 512
+
+
+class Crash(BaseException):
+    """The process died here. Not an `Exception`: nothing may catch it and go on."""
+
+
+class _File:
+    def __init__(self, data: bytes = b"") -> None:
+        self.data = bytearray(data)
+        self.synced = bytes(data)
+
+
+class SimulatedDisk:
+    """Implements `flowgentic_actors.storage.disk.Disk`.
+
+    Args:
+        crash_at: Number of the changing operation (write, truncate, create, sync, rename, unlink)
+            at which `Crash` is raised, counting from 0; None for never. A write that crashes is
+            half done.
+    """
+
+    def __init__(self, crash_at: int | None = None) -> None:
+        self._crash_at = crash_at
+        self.operations = 0
+        self._files: dict[Path, _File] = {}
+        self._synced_names: dict[Path, _File] = {}
+        self._open: dict[int, _File] = {}
+        self._next_fd = 3
+
+    # ------------------------------------------------------------------ after a crash
+
+    def after_process_death(self) -> SimulatedDisk:
+        """The disk as the next process finds it: the kernel keeps what was written."""
+        disk = SimulatedDisk()
+        disk._files = {path: _File(bytes(file.data)) for path, file in self._files.items()}
+        disk._synced_names = dict(disk._files)
+        return disk
+
+    def after_power_loss(self, rng: random.Random | None = None) -> SimulatedDisk:
+        """The disk as the machine finds it when it is back: what was not synced may be lost.
+
+        Args:
+            rng: Decides for each sector and name that was not synced whether it got through;
+                None loses all of them.
+        """
+        disk = SimulatedDisk()
+        names = dict(self._synced_names)
+        if rng is not None:
+            for path in {*self._files, *self._synced_names}:
+                if rng.random() < 0.5:
+                    names.pop(path, None)
+                    if path in self._files:
+                        names[path] = self._files[path]
+        for path, file in names.items():
+            disk._files[path] = _File(_surviving(file, rng))
+        disk._synced_names = dict(disk._files)
+        return disk
+
+    # ------------------------------------------------------------------ Disk
+
+    def create(self, path: Path, size: int) -> int:
+        """See `Disk.create`."""
+        self._step()
+        if path in self._files:
+            raise FileExistsError(path)
+        self._files[path] = _File()
+        self._files[path].data = bytearray(size)
+        return self._descriptor(self._files[path])
+
+    def open(self, path: Path) -> int:
+        """See `Disk.open`."""
+        if path not in self._files:
+            raise FileNotFoundError(path)
+        return self._descriptor(self._files[path])
+
+    def close(self, fd: int) -> None:
+        """See `Disk.close`."""
+        del self._open[fd]
+
+    def size(self, fd: int) -> int:
+        """See `Disk.size`."""
+        return len(self._open[fd].data)
+
+    def read(self, fd: int, count: int, offset: int) -> bytes:
+        """See `Disk.read`."""
+        return bytes(self._open[fd].data[offset : offset + count])
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        """See `Disk.write`."""
+        try:
+            self._step()
+        except Crash:
+            self._write(fd, data[: len(data) // 2], offset)
+            raise
+        self._write(fd, data, offset)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """See `Disk.truncate`."""
+        self._step()
+        data = self._open[fd].data
+        del data[size:]
+        data.extend(bytes(size - len(data)))
+
+    def sync(self, fd: int) -> None:
+        """See `Disk.sync`."""
+        self._step()
+        self._open[fd].synced = bytes(self._open[fd].data)
+
+    def sync_folder(self, folder: Path) -> None:
+        """See `Disk.sync_folder`."""
+        self._step()
+        for path in [path for path in self._synced_names if path.parent == folder]:
+            del self._synced_names[path]
+        for path, file in self._files.items():
+            if path.parent == folder:
+                self._synced_names[path] = file
+
+    def rename(self, source: Path, target: Path) -> None:
+        """See `Disk.rename`."""
+        self._step()
+        self._files[target] = self._files.pop(source)
+
+    def unlink(self, path: Path) -> None:
+        """See `Disk.unlink`."""
+        self._step()
+        del self._files[path]
+
+    def names(self, folder: Path) -> list[str]:
+        """See `Disk.names`."""
+        return sorted(path.name for path in self._files if path.parent == folder)
+
+    def flip(self, path: Path, byte: int, bit: int) -> None:
+        """Damage a file."""
+        self._files[path].data[byte] ^= 1 << bit
+
+    def _step(self) -> None:
+        if self.operations == self._crash_at:
+            raise Crash(f"crashed at operation {self.operations}")
+        self.operations += 1
+
+    def _descriptor(self, file: _File) -> int:
+        self._next_fd += 1
+        self._open[self._next_fd] = file
+        return self._next_fd
+
+    def _write(self, fd: int, data: bytes, offset: int) -> None:
+        file = self._open[fd].data
+        file.extend(bytes(max(0, offset + len(data) - len(file))))
+        file[offset : offset + len(data)] = data
+
+
+def _surviving(file: _File, rng: random.Random | None) -> bytes:
+    """What of a file a power loss leaves: the synced content, with some later sectors in it."""
+    if rng is None:
+        return file.synced
+    length = rng.choice([len(file.synced), len(file.data)])
+    result = bytearray(file.synced[:length].ljust(length, b"\0"))
+    for start in range(0, length, _SECTOR):
+        if rng.random() < 0.5:
+            sector = bytes(file.data[start : min(start + _SECTOR, length)])
+            result[start : start + len(sector)] = sector
+    return bytes(result)
