@@ -1,160 +1,152 @@
-"""The journal of a shard: an append-only file of checked entries.
+"""The journal of a shard: a compacted set, and the log from there on.
 
-    header   b"FGAJ", format version
-    entry    length, CRC-32 of the payload, CRC-32 of these two, payload
-
-A process that dies while it appends leaves at most one entry cut short at the end of the file;
-`replay` cuts it off. An entry that is whole and does not match its CRC was changed after it was
-written: that is damage, and it is refused rather than served. The head has a CRC of its own, or a
-changed length would make all that follows look like a torn tail.
+Recovery reads the newest whole set and the segments after it. Two sets are kept, with the segments
+since the older one, so a set that is damaged costs nothing but time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from flowgentic_actors.errors import JournalDamagedError, JournalError, JournalLockedError
+from flowgentic_actors.errors import JournalDamagedError, JournalError
+from flowgentic_actors.storage.disk import Disk
+from flowgentic_actors.storage.log import SEGMENT_BYTES, SegmentLog, SyncPlan
+from flowgentic_actors.storage.sets import CompactedSet, open_newest, open_set, set_names
 
-_FORMAT: Final = 1
-_HEADER = struct.Struct("!4sI")
-_ENTRY = struct.Struct("!III")
-_MAGIC: Final = b"FGAJ"
-_READ = 1 << 20
-
-FILE_NAME: Final = "journal.fga"
-LOCK_NAME: Final = "journal.lock"
+EXIT_JOURNAL: Final = 74
+"""Exit code of a process that could neither write its journal nor take the attempt back."""
 
 
 class Journal:
-    """One shard's journal, locked by the process that has it open.
+    """One shard's journal. Its folder must be locked by whoever opens it.
 
     Call `replay` to its end before the first `append`.
 
     Args:
-        folder: The shard's folder; made with mode 0700 when it is not there.
-
-    Raises:
-        JournalLockedError: If another process has it open.
-        JournalError: If the file is not a journal of a format that this version reads.
+        disk: File operations.
+        folder: The shard's folder.
+        durable: Whether callers `sync` what they write.
+        segment_bytes: Size of a segment.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path = folder / FILE_NAME
-        self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise JournalLockedError(
-                f"the journal in {folder} is open in another process; a shard has one actor"
-            ) from None
-        self._file = -1
-        self._end = 0
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            self._file = os.open(self._path, flags, 0o600)
-            self._begin()
-        except BaseException:
-            self.close()
-            raise
+    def __init__(
+        self, disk: Disk, folder: Path, *, durable: bool, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
+        self._disk = disk
+        self._folder = folder
+        self._log = SegmentLog(disk, folder, durable=durable, segment_bytes=segment_bytes)
+        self._set: CompactedSet | None = None
 
     @property
     def size(self) -> int:
-        """Bytes in the journal."""
-        return self._end
+        """Bytes of entries in the newest set and the log after it."""
+        compacted = self._set.bytes if self._set else 0
+        return compacted + self._log.bytes_from(self.compacted_to)
 
-    def replay(self) -> Iterator[bytes]:
-        """Yield every entry's payload in order, and cut off what an interrupted append left.
+    @property
+    def compacted_to(self) -> int:
+        """LSN up to which the newest set replaces the log."""
+        return self._set.end if self._set else 0
+
+    @property
+    def sealed_to(self) -> int:
+        """LSN up to which the log is sealed, and can be compacted."""
+        sealed = self._log.sealed()
+        return sealed[-1].end if sealed else 0
+
+    def replay(self) -> Iterator[tuple[bytes, bool]]:
+        """Yield every entry's payload in order, and whether it is from the compacted set.
 
         Raises:
-            JournalDamagedError: If an entry is not what was written.
+            JournalDamagedError: If an entry is not what was written, and no older set has it.
+            JournalError: If a file was written by another version.
         """
-        size = os.fstat(self._file).st_size
-        position = _HEADER.size
-        with os.fdopen(os.dup(self._file), "rb", buffering=_READ) as reader:
-            reader.seek(position)
-            while head := reader.read(_ENTRY.size):
-                if len(head) < _ENTRY.size:
-                    break
-                length, crc, head_crc = _ENTRY.unpack(head)
-                if zlib.crc32(head[:8]) != head_crc:
-                    raise self._damage(position)
-                end = position + _ENTRY.size + length
-                if end > size:
-                    break
-                payload = reader.read(length)
-                if zlib.crc32(payload) != crc:
-                    raise self._damage(position)
-                yield payload
-                position = end
-        if position < size:
-            os.ftruncate(self._file, position)
-        self._end = position
+        self._set = open_newest(self._disk, self._folder)
+        if self._set is not None:
+            for _, payload in self._set.entries():
+                yield payload, True
+        for _, payload in self._log.recover(self.compacted_to):
+            yield payload, False
 
-    def append(self, payloads: Sequence[bytes]) -> None:
+    def append(self, payloads: Sequence[bytes]) -> int:
         """Append entries; when this returns, they survive the death of this process.
+
+        Returns:
+            The position to `sync` to.
 
         Raises:
             JournalError: If they could not be written. Nothing of them is in the journal then.
         """
-        chunks: list[bytes] = []
-        for payload in payloads:
-            head = struct.pack("!II", len(payload), zlib.crc32(payload))
-            chunks += (head, struct.pack("!I", zlib.crc32(head)), payload)
-        data = b"".join(chunks)
         try:
-            written = os.write(self._file, data)
-            while written < len(data):
-                written += os.write(self._file, data[written:])
+            self._log.append(payloads)
         except OSError as error:
             self._take_back(error)
-        self._end += len(data)
+        return self._log.end
+
+    def plan_sync(self) -> SyncPlan:
+        """What to `sync` so that everything appended so far is on the medium."""
+        return self._log.plan_sync()
+
+    def sync(self, plan: SyncPlan) -> None:
+        """Wait until it is. Blocks; callable from any thread.
+
+        Raises:
+            OSError: If that failed; it must not be tried again, but `give_up`.
+        """
+        self._log.sync(plan)
+
+    def prepare(self) -> None:
+        """Make the next segment's file ahead of its need. Blocks; callable from any thread."""
+        self._log.prepare()
+
+    def give_up(self, synced: int, error: OSError) -> None:
+        """After a failed sync: cut off what is not known to be on the medium.
+
+        Args:
+            synced: Position up to which it is.
+            error: What failed.
+
+        Raises:
+            JournalError: Always.
+        """
+        self._log.cut(synced)
+        self._take_back(error)
+
+    def adopt(self, path: Path) -> None:
+        """Use a set that was written for this journal, and remove what two sets make needless.
+
+        Raises:
+            JournalDamagedError: If it is not whole.
+        """
+        adopted = open_set(self._disk, path)
+        if adopted is None:
+            raise JournalDamagedError(f"the compacted set {path} is not whole")
+        previous = self.compacted_to
+        if self._set is not None:
+            self._set.close()
+        self._set = adopted
+        self._log.forget_below(previous)
+        for name in set_names(self._disk, self._folder):
+            if int(name.partition(".")[0], 16) < previous:
+                self._disk.unlink(self._folder / name)
 
     def close(self) -> None:
-        """Close the file and let go of the lock; once, as their numbers are given out again."""
-        descriptors = (self._file, self._lock)
-        self._file = self._lock = -1
-        for descriptor in descriptors:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-
-    def _begin(self) -> None:
-        head = os.pread(self._file, _HEADER.size, 0)
-        if len(head) < _HEADER.size:
-            os.ftruncate(self._file, 0)  # never begun, or torn while its header was written
-            os.write(self._file, _HEADER.pack(_MAGIC, _FORMAT))
-        elif head != _HEADER.pack(_MAGIC, _FORMAT):
-            raise JournalError(
-                f"{self._path} is not a journal of format {_FORMAT}: written by another version of "
-                "flowgentic_actors, or not by it at all"
-            )
-        self._end = os.fstat(self._file).st_size  # until `replay` has looked closer
-
-    def _damage(self, position: int) -> JournalDamagedError:
-        return JournalDamagedError(
-            f"{self._path}: the entry at byte {position} does not match its checksum; the file was "
-            "changed or the disk is failing. Restore it from a copy"
-        )
+        """Seal the log and close every file."""
+        self._log.close()
+        if self._set is not None:
+            self._set.close()
+            self._set = None
 
     def _take_back(self, error: OSError) -> None:
         try:
-            os.ftruncate(self._file, self._end)
+            self._log.take_back()
         except OSError:
             # What is in the file now is unknown, so is what a restart will find: answer nobody.
             os._exit(EXIT_JOURNAL)
         raise JournalError(
-            f"cannot append to {self._path}: {error}. Free space there or set scratch= to another "
-            "folder"
+            f"cannot write the journal in {self._folder}: {error}. Free space there, or set "
+            "scratch= to another folder"
         ) from error
-
-
-EXIT_JOURNAL: Final = 74
-"""Exit code of a process that could neither append to its journal nor take the attempt back."""

@@ -3,19 +3,24 @@
 An entry's address is its log sequence number (LSN): the number of bytes of entries before it, over
 all segments ever written. It never changes, whatever becomes of the segment.
 
-    segment   header (magic, format, first LSN, boot id, CRC), then entries, then zeros
+    segment   header (magic, format, boot id, CRC), then entries, then zeros; its name is the LSN
+              of its first entry
     entry     head (length, CRC-32 of LSN and payload, CRC-32 of the head), payload, one trailing
               byte that is never zero
 
 A process that dies while it appends leaves a beginning of what it wrote, and zeros after it: the
 trailing byte of the cut entry is missing, or its head is and all that would follow. That is a torn
 tail, and it is cut off. Anything else that is not as it was written is damage, and it is refused
-rather than served or dropped. Only when the machine itself went down since (the boot id tells) may
-the tail of the last segment be anything, as its pages reach the medium in any order; then
-everything from the first bad entry on is cut: nothing of it was acknowledged as on disk.
+rather than served or dropped.
 
-A sealed segment is cut to its length. Reopening seals the last segment and begins another, so what
-was recovered is never written to again.
+A segment that is complete, and synced in a log that is, is named `.sealed`; until then `.seg`. When
+the machine itself went down since (the boot id tells), what is in a `.seg` may be anything, as its
+pages reach the medium in any order. Everything from the first bad entry on is cut then, later
+segments included: none of it was acknowledged as on disk.
+
+Nothing here waits for the medium but `sync` and `prepare`, which belong on a thread; a caller that
+promises durability waits for a `sync` that began after its append. Reopening seals what it found
+and begins another segment, so what was recovered is never written to again.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError
 from flowgentic_actors.storage.disk import Disk
@@ -35,13 +40,15 @@ FORMAT: Final = 2
 SEGMENT_BYTES: Final = 64 << 20
 
 _MAGIC: Final = b"FGAS"
-_HEADER = struct.Struct("!4sIQ16sI")
+_HEADER = struct.Struct("!4sI16sI")
 _DATA: Final = 64  # entries begin here
 _HEAD = struct.Struct("!III")
 _END: Final = b"\xa5"
 _OVERHEAD: Final = _HEAD.size + len(_END)
 _SCAN: Final = 1 << 20
-_UNFINISHED: Final = ".new"
+_ACTIVE: Final = ".seg"
+_SEALED: Final = ".sealed"
+_SPARE: Final = "spare.new"
 
 
 def boot_id() -> bytes:
@@ -60,6 +67,18 @@ def checksum(lsn: int, payload: bytes) -> int:
 
 def _head_checksum(lsn: int, length: int, crc: int) -> int:
     return zlib.crc32(struct.pack("!QII", lsn, length, crc))
+
+
+class SyncPlan(NamedTuple):
+    """What a sync waits for.
+
+    Attributes:
+        position: LSN up to which entries are on the medium when it is done.
+        segments: The segments to sync.
+    """
+
+    position: int
+    segments: tuple[Segment, ...]
 
 
 @dataclass
@@ -93,7 +112,7 @@ class SegmentLog:
     Args:
         disk: File operations.
         folder: Folder of the segments; it must exist.
-        durable: Whether names and seals are synced too, for logs whose entries are.
+        durable: Whether a segment is synced before it gets its name, for callers that `sync`.
         segment_bytes: Size of a segment; a larger batch gets a segment of its own.
         boot: What tells this start of the machine from others. Default: `boot_id()`.
     """
@@ -113,6 +132,8 @@ class SegmentLog:
         self._durable = durable
         self._boot = boot_id() if boot is None else boot
         self._segments: list[Segment] = []
+        self._unsynced: list[Segment] = []
+        self._spare: int | None = None
         self._firsts: list[int] = []
         self.cut_bytes = 0
 
@@ -128,14 +149,10 @@ class SegmentLog:
             JournalDamagedError: If an entry is not what was written, or a segment is missing.
             JournalError: If a file was written by another version.
         """
-        paths: list[Path] = []
-        for name in self._disk.names(self._folder):
-            if name.endswith(".seg"):
-                paths.append(self._folder / name)
-            elif name.endswith(_UNFINISHED):
-                self._disk.unlink(self._folder / name)
+        paths = self._find()
         expected = start
-        for index, path in enumerate(paths):
+        while paths:
+            path = paths.pop(0)
             segment, boot = self._open(path)
             self._segments.append(segment)
             if segment.first > expected:
@@ -143,15 +160,36 @@ class SegmentLog:
                     f"{self._folder}: the log from {expected} to {segment.first} is missing; "
                     "restore the folder from a copy"
                 )
-            last = index == len(paths) - 1
-            for lsn, payload in self._scan(segment, last=last, rebooted=boot != self._boot):
-                if lsn >= start:
+            rebooted = boot != self._boot
+            whole = True
+            for lsn, payload in self._scan(segment):
+                if payload is None:
+                    whole = False
+                    self._cut(segment, last=not paths, rebooted=rebooted)
+                elif lsn >= start:
                     yield lsn, payload
             expected = max(expected, segment.end)
+            if not whole:
+                break
+        for path in paths:  # written after what the machine lost, and acknowledged to nobody
+            self._disk.unlink(path)
+        self._finish_recovery(expected)
+
+    def _find(self) -> list[Path]:
+        """The segments' files, oldest first; removes a spare one that was never used."""
+        names = self._disk.names(self._folder)
+        if _SPARE in names:
+            self._disk.unlink(self._folder / _SPARE)
+        return [self._folder / name for name in names if name.endswith((_ACTIVE, _SEALED))]
+
+    def _finish_recovery(self, end: int) -> None:
+        for segment in self._segments:
+            if not segment.sealed:
+                self._seal(segment)
+        if self._unsynced:
+            self.sync(self.plan_sync())
         self._firsts = [segment.first for segment in self._segments]
-        if self._segments:
-            self._seal(self._segments[-1])
-        self._begin(expected)
+        self._begin(end)
 
     def _open(self, path: Path) -> tuple[Segment, bytes]:
         fd = self._disk.open(path)
@@ -159,32 +197,36 @@ class SegmentLog:
         first = int(path.stem, 16)
         if len(header) < _HEADER.size:
             raise JournalDamagedError(f"{path} is cut within its header")
-        magic, version, told, boot, crc = _HEADER.unpack(header)
+        magic, version, boot, crc = _HEADER.unpack(header)
         if magic != _MAGIC or version != FORMAT:
             raise JournalError(
                 f"{path} is not a log segment of format {FORMAT}: written by another version of "
                 "flowgentic_actors, or not by it at all"
             )
-        if crc != zlib.crc32(header[:-4]) or told != first:
-            raise JournalDamagedError(f"{path}: its header does not match its checksum or name")
-        return Segment(path, fd, first, first, sealed=False), boot
+        if crc != zlib.crc32(header[:-4]):
+            raise JournalDamagedError(f"{path}: its header does not match its checksum")
+        return Segment(path, fd, first, first, sealed=path.suffix == _SEALED), boot
 
-    def _scan(self, segment: Segment, *, last: bool, rebooted: bool) -> Iterator[tuple[int, bytes]]:
-        """Yield a segment's entries and set its end."""
+    def _scan(self, segment: Segment) -> Iterator[tuple[int, bytes | None]]:
+        """Yield a segment's entries and set its end; None, last, for what is not an entry."""
         size = self._disk.size(segment.fd)
         position = _DATA
         while position < size:
             found = self._entry(segment, position, size)
-            if found is None:
-                if not last:
-                    raise self._damage(segment, position)
-                if not rebooted:
-                    self._check_torn(segment, position, size)
-                self.cut_bytes += self._written_after(segment, position, size)
-                break
             yield segment.end, found
+            if found is None:
+                return
             segment.end += len(found) + _OVERHEAD
             position = segment.offset(segment.end)
+
+    def _cut(self, segment: Segment, *, last: bool, rebooted: bool) -> None:
+        """Decide that what follows a segment's last good entry can go, or raise."""
+        size, position = self._disk.size(segment.fd), segment.offset(segment.end)
+        if segment.sealed or not (last or rebooted):
+            raise self._damage(segment, position)
+        if not rebooted:
+            self._check_torn(segment, position, size)
+        self.cut_bytes += self._written_after(segment, position, size)
 
     def _entry(self, segment: Segment, position: int, size: int) -> bytes | None:
         """The payload of a whole and good entry, or None."""
@@ -273,6 +315,8 @@ class SegmentLog:
             lsn += len(payload) + _OVERHEAD
         self._disk.write(active.fd, b"".join(chunks), active.offset(active.end))
         active.end = lsn
+        if active not in self._unsynced:
+            self._unsynced.append(active)
         return lsns
 
     def take_back(self) -> None:
@@ -284,9 +328,40 @@ class SegmentLog:
         active = self._segments[-1]
         self._disk.truncate(active.fd, active.offset(active.end))
 
-    def sync(self) -> None:
-        """Wait until everything appended so far is on the medium. Blocks; never retried."""
-        self._disk.sync(self._segments[-1].fd)
+    def cut(self, lsn: int) -> None:
+        """Forget the entries of the active segment from an LSN on; `take_back` removes them.
+
+        Raises:
+            OSError: If the LSN is not in the active segment.
+        """
+        active = self._segments[-1]
+        if not active.first <= lsn <= active.end:
+            raise OSError(f"position {lsn} is sealed already")
+        active.end = lsn
+
+    def plan_sync(self) -> SyncPlan:
+        """What to `sync` so that everything appended so far is on the medium."""
+        unsynced, self._unsynced = self._unsynced, []
+        return SyncPlan(self.end, tuple(unsynced))
+
+    def sync(self, plan: SyncPlan) -> None:
+        """Wait until a plan's entries are on the medium. Blocks; callable from any thread.
+
+        Raises:
+            OSError: If that failed. It must not be tried again: the kernel may have dropped what
+                it could not write, and would call the next attempt a success.
+        """
+        for segment in plan.segments:
+            self._disk.sync(segment.fd)
+        for segment in plan.segments:
+            if segment.sealed and segment.path.suffix != _SEALED:
+                self._name_sealed(segment)
+        self._disk.sync_folder(self._folder)
+
+    def prepare(self) -> None:
+        """Make the next segment's file ahead of its need. Blocks; callable from any thread."""
+        if self._spare is None:
+            self._spare = self._create(self._folder / _SPARE, self._segment_bytes)
 
     # ------------------------------------------------------------------ reading
 
@@ -310,13 +385,12 @@ class SegmentLog:
     # ------------------------------------------------------------------ segments
 
     def sealed(self) -> list[Segment]:
-        """The complete segments, oldest first."""
-        return [segment for segment in self._segments if segment.sealed]
+        """The complete segments, synced in a log that is, oldest first."""
+        return [segment for segment in self._segments if segment.path.suffix == _SEALED]
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of entries in all segments."""
-        return sum(segment.end - segment.first for segment in self._segments)
+    def bytes_from(self, lsn: int) -> int:
+        """Bytes of the entries from an LSN on."""
+        return max(0, self._segments[-1].end - lsn) if self._segments else 0
 
     def forget_below(self, lsn: int) -> None:
         """Remove the sealed segments whose entries are all below an LSN."""
@@ -337,36 +411,55 @@ class SegmentLog:
         """Seal the last segment and close every file."""
         if self._segments and not self._segments[-1].sealed:
             self._seal(self._segments[-1])
+            if self._durable:
+                self.sync(self.plan_sync())
         self.abandon()
 
     def abandon(self) -> None:
         """Close every file as it is."""
+        if self._spare is not None:
+            self._disk.close(self._spare)
+            self._disk.unlink(self._folder / _SPARE)
+            self._spare = None
         for segment in self._segments:
             self._disk.close(segment.fd)
         self._segments.clear()
 
     def _seal(self, segment: Segment) -> None:
         self._disk.truncate(segment.fd, segment.offset(segment.end))
-        if self._durable:
-            self._disk.sync(segment.fd)
         segment.sealed = True
+        if not self._durable:
+            self._name_sealed(segment)
+        elif segment not in self._unsynced:
+            self._unsynced.append(segment)
+
+    def _name_sealed(self, segment: Segment) -> None:
+        path = segment.path.with_suffix(_SEALED)
+        self._disk.rename(segment.path, path)
+        segment.path = path
 
     def _begin(self, first: int, size: int = 0) -> Segment:
-        path = self._folder / f"{first:016x}.seg"
+        path = self._folder / f"{first:016x}{_ACTIVE}"
         if self._segments and self._segments[-1].first == first:
             empty = self._segments.pop()  # of an earlier life that wrote nothing
             self._disk.close(empty.fd)
-            self._disk.unlink(path)
-        unfinished = path.with_suffix(_UNFINISHED)  # so that no .seg is without its header
-        fd = self._disk.create(unfinished, max(self._segment_bytes, _DATA + size))
-        head = _HEADER.pack(_MAGIC, FORMAT, first, self._boot, 0)[:-4]
-        self._disk.write(fd, head + struct.pack("!I", zlib.crc32(head)), 0)
-        if self._durable:
-            self._disk.sync(fd)
-        self._disk.rename(unfinished, path)
-        if self._durable:
-            self._disk.sync_folder(self._folder)
+            self._disk.unlink(empty.path)
+        spare = self._folder / _SPARE
+        fd, self._spare = self._spare, None
+        if fd is None:
+            fd = self._create(spare, max(self._segment_bytes, _DATA + size))
+        elif size > self._segment_bytes - _DATA:
+            self._disk.truncate(fd, _DATA + size)
+        self._disk.rename(spare, path)  # so that no .seg is without its header
         segment = Segment(path, fd, first, first, sealed=False)
         self._segments.append(segment)
         self._firsts = [segment.first for segment in self._segments]
         return segment
+
+    def _create(self, path: Path, size: int) -> int:
+        fd = self._disk.create(path, size)
+        head = _HEADER.pack(_MAGIC, FORMAT, self._boot, 0)[:-4]
+        self._disk.write(fd, head + struct.pack("!I", zlib.crc32(head)), 0)
+        if self._durable:
+            self._disk.sync(fd)
+        return fd

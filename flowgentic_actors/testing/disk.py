@@ -32,6 +32,8 @@ class SimulatedDisk:
         self.operations = 0
         self._files: dict[Path, _File] = {}
         self._synced_names: dict[Path, _File] = {}
+        # since the last sync of the folder: (name gone, name made, file), in order
+        self._name_changes: list[tuple[Path | None, Path | None, _File]] = []
         self._open: dict[int, _File] = {}
         self._next_fd = 3
 
@@ -53,12 +55,13 @@ class SimulatedDisk:
         """
         disk = SimulatedDisk()
         names = dict(self._synced_names)
-        if rng is not None:
-            for path in {*self._files, *self._synced_names}:
-                if rng.random() < 0.5:
-                    names.pop(path, None)
-                    if path in self._files:
-                        names[path] = self._files[path]
+        # File systems keep changes of names in order: some beginning of them got through.
+        through = rng.randint(0, len(self._name_changes)) if rng else 0
+        for gone, made, file in self._name_changes[:through]:
+            if gone is not None:
+                names.pop(gone, None)
+            if made is not None:
+                names[made] = file
         for path, file in names.items():
             disk._files[path] = _File(_surviving(file, rng))
         disk._synced_names = dict(disk._files)
@@ -73,6 +76,7 @@ class SimulatedDisk:
             raise FileExistsError(path)
         self._files[path] = _File()
         self._files[path].data = bytearray(size)
+        self._name_changes.append((None, path, self._files[path]))
         return self._descriptor(self._files[path])
 
     def open(self, path: Path) -> int:
@@ -117,21 +121,20 @@ class SimulatedDisk:
     def sync_folder(self, folder: Path) -> None:
         """See `Disk.sync_folder`."""
         self._step()
-        for path in [path for path in self._synced_names if path.parent == folder]:
-            del self._synced_names[path]
-        for path, file in self._files.items():
-            if path.parent == folder:
-                self._synced_names[path] = file
+        assert all(path.parent == folder for path in self._files), "one folder is simulated"
+        self._synced_names = dict(self._files)
+        self._name_changes.clear()
 
     def rename(self, source: Path, target: Path) -> None:
         """See `Disk.rename`."""
         self._step()
         self._files[target] = self._files.pop(source)
+        self._name_changes.append((source, target, self._files[target]))
 
     def unlink(self, path: Path) -> None:
         """See `Disk.unlink`."""
         self._step()
-        del self._files[path]
+        self._name_changes.append((path, None, self._files.pop(path)))
 
     def names(self, folder: Path) -> list[str]:
         """See `Disk.names`."""

@@ -1,0 +1,32 @@
+"""A lock on a file that the kernel lets go of when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+
+class FileLock:
+    """An exclusive advisory lock; it belongs to this object, not to the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+
+    def acquire(self, *, wait: bool = False) -> bool:
+        """Take the lock; False when somebody holds it and `wait` is not set."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self._fd = descriptor
+        return True
+
+    def release(self) -> None:
+        """Let go of the lock, if it is held here."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

@@ -1,0 +1,143 @@
+"""Compacted sets: what was still alive of a log up to some LSN, in one file.
+
+    header   magic, format, LSN up to which it replaces the log
+    entry    LSN, length, CRC-32 of LSN and payload, payload      (LSNs ascending)
+    footer   magic, number of entries, CRC-32 of everything before it
+
+A set is written under another name, synced, and renamed; so a file with a set's name is whole, or
+was damaged since. `open_newest` checks every byte before it trusts one, and falls back to the set
+before.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from flowgentic_actors.storage.disk import Disk
+from flowgentic_actors.storage.log import checksum
+
+SUFFIX: Final = ".set"
+UNFINISHED: Final = ".new"
+
+_FORMAT: Final = 1
+_HEADER = struct.Struct("!4sIQ")
+_ENTRY = struct.Struct("!QII")
+_FOOTER = struct.Struct("!4sQI")
+_MAGIC: Final = b"FGAC"
+_FOOTER_MAGIC: Final = b"FGAE"
+_BLOCK: Final = 1 << 20
+
+logger = logging.getLogger(__name__)
+
+
+class CompactedSet:
+    """One whole set, open for reading.
+
+    Attributes:
+        path: The file.
+        end: LSN up to which it replaces the log.
+        bytes: Size of the file.
+    """
+
+    def __init__(self, disk: Disk, path: Path, fd: int, end: int, size: int) -> None:
+        self._disk = disk
+        self._fd = fd
+        self.path = path
+        self.end = end
+        self.bytes = size
+
+    def entries(self) -> Iterator[tuple[int, bytes]]:
+        """Every entry as (LSN, payload), in order of LSN."""
+        position = _HEADER.size
+        while position < self.bytes - _FOOTER.size:
+            head = self._disk.read(self._fd, _ENTRY.size, position)
+            lsn, length, _ = _ENTRY.unpack(head)
+            yield lsn, self._disk.read(self._fd, length, position + _ENTRY.size)
+            position += _ENTRY.size + length
+
+    def close(self) -> None:
+        """Close the file."""
+        self._disk.close(self._fd)
+
+
+def write_set(disk: Disk, folder: Path, end: int, entries: Iterable[tuple[int, bytes]]) -> Path:
+    """Write a set that replaces the log up to `end`.
+
+    Args:
+        disk: File operations.
+        folder: The shard's folder.
+        end: LSN after the last entry that was considered.
+        entries: (LSN, payload) of what is alive, LSNs ascending.
+
+    Returns:
+        Its file, synced and under its final name.
+    """
+    path = folder / f"{end:016x}{SUFFIX}"
+    unfinished = path.with_suffix(UNFINISHED)
+    if unfinished.name in disk.names(folder):
+        disk.unlink(unfinished)
+    fd = disk.create(unfinished, 0)
+    try:
+        crc = position = count = 0
+        block = [_HEADER.pack(_MAGIC, _FORMAT, end)]
+        size = _HEADER.size
+
+        def flush() -> None:
+            nonlocal crc, position, size
+            data = b"".join(block)
+            disk.write(fd, data, position)
+            crc, position, size = zlib.crc32(data, crc), position + len(data), 0
+            block.clear()
+
+        for lsn, payload in entries:
+            block += (_ENTRY.pack(lsn, len(payload), checksum(lsn, payload)), payload)
+            size += _ENTRY.size + len(payload)
+            count += 1
+            if size >= _BLOCK:
+                flush()
+        flush()
+        disk.write(fd, _FOOTER.pack(_FOOTER_MAGIC, count, crc), position)
+        disk.sync(fd)
+    finally:
+        disk.close(fd)
+    disk.rename(unfinished, path)
+    disk.sync_folder(folder)
+    return path
+
+
+def open_newest(disk: Disk, folder: Path) -> CompactedSet | None:
+    """Open the newest set that is whole, or None when there is none."""
+    for name in reversed(set_names(disk, folder)):
+        found = open_set(disk, folder / name)
+        if found is not None:
+            return found
+        logger.error("%s is damaged: falling back to the set before it", folder / name)
+    return None
+
+
+def set_names(disk: Disk, folder: Path) -> list[str]:
+    """The names of a folder's sets, oldest first."""
+    return [name for name in disk.names(folder) if name.endswith(SUFFIX)]
+
+
+def open_set(disk: Disk, path: Path) -> CompactedSet | None:
+    """Open a set after checking every byte of it; None when it is damaged."""
+    fd = disk.open(path)
+    size = disk.size(fd)
+    if size >= _HEADER.size + _FOOTER.size:
+        magic, version, end = _HEADER.unpack(disk.read(fd, _HEADER.size, 0))
+        last = size - _FOOTER.size
+        footer_magic, _, told = _FOOTER.unpack(disk.read(fd, _FOOTER.size, last))
+        crc = 0
+        for start in range(0, last, _BLOCK):
+            crc = zlib.crc32(disk.read(fd, min(_BLOCK, last - start), start), crc)
+        good = (magic, version, footer_magic) == (_MAGIC, _FORMAT, _FOOTER_MAGIC)
+        if good and crc == told and path.stem == f"{end:016x}":
+            return CompactedSet(disk, path, fd, end, size)
+    disk.close(fd)
+    return None
