@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Mode = Literal["auto", "local", "distributed"]
 Spawner = Literal["auto", "dragon", "subprocess"]
+Ack = Literal["node", "disk", "replica"]
 
 NAME_PATTERN = r"^[a-z0-9-]{1,40}$"
 
@@ -47,6 +48,10 @@ class MemoryConfig(BaseModel):
 
     scratch: Path | None = None
     """Folder for sockets and journals, node-local and not in `/dev/shm`. Default: `$TMPDIR`."""
+
+    ack: Ack = "node"
+    """When a write is acknowledged: `"node"`: once it survives the death of any process of the
+    node. `"disk"`: once it survives the loss of power too, if `scratch` is a real disk."""
 
     request_timeout: Seconds = 30.0
     """Deadline of one call on the memory, restarts of its actor included."""
@@ -99,6 +104,15 @@ class MemoryConfig(BaseModel):
         if self.mode == "local" and self.spawner != "auto":
             raise ValueError(
                 f"spawner={self.spawner!r} needs mode='distributed': local mode starts no process"
+            )
+        if self.ack == "replica":
+            raise ValueError(
+                "ack='replica' needs a copy on another node, which this version does not keep: use "
+                "ack='disk' to survive the loss of power, or ack='node'"
+            )
+        if self.mode == "local" and self.ack == "disk":
+            raise ValueError(
+                "ack='disk' needs mode='distributed': the memory of a local cluster has no journal"
             )
         if self.scratch is not None and self.scratch.is_relative_to("/dev/shm"):  # noqa: S108
             raise ValueError("scratch must not be in /dev/shm: dragon-cleanup empties it")

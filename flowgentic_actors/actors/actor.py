@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple, Protocol
 
 from msgspec import Raw
@@ -39,8 +40,11 @@ class Actor(Protocol):
                 started anew from what it has stored.
         """
 
-    def commit(self) -> None:
+    def commit(self) -> asyncio.Future[None] | None:
         """Make the requests handled since the last commit durable; their replies leave after it.
+
+        Returns:
+            None when that is done, or a future to wait for; the actor goes on meanwhile.
 
         Raises:
             FlowgenticError: If that failed. The requests are refused and the actor ends.

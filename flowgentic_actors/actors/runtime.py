@@ -6,6 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 from msgspec import Raw
 
@@ -29,6 +31,8 @@ from flowgentic_actors.wire.messages import (
 from flowgentic_actors.wire.server import Connection, Server
 
 logger = logging.getLogger(__name__)
+
+_Answers: TypeAlias = list[tuple[Envelope, Reply | Failure]]
 
 BATCH = 512
 """Most requests handled between two commits."""
@@ -58,6 +62,7 @@ class ActorRuntime:
         self._scheduled = False
         self._closing = False
         self._broken = False
+        self._waiting = 0  # batches whose commit is under way
         self._idle = asyncio.Event()
         self._idle.set()
         self._busy_since: float | None = None
@@ -134,30 +139,58 @@ class ActorRuntime:
         batch = self._mailbox.take(BATCH)
         replies = self._handle(batch)
         try:
-            self._actor.commit()
+            waiting = self._actor.commit()
         except FlowgenticError as error:
-            logger.exception("the batch could not be committed")
-            self._refuse_all(replies, sendable(str(error)))
-            self._break(str(error))
-        except Exception as error:
-            # A defect: what became of the batch is not known, so it is left unanswered, and the
-            # callers ask the next incarnation, which has read what is stored.
-            logger.exception("a commit broke the actor")
-            self._break(_describe(error))
+            self._not_committed(replies, error)
+        except Exception as error:  # noqa: BLE001 - a defect of whatever kind
+            self._commit_broke(error)
         else:
-            for envelope, reply in replies:
-                envelope.connection.send(reply)
-        for connection in {envelope.connection for envelope, _ in replies}:
-            connection.flush()
+            if waiting is None:
+                self._send(replies)
+            else:
+                self._waiting += 1
+                waiting.add_done_callback(partial(self._committed, replies))
         self._busy_since = None
         if len(self._mailbox):
             self._schedule()
-        else:
+        elif not self._waiting:
             self._idle.set()
 
-    def _handle(self, batch: list[Envelope]) -> list[tuple[Envelope, Reply | Failure]]:
+    def _committed(self, replies: _Answers, waiting: asyncio.Future[None]) -> None:
+        """Send what waited for a commit that took a while."""
+        self._waiting -= 1
+        error = waiting.exception()
+        if error is None:
+            self._send(replies)
+        elif isinstance(error, FlowgenticError):
+            self._not_committed(replies, error)
+        else:
+            self._commit_broke(error)
+        if not self._waiting and not len(self._mailbox):
+            self._idle.set()
+
+    def _send(self, replies: _Answers) -> None:
+        for envelope, reply in replies:
+            envelope.connection.send(reply)
+        for connection in {envelope.connection for envelope, _ in replies}:
+            connection.flush()
+
+    def _not_committed(self, replies: _Answers, error: FlowgenticError) -> None:
+        logger.error("a batch could not be committed: %s", error)
+        text = sendable(str(error))
+        self._rejected += len(replies)
+        self._send([(envelope, Failure(envelope.seq, "storage", text)) for envelope, _ in replies])
+        self._break(str(error))
+
+    def _commit_broke(self, error: BaseException) -> None:
+        # A defect: what became of the batch is not known, so it is left unanswered, and the
+        # callers ask the next incarnation, which has read what is stored.
+        logger.error("a commit broke the actor", exc_info=error)
+        self._break(_describe(error))
+
+    def _handle(self, batch: list[Envelope]) -> _Answers:
         now = asyncio.get_running_loop().time()
-        replies: list[tuple[Envelope, Reply | Failure]] = []
+        replies: _Answers = []
         for envelope in batch:
             if self._broken:
                 break  # unanswered on purpose: the next incarnation gets them again
@@ -195,10 +228,6 @@ class ActorRuntime:
         self._rejected += 1
         connection.send(Failure(seq, kind, text))
 
-    def _refuse_all(self, replies: list[tuple[Envelope, Reply | Failure]], text: str) -> None:
-        for envelope, _ in replies:
-            self._refuse(envelope.connection, envelope.seq, "storage", text)
-
     def _break(self, reason: str) -> None:
         if not self._broken:
             self._broken = True
@@ -206,5 +235,5 @@ class ActorRuntime:
             asyncio.get_running_loop().call_soon(self._on_broken, reason)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return sendable(f"{type(error).__name__}: {error}")

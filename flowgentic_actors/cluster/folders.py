@@ -12,7 +12,6 @@ A folder whose locks nobody holds belonged to processes that died; the next open
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flowgentic_actors.errors import ClusterExistsError, ClusterNotFoundError, ClusterOpenError
+from flowgentic_actors.storage.lock import FileLock
 
 OWNER_LOCK = "owner.lock"
 HOST_LOCK = "host.lock"
@@ -51,31 +51,6 @@ def root_folder(scratch: Path | None) -> Path:
             "clusters' secrets. Remove it, or set scratch= to another folder"
         )
     return root
-
-
-class FileLock:
-    """A lock on a file that the kernel lets go of when its holder dies."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fd: int | None = None
-
-    def acquire(self, *, wait: bool = False) -> bool:
-        """Take the lock; False when somebody holds it and `wait` is not set."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        self._fd = descriptor
-        return True
-
-    def release(self) -> None:
-        """Let go of the lock, if it is held here."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
 
 
 @contextlib.contextmanager

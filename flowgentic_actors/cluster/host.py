@@ -33,7 +33,7 @@ from flowgentic_actors.actors.supervisor import (
     SupervisorSettings,
 )
 from flowgentic_actors.actors.threads import on_daemon_thread
-from flowgentic_actors.cluster.folders import HOST_LOCK, HOST_SOCKET, PID_FILE, FileLock
+from flowgentic_actors.cluster.folders import HOST_LOCK, HOST_SOCKET, PID_FILE
 from flowgentic_actors.cluster.protocol import (
     Describe,
     Description,
@@ -54,6 +54,7 @@ from flowgentic_actors.errors import (
     ProtocolError,
     RejectedError,
 )
+from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer
 from flowgentic_actors.wire.server import Connection, Server
 
@@ -77,6 +78,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     spawner: str
     actors: int
     namespace_depth: int
+    ack: str
     close_timeout: float
     start_timeout: float
     heartbeat_interval: float
@@ -133,7 +135,7 @@ class Host:
             ChildSpec(
                 name=f"shard-{shard}",
                 factory=SHARD_FACTORY,
-                arguments={"folder": str(self._folder / f"shard-{shard}")},
+                arguments={"folder": str(self._folder / f"shard-{shard}"), "ack": spec.ack},
                 address=str(self._folder / f"shard-{shard}.sock"),
             )
             for shard in range(spec.actors)

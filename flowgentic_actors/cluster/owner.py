@@ -16,7 +16,6 @@ from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.cluster.folders import (
     DESCRIPTOR,
     HOST_SOCKET,
-    FileLock,
     claim_folder,
     root_folder,
 )
@@ -31,6 +30,7 @@ from flowgentic_actors.errors import (
     FlowgenticError,
     RequestError,
 )
+from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.wire.blocking import BlockingConnection
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.sockets import check_path, let_go_after_fork
@@ -122,6 +122,7 @@ class Owner:
             spawner=self._spawner,
             actors=config.actors_per_node,
             namespace_depth=config.namespace_depth,
+            ack=config.ack,
             close_timeout=config.close_timeout,
             start_timeout=config.open_timeout,
             heartbeat_interval=config.heartbeat_interval,

@@ -7,8 +7,10 @@ remembered here is answered from memory and not done twice.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 
 from flowgentic_actors.errors import InvalidRequestError
+from flowgentic_actors.shard.entries import SessionState
 
 KEEP_US = 25 * 3600 * 1_000_000
 """A session that wrote nothing for this long is forgotten; a request waits one day at most."""
@@ -62,6 +64,18 @@ class Sessions:
                 del session.replies[done]
         session.replies[seq] = reply
         self._expire(now_us)
+
+    def states(self) -> Iterator[SessionState]:
+        """Everything that is remembered, least recently used session first."""
+        for session_id, session in self._sessions.items():
+            yield SessionState(session_id, session.low, session.used_us, dict(session.replies))
+
+    def restore(self, states: Iterable[SessionState]) -> None:
+        """Remember what `states` gave."""
+        for state in states:
+            session = self._sessions[state.session] = _Session()
+            session.low, session.used_us = state.low, state.used_us
+            session.replies = dict(state.replies)
 
     def _expire(self, now_us: int) -> None:
         while self._sessions:

@@ -9,15 +9,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError
 from flowgentic_actors.storage.disk import Disk
-from flowgentic_actors.storage.log import SEGMENT_BYTES, SegmentLog, SyncPlan
+from flowgentic_actors.storage.log import SEGMENT_BYTES, Segment, SegmentLog, SyncPlan
 from flowgentic_actors.storage.sets import CompactedSet, open_newest, open_set, set_names
 
 EXIT_JOURNAL: Final = 74
 """Exit code of a process that could neither write its journal nor take the attempt back."""
+
+
+class Needless(NamedTuple):
+    """Files that a journal does not need any more."""
+
+    sets: tuple[Path, ...]
+    segments: tuple[Segment, ...]
 
 
 class Journal:
@@ -115,23 +122,40 @@ class Journal:
         self._log.cut(synced)
         self._take_back(error)
 
-    def adopt(self, path: Path) -> None:
-        """Use a set that was written for this journal, and remove what two sets make needless.
+    def check(self, path: Path) -> CompactedSet:
+        """Open a set that was written for this journal. Blocks; callable from any thread.
 
         Raises:
             JournalDamagedError: If it is not whole.
         """
-        adopted = open_set(self._disk, path)
-        if adopted is None:
+        found = open_set(self._disk, path)
+        if found is None:
             raise JournalDamagedError(f"the compacted set {path} is not whole")
-        previous = self.compacted_to
-        if self._set is not None:
-            self._set.close()
-        self._set = adopted
-        self._log.forget_below(previous)
-        for name in set_names(self._disk, self._folder):
-            if int(name.partition(".")[0], 16) < previous:
-                self._disk.unlink(self._folder / name)
+        return found
+
+    def adopt(self, newest: CompactedSet) -> Needless:
+        """Use a set from now on.
+
+        Returns:
+            What two sets make needless, to `remove`.
+        """
+        previous = self._set
+        self._set = newest
+        if previous is None:
+            return Needless((), ())
+        previous.close()
+        older = [n for n in set_names(self._disk, self._folder) if n < previous.path.name]
+        return Needless(
+            tuple(self._folder / name for name in older),
+            tuple(self._log.forget_below(previous.end)),
+        )
+
+    def remove(self, needless: Needless) -> None:
+        """Remove what `adopt` found needless. Blocks; callable from any thread."""
+        for segment in needless.segments:
+            self._disk.close(segment.fd)
+        for path in [*needless.sets, *(segment.path for segment in needless.segments)]:
+            self._disk.unlink(path)
 
     def close(self) -> None:
         """Seal the log and close every file."""

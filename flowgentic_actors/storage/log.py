@@ -25,6 +25,7 @@ and begins another segment, so what was recovered is never written to again.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from bisect import bisect_right
@@ -48,7 +49,7 @@ _OVERHEAD: Final = _HEAD.size + len(_END)
 _SCAN: Final = 1 << 20
 _ACTIVE: Final = ".seg"
 _SEALED: Final = ".sealed"
-_SPARE: Final = "spare.new"
+_SPARE: Final = ".spare"
 
 
 def boot_id() -> bytes:
@@ -133,7 +134,8 @@ class SegmentLog:
         self._boot = boot_id() if boot is None else boot
         self._segments: list[Segment] = []
         self._unsynced: list[Segment] = []
-        self._spare: int | None = None
+        self._spare: tuple[int, Path] | None = None
+        self._spares = itertools.count()
         self._firsts: list[int] = []
         self.cut_bytes = 0
 
@@ -178,8 +180,8 @@ class SegmentLog:
     def _find(self) -> list[Path]:
         """The segments' files, oldest first; removes a spare one that was never used."""
         names = self._disk.names(self._folder)
-        if _SPARE in names:
-            self._disk.unlink(self._folder / _SPARE)
+        for name in [name for name in names if name.endswith(_SPARE)]:
+            self._disk.unlink(self._folder / name)
         return [self._folder / name for name in names if name.endswith((_ACTIVE, _SEALED))]
 
     def _finish_recovery(self, end: int) -> None:
@@ -361,7 +363,7 @@ class SegmentLog:
     def prepare(self) -> None:
         """Make the next segment's file ahead of its need. Blocks; callable from any thread."""
         if self._spare is None:
-            self._spare = self._create(self._folder / _SPARE, self._segment_bytes)
+            self._spare = self._create(self._segment_bytes)
 
     # ------------------------------------------------------------------ reading
 
@@ -392,13 +394,45 @@ class SegmentLog:
         """Bytes of the entries from an LSN on."""
         return max(0, self._segments[-1].end - lsn) if self._segments else 0
 
-    def forget_below(self, lsn: int) -> None:
-        """Remove the sealed segments whose entries are all below an LSN."""
-        for segment in [s for s in self.sealed() if s.end <= lsn]:
-            self._disk.unlink(segment.path)
-            self._disk.close(segment.fd)
-            self._segments.remove(segment)
+    def forget_below(self, lsn: int) -> list[Segment]:
+        """Forget the sealed segments whose entries are all below an LSN.
+
+        Returns:
+            Them, for the caller to close and unlink: that takes time.
+        """
+        needless = [segment for segment in self.sealed() if segment.end <= lsn]
+        self._segments = [segment for segment in self._segments if segment not in needless]
         self._firsts = [segment.first for segment in self._segments]
+        return needless
+
+    def read_sealed(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """Yield (LSN, payload) from the sealed files between two LSNs, and change nothing.
+
+        For a process that looks at another one's log; there is no need to `recover` first.
+
+        Raises:
+            JournalDamagedError: If an entry is not what was written, or a segment is missing.
+        """
+        expected = start
+        for name in self._disk.names(self._folder):
+            if not name.endswith(_SEALED) or int(name.partition(".")[0], 16) >= end:
+                continue
+            segment, _ = self._open(self._folder / name)
+            try:
+                if segment.first > expected:
+                    raise JournalDamagedError(f"{self._folder}: the log at {expected} is missing")
+                for lsn, payload in self._scan(segment):
+                    if payload is None:
+                        raise self._damage(segment, segment.offset(lsn))
+                    if lsn >= start:
+                        yield lsn, payload
+            finally:
+                self._disk.close(segment.fd)
+            expected = max(expected, segment.end)
+        if expected < end:
+            raise JournalDamagedError(
+                f"{self._folder}: the log from {expected} to {end} is missing"
+            )
 
     def roll(self) -> None:
         """Seal the active segment, if anything is in it, and begin another."""
@@ -418,8 +452,8 @@ class SegmentLog:
     def abandon(self) -> None:
         """Close every file as it is."""
         if self._spare is not None:
-            self._disk.close(self._spare)
-            self._disk.unlink(self._folder / _SPARE)
+            self._disk.close(self._spare[0])
+            self._disk.unlink(self._spare[1])
             self._spare = None
         for segment in self._segments:
             self._disk.close(segment.fd)
@@ -444,22 +478,21 @@ class SegmentLog:
             empty = self._segments.pop()  # of an earlier life that wrote nothing
             self._disk.close(empty.fd)
             self._disk.unlink(empty.path)
-        spare = self._folder / _SPARE
-        fd, self._spare = self._spare, None
-        if fd is None:
-            fd = self._create(spare, max(self._segment_bytes, _DATA + size))
-        elif size > self._segment_bytes - _DATA:
+        spare, self._spare = self._spare, None
+        fd, unfinished = spare or self._create(max(self._segment_bytes, _DATA + size))
+        if spare and size > self._segment_bytes - _DATA:
             self._disk.truncate(fd, _DATA + size)
-        self._disk.rename(spare, path)  # so that no .seg is without its header
+        self._disk.rename(unfinished, path)  # so that no .seg is without its header
         segment = Segment(path, fd, first, first, sealed=False)
         self._segments.append(segment)
         self._firsts = [segment.first for segment in self._segments]
         return segment
 
-    def _create(self, path: Path, size: int) -> int:
+    def _create(self, size: int) -> tuple[int, Path]:
+        path = self._folder / f"{next(self._spares)}{_SPARE}"
         fd = self._disk.create(path, size)
         head = _HEADER.pack(_MAGIC, FORMAT, self._boot, 0)[:-4]
         self._disk.write(fd, head + struct.pack("!I", zlib.crc32(head)), 0)
         if self._durable:
             self._disk.sync(fd)
-        return fd
+        return fd, path

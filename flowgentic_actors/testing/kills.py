@@ -36,6 +36,7 @@ class KillPlan:
         writers: Tasks that write and read as fast as they can.
         pause: Mean seconds between an actor's return and the next kill.
         request_timeout: Deadline of each call, seconds.
+        ack: When a write counts as acknowledged, as in `MemoryConfig`.
     """
 
     kills: int
@@ -45,6 +46,7 @@ class KillPlan:
     writers: int = 8
     pause: float = 0.7
     request_timeout: float = 20.0
+    ack: Literal["node", "disk"] = "node"
 
 
 @dataclass
@@ -165,6 +167,7 @@ async def run_kills(plan: KillPlan) -> KillReport:
         actors_per_node=plan.actors,
         restart_intensity=max(10, plan.kills),
         request_timeout=plan.request_timeout,
+        ack=plan.ack,
     ) as memory:
         stop = asyncio.Event()
         writers = [_Writer(memory, n, plan, report) for n in range(plan.writers)]
@@ -205,6 +208,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spawner", choices=("dragon", "subprocess"), default="subprocess")
     parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--ack", choices=("node", "disk"), default="node")
     options = parser.parse_args()
     report = asyncio.run(run_kills(KillPlan(**vars(options))))
     sys.stdout.write(f"{report}\n")

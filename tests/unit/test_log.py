@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 from pathlib import Path
 
@@ -166,7 +167,9 @@ def test_forgotten_segments_are_removed_and_the_rest_is_found(tmp_path: Path) ->
     list(log.recover(0))
     addresses = [lsn for batch in BATCHES for lsn in log.append(batch)]
     middle = log.sealed()[1].end
-    log.forget_below(middle)
+    for segment in log.forget_below(middle):
+        os.close(segment.fd)
+        segment.path.unlink()
     with pytest.raises(KeyError):
         log.read(addresses[0])
     log.close()

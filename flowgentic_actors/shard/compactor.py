@@ -1,0 +1,78 @@
+"""Runs compaction beside the actor: a process that works, a thread that waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import subprocess
+import threading
+from pathlib import Path
+
+from flowgentic_actors.actors.spec import python_command
+from flowgentic_actors.shard.compaction import MODULE
+from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.sets import CompactedSet
+
+logger = logging.getLogger(__name__)
+
+
+class Compactor:
+    """Compacts one journal, one compaction at a time.
+
+    Args:
+        journal: The journal.
+        folder: Its folder.
+    """
+
+    def __init__(self, journal: Journal, folder: Path) -> None:
+        self._journal = journal
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.running = False
+        self.done = 0
+
+    def start(self) -> None:
+        """Begin to compact what is sealed; called on the event loop."""
+        self.running = True
+        loop = asyncio.get_running_loop()
+        sealed_to = self._journal.sealed_to
+        threading.Thread(
+            target=self._run, args=(loop, sealed_to), name="compaction", daemon=True
+        ).start()
+
+    def close(self) -> None:
+        """End a compaction that is under way; the journal does not miss it."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _run(self, loop: asyncio.AbstractEventLoop, sealed_to: int) -> None:
+        written: CompactedSet | None = None
+        try:
+            written = self._compact(sealed_to)
+        except Exception:
+            # The journal is whole without it; it is tried again when more has been written.
+            logger.exception("the compaction up to %d failed", sealed_to)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the actor has ended
+            loop.call_soon_threadsafe(self._finish, written)
+
+    def _compact(self, sealed_to: int) -> CompactedSet:
+        command = python_command(MODULE, str(self._folder), str(sealed_to))
+        with subprocess.Popen(  # noqa: S603 - our own program
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as self._process:
+            assert self._process.stdout is not None
+            name = self._process.stdout.read().decode().strip()
+            code = self._process.wait()
+        if code != 0 or not name:
+            raise OSError(f"the compaction process ended with code {code}")
+        return self._journal.check(Path(name))
+
+    def _finish(self, written: CompactedSet | None) -> None:
+        self.running = False
+        if written is not None:
+            needless = self._journal.adopt(written)
+            self.done += 1
+            threading.Thread(
+                target=self._journal.remove, args=(needless,), name="compaction", daemon=True
+            ).start()

@@ -1,0 +1,59 @@
+"""What is in a shard's journal."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from flowgentic_actors.engine.records import Record
+from flowgentic_actors.errors import JournalDamagedError
+
+
+class Entry(msgspec.Struct, tag=1, array_like=True, frozen=True):
+    """A write that took effect, and the reply that its caller is due."""
+
+    session: bytes
+    seq: int
+    low: int
+    time_us: int
+    reply: bytes
+    record: Record
+
+
+class SessionState(msgspec.Struct, array_like=True, frozen=True):
+    """The replies that one session may still ask for, by sequence number."""
+
+    session: bytes
+    low: int
+    used_us: int
+    replies: dict[int, bytes]
+
+
+class KeptSessions(msgspec.Struct, tag=2, array_like=True, frozen=True):
+    """The sessions as they were where a compacted set ends."""
+
+    time_us: int
+    sessions: tuple[SessionState, ...]
+
+
+JournalEntry: TypeAlias = Entry | KeptSessions
+
+_decoder: msgspec.msgpack.Decoder[JournalEntry] = msgspec.msgpack.Decoder(JournalEntry)
+encode_entry = msgspec.msgpack.Encoder().encode
+"""Encode a `JournalEntry`."""
+
+
+def decode_entry(payload: bytes) -> JournalEntry:
+    """Decode what `encode_entry` made.
+
+    Raises:
+        JournalDamagedError: If it is no entry of this version.
+    """
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise JournalDamagedError(
+            f"a journal entry passes its checksum and is no entry: {error}. It was written by "
+            "another version of flowgentic_actors"
+        ) from error
