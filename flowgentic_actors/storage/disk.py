@@ -48,6 +48,31 @@ class Disk(Protocol):
         """The names in a folder, sorted."""
 
 
+class BlockReader:
+    """Reads a file by position, in large blocks: for scans.
+
+    Args:
+        disk: File operations.
+        fd: The file.
+    """
+
+    BLOCK = 1 << 20
+
+    def __init__(self, disk: Disk, fd: int) -> None:
+        self._disk = disk
+        self._fd = fd
+        self._start = 0
+        self._block = b""
+
+    def read(self, count: int, offset: int) -> bytes:
+        """Read up to `count` bytes."""
+        start = offset - self._start
+        if start < 0 or start + count > len(self._block):
+            self._block = self._disk.read(self._fd, max(count, self.BLOCK), offset)
+            self._start, start = offset, 0
+        return self._block[start : start + count]
+
+
 class RealDisk:
     """The operating system's files."""
 

@@ -28,14 +28,13 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError
-from flowgentic_actors.storage.disk import Disk
+from flowgentic_actors.storage.disk import BlockReader, Disk
 
 FORMAT: Final = 2
 SEGMENT_BYTES: Final = 64 << 20
@@ -105,8 +104,17 @@ class Segment:
         return _DATA + lsn - self.first
 
 
+def _read_head(lsn: int, position: int, reader: BlockReader) -> tuple[int, int] | None:
+    """The length and payload CRC in an entry's head, or None when the head is not good."""
+    head = reader.read(_HEAD.size, position)
+    if len(head) < _HEAD.size:
+        return None
+    length, crc, head_crc = _HEAD.unpack(head)
+    return (length, crc) if head_crc == _head_checksum(lsn, length, crc) else None
+
+
 class SegmentLog:
-    """Appends entries and reads them back by LSN.
+    """Appends entries, and yields them again when it is opened.
 
     Call `recover` to its end before anything else.
 
@@ -136,7 +144,6 @@ class SegmentLog:
         self._unsynced: list[Segment] = []
         self._spare: tuple[int, Path] | None = None
         self._spares = itertools.count()
-        self._firsts: list[int] = []
         self.cut_bytes = 0
 
     # ------------------------------------------------------------------ opening
@@ -190,7 +197,6 @@ class SegmentLog:
                 self._seal(segment)
         if self._unsynced:
             self.sync(self.plan_sync())
-        self._firsts = [segment.first for segment in self._segments]
         self._begin(end)
 
     def _open(self, path: Path) -> tuple[Segment, bytes]:
@@ -211,10 +217,11 @@ class SegmentLog:
 
     def _scan(self, segment: Segment) -> Iterator[tuple[int, bytes | None]]:
         """Yield a segment's entries and set its end; None, last, for what is not an entry."""
+        reader = BlockReader(self._disk, segment.fd)
         size = self._disk.size(segment.fd)
         position = _DATA
         while position < size:
-            found = self._entry(segment, position, size)
+            found = self._entry(segment, position, size, reader)
             yield segment.end, found
             if found is None:
                 return
@@ -230,26 +237,18 @@ class SegmentLog:
             self._check_torn(segment, position, size)
         self.cut_bytes += self._written_after(segment, position, size)
 
-    def _entry(self, segment: Segment, position: int, size: int) -> bytes | None:
+    @staticmethod
+    def _entry(segment: Segment, position: int, size: int, reader: BlockReader) -> bytes | None:
         """The payload of a whole and good entry, or None."""
-        head = self._head(segment, position)
+        lsn = segment.first + position - _DATA
+        head = _read_head(lsn, position, reader)
         if head is None or position + _OVERHEAD + head[0] > size:
             return None
         length, crc = head
-        rest = self._disk.read(segment.fd, length + 1, position + _HEAD.size)
-        lsn = segment.first + position - _DATA
+        rest = reader.read(length + 1, position + _HEAD.size)
         if rest[-1:] != _END or checksum(lsn, rest[:-1]) != crc:
             return None
         return rest[:-1]
-
-    def _head(self, segment: Segment, position: int) -> tuple[int, int] | None:
-        """The length and payload CRC in an entry's head, or None when the head is not good."""
-        head = self._disk.read(segment.fd, _HEAD.size, position)
-        if len(head) < _HEAD.size:
-            return None
-        length, crc, head_crc = _HEAD.unpack(head)
-        lsn = segment.first + position - _DATA
-        return (length, crc) if head_crc == _head_checksum(lsn, length, crc) else None
 
     def _check_torn(self, segment: Segment, position: int, size: int) -> None:
         """Make sure that a bad entry is what an interrupted append leaves, or raise.
@@ -257,7 +256,8 @@ class SegmentLog:
         It leaves zeros from the cut on: from the trailing byte at the latest, and from the end of
         the head when the head itself is not good.
         """
-        head = self._head(segment, position)
+        reader = BlockReader(self._disk, segment.fd)
+        head = _read_head(segment.end, position, reader)
         zeros = position + _HEAD.size + (head[0] if head else 0)
         if head and zeros >= size:
             # A segment is allocated before it is written to, so no entry passes its end.
@@ -365,25 +365,6 @@ class SegmentLog:
         if self._spare is None:
             self._spare = self._create(self._segment_bytes)
 
-    # ------------------------------------------------------------------ reading
-
-    def read(self, lsn: int) -> bytes:
-        """The payload of an entry.
-
-        Raises:
-            JournalDamagedError: If it is not what was written.
-            KeyError: If it is in no segment.
-        """
-        index = bisect_right(self._firsts, lsn) - 1
-        if index < 0 or lsn >= self._segments[index].end:
-            raise KeyError(lsn)
-        segment = self._segments[index]
-        limit = segment.offset(segment.end)
-        found = self._entry(segment, segment.offset(lsn), limit)
-        if found is None:
-            raise self._damage(segment, segment.offset(lsn))
-        return found
-
     # ------------------------------------------------------------------ segments
 
     def sealed(self) -> list[Segment]:
@@ -402,7 +383,6 @@ class SegmentLog:
         """
         needless = [segment for segment in self.sealed() if segment.end <= lsn]
         self._segments = [segment for segment in self._segments if segment not in needless]
-        self._firsts = [segment.first for segment in self._segments]
         return needless
 
     def read_sealed(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -485,7 +465,6 @@ class SegmentLog:
         self._disk.rename(unfinished, path)  # so that no .seg is without its header
         segment = Segment(path, fd, first, first, sealed=False)
         self._segments.append(segment)
-        self._firsts = [segment.first for segment in self._segments]
         return segment
 
     def _create(self, size: int) -> tuple[int, Path]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from flowgentic_actors.storage.disk import Disk
+from flowgentic_actors.storage.disk import BlockReader, Disk
 from flowgentic_actors.storage.log import checksum
 
 SUFFIX: Final = ".set"
@@ -53,11 +53,11 @@ class CompactedSet:
 
     def entries(self) -> Iterator[tuple[int, bytes]]:
         """Every entry as (LSN, payload), in order of LSN."""
+        reader = BlockReader(self._disk, self._fd)
         position = _HEADER.size
         while position < self.bytes - _FOOTER.size:
-            head = self._disk.read(self._fd, _ENTRY.size, position)
-            lsn, length, _ = _ENTRY.unpack(head)
-            yield lsn, self._disk.read(self._fd, length, position + _ENTRY.size)
+            lsn, length, _ = _ENTRY.unpack(reader.read(_ENTRY.size, position))
+            yield lsn, reader.read(length, position + _ENTRY.size)
             position += _ENTRY.size + length
 
     def close(self) -> None:
