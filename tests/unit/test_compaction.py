@@ -41,20 +41,17 @@ def some_commands(rng: random.Random, count: int) -> list[Command]:
     for number in range(count):
         key, thread = f"k{rng.randrange(6)}", f"t{rng.randrange(3)}"
         blob = ("msgpack", msgspec.msgpack.encode({"n": number}) + bytes(rng.randrange(60)))
-        made.append(
-            rng.choice(
-                [
-                    PutItem(("n", "s"), key, blob),
-                    PutItem(("n", "s"), key, blob),
-                    DeleteItem(("n", "s"), key),
-                    PutCheckpoint(
-                        thread, "", f"{number:04}", None, blob, blob, {}, {"c": number}, {"c": blob}
-                    ),
-                    PutWrites(thread, "", f"{number:04}", "task", "", (Write(0, "c", blob),)),
-                    *([DeleteThread(thread)] if rng.random() < 0.3 else []),
-                ]
-            )
-        )
+        choices: list[Command] = [
+            PutItem(("n", "s"), key, blob),
+            PutItem(("n", "s"), key, blob),
+            DeleteItem(("n", "s"), key),
+            PutCheckpoint(
+                thread, "", f"{number:04}", None, blob, blob, {}, {"c": number}, {"c": blob}
+            ),
+            PutWrites(thread, "", f"{number:04}", "task", "", (Write(0, "c", blob),)),
+            *([DeleteThread(thread)] if rng.random() < 0.3 else []),
+        ]
+        made.append(rng.choice(choices))
     return made
 
 

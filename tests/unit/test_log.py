@@ -55,39 +55,37 @@ def operations(*, durable: bool) -> int:
     return disk.operations
 
 
-@pytest.mark.parametrize("crash_at", range(operations(durable=False)))
-def test_process_death_at_any_operation_loses_nothing_acknowledged(crash_at: int) -> None:
-    disk = SimulatedDisk(crash_at)
-    acknowledged, under_way = write_all(disk, durable=False)
-    log = open_log(disk.after_process_death())
-    found = entries(log)
-    assert found[: len(acknowledged)] == acknowledged
-    assert found == [*acknowledged, *under_way][: len(found)]
+def test_process_death_at_any_operation_loses_nothing_acknowledged() -> None:
+    for crash_at in range(operations(durable=False)):
+        disk = SimulatedDisk(crash_at)
+        acknowledged, under_way = write_all(disk, durable=False)
+        found = entries(open_log(disk.after_process_death()))
+        assert found[: len(acknowledged)] == acknowledged, crash_at
+        assert found == [*acknowledged, *under_way][: len(found)], crash_at
 
 
-@pytest.mark.parametrize("crash_at", range(operations(durable=True)))
 @pytest.mark.parametrize("seed", [None, *range(8)])
-def test_power_loss_at_any_operation_loses_nothing_synced(crash_at: int, seed: int | None) -> None:
-    disk = SimulatedDisk(crash_at)
-    acknowledged, under_way = write_all(disk, durable=True)
-    rng = None if seed is None else random.Random(seed * 1000 + crash_at)
-    log = open_log(disk.after_power_loss(rng), durable=True, boot=AFTER)
-    found = entries(log)
-    assert found[: len(acknowledged)] == acknowledged
-    assert found == [*acknowledged, *under_way][: len(found)]
+def test_power_loss_at_any_operation_loses_nothing_synced(seed: int | None) -> None:
+    for crash_at in range(operations(durable=True)):
+        disk = SimulatedDisk(crash_at)
+        acknowledged, under_way = write_all(disk, durable=True)
+        rng = None if seed is None else random.Random(seed * 1000 + crash_at)
+        found = entries(open_log(disk.after_power_loss(rng), durable=True, boot=AFTER))
+        assert found[: len(acknowledged)] == acknowledged, crash_at
+        assert found == [*acknowledged, *under_way][: len(found)], crash_at
 
 
-@pytest.mark.parametrize("crash_at", range(0, operations(durable=False), 2))
-def test_a_crash_while_recovering_changes_nothing(crash_at: int) -> None:
-    first = SimulatedDisk(crash_at)
-    write_all(first, durable=False)
-    expected = entries(open_log(first.after_process_death()))
-    for second_crash in range(8):
-        again = first.after_process_death()
-        again._crash_at = second_crash
-        with contextlib.suppress(Crash):
-            entries(open_log(again))
-        assert entries(open_log(again.after_process_death())) == expected
+def test_a_crash_while_recovering_changes_nothing() -> None:
+    for crash_at in range(operations(durable=False)):
+        first = SimulatedDisk(crash_at)
+        write_all(first, durable=False)
+        expected = entries(open_log(first.after_process_death()))
+        for second_crash in range(8):
+            again = first.after_process_death()
+            again._crash_at = second_crash
+            with contextlib.suppress(Crash):
+                entries(open_log(again))
+            assert entries(open_log(again.after_process_death())) == expected
 
 
 def test_what_was_cut_off_is_not_in_the_way_of_what_is_appended_next() -> None:

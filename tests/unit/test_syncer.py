@@ -1,0 +1,111 @@
+"""Group commit: one sync for all that wait, and a failed sync is final."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from flowgentic_actors.errors import JournalError
+from flowgentic_actors.storage.disk import RealDisk
+from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.syncer import Syncer
+
+pytestmark = pytest.mark.anyio
+
+
+class SlowDisk(RealDisk):
+    """Counts syncs, holds them back until told, and fails them when told."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.release = threading.Event()
+        self.release.set()
+        self.fail = False
+
+    def sync(self, fd: int) -> None:
+        self.release.wait(10)
+        self.syncs += 1
+        if self.fail:
+            raise OSError(5, "Input/output error")
+        super().sync(fd)
+
+
+def opened(disk: RealDisk, folder: Path) -> tuple[Journal, list[bytes]]:
+    journal = Journal(disk, folder, durable=True)
+    return journal, [payload for payload, _ in journal.replay()]
+
+
+@pytest.fixture
+async def disk() -> SlowDisk:
+    return SlowDisk()
+
+
+async def off_loop(journal: Journal) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, journal.close)
+
+
+async def open_off_loop(disk: RealDisk, folder: Path) -> tuple[Journal, list[bytes]]:
+    return await asyncio.get_running_loop().run_in_executor(None, opened, disk, folder)
+
+
+async def test_everybody_who_waits_shares_the_next_sync(disk: SlowDisk, tmp_path: Path) -> None:
+    journal, _ = await open_off_loop(disk, tmp_path)
+    syncer = Syncer(journal)
+    disk.release.clear()
+    journal.append([b"first"])
+    first = syncer.wait()
+    await asyncio.sleep(0.05)  # its sync is under way
+    before = disk.syncs
+    others = []
+    for number in range(50):
+        journal.append([b"%d" % number])
+        others.append(syncer.wait())
+    assert not first.done()
+    disk.release.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(first, *others)
+    assert disk.syncs - before <= 3  # the one under way, one for all others, a spare segment's
+    syncer.close()
+    await off_loop(journal)
+
+
+async def test_a_wait_covers_what_was_appended_before_it(disk: SlowDisk, tmp_path: Path) -> None:
+    journal, _ = await open_off_loop(disk, tmp_path)
+    syncer = Syncer(journal)
+    for number in range(5):
+        journal.append([b"entry %d" % number])
+        async with asyncio.timeout(10):
+            await syncer.wait()
+        assert not syncer.behind
+    syncer.close()
+    await off_loop(journal)
+    again, found = await open_off_loop(disk, tmp_path)
+    assert found == [b"entry %d" % number for number in range(5)]
+    await off_loop(again)
+
+
+async def test_a_failed_sync_fails_all_who_wait_and_leaves_only_what_was_synced(
+    disk: SlowDisk, tmp_path: Path
+) -> None:
+    journal, _ = await open_off_loop(disk, tmp_path)
+    syncer = Syncer(journal)
+    journal.append([b"kept"])
+    async with asyncio.timeout(10):
+        await syncer.wait()
+    disk.fail = True
+    journal.append([b"lost"])
+    waiting = [syncer.wait(), syncer.wait()]
+    for future in waiting:
+        async with asyncio.timeout(10):
+            with pytest.raises(JournalError, match="Input/output error"):
+                await future
+    disk.fail = False
+    with pytest.raises(JournalError):
+        await syncer.wait()  # for ever: the actor ends and is started anew
+    syncer.close()
+    again, found = await open_off_loop(RealDisk(), tmp_path)
+    assert found == [b"kept"]
+    await off_loop(again)
