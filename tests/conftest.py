@@ -10,10 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, ClassVar
 
 import psutil
 import pytest
+from _pytest.mark import ParameterSet
 from blockbuster import BlockBuster
 
 from flowgentic_actors import MemoryCluster
@@ -22,19 +25,33 @@ from flowgentic_actors.environment import why_no_dragon
 MODES = ["inline", "subprocess", "dragon"]
 """Every way to run the memory."""
 
-SETTINGS: dict[str, dict[str, object]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "inline": {"mode": "local"},
     "subprocess": {"mode": "distributed", "spawner": "subprocess"},
     "dragon": {"mode": "distributed", "spawner": "dragon", "fallback_to_local": False},
+    "several-actors": {"mode": "distributed", "spawner": "subprocess", "actors_per_node": 3},
 }
 
 NO_DRAGON = why_no_dragon()
+
+NEEDS_DRAGON = (
+    pytest.mark.dragon,
+    pytest.mark.skipif(NO_DRAGON is not None, reason=NO_DRAGON or ""),
+)
+"""Marks of a test that starts a Dragon runtime."""
+
+_SHM = Path("/dev/shm")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if NO_DRAGON is not None:
         terminalreporter.section("DRAGON TESTS DID NOT RUN", sep="!", red=True, bold=True)
         terminalreporter.write_line(NO_DRAGON)
+
+
+def pytest_report_header() -> str:
+    dragon = version("dragonhpc") if importlib.util.find_spec("dragon") else "not installed"
+    return f"dragonhpc {dragon}, python {sys.version.split()[0]}"
 
 
 @pytest.fixture
@@ -61,52 +78,73 @@ def scratch() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def our_processes() -> dict[int, str]:
-    """Hosts, actors, Dragon services of this user that are alive, by pid."""
+def our_processes(scratch: Path) -> dict[int, str]:
+    """Processes alive that this run started, directly or not: command lines by pid.
+
+    Hosts, actors and Dragon's services are known by the scratch folder in their environment,
+    wherever in the process tree they end up; forks of this process are its descendants.
+    """
     found: dict[int, str] = {}
-    for process in psutil.process_iter(["pid", "cmdline", "status"]):
-        command = " ".join(process.info["cmdline"] or [])
-        ours = "flowgentic_actors." in command or "dragon" in command
-        if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
-            if process.pid != os.getpid() and "pytest" not in command:
-                found[process.pid] = command
+    descendants = {child.pid for child in psutil.Process().children(recursive=True)}
+    for process in psutil.process_iter():
+        try:
+            ours = process.pid in descendants or process.environ().get("TMPDIR") == str(scratch)
+            if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = " ".join(process.cmdline())
+        except psutil.Error:
+            continue  # it is gone, or another user's
     return found
 
 
 def leftovers(scratch: Path) -> dict[str, str]:
     """Everything of ours that exists now: processes, scratch files, shared memory."""
-    found = {f"process {pid}": command for pid, command in our_processes().items()}
+    found = {f"process {pid}": command for pid, command in our_processes(scratch).items()}
     root = scratch / f"flowgentic-{os.geteuid()}"
     if root.exists():
         found |= {f"folder {p.name}": str(p) for p in root.iterdir() if p.name != ".lock"}
-    shm = Path("/dev/shm")
-    if shm.exists():
-        found |= {f"shared memory {p.name}": str(p) for p in shm.iterdir()}
+    if _SHM.exists():
+        found |= {f"shared memory {p.name}": str(p) for p in _SHM.iterdir()}
     return found
+
+
+def _in_use(file: str) -> bool:
+    """Whether a live process, such as one of another run on this machine, has the file mapped."""
+    for process in psutil.process_iter():
+        try:
+            if any(mapped.path == file for mapped in process.memory_maps()):
+                return True
+        except (psutil.Error, OSError):
+            continue
+    return False
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest, scratch: Path) -> Iterator[None]:
     """After each test: no process, socket, scratch file or shared memory that was not there."""
-    for name in request.fixturenames:
-        if name in {"shared_clusters", "memory"}:
-            request.getfixturevalue("shared_clusters")  # opened before the snapshot
-    if "mode" in request.fixturenames and "memory" in request.fixturenames:
+    if "memory" in request.fixturenames:  # a shared cluster is opened before the snapshot
         request.getfixturevalue("shared_clusters").get(request.getfixturevalue("mode"))
     before = set(leftovers(scratch))
     yield
-    deadline = time.monotonic() + 15
-    while extra := {k: v for k, v in leftovers(scratch).items() if k not in before}:
-        # a shared cluster's restarted actor is a new process of a known cluster
-        extra = {k: v for k, v in extra.items() if not _of_a_shared_cluster(v)}
-        if not extra or time.monotonic() > deadline:
-            break
+    _expect_only(before, scratch)
+
+
+def _expect_only(before: set[str], scratch: Path) -> None:
+    """Fail when more than what was there before is still there after a while."""
+    deadline = time.monotonic() + 45  # a Dragon runtime that was left while it came up takes some
+    while extra := {k: v for k, v in leftovers(scratch).items() if _is_left(k, v, before)}:
+        if time.monotonic() > deadline:
+            logs = "".join(log.read_text() for log in scratch.glob("flowgentic-*/*/*.log"))
+            pytest.fail(f"left behind: {extra}\nThe logs there:\n{logs[-5000:]}")
         time.sleep(0.05)
-    assert not extra, f"left behind: {extra}"
 
 
-def _of_a_shared_cluster(command: str) -> bool:
-    return any(folder in command for folder in SharedClusters.folders)
+def _is_left(name: str, what: str, before: set[str]) -> bool:
+    if name in before:
+        return False
+    if what.startswith(str(_SHM)):
+        return not _in_use(what)  # what a process of ours has mapped is told by that process
+    # A shared cluster's restarted actor is a new process of a known cluster.
+    return not any(folder in what for folder in SharedClusters.folders)
 
 
 # ---------------------------------------------------------------------- the event loop is free
@@ -133,7 +171,7 @@ def never_block_the_loop() -> Iterator[None]:
 class SharedClusters:
     """One cluster a mode for the whole run, opened when a test first asks for it."""
 
-    folders: set[str] = set()
+    folders: ClassVar[set[str]] = set()
 
     def __init__(self) -> None:
         self._open: dict[str, MemoryCluster] = {}
@@ -150,28 +188,24 @@ class SharedClusters:
     def close(self) -> None:
         for memory in self._open.values():
             asyncio.run(memory.__aexit__(None, None, None))
+        self.folders.clear()
 
 
 @pytest.fixture(scope="session")
 def shared_clusters(scratch: Path) -> Iterator[SharedClusters]:
+    before = set(leftovers(scratch))
     clusters = SharedClusters()
     yield clusters
     clusters.close()
+    _expect_only(before, scratch)
 
 
-def _mode_params() -> list[object]:
-    return [
-        pytest.param(
-            mode,
-            marks=[pytest.mark.dragon, pytest.mark.skipif(NO_DRAGON is not None, reason=NO_DRAGON or "")]
-            if mode == "dragon"
-            else [],
-        )
-        for mode in MODES
-    ]
+def mode_params(*modes: str) -> list[ParameterSet]:
+    """Parameters of a fixture or test that needs Dragon in some of them."""
+    return [pytest.param(mode, marks=NEEDS_DRAGON if mode == "dragon" else ()) for mode in modes]
 
 
-@pytest.fixture(params=_mode_params())
+@pytest.fixture(params=mode_params(*MODES))
 def mode(request: pytest.FixtureRequest) -> str:
     """Runs a test in every mode."""
     return str(request.param)
@@ -188,12 +222,3 @@ async def fresh_memory(mode: str) -> AsyncIterator[MemoryCluster]:
     """A cluster of the mode for this test alone."""
     async with MemoryCluster(**SETTINGS[mode]) as memory:
         yield memory
-
-
-def pytest_report_header() -> str:
-    version = "not installed"
-    if importlib.util.find_spec("dragon"):
-        from importlib.metadata import version as of
-
-        version = of("dragonhpc")
-    return f"dragonhpc {version}, python {sys.version.split()[0]}"
