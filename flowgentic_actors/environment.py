@@ -28,7 +28,7 @@ def scheduler_job(environ: Mapping[str, str] = os.environ) -> SchedulerJob | Non
     if not job_id:
         return None
     nodes = environ.get("SLURM_JOB_NUM_NODES") or environ.get("SLURM_NNODES") or "1"
-    return SchedulerJob("slurm", job_id, int(nodes) if nodes.isdigit() else 1)
+    return SchedulerJob("slurm", job_id, int(nodes) if nodes.isdecimal() else 1)
 
 
 def inside_dragon(environ: Mapping[str, str] = os.environ) -> bool:

@@ -188,12 +188,16 @@ class MemoryCluster:
 
         try:
             return await on_daemon_thread(timeout, open_or_close)
-        except BaseException:
+        except BaseException as error:
             with lock:
                 abandoned = True
                 late = opened
-            if late:
-                owner.close()
+            if late:  # it was opened in the very moment in which this task was cancelled
+                threading.Thread(target=owner.close, daemon=True).start()
+            if isinstance(error, TimeoutError):
+                raise ClusterOpenError(
+                    f"opening the cluster hangs: not done after {timeout:g} s"
+                ) from error
             raise
 
     def _fall_back(self, reason: str, client: InlineClient) -> None:
@@ -296,6 +300,9 @@ class MemoryCluster:
     def __repr__(self) -> str:
         state = "new" if self._client is None else type(self._client).__name__
         return f"<MemoryCluster {self._config.mode} {state}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a MemoryCluster belongs to its process: send memory.handle and attach")
 
     def _opened(self) -> _Client:
         if self._client is None:

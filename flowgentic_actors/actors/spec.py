@@ -38,6 +38,9 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     mailbox_bytes: int
     max_message_bytes: int
 
+    def __repr__(self) -> str:
+        return f"ActorSpec(name={self.name!r}, epoch={self.epoch}, secret=...)"
+
 
 def write_private(path: Path, data: bytes) -> None:
     """Write a file that only this user can read, whole or not at all."""

@@ -289,8 +289,7 @@ class Supervisor:
             child.state = ChildState.RESTARTING
             child.restarts += 1
             await anyio.sleep(delay)
-        child.state = ChildState.STOPPED
-        child.settled.set()
+        child.settled.set()  # what became of it, `stop` says
 
     async def _bring_up(self, child: Child, life: Incarnation) -> None:
         settings = self._settings
@@ -382,7 +381,10 @@ class Supervisor:
 
     async def _stop_child(self, child: Child, deadline: float) -> None:
         life = child.life
-        if life is None or child.state is ChildState.FAILED:
+        if child.state is ChildState.FAILED:
+            return
+        if life is None:
+            child.state = ChildState.STOPPED
             return
         served = life.link is not None and not life.ended.is_set() and life.ready.is_set()
         if life.link is not None and served:

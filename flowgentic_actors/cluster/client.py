@@ -164,14 +164,14 @@ class InlineClient:
 
     def ask_sync(self, shard: int, command: Command) -> Reply:  # noqa: ARG002 - there is one
         """Have the shard carry out a command; see `MemoryClient.ask_sync`."""
-        if self._unusable is not None:
-            self._refuse()
+        self._check_usable()
         with self._lock:
             self._requests += 1
             return self._shard.apply(command, time.time_ns() // 1000).reply
 
     async def status(self) -> ClusterStatus:
         """The cluster's status."""
+        self._check_usable()
         with self._lock:
             size = msgspec.structs.asdict(self._shard.size())
         actor = ActorStatus(
@@ -180,7 +180,7 @@ class InlineClient:
             node=os.uname().nodename,
             pid=os.getpid(),
             epoch=1,
-            state="running" if self._unusable is None else "stopped",
+            state="running",
             requests=self._requests,
             **size,
         )
@@ -197,6 +197,7 @@ class InlineClient:
     async def events(self, start: int) -> AsyncGenerator[ClusterEvent, None]:
         """Events from a number on, as they happen."""
         while True:
+            self._check_usable()
             for event in self._events[start:]:
                 yield event
                 start = event.number + 1
@@ -204,6 +205,7 @@ class InlineClient:
 
     async def recent_events(self) -> list[ClusterEvent]:
         """The events so far."""
+        self._check_usable()
         return list(self._events)
 
     def event(self, kind: str, detail: str) -> None:
@@ -223,7 +225,9 @@ class InlineClient:
         self._unusable = self._unusable or "forked"
         self._lock = threading.Lock()  # another thread may have held the old one
 
-    def _refuse(self) -> None:
+    def _check_usable(self) -> None:
+        if self._unusable is None:
+            return
         if self._unusable == "closed":
             raise ClusterClosedError("this cluster was closed: use it inside its `async with`")
         raise LocalClusterError(

@@ -36,7 +36,7 @@ def root_folder(scratch: Path | None) -> Path:
     Raises:
         ClusterOpenError: If it cannot be made, or somebody else could write to it.
     """
-    parent = scratch or Path(tempfile.gettempdir())
+    parent = (scratch or Path(tempfile.gettempdir())).absolute()  # for processes elsewhere
     root = parent / f"flowgentic-{os.geteuid()}"
     try:
         root.mkdir(mode=0o700, exist_ok=True)

@@ -91,9 +91,11 @@ class Owner:
         Returns:
             Whether everything ended in order.
         """
+        if self._lock is None:
+            return True  # closed already, or a forked child's copy: nothing here is owned
         timeout = self._config.close_timeout
         orderly = False
-        if self._connection is not None:
+        if self._connection is not None and self._process is not None and self._process.running():
             try:
                 body = msgspec.msgpack.encode(Shutdown(timeout))
                 answer = self._connection.request(body, timeout + 2.0)
@@ -108,8 +110,10 @@ class Owner:
         """A forked child owns nothing: close its copies of the connection and the lock."""
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
         if self._lock is not None:
             self._lock.release()
+            self._lock = None
 
     def _bring_up(self, deadline: float) -> Description:
         config, secret = self._config, new_secret()

@@ -90,14 +90,14 @@ class BlockingConnection:
         left = max(0, round((pending.deadline - time.monotonic()) * 1000))
         channel.send(Request(pending.seq, self._session.low, left, Raw(pending.body)))
         self._write(sock, channel, pending.deadline)
-        pending.sent = True  # a frame cut off by the deadline is never decoded
+        pending.attempts += 1  # a frame cut off by the deadline is never decoded
         while True:
             for message in self._read(sock, channel, pending.deadline):
                 match message:
                     case Reply(seq, body) if seq == pending.seq:
                         return body
                     case Failure(seq) if seq == pending.seq:
-                        raise refusal(message, self._peer)
+                        raise refusal(message, pending, self._peer)
                     case _:
                         raise ProtocolError(f"unexpected {type(message).__name__} from the actor")
 

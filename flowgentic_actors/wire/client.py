@@ -158,10 +158,10 @@ class AsyncConnection:
         size = 0
         while self._queue and not wire.congested:
             pending = self._queue.popleft()
-            if self._session.is_open(pending.seq):
+            if not pending.waiter.done():
                 left = max(0, round((pending.deadline - now) * 1000))
                 size += wire.channel.send(Request(pending.seq, low, left, Raw(pending.body)))
-                pending.sent = True
+                pending.attempts += 1
                 if size >= FRAME_TARGET:
                     wire.write()  # and see whether the actor keeps up
                     size = 0
@@ -186,7 +186,7 @@ class AsyncConnection:
             case Failure(seq):
                 pending = self._session.settle(seq)
                 if pending is not None:
-                    self._fail(pending, refusal(message, self._peer))
+                    self._fail(pending, refusal(message, pending, self._peer))
             case _:
                 raise ProtocolError(f"{type(message).__name__} is not a message for a client")
 

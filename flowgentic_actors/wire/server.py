@@ -13,7 +13,7 @@ from typing import Protocol
 from flowgentic_actors.errors import ProtocolError, WireError
 from flowgentic_actors.wire.channel import server_channel
 from flowgentic_actors.wire.messages import Hello, Role, ToClient, ToServer, Welcome
-from flowgentic_actors.wire.sockets import check_path, check_peer, peer_pid, unlink_stale
+from flowgentic_actors.wire.sockets import check_path, check_peer, peer_pid
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,6 @@ class Server:
         self._empty = asyncio.Event()
         self._empty.set()
         self._listener: asyncio.Server | None = None
-        self._path = ""
 
     @property
     def connections(self) -> frozenset[Connection]:
@@ -234,8 +233,7 @@ class Server:
     async def listen(self, path: str) -> None:
         """Begin to accept connections."""
         check_path(path)
-        unlink_stale(path)
-        self._path = path
+        # A socket file that a dead predecessor left is replaced by asyncio.
         self._listener = await asyncio.get_running_loop().create_unix_server(
             lambda: Connection(self), path, backlog=512
         )
@@ -245,7 +243,6 @@ class Server:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-            unlink_stale(self._path)
 
     async def close(self) -> None:
         """Stop listening, flush and close every connection; cut off what is not read in time."""

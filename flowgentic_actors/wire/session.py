@@ -39,10 +39,10 @@ class Pending(Generic[Waiter]):
         timeout: Seconds that the caller waits.
         deadline: When the caller gives up, on the caller's clock.
         waiter: What to tell.
-        sent: Whether any byte of it may have reached the peer, on any connection.
+        attempts: How often it may have reached the peer, each time on another connection.
     """
 
-    __slots__ = ("body", "deadline", "sent", "seq", "timeout", "waiter")
+    __slots__ = ("attempts", "body", "deadline", "seq", "timeout", "waiter")
 
     def __init__(
         self, seq: int, body: bytes, timeout: float, deadline: float, waiter: Waiter
@@ -52,7 +52,12 @@ class Pending(Generic[Waiter]):
         self.timeout = timeout
         self.deadline = deadline
         self.waiter = waiter
-        self.sent = False
+        self.attempts = 0
+
+    @property
+    def sent(self) -> bool:
+        """Whether any byte of it may have reached the peer."""
+        return self.attempts > 0
 
 
 class Session(Generic[Waiter]):
@@ -89,13 +94,14 @@ class Session(Generic[Waiter]):
         """Take a request out; None when it is not waited for any more."""
         return self._pending.pop(seq, None)
 
-    def is_open(self, seq: int) -> bool:
-        """Whether a request is still waited for."""
-        return seq in self._pending
 
-
-def refusal(failure: Failure, peer: str) -> RequestError:
+def refusal(failure: Failure, pending: Pending[Waiter], peer: str) -> RequestError:
     """The error that an actor's refusal becomes."""
+    if pending.attempts > 1 and failure.kind != "invalid":
+        return OutcomeUnknownError(
+            f"{peer}: {failure.text}. It was sent before, on a connection that was lost: a write "
+            "may have happened then"
+        )
     return _FAILURES[failure.kind](f"{peer}: {failure.text}")
 
 

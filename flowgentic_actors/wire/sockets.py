@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
 import weakref
-from pathlib import Path
 from typing import Protocol
 
 from flowgentic_actors.errors import AuthenticationError, ClusterOpenError
@@ -52,12 +50,6 @@ def check_peer(sock: socket.socket) -> None:
 
 def _credentials(sock: socket.socket) -> bytes:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-
-
-def unlink_stale(path: str) -> None:
-    """Remove the socket file that a dead predecessor left."""
-    with contextlib.suppress(FileNotFoundError):
-        Path(path).unlink()
 
 
 class ForkAware(Protocol):

@@ -1,0 +1,106 @@
+"""What the speed of distributed mode rests on, as counts: a clock would only test the machine."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from flowgentic_actors import MemoryCluster
+from flowgentic_actors.cli.workloads import AT_ONCE, Graph, messages, subject
+from flowgentic_actors.wire.frames import FrameReader, FrameWriter
+
+pytestmark = pytest.mark.anyio
+
+HEARTBEAT = 0.05
+
+LOCAL = {"mode": "local"}
+SUBPROCESS = {"mode": "distributed", "spawner": "subprocess", "heartbeat_interval": HEARTBEAT}
+
+
+@pytest.fixture(params=[LOCAL, SUBPROCESS], ids=["local", "subprocess"])
+async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[MemoryCluster]:
+    async with MemoryCluster(**request.param) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def distributed() -> AsyncIterator[MemoryCluster]:
+    async with MemoryCluster(**SUBPROCESS) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def frames(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the frames that this process sends and receives."""
+    counted: Counter[str] = Counter()
+    header, feed = FrameWriter.header, FrameReader.feed
+
+    def counting_header(self: FrameWriter, length: int) -> bytes:
+        counted["sent"] += 1
+        return header(self, length)
+
+    def counting_feed(self: FrameReader, data: bytes) -> Iterator[bytes | memoryview]:
+        for payload in feed(self, data):
+            counted["received"] += 1
+            yield payload
+
+    monkeypatch.setattr(FrameWriter, "header", counting_header)
+    monkeypatch.setattr(FrameReader, "feed", counting_feed)
+    return counted
+
+
+async def _run(graph: Graph, thread_id: str) -> None:
+    await graph.ainvoke({"messages": messages(4, 100)}, {"configurable": {"thread_id": thread_id}})
+
+
+async def requests(cluster: MemoryCluster, at_least: int) -> int:
+    """The requests handled so far, once the heartbeats that count them have come."""
+    for _ in range(200):
+        if sum(actor.requests for actor in (await cluster.status()).actors) >= at_least:
+            break
+        await asyncio.sleep(HEARTBEAT)
+    await asyncio.sleep(4 * HEARTBEAT)  # one too many would show only now
+    return sum(actor.requests for actor in (await cluster.status()).actors)
+
+
+async def test_a_graph_of_three_nodes_makes_ten_requests(cluster: MemoryCluster) -> None:
+    graph = subject(cluster.checkpointer, cluster.store).graph
+    for number in (1, 2, 3):
+        await _run(graph, str(number))
+        # one get; a checkpoint of the input, of the start and after each node, and the writes
+        # of the start and of each node
+        assert await requests(cluster, 10 * number) == 10 * number
+
+
+async def test_a_new_value_is_sent_once(cluster: MemoryCluster) -> None:
+    """No second request because a value was missing, however long the thread grows."""
+    graph = subject(cluster.checkpointer, cluster.store).graph
+    for number in range(1, 6):
+        await _run(graph, "the same")
+        assert await requests(cluster, 10 * number) == 10 * number
+
+
+async def test_requests_of_one_tick_share_a_frame_and_so_do_their_replies(
+    distributed: MemoryCluster, frames: Counter[str]
+) -> None:
+    store = distributed.store
+    await store.aput(("notes",), "first", {"text": "opens the connection"})
+    frames.clear()
+    puts = [store.aput(("notes",), str(n), {"text": "words"}) for n in range(AT_ONCE)]
+    await asyncio.gather(*puts)
+    assert frames == {"sent": 1, "received": 1}
+    frames.clear()
+    found = await asyncio.gather(*(store.aget(("notes",), str(n)) for n in range(AT_ONCE)))
+    assert all(found)
+    assert frames == {"sent": 1, "received": 1}
+
+
+async def test_graphs_side_by_side_share_frames(
+    distributed: MemoryCluster, frames: Counter[str]
+) -> None:
+    graph = subject(distributed.checkpointer, distributed.store).graph
+    await _run(graph, "first")
+    frames.clear()
+    await asyncio.gather(*(_run(graph, str(number)) for number in range(AT_ONCE)))
+    assert 0 < frames["sent"] <= 10 * AT_ONCE / 16  # of 640 requests; usually in 8 or 9

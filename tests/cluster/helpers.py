@@ -1,0 +1,89 @@
+"""Running things in other processes, and looking at processes from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = str(Path(__file__).parents[2])
+
+
+def in_fork(work: Callable[[], Any], timeout: float = 30.0) -> Any:
+    """What `work` returns or raises in a forked child, which ends without any cleaning up."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            try:
+                result = work()
+            except BaseException as error:
+                result = error
+            os.write(write_end, pickle.dumps(result))
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    try:
+        ready, _, _ = select.select([read_end], [], [], timeout)
+        data = os.read(read_end, 1 << 16) if ready else b""
+    finally:
+        os.close(read_end)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert data, "the forked child gave no answer"
+    return pickle.loads(data)
+
+
+def python(program: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start another Python with a program; it can import this package."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ROOT, "PYTHONUNBUFFERED": "1"},
+        **options,
+    )
+
+
+def output_of(program: str, *arguments: str, timeout: float = 60.0) -> str:
+    """What a program prints; it must end well."""
+    with python(program, *arguments) as process:
+        out, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, out
+    return out.strip()
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
+    """Block until something is so."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], timeout: float = 20.0) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + timeout
+    while not await condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        await asyncio.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

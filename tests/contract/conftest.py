@@ -1,0 +1,31 @@
+"""The contract holds in every mode, with one actor and with several, awaited and blocking."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowgentic_actors import MemoryCluster
+from tests.conftest import MODES, mode_params
+from tests.contract.faces import SaverFace, StoreFace
+
+
+@pytest.fixture(params=mode_params(*MODES, "several-actors"))
+def mode(request: pytest.FixtureRequest) -> str:
+    """Runs a test in every mode, and once more with several actors."""
+    return str(request.param)
+
+
+@pytest.fixture(params=["async", "sync"])
+def face(request: pytest.FixtureRequest) -> str:
+    """Runs a test with awaiting calls and with blocking ones."""
+    return str(request.param)
+
+
+@pytest.fixture
+def saver(memory: MemoryCluster, face: str) -> SaverFace:
+    return SaverFace(memory.checkpointer, blocking=face == "sync")
+
+
+@pytest.fixture
+def store(memory: MemoryCluster, face: str) -> StoreFace:
+    return StoreFace(memory.store, blocking=face == "sync")

@@ -1,0 +1,228 @@
+"""An actor at work: order, deadlines, refusals, defects, the end. Served in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from msgspec import Raw
+
+from flowgentic_actors.actors.actor import Call
+from flowgentic_actors.actors.mailbox import Mailbox
+from flowgentic_actors.actors.runtime import BATCH, ActorRuntime
+from flowgentic_actors.errors import (
+    OutcomeUnknownError,
+    RejectedError,
+    RequestExpiredError,
+    StorageError,
+)
+from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.messages import Cancel, Failure, Hello, Reply, Request
+from flowgentic_actors.wire.server import Server
+from tests.unit.counter import SECRET, Counter, clear, command, number, serving, until
+from tests.unit.test_wire_client import LIMIT, connection_to, path
+from tests.unit.test_wire_server import RawClient, raw_client
+
+__all__ = ["path"]  # the fixture
+
+pytestmark = pytest.mark.anyio
+
+
+class Served:
+    """A counter with everything around it, to look into."""
+
+    def __init__(self, path: Path, mailbox: Mailbox) -> None:
+        self.counter = Counter()
+        self.mailbox = mailbox
+        self.reasons: list[str] = []
+        self.runtime = ActorRuntime(self.counter, mailbox, self.reasons.append, LIMIT)
+        self.server = Server(self.runtime, SECRET, "counter", 1, LIMIT)
+
+
+@asynccontextmanager
+async def served(path: Path, requests: int = 1000, size: int = LIMIT) -> AsyncIterator[Served]:
+    clear(path)
+    opened = Served(path, Mailbox(requests, size))
+    await opened.server.listen(str(path))
+    try:
+        yield opened
+    finally:
+        await opened.server.close()
+
+
+async def greeted(client: RawClient) -> RawClient:
+    await client.shake_hands()
+    client.hello()
+    await client.read(1)
+    client.frames.clear()
+    return client
+
+
+def add(seq: int, timeout_ms: int = 30_000) -> Request:
+    return Request(seq, 0, timeout_ms, Raw(command("add", 1)))
+
+
+async def test_requests_are_carried_out_in_the_order_they_were_sent(path: Path) -> None:
+    async with serving(path), connection_to(path) as connection:
+        asked = [connection.request(command("add", 1), 30) for _ in range(3 * BATCH)]
+        assert [number(reply) for reply in await asyncio.gather(*asked)] == list(
+            range(1, 3 * BATCH + 1)
+        )
+
+
+async def test_a_request_that_waited_past_its_deadline_is_not_carried_out(path: Path) -> None:
+    async with served(path) as opened, raw_client(path) as raw:
+        client = await greeted(raw)
+        client.send(add(0, timeout_ms=0), add(1))
+        await client.read(2)
+    first, second = client.frames[0]
+    assert isinstance(first, Failure)
+    assert first.kind == "expired"
+    assert isinstance(second, Reply)
+    assert opened.counter.total == 1
+
+
+async def test_an_expired_request_raises_its_own_error(path: Path) -> None:
+    async with serving(path), connection_to(path) as connection:
+        await connection.request(command("get"), 30)
+        # Half a millisecond is sent as none, and the answer comes back before it has passed.
+        results = [await outcome(connection, 0.0004) for _ in range(50)]
+    assert set(results) <= {RequestExpiredError, OutcomeUnknownError}
+    assert RequestExpiredError in results
+
+
+async def outcome(connection: AsyncConnection, timeout: float) -> type[object]:
+    try:
+        return type(await connection.request(command("add", 1), timeout))
+    except (RequestExpiredError, OutcomeUnknownError) as error:
+        return type(error)
+
+
+async def test_a_cancelled_request_that_still_waits_is_skipped(path: Path) -> None:
+    async with served(path) as opened, raw_client(path) as raw:
+        client = await greeted(raw)
+        client.send(add(0), add(1), Cancel(1), add(2))
+        await client.read(2)
+        assert [m.seq for m in client.frames[0] if isinstance(m, Reply)] == [0, 2]
+        client.send(Cancel(2), Cancel(77), add(3))  # too late, never heard of
+        await client.read(3)
+    assert opened.counter.total == 3
+
+
+async def test_a_flood_is_bounded_by_the_mailbox_and_all_of_it_is_answered(path: Path) -> None:
+    async with served(path, requests=100) as opened, raw_client(path) as raw:
+        client = await greeted(raw)
+        for start in range(0, 5000, 50):
+            client.send(*(add(start + n) for n in range(50)))
+        await client.read(5000)
+        answers = [m.seq for frame in client.frames for m in frame if isinstance(m, Reply)]
+    assert answers == list(range(5000))
+    assert opened.counter.total == 5000
+    assert opened.mailbox.most_requests < 150  # the bound and the frame that reached it
+
+
+async def test_large_requests_are_bounded_by_bytes(path: Path) -> None:
+    async with served(path, size=LIMIT) as opened, connection_to(path) as connection:
+        padding = bytes(LIMIT // 2)
+        asked = [connection.request(command("add", 1, padding), 30) for _ in range(40)]
+        assert [number(reply) for reply in await asyncio.gather(*asked)] == list(range(1, 41))
+    assert opened.mailbox.most_bytes <= 2 * LIMIT  # the bound and the frame that reached it
+
+
+async def test_a_failed_commit_refuses_its_whole_batch_and_ends_the_actor(path: Path) -> None:
+    async with served(path) as opened, raw_client(path) as raw:
+        client = await greeted(raw)
+        full = Request(1, 0, 30_000, Raw(command("full disk")))
+        client.send(add(0), full, add(2))
+        await client.read(3)
+        assert [m.kind for m in client.frames[0] if isinstance(m, Failure)] == ["storage"] * 3
+        await until(lambda: opened.reasons)
+        assert opened.reasons == ["no space left"]
+
+
+async def test_a_full_disk_is_a_storage_error(path: Path) -> None:
+    async with served(path), connection_to(path) as connection:
+        with pytest.raises(StorageError, match="no space left"):
+            await connection.request(command("full disk"), 30)
+
+
+async def test_after_a_defect_in_commit_nobody_is_told_anything(path: Path) -> None:
+    async with served(path) as opened, connection_to(path) as connection:
+        with pytest.raises(OutcomeUnknownError):
+            await connection.request(command("bad commit"), 0.2)
+        assert opened.reasons == ["ValueError: a defect in commit"]
+        assert opened.runtime.busy() == 0.0
+
+
+@pytest.mark.parametrize("surrogates", [0, 100_000])
+async def test_a_defect_is_told_to_its_caller_and_ends_the_actor(
+    path: Path, surrogates: int
+) -> None:
+    async with served(path) as opened, raw_client(path) as raw:
+        client = await greeted(raw)
+        crash = Request(2, 0, 30_000, Raw(command("crash", surrogates)))
+        client.send(add(0), add(1), crash, add(3), add(4))
+        await client.read(3)
+        await until(lambda: opened.reasons)
+        client.send(add(5))
+        await asyncio.sleep(0.05)
+    one, two, failure = client.frames[0]
+    assert isinstance(one, Reply)  # what was done before is durable and answered
+    assert isinstance(two, Reply)
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.seq) == ("internal", 2)
+    assert "RuntimeError: the counter is broken" in failure.text
+    assert opened.counter.total == 2  # and nothing after it
+
+
+async def test_draining_answers_what_was_accepted_and_refuses_what_comes_later(path: Path) -> None:
+    async with served(path) as opened, raw_client(path) as raw:
+        client = await greeted(raw)
+        (connection,) = opened.server.connections
+        draining: list[asyncio.Task[None]] = []
+
+        def drain(call: Call) -> None:
+            if call.seq == 0:
+                draining.append(asyncio.create_task(opened.runtime.drain(opened.server)))
+            if call.seq == BATCH:  # in a later tick than the first
+                opened.runtime.received(connection, add(9999))
+
+        opened.counter.on_call = drain
+        client.send(*(add(seq) for seq in range(2 * BATCH)))
+        await client.read(2 * BATCH + 1)
+        assert await client.ended()
+        await draining[0]
+    answers = [message for frame in client.frames for message in frame]
+    assert len([m for m in answers if isinstance(m, Reply)]) == 2 * BATCH
+    assert [(m.seq, m.kind) for m in answers if isinstance(m, Failure)] == [(9999, "closing")]
+    assert opened.counter.total == 2 * BATCH
+
+
+async def test_stats_tell_what_went_through_the_mailbox(path: Path) -> None:
+    async with served(path) as opened, connection_to(path) as connection:
+        for _ in range(3):
+            await connection.request(command("add", 1), 30)
+        with pytest.raises(RejectedError):
+            await connection.request(command("refuse", 1), 30)
+        stats = opened.runtime.stats()
+    assert stats["requests"] == 4
+    assert stats["rejected"] == 1
+    assert stats["total"] == 3
+    assert stats["mailbox_requests"] == stats["mailbox_bytes"] == 0
+    assert stats["mailbox_most_requests"] == 1
+    assert stats["mailbox_most_bytes"] > 0
+
+
+async def test_each_client_is_known_by_the_session_it_names(path: Path) -> None:
+    seen: list[Call] = []
+    async with served(path) as opened, raw_client(path) as raw:
+        opened.counter.on_call = seen.append
+        await raw.shake_hands()
+        raw.send(Hello("client", b"sixteen bytes ok", os.getpid()))
+        raw.send(Request(7, 5, 30_000, Raw(command("get"))))
+        await raw.read(2)
+    assert [(call.session, call.seq, call.low) for call in seen] == [(b"sixteen bytes ok", 7, 5)]

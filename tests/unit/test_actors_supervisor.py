@@ -1,0 +1,511 @@
+"""Supervision of an actor that is no memory: its processes, their ends, and their successors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import psutil
+import pytest
+from msgspec import Raw
+
+from flowgentic_actors.actors import supervisor as supervision
+from flowgentic_actors.actors.exits import ProcessWatch
+from flowgentic_actors.actors.spawn import Spawned, SubprocessSpawner, _Child
+from flowgentic_actors.actors.spec import ActorSpec, write_private
+from flowgentic_actors.actors.supervisor import ChildState
+from flowgentic_actors.errors import (
+    ActorFailedError,
+    ActorUnavailableError,
+    BackpressureError,
+    OutcomeUnknownError,
+    RejectedError,
+    RequestError,
+    RequestExpiredError,
+)
+from flowgentic_actors.wire.messages import Ready, Request, Started, ToServer
+from tests.unit.counter import (
+    PATIENCE,
+    REPOSITORY,
+    SECRET,
+    Office,
+    alive,
+    command,
+    number,
+    office,
+    until,
+)
+from tests.unit.test_wire_server import raw_client
+
+pytestmark = pytest.mark.anyio
+
+SHORT: dict[str, Any] = {"heartbeat_interval": 0.05, "hang_timeout": 0.5}
+"""So that a hang is noticed soon."""
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter is where the tests are, for the actors' processes too."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+
+@pytest.fixture
+def folder(scratch: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A private folder whose path is short enough for sockets."""
+    made = scratch / f"o{abs(hash(request.node.nodeid)) % 10**8}"
+    made.mkdir(mode=0o700)
+    yield made
+    if getattr(request.node, "failed", False):
+        for log in made.glob("*.log"):
+            print(log.read_text())
+
+
+class Recording(SubprocessSpawner):
+    """Notes which of the processes that it started lived when it was asked for another."""
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+        self.beside: list[list[int]] = []
+
+    def living(self) -> list[int]:
+        return [pid for pid in self.pids if alive(pid)]
+
+    async def spawn(self, spec_file: Path, log_file: Path, timeout: float) -> Spawned:
+        self.beside.append(await asyncio.to_thread(self.living))
+        spawned = await super().spawn(spec_file, log_file, timeout)
+        assert spawned.pid is not None
+        self.pids.append(spawned.pid)
+        return spawned
+
+
+def reasons(opened: Office, kind: str = "actor_exited") -> list[str]:
+    return [detail for found, _, detail in opened.events if found == kind]
+
+
+async def restarted(opened: Office, epoch: int = 2) -> None:
+    child = opened.child()
+    await until(lambda: child.epoch >= epoch and child.state is ChildState.RUNNING)
+
+
+# ---------------------------------------------------------------------- starting
+
+
+async def test_an_actor_is_started_and_known(folder: Path) -> None:
+    async with office(folder) as opened:
+        (ref,) = await opened.start("a")
+        child = opened.child()
+        assert number(await ref.ask(command("pid"), 30)) == child.pid
+        assert (child.state, child.epoch, child.restarts) == (ChildState.RUNNING, 1, 0)
+        assert child.node == os.uname().nodename
+        assert [kind for kind, _, _ in opened.events] == ["actor_running"]
+        await ref.ask(command("add", 7), 30)
+        await until(lambda: child.stats.get("total") == 7)
+        await ref.close()
+
+
+async def test_what_an_actor_is_told_is_private(folder: Path) -> None:
+    async with office(folder) as opened:
+        await opened.start("a")
+    spec_file = folder / "a.spec"
+    assert mode(spec_file) == 0o600
+    spec = msgspec.json.decode(read(spec_file), type=ActorSpec)
+    assert spec.secret == SECRET
+    assert repr(SECRET) not in repr(spec)
+
+
+def read(path: Path) -> str:
+    return path.read_text()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+async def test_many_actors_start_together(folder: Path) -> None:
+    async with office(folder) as opened:
+        refs = await opened.start("a", "b", "c", "d")
+        pids = [number(await ref.ask(command("pid"), 30)) for ref in refs]
+        assert len(set(pids)) == 4
+        for ref in refs:
+            await ref.close()
+
+
+async def test_making_an_actor_may_take_longer_than_a_hang(folder: Path) -> None:
+    async with office(folder, **SHORT) as opened:
+        await opened.start("a", seconds="1.0")
+        assert opened.child().epoch == 1
+
+
+async def test_an_actor_that_cannot_be_made_fails_soon_and_says_why(folder: Path) -> None:
+    async with office(folder) as opened:
+        await opened.start("good")
+        with pytest.raises(ActorFailedError, match="ValueError: this counter cannot be made"):
+            await opened.start("a", kind="broken")
+        child = opened.child()
+        assert child.state is ChildState.FAILED
+        assert child.epoch == 3  # it was tried again, twice
+        assert "cannot be made" in reasons(opened, "actor_failed")[0]
+        assert opened.child("good").state is ChildState.RUNNING
+
+
+async def test_a_process_that_cannot_be_spawned_fails_the_actor(folder: Path) -> None:
+    class Impossible(SubprocessSpawner):
+        async def spawn(self, spec_file: Path, log_file: Path, timeout: float) -> Spawned:
+            raise OSError("out of processes")
+
+    async with office(folder, Impossible()) as opened:
+        with pytest.raises(ActorFailedError, match="out of processes"):
+            await opened.start("a")
+
+
+async def test_a_process_that_does_not_connect_is_killed(folder: Path) -> None:
+    class Wrong(Recording):
+        @staticmethod
+        def _start(spec_file: Path, log_file: Path) -> _Child:
+            return _Child(subprocess.Popen(["sleep", "60"]))
+
+    spawner = Wrong()
+    async with office(folder, spawner, start_timeout=0.3) as opened:
+        with pytest.raises(ActorFailedError, match="did not connect in time"):
+            await opened.start("a")
+        assert len(spawner.pids) == 3
+        assert not any(alive(pid) for pid in spawner.pids)
+
+
+# ---------------------------------------------------------------------- ends and successors
+
+
+async def test_a_killed_actor_is_restarted_as_a_new_incarnation(folder: Path) -> None:
+    spawner = Recording()
+    async with office(folder, spawner) as opened:
+        (ref,) = await opened.start("a")
+        await ref.ask(command("add", 1), 30)
+        for epoch in (2, 3):
+            waiting = asyncio.create_task(ref.ask(command("busy", 200), 30))
+            await anyio.sleep(0.1)
+            os.kill(opened.child().pid, signal.SIGKILL)
+            assert number(await waiting) == 0  # by the successor, which begins anew
+            await restarted(opened, epoch)
+        assert reasons(opened) == ["killed by signal 9"] * 2
+        assert opened.child().restarts == 2
+        assert spawner.beside == [[], [], []]  # none was started beside another
+        await ref.close()
+
+
+async def test_an_actor_that_ends_by_itself_is_restarted_with_its_exit_code_told(
+    folder: Path,
+) -> None:
+    async with office(folder) as opened:
+        (ref,) = await opened.start("a")
+        await ref.ask(command("get"), 30)
+        with pytest.raises(OutcomeUnknownError):
+            await ref.ask(command("exit", 7), 0.3)
+        await restarted(opened)
+        assert set(reasons(opened)) == {"exit code 7"}
+        await ref.close()
+
+
+async def test_a_stopped_actor_is_noticed_killed_and_restarted(folder: Path) -> None:
+    spawner = Recording()
+    async with office(folder, spawner, **SHORT) as opened:
+        (ref,) = await opened.start("a")
+        os.kill(opened.child().pid, signal.SIGSTOP)
+        assert number(await ref.ask(command("add", 1), PATIENCE)) == 1
+        assert "no answer to pings" in reasons(opened)[0]
+        assert spawner.beside == [[], []]
+        await ref.close()
+
+
+async def test_a_busy_actor_is_told_from_a_dead_one(folder: Path) -> None:
+    async with office(folder, **SHORT) as opened:
+        (ref,) = await opened.start("a")
+        assert number(await ref.ask(command("busy", 1200), 30)) == 0
+        await ref.close()
+        assert (opened.child().epoch, opened.events[1:]) == (1, [])
+
+
+async def test_an_actor_that_is_busy_for_too_long_is_restarted(folder: Path) -> None:
+    async with office(folder, busy_timeout=0.5) as opened:
+        (ref,) = await opened.start("a")
+        await ref.ask(command("get"), 30)
+        with pytest.raises(OutcomeUnknownError):
+            await ref.ask(command("busy", 3_600_000), 0.3)
+        assert number(await ref.ask(command("get"), PATIENCE)) == 0
+        assert "stuck" in reasons(opened)[0]
+        await ref.close()
+
+
+async def test_an_actor_is_not_killed_because_its_supervisor_was_suspended(folder: Path) -> None:
+    async with office(folder, **SHORT) as opened:
+        await opened.start("a")
+        pid = opened.child().pid
+        time.sleep(1.0)  # noqa: ASYNC251 - the whole job may be suspended by its scheduler
+        await anyio.sleep(0.3)
+        assert (opened.child().epoch, opened.child().pid) == (1, pid)
+
+
+async def test_an_exit_is_confirmed_where_there_are_no_pidfds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError("not on this platform")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    spawner = Recording()
+    async with office(folder, spawner) as opened:
+        (ref,) = await opened.start("a")
+        os.kill(opened.child().pid, signal.SIGKILL)
+        await restarted(opened)
+        assert number(await ref.ask(command("get"), 30)) == 0
+        assert reasons(opened) == ["killed by signal 9"]
+        assert spawner.beside == [[], []]
+        await ref.close()
+
+
+async def test_no_successor_is_started_before_the_exit_is_confirmed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that hangs in the kernel survives SIGKILL for a while."""
+    monkeypatch.setattr(ProcessWatch, "kill", lambda self: None)
+    monkeypatch.setattr(supervision, "_EXIT_TIMEOUT", 0.2)
+    spawner = Recording()
+    async with office(folder, spawner, **SHORT) as opened:
+        await opened.start("a")
+        pid = opened.child().pid
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: reasons(opened, "actor_lingers"))
+        await anyio.sleep(0.5)
+        assert spawner.pids == [pid]
+        assert opened.child().state is ChildState.RESTARTING
+        os.kill(pid, signal.SIGKILL)
+        await restarted(opened)
+        assert spawner.beside == [[], []]
+        monkeypatch.undo()
+
+
+async def test_too_many_restarts_fail_the_actor_with_its_reason(folder: Path) -> None:
+    async with office(folder, restart_intensity=2) as opened:
+        (ref,) = await opened.start("a")
+        child = opened.child()
+        for epoch in (1, 2, 3):
+            await restarted(opened, epoch)
+            os.kill(child.pid, signal.SIGKILL)
+        await until(lambda: child.state is ChildState.FAILED)
+        (detail,) = reasons(opened, "actor_failed")
+        assert "after 2 restarts" in detail
+        assert "killed by signal 9" in detail
+        with pytest.raises(ActorUnavailableError):
+            await ref.ask(command("get"), 0.2)
+        await ref.close()
+
+
+async def test_an_actor_that_cannot_come_back_fails_and_the_others_go_on(folder: Path) -> None:
+    """Its journal may be damaged, say: that must not end its supervisor."""
+    async with office(folder, restart_intensity=2) as opened:
+        await opened.start("a", kind="mortal", lives=str(folder / "lives"))
+        (other,) = await opened.start("b")
+        os.kill(opened.child().pid, signal.SIGKILL)
+        await until(lambda: opened.child().state is ChildState.FAILED)
+        assert reasons(opened)[1:] == ["ValueError: this counter cannot be made"] * 2
+        assert number(await other.ask(command("add", 1), 30)) == 1
+        await other.close()
+
+
+async def test_a_defect_is_told_to_one_caller_and_the_others_are_answered(folder: Path) -> None:
+    async with office(folder) as opened:
+        (ref,) = await opened.start("a")
+        commands = [command("add", 1)] * 10 + [command("crash")] + [command("add", 1)] * 10
+        calls = [ref.ask(asked, 30) for asked in commands]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(results.pop(10), RejectedError)
+        assert not any(isinstance(result, BaseException) for result in results)
+        await restarted(opened)
+        assert "RuntimeError: the counter is broken" in reasons(opened)[0]
+        assert number(await ref.ask(command("get"), 30)) in range(21)
+        await ref.close()
+
+
+async def test_a_defect_in_commit_restarts_the_actor_and_nobody_is_misled(folder: Path) -> None:
+    async with office(folder) as opened:
+        (ref,) = await opened.start("a")
+        await ref.ask(command("get"), 30)
+        with pytest.raises(OutcomeUnknownError):
+            await ref.ask(command("bad commit"), 0.3)
+        assert number(await ref.ask(command("get"), PATIENCE)) == 0
+        assert "ValueError: a defect in commit" in reasons(opened)[0]
+        await ref.close()
+
+
+async def test_an_actor_that_cannot_answer_pings_is_restarted(folder: Path) -> None:
+    async with office(folder, restart_intensity=1) as opened:
+        await opened.start("a", kind="untold")
+        await until(lambda: opened.child().state is ChildState.FAILED)
+        assert set(reasons(opened)) == {"exit code 75"}
+
+
+async def test_ctrl_c_and_sigterm_do_not_end_an_actor(folder: Path) -> None:
+    async with office(folder) as opened:
+        (ref,) = await opened.start("a")
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(opened.child().pid, signal_number)
+        assert number(await ref.ask(command("pid"), 30)) == opened.child().pid
+        assert opened.child().epoch == 1
+        await ref.close()
+
+
+# ---------------------------------------------------------------------- the link
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_an_actor_whose_supervisor_is_gone_ends(folder: Path, busy: bool) -> None:
+    """As when the supervisor was killed: nobody is left who could end the actor."""
+    async with office(folder) as opened:
+        (ref,) = await opened.start("a")
+        life = opened.child().life
+        assert life is not None
+        assert life.spawned is not None
+        assert life.link is not None
+        waiting = asyncio.create_task(ref.ask(command("busy", 3_600_000 if busy else 0), 5))
+        await anyio.sleep(0.2)
+        opened.supervisor._links.clear()  # it does not see, and does not kill
+        life.watch = None
+        opened.server.stop_listening()
+        life.link.abort()
+        await until(lambda: life.spawned and not alive(life.spawned.pid or 0))
+        assert life.spawned.reap() == 75
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await ref.close()
+
+
+async def test_a_late_process_of_an_old_epoch_is_not_let_go_on(folder: Path) -> None:
+    lives = folder / "lives"
+    async with office(folder) as opened:
+        await opened.start("a", lives=str(lives))
+        spec = read(folder / "a.spec")
+        os.kill(opened.child().pid, signal.SIGKILL)
+        await restarted(opened)
+        pid = opened.child().pid
+        await asyncio.to_thread(write_private, folder / "late.spec", spec.encode())
+        late = await SubprocessSpawner().spawn(folder / "late.spec", folder / "late.log", PATIENCE)
+        await until(lambda: late.reap() is not None)
+        assert late.reap() == 70
+        assert "not let this actor go on" in read(folder / "late.log")
+        assert str(late.pid) not in read(lives).split()  # it opened nothing
+        assert (opened.child().pid, opened.child().epoch) == (pid, 2)
+
+
+async def test_a_link_that_is_not_expected_is_ended(folder: Path) -> None:
+    strangers: list[ToServer] = [Started("a", epoch, "node") for epoch in (0, 1, 2)]
+    strangers += [Started("nobody", 1, "node"), Ready(1.0), Request(1, 1, 1, Raw(b"\0"))]
+    async with office(folder) as opened:
+        await opened.start("a")
+        for message in strangers:
+            async with raw_client(folder / "office.sock") as client:
+                await client.shake_hands()
+                client.hello("link")
+                client.send(message)
+                assert await client.ended()
+        await anyio.sleep(0.1)
+        assert (opened.child().state, opened.child().epoch) == (ChildState.RUNNING, 1)
+
+
+# ---------------------------------------------------------------------- the end
+
+
+async def test_actors_of_a_higher_rank_end_first(folder: Path) -> None:
+    async with office(folder) as opened:
+        await opened.start("a", "b", rank=0)
+        await opened.start("c", rank=1)
+        assert await opened.supervisor.stop(PATIENCE)
+    ends = [(kind, actor) for kind, actor, _ in opened.events if kind != "actor_running"]
+    assert {kind for kind, _ in ends} == {"actor_stopped"}
+    assert ends[0] == ("actor_stopped", "c")
+    assert {child.state for child in opened.supervisor.children} == {ChildState.STOPPED}
+
+
+async def test_what_was_accepted_is_finished_before_the_end(folder: Path) -> None:
+    async with office(folder) as opened:
+        (ref,) = await opened.start("a")
+        asked = [asyncio.create_task(ref.ask(command("busy", 20), 30)) for _ in range(20)]
+        await anyio.sleep(0.1)
+        assert await opened.supervisor.stop(PATIENCE)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(result).__name__ for result in results} == {"Raw"}
+        await ref.close()
+
+
+async def test_an_actor_that_does_not_drain_is_killed_in_time(folder: Path) -> None:
+    async with office(folder) as opened:
+        await opened.start("a", kind="stubborn")
+        await opened.start("b")
+        start = time.monotonic()
+        assert not await opened.supervisor.stop(1.0)
+        assert time.monotonic() - start < PATIENCE
+        assert not alive(opened.child().pid)
+        assert opened.child("b").state is ChildState.STOPPED
+    assert reasons(opened, "actor_killed") == ["it did not drain in time"]
+
+
+async def test_a_stopped_process_does_not_hold_up_the_end(folder: Path) -> None:
+    async with office(folder) as opened:
+        await opened.start("a")
+        process = psutil.Process(opened.child().pid)
+        process.suspend()
+        await until(lambda: process.status() == psutil.STATUS_STOPPED)
+        assert not await opened.supervisor.stop(0.5)
+        assert not alive(opened.child().pid)
+
+
+async def test_an_actor_that_is_being_made_is_ended_too(folder: Path) -> None:
+    async with office(folder) as opened:
+        starting = asyncio.create_task(opened.start("a", seconds="3600"))
+        await until(lambda: opened.supervisor.children and opened.child().pid)
+        assert not await opened.supervisor.stop(0.5)
+        assert not alive(opened.child().pid)
+        with pytest.raises(ActorFailedError):
+            await starting
+
+
+# ---------------------------------------------------------------------- under pressure
+
+
+async def test_a_flood_is_slowed_down_and_all_of_it_is_answered(folder: Path) -> None:
+    limit = 1 << 20
+    async with office(folder, mailbox_bytes=limit) as opened:
+        (ref,) = await opened.start("a")
+        padding = bytes(16 << 10)
+        asked = [ref.ask(command("busy", 1, padding), PATIENCE) for _ in range(640)]  # 10 MB
+        await asyncio.gather(*asked)
+        await until(lambda: opened.child().stats.get("requests") == 640)
+        assert opened.child().stats["mailbox_most_bytes"] <= 2.1 * limit  # the bound, and a frame
+        await ref.close()
+
+
+async def test_a_flood_beyond_what_can_be_done_in_time_gets_typed_errors(folder: Path) -> None:
+    async with office(folder, mailbox_requests=100) as opened:
+        (ref,) = await opened.start("a")
+        padding = bytes(16 << 10)
+        await ref.ask(command("get"), 30)
+        asked = [ref.ask(command("busy", 10, padding), 0.5) for _ in range(600)]  # 6 s, 10 MB
+        async with asyncio.timeout(PATIENCE):
+            results = await asyncio.gather(*asked, return_exceptions=True)
+        failed = {type(result) for result in results if isinstance(result, BaseException)}
+        assert failed
+        assert failed <= {BackpressureError, OutcomeUnknownError, RequestExpiredError}
+        assert all(issubclass(kind, RequestError) for kind in failed)
+        start = time.monotonic()
+        await ref.ask(command("get"), PATIENCE)
+        # Those who gave up are passed over, not worked off.
+        assert opened.child().stats["requests"] < 600
+        assert time.monotonic() - start < PATIENCE
+        await ref.close()

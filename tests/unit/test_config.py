@@ -1,0 +1,112 @@
+"""`MemoryConfig`: what is accepted, and what is refused with the name of the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from flowgentic_actors import MemoryCluster, MemoryConfig
+
+REFUSED: list[tuple[str, Any]] = [
+    ("mode", "remote"),
+    ("spawner", "ssh"),
+    ("name", "Upper"),
+    ("name", ""),
+    ("name", "a/b"),
+    ("name", ".."),
+    ("name", "a\n"),
+    ("name", "a" * 41),
+    ("actors_per_node", 0),
+    ("actors_per_node", 257),
+    ("actors_per_node", 1.5),
+    ("namespace_depth", 0),
+    ("namespace_depth", 17),
+    ("fallback_to_local", "perhaps"),
+    ("scratch", 7),
+    ("scratch", "/dev/shm"),
+    ("scratch", "/dev/shm/mine"),
+    ("request_timeout", 0),
+    ("request_timeout", -1),
+    ("request_timeout", float("nan")),
+    ("request_timeout", float("inf")),
+    ("request_timeout", 86_401),
+    ("open_timeout", 0),
+    ("close_timeout", "soon"),
+    ("heartbeat_interval", 0),
+    ("heartbeat_interval", 7.5),  # twice that is the hang_timeout
+    ("hang_timeout", 1.0),
+    ("busy_timeout", 10.0),  # shorter than hang_timeout
+    ("restart_intensity", -1),
+    ("restart_period", 0),
+    ("mailbox_requests", 0),
+    ("mailbox_bytes", 2**20 - 1),
+    ("max_message_bytes", 2**20 - 1),
+    ("max_message_bytes", 2**31),
+    ("connection_pool", 0),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), REFUSED)
+def test_an_impossible_value_is_refused_with_the_name_of_its_field(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=field):
+        MemoryConfig(**{field: value})
+
+
+def test_every_field_has_a_value_that_is_refused() -> None:
+    assert {field for field, _ in REFUSED} == set(MemoryConfig.model_fields)
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValidationError, match="actor_per_node"):
+        MemoryConfig(actor_per_node=2)  # type: ignore[call-arg]
+    with pytest.raises(ValidationError, match="actor_per_node"):
+        MemoryCluster(actor_per_node=2)
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"spawner.*mode='distributed'"):
+        MemoryConfig(mode="local", spawner="subprocess")
+
+
+def test_the_defaults_are_possible() -> None:
+    config = MemoryConfig()
+
+    assert config.mode == "auto"
+    assert MemoryConfig(**config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "a"),
+        ("name", "0-a" * 13),
+        ("actors_per_node", 256),
+        ("restart_intensity", 0),
+        ("scratch", Path("/var/tmp")),
+        ("scratch", "/dev/shmem"),
+        ("max_message_bytes", 2**31 - 1),
+        ("request_timeout", 0.001),
+    ],
+)
+def test_a_value_at_the_edge_is_taken(field: str, value: Any) -> None:
+    config = MemoryConfig(**{field: value})
+
+    assert getattr(config, field) == (Path(value) if field == "scratch" else value)
+
+
+def test_a_config_does_not_change() -> None:
+    config = MemoryConfig()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.mode = "local"
+
+
+def test_a_cluster_takes_a_config_or_its_fields_and_not_both() -> None:
+    config = MemoryConfig(name="x")
+
+    assert MemoryCluster(config).config is config
+    assert MemoryCluster(name="x").config == config
+    with pytest.raises(TypeError, match="not both"):
+        MemoryCluster(config, name="y")

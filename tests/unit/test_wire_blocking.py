@@ -1,0 +1,266 @@
+"""Blocking connections and their pool, live over Unix sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from flowgentic_actors.errors import (
+    ActorUnavailableError,
+    BackpressureError,
+    ClusterClosedError,
+    InvalidRequestError,
+    OutcomeUnknownError,
+)
+from flowgentic_actors.wire.blocking import BlockingConnection, BlockingPool
+from flowgentic_actors.wire.messages import Ping, Request, ToClient
+from tests.unit.counter import PATIENCE, SECRET, command, number, serving, until
+from tests.unit.test_wire_client import LIMIT, SOON, body, echo, path, peer_at, silence
+
+__all__ = ["path"]  # the fixture
+
+T = TypeVar("T")
+
+
+@contextmanager
+def elsewhere(served: AbstractAsyncContextManager[T]) -> Iterator[tuple[BlockingPortal, T]]:
+    """Serve on an event loop in another thread."""
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(served) as value:
+        yield portal, value
+
+
+@contextmanager
+def connection_to(path: Path, secret: bytes = SECRET) -> Iterator[BlockingConnection]:
+    connection = BlockingConnection(str(path), secret, "peer", LIMIT)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def pool_to(path: Path, size: int) -> Iterator[BlockingPool]:
+    pool = BlockingPool(str(path), SECRET, "peer", LIMIT, size)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def timed(call: Callable[[], object]) -> float:
+    start = time.monotonic()
+    call()
+    return time.monotonic() - start
+
+
+# ---------------------------------------------------------------------- one connection
+
+
+def test_requests_are_answered_over_one_connection(path: Path) -> None:
+    with elsewhere(serving(path)) as (_, (server, _)), connection_to(path) as connection:
+        totals = [number(connection.request(command("add", 1), 30)) for _ in range(100)]
+        assert totals == list(range(1, 101))
+        assert len(server.connections) == 1
+
+
+def test_large_requests_and_answers_make_it_and_larger_ones_are_refused(path: Path) -> None:
+    with elsewhere(serving(path)) as (_, (server, _)), connection_to(path) as connection:
+        assert len(bytes(connection.request(command("large", LIMIT), 30))) == LIMIT
+        with pytest.raises(InvalidRequestError, match="max_message_bytes"):
+            connection.request(command("large", LIMIT + 1), 30)
+        with pytest.raises(InvalidRequestError, match="max_message_bytes"):
+            connection.request(bytes(LIMIT + 1), 30)
+        assert number(connection.request(command("get"), 30)) == 0
+        assert len(server.connections) == 1
+
+
+def test_what_is_unfinished_is_sent_again_under_its_number(path: Path) -> None:
+    def hang_up(requests: list[Request]) -> list[ToClient]:
+        if requests:
+            peer.answer = echo
+            peer.hang_up()
+        return []
+
+    with elsewhere(peer_at(path)) as (_, peer), connection_to(path) as connection:
+        assert number(connection.request(body(0), 30)) == 0
+        peer.answer = hang_up
+        assert number(connection.request(body(1), 30)) == 1
+        assert number(connection.request(body(2), 30)) == 2
+    assert [request.seq for request in peer.requests] == [0, 1, 1, 2]
+    assert [request.low for request in peer.requests] == [0, 1, 1, 2]
+    assert len({hello.session for hello in peer.hellos}) == 1
+
+
+def test_it_waits_for_a_server_that_comes_back(path: Path) -> None:
+    with connection_to(path) as connection, ThreadPoolExecutor() as threads:
+        with elsewhere(serving(path)):
+            assert number(connection.request(command("add", 1), 30)) == 1
+        waiting = threads.submit(connection.request, command("add", 5), 30)
+        with elsewhere(serving(path)):
+            assert number(waiting.result(PATIENCE)) == 5
+
+
+def test_an_actor_that_never_answers_leaves_the_outcome_unknown(path: Path) -> None:
+    with elsewhere(peer_at(path)) as (_, peer), connection_to(path) as connection:
+        peer.answer = silence
+        with pytest.raises(OutcomeUnknownError, match="may have happened"):
+            connection.request(body(1), SOON)
+        peer.answer = echo
+        assert number(connection.request(body(2), 30)) == 2
+
+
+def test_without_a_server_nothing_is_sent(path: Path) -> None:
+    with (
+        connection_to(path) as connection,
+        pytest.raises(ActorUnavailableError, match="Nothing was sent"),
+    ):
+        connection.request(body(1), SOON)
+
+
+def test_an_actor_that_does_not_read_gives_backpressure(path: Path) -> None:
+    with elsewhere(peer_at(path)) as (portal, peer), connection_to(path) as connection:
+        assert number(connection.request(body(0), 30)) == 0
+        portal.call(peer.reading.clear)
+        connection.request(body(1), 30)
+        with pytest.raises(BackpressureError, match="Nothing was sent"):
+            connection.request(body(bytes(LIMIT - 10)), SOON)
+        portal.call(peer.reading.set)
+        assert number(connection.request(body(3), 30)) == 3
+    assert [number(request.body) for request in peer.requests] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("server_knows", [True, False])
+def test_a_wrong_secret_is_a_typed_error_long_before_the_deadline(
+    path: Path, server_knows: bool
+) -> None:
+    ours, theirs = (bytes(32), SECRET) if server_knows else (SECRET, bytes(32))
+    with elsewhere(serving(path, secret=theirs)), connection_to(path, ours) as connection:
+
+        def ask() -> None:
+            with pytest.raises(ActorUnavailableError, match="secret"):
+                connection.request(body(1), 600)
+
+        assert timed(ask) < PATIENCE
+
+
+def test_an_answer_that_has_no_place_ends_the_connection(path: Path) -> None:
+    def wrong_once(requests: list[Request]) -> list[ToClient]:
+        if requests:
+            peer.answer = echo
+        return [Ping(1) for _ in requests]
+
+    with elsewhere(peer_at(path)) as (_, peer), connection_to(path) as connection:
+        peer.answer = wrong_once
+        assert number(connection.request(body(1), 30)) == 1
+        assert [request.seq for request in peer.requests] == [0, 0]
+
+
+class _Interrupt(BaseException):
+    """What Ctrl-C raises, under a name of its own."""
+
+
+def test_after_an_interrupt_the_next_request_does_not_get_the_old_answer(path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise _Interrupt
+
+    with elsewhere(peer_at(path)) as (_, peer), connection_to(path) as connection:
+        peer.answer = silence
+        old = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, SOON)
+            with pytest.raises(_Interrupt):
+                connection.request(body("old"), 30)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, old)
+        peer.answer = echo
+        assert bytes(connection.request(body("new"), 30)) == body("new")
+
+
+# ---------------------------------------------------------------------- the pool
+
+
+def test_many_threads_share_few_connections(path: Path) -> None:
+    with (
+        elsewhere(serving(path)) as (_, (server, counter)),
+        pool_to(path, 8) as pool,
+        ThreadPoolExecutor(64) as threads,
+    ):
+
+        def add(_: int) -> int:
+            return number(pool.request(command("add", 1), PATIENCE))
+
+        totals = list(threads.map(add, range(1000)))
+        assert sorted(totals) == list(range(1, 1001))  # each one once, to whoever asked
+        assert counter.total == 1000
+        assert len(server.connections) <= 8
+
+
+def test_a_call_that_gets_no_connection_in_time_says_how_to_have_more(path: Path) -> None:
+    with elsewhere(peer_at(path)) as (portal, peer), pool_to(path, 1) as pool:
+        peer.answer = silence
+        with ThreadPoolExecutor() as threads:
+            busy = threads.submit(pool.request, body(1), 1.0)
+            portal.call(until, lambda: peer.requests)
+            with pytest.raises(ActorUnavailableError, match="connection_pool"):
+                pool.request(body(2), SOON)
+            with pytest.raises(OutcomeUnknownError):
+                busy.result(PATIENCE)
+        assert [number(request.body) for request in peer.requests] == [1]
+
+
+def test_calls_on_the_event_loops_own_thread_are_answered(path: Path) -> None:
+    with elsewhere(serving(path)), pool_to(path, 1) as pool:
+
+        async def on_the_loop() -> list[int]:
+            return [number(pool.request(command("add", 1), 30)) for _ in range(3)]
+
+        assert asyncio.run(on_the_loop()) == [1, 2, 3]
+        assert asyncio.run(on_the_loop()) == [4, 5, 6]
+
+
+def test_closing_closes_what_is_idle_now_and_the_rest_when_it_comes_back(path: Path) -> None:
+    answering = threading.Event()
+
+    def late(requests: list[Request]) -> list[ToClient]:
+        if requests and number(requests[0].body) == 1:
+            answering.wait(PATIENCE)
+        return echo(requests)
+
+    with elsewhere(peer_at(path)) as (portal, peer), pool_to(path, 2) as pool:
+        pool.request(body(0), 30)
+        peer.answer = late
+        with ThreadPoolExecutor() as threads:
+            out = threads.submit(pool.request, body(1), PATIENCE)
+            while not any(number(r.body) == 1 for r in peer.requests):
+                time.sleep(0.005)
+            pool.close()
+            answering.set()
+            assert number(out.result(PATIENCE)) == 1
+        with pytest.raises(ClusterClosedError):
+            pool.request(body(2), 30)
+        portal.call(until, lambda: not any(not w.is_closing() for w in peer._writers))
+
+
+def test_closing_wakes_those_who_wait_for_a_connection(path: Path) -> None:
+    with elsewhere(peer_at(path)) as (portal, peer), pool_to(path, 1) as pool:
+        peer.answer = silence
+        with ThreadPoolExecutor() as threads:
+            busy = threads.submit(pool.request, body(1), 1.0)
+            portal.call(until, lambda: peer.requests)
+            waiting = threads.submit(pool.request, body(2), 600)
+            pool.close()
+            with pytest.raises(ClusterClosedError):
+                waiting.result(PATIENCE)
+            with pytest.raises(OutcomeUnknownError):
+                busy.result(PATIENCE)
