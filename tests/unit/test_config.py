@@ -20,6 +20,8 @@ REFUSED: list[tuple[str, Any]] = [
     ("name", "a\n"),
     ("name", "a" * 41),
     ("actors_per_node", 0),
+    ("ack", "replica"),  # until there are replicas
+    ("ack", "soon"),
     ("actors_per_node", 257),
     ("actors_per_node", 1.5),
     ("namespace_depth", 0),

@@ -19,6 +19,7 @@ from flowgentic_actors.errors import InvalidRequestError, JournalDamagedError
 from flowgentic_actors.shard import sessions as memory
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.sessions import KEEP_US, Sessions
+from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
 
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
@@ -194,7 +195,7 @@ def test_what_is_no_command_is_refused_and_breaks_nothing(tmp_path: Path, body: 
 
 
 def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = Journal(RealDisk(), tmp_path, durable=False)
     list(journal.replay())
     journal.append([b"whole, and no entry of a shard"])
     journal.close()
