@@ -30,8 +30,8 @@ class MemoryConfig(BaseModel):
     distributed inside a Dragon runtime or a scheduler's job, local elsewhere."""
 
     spawner: Spawner = "auto"
-    """Who starts the actors of a distributed cluster: `"dragon"`, plain `"subprocess"` on this
-    node, or `"auto"`, which is Dragon."""
+    """Who starts the actors when the cluster is distributed: `"dragon"`, plain `"subprocess"` on
+    this node, or `"auto"`, which is Dragon."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
     """Name to attach by, unique among this user's live clusters on the node. Default: random."""
@@ -83,7 +83,7 @@ class MemoryConfig(BaseModel):
     mailbox_bytes: Annotated[int, Field(ge=1 * MiB, le=2**40)] = 256 * MiB
     """Bytes of requests that wait in an actor's mailbox before it stops reading."""
 
-    max_message_bytes: Annotated[int, Field(ge=1 * MiB, le=2**31 - 1)] = 512 * MiB
+    max_message_bytes: Annotated[int, Field(ge=4 * MiB, le=2**31 - 1)] = 512 * MiB
     """Largest single request or reply, such as one checkpoint with all its values."""
 
     connection_pool: Annotated[int, Field(ge=1, le=1024)] = 16

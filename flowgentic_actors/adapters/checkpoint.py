@@ -36,7 +36,7 @@ from flowgentic_actors.errors import InvalidRequestError
 
 _INT64 = 2**63
 _MOST = 2**53
-_MOST_FACETS = 1024
+_NO_SCALAR = object()
 
 
 class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
@@ -332,12 +332,16 @@ def _config(thread_id: str, ns: str, checkpoint_id: str) -> RunnableConfig:
 
 def _facets(metadata: Mapping[str, Any]) -> dict[str, Scalar]:
     """The fields that a shard can compare: scalars that travel without loss."""
-    facets = {k: v for k, v in metadata.items() if _is_scalar(v)}
-    return facets if len(facets) <= _MOST_FACETS else {}
+    facets = ((k, _scalar(v)) for k, v in metadata.items())
+    return {k: v for k, v in facets if v is not _NO_SCALAR}
 
 
-def _is_scalar(value: object) -> bool:
-    # Exactly these types: a subclass (an enum, say) may compare differently after the journey.
-    if type(value) is int:
-        return -_INT64 <= value < _INT64
-    return value is None or type(value) in (str, bool, float)
+def _scalar(value: object) -> Any:
+    """A value as plain data, an enum's text included, or `_NO_SCALAR`."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value) if -_INT64 <= value < _INT64 else _NO_SCALAR
+    return float(value) if isinstance(value, float) else _NO_SCALAR

@@ -313,20 +313,20 @@ async def _kill_one(
     status = await memory.status()
     here = platform.node().split(".")[0]
     running = [
-        actor
+        (actor.requests, actor.pid, actor)
         for actor in status.actors
-        if actor.state == "running" and actor.pid != os.getpid()
+        if actor.state == "running" and actor.pid is not None and actor.pid != os.getpid()
         if actor.node.split(".")[0] == here  # A pid means nothing on another machine.
     ]
     if not running:
         _say(console, "No memory actor runs in a process on this machine: none is killed.")
         return None
-    actor = max(running, key=lambda actor: actor.requests)
-    os.kill(actor.pid, signal.SIGKILL)
+    _, pid, actor = max(running, key=lambda found: found[:2])
+    os.kill(pid, signal.SIGKILL)
     killed_at, start = time.time(), time.perf_counter()
     _say(
         console,
-        f"Killed memory actor {actor.shard} (pid {actor.pid}, epoch {actor.epoch}) with SIGKILL "
+        f"Killed memory actor {actor.shard} (pid {pid}, epoch {actor.epoch}) with SIGKILL "
         f"after {actor.requests} requests, while the readers are at work.",
     )
     # One note of every namespace: some of them are in the dead actor's keeping.
@@ -334,7 +334,7 @@ async def _kill_one(
     await asyncio.gather(*(memory.store.aget(*note) for note in sample.values()))
     await graph.aget_state(_THREAD)
     seconds = time.perf_counter() - start
-    return Outage(actor.shard, actor.epoch, actor.pid, killed_at, seconds)
+    return Outage(actor.shard, actor.epoch, pid, killed_at, seconds)
 
 
 async def _check(graph: _Graph, store: BaseStore, record: Record) -> list[str]:

@@ -35,6 +35,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 _encode = msgspec.msgpack.Encoder().encode
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
+_NOT_PICKLED = "a live connection to the memory: send memory.handle and attach instead"
 _EVENT_WAIT = 10.0  # one question for events; asked again for as long as somebody iterates
 
 
@@ -81,6 +82,9 @@ class RemoteClient:
             ActorRef(name, address, descriptor.secret, limit, pool)
             for name, address in zip(description.names, description.addresses, strict=True)
         ]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError(_NOT_PICKLED)
 
     async def ask(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command; see `MemoryClient.ask`."""
@@ -157,6 +161,9 @@ class InlineClient:
         self._unusable: str | None = None
         let_go_after_fork(self)
         self.event("cluster_opened", "in this process")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError(_NOT_PICKLED)
 
     async def ask(self, shard: int, command: Command) -> Reply:
         """Have the shard carry out a command; see `MemoryClient.ask`."""

@@ -36,7 +36,12 @@ def root_folder(scratch: Path | None) -> Path:
     Raises:
         ClusterOpenError: If it cannot be made, or somebody else could write to it.
     """
-    parent = (scratch or Path(tempfile.gettempdir())).absolute()  # for processes elsewhere
+    parent = (scratch or Path(tempfile.gettempdir())).resolve()  # for processes elsewhere
+    if parent.is_relative_to("/dev/shm"):  # noqa: S108
+        raise ClusterOpenError(
+            f"{parent} is in /dev/shm, which dragon-cleanup empties: set scratch= (or $TMPDIR) to "
+            "a folder on a disk of this node"
+        )
     root = parent / f"flowgentic-{os.geteuid()}"
     try:
         root.mkdir(mode=0o700, exist_ok=True)
@@ -108,7 +113,8 @@ def descriptor_of(name: str, scratch: Path | None = None) -> Path:
     folder = root_folder(scratch) / name
     descriptor = folder / DESCRIPTOR
     if not descriptor.is_file() or not is_live(folder):
-        live = sorted(f.parent.name for f in root_folder(scratch).glob(f"*/{DESCRIPTOR}"))
+        found = folder.parent.glob(f"*/{DESCRIPTOR}")
+        live = sorted(f.parent.name for f in found if is_live(f.parent))
         raise ClusterNotFoundError(
             f"no live cluster is named {name!r} in {folder.parent}; there: {', '.join(live) or '-'}"
         )

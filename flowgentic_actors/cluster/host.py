@@ -316,7 +316,7 @@ def _actor_status(shard: int, child: Child) -> ActorStatus:
         name=child.spec.name,
         shard=shard,
         node=child.node,
-        pid=child.pid if alive else 0,
+        pid=child.pid if alive else None,
         epoch=child.epoch,
         state=child.state,
         restarts=child.restarts,

@@ -12,7 +12,7 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
         name: Its name, such as `shard-0`.
         shard: Number of its shard.
         node: Host name of the node it runs on.
-        pid: Its process.
+        pid: Its process, None while it has none.
         epoch: Number of its incarnation, 1 for the first.
         state: `starting`, `running`, `restarting`, `failed` or `stopped`.
         restarts: Times it was restarted.
@@ -31,7 +31,7 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
     name: str
     shard: int
     node: str
-    pid: int
+    pid: int | None
     epoch: int
     state: str
     restarts: int = 0

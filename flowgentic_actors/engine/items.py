@@ -86,17 +86,20 @@ class Items:
             return ItemPage((), None)
         skip = query.offset if query.after is None else 0
         size = 0
+        last: tuple[tuple[str, ...], str] | None = None
         for scanned, (namespace, key, item) in enumerate(self._below(query.prefix, query.after), 1):
             if matches is None or matches(*item.value):
                 if skip:
                     skip -= 1
                 else:
-                    rows.append(_row(namespace, key, item))
                     size += len(item.value[1])
-            full = len(rows) == room or size >= PAGE_BYTES
+                    if rows and size > PAGE_BYTES:
+                        return ItemPage(tuple(rows), ItemPosition(*last) if last else None)
+                    rows.append(_row(namespace, key, item))
+            last = (namespace, key)
             # a page that is still skipping cannot say where it stopped: finish the offset first
-            if full or (matches is not None and scanned >= MAX_SCAN and not skip):
-                return ItemPage(tuple(rows), ItemPosition(namespace, key))
+            if len(rows) == room or (matches is not None and scanned >= MAX_SCAN and not skip):
+                return ItemPage(tuple(rows), ItemPosition(*last))
         return ItemPage(tuple(rows), None)
 
     def list_namespaces(self, query: ListNamespaces) -> NamespacePage:

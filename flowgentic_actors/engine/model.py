@@ -19,11 +19,11 @@ Namespace: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=64)]
 Scalar: TypeAlias = bool | int | float | str | None
 Channels: TypeAlias = Annotated[dict[Text, Version], Meta(max_length=65_536)]
 Blobs: TypeAlias = Annotated[dict[Text, Blob], Meta(max_length=65_536)]
-Facets: TypeAlias = Annotated[dict[Text, Scalar], Meta(max_length=1024)]
+Facets: TypeAlias = Annotated[dict[Text, Scalar], Meta(max_length=65_536)]
 Limit: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 
 PAGE_BYTES = 1 << 20
-"""A page of a listing is closed once it holds this many bytes of values."""
+"""A page of a listing holds at most this many bytes of values, or a single larger one."""
 
 
 class Write(Struct, array_like=True, frozen=True, gc=False):

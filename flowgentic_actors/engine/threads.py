@@ -183,16 +183,20 @@ class Threads:
         size = 0
         if not room:
             return CheckpointPage((), None)
+        last: Position | None = None
         for scanned, (position, branch) in enumerate(self._newest_first(query), 1):
             facets = branch.entries[position.checkpoint_id].facets
             if all(facets.get(k, _ABSENT) == v for k, v in query.facets.items()):
                 row = _row(
                     branch, position.thread_id, position.checkpoint_ns, position.checkpoint_id
                 )
-                rows.append(row)
                 size += _row_bytes(row)
-            if len(rows) == room or size >= PAGE_BYTES or scanned >= MAX_SCAN:
+                if rows and size > PAGE_BYTES:
+                    return CheckpointPage(tuple(rows), last)
+                rows.append(row)
+            if len(rows) == room or scanned >= MAX_SCAN:
                 return CheckpointPage(tuple(rows), position)
+            last = position
         return CheckpointPage(tuple(rows), None)
 
     def _newest_first(self, query: ListCheckpoints) -> Iterator[tuple[Position, _Branch]]:

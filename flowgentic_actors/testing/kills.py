@@ -188,7 +188,8 @@ async def run_kills(plan: KillPlan) -> KillReport:
 async def _kill_one(memory: MemoryCluster, rng: random.Random) -> float:
     """Kill a running actor; return the seconds until its shard answers again."""
     status = await memory.status()
-    victim = rng.choice([actor for actor in status.actors if actor.pid])
+    victim = rng.choice([actor for actor in status.actors if actor.pid is not None])
+    assert victim.pid is not None
     table = even_table(len(status.actors), memory.config.namespace_depth)
     probe = next(
         ("campaign", f"probe-{n}")

@@ -9,6 +9,7 @@ import random
 import socket
 from collections import deque
 from collections.abc import AsyncGenerator
+from typing import cast
 
 from msgspec import Raw
 
@@ -78,6 +79,7 @@ class AsyncConnection:
         self._connecting: asyncio.Task[None] | None = None
         self._last_error: str | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._fruitless = 0  # connections lost in a row before they answered anything
         self._flushing = False
         self._closed = False
         self._guard: AsyncGenerator[None, None] | None = None
@@ -180,10 +182,12 @@ class AsyncConnection:
     def _received(self, message: ToClient) -> None:
         match message:
             case Reply(seq, body):
+                self._fruitless = 0
                 pending = self._session.settle(seq)
                 if pending is not None and not pending.waiter.done():
                     pending.waiter.set_result(body)
             case Failure(seq):
+                self._fruitless = 0
                 pending = self._session.settle(seq)
                 if pending is not None:
                     self._fail(pending, refusal(message, pending, self._peer))
@@ -198,6 +202,7 @@ class AsyncConnection:
     def _lost(self, reason: str) -> None:
         self._wire = None
         self._last_error = reason
+        self._fruitless += 1
         self._queue = deque(self._session)
         if self._queue:
             self._flush_soon()
@@ -227,8 +232,11 @@ class AsyncConnection:
     # ------------------------------------------------------------------ connecting
 
     async def _connect(self) -> None:
-        delay = _FIRST_RETRY
+        # Right away after a first loss; slower when connections come up and answer nothing.
+        delay = _FIRST_RETRY * 2 ** min(self._fruitless, 6)
         try:
+            if self._fruitless > 1:
+                await asyncio.sleep(min(delay, _LAST_RETRY))
             while len(self._session) and not self._closed:
                 try:
                     async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -304,7 +312,8 @@ class _Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with the greeting."""
-        assert isinstance(transport, asyncio.Transport)
+        # uvloop's transports are not subclasses of asyncio's, though they are transports
+        transport = cast("asyncio.Transport", transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=_WRITE_BUFFER)
         self.write()

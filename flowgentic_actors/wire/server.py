@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 from flowgentic_actors.errors import ProtocolError, WireError
 from flowgentic_actors.wire.channel import server_channel
@@ -110,7 +110,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Check who is there and give them a while to prove themselves."""
-        assert isinstance(transport, asyncio.Transport)
+        # uvloop's transports are not subclasses of asyncio's, though they are transports
+        transport = cast("asyncio.Transport", transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=_WRITE_BUFFER)
         sock: socket.socket = transport.get_extra_info("socket")

@@ -90,12 +90,14 @@ async def test_when_the_host_is_killed_calls_fail_in_time_and_closing_cleans_up(
     async with MemoryCluster(**settings) as memory:
         status = await memory.status()
         (actor,) = status.actors
+        pid = actor.pid
+        assert pid is not None
         await memory.store.aput(("a",), "key", {})
         underway = [asyncio.ensure_future(memory.store.aget(("a",), "key")) for _ in range(10)]
         os.kill(status.host_pid, signal.SIGKILL)
         outcomes = await asyncio.wait_for(asyncio.gather(*underway, return_exceptions=True), 5)
         assert all(isinstance(outcome, Item | RequestError) for outcome in outcomes), outcomes
-        await asyncio.to_thread(wait_until, lambda: gone(actor.pid), 10)
+        await asyncio.to_thread(wait_until, lambda: gone(pid), 10)
 
         started = time.monotonic()
         for call in (memory.store.aget(("a",), "key"), memory.status(), memory.recent_events()):
@@ -131,7 +133,9 @@ async def test_every_acknowledged_write_outlives_the_actor(memory: MemoryCluster
         goal = sum(acknowledged) + 100
         await asyncio.to_thread(wait_until, lambda: sum(acknowledged) >= goal)
         await eventually(runs)
-        os.kill((await memory.status()).actors[0].pid, signal.SIGKILL)
+        pid = (await memory.status()).actors[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
 
     async def kill_twice() -> None:
         await kill_soon()

@@ -32,6 +32,7 @@ from flowgentic_actors.errors import (
     DragonUnavailableError,
     LocalClusterError,
 )
+from flowgentic_actors.wire.client import _Wire as Wire
 from tests.cluster.helpers import eventually, in_fork, output_of, wait_until
 from tests.conftest import NEEDS_DRAGON, SETTINGS, mode_params
 from tests.contract.faces import checkpoint_of, config_of, unique
@@ -620,6 +621,7 @@ async def test_events_are_told_as_they_happen(fresh_memory: MemoryCluster) -> No
     telling = asyncio.create_task(collect(fresh_memory, told))
     (actor,) = (await fresh_memory.status()).actors
 
+    assert actor.pid is not None
     os.kill(actor.pid, signal.SIGKILL)
     await fresh_memory.store.aput(("a",), "key", {})  # waits for the restart
     await asyncio.to_thread(wait_until, lambda: [e.kind for e in told].count("actor_running") == 2)
@@ -672,3 +674,26 @@ async def test_status_tells_what_runs_and_what_it_holds(
         assert len({os.getpid(), status.host_pid, actor.pid}) == 3
         assert status.name == fresh_memory.handle.name
         assert Path(status.folder) == Path(fresh_memory.handle.descriptor).parent
+
+
+@pytest.mark.anyio
+@subprocesses
+async def test_the_clients_loop_may_be_of_another_make(fresh_memory: MemoryCluster) -> None:
+    """Such loops bring transports of their own, which are no subclasses of asyncio's."""
+
+    class Foreign:
+        def __init__(self, transport: asyncio.BaseTransport) -> None:
+            self._transport = transport
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._transport, name)
+
+    made = Wire.connection_made
+
+    def connection_made(self: Wire, transport: asyncio.BaseTransport) -> None:
+        made(self, Foreign(transport))  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Wire, "connection_made", connection_made)
+        await fresh_memory.store.aput(("a",), "key", {"v": 1})
+        assert await fresh_memory.store.aget(("a",), "key") is not None

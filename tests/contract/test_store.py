@@ -443,7 +443,7 @@ async def test_a_time_to_live_is_refused_and_not_ignored(store: StoreFace, root:
 
 
 async def test_a_message_that_is_too_large_is_refused_alone(root: str) -> None:
-    small = {**SETTINGS["subprocess"], "max_message_bytes": 2**20, "request_timeout": 5.0}
+    small = {**SETTINGS["subprocess"], "max_message_bytes": 2**22, "request_timeout": 5.0}
     async with MemoryCluster(**small) as memory:
         for face in (StoreFace(memory.store, blocking=b) for b in (False, True)):
             await face.put((root,), "key", {"v": 1})
@@ -452,14 +452,18 @@ async def test_a_message_that_is_too_large_is_refused_alone(root: str) -> None:
                 for n in range(20)
             ]
             with pytest.raises(InvalidRequestError, match="max_message_bytes"):
-                await face.put((root,), "large", {"v": b"x" * 2**21})
+                await face.put((root,), "large", {"v": b"x" * 2**23})
             with pytest.raises(InvalidRequestError, match="max_message_bytes"):
                 await face.batch(
-                    [PutOp((root,), "beside", {}), PutOp((root,), "large", {"v": b"x" * 2**21})]
+                    [PutOp((root,), "beside", {}), PutOp((root,), "large", {"v": b"x" * 2**23})]
                 )
             await asyncio.gather(*others)
             assert await face.value((root,), "beside") == {}  # a batch is no transaction
             assert await face.value((root,), "key") == {"v": 1}
             assert await face.value((root,), "large") is None
+            # what fits alone is also found together
+            for number in range(3):
+                await face.put((root, "list"), f"k{number}", {"v": b"x" * (2**22 - 2**16)})
+            assert len(await face.search((root, "list"), limit=10)) == 3
         (actor,) = (await memory.status()).actors
         assert actor.epoch == 1

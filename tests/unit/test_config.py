@@ -45,7 +45,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("restart_period", 0),
     ("mailbox_requests", 0),
     ("mailbox_bytes", 2**20 - 1),
-    ("max_message_bytes", 2**20 - 1),
+    ("max_message_bytes", 2**22 - 1),
     ("max_message_bytes", 2**31),
     ("connection_pool", 0),
 ]

@@ -675,7 +675,7 @@ def test_a_search_page_ends_after_page_bytes_of_values(
 ) -> None:
     monkeypatch.setattr(items, "PAGE_BYTES", 50)
     put_item(store, ("users",), "b", {"text": "x" * 50})
-    assert item_pages(store, SearchItems((), b"", MANY, 0)) == ["a b", "c d e f g"]
+    assert item_pages(store, SearchItems((), b"", MANY, 0)) == ["a", "b", "c d e f g"]
 
 
 def test_a_filter_looks_at_no_more_than_max_scan_items_for_a_page(
