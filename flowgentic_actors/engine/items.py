@@ -1,11 +1,11 @@
-"""Items by namespace, kept sorted so that a prefix search costs its answer, not the whole."""
+"""Items by namespace, in order, so that a prefix search costs its answer and not the whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from msgspec import Struct
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedList
 
 from flowgentic_actors.engine.commands import ListNamespaces, Match, PutItem, SearchItems
 from flowgentic_actors.engine.filters import compile_filter
@@ -30,8 +30,12 @@ class Items:
     """All items of a shard."""
 
     def __init__(self) -> None:
-        self._items: SortedDict[tuple[tuple[str, ...], str], _Item] = SortedDict()
-        self._namespaces: SortedDict[tuple[str, ...], int] = SortedDict()  # how many items
+        self._items: dict[tuple[tuple[str, ...], str], _Item] = {}
+        self._namespaces: dict[tuple[str, ...], int] = {}  # how many items
+        # Both in order, from the first search on: a shard that is being recovered, or is never
+        # searched, does not pay for it.
+        self._order: SortedList[tuple[tuple[str, ...], str]] | None = None
+        self._namespace_order: SortedList[tuple[str, ...]] | None = None
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -50,7 +54,9 @@ class Items:
         place = (record.namespace, record.key)
         old = self._items.get(place)
         if old is None:
-            self._namespaces[record.namespace] = self._namespaces.get(record.namespace, 0) + 1
+            self._count(record.namespace, 1)
+            if self._order is not None:
+                self._order.add(place)
         else:
             self.bytes -= len(old.value[1])
         self._items[place] = _Item(record.value, record.created_us, record.updated_us)
@@ -58,13 +64,24 @@ class Items:
 
     def delete(self, record: ItemDeleted) -> None:
         """Apply a record."""
-        old = self._items.pop((record.namespace, record.key), None)
+        place = (record.namespace, record.key)
+        old = self._items.pop(place, None)
         if old is None:
             return
         self.bytes -= len(old.value[1])
-        self._namespaces[record.namespace] -= 1
-        if not self._namespaces[record.namespace]:
-            del self._namespaces[record.namespace]
+        self._count(record.namespace, -1)
+        if self._order is not None:
+            self._order.remove(place)
+
+    def _count(self, namespace: tuple[str, ...], change: int) -> None:
+        before = self._namespaces.get(namespace, 0)
+        self._namespaces[namespace] = before + change
+        if not before and self._namespace_order is not None:
+            self._namespace_order.add(namespace)
+        if before + change == 0:
+            del self._namespaces[namespace]
+            if self._namespace_order is not None:
+                self._namespace_order.remove(namespace)
 
     # ------------------------------------------------------------------ reads
 
@@ -118,7 +135,9 @@ class Items:
         return NamespacePage(tuple(found[query.offset :]))
 
     def _namespaces_below(self, prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        for namespace in self._namespaces.irange(minimum=prefix):
+        if self._namespace_order is None:
+            self._namespace_order = SortedList(self._namespaces)
+        for namespace in self._namespace_order.irange(minimum=prefix):
             if namespace[: len(prefix)] != prefix:
                 return
             yield namespace
@@ -127,7 +146,9 @@ class Items:
         self, prefix: tuple[str, ...], after: ItemPosition | None
     ) -> Iterator[tuple[tuple[str, ...], str, _Item]]:
         start = (after.namespace, after.key) if after else (prefix, "")
-        for place in self._items.irange(minimum=start, inclusive=(after is None, True)):
+        if self._order is None:
+            self._order = SortedList(self._items)
+        for place in self._order.irange(minimum=start, inclusive=(after is None, True)):
             if place[0][: len(prefix)] != prefix:
                 return
             yield *place, self._items[place]

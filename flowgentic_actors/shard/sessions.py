@@ -56,6 +56,8 @@ class Sessions:
         session = self._sessions.get(session_id)
         if session is None:
             session = self._sessions[session_id] = _Session()
+            session.used_us = now_us
+            self._expire(now_us)  # only a new session makes them more
         self._sessions.move_to_end(session_id)
         session.used_us = now_us
         if low > session.low:
@@ -63,7 +65,6 @@ class Sessions:
             for done in [n for n in session.replies if n < low]:
                 del session.replies[done]
         session.replies[seq] = reply
-        self._expire(now_us)
 
     def states(self) -> Iterator[SessionState]:
         """Everything that is remembered, least recently used session first."""

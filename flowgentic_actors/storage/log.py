@@ -37,7 +37,7 @@ from flowgentic_actors.errors import JournalDamagedError, JournalError
 from flowgentic_actors.storage.disk import BlockReader, Disk
 
 FORMAT: Final = 2
-SEGMENT_BYTES: Final = 64 << 20
+SEGMENT_BYTES: Final = 16 << 20
 
 _MAGIC: Final = b"FGAS"
 _HEADER = struct.Struct("!4sI16sI")
@@ -217,16 +217,32 @@ class SegmentLog:
 
     def _scan(self, segment: Segment) -> Iterator[tuple[int, bytes | None]]:
         """Yield a segment's entries and set its end; None, last, for what is not an entry."""
-        reader = BlockReader(self._disk, segment.fd)
+        # Recovery is as fast as this loop: it parses whole blocks, without a call for each field.
         size = self._disk.size(segment.fd)
-        position = _DATA
+        position, start, block = _DATA, _DATA, b""
         while position < size:
-            found = self._entry(segment, position, size, reader)
-            yield segment.end, found
-            if found is None:
+            at = position - start
+            end = at + _HEAD.size
+            if end <= len(block):
+                length, crc, head_crc = _HEAD.unpack_from(block, at)
+                end += length + 1
+            if end > len(block):
+                wanted = min(max(end - at, _SCAN), size - position)
+                if wanted > len(block) - at:
+                    block, start = self._disk.read(segment.fd, wanted, position), position
+                    if wanted >= _OVERHEAD and len(block) == wanted:
+                        continue
+                yield segment.end, None  # it would pass the end of the file
                 return
-            segment.end += len(found) + _OVERHEAD
-            position = segment.offset(segment.end)
+            lsn = segment.end
+            payload = block[at + _HEAD.size : end - 1]
+            good = head_crc == _head_checksum(lsn, length, crc) and block[end - 1] == _END[0]
+            if not good or checksum(lsn, payload) != crc:
+                yield lsn, None
+                return
+            segment.end = lsn + end - at
+            position += end - at
+            yield lsn, payload
 
     def _cut(self, segment: Segment, *, last: bool, rebooted: bool) -> None:
         """Decide that what follows a segment's last good entry can go, or raise."""
@@ -236,19 +252,6 @@ class SegmentLog:
         if not rebooted:
             self._check_torn(segment, position, size)
         self.cut_bytes += self._written_after(segment, position, size)
-
-    @staticmethod
-    def _entry(segment: Segment, position: int, size: int, reader: BlockReader) -> bytes | None:
-        """The payload of a whole and good entry, or None."""
-        lsn = segment.first + position - _DATA
-        head = _read_head(lsn, position, reader)
-        if head is None or position + _OVERHEAD + head[0] > size:
-            return None
-        length, crc = head
-        rest = reader.read(length + 1, position + _HEAD.size)
-        if rest[-1:] != _END or checksum(lsn, rest[:-1]) != crc:
-            return None
-        return rest[:-1]
 
     def _check_torn(self, segment: Segment, position: int, size: int) -> None:
         """Make sure that a bad entry is what an interrupted append leaves, or raise.

@@ -63,7 +63,7 @@ def test_a_session_that_wrote_nothing_for_a_day_is_forgotten() -> None:
     sessions.remember(A, 0, 0, b"a", 0)
     sessions.remember(B, 0, 0, b"b", KEEP_US - 1)
     assert sessions.recall(A, 0) == b"a"
-    sessions.remember(B, 1, 0, b"b", KEEP_US)
+    sessions.remember(b"another session.", 0, 0, b"c", KEEP_US)
     assert sessions.recall(A, 0) is None
     assert sessions.recall(B, 0) == b"b"
     assert len(sessions) == 1
