@@ -66,7 +66,7 @@ def test_a_session_that_wrote_nothing_for_a_day_is_forgotten() -> None:
     sessions.remember(b"another session.", 0, 0, b"c", KEEP_US)
     assert sessions.recall(A, 0) is None
     assert sessions.recall(B, 0) == b"b"
-    assert len(sessions) == 1
+    assert len(sessions) == 2
 
 
 def test_a_session_in_use_is_kept_however_old_it_is() -> None:
