@@ -4,14 +4,16 @@ An entry's address is its log sequence number (LSN): the number of bytes of entr
 all segments ever written. It never changes, whatever becomes of the segment.
 
     segment   header (magic, format, first LSN, boot id, CRC), then entries, then zeros
-    entry     length, CRC-32 of LSN and payload, payload, one trailing byte that is never zero
+    entry     length, CRC-32 of LSN and payload, CRC-32 of these two, payload, one trailing byte
+              that is never zero
 
 A process that dies while it appends leaves a beginning of what it wrote, and zeros after it: the
 trailing byte of the cut entry is missing. That is a torn tail, and it is cut off. An entry that is
 whole and does not match its CRC was changed after it was written: that is damage, and it is refused
-rather than served. Only when the machine itself went down since (the boot id tells) may the tail of
-the last segment be anything, as its pages reach the medium in any order; then everything from the
-first bad entry on is cut: nothing of it was acknowledged as on disk.
+rather than served. The head has a CRC of its own, or a changed length would make all that follows
+look like a torn tail. Only when the machine itself went down since (the boot id tells) may the tail
+of the last segment be anything, as its pages reach the medium in any order; then everything from
+the first bad entry on is cut: nothing of it was acknowledged as on disk.
 
 A sealed segment is cut to its length. Reopening seals the last segment and begins another, so what
 was recovered is never written to again.
@@ -36,7 +38,7 @@ SEGMENT_BYTES: Final = 64 << 20
 _MAGIC: Final = b"FGAS"
 _HEADER = struct.Struct("!4sIQ16sI")
 _DATA: Final = 64  # entries begin here
-_ENTRY = struct.Struct("!II")
+_ENTRY = struct.Struct("!III")
 _END: Final = b"\xa5"
 _OVERHEAD: Final = _ENTRY.size + len(_END)
 _SCAN: Final = 1 << 20
@@ -177,8 +179,8 @@ class SegmentLog:
         head = self._disk.read(segment.fd, _ENTRY.size, position)
         if len(head) < _ENTRY.size:
             return None
-        length, crc = _ENTRY.unpack(head)
-        if position + _OVERHEAD + length > size:
+        length, crc, head_crc = _ENTRY.unpack(head)
+        if zlib.crc32(head[:8]) != head_crc or position + _OVERHEAD + length > size:
             return None
         rest = self._disk.read(segment.fd, length + 1, position + _ENTRY.size)
         lsn = segment.first + position - _DATA
@@ -189,11 +191,14 @@ class SegmentLog:
     def _check_torn(self, segment: Segment, position: int, size: int) -> None:
         """Make sure that a bad entry is what an interrupted append leaves, or raise."""
         head = self._disk.read(segment.fd, _ENTRY.size, position).ljust(_ENTRY.size, b"\0")
-        end = position + _OVERHEAD + _ENTRY.unpack(head)[0]
-        if end > size:
-            # The whole segment is allocated before it is written to, so no entry passes its end.
-            raise self._damage(segment, position)
-        for start in range(end - 1, size, _SCAN):
+        length, _, head_crc = _ENTRY.unpack(head)
+        unwritten = position + _ENTRY.size  # if the append was cut within the head
+        if zlib.crc32(head[:8]) == head_crc:
+            unwritten += length
+            if unwritten >= size:
+                # A segment is allocated before it is written to, so no entry passes its end.
+                raise self._damage(segment, position)
+        for start in range(unwritten, size, _SCAN):
             block = self._disk.read(segment.fd, min(_SCAN, size - start), start)
             if block.strip(b"\0"):
                 raise self._damage(segment, position)
@@ -241,7 +246,8 @@ class SegmentLog:
         chunks: list[bytes] = []
         lsn = active.end
         for payload in payloads:
-            chunks += (_ENTRY.pack(len(payload), checksum(lsn, payload)), payload, _END)
+            head = struct.pack("!II", len(payload), checksum(lsn, payload))
+            chunks += (head, struct.pack("!I", zlib.crc32(head)), payload, _END)
             lsns.append(lsn)
             lsn += len(payload) + _OVERHEAD
         self._disk.write(active.fd, b"".join(chunks), active.offset(active.end))

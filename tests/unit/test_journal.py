@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError, JournalLockedError
 from flowgentic_actors.storage import journal as storage
+from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import EXIT_JOURNAL, FILE_NAME, Journal
+from flowgentic_actors.storage.log import _DATA, _HEADER, SegmentLog
 from tests.unit.counter import REPOSITORY
 
 ENTRIES = [b"first", b"", b"third entry", bytes(range(256))]
@@ -295,6 +297,73 @@ def test_closing_twice_closes_nothing_of_others(folder: Path) -> None:
     journal.close()
     for descriptor in others:
         os.close(descriptor)  # would raise if it were closed already
+
+
+# ---------------------------------------------------------------------- the segmented log
+
+
+SEGMENT = 1024
+
+
+@contextmanager
+def log_in(folder: Path) -> Iterator[tuple[SegmentLog, list[bytes]]]:
+    """A log, and what it recovered; left as by a process that dies."""
+    folder.mkdir(exist_ok=True)
+    log = SegmentLog(RealDisk(), folder, segment_bytes=SEGMENT, durable=False)
+    try:
+        yield log, [payload for _, payload in log.recover(0)]
+    finally:
+        log.abandon()
+
+
+def recovered(folder: Path) -> list[bytes]:
+    with log_in(folder) as (_, entries):
+        return entries
+
+
+def segment_of(folder: Path, entries: list[bytes]) -> tuple[Path, bytes, int]:
+    """The segment with these entries, its content, and where they end."""
+    with log_in(folder) as (log, _):
+        log.append(entries)
+        end = log.end
+    (path,) = folder.iterdir()
+    return path, path.read_bytes(), _DATA + end
+
+
+def test_a_segment_cut_anywhere_holds_the_whole_entries_before_it(folder: Path) -> None:
+    path, data, end = segment_of(folder, ENTRIES)
+    ends = [_DATA]
+    for entry in ENTRIES:
+        ends.append(ends[-1] + (end - _DATA - sum(map(len, ENTRIES))) // len(ENTRIES) + len(entry))
+    assert ends[-1] == end
+    for cut in range(_DATA, end + 1):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        path.write_bytes(data[:cut].ljust(SEGMENT, b"\0"))
+        assert recovered(folder) == ENTRIES[: sum(end <= cut for end in ends) - 1]
+
+
+def test_a_changed_bit_anywhere_in_a_segment_is_noticed(folder: Path) -> None:
+    path, data, end = segment_of(folder, ENTRIES)
+    for position in range(end):
+        if _HEADER.size <= position < _DATA:
+            continue  # between header and entries nothing is read
+        shutil.rmtree(folder)
+        folder.mkdir()
+        changed = bytearray(data)
+        changed[position] ^= 1 << (position % 8)
+        path.write_bytes(changed)
+        with pytest.raises(JournalError):
+            recovered(folder)
+
+
+@pytest.mark.parametrize("left", range(16))
+def test_a_segment_may_be_filled_to_any_byte_of_its_end(folder: Path, left: int) -> None:
+    _, _, end = segment_of(folder, [b""])
+    with log_in(folder) as (log, _):
+        rest = SEGMENT - _DATA - 2 * (end - _DATA) - left
+        log.append([b"", bytes(rest)])
+    assert [len(entry) for entry in recovered(folder)] == [0, 0, rest]
 
 
 def test_the_checksum_is_the_usual_one(folder: Path) -> None:
