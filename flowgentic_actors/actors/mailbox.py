@@ -83,6 +83,11 @@ class Mailbox:
                 self._cancelled.clear()
         return taken
 
+    def put_back(self, envelopes: list[Envelope]) -> None:
+        """Put requests that were taken, and not carried out, where they came from."""
+        self._queue.extendleft(reversed(envelopes))
+        self.bytes += sum(envelope.size for envelope in envelopes)
+
     def cancel(self, connection: Connection, seq: int) -> None:
         """Leave out a request that still waits: its caller gave up."""
         if len(self._cancelled) > 2 * len(self._queue):  # most of them came too late: forget those

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import TypeAlias
 
 from msgspec import Raw
@@ -37,6 +38,12 @@ _Answers: TypeAlias = list[tuple[Envelope, Reply | Failure]]
 BATCH = 512
 """Most requests handled between two commits."""
 
+BATCH_BYTES = 8 << 20
+"""No further request is handled before the next commit once the replies have as many bytes."""
+
+BATCH_SECONDS = 0.01
+"""No further request is handled before the next commit after this time: the first ones wait."""
+
 
 class ActorRuntime:
     """Serves one actor until it is told to drain or breaks.
@@ -60,6 +67,7 @@ class ActorRuntime:
         self._on_broken = on_broken
         self._max_reply = max_reply
         self._scheduled = False
+        self._aside: dict[Connection, list[Envelope]] = {}  # for peers that do not read
         self._closing = False
         self._broken = False
         self._waiting = 0  # batches whose commit is under way
@@ -92,6 +100,9 @@ class ActorRuntime:
         """Stop intake, finish what was accepted, close the connections and the actor."""
         self._closing = True
         server.stop_listening()
+        for envelope in chain.from_iterable(self._aside.values()):
+            self._refuse_late(envelope.connection, envelope.seq)
+        self._aside.clear()
         await self._idle.wait()
         await server.close()
         self._actor.close()
@@ -102,13 +113,14 @@ class ActorRuntime:
         """Let clients in, nobody else."""
         if connection.role != "client":
             raise ProtocolError(f"an actor serves clients, not a {connection.role}")
+        connection.on_clear = partial(self._go_on_with, connection)
 
     def received(self, connection: Connection, message: ToServer) -> None:
         """Put requests into the mailbox."""
         match message:
             case Request(seq, low, timeout_ms, body):
                 if self._closing:
-                    self._refuse(connection, seq, "closing", "the cluster is closing")
+                    self._refuse_late(connection, seq)
                     return
                 deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
                 size = memoryview(body).nbytes
@@ -121,8 +133,9 @@ class ActorRuntime:
                 raise ProtocolError(f"{type(message).__name__} is not a message for an actor")
 
     def disconnected(self, connection: Connection) -> None:
-        """Forget a connection; what it asked for is still carried out, as it may be asked again."""
+        """Forget a connection; what waits in the mailbox is still carried out."""
         self._mailbox.forget(connection)
+        self._aside.pop(connection, None)  # its caller asks again if it still wants to know
 
     # ------------------------------------------------------------------ batches
 
@@ -189,17 +202,42 @@ class ActorRuntime:
         self._break(_describe(error))
 
     def _handle(self, batch: list[Envelope]) -> _Answers:
-        now = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        end = clock() + BATCH_SECONDS
         replies: _Answers = []
-        for envelope in batch:
+        size = 0
+        for index, envelope in enumerate(batch):
             if self._broken:
                 break  # unanswered on purpose: the next incarnation gets them again
+            now = clock()
+            if size >= BATCH_BYTES or (now >= end and replies):
+                self._mailbox.put_back(batch[index:])
+                break
+            if envelope.connection.clogged:
+                self._set_aside(envelope)
+                continue
             if envelope.deadline <= now:
                 text = "its deadline passed while it waited in the mailbox"
                 replies.append((envelope, Failure(envelope.seq, "expired", text)))
                 continue
-            replies.append((envelope, self._answer(envelope)))
+            reply = self._answer(envelope)
+            replies.append((envelope, reply))
+            if isinstance(reply, Reply):
+                size += memoryview(reply.body).nbytes
         return replies
+
+    def _set_aside(self, envelope: Envelope) -> None:
+        """Let a request wait whose answer would only fill this process's memory."""
+        if self._closing:
+            self._refuse_late(envelope.connection, envelope.seq)
+        else:
+            self._aside.setdefault(envelope.connection, []).append(envelope)
+
+    def _go_on_with(self, connection: Connection) -> None:
+        if connection in self._aside:
+            self._mailbox.put_back(self._aside.pop(connection))
+            self._idle.clear()
+            self._schedule()
 
     def _answer(self, envelope: Envelope) -> Reply | Failure:
         call = Call(envelope.connection.session, envelope.seq, envelope.low, envelope.body)
@@ -223,6 +261,9 @@ class ActorRuntime:
             text = f"the answer has {len(reply)} bytes, the limit is {self._max_reply}"
             return Failure(envelope.seq, "invalid", f"{text} (setting: max_message_bytes)")
         return Reply(envelope.seq, Raw(reply))
+
+    def _refuse_late(self, connection: Connection, seq: int) -> None:
+        self._refuse(connection, seq, "closing", "the cluster is closing")
 
     def _refuse(self, connection: Connection, seq: int, kind: FailureKind, text: str) -> None:
         self._rejected += 1

@@ -107,7 +107,7 @@ class BlockingConnection:
         deadline = min(deadline, time.monotonic() + CONNECT_TIMEOUT)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            sock.settimeout(_left(deadline))
             sock.connect(self._address)
             channel = client_channel(self._secret, self._max_bytes)
             channel.send(Hello(self._role, self._session.id, os.getpid()))
@@ -130,16 +130,23 @@ class BlockingConnection:
     @staticmethod
     def _write(sock: socket.socket, channel: ClientChannel, deadline: float) -> None:
         if channel.pending:
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            sock.settimeout(_left(deadline))
             sock.sendall(b"".join(channel.take()))
 
     @staticmethod
     def _read(sock: socket.socket, channel: ClientChannel, deadline: float) -> list[ToClient]:
-        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        sock.settimeout(_left(deadline))
         data = sock.recv(_READ)
         if not data:
             raise ConnectionResetError("the actor closed the connection")
         return [message for messages in channel.receive(data) for message in messages]
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the deadline passed")
+    return left
 
 
 class BlockingPool:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
 from flowgentic_actors.errors import ProtocolError, WireError
@@ -47,6 +47,8 @@ class Connection(asyncio.Protocol):
         role: What the peer said it is for.
         session: The peer's session id.
         pid: The peer's process, from the operating system where it tells.
+        clogged: Whether the peer does not read what it is sent.
+        on_clear: Called when it reads again.
     """
 
     def __init__(self, server: Server) -> None:
@@ -62,6 +64,8 @@ class Connection(asyncio.Protocol):
         self.role: Role = "client"
         self.session = b""
         self.pid = 0
+        self.clogged = False
+        self.on_clear: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
         return f"<{self.role} connection of pid {self.pid}>"
@@ -134,11 +138,14 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Take no more requests from a peer that does not read its replies."""
+        self.clogged = True
         self.pause()
 
     def resume_writing(self) -> None:
         """Go on with a peer that reads again."""
+        self.clogged = False
         self.resume()
+        self.on_clear()
 
     def eof_received(self) -> bool:
         """Say so when the peer went away in the middle of a frame."""

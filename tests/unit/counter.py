@@ -74,6 +74,8 @@ class Counter:
                 os._exit(number)
             case "busy":  # milliseconds
                 time.sleep(number / 1000)
+            case "trap" if self.total:  # not for a successor, which begins at 0
+                time.sleep(3600)
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
             case "full disk":

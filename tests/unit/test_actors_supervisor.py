@@ -48,7 +48,7 @@ from tests.unit.test_wire_server import raw_client
 
 pytestmark = pytest.mark.anyio
 
-SHORT: dict[str, Any] = {"heartbeat_interval": 0.05, "hang_timeout": 0.5}
+SHORT: dict[str, Any] = {"heartbeat_interval": 0.05, "hang_timeout": 1.0}
 """So that a hang is noticed soon."""
 
 
@@ -141,7 +141,7 @@ async def test_many_actors_start_together(folder: Path) -> None:
 
 async def test_making_an_actor_may_take_longer_than_a_hang(folder: Path) -> None:
     async with office(folder, **SHORT) as opened:
-        await opened.start("a", seconds="1.0")
+        await opened.start("a", seconds="1.5")
         assert opened.child().epoch == 1
 
 
@@ -173,6 +173,9 @@ async def test_a_process_that_does_not_connect_is_killed(folder: Path) -> None:
         def _start(spec_file: Path, log_file: Path) -> _Child:
             return _Child(subprocess.Popen(["sleep", "60"]))
 
+        async def spawn(self, spec_file: Path, log_file: Path, timeout: float) -> Spawned:
+            return await super().spawn(spec_file, log_file, PATIENCE)
+
     spawner = Wrong()
     async with office(folder, spawner, start_timeout=0.3) as opened:
         with pytest.raises(ActorFailedError, match="did not connect in time"):
@@ -188,9 +191,9 @@ async def test_a_killed_actor_is_restarted_as_a_new_incarnation(folder: Path) ->
     spawner = Recording()
     async with office(folder, spawner) as opened:
         (ref,) = await opened.start("a")
-        await ref.ask(command("add", 1), 30)
         for epoch in (2, 3):
-            waiting = asyncio.create_task(ref.ask(command("busy", 200), 30))
+            await ref.ask(command("add", 1), 30)
+            waiting = asyncio.create_task(ref.ask(command("trap"), 30))
             await anyio.sleep(0.1)
             os.kill(opened.child().pid, signal.SIGKILL)
             assert number(await waiting) == 0  # by the successor, which begins anew
@@ -228,7 +231,7 @@ async def test_a_stopped_actor_is_noticed_killed_and_restarted(folder: Path) -> 
 async def test_a_busy_actor_is_told_from_a_dead_one(folder: Path) -> None:
     async with office(folder, **SHORT) as opened:
         (ref,) = await opened.start("a")
-        assert number(await ref.ask(command("busy", 1200), 30)) == 0
+        assert number(await ref.ask(command("busy", 1500), 30)) == 0
         await ref.close()
         assert (opened.child().epoch, opened.events[1:]) == (1, [])
 
@@ -248,7 +251,7 @@ async def test_an_actor_is_not_killed_because_its_supervisor_was_suspended(folde
     async with office(folder, **SHORT) as opened:
         await opened.start("a")
         pid = opened.child().pid
-        time.sleep(1.0)  # noqa: ASYNC251 - the whole job may be suspended by its scheduler
+        time.sleep(1.5)  # noqa: ASYNC251 - the whole job may be suspended by its scheduler
         await anyio.sleep(0.3)
         assert (opened.child().epoch, opened.child().pid) == (1, pid)
 
@@ -380,8 +383,9 @@ async def test_an_actor_whose_supervisor_is_gone_ends(folder: Path, busy: bool) 
         life.watch = None
         opened.server.stop_listening()
         life.link.abort()
-        await until(lambda: life.spawned and not alive(life.spawned.pid or 0))
-        assert life.spawned.reap() == 75
+        spawned = life.spawned
+        await until(lambda: spawned.reap() is not None)
+        assert spawned.reap() == 75
         waiting.cancel()
         await asyncio.wait([waiting])
         await ref.close()

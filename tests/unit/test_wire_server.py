@@ -71,6 +71,13 @@ class RawClient:
             assert data, "the server hung up"
             self.frames += self.channel.receive(data)
 
+    def pause(self) -> None:
+        """Read nothing: what is sent stays in the sockets."""
+        self.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def resume(self) -> None:
+        self.writer.transport.resume_reading()  # type: ignore[attr-defined]
+
     async def ended(self) -> bool:
         """Whether the server hangs up, as it must soon."""
         try:
@@ -103,7 +110,7 @@ def unsent(connection: Connection) -> int:
 async def test_a_stranger_who_says_nothing_more_is_sent_away(
     path: Path, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.2)
+    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.5)
     async with serving(path) as (server, _), raw_client(path) as stranger:
         stranger.writer.write(sent)
         assert await stranger.ended()
@@ -113,7 +120,7 @@ async def test_a_stranger_who_says_nothing_more_is_sent_away(
 async def test_a_stranger_who_drips_bytes_is_sent_away(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.2)
+    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.5)
     async with serving(path) as (server, _), raw_client(path) as stranger:
         dripping = asyncio.create_task(drip(stranger))
         await until(lambda: server.connections)
@@ -131,7 +138,7 @@ async def drip(client: RawClient) -> None:
 async def test_a_peer_that_proves_itself_and_does_not_say_hello_is_sent_away(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.2)
+    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.5)
     async with serving(path), raw_client(path) as client:
         await client.shake_hands()
         assert await client.ended()
@@ -285,7 +292,7 @@ async def test_the_end_does_not_wait_for_a_peer_that_reads_nothing(
         await client.shake_hands()
         client.hello()
         await client.read(1)
-        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.pause()
         client.send(Request(0, 0, 30_000, Raw(command("large", LIMIT - 100))))
         await until(lambda: any(map(unsent, server.connections)))
         async with asyncio.timeout(PATIENCE):
