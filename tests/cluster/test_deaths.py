@@ -28,6 +28,8 @@ OWNER = """
 
     async def main():
         interrupted = asyncio.Event()
+        # a parent that ignores SIGINT, such as a shell's background job, hands that down
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if sys.argv[2] == "handled":
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted.set)
         async with MemoryCluster(**json.loads(sys.argv[1])) as memory:
@@ -61,9 +63,11 @@ def test_a_cluster_outlives_ctrl_c_and_ends_when_its_owner_is_killed(mode: str) 
     process, cluster = owner(mode, "handled")
     with process:
         assert process.stdout is not None
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.stdout.readline().strip() == "2 1 True"
-        process.kill()
+        try:
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.stdout.readline().strip() == "2 1 True"
+        finally:
+            process.kill()
 
     wait_until(lambda: all(map(gone, cluster["pids"])), 10)
     wait_until(lambda: not Path(cluster["folder"]).exists(), 10)
@@ -73,8 +77,11 @@ def test_a_cluster_outlives_ctrl_c_and_ends_when_its_owner_is_killed(mode: str) 
 def test_a_program_ended_by_ctrl_c_closes_its_cluster() -> None:
     process, cluster = owner("subprocess", "not handled")
     with process:
-        os.killpg(process.pid, signal.SIGINT)
-        out, _ = process.communicate(timeout=20)
+        try:
+            os.killpg(process.pid, signal.SIGINT)
+            out, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
 
     assert out.strip() == "interrupted"
     assert all(gone(pid) for pid in cluster["pids"])
