@@ -29,6 +29,7 @@ class Compactor:
         self._journal = journal
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
         self.running = False
         self.done = 0
 
@@ -43,6 +44,7 @@ class Compactor:
 
     def close(self) -> None:
         """End a compaction that is under way; the journal does not miss it."""
+        self._closed = True
         if self._process is not None:
             self._process.kill()
 
@@ -52,7 +54,8 @@ class Compactor:
             written = self._compact(sealed_to)
         except Exception:
             # The journal is whole without it; it is tried again when more has been written.
-            logger.exception("the compaction up to %d failed", sealed_to)
+            if not self._closed:
+                logger.exception("the compaction up to %d failed", sealed_to)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the actor has ended
             loop.call_soon_threadsafe(self._finish, written)
 

@@ -21,9 +21,9 @@ EXIT_JOURNAL: Final = 74
 
 
 class Needless(NamedTuple):
-    """Files that a journal does not need any more."""
+    """What a journal does not need any more: sets named below a name, and segments."""
 
-    sets: tuple[Path, ...]
+    sets_before: str
     segments: tuple[Segment, ...]
 
 
@@ -142,20 +142,18 @@ class Journal:
         previous = self._set
         self._set = newest
         if previous is None:
-            return Needless((), ())
+            return Needless("", ())
         previous.close()
-        older = [n for n in set_names(self._disk, self._folder) if n < previous.path.name]
-        return Needless(
-            tuple(self._folder / name for name in older),
-            tuple(self._log.forget_below(previous.end)),
-        )
+        return Needless(previous.path.name, tuple(self._log.forget_below(previous.end)))
 
     def remove(self, needless: Needless) -> None:
         """Remove what `adopt` found needless. Blocks; callable from any thread."""
         for segment in needless.segments:
             self._disk.close(segment.fd)
-        for path in [*needless.sets, *(segment.path for segment in needless.segments)]:
-            self._disk.unlink(path)
+            self._disk.unlink(segment.path)
+        for name in set_names(self._disk, self._folder):
+            if name < needless.sets_before:
+                self._disk.unlink(self._folder / name)
 
     def close(self) -> None:
         """Seal the log and close every file."""

@@ -144,6 +144,7 @@ class SegmentLog:
         self._unsynced: list[Segment] = []
         self._spare: tuple[int, Path] | None = None
         self._spares = itertools.count()
+        self._recovered = False
         self.cut_bytes = 0
 
     # ------------------------------------------------------------------ opening
@@ -198,6 +199,7 @@ class SegmentLog:
         if self._unsynced:
             self.sync(self.plan_sync())
         self._begin(end)
+        self._recovered = True
 
     def _open(self, path: Path) -> tuple[Segment, bytes]:
         fd = self._disk.open(path)
@@ -425,8 +427,8 @@ class SegmentLog:
             self._begin(active.end)
 
     def close(self) -> None:
-        """Seal the last segment and close every file."""
-        if self._segments and not self._segments[-1].sealed:
+        """Seal the last segment and close every file; as they are when `recover` did not end."""
+        if self._recovered and self._segments and not self._segments[-1].sealed:
             self._seal(self._segments[-1])
             if self._durable:
                 self.sync(self.plan_sync())

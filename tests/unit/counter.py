@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -54,6 +55,7 @@ class Counter:
     def __init__(self) -> None:
         self.total = 0
         self.commit_error: Exception | None = None
+        self.commit_later: asyncio.Future[None] | None = None
         self.on_call: Callable[[Call], None] = lambda call: None
 
     def handle(self, call: Call) -> bytes:
@@ -84,9 +86,10 @@ class Counter:
                 self.commit_error = ValueError("a defect in commit")
         return msgspec.msgpack.encode(self.total)
 
-    def commit(self) -> None:
+    def commit(self) -> asyncio.Future[None] | None:
         if self.commit_error is not None:
             raise self.commit_error
+        return self.commit_later
 
     def stats(self) -> dict[str, int]:
         return {"total": self.total}

@@ -16,6 +16,7 @@ from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import BATCH, BATCH_BYTES, ActorRuntime
 from flowgentic_actors.errors import (
+    JournalError,
     OutcomeUnknownError,
     RejectedError,
     RequestExpiredError,
@@ -170,6 +171,52 @@ async def test_after_a_defect_in_commit_nobody_is_told_anything(path: Path) -> N
             await connection.request(command("bad commit"), 0.2)
         assert opened.reasons == ["ValueError: a defect in commit"]
         assert opened.runtime.busy() == 0.0
+
+
+async def test_answers_wait_for_a_commit_that_takes_a_while_and_others_go_on(path: Path) -> None:
+    async with served(path) as opened, raw_client(path) as raw:
+        client = await greeted(raw)
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        opened.counter.commit_later = first
+        client.send(add(0), add(1))
+        await until(lambda: opened.counter.total == 2)
+        assert opened.runtime.busy() == 0.0  # waiting is not being stuck
+        opened.counter.commit_later = None
+        client.send(add(2))
+        await client.read(1)
+        draining = asyncio.create_task(opened.runtime.drain(opened.server))
+        await asyncio.sleep(0.05)
+        assert not draining.done()
+        first.set_result(None)
+        await client.read(3)
+        await draining
+    assert [[m.seq for m in f if isinstance(m, Reply)] for f in client.frames] == [[2], [0, 1]]
+
+
+@pytest.mark.parametrize("error", [JournalError("no space left"), ValueError("a defect")])
+async def test_a_commit_that_fails_after_a_while_is_like_one_that_fails_at_once(
+    path: Path, error: Exception
+) -> None:
+    async with served(path) as opened, raw_client(path) as raw:
+        client = await greeted(raw)
+        commit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        opened.counter.commit_later = commit
+        client.send(add(0), add(1))
+        await until(lambda: opened.counter.total == 2)
+        commit.set_exception(error)
+        await until(lambda: opened.reasons)
+        await opened.server.close()
+        assert await client.ended()
+    answers = [m for frame in client.frames for m in frame]
+    if isinstance(error, JournalError):
+        assert opened.reasons == ["no space left"]
+        assert [(m.seq, m.kind) for m in answers if isinstance(m, Failure)] == [
+            (0, "storage"),
+            (1, "storage"),
+        ]
+    else:
+        assert opened.reasons == ["ValueError: a defect"]
+        assert answers == []  # nobody knows, so nobody is told
 
 
 @pytest.mark.parametrize("surrogates", [0, 100_000])

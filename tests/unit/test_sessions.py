@@ -194,6 +194,24 @@ def test_what_is_no_command_is_refused_and_breaks_nothing(tmp_path: Path, body: 
         assert value(actor) == b"here"
 
 
+def test_a_damaged_journal_is_refused_each_time_and_left_as_it_is(tmp_path: Path) -> None:
+    """A supervisor tries again: what the first attempt refuses, the second must not find gone."""
+    actor = ShardActor(str(tmp_path))
+    call(actor, 0, put(b"old"))
+    call(actor, 1, put(b"new"))
+    actor.commit()
+    actor._journal._log.abandon()  # its process died here
+    actor._lock.release()
+    (file,) = tmp_path.glob("*.seg")
+    damaged = bytearray(file.read_bytes())
+    damaged[damaged.index(b"old")] ^= 1
+    file.write_bytes(damaged)
+    for _ in range(3):
+        with pytest.raises(JournalDamagedError):
+            ShardActor(str(tmp_path))
+    assert file.read_bytes() == damaged
+
+
 def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     journal = Journal(RealDisk(), tmp_path, durable=False)
     list(journal.replay())

@@ -82,8 +82,9 @@ class RawClient:
         """Whether the server hangs up, as it must soon."""
         try:
             async with asyncio.timeout(PATIENCE):
-                while await self.reader.read(1 << 16):
-                    pass
+                while data := await self.reader.read(1 << 16):
+                    if self.channel.established:
+                        self.frames += self.channel.receive(data)
         except ConnectionError:
             return True
         return True
