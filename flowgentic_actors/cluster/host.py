@@ -55,13 +55,16 @@ from flowgentic_actors.errors import (
     RejectedError,
 )
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer
+from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
 from flowgentic_actors.wire.server import Connection, Server
 
 SHARD_FACTORY: Final = "flowgentic_actors.shard.actor:ShardActor"
 
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
 _KEPT_EVENTS = 10_000
+
+MAX_OPEN_REQUESTS: Final = 1024
+"""Requests that wait for the host at one time, over all connections."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +92,9 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     mailbox_requests: int
     mailbox_bytes: int
     max_message_bytes: int
+
+    def __repr__(self) -> str:
+        return f"HostSpec(name={self.name!r}, folder={self.folder!r}, secret=...)"
 
 
 def main() -> int:
@@ -162,6 +168,7 @@ class Host:
             on_event=self._event,
         )
         self._tasks: TaskGroup | None = None
+        self._open_requests = 0
 
     async def run(self) -> None:
         """Serve until the owner says so or is gone."""
@@ -219,8 +226,7 @@ class Host:
             return
         match message:
             case Request():
-                assert self._tasks is not None
-                self._tasks.start_soon(self._serve, connection, message)
+                self._accept(connection, message)
             case Cancel():
                 pass  # every request here ends within its own time
             case _:
@@ -234,21 +240,33 @@ class Host:
             self.owner_lost = True
             self._ending.set()
 
+    def _accept(self, connection: Connection, request: Request) -> None:
+        if self._open_requests >= MAX_OPEN_REQUESTS:
+            text = f"the host has {MAX_OPEN_REQUESTS} requests open already: try again later"
+            connection.send(Failure(request.seq, "internal", text))
+            return
+        assert self._tasks is not None
+        self._open_requests += 1
+        self._tasks.start_soon(self._serve, connection, request)
+
     async def _serve(self, connection: Connection, request: Request) -> None:
         try:
             command = _decode(request.body)
             with anyio.fail_after(request.timeout_ms / 1000):
                 reply = await self._answer(connection, command)
-        except msgspec.DecodeError as error:
-            connection.send(Failure(request.seq, "invalid", f"not a command: {error}"))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            text = sendable(f"not a command: {error}")
+            connection.send(Failure(request.seq, "invalid", text))
         except InvalidRequestError as error:
-            connection.send(Failure(request.seq, "invalid", str(error)))
+            connection.send(Failure(request.seq, "invalid", sendable(str(error))))
         except RejectedError as error:
-            connection.send(Failure(request.seq, "internal", str(error)))
+            connection.send(Failure(request.seq, "internal", sendable(str(error))))
         except TimeoutError:
             connection.send(Failure(request.seq, "expired", "the host is not ready yet"))
         else:
             connection.send(Reply(request.seq, Raw(_encode(reply))))
+        finally:
+            self._open_requests -= 1
         connection.flush()
 
     async def _answer(self, connection: Connection, command: HostCommand) -> HostReply:

@@ -48,7 +48,7 @@ def compile_filter(encoded: bytes) -> Callable[[str, bytes], bool]:
         conditions = msgspec.msgpack.decode(encoded, type=dict[str, Any])
         for condition in conditions.values():
             _check_operators(condition)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"filter is not a map of field to condition: {error}") from error
     except RecursionError as error:
         raise InvalidRequestError("filter is nested too deeply") from error
@@ -65,7 +65,7 @@ def compile_filter(encoded: bytes) -> Callable[[str, bytes], bool]:
                 _matches(_any.decode(fields[name]) if name in fields else None, condition)
                 for name, condition in conditions.items()
             )
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False  # not a map with text keys, not plain data, or nested too deeply
 
     return matches_value

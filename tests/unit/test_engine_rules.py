@@ -1041,3 +1041,15 @@ def test_the_size_is_that_of_the_values_held_now(shard: Shard) -> None:
 def test_commands_beyond_the_limits_are_not_decoded(command: Command) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.msgpack.decode(pack(command), type=Command)
+
+
+def test_a_value_that_is_not_utf8_is_passed_over_by_filters(store: Shard) -> None:
+    broken = PutItem(("users",), "broken", ("msgpack", b"\x81\xa3key\xa1\xff"))
+    store.apply(broken, 1)
+    found = item_pages(store, SearchItems((), pack({"key": "c"}), MANY, 0))
+    assert found == ["c"]
+
+
+def test_a_filter_that_is_not_utf8_is_refused(store: Shard) -> None:
+    with pytest.raises(InvalidRequestError, match="filter"):
+        store.apply(SearchItems((), b"\x81\xa3key\xa1\xff", MANY, 0), 1)
