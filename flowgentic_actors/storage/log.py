@@ -26,6 +26,7 @@ and begins another segment, so what was recovered is never written to again.
 from __future__ import annotations
 
 import itertools
+import logging
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,8 @@ from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError
 from flowgentic_actors.storage.disk import BlockReader, Disk
+
+logger = logging.getLogger(__name__)
 
 FORMAT: Final = 2
 SEGMENT_BYTES: Final = 16 << 20
@@ -145,7 +148,6 @@ class SegmentLog:
         self._spare: tuple[int, Path] | None = None
         self._spares = itertools.count()
         self._recovered = False
-        self.cut_bytes = 0
 
     # ------------------------------------------------------------------ opening
 
@@ -253,7 +255,8 @@ class SegmentLog:
             raise self._damage(segment, position)
         if not rebooted:
             self._check_torn(segment, position, size)
-        self.cut_bytes += self._written_after(segment, position, size)
+        if torn := self._written_after(segment, position, size):
+            logger.warning("%s: cut %d bytes of an interrupted append", segment.path, torn)
 
     def _check_torn(self, segment: Segment, position: int, size: int) -> None:
         """Make sure that a bad entry is what an interrupted append leaves, or raise.
@@ -418,13 +421,6 @@ class SegmentLog:
             raise JournalDamagedError(
                 f"{self._folder}: the log from {expected} to {end} is missing"
             )
-
-    def roll(self) -> None:
-        """Seal the active segment, if anything is in it, and begin another."""
-        active = self._segments[-1]
-        if active.end > active.first:
-            self._seal(active)
-            self._begin(active.end)
 
     def close(self) -> None:
         """Seal the last segment and close every file; as they are when `recover` did not end."""
