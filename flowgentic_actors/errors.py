@@ -16,7 +16,9 @@
     │   └── RejectedError             the actor refused it: nothing happened
     │       ├── InvalidRequestError   the request itself is wrong
     │       ├── RequestExpiredError   its deadline passed while it waited in the mailbox
-    │       └── StorageError          the actor could not write its journal
+    │       ├── StorageError          the actor could not write its journal
+    │       ├── ClusterClosingError   the cluster is ending, or has ended in order
+    │       └── MemoryFailedError     a shard, or the whole cluster, has failed for good
     ├── ActorError                    the kernel: an actor's life
     │   ├── ActorStartError           it did not come up
     │   └── ActorFailedError          it failed too often and is not restarted
@@ -101,6 +103,14 @@ class RequestExpiredError(RejectedError):
 
 class StorageError(RejectedError):
     """The actor could not append to its journal, so it carried out nothing."""
+
+
+class ClusterClosingError(RejectedError):
+    """The cluster is ending, or has ended in order; the text says what asked for that."""
+
+
+class MemoryFailedError(RejectedError):
+    """The shard, or the whole cluster, failed more often than is allowed and is not restarted."""
 
 
 class ActorError(FlowgenticError):

@@ -14,6 +14,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from flowgentic_actors.actors.exits import ProcessWatch
+from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned, Spawner
 from flowgentic_actors.actors.spec import ActorSpec, write_private
@@ -120,15 +121,15 @@ class Incarnation:
 class Child:
     """A supervised actor over all its incarnations."""
 
-    def __init__(self, spec: ChildSpec, policy: RestartPolicy) -> None:
+    def __init__(self, spec: ChildSpec, policy: RestartPolicy, epoch: int) -> None:
         self.spec = spec
         self.policy = policy
         self.state = ChildState.STARTING
-        self.epoch = 0
-        self.restarts = 0
+        self.epoch = epoch
+        self.restarts = epoch  # under an earlier supervisor
         self.pid = 0
         self.node = ""
-        self.has_run = False
+        self.has_run = epoch > 0
         self.stats: dict[str, int] = {}
         self.reason = ""
         self.life: Incarnation | None = None
@@ -175,6 +176,7 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._links: dict[Connection, tuple[Child, Incarnation]] = {}
         self._stopping = asyncio.Event()
+        self._record = ProcessRecord(folder)
 
     @property
     def children(self) -> list[Child]:
@@ -191,9 +193,10 @@ class Supervisor:
         Raises:
             ActorFailedError: If one of them failed for good.
         """
+        epochs = await on_daemon_thread(_FILE_TIMEOUT, self._record.epochs)
         for spec in specs:
             policy = RestartPolicy(self._settings.restart_intensity, self._settings.restart_period)
-            self._children[spec.name] = Child(spec, policy)
+            self._children[spec.name] = Child(spec, policy, epochs.get(spec.name, 0))
             tasks.start_soon(self._keep_alive, self._children[spec.name], name=spec.name)
         for child in self.children:
             await child.settled.wait()
@@ -317,6 +320,8 @@ class Supervisor:
         life.expect(life.started, "connect")
         assert life.link is not None
         child.pid, child.node = life.link.pid, life.node
+        noted = (child.spec.name, life.epoch, child.pid)
+        await on_daemon_thread(_FILE_TIMEOUT, self._record.note, *noted)
         life.link.send(Go())
         async with anyio.create_task_group() as tasks:
             # Recovering a large journal takes as long as it takes, as long as pings are answered.

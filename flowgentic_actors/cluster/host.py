@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import time
-from collections import deque
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
+from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.spawn_dragon import DragonSpawner
 from flowgentic_actors.actors.supervisor import (
@@ -34,9 +34,13 @@ from flowgentic_actors.actors.supervisor import (
 )
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.folders import HOST_LOCK, HOST_SOCKET, PID_FILE
+from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.protocol import (
+    AreYouThere,
     Describe,
     Description,
+    Done,
+    End,
     EventsReply,
     GetEvents,
     GetStatus,
@@ -61,7 +65,6 @@ from flowgentic_actors.wire.server import Connection, Server
 SHARD_FACTORY: Final = "flowgentic_actors.shard.actor:ShardActor"
 
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
-_KEPT_EVENTS = 10_000
 
 MAX_OPEN_REQUESTS: Final = 1024
 """Requests that wait for the host at one time, over all connections."""
@@ -73,7 +76,13 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host is told in its private spec file; see `MemoryConfig` for the meanings."""
+    """What a host is told in its private spec file; see `MemoryConfig` for the meanings.
+
+    Attributes:
+        opened: When the cluster was opened.
+        restarts: How many hosts it had before this one.
+        reason: What became of the last of them.
+    """
 
     name: str
     folder: str
@@ -92,9 +101,19 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     mailbox_requests: int
     mailbox_bytes: int
     max_message_bytes: int
+    opened: float
+    restarts: int = 0
+    reason: str = ""
 
     def __repr__(self) -> str:
         return f"HostSpec(name={self.name!r}, folder={self.folder!r}, secret=...)"
+
+
+def actor_addresses(spec: HostSpec) -> dict[str, str]:
+    """The sockets of a cluster's actors, by name, in the order of their shards."""
+    folder = Path(spec.folder)
+    names = [f"shard-{shard}" for shard in range(spec.actors)]
+    return {name: str(folder / f"{name}.sock") for name in names}
 
 
 def main() -> int:
@@ -111,6 +130,7 @@ def main() -> int:
         logger.error("another host runs in %s", spec.folder)
         return 1
     Path(spec.folder, PID_FILE).write_text(str(os.getpid()))
+    ProcessRecord(Path(spec.folder)).note("host", spec.restarts + 1, os.getpid())
     host = Host(spec)
     anyio.run(host.run)
     if host.owner_lost:
@@ -125,9 +145,7 @@ class Host:
     def __init__(self, spec: HostSpec) -> None:
         self._spec = spec
         self._folder = Path(spec.folder)
-        self._opened = time.time()
-        self._events: deque[ClusterEvent] = deque(maxlen=_KEPT_EVENTS)
-        self._event_count = 0
+        self._history = History(self._folder)
         self._news = asyncio.Event()
         self._started = asyncio.Event()
         self._start_error: str | None = None
@@ -139,12 +157,12 @@ class Host:
         self.owner_lost = False
         self._specs = [
             ChildSpec(
-                name=f"shard-{shard}",
+                name=name,
                 factory=SHARD_FACTORY,
-                arguments={"folder": str(self._folder / f"shard-{shard}"), "ack": spec.ack},
-                address=str(self._folder / f"shard-{shard}.sock"),
+                arguments={"folder": str(self._folder / name), "ack": spec.ack},
+                address=address,
             )
-            for shard in range(spec.actors)
+            for name, address in actor_addresses(spec).items()
         ]
         address = str(self._folder / HOST_SOCKET)
         self._server = Server(self, spec.secret, spec.name, 0, spec.max_message_bytes)
@@ -186,12 +204,18 @@ class Host:
             tasks.cancel_scope.cancel()
 
     async def _start_actors(self, tasks: TaskGroup) -> None:
+        if self._spec.restarts:
+            self._event("host_restarted", "", f"the one before {self._spec.reason}")
+            self._started.set()  # whoever attaches now waits for the actors themselves
         try:
             await self._supervisor.start(tasks, self._specs)
         except FlowgenticError as error:
-            self._start_error = f"{error}{await self._log_tail()}"
+            if not self._spec.restarts:
+                self._start_error = f"{error}{await self._log_tail()}"
         else:
-            self._event("cluster_opened", "", f"{len(self._specs)} actors by {self._spec.spawner}")
+            if not self._spec.restarts:
+                detail = f"{len(self._specs)} actors by {self._spec.spawner}"
+                self._event("cluster_opened", "", detail)
         self._started.set()
 
     async def _log_tail(self) -> str:
@@ -286,6 +310,10 @@ class Host:
                 return StatusReply(self._status())
             case GetEvents(start, wait):
                 return EventsReply(await self._events_from(start, wait))
+            case AreYouThere():
+                return Done()
+            case End(reason):
+                raise NotImplementedError(reason)
             case Shutdown(timeout):
                 if connection is not self._owner:
                     raise InvalidRequestError("only the cluster's owner may end it")
@@ -298,20 +326,15 @@ class Host:
 
     def _event(self, kind: str, actor: str, detail: str) -> None:
         logger.info("%s %s %s", kind, actor, detail)
-        self._events.append(
-            ClusterEvent(
-                number=self._event_count, time=time.time(), kind=kind, actor=actor, detail=detail
-            )
-        )
-        self._event_count += 1
+        self._history.add(kind, actor, detail)
         self._news.set()
         self._news = asyncio.Event()
 
     async def _events_from(self, start: int, wait: float) -> tuple[ClusterEvent, ...]:
-        if start >= self._event_count:
+        if start >= self._history.next_number:
             with anyio.move_on_after(wait):
                 await self._news.wait()
-        return tuple(event for event in self._events if event.number >= start)
+        return self._history.since(start)
 
     def _status(self) -> ClusterStatus:
         return ClusterStatus(
@@ -319,7 +342,8 @@ class Host:
             mode="distributed",
             spawner=self._spec.spawner,
             host_pid=os.getpid(),
-            uptime=time.time() - self._opened,
+            uptime=time.time() - self._spec.opened,
+            host_restarts=self._spec.restarts,
             folder=self._spec.folder,
             actors=tuple(
                 _actor_status(shard, child) for shard, child in enumerate(self._supervisor.children)

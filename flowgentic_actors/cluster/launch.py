@@ -14,46 +14,98 @@ from typing import Protocol
 from flowgentic_actors.actors.spawn_dragon import start_dragon_process
 from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.cluster.folders import PID_FILE
+from flowgentic_actors.cluster.leftovers import (
+    Segment,
+    group_members,
+    remove_unused,
+    shared_memory_of,
+)
 from flowgentic_actors.environment import dragon_launcher, inside_dragon, why_no_dragon
 from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
 
 HOST_MODULE = "flowgentic_actors.cluster.host"
 _POLL = 0.02
+_EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit
 
 
 class HostProcess(Protocol):
     """A host that was started."""
 
     def running(self) -> bool:
-        """Whether it may still come up or be up."""
+        """Whether it, and what it runs in, may still come up or be up."""
+
+    def look(self) -> None:
+        """Note what it uses now and would leave behind if it were killed."""
 
     def wait(self, timeout: float) -> bool:
         """Wait until it and what started it are gone; False when they are not in time."""
 
     def kill(self) -> None:
-        """End it, and what started it, by force."""
+        """End by force whatever there is left of it, and remove what that leaves behind."""
 
 
 class _Launched:
-    """A child process (the host itself, or a Dragon launcher) with a process group of its own."""
+    """A child process (the host itself, or a Dragon launcher) with a process group of its own.
+
+    It is not reaped before `kill`: as long as its pid is taken, so is the number of its group.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
     def running(self) -> bool:
-        return self._process.poll() is None
+        if self._process.returncode is not None:
+            return False
+        try:
+            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            return os.waitid(os.P_PID, self._process.pid, flags) is None
+        except AttributeError:  # not on this platform
+            return self._process.poll() is None
+        except ChildProcessError:  # this program ignores SIGCHLD: the kernel reaps
+            return False
+
+    def look(self) -> None:
+        pass
 
     def wait(self, timeout: float) -> bool:
-        try:
-            self._process.wait(max(0.0, timeout))
-        except subprocess.TimeoutExpired:
-            return False
+        deadline = time.monotonic() + timeout
+        while self.running():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL)
         return True
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.returncode is not None:
+            return
+        group = self._process.pid
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # PermissionError: macOS
+            os.killpg(group, signal.SIGKILL)
+        deadline = time.monotonic() + _EXIT_TIMEOUT
+        while set(group_members(group)) - {group} and time.monotonic() < deadline:
+            time.sleep(_POLL)
         self._process.wait()
+
+
+class _DragonLauncher(_Launched):
+    """`dragon -s`: a launcher with its services, the host and the actors in one process group.
+
+    Whoever of them is killed leaves the runtime's shared memory behind, which only we then remove.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        super().__init__(process)
+        self._segments: set[Segment] = set()
+
+    def look(self) -> None:
+        self._segments |= shared_memory_of(group_members(self._process.pid))
+
+    def kill(self) -> None:
+        if self._process.returncode is None:
+            self.look()
+        super().kill()
+        remove_unused(self._segments)
+        self._segments.clear()
 
 
 class _InRuntime:
@@ -65,6 +117,9 @@ class _InRuntime:
     def running(self) -> bool:
         pid = self._pid()
         return pid is None or _alive(pid)
+
+    def look(self) -> None:
+        pass  # what Dragon keeps for it is the runtime's own, which lives on
 
     def wait(self, timeout: float) -> bool:
         pid, deadline = self._pid(), time.monotonic() + timeout
@@ -102,7 +157,7 @@ def launch_host(spawner: str, folder: Path, spec_file: Path, timeout: float) -> 
     command = python_command(HOST_MODULE, str(spec_file))
     log_file = folder / "host.log"
     if spawner == "subprocess":
-        return _popen(command, folder, log_file, dict(os.environ))
+        return _Launched(_popen(command, folder, log_file, dict(os.environ)))
     reason = why_no_dragon()
     if reason is not None:
         raise DragonUnavailableError(reason)
@@ -114,23 +169,23 @@ def launch_host(spawner: str, folder: Path, spec_file: Path, timeout: float) -> 
     environ = dict(os.environ)
     # The launcher calls its own helper commands by name.
     environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
-    return _popen([launcher, "-s", *command], folder, log_file, environ)
+    return _DragonLauncher(_popen([launcher, "-s", *command], folder, log_file, environ))
 
 
-def _popen(command: list[str], folder: Path, log_file: Path, environ: dict[str, str]) -> _Launched:
+def _popen(
+    command: list[str], folder: Path, log_file: Path, environ: dict[str, str]
+) -> subprocess.Popen[bytes]:
     try:
         with log_file.open("ab") as log:
-            return _Launched(
-                subprocess.Popen(  # noqa: S603 - our own program
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=folder,
-                    env=environ,
-                    # Out of reach of Ctrl-C. A new session would hang Dragon's launcher.
-                    process_group=0,
-                )
+            return subprocess.Popen(  # noqa: S603 - our own program
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                env=environ,
+                # Out of reach of Ctrl-C. A new session would hang Dragon's launcher.
+                process_group=0,
             )
     except OSError as error:
         raise ClusterOpenError(f"cannot start {command[0]}: {error}") from error

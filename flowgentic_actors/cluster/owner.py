@@ -10,9 +10,6 @@ import shutil
 import time
 from pathlib import Path
 
-import msgspec
-
-from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.cluster.folders import (
     DESCRIPTOR,
     HOST_SOCKET,
@@ -21,23 +18,17 @@ from flowgentic_actors.cluster.folders import (
 )
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.host import HostSpec
-from flowgentic_actors.cluster.launch import HostProcess, launch_host
-from flowgentic_actors.cluster.protocol import Describe, Description, Shutdown, ShutdownReply
+from flowgentic_actors.cluster.keeper import HostKeeper
+from flowgentic_actors.cluster.protocol import Description
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.errors import (
     ClusterOpenError,
     DragonUnavailableError,
     FlowgenticError,
-    RequestError,
 )
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.wire.blocking import BlockingConnection
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.sockets import check_path, let_go_after_fork
-
-_ATTEMPT = 1.0  # one try to reach a host that is coming up
-_AFTER_DRAIN = 10.0  # from drained actors to a host, or a Dragon launcher, that is gone
-_LOG_TAIL = 3000
 
 
 class Owner:
@@ -48,8 +39,7 @@ class Owner:
         self._spawner = spawner
         self._folder = Path()
         self._lock: FileLock | None = None
-        self._process: HostProcess | None = None
-        self._connection: BlockingConnection | None = None
+        self._keeper: HostKeeper | None = None
         self.descriptor: Descriptor | None = None
 
     @property
@@ -73,7 +63,7 @@ class Owner:
             self._clean_up()
             raise
         except (FlowgenticError, OSError) as error:
-            tail = self._log_tail()
+            tail = self._keeper.log_tail() if self._keeper else ""
             self._clean_up()
             if isinstance(error, ClusterOpenError):
                 raise
@@ -93,31 +83,19 @@ class Owner:
         """
         if self._lock is None:
             return True  # closed already, or a forked child's copy: nothing here is owned
-        timeout = self._config.close_timeout
-        orderly = False
-        if self._connection is not None and self._process is not None and self._process.running():
-            try:
-                body = msgspec.msgpack.encode(Shutdown(timeout))
-                answer = self._connection.request(body, timeout + 2.0)
-                orderly = msgspec.msgpack.decode(answer, type=ShutdownReply).orderly
-            except RequestError:
-                orderly = False  # the host is gone or stuck: it is killed below
-        ended = self._process is not None and self._process.wait(_AFTER_DRAIN if orderly else 0.5)
-        self._clean_up()
-        return orderly and ended
+        return self._clean_up()
 
     def after_fork(self) -> None:
         """A forked child owns nothing: close its copies of the connection and the lock."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._keeper is not None:
+            self._keeper.after_fork()
+            self._keeper = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
     def _bring_up(self, deadline: float) -> Description:
         config, secret = self._config, new_secret()
-        socket_path = str(self._folder / HOST_SOCKET)
         check_path(str(self._folder / f"shard-{config.actors_per_node}.sock"))
         spec = HostSpec(
             name=self._folder.name,
@@ -137,49 +115,32 @@ class Owner:
             mailbox_requests=config.mailbox_requests,
             mailbox_bytes=config.mailbox_bytes,
             max_message_bytes=config.max_message_bytes,
+            opened=time.time(),
         )
-        spec_file = self._folder / "host.spec"
-        write_private(spec_file, msgspec.json.encode(spec))
-        left = deadline - time.monotonic()
-        self._process = launch_host(self._spawner, self._folder, spec_file, left)
-        self._connection = BlockingConnection(
-            socket_path, secret, "the host", config.max_message_bytes, role="owner"
-        )
-        while not Path(socket_path).exists():
-            if not self._process.running() or time.monotonic() > deadline:
-                raise ClusterOpenError(f"the host did not start{self._log_tail()}")
-            time.sleep(0.01)
-        body = msgspec.msgpack.encode(Describe())
-        answer = self._connection.request(body, max(_ATTEMPT, deadline - time.monotonic()))
+        self._keeper = HostKeeper(spec, config.hang_timeout, config.open_timeout)
+        description = self._keeper.open(deadline)
         self.descriptor = Descriptor(
             name=self._folder.name,
-            host=socket_path,
+            host=str(self._folder / HOST_SOCKET),
             secret=secret,
             max_message_bytes=config.max_message_bytes,
         )
         self.descriptor.write(self._folder / DESCRIPTOR)
-        return msgspec.msgpack.decode(answer, type=Description)
+        return description
 
-    def _log_tail(self) -> str:
-        try:
-            text = (self._folder / "host.log").read_text(errors="replace").strip()
-        except OSError:
-            return ""
-        return f"\nThe host's log ends with:\n{text[-_LOG_TAIL:]}" if text else ""
-
-    def _clean_up(self) -> None:
-        if self._connection is not None:
-            self._connection.close()  # a host that still lives ends when it sees this
-            self._connection = None
-        if self._process is not None and not self._process.wait(1.0):
-            self._process.kill()
-        self._process = None
+    def _clean_up(self) -> bool:
+        """End what there is, in order where it can be; returns whether all of it could."""
+        keeper, self._keeper = self._keeper, None
+        orderly = keeper is None or keeper.close(self._config.close_timeout)
         shutil.rmtree(self._folder, ignore_errors=True)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+        return orderly
 
     def __del__(self) -> None:
-        if self._lock is not None and self._connection is not None:
+        if self._keeper is not None:
             # Dropped without close(): let the host see the end of its owner now.
-            self.after_fork()
+            self._keeper.abandon()
+        if self._lock is not None:
+            self._lock.release()

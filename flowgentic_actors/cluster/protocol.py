@@ -31,7 +31,17 @@ class Shutdown(Struct, tag=4, array_like=True, frozen=True):
     timeout: Annotated[float, Meta(gt=0)]
 
 
-HostCommand: TypeAlias = Describe | GetStatus | GetEvents | Shutdown
+class AreYouThere(Struct, tag=5, array_like=True, frozen=True):
+    """The owner's heartbeat."""
+
+
+class End(Struct, tag=6, array_like=True, frozen=True):
+    """End the cluster's work in order, and stay to tell everybody why; for the owner alone."""
+
+    reason: Annotated[str, Meta(max_length=1024)]
+
+
+HostCommand: TypeAlias = Describe | GetStatus | GetEvents | Shutdown | AreYouThere | End
 
 
 class Description(Struct, tag=1, array_like=True, frozen=True):
@@ -74,4 +84,8 @@ class ShutdownReply(Struct, tag=4, array_like=True, frozen=True):
     orderly: bool
 
 
-HostReply: TypeAlias = Description | StatusReply | EventsReply | ShutdownReply
+class Done(Struct, tag=5, array_like=True, frozen=True):
+    """It was heard."""
+
+
+HostReply: TypeAlias = Description | StatusReply | EventsReply | ShutdownReply | Done

@@ -58,6 +58,7 @@ class ClusterStatus(Struct, frozen=True, kw_only=True):
         uptime: Seconds since it was opened.
         folder: Where its sockets and journals are, empty in local mode.
         actors: Its actors, by shard.
+        host_restarts: Times its host was restarted.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ClusterStatus(Struct, frozen=True, kw_only=True):
     uptime: float
     folder: str
     actors: tuple[ActorStatus, ...]
+    host_restarts: int = 0
 
 
 class ClusterEvent(Struct, frozen=True, kw_only=True):
@@ -76,7 +78,8 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
         number: Counts up from 0.
         time: Seconds since the Unix epoch.
         kind: `cluster_opened`, `fallback_to_local`, `actor_running`, `actor_exited`,
-            `actor_failed`, `actor_stopped`, `actor_killed`, `cluster_closing`.
+            `actor_hosted`, `actor_failed`, `actor_stopped`, `actor_killed`, `host_restarted`,
+            `cluster_closing`.
         actor: The actor concerned, or empty.
         detail: In words.
     """

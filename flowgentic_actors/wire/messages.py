@@ -112,7 +112,7 @@ class Reply(Struct, tag=2, array_like=True, frozen=True):
     body: Raw
 
 
-FailureKind: TypeAlias = Literal["invalid", "expired", "storage", "internal", "closing"]
+FailureKind: TypeAlias = Literal["invalid", "expired", "storage", "internal", "closing", "failed"]
 
 
 class Failure(Struct, tag=3, array_like=True, frozen=True):
@@ -134,7 +134,13 @@ class Ping(Struct, tag=5, array_like=True, frozen=True):
 
 
 class Drain(Struct, tag=6, array_like=True, frozen=True):
-    """Stop intake, finish what was accepted, close, and end."""
+    """Stop intake, finish what was accepted, close, and end.
+
+    Attributes:
+        reason: Why, for those who ask too late.
+    """
+
+    reason: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
 
 
 ToClient: TypeAlias = Welcome | Reply | Failure | Go | Ping | Drain

@@ -10,7 +10,9 @@ from flowgentic_actors.errors import (
     ActorUnavailableError,
     AuthenticationError,
     BackpressureError,
+    ClusterClosingError,
     InvalidRequestError,
+    MemoryFailedError,
     OutcomeUnknownError,
     RejectedError,
     RequestError,
@@ -26,7 +28,8 @@ _FAILURES: dict[FailureKind, type[RejectedError]] = {
     "expired": RequestExpiredError,
     "storage": StorageError,
     "internal": RejectedError,
-    "closing": RejectedError,
+    "closing": ClusterClosingError,
+    "failed": MemoryFailedError,
 }
 
 

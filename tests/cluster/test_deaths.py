@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langgraph.store.base import Item
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.errors import RequestError
+from flowgentic_actors.errors import MemoryFailedError, RequestError
 from tests.cluster.helpers import eventually, gone, python, wait_until
 from tests.conftest import SETTINGS, mode_params
 from tests.contract.faces import checkpoint_of, config_of, unique
@@ -88,35 +87,112 @@ def test_a_program_ended_by_ctrl_c_closes_its_cluster() -> None:
     assert not Path(cluster["folder"]).exists()
 
 
-@distributed
 @pytest.mark.anyio
-async def test_when_the_host_is_killed_calls_fail_in_time_and_closing_cleans_up(
-    mode: str,
-) -> None:
-    settings = {**SETTINGS[mode], "request_timeout": 1.0}
-    async with MemoryCluster(**settings) as memory:
-        status = await memory.status()
-        (actor,) = status.actors
-        pid = actor.pid
-        assert pid is not None
-        await memory.store.aput(("a",), "key", {})
-        underway = [asyncio.ensure_future(memory.store.aget(("a",), "key")) for _ in range(10)]
-        os.kill(status.host_pid, signal.SIGKILL)
-        outcomes = await asyncio.wait_for(asyncio.gather(*underway, return_exceptions=True), 5)
-        assert all(isinstance(outcome, Item | RequestError) for outcome in outcomes), outcomes
-        await asyncio.to_thread(wait_until, lambda: gone(pid), 10)
+@distributed
+async def test_when_the_host_is_killed_another_one_goes_on(mode: str) -> None:
+    async with MemoryCluster(**SETTINGS[mode]) as memory:
+        before = await memory.status()
+        await memory.store.aput(("a",), "key", {"v": 0})
+        async with MemoryCluster.attach(memory.handle) as attached:
+            os.kill(before.host_pid, signal.SIGKILL)
+            # with the host's end the actor's is certain, and what it was asked is asked again
+            underway = [memory.store.aput(("a",), f"key-{n}", {"v": n}) for n in range(50)]
+            await asyncio.gather(*underway)
 
-        started = time.monotonic()
-        for call in (memory.store.aget(("a",), "key"), memory.status(), memory.recent_events()):
-            with pytest.raises(RequestError, match="request_timeout"):
-                await call
-        with pytest.raises(RequestError, match="request_timeout"):
-            memory.store.put(("a",), "key", {})
-        assert time.monotonic() - started < 4 * 1.0 + 3
-        started = time.monotonic()
+            async def restarted() -> bool:
+                return (await memory.status()).host_restarts == 1
 
-    assert time.monotonic() - started < 6
+            await eventually(restarted)
+            memory.store.put(("a",), "blocking", {"v": 1})
+            await attached.store.aput(("a",), "attached", {"v": 1})
+            assert len(await attached.store.asearch(("a",), limit=100)) == 53
+            status = await memory.status()
+        assert status.host_pid != before.host_pid
+        assert status.actors[0].pid != before.actors[0].pid
+        assert (status.actors[0].epoch, status.actors[0].restarts) == (2, 1)
+        assert status.uptime > before.uptime
+        events = await memory.recent_events()
+        assert [event.number for event in events] == [*range(len(events))]
+        assert [event.kind for event in events] == [
+            "actor_running",
+            "cluster_opened",
+            "host_restarted",
+            "actor_running",
+        ]
     assert not await asyncio.to_thread(Path(status.folder).exists)
+
+
+@pytest.mark.anyio
+async def test_a_stopped_host_is_replaced_and_so_are_actors_that_do_not_end() -> None:
+    settings = {**SETTINGS["several-actors"], "heartbeat_interval": 0.2, "hang_timeout": 1.0}
+    async with MemoryCluster(**settings) as memory:
+        before = await memory.status()
+        await memory.store.aput(("a",), "key", {"v": 0})
+        stopped = before.actors[0].pid
+        assert stopped is not None
+        for pid in (before.host_pid, stopped):
+            os.kill(pid, signal.SIGSTOP)
+
+        async def replaced() -> bool:
+            return (await memory.status()).host_restarts == 1
+
+        await eventually(replaced)
+        assert await memory.store.aget(("a",), "key") is not None
+        assert gone(stopped)
+        assert gone(before.host_pid)
+        (event,) = [e for e in await memory.recent_events() if e.kind == "host_restarted"]
+        assert "did not answer" in event.detail
+
+
+@pytest.mark.anyio
+async def test_a_host_is_not_killed_because_its_owner_was_suspended() -> None:
+    settings = {**SETTINGS["subprocess"], "heartbeat_interval": 0.1, "hang_timeout": 0.5}
+    process = python(OWNER, json.dumps(settings), "handled", process_group=0)
+    assert process.stdout is not None
+    with process:
+        try:
+            pids = json.loads(process.stdout.readline())["pids"]
+            for _ in range(3):
+                for pid in (process.pid, *pids):
+                    os.kill(pid, signal.SIGSTOP)
+                await asyncio.sleep(1.0)
+                for pid in (process.pid, *pids):
+                    os.kill(pid, signal.SIGCONT)
+            os.kill(process.pid, signal.SIGSTOP)
+            await asyncio.sleep(1.5)
+            assert not any(map(gone, pids))
+            os.kill(process.pid, signal.SIGCONT)
+            os.kill(process.pid, signal.SIGINT)
+            assert process.stdout.readline().strip() == "2 1 True"
+        finally:
+            process.kill()
+    wait_until(lambda: all(map(gone, pids)), 10)
+
+
+@pytest.mark.anyio
+async def test_a_host_that_dies_too_often_fails_the_cluster_and_everybody_is_told() -> None:
+    settings = {**SETTINGS["subprocess"], "restart_intensity": 1}
+    async with MemoryCluster(**settings) as memory, MemoryCluster.attach(memory.handle) as other:
+        await memory.store.aput(("a",), "key", {"v": 0})
+        for restarts in (0, 1):
+
+            async def serves(restarts: int = restarts) -> bool:
+                return (await memory.status()).host_restarts == restarts
+
+            await eventually(serves)
+            os.kill((await memory.status()).host_pid, signal.SIGKILL)
+        started = time.monotonic()
+        for call in (memory.status(), other.store.aget(("b",), "key")):
+            with pytest.raises(RequestError, match="has failed: its host was restarted 1 times"):
+                await call
+        for _ in range(2):  # the first may have been under way when the actor died
+            with pytest.raises(RequestError, match="restart_intensity"):
+                memory.store.put(("a",), "key", {})
+        with pytest.raises(MemoryFailedError):
+            memory.store.put(("a",), "key", {})
+        assert time.monotonic() - started < 10
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
 
 
 @distributed

@@ -10,7 +10,9 @@ from flowgentic_actors.errors import (
     ActorUnavailableError,
     AuthenticationError,
     BackpressureError,
+    ClusterClosingError,
     InvalidRequestError,
+    MemoryFailedError,
     NotSentError,
     OutcomeUnknownError,
     RejectedError,
@@ -80,7 +82,8 @@ def test_every_refusal_is_an_error_that_says_nothing_happened() -> None:
         "expired": RequestExpiredError,
         "storage": StorageError,
         "internal": RejectedError,
-        "closing": RejectedError,
+        "closing": ClusterClosingError,
+        "failed": MemoryFailedError,
     }
     for error in errors.values():
         assert isinstance(error, RejectedError)

@@ -1,0 +1,123 @@
+"""Which processes a supervisor has let go on: whoever takes over from it must know.
+
+One line for each process, appended before it may open anything. A process is named by pid and start
+time, so a pid that was given to somebody else since is never taken for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+RECORD_FILE: Final = "processes.jsonl"
+
+_POLL = 0.01
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One process.
+
+    Attributes:
+        name: Of the actor.
+        epoch: Of the incarnation.
+        pid: Of the process.
+        started: When it was started, in the kernel's ticks; 0 where the kernel does not tell.
+    """
+
+    name: str
+    epoch: int
+    pid: int
+    started: int
+
+    def alive(self) -> bool:
+        """Whether that very process still runs; one that is dead and not reaped does not."""
+        started, dead = _look_at(self.pid)
+        return started == self.started and not dead
+
+
+class ProcessRecord:
+    """The record of one supervisor and its predecessors.
+
+    Args:
+        folder: The supervisor's private folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / RECORD_FILE
+
+    def note(self, name: str, epoch: int, pid: int) -> None:
+        """Append a process, which lives. Blocks for a moment."""
+        line = msgspec.json.encode(Entry(name, epoch, pid, _look_at(pid)[0] or 0)) + b"\n"
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def entries(self) -> list[Entry]:
+        """Every process so far, in order."""
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(msgspec.DecodeError):  # a last line that was cut by a kill
+                found.append(msgspec.json.decode(line, type=Entry))
+        return found
+
+    def epochs(self) -> dict[str, int]:
+        """The highest epoch of each actor so far."""
+        return {entry.name: entry.epoch for entry in self.entries()}
+
+
+def end_all(entries: Iterable[Entry], grace: float, timeout: float) -> list[Entry]:
+    """Wait until processes have ended by themselves, then end the rest by SIGKILL. Blocks.
+
+    Args:
+        entries: The processes.
+        grace: Seconds that they get to end by themselves.
+        timeout: Seconds from SIGKILL to a confirmed exit.
+
+    Returns:
+        Those that are not gone even then.
+    """
+    left = _wait(list(entries), grace)
+    for entry in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(entry.pid, signal.SIGKILL)
+    return _wait(left, timeout)
+
+
+def _wait(entries: list[Entry], timeout: float) -> list[Entry]:
+    deadline = time.monotonic() + timeout
+    while (entries := [entry for entry in entries if entry.alive()]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(_POLL)
+    return entries
+
+
+def _look_at(pid: int) -> tuple[int | None, bool]:
+    """When a process was started (None: there is none), and whether it is dead already."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]), fields[0] in ("Z", "X")
+    except FileNotFoundError:
+        pass
+    except ProcessLookupError:  # it went while it was read
+        return None, True
+    if Path("/proc/self/stat").exists():
+        return None, True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return None, True
+    return 0, False

@@ -1,0 +1,69 @@
+"""Answering in the place of an actor that is not there and will not be: no, and why."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.errors import ProtocolError
+from flowgentic_actors.wire.messages import (
+    Cancel,
+    Failure,
+    FailureKind,
+    Request,
+    ToServer,
+    sendable,
+)
+from flowgentic_actors.wire.server import Connection, Server
+
+_FILE_TIMEOUT = 30.0
+
+
+class Refusal:
+    """Handles the connections of a server that refuses everything.
+
+    Args:
+        kind: What callers get.
+        text: Why.
+    """
+
+    def __init__(self, kind: FailureKind, text: str) -> None:
+        self._kind = kind
+        self._text = sendable(text)
+
+    def connected(self, connection: Connection) -> None:
+        """Let clients in, nobody else."""
+        if connection.role != "client":
+            raise ProtocolError(f"nothing is here for a {connection.role}: {self._text}")
+
+    def received(self, connection: Connection, message: ToServer) -> None:
+        """Refuse."""
+        match message:
+            case Request(seq):
+                connection.send(Failure(seq, self._kind, self._text))
+            case Cancel():
+                pass
+            case _:
+                raise ProtocolError(f"{type(message).__name__} is not a message for an actor")
+
+    def disconnected(self, connection: Connection) -> None:
+        """Nothing is kept for a connection."""
+
+
+async def refuse(
+    address: str, name: str, secret: bytes, max_bytes: int, refusal: Refusal
+) -> Server:
+    """Listen on an actor's address in its place.
+
+    Args:
+        address: Path of the Unix socket; what a dead actor left there is replaced.
+        name: The actor's name.
+        secret: The cluster's secret.
+        max_bytes: Largest message.
+        refusal: What callers get.
+    """
+    await on_daemon_thread(_FILE_TIMEOUT, partial(Path(address).unlink, missing_ok=True))
+    server = Server(refusal, secret, name, 0, max_bytes)
+    await server.listen(address)
+    return server

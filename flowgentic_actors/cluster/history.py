@@ -1,0 +1,59 @@
+"""The cluster's events, kept in a file so that a host which takes over goes on counting."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from flowgentic_actors.actors.spec import write_private
+from flowgentic_actors.cluster.status import ClusterEvent
+
+HISTORY_FILE: Final = "events.jsonl"
+
+_KEPT = 10_000
+
+
+class History:
+    """The events of a cluster, over all its hosts.
+
+    Args:
+        folder: The cluster's folder; what earlier hosts noted there is read first. Blocks.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / HISTORY_FILE
+        self._events: deque[ClusterEvent] = deque(maxlen=_KEPT)
+        with contextlib.suppress(FileNotFoundError):
+            for line in path.read_bytes().splitlines():
+                with contextlib.suppress(msgspec.DecodeError):  # a last line, cut by a kill
+                    self._events.append(msgspec.json.decode(line, type=ClusterEvent))
+        write_private(path, b"".join(msgspec.json.encode(e) + b"\n" for e in self._events))
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self.next_number = self._events[-1].number + 1 if self._events else 0
+
+    def add(self, kind: str, actor: str, detail: str) -> None:
+        """Note an event, in the file before anybody can have seen it.
+
+        A line to a node-local file, a few times in an actor's life: done on the event loop.
+        """
+        event = ClusterEvent(
+            number=self.next_number, time=time.time(), kind=kind, actor=actor, detail=detail
+        )
+        with contextlib.suppress(OSError):  # the disk is full, say: that is no reason to end
+            os.write(self._fd, msgspec.json.encode(event) + b"\n")
+        self._events.append(event)
+        self.next_number += 1
+
+    def since(self, start: int) -> tuple[ClusterEvent, ...]:
+        """The events from a number on that are still kept."""
+        return tuple(event for event in self._events if event.number >= start)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)

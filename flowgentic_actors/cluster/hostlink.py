@@ -1,0 +1,123 @@
+"""The owner's connection to its host, which the host lives as long as.
+
+One command at a time, from whichever thread has it. Waiting is counted in ticks that this process
+has seen and not read from a clock: when a scheduler suspends the whole job, nobody was silent.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Raw
+
+from flowgentic_actors.cluster.protocol import HostCommand
+from flowgentic_actors.errors import ProtocolError, RejectedError
+from flowgentic_actors.wire.channel import client_channel
+from flowgentic_actors.wire.messages import Failure, Hello, Reply, Request, Welcome
+
+_TICK = 0.1
+_READ = 1 << 16
+_HANDSHAKE_TIMEOUT = 5.0
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class HostLink:
+    """A connection in the role of the owner. Blocks; needs no event loop.
+
+    Args:
+        address: Path of the host's socket.
+        secret: The cluster's secret.
+        max_bytes: Largest message.
+
+    Raises:
+        OSError: If the host cannot be reached.
+        WireError: If it is not our host.
+    """
+
+    def __init__(self, address: str, secret: bytes, max_bytes: int) -> None:
+        self._channel = client_channel(secret, max_bytes)
+        self._seq = 0
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._sock.settimeout(_HANDSHAKE_TIMEOUT)
+            self._sock.connect(address)
+            self._channel.send(Hello("owner", os.urandom(16), os.getpid()))
+            self._write()
+            deadline = time.monotonic() + _HANDSHAKE_TIMEOUT
+            while not any(isinstance(message, Welcome) for message in self._read()):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no complete handshake within {_HANDSHAKE_TIMEOUT} s")
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def ask(
+        self, command: HostCommand, timeout: float, given_up: Callable[[], bool] = lambda: False
+    ) -> Raw:
+        """Send a command and wait for the answer.
+
+        Args:
+            command: What is asked.
+            timeout: Seconds, counted in ticks.
+            given_up: Asked at each tick; when it is true, waiting ends.
+
+        Raises:
+            TimeoutError: If there was no answer; the connection is of no use any more.
+            OSError: If the connection broke.
+            WireError: If what came is not our protocol.
+            RejectedError: If the host refused.
+        """
+        self._seq += 1
+        body = Raw(_encode(command))
+        self._channel.send(Request(self._seq, self._seq, max(1, round(timeout * 1000)), body))
+        self._sock.settimeout(max(_TICK, timeout))
+        self._write()
+        waited = 0.0
+        while True:
+            if not readable(_TICK, self._sock.fileno()):
+                waited += _TICK
+                if waited >= timeout or given_up():
+                    raise TimeoutError(f"the host did not answer for {waited:.1f} s")
+                continue
+            for message in self._read():
+                match message:
+                    case Reply(seq, answer) if seq == self._seq:
+                        return answer
+                    case Failure(seq, _, text) if seq == self._seq:
+                        raise RejectedError(f"the host: {text}")
+                    case _:
+                        raise ProtocolError(f"unexpected {type(message).__name__} from the host")
+
+    def close(self) -> None:
+        """Close the socket; a host that lives ends when it sees this."""
+        self._sock.close()
+
+    def wait(self, seconds: float, wake: int) -> None:
+        """Wait for the end of the connection or for a file descriptor to become readable."""
+        readable(seconds, self._sock.fileno(), wake)
+
+    def _write(self) -> None:
+        if self._channel.pending:
+            self._sock.sendall(b"".join(self._channel.take()))
+
+    def _read(self) -> list[object]:
+        data = self._sock.recv(_READ)
+        if not data:
+            raise ConnectionResetError("the host closed the connection")
+        messages: list[object] = [m for batch in self._channel.receive(data) for m in batch]
+        self._write()
+        return messages
+
+
+def readable(seconds: float, *descriptors: int) -> bool:
+    """Whether one of some file descriptors becomes readable, or ends, in time. Blocks."""
+    poll = select.poll()  # `select` takes no descriptor above 1,023
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))

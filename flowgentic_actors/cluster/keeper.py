@@ -1,0 +1,325 @@
+"""Keeps a host alive: what the opener's process does for its cluster, on a thread of its own.
+
+The thread watches the owner's connection and the host's process. When the host is dead or silent it
+makes sure that nothing of it is left, and starts another one in the same folder, with the same
+secret and addresses, so clients find their way back by themselves. It needs no event loop, so the
+opener's may block or be gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from flowgentic_actors.actors.record import ProcessRecord, end_all
+from flowgentic_actors.actors.refusal import Refusal, refuse
+from flowgentic_actors.actors.restarts import RestartPolicy
+from flowgentic_actors.actors.spec import write_private
+from flowgentic_actors.cluster.folders import HOST_SOCKET, PID_FILE
+from flowgentic_actors.cluster.host import HostSpec, actor_addresses
+from flowgentic_actors.cluster.hostlink import HostLink, readable
+from flowgentic_actors.cluster.launch import HostProcess, launch_host
+from flowgentic_actors.cluster.protocol import (
+    AreYouThere,
+    Describe,
+    Description,
+    End,
+    HostCommand,
+    Shutdown,
+    ShutdownReply,
+)
+from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
+
+SPEC_FILE: Final = "host.spec"
+
+_LOG_TAIL = 3000
+_ACTOR_GRACE = 1.0  # from the host's death to actors that have ended by themselves; they take ms
+_EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit
+_AFTER_DRAIN = 10.0  # from drained actors to a host, or a Dragon launcher, that is gone
+_LONGEST_PAUSE = 5.0  # between two looks at processes that do not go
+
+logger = logging.getLogger("flowgentic_actors")
+
+
+class HostKeeper:
+    """Starts one cluster's host, restarts it, ends it.
+
+    Args:
+        spec: What the host is told.
+        silence: Seconds without an answer after which the host counts as hung.
+        open_timeout: Seconds that a host gets to come up.
+    """
+
+    def __init__(self, spec: HostSpec, silence: float, open_timeout: float) -> None:
+        self._spec = spec
+        self._folder = Path(spec.folder)
+        self._silence = silence
+        self._open_timeout = open_timeout
+        self._process: HostProcess | None = None
+        self._link: HostLink | None = None
+        self._policy = RestartPolicy(spec.restart_intensity, spec.restart_period)
+        self._served_from = 0.0
+        self._closing = False
+        self._shut_down = False  # whether the host is to be asked to end, or just left
+        self._orderly = False
+        self._given_up = False
+        self._orders: deque[HostCommand] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        self._thread: threading.Thread | None = None
+
+    def open(self, deadline: float) -> Description:
+        """Start the host, wait until its actors serve, and keep it from then on.
+
+        Raises:
+            FlowgenticError: If that failed; `close` cleans up.
+            OSError: The same.
+        """
+        link = self._start(deadline)
+        answer = link.ask(Describe(), max(1.0, deadline - time.monotonic()))
+        description = msgspec.msgpack.decode(answer, type=Description)
+        self._thread = threading.Thread(target=self._keep, name="flowgentic:keeper", daemon=True)
+        self._thread.start()
+        return description
+
+    def end(self, reason: str) -> None:
+        """Have the host end the cluster's work in order; callable from any thread."""
+        if not self._given_up:
+            self._orders.append(End(reason[:1024]))
+            self._wake()
+
+    def close(self, timeout: float) -> bool:
+        """End the host in order if it can be, and make sure that nothing of it is left.
+
+        Args:
+            timeout: Seconds for the orderly end.
+
+        Returns:
+            Whether everything ended in order.
+        """
+        self._shut_down = True
+        self._stop()
+        if self._thread is not None:
+            self._thread.join(timeout + _AFTER_DRAIN)
+        orderly = self._orderly
+        if self._process is not None:
+            ended = self._process.wait(_AFTER_DRAIN if orderly else 0.5)
+            orderly = orderly and ended
+        self._end_processes()
+        self._close_descriptors()
+        return orderly
+
+    def abandon(self) -> None:
+        """Let the host see the end of its owner now, without waiting for anything."""
+        self._stop()
+
+    def after_fork(self) -> None:
+        """A forked child keeps nothing: close its copies."""
+        self._thread = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._close_descriptors()
+
+    def log_tail(self) -> str:
+        """What the host's log ends with, for an error's reader."""
+        try:
+            text = (self._folder / "host.log").read_text(errors="replace").strip()
+        except OSError:
+            return ""
+        return f"\nThe host's log ends with:\n{text[-_LOG_TAIL:]}" if text else ""
+
+    # ------------------------------------------------------------------ the thread
+
+    def _keep(self) -> None:
+        try:
+            while not self._closing:
+                reason = self._watch()
+                if self._is_closing():
+                    break
+                logger.warning("cluster %s: its host %s; starting another", self._name, reason)
+                if not self._restart(reason):
+                    break
+        except Exception:
+            logger.exception("cluster %s: nobody looks after its host any more", self._name)
+        finally:
+            if self._link is not None:
+                self._link.close()  # a host that lives sees the end of its owner
+            if self._closing and not self._shut_down:
+                self._close_descriptors()
+
+    def _watch(self) -> str:
+        """Look after the host until it is dead or silent; returns what became of it."""
+        assert self._link is not None
+        assert self._process is not None
+        beats = 0
+        try:
+            while not self._closing:
+                while self._orders:
+                    self._link.ask(self._orders[0], self._silence, self._is_closing)
+                    self._orders.popleft()
+                self._link.ask(AreYouThere(), self._silence, self._is_closing)
+                if not self._process.running():
+                    return "lost the runtime that it ran in"
+                if beats % 20 == 0:
+                    self._process.look()
+                beats += 1
+                self._link.wait(self._spec.heartbeat_interval, self._wake_read)
+                self._drain_wake()
+            if self._shut_down:
+                answer = self._link.ask(
+                    Shutdown(self._spec.close_timeout), self._spec.close_timeout + 2.0
+                )
+                self._orderly = msgspec.msgpack.decode(answer, type=ShutdownReply).orderly
+        except TimeoutError as error:
+            return f"is silent: {error}"
+        except OSError:
+            return "has died"
+        except FlowgenticError as error:
+            return f"talks nonsense: {error}"
+        return "was closed"
+
+    def _restart(self, reason: str) -> bool:
+        """Start another host; False when it is given up or the cluster is being closed."""
+        while not self._closing:
+            now = time.monotonic()
+            delay = self._policy.next_delay(now, now - self._served_from)
+            if delay is None:
+                self._give_up(reason)
+                return False
+            try:
+                while left := self._end_processes():
+                    # Stuck in the kernel, perhaps. Others beside them would be two.
+                    logger.error("cluster %s: processes %s do not end", self._name, left)
+                    if self._pause(_LONGEST_PAUSE):
+                        return False
+                if self._pause(delay):
+                    return False
+                self._spec = msgspec.structs.replace(
+                    self._spec, restarts=self._spec.restarts + 1, reason=reason
+                )
+                self._start(time.monotonic() + self._open_timeout)
+            except (FlowgenticError, OSError) as error:
+                reason = f"did not come up again: {error}"
+                logger.warning("cluster %s: its host %s", self._name, reason)
+                self._served_from = time.monotonic()
+                continue
+            return True
+        return False
+
+    def _give_up(self, reason: str) -> None:
+        self._given_up = True
+        self._end_processes()
+        text = (
+            f"the cluster {self._name} has failed: its host was restarted "
+            f"{self._spec.restarts} times and still {reason}. Its journals are in "
+            f"{self._folder}; close it and open another (settings: restart_intensity, "
+            "restart_period)"
+        )
+        logger.error("%s", text)
+        self._drain_wake()
+        asyncio.run(self._refuse(Refusal("failed", text)))
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        """Answer everybody on the cluster's addresses until it is closed."""
+        spec = self._spec
+        addresses = {"the host": str(self._folder / HOST_SOCKET), **actor_addresses(spec)}
+        servers = [
+            await refuse(address, name, spec.secret, spec.max_message_bytes, refusal)
+            for name, address in addresses.items()
+        ]
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self._wake_read, stop.set)
+        if not self._closing:
+            await stop.wait()  # nothing else wakes this thread from now on
+        asyncio.get_running_loop().remove_reader(self._wake_read)
+        for server in servers:
+            await server.close()
+
+    # ------------------------------------------------------------------ starting and ending
+
+    @property
+    def _name(self) -> str:
+        return self._spec.name
+
+    def _is_closing(self) -> bool:
+        return self._closing
+
+    def _start(self, deadline: float) -> HostLink:
+        socket_path = self._folder / HOST_SOCKET
+        for stale in (socket_path, self._folder / PID_FILE):
+            stale.unlink(missing_ok=True)
+        spec_file = self._folder / SPEC_FILE
+        write_private(spec_file, msgspec.json.encode(self._spec))
+        left = deadline - time.monotonic()
+        self._process = launch_host(self._spec.spawner, self._folder, spec_file, left)
+        if self._closing:  # and whoever closes may not wait for this thread any more
+            self._process.kill()
+        while not socket_path.exists():
+            if not self._process.running() or time.monotonic() > deadline or self._closing:
+                raise ClusterOpenError(f"the host did not start{self.log_tail()}")
+            time.sleep(0.01)
+        self._link = self._connect(deadline)
+        self._served_from = time.monotonic()
+        return self._link
+
+    def _connect(self, deadline: float) -> HostLink:
+        while True:
+            try:
+                return HostLink(
+                    str(self._folder / HOST_SOCKET),
+                    self._spec.secret,
+                    self._spec.max_message_bytes,
+                )
+            except OSError:  # its socket is there a moment before it listens
+                if time.monotonic() > deadline or self._closing:
+                    raise
+                time.sleep(0.01)
+
+    def _end_processes(self) -> list[int]:
+        """End host and actors; returns the pids of those that do not go."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+        entries = ProcessRecord(self._folder).entries()
+        return [entry.pid for entry in end_all(entries, _ACTOR_GRACE, _EXIT_TIMEOUT)]
+
+    def _stop(self) -> None:
+        self._closing = True
+        self._wake()
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; returns whether the cluster is being closed."""
+        deadline = time.monotonic() + seconds
+        while not self._closing and (left := deadline - time.monotonic()) > 0:
+            readable(left, self._wake_read)
+            self._drain_wake()
+        return self._closing
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # closed already
+            os.write(self._wake_write, b"\0")
+
+    def _drain_wake(self) -> None:
+        if readable(0.0, self._wake_read):
+            os.read(self._wake_read, 4096)
+
+    def _close_descriptors(self) -> None:
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+            return  # stuck in a call that was abandoned: it may still look at them
+        for descriptor in (self._wake_read, self._wake_write):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._wake_read = self._wake_write = -1

@@ -1,0 +1,63 @@
+"""What a killed Dragon runtime leaves behind: processes of its group, and shared memory.
+
+Dragon has no command that cleans up after one runtime (`dragon-cleanup` removes everything of the
+user), so the owner notes which segments its own runtime has mapped, and removes those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+_PROC = Path("/proc")
+_SHM = "/dev/shm/"  # noqa: S108 - looked at, not written to
+
+
+class Segment(NamedTuple):
+    """A file of shared memory; the inode tells it from a later one of the same name."""
+
+    path: str
+    inode: int
+
+
+def group_members(group: int) -> list[int]:
+    """The live processes of a process group; none where there is no `/proc`."""
+    found = []
+    for pid in _processes():
+        with contextlib.suppress(OSError, IndexError, ValueError):  # it is gone
+            fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] not in ("Z", "X"):
+                found.append(pid)
+    return found
+
+
+def shared_memory_of(pids: Iterable[int]) -> set[Segment]:
+    """The shared memory that processes have mapped."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it is gone, or another user's
+            for line in (_PROC / str(pid) / "maps").read_text().splitlines():
+                fields = line.split(maxsplit=5)
+                if len(fields) == 6 and fields[5].startswith(_SHM):
+                    found.add(Segment(fields[5], int(fields[4])))
+    return found
+
+
+def remove_unused(segments: Iterable[Segment]) -> None:
+    """Remove segments that no process has mapped any more."""
+    left = set(segments)
+    if not left:
+        return
+    for path, inode in left - shared_memory_of(_processes()):
+        with contextlib.suppress(OSError):  # removed already
+            if Path(path).stat().st_ino == inode:
+                os.unlink(path)  # noqa: PTH108 - beside its stat
+
+
+def _processes() -> list[int]:
+    if not _PROC.is_dir():
+        return []
+    return [int(entry) for entry in os.listdir(_PROC) if entry.isdecimal()]  # noqa: PTH208
