@@ -65,6 +65,7 @@ class CampaignPlan:
         threads: Tasks that write checkpoints.
         readers: Tasks that read what the others write.
         pause: Mean seconds between two faults.
+        minutes: Time after which no further fault begins.
         ack: When a write counts as acknowledged, as in `MemoryConfig`.
         compaction: Write so much that the journals are compacted most of the time.
         request_timeout: Deadline of each call, seconds.
@@ -82,6 +83,7 @@ class CampaignPlan:
     threads: int = 4
     readers: int = 4
     pause: float = 0.4
+    minutes: float = 24 * 60.0
     ack: Literal["node", "disk"] = "node"
     compaction: bool = False
     request_timeout: float = 20.0
@@ -295,7 +297,10 @@ class _Campaign:
             shards=plan.actors,
             pause=plan.pause,
         )
+        deadline = time.monotonic() + 60 * plan.minutes
         for number, fault in enumerate(faults, 1):
+            if time.monotonic() > deadline:
+                break
             await asyncio.sleep(fault.pause)
             await self._happen(_kind(fault), fault)
             if number % 50 == 0:
@@ -423,6 +428,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=plan.threads)
     parser.add_argument("--readers", type=int, default=plan.readers)
     parser.add_argument("--pause", type=float, default=plan.pause)
+    parser.add_argument("--minutes", type=float, default=plan.minutes)
     parser.add_argument("--ack", choices=("node", "disk"), default=plan.ack)
     parser.add_argument("--compaction", action="store_true", help="overwrite large values")
     parser.add_argument("--request-timeout", type=float, default=plan.request_timeout)

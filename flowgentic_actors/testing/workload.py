@@ -46,6 +46,7 @@ class Bench:
         seed: Decides what every worker does.
         bound: Seconds within which a call must answer or fail.
         text: Most characters in a value.
+        name: First label of the namespaces, and beginning of the threads' ids, that are written.
         findings: What was found.
         outcomes: How many calls ended how, by the error's name.
         slowest: Seconds that the slowest call took.
@@ -56,6 +57,7 @@ class Bench:
     seed: int
     bound: float
     text: int = 400
+    name: str = "campaign"
     findings: Findings = field(default_factory=Findings)
     outcomes: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
@@ -177,7 +179,7 @@ class ItemWriter:
 
     def __init__(self, bench: Bench, number: int) -> None:
         self._bench = bench
-        self._namespace = ("campaign", f"writer-{number}")
+        self._namespace = (bench.name, f"writer-{number}")
         self._rng = bench.rng(f"writer-{number}")
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -186,7 +188,7 @@ class ItemWriter:
             key = f"key-{self._rng.randrange(KEYS)}"
             choice = self._rng.random()
             if choice < 0.80:
-                await self._write(key, delete=choice < 0.06)
+                await (self.delete(key) if choice < 0.06 else self.put(key))
             elif choice < 0.98:
                 await self.read(key)
             else:
@@ -198,6 +200,23 @@ class ItemWriter:
         await self.search()
         for number in range(KEYS):
             await self.read(f"key-{number}")
+
+    async def put(self, key: str) -> None:
+        """Write an item."""
+        where = self._where(key)
+        number = self._bench.items.begin_write(where)
+        text = f"{number:06d}" * self._rng.randrange(1, self._bench.text // 6)
+        call = self._bench.store.aput(self._namespace, key, make_value(where, number, text))
+        outcome, _ = await self._bench.call("put", where, call)
+        self._bench.items.end_write(where, number, outcome)
+
+    async def delete(self, key: str) -> None:
+        """Delete an item."""
+        where = self._where(key)
+        number = self._bench.items.begin_write(where, delete=True)
+        call = self._bench.store.adelete(self._namespace, key)
+        outcome, _ = await self._bench.call("delete", where, call)
+        self._bench.items.end_write(where, number, outcome)
 
     async def read(self, key: str) -> None:
         """Read one item and check it."""
@@ -233,17 +252,6 @@ class ItemWriter:
         for read in reads.values():
             self._bench.items.end_read(read, None)
 
-    async def _write(self, key: str, *, delete: bool) -> None:
-        where, store = self._where(key), self._bench.store
-        number = self._bench.items.begin_write(where, delete=delete)
-        if delete:
-            call = store.adelete(self._namespace, key)
-        else:
-            text = f"{number:06d}" * self._rng.randrange(1, self._bench.text // 6)
-            call = store.aput(self._namespace, key, make_value(where, number, text))
-        outcome, _ = await self._bench.call("delete" if delete else "put", where, call)
-        self._bench.items.end_write(where, number, outcome)
-
     def _where(self, key: str) -> str:
         return f"{self._namespace[1]}/{key}"
 
@@ -261,8 +269,8 @@ class ThreadWriter:
 
     def __init__(self, bench: Bench, number: int) -> None:
         self._bench = bench
-        self._thread = f"thread-{number}"
-        self._rng = bench.rng(self._thread)
+        self._thread = f"{bench.name}-thread-{number}"
+        self._rng = bench.rng(f"thread-{number}")
         self._last: str | None = None
         self._count = 0
         self._length = 0
@@ -272,11 +280,11 @@ class ThreadWriter:
         while not stop.is_set():
             choice = self._rng.random()
             if self._length >= _LONGEST_THREAD or choice < 0.02:
-                await self._delete()
+                await self.delete()
             elif choice < 0.55 or self._last is None:
-                await self._put()
+                await self.put()
             elif choice < 0.80:
-                await self._put_writes(self._last)
+                await self.put_writes()
             else:
                 await self.read(latest=choice > 0.9)
             await asyncio.sleep(self._rng.uniform(0, 2 * _THINK))
@@ -297,7 +305,8 @@ class ThreadWriter:
         if outcome is Outcome.DONE and found is not None:
             bench.threads.end_read(read, [self._as_read(row) for row in found])
 
-    async def _put(self) -> None:
+    async def put(self) -> None:
+        """Store a checkpoint after the last one."""
         self._count += 1
         self._length += 1
         checkpoint_id, parent = f"{self._count:012d}", self._last
@@ -318,7 +327,11 @@ class ThreadWriter:
         if outcome is not Outcome.FAILED:
             self._last = checkpoint_id
 
-    async def _put_writes(self, checkpoint_id: str) -> None:
+    async def put_writes(self) -> None:
+        """Store pending writes on the last checkpoint, if there is one."""
+        checkpoint_id = self._last
+        if checkpoint_id is None:
+            return
         self._count += 1
         self._length += 1
         task = f"task-{self._count}"
@@ -331,7 +344,8 @@ class ThreadWriter:
         outcome, _ = await self._bench.call("put writes", self._thread, call)
         self._bench.threads.end(self._thread, step, outcome)
 
-    async def _delete(self) -> None:
+    async def delete(self) -> None:
+        """Delete the thread."""
         step = self._bench.threads.begin_delete(self._thread)
         call = self._bench.saver.adelete_thread(self._thread)
         outcome, _ = await self._bench.call("delete thread", self._thread, call)
