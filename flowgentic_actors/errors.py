@@ -16,7 +16,8 @@
     │   └── RejectedError             the actor refused it: nothing happened
     │       ├── InvalidRequestError   the request itself is wrong
     │       ├── RequestExpiredError   its deadline passed while it waited in the mailbox
-    │       ├── StorageError          the actor could not write its journal
+    │       ├── StorageError          the actor cannot write its journal: the disk is full, or fails
+    │       │   └── MemoryFullError   the shard holds as much as it may
     │       ├── ClusterClosingError   the cluster is ending, or has ended in order
     │       └── MemoryFailedError     a shard, or the whole cluster, has failed for good
     ├── ActorError                    the kernel: an actor's life
@@ -26,9 +27,10 @@
     │   ├── ProtocolError             garbage, truncated, replayed or out of order
     │   ├── LimitExceededError        larger than the limits allow
     │   └── AuthenticationError       the peer does not know the cluster's secret
-    └── JournalError                  a shard's journal
-        ├── JournalDamagedError       bytes in it are not what was written
-        └── JournalLockedError        another process has it open
+    ├── JournalError                  a shard's journal
+    │   ├── JournalDamagedError       bytes in it are not what was written
+    │   └── JournalLockedError        another process has it open
+    └── ColdValuesError               within a shard: values have to be fetched first
 
 A configuration that cannot work is refused by pydantic (``pydantic.ValidationError``) when it is
 constructed, with the field's name.
@@ -105,6 +107,10 @@ class StorageError(RejectedError):
     """The actor could not append to its journal, so it carried out nothing."""
 
 
+class MemoryFullError(StorageError):
+    """The shard holds as much as its ceiling allows; deletes make room, and nothing is lost."""
+
+
 class ClusterClosingError(RejectedError):
     """The cluster is ending, or has ended in order; the text says what asked for that."""
 
@@ -151,3 +157,15 @@ class JournalDamagedError(JournalError):
 
 class JournalLockedError(JournalError):
     """Another process has the journal open."""
+
+
+class ColdValuesError(FlowgenticError):
+    """A query needs values that are not in memory; it never leaves the shard.
+
+    Attributes:
+        lsns: Addresses of the journal entries that hold them.
+    """
+
+    def __init__(self, lsns: tuple[int, ...]) -> None:
+        super().__init__(f"{len(lsns)} journal entries have to be read first")
+        self.lsns = lsns

@@ -31,8 +31,11 @@ class Actor(Protocol):
     Its methods are called on the loop and do not wait for anything.
     """
 
-    def handle(self, call: Call) -> bytes:
+    def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:
         """Carry out one request and return the encoded reply, which is held until `commit`.
+
+        A reply that takes a while is returned as a future, which the actor settles within a bound;
+        it goes on with other requests meanwhile, and the commit that follows covers the reply.
 
         Raises:
             RejectedError: If the request is refused; the caller is told and the actor goes on.

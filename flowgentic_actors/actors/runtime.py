@@ -17,6 +17,7 @@ from flowgentic_actors.actors.mailbox import Envelope, Mailbox
 from flowgentic_actors.errors import (
     FlowgenticError,
     InvalidRequestError,
+    MemoryFullError,
     ProtocolError,
     RejectedError,
 )
@@ -71,6 +72,8 @@ class ActorRuntime:
         self._closing = False
         self._broken = False
         self._waiting = 0  # batches whose commit is under way
+        self._later = 0  # requests that their actor answers later
+        self._ready: list[tuple[Envelope, asyncio.Future[bytes]]] = []  # and by now has
         self._idle = asyncio.Event()
         self._idle.set()
         self._busy_since: float | None = None
@@ -149,8 +152,8 @@ class ActorRuntime:
         if self._broken:
             return
         self._busy_since = time.monotonic()
-        batch = self._mailbox.take(BATCH)
-        replies = self._handle(batch)
+        replies = self._take_ready()
+        replies += self._handle(self._mailbox.take(BATCH))
         try:
             waiting = self._actor.commit()
         except FlowgenticError as error:
@@ -166,7 +169,10 @@ class ActorRuntime:
         self._busy_since = None
         if len(self._mailbox):
             self._schedule()
-        elif not self._waiting:
+        self._rest()
+
+    def _rest(self) -> None:
+        if not (len(self._mailbox) or self._waiting or self._later):
             self._idle.set()
 
     def _committed(self, replies: _Answers, waiting: asyncio.Future[None]) -> None:
@@ -179,8 +185,7 @@ class ActorRuntime:
             self._not_committed(replies, error)
         else:
             self._commit_broke(error)
-        if not self._waiting and not len(self._mailbox):
-            self._idle.set()
+        self._rest()
 
     def _send(self, replies: _Answers) -> None:
         for envelope, reply in replies:
@@ -221,6 +226,8 @@ class ActorRuntime:
                 replies.append((envelope, Failure(envelope.seq, "expired", text)))
                 continue
             reply = self._answer(envelope)
+            if reply is None:
+                continue
             replies.append((envelope, reply))
             if isinstance(reply, Reply):
                 size += memoryview(reply.body).nbytes
@@ -239,22 +246,54 @@ class ActorRuntime:
             self._idle.clear()
             self._schedule()
 
-    def _answer(self, envelope: Envelope) -> Reply | Failure:
+    def _answer(self, envelope: Envelope) -> Reply | Failure | None:
+        """Have the actor answer; None when it does so later."""
         call = Call(envelope.connection.session, envelope.seq, envelope.low, envelope.body)
         self._requests += 1
         try:
             reply = self._actor.handle(call)
-        except InvalidRequestError as error:
+        except Exception as error:  # noqa: BLE001 - told apart there
+            return self._failure(envelope, error)
+        if isinstance(reply, bytes):
+            return self._reply(envelope, reply)
+        self._later += 1
+        reply.add_done_callback(partial(self._answered_later, envelope))
+        return None
+
+    def _answered_later(self, envelope: Envelope, result: asyncio.Future[bytes]) -> None:
+        """Take a reply that was not there at once into the next batch, and its commit."""
+        self._ready.append((envelope, result))
+        self._schedule()
+
+    def _take_ready(self) -> _Answers:
+        ready, self._ready = self._ready, []
+        self._later -= len(ready)
+        replies: _Answers = []
+        for envelope, result in ready:
+            if result.cancelled():
+                continue  # the actor closes; whoever asked hears of that
+            error = result.exception()
+            if isinstance(error, Exception):
+                replies.append((envelope, self._failure(envelope, error)))
+            else:
+                replies.append((envelope, self._reply(envelope, result.result())))
+        return replies
+
+    def _failure(self, envelope: Envelope, error: Exception) -> Failure:
+        if isinstance(error, RejectedError):
             self._rejected += 1
-            return Failure(envelope.seq, "invalid", sendable(str(error)))
-        except RejectedError as error:
-            self._rejected += 1
-            return Failure(envelope.seq, "storage", sendable(str(error)))
-        except Exception as error:
-            # Let it crash: the state may be half changed, so it is rebuilt from what is stored.
-            logger.exception("a request broke the actor")
-            self._break(_describe(error))
-            return Failure(envelope.seq, "internal", _describe(error))
+            kind: FailureKind = "storage"
+            if isinstance(error, InvalidRequestError):
+                kind = "invalid"
+            elif isinstance(error, MemoryFullError):
+                kind = "full"
+            return Failure(envelope.seq, kind, sendable(str(error)))
+        # Let it crash: the state may be half changed, so it is rebuilt from what is stored.
+        logger.error("a request broke the actor", exc_info=error)
+        self._break(_describe(error))
+        return Failure(envelope.seq, "internal", _describe(error))
+
+    def _reply(self, envelope: Envelope, reply: bytes) -> Reply | Failure:
         if len(reply) > self._max_reply:
             # The caller would end the connection instead of reading it, and ask again.
             self._rejected += 1

@@ -179,7 +179,7 @@ def _search_shard(shard: int, query: SearchItems) -> Plan[Sequence[ItemRow]]:
         page = msgspec.structs.replace(query, limit=limit, offset=offset, after=after)
         (reply,) = yield [Ask(shard, page)]
         rows.extend(reply.rows)
-        after, offset = reply.after, 0  # a shard closes no page before it is past the offset
+        after, offset = reply.after, offset - reply.skipped
         if after is None or len(rows) >= query.limit:
             return rows
 

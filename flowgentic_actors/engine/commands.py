@@ -125,7 +125,7 @@ class SearchItems(Struct, tag=9, array_like=True, frozen=True):
         prefix: Leading labels, compared whole.
         filter: A msgpack map of LangGraph's filter language, or empty bytes for none.
         limit: At most this many (a page may hold fewer).
-        offset: Matching items to pass over first; ignored with `after`, which is past them.
+        offset: Matching items to pass over first, from `after` on; the page says how many it did.
         after: Go on after this position of an earlier page.
     """
 

@@ -69,10 +69,17 @@ class ItemReply(Struct, tag=5, array_like=True, frozen=True):
 
 
 class ItemPage(Struct, tag=6, array_like=True, frozen=True):
-    """A page of items; `after` is where the next one begins, None on the last."""
+    """A page of items.
+
+    Attributes:
+        rows: The items.
+        after: Where the next page begins, None on the last.
+        skipped: Matching items that were passed over, of the query's offset.
+    """
 
     rows: tuple[ItemRow, ...]
     after: ItemPosition | None
+    skipped: int
 
 
 class NamespacePage(Struct, tag=7, array_like=True, frozen=True):

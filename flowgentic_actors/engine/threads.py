@@ -17,6 +17,7 @@ from flowgentic_actors.engine.commands import (
 from flowgentic_actors.engine.model import PAGE_BYTES, Blob, Position, Scalar, Version, Write
 from flowgentic_actors.engine.records import CheckpointStored, WritesStored
 from flowgentic_actors.engine.replies import CheckpointPage, CheckpointRow, MissingBlobs
+from flowgentic_actors.engine.values import Value, Values
 
 MAX_PAGE = 1024
 """Most checkpoints in one page, however small they are."""
@@ -27,15 +28,15 @@ MAX_SCAN = 20_000
 
 class _Entry(Struct, frozen=True):
     parent_id: str | None
-    checkpoint: Blob
-    metadata: Blob
+    checkpoint: Value
+    metadata: Value
     facets: dict[str, Scalar]
     versions: dict[str, Version]
 
 
 class _PendingWrite(Struct, frozen=True, gc=False):
     channel: str
-    value: Blob
+    value: Value
     task_path: str
 
 
@@ -47,14 +48,19 @@ class _Branch:
     def __init__(self) -> None:
         self.entries: dict[str, _Entry] = {}
         self.order: list[str] = []  # ids, ascending; uuid6 ids arrive in order
-        self.blobs: dict[tuple[str, Version], Blob] = {}  # by (channel, version)
+        self.blobs: dict[tuple[str, Version], Value] = {}  # by (channel, version)
         self.writes: dict[str, dict[tuple[str, int], _PendingWrite]] = {}
 
 
 class Threads:
-    """All threads of a shard."""
+    """All threads of a shard.
 
-    def __init__(self) -> None:
+    Args:
+        values: Keeps their values.
+    """
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
         self._threads: dict[str, dict[str, _Branch]] = {}
         self.checkpoints = 0
         self.bytes = 0
@@ -111,7 +117,7 @@ class Threads:
 
     # ------------------------------------------------------------------ writes, carried out
 
-    def store_checkpoint(self, record: CheckpointStored) -> None:
+    def store_checkpoint(self, record: CheckpointStored, lsn: int) -> None:
         """Apply a record."""
         branch = self._threads.setdefault(record.thread_id, {}).setdefault(
             record.checkpoint_ns, _Branch()
@@ -121,20 +127,23 @@ class Threads:
             insort(branch.order, record.checkpoint_id)
             self.checkpoints += 1
         else:
-            self.bytes -= len(old.checkpoint[1]) + len(old.metadata[1])
+            self._drop(old.checkpoint)
+            self._drop(old.metadata)
         branch.entries[record.checkpoint_id] = _Entry(
-            record.parent_id, record.checkpoint, record.metadata, record.facets, record.versions
+            record.parent_id,
+            self._place(record.checkpoint, lsn),
+            self._place(record.metadata, lsn),
+            record.facets,
+            record.versions,
         )
-        self.bytes += len(record.checkpoint[1]) + len(record.metadata[1])
         for channel, blob in record.blobs.items():
             version = record.versions.get(channel)
             if version is None:
                 continue  # a value without a version belongs to no checkpoint
-            old_blob = branch.blobs.get((channel, version))
-            self.bytes += len(blob[1]) - (len(old_blob[1]) if old_blob else 0)
-            branch.blobs[channel, version] = blob
+            self._drop(branch.blobs.get((channel, version)))
+            branch.blobs[channel, version] = self._place(blob, lsn)
 
-    def store_writes(self, record: WritesStored) -> None:
+    def store_writes(self, record: WritesStored, lsn: int) -> None:
         """Apply a record."""
         branch = self._threads.setdefault(record.thread_id, {}).setdefault(
             record.checkpoint_ns, _Branch()
@@ -142,23 +151,58 @@ class Threads:
         writes = branch.writes.setdefault(record.checkpoint_id, {})
         for write in record.writes:
             key = (record.task_id, write.index)
-            self.bytes += len(write.value[1]) - (len(writes[key].value[1]) if key in writes else 0)
-            writes[key] = _PendingWrite(write.channel, write.value, record.task_path)
+            if key in writes:
+                self._drop(writes[key].value)
+            value = self._place(write.value, lsn)
+            writes[key] = _PendingWrite(write.channel, value, record.task_path)
 
     def delete(self, thread_id: str) -> None:
         """Apply the deletion of a thread."""
         for branch in self._threads.pop(thread_id, {}).values():
             self.checkpoints -= len(branch.entries)
-            self.bytes -= sum(
-                len(entry.checkpoint[1]) + len(entry.metadata[1])
-                for entry in branch.entries.values()
-            )
-            self.bytes -= sum(len(data) for _, data in branch.blobs.values())
-            self.bytes -= sum(
-                len(write.value[1])
-                for writes in branch.writes.values()
-                for write in writes.values()
-            )
+            for entry in branch.entries.values():
+                self._drop(entry.checkpoint)
+                self._drop(entry.metadata)
+            for value in branch.blobs.values():
+                self._drop(value)
+            for writes in branch.writes.values():
+                for write in writes.values():
+                    self._drop(write.value)
+
+    def _place(self, blob: Blob, lsn: int) -> Value:
+        self.bytes += len(blob[1])
+        return self._values.place(blob, lsn)
+
+    def _drop(self, value: Value | None) -> None:
+        if value is not None:
+            self.bytes -= value.size
+            self._values.drop(value)
+
+    # ------------------------------------------------------------------ values
+
+    def values_of_checkpoint(self, record: CheckpointStored) -> Iterator[tuple[Value, bytes]]:
+        """The values that are stored where a record put its own, with the record's bytes."""
+        branch = self._branch(record.thread_id, record.checkpoint_ns)
+        if branch is None:
+            return
+        entry = branch.entries.get(record.checkpoint_id)
+        if entry is not None:
+            yield entry.checkpoint, record.checkpoint[1]
+            yield entry.metadata, record.metadata[1]
+        for channel, (_, data) in record.blobs.items():
+            version = record.versions.get(channel)
+            value = None if version is None else branch.blobs.get((channel, version))
+            if value is not None:
+                yield value, data
+
+    def values_of_writes(self, record: WritesStored) -> Iterator[tuple[Value, bytes]]:
+        """The same for pending writes."""
+        branch = self._branch(record.thread_id, record.checkpoint_ns)
+        writes = branch.writes.get(record.checkpoint_id, {}) if branch else {}
+        for write in record.writes:
+            stored = writes.get((record.task_id, write.index))
+            if stored is not None:
+                yield stored.value, write.value[1]
 
     # ------------------------------------------------------------------ reads
 
@@ -174,7 +218,7 @@ class Threads:
         checkpoint_id = query.checkpoint_id or branch.order[-1]
         if checkpoint_id not in branch.entries:
             return None
-        return _row(branch, query.thread_id, query.checkpoint_ns, checkpoint_id)
+        return self._row(branch, query.thread_id, query.checkpoint_ns, checkpoint_id)
 
     def list(self, query: ListCheckpoints) -> CheckpointPage:
         """One page of checkpoints, newest first over everything asked for."""
@@ -187,13 +231,14 @@ class Threads:
         for scanned, (position, branch) in enumerate(self._newest_first(query), 1):
             facets = branch.entries[position.checkpoint_id].facets
             if all(facets.get(k, _ABSENT) == v for k, v in query.facets.items()):
-                row = _row(
-                    branch, position.thread_id, position.checkpoint_ns, position.checkpoint_id
-                )
-                size += _row_bytes(row)
+                size += _row_bytes(branch, position.checkpoint_id)
                 if rows and size > PAGE_BYTES:
                     return CheckpointPage(tuple(rows), last)
-                rows.append(row)
+                rows.append(
+                    self._row(
+                        branch, position.thread_id, position.checkpoint_ns, position.checkpoint_id
+                    )
+                )
             if len(rows) == room or scanned >= MAX_SCAN:
                 return CheckpointPage(tuple(rows), position)
             last = position
@@ -227,6 +272,34 @@ class Threads:
             if query.after is None or position < query.after:
                 yield position, branch
 
+    def _row(self, branch: _Branch, thread_id: str, ns: str, checkpoint_id: str) -> CheckpointRow:
+        blob = self._values.blob
+        entry = branch.entries[checkpoint_id]
+        blobs = {
+            channel: blob(value)
+            for channel, version in entry.versions.items()
+            if (value := branch.blobs.get((channel, version)))
+        }
+        pending = branch.writes.get(checkpoint_id)
+        writes: tuple[tuple[str, str, Blob], ...] = ()
+        if pending:
+            # LangGraph's writes_sort_key: (task_path, task_id, index)
+            ordered = sorted(pending.items(), key=lambda kv: (kv[1].task_path, *kv[0]))
+            writes = tuple(
+                (task_id, write.channel, blob(write.value)) for (task_id, _), write in ordered
+            )
+        return CheckpointRow(
+            thread_id,
+            ns,
+            checkpoint_id,
+            entry.parent_id,
+            blob(entry.checkpoint),
+            blob(entry.metadata),
+            dict(entry.versions),
+            blobs,
+            writes,
+        )
+
     def _branch(self, thread_id: str, checkpoint_ns: str) -> _Branch | None:
         return self._threads.get(thread_id, {}).get(checkpoint_ns)
 
@@ -238,36 +311,15 @@ def _position(candidate: tuple[Position, _Branch]) -> Position:
     return candidate[0]
 
 
-def _row(branch: _Branch, thread_id: str, ns: str, checkpoint_id: str) -> CheckpointRow:
+def _row_bytes(branch: _Branch, checkpoint_id: str) -> int:
     entry = branch.entries[checkpoint_id]
-    blobs = {
-        channel: blob
-        for channel, version in entry.versions.items()
-        if (blob := branch.blobs.get((channel, version)))
-    }
-    pending = branch.writes.get(checkpoint_id)
-    writes: tuple[tuple[str, str, Blob], ...] = ()
-    if pending:
-        # LangGraph's writes_sort_key: (task_path, task_id, index)
-        ordered = sorted(pending.items(), key=lambda kv: (kv[1].task_path, *kv[0]))
-        writes = tuple((task_id, write.channel, write.value) for (task_id, _), write in ordered)
-    return CheckpointRow(
-        thread_id,
-        ns,
-        checkpoint_id,
-        entry.parent_id,
-        entry.checkpoint,
-        entry.metadata,
-        dict(entry.versions),
-        blobs,
-        writes,
-    )
-
-
-def _row_bytes(row: CheckpointRow) -> int:
     return (
-        len(row.checkpoint[1])
-        + len(row.metadata[1])
-        + sum(len(data) for _, data in row.blobs.values())
-        + sum(len(data) for _, _, (_, data) in row.writes)
+        entry.checkpoint.size
+        + entry.metadata.size
+        + sum(
+            value.size
+            for channel, version in entry.versions.items()
+            if (value := branch.blobs.get((channel, version)))
+        )
+        + sum(write.value.size for write in branch.writes.get(checkpoint_id, {}).values())
     )

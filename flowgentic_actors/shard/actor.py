@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,20 +12,43 @@ import msgspec
 
 from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.engine import Shard
-from flowgentic_actors.engine.commands import WRITES, Command
-from flowgentic_actors.errors import InvalidRequestError, JournalLockedError
+from flowgentic_actors.engine.commands import (
+    WRITES,
+    Command,
+    DeleteItem,
+    DeleteThread,
+    GetCheckpoint,
+    GetItem,
+    Query,
+    WriteCommand,
+)
+from flowgentic_actors.errors import (
+    ColdValuesError,
+    InvalidRequestError,
+    JournalError,
+    JournalLockedError,
+    RejectedError,
+    StorageError,
+)
+from flowgentic_actors.shard.ceilings import Ceilings
 from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.log import SEGMENT_BYTES
+from flowgentic_actors.storage.log import ENTRY_OVERHEAD, SEGMENT_BYTES
 from flowgentic_actors.storage.syncer import Syncer
+from flowgentic_actors.storage.worker import Worker
 
 LOCK_NAME = "journal.lock"
 
 _PER_RECORD = 256  # bytes around a value in the journal, about
+_FETCH_TIMEOUT = 30.0
+_MOST_FETCHES = 64  # at one time: each may hold a page of values
+_MOST_ROUNDS = 100  # of fetching for one query, while others change what it needs
+_MAKE_ROOM_EVERY = 1.0
+_LAST_WORK = 5.0  # of the journal's thread, when the actor closes
 
 _decode_command = msgspec.msgpack.Decoder(Command).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -37,7 +61,12 @@ class ShardActor:
         folder: The shard's private folder; what its journal holds is replayed first.
         ack: `"node"`: a write is acknowledged when it survives the death of any process.
             `"disk"`: when it survives the loss of power.
+        appends: `"direct"`: the event loop appends to the journal, for files of this node.
+            `"thread"`: a thread does, for file systems that may take their time.
         segment_bytes: Size of a journal segment; compaction is considered from this much garbage.
+        hot_bytes: Bytes of values to keep in memory; empty for all.
+        item_bytes: Ceiling of the bytes of items; empty for none.
+        thread_bytes: Ceiling of the bytes of threads; empty for none.
 
     Raises:
         JournalError: If the journal cannot be used.
@@ -46,8 +75,13 @@ class ShardActor:
     def __init__(
         self,
         folder: str,
+        *,
         ack: Literal["node", "disk"] = "node",
+        appends: Literal["direct", "thread"] = "direct",
         segment_bytes: str = str(SEGMENT_BYTES),
+        hot_bytes: str = "",
+        item_bytes: str = "",
+        thread_bytes: str = "",
     ) -> None:
         path = Path(folder)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -56,61 +90,64 @@ class ShardActor:
             raise JournalLockedError(
                 f"the journal in {folder} is open in another process; a shard has one actor"
             )
-        self._shard = Shard()
+        self._shard = Shard(_number(hot_bytes))
+        self._ceilings = Ceilings(_number(item_bytes), _number(thread_bytes))
         self._sessions = Sessions()
         self._durable = ack == "disk"
+        self._appends = appends == "thread"
         self._syncer: Syncer | None = None
         self._garbage_allowed = int(segment_bytes)
         self._journal = Journal(
             RealDisk(), path, durable=self._durable, segment_bytes=int(segment_bytes)
         )
-        self._compactor = Compactor(self._journal, path)
+        self._worker = Worker("journal")
+        self._compactor = Compactor(self._journal, path, self._worker)
         self._uncommitted: list[bytes] = []
+        self._waiting_bytes = 0  # of entries that are not appended yet
         self._now_us = 0
+        self._preparing = False
+        self._room_made = 0.0
+        self._cold_reads = 0
+        self._fetches: set[asyncio.Task[bytes]] = set()
+        self._fetch_slots = asyncio.Semaphore(_MOST_FETCHES)
         try:
             self._replayed = self._replay()
+            self._journal.prepare()
         except BaseException:
             self.close()
             raise
+        self._next_lsn = self._journal.end
 
-    def handle(self, call: Call) -> bytes:
+    def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:
         """Carry out a command; see `Actor.handle`."""
         try:
             command = _decode_command(call.body)
             if not isinstance(command, WRITES):
-                return _encode(self._shard.apply(command, self._now_us).reply)
+                return self._query(command)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequestError(f"not a command: {error}") from error
         remembered = self._sessions.recall(call.session, call.seq)
         if remembered is not None:
             return remembered
-        self._now_us = max(self._now_us, time.time_ns() // 1000)  # clocks may be set back
-        applied = self._shard.apply(command, self._now_us)
-        reply = _encode(applied.reply)
-        self._sessions.remember(call.session, call.seq, call.low, reply, self._now_us)
-        if applied.record is not None:
-            entry = Entry(call.session, call.seq, call.low, self._now_us, reply, applied.record)
-            self._uncommitted.append(encode_entry(entry))
-        return reply
+        return self._write(command, call)
 
     def commit(self) -> asyncio.Future[None] | None:
         """Append what was written to the journal, in one go; see `Actor.commit`."""
-        appended = bool(self._uncommitted)
-        if appended:
-            entries, self._uncommitted = self._uncommitted, []
+        entries, self._uncommitted = self._uncommitted, []
+        if self._durable or self._appends:
+            return self._commit_later(entries)
+        if entries:
             self._journal.append(entries)
-            self._consider_compaction()
-        if not self._durable:
-            return None
-        if self._syncer is None:
-            self._syncer = Syncer(self._journal)
-        # Reads wait as well while a sync is due: they may have seen what is not on the medium yet.
-        return self._syncer.wait() if appended or self._syncer.behind else None
+            self._appended(self._waiting_bytes)
+        self._shard.cool(self._journal.end)
+        return None
 
     def stats(self) -> dict[str, int]:
         """What the shard holds."""
         return {
             **msgspec.structs.asdict(self._shard.size()),
+            "hot_bytes": self._shard.hot_bytes,
+            "cold_reads": self._cold_reads,
             "journal_bytes": self._journal.size,
             "compactions": self._compactor.done,
             "replayed_writes": self._replayed,
@@ -119,33 +156,163 @@ class ShardActor:
 
     def close(self) -> None:
         """Seal and close the journal."""
+        for fetch in self._fetches:
+            fetch.cancel()
         self._compactor.close()
         if self._syncer is not None:
             self._syncer.close()
+        self._worker.close(_LAST_WORK)
         self._journal.close()
         self._lock.release()
 
-    def _consider_compaction(self) -> None:
-        """Compact when more than half of the journal, and more than a segment, is garbage."""
-        if self._compactor.running or self._journal.sealed_to <= self._journal.compacted_to:
+    # ------------------------------------------------------------------ writes
+
+    def _write(self, command: WriteCommand, call: Call) -> bytes:
+        self._now_us = max(self._now_us, time.time_ns() // 1000)  # clocks may be set back
+        planned = self._shard.plan(command, self._now_us)
+        reply = _encode(planned.reply)
+        if planned.record is not None:
+            entry = Entry(call.session, call.seq, call.low, self._now_us, reply, planned.record)
+            payload = encode_entry(entry)
+            size = len(payload) + ENTRY_OVERHEAD
+            # Nothing has changed yet: what cannot be kept is refused, and the shard goes on.
+            self._ceilings.check(self._shard, planned.record)
+            self._check_room(size, urgent=isinstance(command, DeleteItem | DeleteThread))
+            self._shard.replay(planned.record, self._next_lsn)
+            self._uncommitted.append(payload)
+            self._next_lsn += size
+            self._waiting_bytes += size
+        self._sessions.remember(call.session, call.seq, call.low, reply, self._now_us)
+        return reply
+
+    def _commit_later(self, entries: list[bytes]) -> asyncio.Future[None] | None:
+        if self._syncer is None:
+            self._syncer = Syncer(self._journal, durable=self._durable, appends=self._appends)
+        self._shard.cool(self._journal.end)
+        # Reads wait as well while a commit is due: they may have seen what is not in it yet.
+        if not entries:
+            return self._syncer.wait() if self._syncer.behind else None
+        if self._appends:
+            size = sum(len(payload) + ENTRY_OVERHEAD for payload in entries)
+            committed = self._syncer.wait(entries)
+            committed.add_done_callback(lambda _: self._appended(size))
+        else:
+            self._journal.append(entries)
+            committed = self._syncer.wait()
+            self._appended(self._waiting_bytes)
+        return committed
+
+    def _appended(self, size: int) -> None:
+        self._waiting_bytes -= size
+        self._keep_up()
+
+    # ------------------------------------------------------------------ space
+
+    def _check_room(self, size: int, *, urgent: bool) -> None:
+        size += self._waiting_bytes
+        error = self._journal.no_room(size, urgent=urgent, may_block=not self._appends)
+        if error is None:
             return
-        size = self._shard.size()
-        live = size.blob_bytes + _PER_RECORD * (size.items + size.checkpoints)
-        if self._journal.size > 2 * live + self._garbage_allowed:
+        if time.monotonic() >= self._room_made + _MAKE_ROOM_EVERY:
+            self._room_made = time.monotonic()
+            self._make_room()
+        raise StorageError(
+            f"no room for this write in the journal: {error}. Free space there, delete what is "
+            "not needed, or open the cluster with scratch= (or persist_path=) elsewhere. Reads go "
+            "on, and what was acknowledged is kept"
+        )
+
+    def _make_room(self) -> None:
+        """Win back what can be won on a full disk, and see whether others have freed some."""
+        if needless := self._journal.shed():
+            self._worker.submit(self._journal.remove, needless)
+        if self._compactor.ready and self._journal.size > self._live_bytes():
             self._compactor.start()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        if not self._preparing:
+            self._preparing = True
+            self._worker.submit(self._journal.prepare).add_done_callback(self._prepared)
+
+    def _prepared(self, _: asyncio.Future[None]) -> None:
+        self._preparing = False
+
+    def _keep_up(self) -> None:
+        """After an append: allocate ahead, and compact when half of the journal is garbage."""
+        if self._journal.wants_space:
+            self._prepare()
+        if (
+            self._compactor.ready
+            and self._journal.size > 2 * self._live_bytes() + self._garbage_allowed
+        ):
+            self._compactor.start()
+
+    def _live_bytes(self) -> int:
+        size = self._shard.size()
+        return size.blob_bytes + _PER_RECORD * (size.items + size.checkpoints)
+
+    # ------------------------------------------------------------------ reads
+
+    def _query(self, query: Query) -> bytes | asyncio.Future[bytes]:
+        try:
+            return _encode(self._shard.query(query))
+        except ColdValuesError as cold:
+            fetch = asyncio.ensure_future(self._query_cold(query, cold.lsns))
+            self._fetches.add(fetch)
+            fetch.add_done_callback(self._fetches.discard)
+            return fetch
+
+    async def _query_cold(self, query: Query, lsns: Sequence[int]) -> bytes:
+        """Fetch what a query needs until it has all of it."""
+        lasting = isinstance(query, GetItem | GetCheckpoint)  # a scan is read once
+        try:
+            async with asyncio.timeout(_FETCH_TIMEOUT), self._fetch_slots:
+                for _ in range(_MOST_ROUNDS):
+                    for lsn, payload in await self._fetch(lsns):
+                        entry = decode_entry(payload)
+                        assert isinstance(entry, Entry)
+                        self._shard.warm(lsn, entry.record, lasting=lasting)
+                    try:
+                        return _encode(self._shard.query(query))
+                    except ColdValuesError as cold:
+                        lsns = cold.lsns
+        except TimeoutError as error:
+            raise StorageError(
+                f"reading the journal took more than {_FETCH_TIMEOUT:g} s: its disk does not answer"
+            ) from error
+        except (OSError, JournalError) as error:
+            raise StorageError(f"a value cannot be read from the journal: {error}") from error
+        raise RejectedError("what was asked for changed faster than it could be read: ask again")
+
+    async def _fetch(self, lsns: Sequence[int]) -> list[tuple[int, bytes]]:
+        self._cold_reads += len(lsns)
+        return await self._worker.submit(self._read, lsns)
+
+    def _read(self, lsns: Sequence[int]) -> list[tuple[int, bytes]]:
+        return [(lsn, self._journal.read(lsn)) for lsn in lsns]
+
+    # ------------------------------------------------------------------ recovery
 
     def _replay(self) -> int:
         count = 0
-        for payload, compacted in self._journal.replay():
+        for lsn, payload, compacted in self._journal.replay():
             entry = decode_entry(payload)
             self._now_us = max(self._now_us, entry.time_us)
             if isinstance(entry, KeptSessions):
                 self._sessions.restore(entry.sessions)
                 continue
-            self._shard.replay(entry.record)
+            self._shard.replay(entry.record, lsn)
             if not compacted:  # the set has its sessions in one piece
                 self._sessions.remember(
                     entry.session, entry.seq, entry.low, entry.reply, entry.time_us
                 )
             count += 1
+            if count % 64 == 0:
+                self._shard.cool(lsn)
+        self._shard.cool(self._journal.end)
         return count
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text else None

@@ -7,12 +7,16 @@ import contextlib
 import logging
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.shard.compaction import MODULE
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.sets import CompactedSet
+from flowgentic_actors.storage.worker import Worker
+
+_AFTER_FAILURE = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +27,27 @@ class Compactor:
     Args:
         journal: The journal.
         folder: Its folder.
+        worker: The journal's thread, which removes what is needless.
     """
 
-    def __init__(self, journal: Journal, folder: Path) -> None:
+    def __init__(self, journal: Journal, folder: Path, worker: Worker) -> None:
         self._journal = journal
         self._folder = folder
+        self._worker = worker
+        self._not_before = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self.running = False
         self.done = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to compact, and time to do it."""
+        return (
+            not self.running
+            and time.monotonic() >= self._not_before
+            and self._journal.sealed_to > self._journal.compacted_to
+        )
 
     def start(self) -> None:
         """Begin to compact what is sealed; called on the event loop."""
@@ -73,9 +89,16 @@ class Compactor:
 
     def _finish(self, written: CompactedSet | None) -> None:
         self.running = False
-        if written is not None:
-            needless = self._journal.adopt(written)
-            self.done += 1
-            threading.Thread(
-                target=self._journal.remove, args=(needless,), name="compaction", daemon=True
-            ).start()
+        if written is None:
+            self._not_before = time.monotonic() + _AFTER_FAILURE
+            return
+        needless = self._journal.adopt(written)
+        self.done += 1
+        if not self._closed:
+            self._worker.submit(self._journal.remove, needless).add_done_callback(_tell)
+
+
+def _tell(removal: asyncio.Future[None]) -> None:
+    error = removal.exception()
+    if error is not None:  # the files stay, and are removed after the next compaction
+        logger.warning("what a compaction made needless could not be removed: %s", error)

@@ -29,8 +29,11 @@ class Disk(Protocol):
     def write(self, fd: int, data: bytes, offset: int) -> None:
         """Write all of `data`."""
 
+    def allocate(self, fd: int, size: int) -> None:
+        """Extend the file to `size` bytes that can be written without asking for space."""
+
     def truncate(self, fd: int, size: int) -> None:
-        """Cut the file, or extend it with zeros."""
+        """Cut the file."""
 
     def sync(self, fd: int) -> None:
         """Wait until the file's data is on the medium."""
@@ -80,10 +83,7 @@ class RealDisk:
         """See `Disk.create`."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            if size and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(fd, 0, size)
-            else:
-                os.ftruncate(fd, size)
+            self.allocate(fd, size)
         except OSError:
             os.close(fd)
             with contextlib.suppress(OSError):  # the first error is the one to tell
@@ -118,6 +118,13 @@ class RealDisk:
         written = os.pwrite(fd, data, offset)
         while written < len(data):
             written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+
+    def allocate(self, fd: int, size: int) -> None:
+        """See `Disk.allocate`."""
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        else:
+            os.ftruncate(fd, size)
 
     def truncate(self, fd: int, size: int) -> None:
         """See `Disk.truncate`."""

@@ -20,11 +20,18 @@ EXIT_JOURNAL: Final = 74
 """Exit code of a process that could neither write its journal nor take the attempt back."""
 
 
+_URGENT_SHARE: Final = 16  # of a segment: kept for what wins space back when the disk is full
+
+
 class Needless(NamedTuple):
-    """What a journal does not need any more: sets named below a name, and segments."""
+    """What a journal does not need any more: sets named below a name, an open one, segments."""
 
     sets_before: str
+    opened: CompactedSet | None
     segments: tuple[Segment, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.sets_before or self.segments)
 
 
 class Journal:
@@ -46,6 +53,13 @@ class Journal:
         self._folder = folder
         self._log = SegmentLog(disk, folder, durable=durable, segment_bytes=segment_bytes)
         self._set: CompactedSet | None = None
+        self._urgent_bytes = segment_bytes // _URGENT_SHARE
+        self._no_space: OSError | None = None
+
+    @property
+    def end(self) -> int:
+        """LSN of the next entry."""
+        return self._log.end
 
     @property
     def size(self) -> int:
@@ -64,8 +78,8 @@ class Journal:
         sealed = self._log.sealed()
         return sealed[-1].end if sealed else 0
 
-    def replay(self) -> Iterator[tuple[bytes, bool]]:
-        """Yield every entry's payload in order, and whether it is from the compacted set.
+    def replay(self) -> Iterator[tuple[int, bytes, bool]]:
+        """Yield every entry in order: LSN, payload, and whether it is from the compacted set.
 
         Raises:
             JournalDamagedError: If an entry is not what was written, and no older set has it.
@@ -73,10 +87,77 @@ class Journal:
         """
         self._set = open_newest(self._disk, self._folder)
         if self._set is not None:
-            for _, payload in self._set.entries():
-                yield payload, True
-        for _, payload in self._log.recover(self.compacted_to):
-            yield payload, False
+            for lsn, payload in self._set.entries():
+                yield lsn, payload, True
+        for lsn, payload in self._log.recover(self.compacted_to):
+            yield lsn, payload, False
+
+    def read(self, lsn: int) -> bytes:
+        """The payload of one entry that is alive. Blocks; call it on the thread of `remove`.
+
+        Raises:
+            JournalDamagedError: If it is not there, or not what was written.
+        """
+        payload = self._log.read(lsn)
+        if payload is None and self._set is not None:
+            payload = self._set.read(lsn)
+        if payload is None:
+            raise JournalDamagedError(f"{self._folder}: there is no entry {lsn}")
+        return payload
+
+    # ------------------------------------------------------------------ space
+
+    def no_room(self, size: int, *, urgent: bool, may_block: bool) -> OSError | None:
+        """Why entries of so many bytes, overhead included, would not fit; None when they do.
+
+        Args:
+            size: Bytes that wait to be appended, those of earlier requests too.
+            urgent: Whether they win space back, and so may use what is kept for that.
+            may_block: Whether to allocate a segment now when none was prepared in time.
+        """
+        kept = 0 if urgent else self._urgent_bytes
+        if self._log.has_room(size, kept=kept):
+            return None
+        if may_block and (urgent or self._no_space is None):
+            # Urgent entries make do with what closing the last segment has freed.
+            least = self._urgent_bytes // 2 if urgent else None
+            try:
+                self._log.make_room(size + kept, least)
+            except OSError as error:
+                self._no_space = error
+                return error
+            return None
+        return self._no_space
+
+    @property
+    def wants_space(self) -> bool:
+        """Whether it is time to `prepare`."""
+        return self._log.nearly_full()
+
+    def prepare(self) -> None:
+        """Allocate the next segment ahead of its need. Blocks; callable from any thread.
+
+        A full disk is no error here: `no_room` tells, until a later call succeeds.
+        """
+        try:
+            self._log.prepare()
+        except OSError as error:
+            self._no_space = error
+        else:
+            self._no_space = None
+
+    def shed(self) -> Needless:
+        """Do without the older set and what would be needed to fall back to it.
+
+        Returns:
+            What can go, to `remove`.
+        """
+        if self._set is None:
+            return Needless("", None, ())
+        segments = tuple(self._log.forget_below(self._set.end))
+        return Needless(self._set.path.name, None, segments)
+
+    # ------------------------------------------------------------------ writing
 
     def append(self, payloads: Sequence[bytes]) -> int:
         """Append entries; when this returns, they survive the death of this process.
@@ -104,10 +185,6 @@ class Journal:
             OSError: If that failed; it must not be tried again, but `give_up`.
         """
         self._log.sync(plan)
-
-    def prepare(self) -> None:
-        """Make the next segment's file ahead of its need. Blocks; callable from any thread."""
-        self._log.prepare()
 
     def give_up(self, synced: int, error: OSError) -> None:
         """After a failed sync: cut off what is not known to be on the medium.
@@ -142,12 +219,14 @@ class Journal:
         previous = self._set
         self._set = newest
         if previous is None:
-            return Needless("", ())
-        previous.close()
-        return Needless(previous.path.name, tuple(self._log.forget_below(previous.end)))
+            return Needless("", None, ())
+        segments = tuple(self._log.forget_below(previous.end))
+        return Needless(previous.path.name, previous, segments)
 
     def remove(self, needless: Needless) -> None:
-        """Remove what `adopt` found needless. Blocks; callable from any thread."""
+        """Remove what is needless. Blocks; call it on the thread that reads."""
+        if needless.opened is not None:
+            needless.opened.close()
         for segment in needless.segments:
             self._disk.close(segment.fd)
             self._disk.unlink(segment.path)

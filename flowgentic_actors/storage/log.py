@@ -19,8 +19,9 @@ pages reach the medium in any order. Everything from the first bad entry on is c
 segments included: none of it was acknowledged as on disk.
 
 Nothing here waits for the medium but `sync` and `prepare`, which belong on a thread; a caller that
-promises durability waits for a `sync` that began after its append. Reopening seals what it found
-and begins another segment, so what was recovered is never written to again.
+promises durability waits for a `sync` that began after its append. Reopening seals what it found;
+the first append begins another segment, so what was recovered is never written to again and a log
+can be opened, and read, on a disk that is full.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from __future__ import annotations
 import itertools
 import logging
 import struct
+import threading
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +50,11 @@ _HEADER = struct.Struct("!4sI16sI")
 _DATA: Final = 64  # entries begin here
 _HEAD = struct.Struct("!III")
 _END: Final = b"\xa5"
-_OVERHEAD: Final = _HEAD.size + len(_END)
+ENTRY_OVERHEAD: Final = _HEAD.size + len(_END)
+"""Bytes around a payload: what an entry adds to the log's end is its payload and this."""
+
 _SCAN: Final = 1 << 20
+_READ: Final = 8 << 10  # at first, for one entry: most are smaller
 _ACTIVE: Final = ".seg"
 _SEALED: Final = ".sealed"
 _SPARE: Final = ".spare"
@@ -94,6 +100,7 @@ class Segment:
         first: LSN of its first entry.
         end: LSN after its last entry.
         sealed: Whether it is complete and cut to its length.
+        capacity: Bytes of the file that are allocated.
     """
 
     path: Path
@@ -101,10 +108,21 @@ class Segment:
     first: int
     end: int
     sealed: bool
+    capacity: int = 0
 
     def offset(self, lsn: int) -> int:
         """Where in the file an LSN is."""
         return _DATA + lsn - self.first
+
+    def room(self) -> int:
+        """Bytes of entries that still fit into what is allocated."""
+        return self.capacity - self.offset(self.end)
+
+
+class _Spare(NamedTuple):
+    fd: int
+    path: Path
+    capacity: int
 
 
 def _read_head(lsn: int, position: int, reader: BlockReader) -> tuple[int, int] | None:
@@ -145,9 +163,10 @@ class SegmentLog:
         self._boot = boot_id() if boot is None else boot
         self._segments: list[Segment] = []
         self._unsynced: list[Segment] = []
-        self._spare: tuple[int, Path] | None = None
+        self._spare: _Spare | None = None
+        self._lock = threading.Lock()  # of both: appending, preparing, forgetting may be 3 threads
         self._spares = itertools.count()
-        self._recovered = False
+        self._recovered_to: int | None = None
 
     # ------------------------------------------------------------------ opening
 
@@ -195,13 +214,16 @@ class SegmentLog:
         return [self._folder / name for name in names if name.endswith((_ACTIVE, _SEALED))]
 
     def _finish_recovery(self, end: int) -> None:
-        for segment in self._segments:
-            if not segment.sealed:
+        for segment in list(self._segments):
+            if segment.end == segment.first:  # of an earlier life that wrote nothing
+                self._segments.remove(segment)
+                self._disk.close(segment.fd)
+                self._disk.unlink(segment.path)
+            elif not segment.sealed:
                 self._seal(segment)
         if self._unsynced:
             self.sync(self.plan_sync())
-        self._begin(end)
-        self._recovered = True
+        self._recovered_to = end
 
     def _open(self, path: Path) -> tuple[Segment, bytes]:
         fd = self._disk.open(path)
@@ -234,7 +256,7 @@ class SegmentLog:
                 wanted = min(max(end - at, _SCAN), size - position)
                 if wanted > len(block) - at:
                     block, start = self._disk.read(segment.fd, wanted, position), position
-                    if wanted >= _OVERHEAD and len(block) == wanted:
+                    if wanted >= ENTRY_OVERHEAD and len(block) == wanted:
                         continue
                 yield segment.end, None  # it would pass the end of the file
                 return
@@ -295,7 +317,38 @@ class SegmentLog:
     @property
     def end(self) -> int:
         """LSN of the next entry."""
-        return self._segments[-1].end
+        active = self._active()
+        return active.end if active else self._recovered_to or 0
+
+    def has_room(self, size: int, *, kept: int = 0) -> bool:
+        """Whether entries of so many bytes, overhead included, fit into what is allocated.
+
+        Args:
+            size: Bytes.
+            kept: Bytes to leave free.
+        """
+        active = self._active()
+        if active is not None and size <= active.room() - kept:
+            return True
+        spare = self._spare
+        return spare is not None and _DATA + size <= spare.capacity - kept
+
+    def make_room(self, size: int, least: int | None = None) -> None:
+        """Allocate the next segment so that entries of so many bytes fit into it. Blocks.
+
+        Args:
+            size: Bytes.
+            least: Size of a segment that is new. Default: as all are.
+
+        Raises:
+            OSError: If that fails.
+        """
+        self._offer(self._take_spare(size, least))
+
+    def nearly_full(self) -> bool:
+        """Whether the next segment will be wanted soon and is not there yet."""
+        active = self._active()
+        return self._spare is None and (active is None or 2 * active.room() < active.capacity)
 
     def append(self, payloads: Sequence[bytes]) -> list[int]:
         """Append entries; when this returns, they survive the death of this process.
@@ -307,13 +360,10 @@ class SegmentLog:
             OSError: If they could not be written. What is in the file then is unknown until
                 `take_back` succeeds.
         """
-        size = sum(len(payload) + _OVERHEAD for payload in payloads)
-        active = self._segments[-1]
-        if active.end > active.first and active.offset(active.end) + size > self._segment_bytes:
-            self._seal(active)
-            active = self._begin(active.end, size)
-        elif active.offset(active.end) + size > self._segment_bytes:
-            self._disk.truncate(active.fd, _DATA + size)  # one batch larger than a segment
+        size = sum(len(payload) + ENTRY_OVERHEAD for payload in payloads)
+        active = self._active()
+        if active is None or size > active.room():
+            active = self._begin(self.end, size)
         lsns: list[int] = []
         chunks: list[bytes] = []
         lsn = active.end
@@ -322,12 +372,39 @@ class SegmentLog:
             head = _HEAD.pack(length, crc, _head_checksum(lsn, length, crc))
             chunks += (head, payload, _END)
             lsns.append(lsn)
-            lsn += len(payload) + _OVERHEAD
+            lsn += len(payload) + ENTRY_OVERHEAD
         self._disk.write(active.fd, b"".join(chunks), active.offset(active.end))
         active.end = lsn
         if active not in self._unsynced:
             self._unsynced.append(active)
         return lsns
+
+    def read(self, lsn: int) -> bytes | None:
+        """The payload of one entry; None when its segment is gone.
+
+        Callable from one other thread than the one that appends, if that same thread closes what
+        `forget_below` gives.
+
+        Raises:
+            JournalDamagedError: If it is not what was written.
+        """
+        segments = self._segments
+        index = bisect_right(segments, lsn, key=_first) - 1
+        if index < 0 or lsn >= segments[index].end:
+            return None
+        segment = segments[index]
+        position = segment.offset(lsn)
+        block = self._disk.read(segment.fd, _READ, position)
+        if len(block) >= _HEAD.size:
+            length, crc, head_crc = _HEAD.unpack_from(block)
+            if head_crc == _head_checksum(lsn, length, crc):
+                missing = _HEAD.size + length - len(block)
+                if missing > 0:
+                    block += self._disk.read(segment.fd, missing, position + len(block))
+                payload = block[_HEAD.size : _HEAD.size + length]
+                if checksum(lsn, payload) == crc:
+                    return payload
+        raise self._damage(segment, position)
 
     def take_back(self) -> None:
         """After a failed append: remove what may be left of it.
@@ -335,8 +412,10 @@ class SegmentLog:
         Raises:
             OSError: If that fails as well.
         """
-        active = self._segments[-1]
-        self._disk.truncate(active.fd, active.offset(active.end))
+        active = self._active()
+        if active is not None:
+            active.capacity = active.offset(active.end)
+            self._disk.truncate(active.fd, active.capacity)
 
     def cut(self, lsn: int) -> None:
         """Forget the entries of the active segment from an LSN on; `take_back` removes them.
@@ -344,8 +423,8 @@ class SegmentLog:
         Raises:
             OSError: If the LSN is not in the active segment.
         """
-        active = self._segments[-1]
-        if not active.first <= lsn <= active.end:
+        active = self._active()
+        if active is None or not active.first <= lsn <= active.end:
             raise OSError(f"position {lsn} is sealed already")
         active.end = lsn
 
@@ -371,7 +450,7 @@ class SegmentLog:
     def prepare(self) -> None:
         """Make the next segment's file ahead of its need. Blocks; callable from any thread."""
         if self._spare is None:
-            self._spare = self._create(self._segment_bytes)
+            self._offer(self._create(self._segment_bytes))
 
     # ------------------------------------------------------------------ segments
 
@@ -381,7 +460,7 @@ class SegmentLog:
 
     def bytes_from(self, lsn: int) -> int:
         """Bytes of the entries from an LSN on."""
-        return max(0, self._segments[-1].end - lsn) if self._segments else 0
+        return max(0, self.end - lsn)
 
     def forget_below(self, lsn: int) -> list[Segment]:
         """Forget the sealed segments whose entries are all below an LSN.
@@ -389,8 +468,9 @@ class SegmentLog:
         Returns:
             Them, for the caller to close and unlink: that takes time.
         """
-        needless = [segment for segment in self.sealed() if segment.end <= lsn]
-        self._segments = [segment for segment in self._segments if segment not in needless]
+        with self._lock:
+            needless = [segment for segment in self.sealed() if segment.end <= lsn]
+            self._segments = [segment for segment in self._segments if segment not in needless]
         return needless
 
     def read_sealed(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -424,18 +504,19 @@ class SegmentLog:
 
     def close(self) -> None:
         """Seal the last segment and close every file; as they are when `recover` did not end."""
-        if self._recovered and self._segments and not self._segments[-1].sealed:
-            self._seal(self._segments[-1])
+        active = self._active()
+        if active is not None and self._recovered_to is not None:
+            self._seal(active)
             if self._durable:
                 self.sync(self.plan_sync())
         self.abandon()
 
     def abandon(self) -> None:
         """Close every file as it is."""
-        if self._spare is not None:
-            self._disk.close(self._spare[0])
-            self._disk.unlink(self._spare[1])
-            self._spare = None
+        with self._lock:
+            spare, self._spare = self._spare, None
+        if spare is not None:
+            self._discard(spare)
         for segment in self._segments:
             self._disk.close(segment.fd)
         self._segments.clear()
@@ -453,26 +534,60 @@ class SegmentLog:
         self._disk.rename(segment.path, path)
         segment.path = path
 
-    def _begin(self, first: int, size: int = 0) -> Segment:
+    def _active(self) -> Segment | None:
+        """The segment that is written to, if one was begun."""
+        if self._segments and not self._segments[-1].sealed:
+            return self._segments[-1]
+        return None
+
+    def _begin(self, first: int, size: int) -> Segment:
+        """Seal what was written to and begin the segment for a batch of `size` bytes."""
+        spare = self._take_spare(size)
+        active = self._active()
+        if active is not None:
+            self._seal(active)
         path = self._folder / f"{first:016x}{_ACTIVE}"
-        if self._segments and self._segments[-1].first == first:
-            empty = self._segments.pop()  # of an earlier life that wrote nothing
-            self._disk.close(empty.fd)
-            self._disk.unlink(empty.path)
-        spare, self._spare = self._spare, None
-        fd, unfinished = spare or self._create(max(self._segment_bytes, _DATA + size))
-        if spare and size > self._segment_bytes - _DATA:
-            self._disk.truncate(fd, _DATA + size)
-        self._disk.rename(unfinished, path)  # so that no .seg is without its header
-        segment = Segment(path, fd, first, first, sealed=False)
-        self._segments.append(segment)
+        self._disk.rename(spare.path, path)  # so that no .seg is without its header
+        segment = Segment(path, spare.fd, first, first, sealed=False, capacity=spare.capacity)
+        with self._lock:
+            self._segments.append(segment)
         return segment
 
-    def _create(self, size: int) -> tuple[int, Path]:
+    def _take_spare(self, size: int, least: int | None = None) -> _Spare:
+        """The next segment's file, made or extended for a batch of `size` bytes."""
+        with self._lock:
+            spare, self._spare = self._spare, None
+        if spare is None:
+            return self._create(max(least or self._segment_bytes, _DATA + size))
+        if spare.capacity < _DATA + size:
+            try:
+                self._disk.allocate(spare.fd, _DATA + size)
+            except OSError:
+                self._offer(spare)
+                raise
+            spare = spare._replace(capacity=_DATA + size)
+        return spare
+
+    def _offer(self, spare: _Spare) -> None:
+        with self._lock:
+            if self._spare is None:
+                self._spare = spare
+                return
+        self._discard(spare)
+
+    def _discard(self, spare: _Spare) -> None:
+        self._disk.close(spare.fd)
+        self._disk.unlink(spare.path)
+
+    def _create(self, size: int) -> _Spare:
         path = self._folder / f"{next(self._spares)}{_SPARE}"
         fd = self._disk.create(path, size)
         head = _HEADER.pack(_MAGIC, FORMAT, self._boot, 0)[:-4]
         self._disk.write(fd, head + struct.pack("!I", zlib.crc32(head)), 0)
         if self._durable:
             self._disk.sync(fd)
-        return fd, path
+        return _Spare(fd, path, size)
+
+
+def _first(segment: Segment) -> int:
+    return segment.first

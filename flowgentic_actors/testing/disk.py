@@ -106,12 +106,16 @@ class SimulatedDisk:
             raise
         self._write(fd, data, offset)
 
+    def allocate(self, fd: int, size: int) -> None:
+        """See `Disk.allocate`."""
+        self._step()
+        data = self._open[fd].data
+        data.extend(bytes(max(0, size - len(data))))
+
     def truncate(self, fd: int, size: int) -> None:
         """See `Disk.truncate`."""
         self._step()
-        data = self._open[fd].data
-        del data[size:]
-        data.extend(bytes(size - len(data)))
+        del self._open[fd].data[size:]
 
     def sync(self, fd: int) -> None:
         """See `Disk.sync`."""

@@ -112,7 +112,9 @@ class Reply(Struct, tag=2, array_like=True, frozen=True):
     body: Raw
 
 
-FailureKind: TypeAlias = Literal["invalid", "expired", "storage", "internal", "closing", "failed"]
+FailureKind: TypeAlias = Literal[
+    "invalid", "expired", "storage", "full", "internal", "closing", "failed"
+]
 
 
 class Failure(Struct, tag=3, array_like=True, frozen=True):

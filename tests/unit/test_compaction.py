@@ -61,7 +61,7 @@ class Reader:
     def __init__(self, disk: SimulatedDisk) -> None:
         self.shard, self.sessions = Shard(), Sessions()
         self.journal = Journal(disk, FOLDER, durable=False, segment_bytes=500)
-        for payload, compacted in self.journal.replay():
+        for _, payload, compacted in self.journal.replay():
             entry = decode_entry(payload)
             if isinstance(entry, KeptSessions):
                 self.sessions.restore(entry.sessions)
@@ -191,7 +191,7 @@ async def drive(actor: ShardActor, commands: list[Command], first: int = 0) -> N
             await waiting
 
 
-def contents(actor: ShardActor) -> list[bytes]:
+def contents(actor: ShardActor) -> list[object]:
     return [
         actor.handle(call(0, ListCheckpoints())),
         actor.handle(call(0, SearchItems((), b"", 1000, 0))),

@@ -190,7 +190,10 @@ def item_pages(shard: Shard, query: SearchItems) -> list[str]:
     """The keys on each page, to the last."""
     answer = shard.apply(query, 0).reply
     assert isinstance(answer, ItemPage)
-    rest = [] if answer.after is None else item_pages(shard, replace(query, after=answer.after))
+    if answer.after is None:
+        return [keys(answer)]
+    offset = query.offset - answer.skipped
+    rest = item_pages(shard, replace(query, after=answer.after, offset=offset))
     return [keys(answer), *rest]
 
 
@@ -688,12 +691,10 @@ def test_a_filter_looks_at_no_more_than_max_scan_items_for_a_page(
     assert item_pages(store, some) == ["c", "d e f", "g"]
 
 
-def test_an_offset_is_whole_however_far_it_reaches(
-    store: Shard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_offset_goes_on_over_the_pages(store: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(items, "MAX_SCAN", 2)
     query = SearchItems((), pack({"key": {"$gte": "b"}}), MANY, 3)
-    assert item_pages(store, query) == ["", "e f", "g"]
+    assert item_pages(store, query) == ["", "", "e f", "g"]
 
 
 def test_a_search_goes_on_where_it_was_while_others_write_and_delete(

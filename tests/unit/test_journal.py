@@ -18,7 +18,7 @@ from flowgentic_actors.errors import JournalDamagedError, JournalError, JournalL
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import EXIT_JOURNAL, Journal
-from flowgentic_actors.storage.log import _DATA, _OVERHEAD
+from flowgentic_actors.storage.log import _DATA, ENTRY_OVERHEAD
 from tests.unit.counter import REPOSITORY
 
 SEGMENT = 1024
@@ -49,7 +49,7 @@ def opened(folder: Path, disk: Disk | None = None) -> Iterator[tuple[Journal, li
     """An open journal, and what it replayed."""
     journal = Journal(disk or Disk(), folder, durable=False, segment_bytes=SEGMENT)
     try:
-        yield journal, [payload for payload, _ in journal.replay()]
+        yield journal, [payload for _, payload, _ in journal.replay()]
     finally:
         journal.close()
 
@@ -76,9 +76,9 @@ def test_what_was_appended_is_replayed_in_order(
     assert replayed(folder) == expected
 
 
-@pytest.mark.parametrize("left", range(_OVERHEAD + 3))
+@pytest.mark.parametrize("left", range(ENTRY_OVERHEAD + 3))
 def test_a_segment_may_be_filled_to_any_byte_of_its_end(tmp_path: Path, left: int) -> None:
-    last = bytes(SEGMENT - _DATA - 2 * _OVERHEAD - left)
+    last = bytes(SEGMENT - _DATA - 2 * ENTRY_OVERHEAD - left)
     journal = Journal(RealDisk(), tmp_path, durable=False, segment_bytes=SEGMENT)
     assert list(journal.replay()) == []
     journal.append([b"", last])
@@ -91,7 +91,7 @@ def test_a_segment_may_be_filled_to_any_byte_of_its_end(tmp_path: Path, left: in
 
 def test_a_full_disk_leaves_nothing_of_an_append_however_much_was_written(tmp_path: Path) -> None:
     batch = [b"not", b"this"]
-    size = sum(map(len, batch)) + len(batch) * _OVERHEAD
+    size = sum(map(len, batch)) + len(batch) * ENTRY_OVERHEAD
     disk = Disk()
     expected = list(ENTRIES)
     with opened(tmp_path, disk) as (journal, _):

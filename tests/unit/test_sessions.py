@@ -137,7 +137,9 @@ def put(value: bytes) -> PutItem:
 
 def call(actor: ShardActor, seq: int, command: Command, low: int = 0) -> Reply:
     body = Raw(msgspec.msgpack.encode(command))
-    return _replies.decode(actor.handle(Call(A, seq, low, body)))
+    reply = actor.handle(Call(A, seq, low, body))
+    assert isinstance(reply, bytes)
+    return _replies.decode(reply)
 
 
 def value(actor: ShardActor) -> bytes | None:

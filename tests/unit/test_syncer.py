@@ -35,7 +35,7 @@ class SlowDisk(RealDisk):
 
 def opened(disk: RealDisk, folder: Path) -> tuple[Journal, list[bytes]]:
     journal = Journal(disk, folder, durable=True)
-    return journal, [payload for payload, _ in journal.replay()]
+    return journal, [payload for _, payload, _ in journal.replay()]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ async def open_off_loop(disk: RealDisk, folder: Path) -> tuple[Journal, list[byt
 
 async def test_everybody_who_waits_shares_the_next_sync(disk: SlowDisk, tmp_path: Path) -> None:
     journal, _ = await open_off_loop(disk, tmp_path)
-    syncer = Syncer(journal)
+    syncer = Syncer(journal, durable=True, appends=False)
     disk.release.clear()
     journal.append([b"first"])
     first = syncer.wait()
@@ -74,7 +74,7 @@ async def test_everybody_who_waits_shares_the_next_sync(disk: SlowDisk, tmp_path
 
 async def test_a_wait_covers_what_was_appended_before_it(disk: SlowDisk, tmp_path: Path) -> None:
     journal, _ = await open_off_loop(disk, tmp_path)
-    syncer = Syncer(journal)
+    syncer = Syncer(journal, durable=True, appends=False)
     for number in range(5):
         journal.append([b"entry %d" % number])
         async with asyncio.timeout(10):
@@ -91,7 +91,7 @@ async def test_a_failed_sync_fails_all_who_wait_and_leaves_only_what_was_synced(
     disk: SlowDisk, tmp_path: Path
 ) -> None:
     journal, _ = await open_off_loop(disk, tmp_path)
-    syncer = Syncer(journal)
+    syncer = Syncer(journal, durable=True, appends=False)
     journal.append([b"kept"])
     async with asyncio.timeout(10):
         await syncer.wait()

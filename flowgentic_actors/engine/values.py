@@ -1,0 +1,160 @@
+"""Values: in memory while they are hot, known by size and address when they are not.
+
+A value's address is the LSN of the journal entry that it came with. A shard with a limit lets go of
+the bytes of values that nobody asked for lately; whoever asks gets `ColdValuesError`, fetches the
+entries, hands them to `Shard.warm` and asks again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import Struct
+
+from flowgentic_actors.engine.model import Blob
+from flowgentic_actors.errors import ColdValuesError
+
+NOWHERE: Final = -1
+"""The address of a value that is in no journal."""
+
+SMALL: Final = 64
+"""A value of at most this many bytes is never let go: its place in the index costs more."""
+
+_AROUND: Final = 64  # bytes that a value in memory costs beyond its own
+
+
+class Value(Struct, gc=False):
+    """One stored blob.
+
+    Attributes:
+        kind: The blob's type, as its serializer named it.
+        data: Its bytes, None while it is cold.
+        size: How many they are.
+        lsn: Its address.
+        touched: Whether it was read since eviction last looked at it.
+    """
+
+    kind: str
+    data: bytes | None
+    size: int
+    lsn: int
+    touched: bool
+
+
+class Values:
+    """Decides which values are in memory: second chance, in order of arrival.
+
+    Args:
+        hot_bytes: Bytes that the values in memory may take, what is around each included; None
+            for no limit.
+    """
+
+    def __init__(self, hot_bytes: int | None) -> None:
+        self._limit = hot_bytes
+        self._queue: deque[Value] = deque()  # what may be let go, the next one first
+        self._dead = 0  # in the queue, and stored no more
+        self._missed: dict[int, None] = {}
+        self._missed_bytes = 0
+        self.hot_bytes = 0
+        self.on_dropped: Callable[[int, int], None] | None = None
+
+    def place(self, blob: Blob, lsn: int) -> Value:
+        """A new value, hot."""
+        kind, data = blob
+        value = Value(sys.intern(kind), data, len(data), lsn, touched=False)
+        self.keep(value)
+        return value
+
+    def keep(self, value: Value) -> None:
+        """Count a value that has become hot."""
+        if self._limit is not None and value.size > SMALL:
+            self.hot_bytes += value.size + _AROUND
+            self._queue.append(value)
+
+    def drop(self, value: Value) -> None:
+        """Forget a value that is stored no more."""
+        if self.on_dropped is not None:
+            self.on_dropped(value.lsn, value.size)
+        if self._limit is None or value.size <= SMALL or value.data is None:
+            return
+        self.hot_bytes -= value.size + _AROUND
+        value.data = None
+        self._dead += 1
+        if self._dead > 1000 + len(self._queue) // 2:
+            self._queue = deque(value for value in self._queue if value.data is not None)
+            self._dead = 0
+
+    def blob(self, value: Value) -> Blob:
+        """The value's blob; when it is cold, an empty one, and `check` will tell."""
+        if value.data is None:
+            self.miss(value)
+            return (value.kind, b"")
+        value.touched = True
+        return (value.kind, value.data)
+
+    def miss(self, value: Value) -> None:
+        """Note that a cold value is needed."""
+        self._missed[value.lsn] = None
+        self._missed_bytes += value.size
+
+    @property
+    def missed(self) -> tuple[int, int]:
+        """How many cold values are needed so far, and their bytes."""
+        return len(self._missed), self._missed_bytes
+
+    def begin(self) -> None:
+        """Begin a query."""
+        if self._missed:
+            self._missed.clear()
+            self._missed_bytes = 0
+
+    def check(self) -> None:
+        """End a query.
+
+        Raises:
+            ColdValuesError: If a value that it needs is not in memory.
+        """
+        if self._missed:
+            raise ColdValuesError(tuple(self._missed))
+
+    def warm(self, value: Value, lsn: int, data: bytes, *, lasting: bool) -> None:
+        """Give a cold value its bytes, if they are those of its address.
+
+        Args:
+            value: The value.
+            lsn: Where the bytes are from.
+            data: The bytes.
+            lasting: Whether it is likely to be read again; otherwise it is the next to go.
+        """
+        if value.lsn != lsn or value.data is not None:
+            return
+        value.data = data
+        value.touched = False
+        self.keep(value)
+        if not lasting and value.size > SMALL:
+            self._queue.rotate(1)
+
+    def cool(self, placed_to: int) -> None:
+        """Let go of values until the limit is kept.
+
+        Args:
+            placed_to: LSN up to which values can be fetched again.
+        """
+        if self._limit is None:
+            return
+        while self.hot_bytes > self._limit and self._queue:
+            value = self._queue[0]
+            if value.data is not None and value.lsn >= placed_to:
+                return
+            self._queue.popleft()
+            if value.data is None:
+                self._dead -= 1
+            elif value.touched:
+                value.touched = False
+                self._queue.append(value)
+            else:
+                self.hot_bytes -= value.size + _AROUND
+                value.data = None
