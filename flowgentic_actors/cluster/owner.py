@@ -91,7 +91,7 @@ class Owner:
             self._keeper.after_fork()
             self._keeper = None
         if self._lock is not None:
-            self._lock.release()
+            self._lock.forget()
             self._lock = None
 
     def _bring_up(self, deadline: float) -> Description:

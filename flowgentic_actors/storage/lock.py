@@ -28,5 +28,12 @@ class FileLock:
     def release(self) -> None:
         """Let go of the lock, if it is held here."""
         if self._fd is not None:
+            # Said, not only closed: a process that is being started has a copy until it runs.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close a forked child's copy; its parent goes on holding the lock."""
+        if self._fd is not None:
             os.close(self._fd)
             self._fd = None
