@@ -3,7 +3,8 @@
     FlowgenticError
     ├── ClusterError                  opening, attaching, closing
     │   ├── ClusterOpenError          the cluster could not be opened
-    │   │   └── DragonUnavailableError
+    │   │   ├── DragonUnavailableError
+    │   │   └── SharedMemoryError     /dev/shm is too small for what was asked
     │   ├── ClusterExistsError        another live cluster has that name
     │   ├── ClusterNotFoundError      nothing to attach to
     │   ├── ClusterClosedError        used before it was opened or after it was closed
@@ -32,6 +33,12 @@
     │   └── JournalLockedError        another process has it open
     └── ColdValuesError               within a shard: values have to be fetched first
 
+
+    └── TierError                     the DDict behind a shard; the shard goes on without it
+        ├── TierLostError             there is none now; what was in it is gone
+        ├── TierFullError             there is no room for that value
+        └── TierBusyError             too many calls wait for it already
+
 A configuration that cannot work is refused by pydantic (``pydantic.ValidationError``) when it is
 constructed, with the field's name.
 """
@@ -53,6 +60,10 @@ class ClusterOpenError(ClusterError):
 
 class DragonUnavailableError(ClusterOpenError):
     """Distributed mode was asked for and Dragon cannot run here."""
+
+
+class SharedMemoryError(ClusterOpenError):
+    """Less of `/dev/shm` is free than the configured memory needs."""
 
 
 class ClusterExistsError(ClusterError):
@@ -169,3 +180,19 @@ class ColdValuesError(FlowgenticError):
     def __init__(self, lsns: tuple[int, ...]) -> None:
         super().__init__(f"{len(lsns)} journal entries have to be read first")
         self.lsns = lsns
+
+
+class TierError(FlowgenticError):
+    """A shard's DDict did not do what it was asked; the shard is whole without it."""
+
+
+class TierLostError(TierError):
+    """There is no DDict now: not yet, or it was given up. What was in it is gone."""
+
+
+class TierFullError(TierError):
+    """The DDict has no room for that value; it goes on with those that it has."""
+
+
+class TierBusyError(TierError):
+    """As many calls wait for the DDict as may; nothing was asked of it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from flowgentic_actors.actors.spawn import ACTOR_MODULE, Spawned
 from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.dragon_fixes import with_fixes
 from flowgentic_actors.errors import ActorStartError
 
 
@@ -21,14 +22,23 @@ class _DragonChild:
 
 
 class DragonSpawner:
-    """Starts native processes; one Dragon call each, on a thread that can be abandoned."""
+    """Starts native processes; one Dragon call each, on a thread that can be abandoned.
+
+    Args:
+        uses_dragon: Whether the actors call Dragon themselves (to own a DDict).
+    """
 
     name = "dragon"
+
+    def __init__(self, *, uses_dragon: bool = False) -> None:
+        self._uses_dragon = uses_dragon
 
     async def spawn(self, spec_file: Path, log_file: Path, timeout: float) -> Spawned:
         """Start a Dragon process; see `Spawner.spawn`."""
         command = python_command(ACTOR_MODULE, str(spec_file))
-        await on_daemon_thread(timeout, start_dragon_process, command, log_file)
+        await on_daemon_thread(
+            timeout, start_dragon_process, command, log_file, uses_dragon=self._uses_dragon
+        )
         return _DragonChild()
 
 
@@ -54,7 +64,7 @@ def start_dragon_process(command: list[str], log_file: Path, *, uses_dragon: boo
             command[0],
             command[1:],
             cwd=str(log_file.parent),
-            env=dict(os.environ),
+            env=with_fixes(os.environ),
             stdout=str(log_file),
             stderr=str(log_file),
             policy=here,

@@ -20,6 +20,7 @@ from flowgentic_actors.cluster.leftovers import (
     remove_unused,
     shared_memory_of,
 )
+from flowgentic_actors.dragon_fixes import with_fixes
 from flowgentic_actors.environment import dragon_launcher, inside_dragon, why_no_dragon
 from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
 
@@ -166,7 +167,7 @@ def launch_host(spawner: str, folder: Path, spec_file: Path, timeout: float) -> 
         return _InRuntime(folder)
     launcher = dragon_launcher()
     assert launcher is not None  # why_no_dragon has looked
-    environ = dict(os.environ)
+    environ = with_fixes(os.environ)
     # The launcher calls its own helper commands by name.
     environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
     return _DragonLauncher(_popen([launcher, "-s", *command], folder, log_file, environ))

@@ -1,0 +1,21 @@
+"""What the Python processes that Dragon starts for us need before anything else of them runs.
+
+The folder of this package holds a `sitecustomize.py`, which Python runs when the folder is on
+PYTHONPATH: Dragon passes an environment on to all that it starts, and offers nothing else that
+reaches the processes of a DDict.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def with_fixes(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which Python runs this package's `sitecustomize` first."""
+    here = str(Path(__file__).parent)
+    others = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    if here in others:
+        others.remove(here)
+    return {**environ, "PYTHONPATH": os.pathsep.join([here, *others])}

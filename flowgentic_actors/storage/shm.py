@@ -1,0 +1,44 @@
+"""Whether `/dev/shm` has the room that was asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from flowgentic_actors.errors import SharedMemoryError
+
+MiB: Final = 2**20
+SHM: Final = Path("/dev/shm")  # noqa: S108 - where Dragon's pools are
+RUNTIME_BYTES: Final = 128 * MiB
+"""What a Dragon runtime itself takes there: 74 MB when it starts, and channels as it works."""
+
+
+def pool_bytes(total_bytes: int, managers: int) -> int:
+    """Bytes of `/dev/shm` that a DDict takes when it is full, with what describes its pools."""
+    return total_bytes + total_bytes // 64 + managers * 8 * MiB
+
+
+def check_shm(need_bytes: int, *, folder: Path = SHM) -> int:
+    """Refuse what cannot fit, before it fails half-way: a page too many kills its process.
+
+    Args:
+        need_bytes: Bytes that all DDicts of this node and Dragon's runtime may take.
+        folder: Where shared memory is.
+
+    Returns:
+        Bytes that are free there.
+
+    Raises:
+        SharedMemoryError: If that is less.
+    """
+    state = os.statvfs(folder)
+    have = state.f_bavail * state.f_frsize
+    if have < need_bytes:
+        raise SharedMemoryError(
+            f"{folder} has {have // MiB} MiB free and the memory asked for needs "
+            f"{-(-need_bytes // MiB)} MiB there: lower store_total_mem or checkpoint_total_mem "
+            "(or managers_per_node, each of which takes 8 MiB more), rely on hot_memory alone, or "
+            f"make {folder} larger (mount -o remount,size=..., docker run --shm-size=...)"
+        )
+    return have
