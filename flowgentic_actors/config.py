@@ -44,14 +44,29 @@ class MemoryConfig(BaseModel):
     asks one shard, a wider one asks all."""
 
     fallback_to_local: bool = True
-    """Without Dragon, go on in local mode (and say so once) instead of raising."""
+    """Without Dragon, go on in local mode (and say so once) instead of raising; never with
+    `persist_path`."""
 
     scratch: Path | None = None
-    """Folder for sockets and journals, node-local and not in `/dev/shm`. Default: `$TMPDIR`."""
+    """Folder for sockets and, without `persist_path`, journals: node-local and not in
+    `/dev/shm`. Default: `$TMPDIR`."""
+
+    persist_path: Path | None = None
+    """Folder that keeps the memory beyond the cluster's end, on a disk that the next job can
+    reach; opened again by the next cluster that is given it, with any number of actors. It is made
+    when it is not there. Default: the memory ends with its cluster."""
+
+    orphan_ttl: Annotated[float, Field(ge=0, le=31 * 86_400, allow_inf_nan=False)] = 86_400.0
+    """Seconds for which the memory of a cluster without `persist_path` is kept in `scratch` after
+    an unclean end; a cluster of the same `name` reopens it. 0: it is removed by the next one."""
+
+    orphan_bytes: Annotated[int, Field(ge=0, le=2**60)] = 10 * 1024 * MiB
+    """Bytes that all such memories may take; the oldest are removed first."""
 
     ack: Ack = "node"
     """When a write is acknowledged: `"node"`: once it survives the death of any process of the
-    node. `"disk"`: once it survives the loss of power too, if `scratch` is a real disk."""
+    node. `"disk"`: once it survives the loss of power too, if `persist_path` (without it,
+    `scratch`) is on a real disk."""
 
     request_timeout: Seconds = 30.0
     """Deadline of one call on the memory, restarts of its actor included."""
@@ -116,4 +131,25 @@ class MemoryConfig(BaseModel):
             )
         if self.scratch is not None and self.scratch.is_relative_to("/dev/shm"):  # noqa: S108
             raise ValueError("scratch must not be in /dev/shm: dragon-cleanup empties it")
+        self._check_persist_path()
         return self
+
+    def _check_persist_path(self) -> None:
+        if self.persist_path is None:
+            return
+        if self.mode == "local":
+            raise ValueError(
+                "persist_path needs mode='distributed' in this version: the memory of a local "
+                "cluster has no journal"
+            )
+        path = self.persist_path.absolute()
+        if path.is_relative_to("/dev/shm"):  # noqa: S108
+            raise ValueError(
+                "persist_path must not be in /dev/shm: it is memory of this node, and "
+                "dragon-cleanup empties it"
+            )
+        if self.scratch is not None and path.is_relative_to(self.scratch.absolute()):
+            raise ValueError(
+                f"persist_path must not be in scratch ({self.scratch}), which need not outlive "
+                "the job"
+            )

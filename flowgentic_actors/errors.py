@@ -7,6 +7,8 @@
     │   │   └── SharedMemoryError     /dev/shm is too small for what was asked
     │   ├── ClusterExistsError        another live cluster has that name
     │   ├── ClusterNotFoundError      nothing to attach to
+    │   ├── PersistError              a memory on disk cannot be opened
+    │   │   └── PersistHeldError      another live cluster has it open
     │   ├── ClusterClosedError        used before it was opened or after it was closed
     │   └── LocalClusterError         asked of a local cluster what only processes can do
     ├── RequestError                  a call on the memory failed
@@ -72,6 +74,22 @@ class ClusterExistsError(ClusterError):
 
 class ClusterNotFoundError(ClusterError):
     """There is no cluster behind that handle or name."""
+
+
+class PersistError(ClusterError):
+    """A memory on disk is not there, not whole, or not of this version; nothing was changed."""
+
+
+class PersistHeldError(PersistError):
+    """Another live cluster has the memory open.
+
+    Attributes:
+        dead_in: Seconds until its holder counts as dead if it stays silent; None when it lives.
+    """
+
+    def __init__(self, message: str, *, dead_in: float | None = None) -> None:
+        super().__init__(message)
+        self.dead_in = dead_in
 
 
 class ClusterClosedError(ClusterError):

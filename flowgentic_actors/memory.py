@@ -149,6 +149,11 @@ class MemoryCluster:
         if config.mode == "local":
             return ""
         if config.mode == "auto" and not inside_dragon() and scheduler_job() is None:
+            if config.persist_path is not None:
+                raise ClusterOpenError(
+                    "persist_path needs mode='distributed' in this version, and mode='auto' is "
+                    "local outside a Dragon runtime or a scheduler's job: set mode='distributed'"
+                )
             return ""
         return None
 
@@ -161,16 +166,20 @@ class MemoryCluster:
             try:
                 description = await self._open_owner(owner, timeout)
             except ClusterOpenError as error:
-                if spawner != "dragon" or not self._config.fallback_to_local:
+                if spawner != "dragon" or not self._may_fall_back():
                     raise
                 return str(error)
             assert owner.descriptor is not None
             self._owner, self._handle = owner, owner.handle
             self._client = self._remote(owner.descriptor, description)
             return None
-        if not self._config.fallback_to_local:
+        if not self._may_fall_back():
             raise DragonUnavailableError(f"Dragon not available: {reason}")
         return reason
+
+    def _may_fall_back(self) -> bool:
+        # A memory that was to outlive the job must not silently become one that does not.
+        return self._config.fallback_to_local and self._config.persist_path is None
 
     async def _open_owner(self, owner: Owner, timeout: float) -> Description:
         """Open on a thread; if this task is cancelled meanwhile, the thread closes it again."""

@@ -5,8 +5,11 @@
         <name>/                         one cluster
             owner.lock  host.lock       held while opener and host live
             cluster.json                how to attach (0600: it holds the secret)
+            memory/                     the journals (see `persist`), or without one of its own
+            persist                     a link to the `persist_path`
 
-A folder whose locks nobody holds belonged to processes that died; the next opener removes it.
+A folder whose locks nobody holds belonged to processes that died. Its memory, if it holds anything,
+is an orphan: kept for a while and reopened by name. All else is removed by the next opener.
 """
 
 from __future__ import annotations
@@ -17,10 +20,18 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from flowgentic_actors.errors import ClusterExistsError, ClusterNotFoundError, ClusterOpenError
+from flowgentic_actors.cluster.persist import MANIFEST, holds_memory
+from flowgentic_actors.errors import (
+    ClusterExistsError,
+    ClusterNotFoundError,
+    ClusterOpenError,
+    PersistError,
+)
 from flowgentic_actors.storage.lock import FileLock
 
 OWNER_LOCK = "owner.lock"
@@ -28,6 +39,22 @@ HOST_LOCK = "host.lock"
 DESCRIPTOR = "cluster.json"
 HOST_SOCKET = "host.sock"
 PID_FILE = "host.pid"
+MEMORY = "memory"
+PERSIST_LINK = "persist"
+
+_ENDING_POLL = 0.05
+
+
+class OrphanLimits(NamedTuple):
+    """What is kept of clusters that ended uncleanly; see `MemoryConfig`."""
+
+    ttl: float
+    bytes: int
+
+
+def _root_path(scratch: Path | None) -> Path:
+    parent = (scratch or Path(tempfile.gettempdir())).resolve()  # for processes elsewhere
+    return parent / f"flowgentic-{os.geteuid()}"
 
 
 def root_folder(scratch: Path | None) -> Path:
@@ -36,13 +63,13 @@ def root_folder(scratch: Path | None) -> Path:
     Raises:
         ClusterOpenError: If it cannot be made, or somebody else could write to it.
     """
-    parent = (scratch or Path(tempfile.gettempdir())).resolve()  # for processes elsewhere
+    root = _root_path(scratch)
+    parent = root.parent
     if parent.is_relative_to("/dev/shm"):  # noqa: S108
         raise ClusterOpenError(
             f"{parent} is in /dev/shm, which dragon-cleanup empties: set scratch= (or $TMPDIR) to "
             "a folder on a disk of this node"
         )
-    root = parent / f"flowgentic-{os.geteuid()}"
     try:
         root.mkdir(mode=0o700, exist_ok=True)
         found = root.lstat()
@@ -68,39 +95,89 @@ def _root_locked(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def claim_folder(root: Path, name: str | None) -> tuple[Path, FileLock]:
-    """Make a cluster's folder and take its owner's lock; sweeps what dead clusters left.
+def claim_folder(
+    root: Path, name: str | None, limits: OrphanLimits, deadline: float
+) -> tuple[Path, FileLock]:
+    """Make a cluster's folder, or take over its orphan, and take its owner's lock.
+
+    Sweeps what dead clusters left. A host that is draining after the death of its owner is waited
+    for.
+
+    Args:
+        root: The folder of clusters.
+        name: The cluster's name, None for a random one.
+        limits: Which orphans are kept.
+        deadline: On the monotonic clock.
 
     Raises:
         ClusterExistsError: If a live cluster has that name.
     """
-    with _root_locked(root):
-        for folder in root.iterdir():
-            if folder.is_dir() and not is_live(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-        folder = root / (name or f"memory-{secrets.token_hex(4)}")
-        try:
-            folder.mkdir(mode=0o700)
-        except FileExistsError:
+    folder = root / (name or f"memory-{secrets.token_hex(4)}")
+    while True:
+        with _root_locked(root):
+            _sweep(root, folder, limits)
+            if not is_live(folder):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                lock = FileLock(folder / OWNER_LOCK)
+                lock.acquire()
+                return folder, lock
+            ending = not _locked(folder, OWNER_LOCK)
+        if not ending or time.monotonic() > deadline:
             raise ClusterExistsError(
                 f"a live cluster is named {name!r} (its folder: {folder}): attach to it with "
                 f"MemoryCluster.attach({name!r}), close it, or choose another name="
-            ) from None
-        lock = FileLock(folder / OWNER_LOCK)
-        lock.acquire()
-        return folder, lock
+            )
+        time.sleep(_ENDING_POLL)
+
+
+def retire(folder: Path) -> bool:
+    """Remove a cluster's folder, but for the memory in it if that holds anything.
+
+    Returns:
+        Whether there is such a memory.
+    """
+    if not (folder / MEMORY).is_dir() or not holds_memory(folder / MEMORY):
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            if path.name != MEMORY:
+                shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in (OWNER_LOCK, HOST_LOCK):
+            path.unlink(missing_ok=True)
+    return True
+
+
+def _sweep(root: Path, wanted: Path, limits: OrphanLimits) -> None:
+    """Retire what dead clusters left, and remove the orphans that are too old or too much."""
+    orphans: list[tuple[float, int, Path]] = []
+    for folder in root.iterdir():
+        if folder.is_dir() and not is_live(folder) and retire(folder) and folder != wanted:
+            files = [path.stat() for path in (folder / MEMORY).rglob("*")]
+            ended = max(file.st_mtime for file in files)
+            orphans.append((ended, sum(512 * file.st_blocks for file in files), folder))
+    total = 0
+    for ended, size, folder in sorted(orphans, reverse=True):
+        total += size
+        if time.time() - ended > limits.ttl or total > limits.bytes:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_live(folder: Path) -> bool:
     """Whether an opener or a host of a cluster's folder lives."""
-    for name in (OWNER_LOCK, HOST_LOCK):
-        probe = FileLock(folder / name)
-        try:
-            if (folder / name).exists() and not probe.acquire():
-                return True
-        except FileNotFoundError:
-            continue
-        probe.release()
+    return _locked(folder, OWNER_LOCK) or _locked(folder, HOST_LOCK)
+
+
+def _locked(folder: Path, name: str) -> bool:
+    probe = FileLock(folder / name)
+    try:
+        if not (folder / name).exists():
+            return False
+        if not probe.acquire():
+            return True
+    except FileNotFoundError:
+        return False
+    probe.release()
     return False
 
 
@@ -119,3 +196,30 @@ def descriptor_of(name: str, scratch: Path | None = None) -> Path:
             f"no live cluster is named {name!r} in {folder.parent}; there: {', '.join(live) or '-'}"
         )
     return descriptor
+
+
+def find_memory(target: str, scratch: Path | None = None) -> Path:
+    """The folder of a memory on disk, and nothing changed there.
+
+    Args:
+        target: A `persist_path`, the folder of a cluster, or the name of a live cluster or an
+            orphan of this user on this node.
+        scratch: Where names are looked up, as in `MemoryConfig`.
+
+    Raises:
+        PersistError: If there is none.
+    """
+    named = "/" not in target and not Path(target).exists()
+    root = _root_path(scratch)
+    folder = root / target if named else Path(target)
+    for path in (folder, folder / PERSIST_LINK, folder / MEMORY):
+        if (path / MANIFEST).is_file():
+            return path.resolve()
+    if not named:
+        what = "is no memory: it has no" if folder.is_dir() else "is not there, so it has no"
+        raise PersistError(f"{folder} {what} {MANIFEST}. Give a persist_path, or a cluster's name")
+    found = {path.parent.parent.name for path in root.glob(f"*/*/{MANIFEST}")}
+    raise PersistError(
+        f"there is no folder {target!r} here, and no cluster of that name in {root}; there: "
+        f"{', '.join(sorted(found)) or '-'}"
+    )

@@ -1,7 +1,8 @@
 """The host program: the supervisor as a process of its own.
 
 It lives as long as its owner's connection does, so the opener's loop may block and the opener may
-crash; when the owner is gone, the host drains the actors, removes the cluster's folder and ends.
+crash; when the owner is gone, the host drains the actors and ends. It holds the cluster's memory on
+disk from before the first actor starts until after the last one has ended.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
@@ -33,8 +33,9 @@ from flowgentic_actors.actors.supervisor import (
     SupervisorSettings,
 )
 from flowgentic_actors.actors.threads import on_daemon_thread
-from flowgentic_actors.cluster.folders import HOST_LOCK, HOST_SOCKET, PID_FILE
+from flowgentic_actors.cluster.folders import HOST_LOCK, HOST_SOCKET, PID_FILE, retire
 from flowgentic_actors.cluster.history import History
+from flowgentic_actors.cluster.persist import Manifest, StoredMemory
 from flowgentic_actors.cluster.protocol import (
     AreYouThere,
     Describe,
@@ -64,6 +65,11 @@ from flowgentic_actors.wire.server import Connection, Server
 
 SHARD_FACTORY: Final = "flowgentic_actors.shard.actor:ShardActor"
 
+EXIT_REPLACED: Final = 71
+"""Exit code of a host that was given up for dead, and whose memory another cluster has taken."""
+
+_LONGEST = 7 * 86_400.0  # the owner's open_timeout ends a re-sharding sooner
+_ANSWER_MARGIN = 0.5  # an answer that says why it is late must not be late itself
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
 
 MAX_OPEN_REQUESTS: Final = 1024
@@ -86,6 +92,10 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     folder: str
+    memory: str
+    persist: bool
+    instance: str
+    job: str
     secret: bytes
     spawner: str
     actors: int
@@ -133,8 +143,9 @@ def main() -> int:
     ProcessRecord(Path(spec.folder)).note("host", spec.restarts + 1, os.getpid())
     host = Host(spec)
     anyio.run(host.run)
+    host.close_memory()
     if host.owner_lost:
-        shutil.rmtree(spec.folder, ignore_errors=True)
+        retire(Path(spec.folder))
     lock.release()
     return 0
 
@@ -155,15 +166,8 @@ class Host:
         self._orderly: bool | None = None
         self._ended = asyncio.Event()
         self.owner_lost = False
-        self._specs = [
-            ChildSpec(
-                name=name,
-                factory=SHARD_FACTORY,
-                arguments={"folder": str(self._folder / name), "ack": spec.ack},
-                address=address,
-            )
-            for name, address in actor_addresses(spec).items()
-        ]
+        self._memory = StoredMemory(Path(spec.memory))
+        self._specs: list[ChildSpec] = []
         address = str(self._folder / HOST_SOCKET)
         self._server = Server(self, spec.secret, spec.name, 0, spec.max_message_bytes)
         self._address = address
@@ -196,6 +200,7 @@ class Host:
             tasks.start_soon(self._start_actors, tasks)
             tasks.start_soon(self._expect_owner)
             await self._ending.wait()
+            self._memory.announce_end()
             self._event("cluster_closing", "", "the owner is gone" if self.owner_lost else "")
             self._orderly = await self._supervisor.stop(self._shutdown_timeout)
             self._ended.set()
@@ -208,6 +213,15 @@ class Host:
             self._event("host_restarted", "", f"the one before {self._spec.reason}")
             self._started.set()  # whoever attaches now waits for the actors themselves
         try:
+            await self._open_memory()
+        except FlowgenticError as error:
+            logger.exception("the memory does not open")
+            self._start_error = str(error)
+            self._started.set()
+            if self._spec.restarts:
+                self._ending.set()  # nobody waits for the error: the owner tries another host
+            return
+        try:
             await self._supervisor.start(tasks, self._specs)
         except FlowgenticError as error:
             if not self._spec.restarts:
@@ -217,6 +231,48 @@ class Host:
                 detail = f"{len(self._specs)} actors by {self._spec.spawner}"
                 self._event("cluster_opened", "", detail)
         self._started.set()
+
+    async def _open_memory(self) -> None:
+        spec = self._spec
+        manifest, found = await on_daemon_thread(
+            _LONGEST,
+            self._memory.open,
+            name=spec.name,
+            instance=spec.instance,
+            shards=spec.actors,
+            namespace_depth=spec.namespace_depth,
+            job=spec.job,
+            on_lost=lambda: os._exit(EXIT_REPLACED),  # the actors end with their links
+        )
+        self._specs = [
+            ChildSpec(
+                name=name,
+                factory=SHARD_FACTORY,
+                arguments={"folder": str(folder), "ack": spec.ack},
+                address=address,
+            )
+            for folder, (name, address) in zip(
+                manifest.folders(Path(spec.memory)), actor_addresses(spec).items(), strict=True
+            )
+        ]
+        if found is not None and found.instance != spec.instance:
+            self._tell_reopened(manifest, found)
+
+    def _tell_reopened(self, manifest: Manifest, found: Manifest) -> None:
+        kind = "persist_reopened" if self._spec.persist else "orphan_reopened"
+        end = "was closed in order" if found.closed else "was not closed in order"
+        self._event(kind, "", f"{self._spec.memory} of cluster {found.name}, which {end}")
+        if manifest.generation != found.generation:
+            self._event(
+                "resharded",
+                "",
+                f"from {found.shards} to {manifest.shards} shards, namespace_depth "
+                f"{found.namespace_depth} to {manifest.namespace_depth}",
+            )
+
+    def close_memory(self) -> None:
+        """Let go of the memory on disk, when `run` has ended."""
+        self._memory.close(orderly=bool(self._orderly))
 
     async def _log_tail(self) -> str:
         """What the actors' logs end with: the reader of the error cannot open them any more."""
@@ -276,7 +332,8 @@ class Host:
     async def _serve(self, connection: Connection, request: Request) -> None:
         try:
             command = _decode(request.body)
-            with anyio.fail_after(request.timeout_ms / 1000):
+            timeout = request.timeout_ms / 1000
+            with anyio.fail_after(max(timeout - _ANSWER_MARGIN, timeout / 2)):
                 reply = await self._answer(connection, command)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             text = sendable(f"not a command: {error}")
@@ -286,7 +343,8 @@ class Host:
         except RejectedError as error:
             connection.send(Failure(request.seq, "internal", sendable(str(error))))
         except TimeoutError:
-            connection.send(Failure(request.seq, "expired", "the host is not ready yet"))
+            text = sendable(f"the host is not ready yet: {self._memory.doing}")
+            connection.send(Failure(request.seq, "expired", text))
         else:
             connection.send(Reply(request.seq, Raw(_encode(reply))))
         finally:
@@ -299,11 +357,12 @@ class Host:
                 await self._started.wait()
                 if self._start_error is not None:
                     raise RejectedError(self._start_error)
+                addresses = actor_addresses(self._spec)
                 return Description(
                     self._spec.spawner,
                     even_table(self._spec.actors, self._spec.namespace_depth),
-                    tuple(spec.name for spec in self._specs),
-                    tuple(spec.address for spec in self._specs),
+                    tuple(addresses.keys()),
+                    tuple(addresses.values()),
                     self._spec.max_message_bytes,
                 )
             case GetStatus():

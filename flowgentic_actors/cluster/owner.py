@@ -6,6 +6,7 @@ from any thread and its owner's loop may do what it likes in between.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import time
 from pathlib import Path
@@ -13,18 +14,25 @@ from pathlib import Path
 from flowgentic_actors.cluster.folders import (
     DESCRIPTOR,
     HOST_SOCKET,
+    MEMORY,
+    PERSIST_LINK,
+    OrphanLimits,
     claim_folder,
+    retire,
     root_folder,
 )
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.host import HostSpec
 from flowgentic_actors.cluster.keeper import HostKeeper
+from flowgentic_actors.cluster.persist import await_free
 from flowgentic_actors.cluster.protocol import Description
 from flowgentic_actors.config import MemoryConfig
+from flowgentic_actors.environment import scheduler_job
 from flowgentic_actors.errors import (
     ClusterOpenError,
     DragonUnavailableError,
     FlowgenticError,
+    PersistError,
 )
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.wire.handshake import new_secret
@@ -37,6 +45,7 @@ class Owner:
     def __init__(self, config: MemoryConfig, spawner: str) -> None:
         self._config = config
         self._spawner = spawner
+        self._instance = secrets.token_hex(8)
         self._folder = Path()
         self._lock: FileLock | None = None
         self._keeper: HostKeeper | None = None
@@ -52,10 +61,14 @@ class Owner:
 
         Raises:
             ClusterOpenError: If that failed; nothing is left running then.
+            PersistError: If what is at `persist_path` cannot be opened.
         """
         config = self._config
         deadline = time.monotonic() + config.open_timeout
-        self._folder, self._lock = claim_folder(root_folder(config.scratch), config.name)
+        root = root_folder(config.scratch)
+        self._check_persist_path(root, deadline)
+        limits = OrphanLimits(config.orphan_ttl, config.orphan_bytes)
+        self._folder, self._lock = claim_folder(root, config.name, limits, deadline)
         let_go_after_fork(self)
         try:
             return self._bring_up(deadline)
@@ -67,6 +80,7 @@ class Owner:
             self._clean_up()
             if isinstance(error, ClusterOpenError):
                 raise
+            self._check_persist_path(root, deadline)  # somebody else may have been faster
             raise ClusterOpenError(
                 f"the cluster did not come up within {config.open_timeout:g} s (setting: "
                 f"open_timeout): {error}{tail}"
@@ -83,7 +97,7 @@ class Owner:
         """
         if self._lock is None:
             return True  # closed already, or a forked child's copy: nothing here is owned
-        return self._clean_up()
+        return self._clean_up(clean=True)
 
     def after_fork(self) -> None:
         """A forked child owns nothing: close its copies of the connection and the lock."""
@@ -94,12 +108,31 @@ class Owner:
             self._lock.forget()
             self._lock = None
 
+    def _check_persist_path(self, root: Path, deadline: float) -> None:
+        path = self._config.persist_path
+        if path is None:
+            return
+        if path.resolve().is_relative_to(root):
+            raise PersistError(
+                f"persist_path={path} is in {root}, where clusters keep what ends with them"
+            )
+        await_free(path.resolve(), deadline)
+
     def _bring_up(self, deadline: float) -> Description:
         config, secret = self._config, new_secret()
         check_path(str(self._folder / f"shard-{config.actors_per_node}.sock"))
+        memory = self._folder / MEMORY
+        if config.persist_path is not None:
+            memory = config.persist_path.resolve()
+            (self._folder / PERSIST_LINK).symlink_to(memory)
+        job = scheduler_job()
         spec = HostSpec(
             name=self._folder.name,
             folder=str(self._folder),
+            memory=str(memory),
+            persist=config.persist_path is not None,
+            instance=self._instance,
+            job=f"{job.scheduler} {job.job_id}" if job else "",
             secret=secret,
             spawner=self._spawner,
             actors=config.actors_per_node,
@@ -128,11 +161,18 @@ class Owner:
         self.descriptor.write(self._folder / DESCRIPTOR)
         return description
 
-    def _clean_up(self) -> bool:
-        """End what there is, in order where it can be; returns whether all of it could."""
+    def _clean_up(self, *, clean: bool = False) -> bool:
+        """End what there is, in order where it can be; returns whether all of it could.
+
+        Args:
+            clean: Whether the memory, too, is to end with the cluster if that ends in order.
+        """
         keeper, self._keeper = self._keeper, None
         orderly = keeper is None or keeper.close(self._config.close_timeout)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if clean and orderly and self._config.persist_path is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        else:
+            retire(self._folder)
         if self._lock is not None:
             self._lock.release()
             self._lock = None

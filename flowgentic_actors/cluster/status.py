@@ -56,7 +56,7 @@ class ClusterStatus(Struct, frozen=True, kw_only=True):
         spawner: `inline`, `subprocess` or `dragon`.
         host_pid: Process of its host, or of the program itself in local mode.
         uptime: Seconds since it was opened.
-        folder: Where its sockets and journals are, empty in local mode.
+        folder: Where its sockets and, without `persist_path`, journals are; empty in local mode.
         actors: Its actors, by shard.
         host_restarts: Times its host was restarted.
     """
@@ -77,9 +77,9 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
     Attributes:
         number: Counts up from 0.
         time: Seconds since the Unix epoch.
-        kind: `cluster_opened`, `fallback_to_local`, `actor_running`, `actor_exited`,
-            `actor_hosted`, `actor_failed`, `actor_stopped`, `actor_killed`, `host_restarted`,
-            `cluster_closing`.
+        kind: `cluster_opened`, `persist_reopened`, `orphan_reopened`, `resharded`,
+            `fallback_to_local`, `actor_running`, `actor_exited`, `actor_hosted`, `actor_failed`,
+            `actor_stopped`, `actor_killed`, `host_restarted`, `cluster_closing`.
         actor: The actor concerned, or empty.
         detail: In words.
     """

@@ -22,6 +22,9 @@ class FileLock:
         except BlockingIOError:
             os.close(descriptor)
             return False
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            raise
         self._fd = descriptor
         return True
 

@@ -386,7 +386,7 @@ def _kind(fault: Fault) -> str:
 
 def _compactions(folder: Path, pids: Sequence[int]) -> tuple[int, set[str]]:
     running = sum(compactor_of(pid) is not None for pid in pids)
-    return running, {str(path) for path in folder.glob(f"shard-*/*{SUFFIX}")}
+    return running, {str(path) for path in folder.glob(f"memory/*/shard-*/*{SUFFIX}")}
 
 
 def _rss() -> int:

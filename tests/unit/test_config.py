@@ -30,6 +30,11 @@ REFUSED: list[tuple[str, Any]] = [
     ("scratch", 7),
     ("scratch", "/dev/shm"),
     ("scratch", "/dev/shm/mine"),
+    ("persist_path", 7),
+    ("persist_path", "/dev/shm/mine"),
+    ("orphan_ttl", -1),
+    ("orphan_ttl", 32 * 86_400),
+    ("orphan_bytes", -1),
     ("request_timeout", 0),
     ("request_timeout", -1),
     ("request_timeout", float("nan")),
@@ -71,6 +76,13 @@ def test_an_unknown_name_is_refused() -> None:
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"spawner.*mode='distributed'"):
         MemoryConfig(mode="local", spawner="subprocess")
+
+
+def test_a_persist_path_that_would_not_persist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"persist_path must not be in scratch"):
+        MemoryConfig(scratch=tmp_path, persist_path=tmp_path / "memory")
+    with pytest.raises(ValidationError, match=r"persist_path needs mode='distributed'"):
+        MemoryConfig(mode="local", persist_path=tmp_path)
 
 
 def test_the_defaults_are_possible() -> None:

@@ -1,0 +1,456 @@
+"""A cluster's memory on disk: below `persist_path`, or in the cluster's folder without it.
+
+    <path>/                     0700
+        manifest.json           format, generation, shards, ...; replaced in one step
+        holder.lock holder.json who has it open
+        generation-<N>/         the journals of the generation that the manifest names
+            shard-0/ ...        one of each shard; a local cluster would have one shard
+
+Opening it for another number of shards, or another `namespace_depth`, writes the next generation
+from the files of this one, switches the manifest, and removes the old files. Whatever ends that
+at any point leaves one generation whole and the manifest naming it; the other one is removed by
+the next opening.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from flowgentic_actors.cluster.holder import HOLDER_FILE, HOLDER_LOCK, Hold
+from flowgentic_actors.cluster.slots import SlotTable, even_table
+from flowgentic_actors.engine.records import (
+    CheckpointStored,
+    ItemDeleted,
+    ItemStored,
+    Record,
+    ThreadDeleted,
+    WritesStored,
+)
+from flowgentic_actors.errors import JournalLockedError, PersistError, PersistHeldError
+from flowgentic_actors.shard.actor import LOCK_NAME
+from flowgentic_actors.shard.reading import ShardReader, holds_entries
+from flowgentic_actors.shard.reshard import reshard
+from flowgentic_actors.storage.disk import Disk, RealDisk
+from flowgentic_actors.storage.lock import FileLock
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+
+_UNFINISHED: Final = "manifest.new"
+_GENERATION: Final = "generation-"
+_OURS: Final = (MANIFEST, _UNFINISHED, HOLDER_LOCK)
+_LET_GO: Final = 10.0  # for the actors of a host that was killed to end
+_MOMENT: Final = 1.0
+_POLL: Final = 0.05
+_TOLD: Final = 5.0  # seconds between two lines about progress
+
+logger = logging.getLogger(__name__)
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in a memory's folder. Times are seconds since the Unix epoch.
+
+    Attributes:
+        format: Version of the layout.
+        generation: Number of the generation that counts.
+        shards: Its shards.
+        namespace_depth: As in `MemoryConfig`; decides with `shards` where a key lives.
+        name: Name of the cluster that opened it last.
+        instance: Tells that cluster from others of its name.
+        version: Version of the package that opened it last.
+        created: When it was made.
+        opened: When it was opened last.
+        closed: When it was closed in order; None while it is open, and after an unclean end.
+    """
+
+    format: int
+    generation: int
+    shards: int
+    namespace_depth: int
+    name: str
+    instance: str
+    version: str
+    created: float
+    opened: float
+    closed: float | None = None
+
+    def folders(self, path: Path) -> list[Path]:
+        """The folder of each shard of a memory."""
+        return [_generation(path, self.generation) / f"shard-{n}" for n in range(self.shards)]
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+class StoredMemory:
+    """One cluster's hold on its memory on disk. Everything here blocks.
+
+    Args:
+        path: The memory's folder.
+        disk: File operations.
+    """
+
+    def __init__(self, path: Path, disk: Disk | None = None) -> None:
+        self._path = path
+        self._disk = disk or RealDisk()
+        self._hold = Hold(path)
+        self._opening = threading.Lock()
+        self._stop = threading.Event()
+        self._manifest: Manifest | None = None
+        self.doing = f"opening {path}"
+        """What takes time, in words."""
+
+    def check(self) -> None:
+        """Raise what `open` would, as far as that can be told without taking hold of it.
+
+        Raises:
+            PersistError: See `open`.
+        """
+        try:
+            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _read_layout(self._path)
+            self._hold.check()
+        except OSError as error:
+            raise _unusable(self._path, error) from error
+
+    def open(
+        self,
+        *,
+        name: str,
+        instance: str,
+        shards: int,
+        namespace_depth: int,
+        job: str = "",
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> tuple[Manifest, Manifest | None]:
+        """Take hold of the memory, make it when it is not there, and re-shard it when needed.
+
+        Args:
+            name: Name of the cluster.
+            instance: Tells the cluster from others of its name; a host that takes the place of
+                one that died has the same.
+            shards: Shards that it shall have.
+            namespace_depth: As in `MemoryConfig`.
+            job: The scheduler's job, or empty.
+            on_lost: Called on a thread when another cluster took the memory away.
+
+        Returns:
+            Its manifest now, and the one that was found, None when the memory is new.
+
+        Raises:
+            PersistHeldError: If a live cluster has it open.
+            PersistError: If it is damaged, of a newer version, or its folder cannot be used.
+            JournalError: If a journal cannot be read.
+        """
+        with self._opening:
+            try:
+                self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._hold.take(name, job, on_lost)
+                return self._open(name, instance, shards, namespace_depth)
+            except OSError as error:
+                raise _unusable(self._path, error) from error
+
+    def announce_end(self) -> None:
+        """Tell who wants to open it that it is let go soon; does not block."""
+        self._stop.set()
+        self._hold.announce_end()
+
+    def close(self, *, orderly: bool) -> None:
+        """Let go of the memory; an opening that is under way is given up.
+
+        Args:
+            orderly: Whether every actor sealed its journal.
+        """
+        self._stop.set()
+        if not self._opening.acquire(timeout=_LET_GO):
+            return  # stuck in the file system: the end of this process lets go of the lock
+        try:
+            if self._manifest is not None and orderly:
+                closed = msgspec.structs.replace(self._manifest, closed=time.time())
+                write_manifest(self._disk, self._path, closed)
+        finally:
+            self._hold.release()
+            self._opening.release()
+
+    def _open(
+        self, name: str, instance: str, shards: int, namespace_depth: int
+    ) -> tuple[Manifest, Manifest | None]:
+        found = _read_layout(self._path)
+        now = time.time()
+        manifest = Manifest(
+            format=FORMAT,
+            generation=found.generation if found else 1,
+            shards=shards,
+            namespace_depth=namespace_depth,
+            name=name,
+            instance=instance,
+            version=_version(),
+            created=found.created if found else now,
+            opened=now,
+        )
+        self._remove_generations(but=found.generation if found else None)
+        if found is None:
+            self._make_folders(manifest)
+        else:
+            self._await_actors(found.folders(self._path))
+            if (found.shards, found.namespace_depth) != (shards, namespace_depth):
+                manifest = msgspec.structs.replace(manifest, generation=found.generation + 1)
+                self._reshard(found, manifest)
+        write_manifest(self._disk, self._path, manifest)
+        self._remove_generations(but=manifest.generation)
+        self._manifest = manifest
+        return manifest, found
+
+    def _make_folders(self, manifest: Manifest) -> None:
+        folders = manifest.folders(self._path)
+        for folder in folders:
+            folder.mkdir(mode=0o700, parents=True)
+        self._disk.sync_folder(folders[0].parent)
+        self._disk.sync_folder(self._path)
+
+    def _await_actors(self, folders: list[Path]) -> None:
+        """Wait until no actor of a cluster that was killed has a journal open any more."""
+        deadline = time.monotonic() + _LET_GO
+        for folder in folders:
+            lock = FileLock(folder / LOCK_NAME)
+            while not _try(lock):
+                if time.monotonic() > deadline:
+                    raise JournalLockedError(
+                        f"the journal in {folder} is still open in a process of the cluster that "
+                        "held this memory before: end that process"
+                    )
+                time.sleep(_POLL)
+            lock.release()
+
+    def _reshard(self, old: Manifest, new: Manifest) -> None:
+        what = f"re-sharding {self._path} from {old.shards} to {new.shards} shards"
+        if old.namespace_depth != new.namespace_depth:
+            what += f", namespace_depth {old.namespace_depth} to {new.namespace_depth}"
+        logger.info("%s", what)
+        begun = time.monotonic()
+        self._make_folders(new)
+        try:
+            copy_shards(
+                self._disk,
+                old.folders(self._path),
+                new.folders(self._path),
+                router(even_table(new.shards, new.namespace_depth)),
+                progress=self._progress(what),
+                stop=self._stop,
+            )
+        except Exception:
+            shutil.rmtree(_generation(self._path, new.generation), ignore_errors=True)
+            raise
+        logger.info("%s took %.1f s", what, time.monotonic() - begun)
+
+    def _progress(self, what: str) -> Callable[[int, int], None]:
+        told = time.monotonic()
+
+        def progress(written: int, size: int) -> None:
+            nonlocal told
+            self.doing = f"{what}: {written / 1e6:.0f} MB written, at most {size / 1e6:.0f} in all"
+            if time.monotonic() > told + _TOLD:
+                told = time.monotonic()
+                logger.info("%s", self.doing)
+
+        return progress
+
+    def _remove_generations(self, *, but: int | None) -> None:
+        for folder in _generations(self._path):
+            if but is None or folder != _generation(self._path, but):
+                shutil.rmtree(folder)
+
+
+def await_free(path: Path, deadline: float) -> None:
+    """Make sure that a memory can be opened; waits for a holder that is ending, or seems dead.
+
+    A program that died and is started again at once may be faster than its host's noticing it, so
+    any holder is given a moment.
+
+    Args:
+        path: The memory's folder; made when it is not there.
+        deadline: On the monotonic clock.
+
+    Raises:
+        PersistHeldError: If a live cluster has it open, or may have beyond the deadline.
+        PersistError: If it cannot be opened at all.
+    """
+    moment = time.monotonic() + _MOMENT
+    while True:
+        try:
+            return StoredMemory(path).check()
+        except PersistHeldError as error:
+            now = time.monotonic()
+            until = moment if error.dead_in is None else deadline
+            if now > until or now + (error.dead_in or 0.0) > deadline:
+                raise
+        time.sleep(_POLL)
+
+
+def copy_shards(
+    disk: Disk,
+    old: list[Path],
+    new: list[Path],
+    route: Callable[[Record], int],
+    *,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    stop: threading.Event | None = None,
+    live: bool = False,
+) -> int:
+    """Write what is alive in some shards' folders into others; see `reshard`."""
+    with ExitStack() as readers:
+        sources = [readers.enter_context(ShardReader(folder, live=live)) for folder in old]
+        size = sum(source.total_bytes for source in sources)
+        return reshard(
+            disk, sources, new, route, progress=lambda done: progress(done, size), stop=stop
+        )
+
+
+def router(table: SlotTable) -> Callable[[Record], int]:
+    """Tells the shard of a record."""
+
+    def route(record: Record) -> int:
+        match record:
+            case CheckpointStored() | WritesStored() | ThreadDeleted():
+                return table.of_thread(record.thread_id)
+            case ItemStored() | ItemDeleted():
+                return table.of_namespace(record.namespace)
+
+    return route
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest of a memory's folder, None when there is none.
+
+    Raises:
+        PersistError: If it is damaged or of a newer version.
+        OSError: If it cannot be read.
+    """
+    file = path / MANIFEST
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        version = msgspec.json.decode(data, type=_Format).format
+        if version > FORMAT:
+            raise PersistError(
+                f"{file} is of format {version}, and this version of flowgentic_actors reads up to "
+                f"{FORMAT}: use the version that wrote it, or a newer one"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+        if manifest.shards < 1 or manifest.generation < 1:
+            raise ValueError(f"{manifest.shards} shards, generation {manifest.generation}")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise PersistError(
+            f"{file} is damaged: {error}. The journals beside it may be whole: restore the file "
+            "from a copy"
+        ) from error
+    return manifest
+
+
+def write_manifest(disk: Disk, path: Path, manifest: Manifest) -> None:
+    """Put a manifest in place in one step; when this returns it is on the medium."""
+    unfinished = path / _UNFINISHED
+    if unfinished.name in disk.names(path):
+        disk.unlink(unfinished)
+    fd = disk.create(unfinished, 0)
+    try:
+        disk.write(fd, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n", 0)
+        disk.sync(fd)
+    finally:
+        disk.close(fd)
+    disk.rename(unfinished, path / MANIFEST)
+    disk.sync_folder(path)
+
+
+def shard_folders(path: Path, manifest: Manifest) -> list[Path]:
+    """The folders of a memory's shards.
+
+    Raises:
+        PersistError: If one is missing.
+    """
+    folders = manifest.folders(path)
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing:
+        raise PersistError(
+            f"{path} should have {manifest.shards} shards, and there is no {', '.join(missing)}: "
+            "restore it from a copy"
+        )
+    return folders
+
+
+def holds_memory(path: Path) -> bool:
+    """Whether any journal below a memory's folder holds an entry; True when that cannot be told."""
+    try:
+        manifest = read_manifest(path)
+        return manifest is not None and any(map(holds_entries, shard_folders(path, manifest)))
+    except (PersistError, OSError):
+        return True
+
+
+def _read_layout(path: Path) -> Manifest | None:
+    """The manifest of a folder that is a memory's, None when it is empty; raises for others."""
+    manifest = read_manifest(path)
+    if manifest is not None:
+        shard_folders(path, manifest)
+        return manifest
+    generations = _generations(path)
+    names = {p.name for p in path.iterdir() if not p.name.startswith((".", HOLDER_FILE))}
+    strange = names - {*_OURS, *(p.name for p in generations)}
+    if strange:
+        raise PersistError(
+            f"{path} is not empty and not a memory (there is {min(strange)!r}): give "
+            "persist_path= a folder of its own"
+        )
+    # Without a manifest there is at most what an interrupted first opening left: empty folders.
+    if any(file.is_file() for folder in generations for file in folder.rglob("*")):
+        raise PersistError(
+            f"there are journals in {path}, but no {MANIFEST}: restore that file from a copy"
+        )
+    return None
+
+
+def _version() -> str:
+    try:
+        return version_of("flowgentic-actors")
+    except PackageNotFoundError:  # a source checkout
+        return "unknown"
+
+
+def _generation(path: Path, number: int) -> Path:
+    return path / f"{_GENERATION}{number}"
+
+
+def _generations(path: Path) -> list[Path]:
+    return [
+        folder
+        for folder in path.glob(f"{_GENERATION}*")
+        if folder.name.removeprefix(_GENERATION).isdecimal()
+    ]
+
+
+def _try(lock: FileLock) -> bool:
+    try:
+        return lock.acquire()
+    except OSError:  # a file system without locks: the holder's silence has told
+        return True
+
+
+def _unusable(path: Path, error: OSError) -> PersistError:
+    return PersistError(
+        f"cannot use {path}: {error}. Set persist_path= to a folder that this user can write to, "
+        "with room for twice the memory when it is re-sharded"
+    )

@@ -1,0 +1,92 @@
+"""Reading a shard's journal from its files alone, without changing them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from flowgentic_actors.shard.entries import JournalEntry, decode_entry
+from flowgentic_actors.storage.log import SegmentLog
+from flowgentic_actors.storage.sets import open_newest
+from flowgentic_actors.storage.view import FolderView
+
+_ANOTHER_BOOT: Final = b"\xff" * 16
+
+
+class Found(NamedTuple):
+    """One entry of a journal.
+
+    Attributes:
+        lsn: Its address.
+        payload: As it is in the file.
+        entry: Decoded.
+        compacted: Whether it is from the compacted set.
+    """
+
+    lsn: int
+    payload: bytes
+    entry: JournalEntry
+    compacted: bool
+
+
+class ShardReader:
+    """A journal as its files are now. Several passes over it see the same files.
+
+    Args:
+        folder: The shard's folder.
+        live: Whether an actor may be writing to it: reading ends with the last whole entry then,
+            whatever follows. Otherwise what follows must be what an interrupted append leaves.
+
+    Raises:
+        JournalError: If the folder changes faster than it can be opened.
+        OSError: If it cannot be read.
+    """
+
+    def __init__(self, folder: Path, *, live: bool = False) -> None:
+        self._folder = folder
+        self._live = live
+        self._view = FolderView(folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._view.release()
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files, what is dead in them included."""
+        return self._view.total_bytes
+
+    def entries(self) -> Iterator[Found]:
+        """Every entry in order, as recovery would find them.
+
+        Raises:
+            JournalDamagedError: If an entry is not what was written, and no older set has it.
+            JournalError: If a file was written by another version.
+        """
+        newest = open_newest(self._view, self._folder)
+        if newest is not None:
+            for lsn, payload in newest.entries():
+                yield Found(lsn, payload, decode_entry(payload), True)
+        # As if the machine had gone down since: no order of an unsealed segment's pages is assumed.
+        boot = _ANOTHER_BOOT if self._live else None
+        log = SegmentLog(self._view, self._folder, durable=False, boot=boot)
+        for lsn, payload in log.recover(newest.end if newest else 0):
+            yield Found(lsn, payload, decode_entry(payload), False)
+
+
+def holds_entries(folder: Path) -> bool:
+    """Whether a shard's folder holds anything; a set was written of something."""
+    with FolderView(folder) as view:
+        if any(name.endswith(".set") for name in view.names(folder)):
+            return True
+        log = SegmentLog(view, folder, durable=False, boot=_ANOTHER_BOOT)
+        return next(log.recover(0), None) is not None

@@ -1,0 +1,129 @@
+"""A shard's folder as it is at one moment, for readers that must not change it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from flowgentic_actors.errors import JournalError
+from flowgentic_actors.storage.disk import RealDisk
+
+_JOURNAL: Final = (".seg", ".sealed", ".set")
+_ATTEMPTS: Final = 200
+_PAUSE: Final = 0.01
+_NOWHERE: Final = -1
+
+
+class FolderView(RealDisk):
+    """Implements `flowgentic_actors.storage.disk.Disk`; what would change a file is left undone.
+
+    Every file of the journal is opened at once, so all later reading sees the same files, whatever
+    a live actor or its compaction renames and removes meanwhile. A log that is recovered through a
+    view yields what it would yield on the folder itself.
+
+    Args:
+        folder: The shard's folder.
+
+    Raises:
+        JournalError: If the folder changes faster than it can be opened.
+        OSError: If it cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, int] = {}
+        for _ in range(_ATTEMPTS):
+            if self._open_all(folder):
+                return
+            time.sleep(_PAUSE)
+        raise JournalError(f"the files in {folder} change faster than they can be opened")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files."""
+        return sum(self.size(fd) for fd in self._files.values())
+
+    def release(self) -> None:
+        """Close every file."""
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
+
+    def _open_all(self, folder: Path) -> bool:
+        try:
+            for name in super().names(folder):
+                if name.endswith(_JOURNAL):
+                    self._files[name] = _open(folder / name)
+        except FileNotFoundError:  # renamed or removed since it was listed
+            self.release()
+            if not folder.is_dir():
+                raise
+            return False
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    # ------------------------------------------------------------------ Disk
+
+    def create(self, path: Path, size: int) -> int:  # noqa: ARG002
+        """Give the descriptor of a file that is nowhere."""
+        return _NOWHERE
+
+    def open(self, path: Path) -> int:
+        """Give the descriptor that is open already."""
+        return self._files[path.name]
+
+    def close(self, fd: int) -> None:
+        """Leave it open: there may be another pass."""
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        """Leave it undone."""
+
+    def allocate(self, fd: int, size: int) -> None:
+        """Leave it undone."""
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Leave it undone."""
+
+    def sync(self, fd: int) -> None:
+        """Leave it undone."""
+
+    def sync_folder(self, folder: Path) -> None:
+        """Leave it undone."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Leave it undone."""
+
+    def unlink(self, path: Path) -> None:
+        """Leave it undone."""
+
+    def names(self, folder: Path) -> list[str]:  # noqa: ARG002 - it is the view's one folder
+        """The names as they were."""
+        return sorted(self._files)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # the soft limit is often 1,024
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

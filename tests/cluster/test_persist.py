@@ -1,0 +1,237 @@
+"""The memory beyond its cluster: `persist_path`, orphans, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flowgentic_actors import MemoryCluster
+from flowgentic_actors.errors import (
+    ClusterOpenError,
+    FlowgenticError,
+    PersistError,
+    PersistHeldError,
+)
+from tests.cluster.helpers import gone, is_orphan, python, remove_orphan, wait_until
+from tests.conftest import NEEDS_DRAGON, SETTINGS
+from tests.contract.faces import checkpoint_of, config_of
+
+pytestmark = pytest.mark.anyio
+
+OWNER = """
+    import asyncio, json, sys
+    from flowgentic_actors import MemoryCluster
+
+    async def main():
+        async with MemoryCluster(**json.loads(sys.argv[1])) as memory:
+            for n in range(20):
+                await memory.store.aput(("team", str(n % 4)), f"key-{n}", {"n": n})
+            status = await memory.status()
+            pids = [status.host_pid, *(actor.pid for actor in status.actors)]
+            print(json.dumps({"pids": pids, "folder": status.folder}))
+            await asyncio.sleep(60)
+
+    asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("persist")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def settings(**more: Any) -> dict[str, Any]:
+    return {**SETTINGS["subprocess"], **more}
+
+
+def die(**more: Any) -> dict[str, Any]:
+    """Fill a cluster and kill its owner, its host and its actors in one moment."""
+    with python(OWNER, json.dumps(settings(**more))) as process:
+        assert process.stdout is not None
+        cluster: dict[str, Any] = json.loads(process.stdout.readline())
+        for pid in [process.pid, *cluster["pids"]]:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: all(map(gone, cluster["pids"])))
+    return cluster
+
+
+async def fill(memory: MemoryCluster, label: str) -> None:
+    for n in range(10):
+        await memory.store.aput((label, str(n % 3)), f"key-{n}", {"n": n})
+        config = config_of(f"{label}-{n % 3}")
+        await memory.checkpointer.aput(config, checkpoint_of({"n": n}), {}, {})
+
+
+async def check(memory: MemoryCluster, label: str) -> None:
+    items = await memory.store.asearch((label,), limit=100)
+    assert sorted(item.value["n"] for item in items) == [*range(10)]
+    listed = [memory.checkpointer.alist(config_of(f"{label}-{n}")) for n in range(3)]
+    found = [c.checkpoint["channel_values"]["n"] for run in listed async for c in run]
+    assert sorted(found) == [*range(10)]
+    latest = await memory.checkpointer.aget_tuple(config_of(f"{label}-0"))
+    assert latest is not None
+    assert latest.checkpoint["channel_values"]["n"] == 9
+
+
+async def kinds(memory: MemoryCluster) -> list[str]:
+    return [event.kind for event in await memory.recent_events()]
+
+
+async def test_the_memory_is_there_again_with_any_number_of_actors(folder: Path) -> None:
+    path = folder / "deep" / "memory"
+    labels: list[str] = []
+    for actors, depth in ((1, 2), (3, 2), (2, 2), (2, 1)):
+        more = {"persist_path": path, "actors_per_node": actors, "namespace_depth": depth}
+        async with MemoryCluster(**settings(**more)) as memory:
+            for label in labels:
+                await check(memory, label)
+            assert ("resharded" in await kinds(memory)) == bool(labels)
+            labels.append(f"of-{actors}-{depth}")
+            await fill(memory, labels[-1])
+    assert not list(path.glob("holder.json"))
+
+
+async def test_of_two_clusters_on_one_path_the_second_is_refused(folder: Path) -> None:
+    more = settings(persist_path=folder)
+    async with MemoryCluster(**more, name="first") as memory:
+        started = time.monotonic()
+        with pytest.raises(PersistHeldError, match=r"cluster 'first' \(host .*pid \d+, since 20"):
+            await MemoryCluster(**more, name="second").__aenter__()
+        assert time.monotonic() - started < 5
+        await fill(memory, "still-there")
+        await check(memory, "still-there")
+
+
+@pytest.mark.parametrize("ack", ["node", "disk"])
+async def test_everything_killed_and_opened_again(folder: Path, ack: str) -> None:
+    await asyncio.to_thread(die, persist_path=str(folder), actors_per_node=2, ack=ack)
+    async with MemoryCluster(**settings(persist_path=folder, actors_per_node=3)) as memory:
+        assert len(await memory.store.asearch(("team",), limit=100)) == 20
+        (event,) = [e for e in await memory.recent_events() if e.kind == "persist_reopened"]
+        assert "not closed in order" in event.detail
+
+
+async def test_a_program_that_died_can_be_started_again_at_once(folder: Path) -> None:
+    more = {"persist_path": str(folder), "name": "again"}
+
+    def lose_the_owner() -> None:
+        with python(OWNER, json.dumps(settings(**more))) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.kill()
+
+    await asyncio.to_thread(lose_the_owner)
+    async with MemoryCluster(**settings(**more)) as memory:  # its host may be draining still
+        assert len(await memory.store.asearch(("team",), limit=100)) == 20
+
+
+async def test_an_orphan_is_reopened_by_name_and_gone_after_a_clean_close() -> None:
+    cluster = await asyncio.to_thread(die, name="lost", actors_per_node=2)
+    assert await asyncio.to_thread(Path(cluster["folder"], "host.sock").exists)
+    async with MemoryCluster(**settings()):  # the next opener removes all but the memory
+        assert await asyncio.to_thread(is_orphan, cluster["folder"])
+    async with MemoryCluster(**settings(name="lost")) as memory:
+        assert len(await memory.store.asearch(("team",), limit=100)) == 20
+        assert {"orphan_reopened", "resharded"} <= set(await kinds(memory))
+    assert not await asyncio.to_thread(Path(cluster["folder"]).exists)
+
+
+@pytest.mark.parametrize("limit", [{"orphan_ttl": 0}, {"orphan_bytes": 0}])
+async def test_orphans_beyond_the_limits_are_removed(limit: dict[str, Any]) -> None:
+    cluster = await asyncio.to_thread(die)
+    async with MemoryCluster(**settings(**limit)):
+        assert not await asyncio.to_thread(Path(cluster["folder"]).exists)
+
+
+def an_old_and_a_new_orphan() -> tuple[str, str, int]:
+    """Their folders, and the bytes of the new one."""
+    old, new = die()["folder"], die()["folder"]
+    for file in Path(old).rglob("*"):
+        os.utime(file, (time.time() - 3600,) * 2)
+    files = (file.stat() for file in Path(new, "memory").rglob("*"))
+    return old, new, sum(512 * file.st_blocks for file in files)
+
+
+async def test_of_orphans_that_are_too_much_the_oldest_goes() -> None:
+    old, new, size = await asyncio.to_thread(an_old_and_a_new_orphan)
+    async with MemoryCluster(**settings(orphan_bytes=size + 1)):
+        assert not await asyncio.to_thread(Path(old).exists)
+        assert await asyncio.to_thread(is_orphan, new)
+    await asyncio.to_thread(remove_orphan, new)
+
+
+async def test_a_cluster_without_data_leaves_nothing_when_it_dies() -> None:
+    program = OWNER.replace("range(20)", "range(0)")
+
+    def lose_the_owner() -> str:
+        with python(program, json.dumps(settings())) as process:
+            assert process.stdout is not None
+            cluster = json.loads(process.stdout.readline())
+            process.kill()
+        return str(cluster["folder"])
+
+    folder = await asyncio.to_thread(lose_the_owner)
+    await asyncio.to_thread(wait_until, lambda: not Path(folder).exists(), 10)
+
+
+async def test_a_path_that_cannot_be_used_starts_nothing(folder: Path) -> None:
+    (folder / "file").touch()
+    before = {child.pid for child in psutil.Process().children()}
+    for path, told in ((folder / "file" / "memory", "persist_path="), (folder, "not a memory")):
+        with pytest.raises(PersistError, match=told):
+            await MemoryCluster(**settings(persist_path=path)).__aenter__()
+    assert {child.pid for child in psutil.Process().children()} == before
+
+
+async def test_a_memory_that_was_to_persist_does_not_become_a_local_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowgentic_actors.memory.why_no_dragon", lambda: "there is none")
+    with pytest.raises(ClusterOpenError, match="there is none"):
+        await MemoryCluster(mode="distributed", persist_path=folder).__aenter__()
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(ClusterOpenError, match="set mode='distributed'"):
+        await MemoryCluster(persist_path=folder).__aenter__()
+
+
+async def test_a_re_sharding_longer_than_the_open_timeout_says_what_is_going_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with MemoryCluster(**settings(persist_path=folder)) as memory:
+        await fill(memory, "kept")
+    slow = folder.parent / f"{folder.name}-slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(
+        "import time, os\n"
+        "from flowgentic_actors.storage.view import FolderView\n"
+        "read = FolderView.read\n"
+        "FolderView.read = lambda *a: (time.sleep(0.5), read(*a))[1]\n"
+    )
+    with monkeypatch.context() as patched:
+        patched.setenv("PYTHONPATH", f"{slow}:{os.environ.get('PYTHONPATH', '')}")
+        more = settings(persist_path=folder, actors_per_node=3, open_timeout=2.5)
+        with pytest.raises(FlowgenticError, match=r"(?s)open_timeout.*re-sharding .* from 1 to 3"):
+            await MemoryCluster(**more).__aenter__()
+    shutil.rmtree(slow)
+    async with MemoryCluster(**settings(persist_path=folder, actors_per_node=3)) as memory:
+        await check(memory, "kept")
+
+
+@pytest.mark.parametrize("mode", [pytest.param("dragon", marks=NEEDS_DRAGON)])
+async def test_the_next_dragon_cluster_finds_the_memory_again(folder: Path, mode: str) -> None:
+    for actors in (1, 2):
+        more = {**SETTINGS[mode], "persist_path": folder, "actors_per_node": actors}
+        async with MemoryCluster(**more) as memory:
+            await (fill if actors == 1 else check)(memory, "kept")
