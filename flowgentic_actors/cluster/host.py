@@ -248,7 +248,11 @@ class Host:
             ChildSpec(
                 name=name,
                 factory=SHARD_FACTORY,
-                arguments={"folder": str(folder), "ack": spec.ack},
+                arguments={
+                    "folder": str(folder),
+                    "ack": spec.ack,
+                    "appends": "thread" if spec.persist else "direct",
+                },
                 address=address,
             )
             for folder, (name, address) in zip(

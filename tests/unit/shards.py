@@ -66,6 +66,7 @@ def ask(actor: ShardActor, command: Command, seq: int = 0, low: int = 0) -> Repl
     body = msgspec.Raw(msgspec.msgpack.encode(command))
     reply = actor.handle(Call(SESSION, seq, low, body))
     actor.commit()
+    assert isinstance(reply, bytes)
     return _replies.decode(reply)
 
 
