@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from flowgentic_actors import __version__
-from flowgentic_actors.cli import bench, demo
+from flowgentic_actors.cli import bench, demo, dump, snapshot
+from flowgentic_actors.errors import FlowgenticError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,14 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_arguments(
         commands.add_parser("bench", help="measure every mode beside LangGraph's in-memory savers")
     )
+    dump.add_arguments(commands.add_parser("dump", help="list what a memory on disk holds"))
+    snapshot.add_arguments(commands.add_parser("snapshot", help="copy a memory, live or not"))
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
     try:
         if command == "demo":
             return asyncio.run(demo.run_demo(demo.DemoOptions(**options)))
+        if command == "dump":
+            return dump.run_dump(dump.DumpOptions(**options))
+        if command == "snapshot":
+            return snapshot.run_snapshot(snapshot.SnapshotOptions(**options))
         return bench.run_bench(bench.BenchOptions(**options))
     except ValueError as error:
         parser.error(str(error))
+    except FlowgenticError as error:
+        print(f"flowgentic-actors {command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -253,18 +253,20 @@ def read_holder(folder: Path) -> Holder | None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a live cluster may have a folder open; changes nothing, not even its holder's file.
+    """Whether a live cluster seems to have a folder open; nothing is changed or locked to see it.
 
-    Args:
-        folder: The folder; it need not be writable.
+    Raises:
+        PersistError: If the holder's file cannot be read.
     """
-    if not (folder / HOLDER_LOCK).exists() or read_holder(folder) is None:
+    holder = read_holder(folder)
+    if holder is None:
         return False
+    if holder.boot == _machine() and holder.pids == _pid_namespace():
+        return holder.started == _start_time(holder.pid)
     try:
-        Hold(folder).check()
-    except PersistError:
-        return True
-    return False
+        return time.time() - (folder / HOLDER_FILE).stat().st_mtime < SILENCE
+    except OSError:
+        return False
 
 
 def _held(folder: Path, holder: Holder | None) -> PersistHeldError:

@@ -27,7 +27,7 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.cluster.holder import HOLDER_FILE, HOLDER_LOCK, Hold
+from flowgentic_actors.cluster.holder import HOLDER_FILE, HOLDER_LOCK, Hold, is_held
 from flowgentic_actors.cluster.slots import SlotTable, even_table
 from flowgentic_actors.engine.records import (
     CheckpointStored,
@@ -52,6 +52,7 @@ _GENERATION: Final = "generation-"
 _OURS: Final = (MANIFEST, _UNFINISHED, HOLDER_LOCK)
 _LET_GO: Final = 10.0  # for the actors of a host that was killed to end
 _MOMENT: Final = 1.0
+_ATTEMPTS: Final = 5
 _POLL: Final = 0.05
 _TOLD: Final = 5.0  # seconds between two lines about progress
 
@@ -119,7 +120,7 @@ class StoredMemory:
             PersistError: See `open`.
         """
         try:
-            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_path(self._disk, self._path)
             _read_layout(self._path)
             self._hold.check()
         except OSError as error:
@@ -156,7 +157,7 @@ class StoredMemory:
         """
         with self._opening:
             try:
-                self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _make_path(self._disk, self._path)
                 self._hold.take(name, job, on_lost)
                 return self._open(name, instance, shards, namespace_depth)
             except OSError as error:
@@ -202,7 +203,7 @@ class StoredMemory:
         )
         self._remove_generations(but=found.generation if found else None)
         if found is None:
-            self._make_folders(manifest)
+            _make_generation(self._disk, self._path, manifest)
         else:
             self._await_actors(found.folders(self._path))
             if (found.shards, found.namespace_depth) != (shards, namespace_depth):
@@ -212,13 +213,6 @@ class StoredMemory:
         self._remove_generations(but=manifest.generation)
         self._manifest = manifest
         return manifest, found
-
-    def _make_folders(self, manifest: Manifest) -> None:
-        folders = manifest.folders(self._path)
-        for folder in folders:
-            folder.mkdir(mode=0o700, parents=True)
-        self._disk.sync_folder(folders[0].parent)
-        self._disk.sync_folder(self._path)
 
     def _await_actors(self, folders: list[Path]) -> None:
         """Wait until no actor of a cluster that was killed has a journal open any more."""
@@ -240,7 +234,7 @@ class StoredMemory:
             what += f", namespace_depth {old.namespace_depth} to {new.namespace_depth}"
         logger.info("%s", what)
         begun = time.monotonic()
-        self._make_folders(new)
+        _make_generation(self._disk, self._path, new)
         try:
             copy_shards(
                 self._disk,
@@ -316,6 +310,70 @@ def copy_shards(
         return reshard(
             disk, sources, new, route, progress=lambda done: progress(done, size), stop=stop
         )
+
+
+def snapshot(path: Path, target: Path) -> tuple[Manifest, int]:
+    """Copy a memory, open in a live cluster or not, into a new one.
+
+    Each shard is copied as it was at one moment; what is written meanwhile may be in the copy of
+    one shard and not yet in that of another.
+
+    Args:
+        path: The memory's folder; it is only read.
+        target: Folder of the copy: it must not exist, or be empty.
+
+    Returns:
+        The copy's manifest, and the number of entries in it.
+
+    Raises:
+        PersistError: If there is no memory, or the copy cannot be written.
+        JournalError: If a journal cannot be read.
+    """
+    disk = RealDisk()
+    try:
+        made = not target.exists()
+        if not made and (not target.is_dir() or any(target.iterdir())):
+            raise PersistError(f"{target} is there already: give a folder that is new or empty")
+        if target.absolute().is_relative_to("/dev/shm"):  # noqa: S108
+            raise PersistError(f"{target} is in /dev/shm, which does not outlive this node")
+        try:
+            _make_path(disk, target)
+            return _snapshot(disk, path, target)
+        except BaseException:
+            for folder in _generations(target):
+                shutil.rmtree(folder, ignore_errors=True)
+            (target / _UNFINISHED).unlink(missing_ok=True)
+            if made:
+                shutil.rmtree(target, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise PersistError(f"cannot copy {path} to {target}: {error}") from error
+
+
+def _snapshot(disk: Disk, path: Path, target: Path) -> tuple[Manifest, int]:
+    for attempt in range(_ATTEMPTS):
+        found = read_manifest(path)
+        if found is None:
+            raise PersistError(f"{path} is no memory: it has no {MANIFEST}")
+        copy = msgspec.structs.replace(
+            found, generation=attempt + 1, version=_version(), closed=time.time()
+        )
+        _make_generation(disk, target, copy)
+        live = is_held(path)
+        written = 0
+        try:
+            for old, new in zip(shard_folders(path, found), copy.folders(target), strict=True):
+                written += copy_shards(disk, [old], [new], lambda _: 0, live=live)
+        except (PersistError, FileNotFoundError):
+            if read_manifest(path) == found:
+                raise
+            continue  # it was re-sharded, and the generation that was being read is gone
+        write_manifest(disk, target, copy)
+        for folder in _generations(target):
+            if folder != _generation(target, copy.generation):
+                shutil.rmtree(folder)
+        return copy, written
+    raise PersistError(f"{path} is re-sharded again and again: try again later")
 
 
 def router(table: SlotTable) -> Callable[[Record], int]:
@@ -428,6 +486,23 @@ def _version() -> str:
         return version_of("flowgentic-actors")
     except PackageNotFoundError:  # a source checkout
         return "unknown"
+
+
+def _make_path(disk: Disk, path: Path) -> None:
+    """Make a folder of this user alone, and see to it that its name is on the medium."""
+    if not path.parent.exists():
+        _make_path(disk, path.parent)
+    if not path.exists():
+        path.mkdir(mode=0o700, exist_ok=True)
+        disk.sync_folder(path.parent)
+
+
+def _make_generation(disk: Disk, path: Path, manifest: Manifest) -> None:
+    folders = manifest.folders(path)
+    for folder in folders:
+        folder.mkdir(mode=0o700, parents=True)
+    disk.sync_folder(folders[0].parent)
+    disk.sync_folder(path)
 
 
 def _generation(path: Path, number: int) -> Path:

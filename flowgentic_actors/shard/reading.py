@@ -7,9 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from flowgentic_actors.shard.entries import JournalEntry, decode_entry
+from flowgentic_actors.engine.records import Record
+from flowgentic_actors.errors import JournalDamagedError
+from flowgentic_actors.shard.entries import Entry, JournalEntry, decode_entry
 from flowgentic_actors.storage.log import SegmentLog
-from flowgentic_actors.storage.sets import open_newest
+from flowgentic_actors.storage.sets import CompactedSet, open_newest
 from flowgentic_actors.storage.view import FolderView
 
 _ANOTHER_BOOT: Final = b"\xff" * 16
@@ -48,6 +50,8 @@ class ShardReader:
         self._folder = folder
         self._live = live
         self._view = FolderView(folder)
+        self._set: CompactedSet | None = None
+        self._log: SegmentLog | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -72,15 +76,30 @@ class ShardReader:
             JournalDamagedError: If an entry is not what was written, and no older set has it.
             JournalError: If a file was written by another version.
         """
-        newest = open_newest(self._view, self._folder)
+        self._set = newest = open_newest(self._view, self._folder)
         if newest is not None:
             for lsn, payload in newest.entries():
                 yield Found(lsn, payload, decode_entry(payload), True)
         # As if the machine had gone down since: no order of an unsealed segment's pages is assumed.
         boot = _ANOTHER_BOOT if self._live else None
-        log = SegmentLog(self._view, self._folder, durable=False, boot=boot)
-        for lsn, payload in log.recover(newest.end if newest else 0):
+        self._log = SegmentLog(self._view, self._folder, durable=False, boot=boot)
+        for lsn, payload in self._log.recover(newest.end if newest else 0):
             yield Found(lsn, payload, decode_entry(payload), False)
+
+    def read(self, lsn: int) -> Record:
+        """The record of one entry that a pass to the end has yielded.
+
+        Raises:
+            JournalDamagedError: If it is not what was written.
+        """
+        payload = self._log.read(lsn) if self._log else None
+        if payload is None and self._set is not None:
+            payload = self._set.read(lsn)
+        if payload is None:
+            raise JournalDamagedError(f"{self._folder}: there is no entry {lsn}")
+        entry = decode_entry(payload)
+        assert isinstance(entry, Entry)
+        return entry.record
 
 
 def holds_entries(folder: Path) -> bool:

@@ -1,0 +1,48 @@
+"""`flowgentic-actors snapshot`: a copy of a memory that another cluster can open."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowgentic_actors.cluster.folders import find_memory
+from flowgentic_actors.cluster.persist import snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotOptions:
+    """What is copied where.
+
+    Attributes:
+        memory: A `persist_path`, a cluster's folder, or the name of a live cluster or an orphan.
+        destination: Folder of the copy, new or empty.
+        scratch: Where names are looked up.
+    """
+
+    memory: str
+    destination: Path
+    scratch: Path | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    add_memory(parser)
+    parser.add_argument("destination", type=Path, help="folder of the copy: new, or empty")
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that say which memory is meant."""
+    parser.add_argument(
+        "memory", help="a persist_path, a cluster's folder, or the name of a cluster or an orphan"
+    )
+    parser.add_argument("--scratch", type=Path, help="where names are looked up (default: $TMPDIR)")
+
+
+def run_snapshot(options: SnapshotOptions) -> int:
+    """Copy, and say what was copied; returns the exit code."""
+    path = find_memory(options.memory, options.scratch)
+    manifest, entries = snapshot(path, options.destination)
+    print(f"{path}: {manifest.shards} shards, {entries} entries copied to {options.destination}")
+    print(f'open it with MemoryCluster(mode="distributed", persist_path="{options.destination}")')
+    return 0

@@ -1,0 +1,108 @@
+"""What a journal holds, without the values: an index for listings."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from flowgentic_actors.engine.records import (
+    CheckpointStored,
+    ItemDeleted,
+    ItemStored,
+    ThreadDeleted,
+    WritesStored,
+)
+from flowgentic_actors.shard.entries import KeptSessions
+from flowgentic_actors.shard.reading import ShardReader
+
+
+class ItemSummary(NamedTuple):
+    """One item.
+
+    Attributes:
+        lsn: Where its value is.
+        type: Type of the value, as its serializer named it.
+        size: Bytes of the value.
+        created_us: Microseconds since the Unix epoch.
+        updated_us: The same.
+    """
+
+    lsn: int
+    type: str
+    size: int
+    created_us: int
+    updated_us: int
+
+
+class ThreadSummary:
+    """One thread.
+
+    Attributes:
+        lsns: Its entries.
+        checkpoints: Ids of its checkpoints, with their namespaces.
+    """
+
+    def __init__(self) -> None:
+        self.lsns: list[int] = []
+        self.checkpoints: set[tuple[str, str]] = set()
+        self._sizes: dict[tuple[object, ...], int] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its values."""
+        return sum(self._sizes.values())
+
+    @property
+    def namespaces(self) -> list[str]:
+        """Its checkpoint namespaces, in order; the empty one is the graph's own."""
+        return sorted({namespace for namespace, _ in self.checkpoints})
+
+    @property
+    def last_id(self) -> str:
+        """Its newest checkpoint, empty when it has none."""
+        return max((checkpoint_id for _, checkpoint_id in self.checkpoints), default="")
+
+    def add(self, lsn: int, record: CheckpointStored | WritesStored) -> None:
+        """Take note of an entry."""
+        self.lsns.append(lsn)
+        namespace, checkpoint_id = record.checkpoint_ns, record.checkpoint_id
+        if isinstance(record, WritesStored):
+            for write in record.writes:
+                place = ("w", namespace, checkpoint_id, record.task_id, write.index)
+                self._sizes[place] = len(write.value[1])
+            return
+        self.checkpoints.add((namespace, checkpoint_id))
+        size = len(record.checkpoint[1]) + len(record.metadata[1])
+        self._sizes["c", namespace, checkpoint_id] = size
+        for channel, blob in record.blobs.items():
+            if channel in record.versions:
+                self._sizes["b", namespace, channel, record.versions[channel]] = len(blob[1])
+
+
+class Catalogue:
+    """Everything in one shard's journal.
+
+    Attributes:
+        threads: Threads by id.
+        items: Items by namespace and key.
+
+    Args:
+        reader: The journal, read to its end.
+    """
+
+    def __init__(self, reader: ShardReader) -> None:
+        self.threads: dict[str, ThreadSummary] = {}
+        self.items: dict[tuple[tuple[str, ...], str], ItemSummary] = {}
+        for found in reader.entries():
+            if isinstance(found.entry, KeptSessions):
+                continue
+            match found.entry.record:
+                case CheckpointStored() | WritesStored() as record:
+                    thread = self.threads.setdefault(record.thread_id, ThreadSummary())
+                    thread.add(found.lsn, record)
+                case ThreadDeleted(thread_id):
+                    self.threads.pop(thread_id, None)
+                case ItemStored(namespace, key, (kind, data), created_us, updated_us):
+                    summary = ItemSummary(found.lsn, kind, len(data), created_us, updated_us)
+                    self.items[namespace, key] = summary
+                case ItemDeleted(namespace, key):
+                    self.items.pop((namespace, key), None)
