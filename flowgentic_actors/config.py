@@ -87,10 +87,15 @@ class MemoryConfig(BaseModel):
     """Time that one request may keep an actor from all others before it counts as hung."""
 
     restart_intensity: Annotated[int, Field(ge=0, le=100_000)] = 10
-    """Restarts of one actor allowed within `restart_period`; one more and it has failed."""
+    """Restarts of one actor, or of the host, allowed within `restart_period`. Beyond them the host
+    serves the actor itself, degraded; the cluster of a host that keeps dying has failed."""
 
     restart_period: Seconds = 30.0
     """The period of `restart_intensity`."""
+
+    rejoin_grace: Seconds = 60.0
+    """Time that an actor whose host is silent (for `hang_timeout`) answers nothing and waits for it
+    before it ends."""
 
     mailbox_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     """Requests that wait in an actor's mailbox before it stops reading."""

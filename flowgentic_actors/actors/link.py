@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import threading
 import time
@@ -35,6 +36,7 @@ EXIT_ORPHANED: Final = 75
 logger = logging.getLogger(__name__)
 
 _GO_TIMEOUT = 30.0
+_TICK = 0.1
 _READ = 1 << 16
 
 
@@ -47,8 +49,11 @@ class SupervisorLink:
         self._lock = threading.Lock()  # the loop's thread and the link's both send
         self._inbox: list[ToClient] = []
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._poll = select.poll()
+        self._poll.register(self._sock, select.POLLIN)
         self.status: Callable[[], tuple[float, dict[str, int]]] = lambda: (0.0, {})
-        self.on_drain: Callable[[], None] = lambda: None
+        self.on_drain: Callable[[str], None] = lambda _reason: None
+        self.on_fence: Callable[[bool], None] = lambda _fenced: None
 
     def ask_to_go(self) -> None:
         """Tell the supervisor that this process is there and wait until it may go on.
@@ -98,16 +103,37 @@ class SupervisorLink:
             self._write()  # the handshake's answer, if that is what came
         return messages
 
+    def _await_supervisor(self) -> None:
+        """Wait for its next message: fenced while it is silent, and not for ever.
+
+        What counts is waits that ended in vain, not the clock: while a scheduler suspends the whole
+        job, this thread does not wait either.
+        """
+        fenced, silence = False, 0.0
+        while not self._poll.poll(_TICK * 1000):
+            silence += _TICK
+            if silence > self._spec.fence_after + self._spec.rejoin_grace:
+                logger.error("the supervisor has been silent for %.0f s", silence)
+                os._exit(EXIT_ORPHANED)
+            if silence > self._spec.fence_after:
+                if not fenced:
+                    logger.warning("the supervisor is silent: nothing is answered for now")
+                fenced = True
+                self.on_fence(True)  # again and again: it may just have begun to serve
+        if fenced:
+            self.on_fence(False)
+
     def _run(self) -> None:
         try:
             while True:
+                self._await_supervisor()
                 for message in self._receive():
                     match message:
                         case Ping(number):
                             busy, stats = self.status()
                             self.send(Pong(number, busy, stats))
-                        case Drain():
-                            self.on_drain()
+                        case Drain(reason):
+                            self.on_drain(reason)
                         case Go() | Welcome():
                             pass
                         case _:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import logging
 import os
 import resource
@@ -16,13 +15,11 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.actors.actor import Actor
 from flowgentic_actors.actors.link import SupervisorLink
-from flowgentic_actors.actors.mailbox import Mailbox
-from flowgentic_actors.actors.runtime import ActorRuntime
+from flowgentic_actors.actors.serving import make_actor, serve
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import FlowgenticError
-from flowgentic_actors.wire.messages import Broken, Ready, Stopped, sendable
+from flowgentic_actors.wire.messages import Broken, sendable
 from flowgentic_actors.wire.server import MAX_CONNECTIONS, Server
 
 EXIT_BROKEN: Final = 70
@@ -33,10 +30,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> int:
     """Become the actor that the file named on the command line describes."""
-    # Ctrl-C and a scheduler's SIGTERM reach every process of a job; the supervisor alone decides
-    # when an actor ends, and its link tells.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_job_signals()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _allow_files(MAX_CONNECTIONS + 64)
     spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ActorSpec)
@@ -48,6 +42,12 @@ def main() -> int:
         logger.exception("actor %s does not start", spec.name)
         return EXIT_BROKEN
     link.watch()
+
+    def broken(reason: str, server: Server) -> None:  # noqa: ARG001 - it ends with the process
+        with contextlib.suppress(OSError):  # the supervisor may be gone; the end is the same
+            link.send(Broken(sendable(reason)))
+        os._exit(EXIT_BROKEN)
+
     try:
         actor = make_actor(spec.factory, spec.arguments)
     except Exception as error:
@@ -55,12 +55,22 @@ def main() -> int:
         link.send(Broken(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
     try:
-        asyncio.run(_serve(spec, actor, link, started))
+        asyncio.run(serve(spec, actor, link, started, broken))
     except Exception as error:
         logger.exception("actor %s cannot go on", spec.name)
         link.send(Broken(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
     return 0
+
+
+def ignore_job_signals() -> None:
+    """Leave it to the supervisor when this process ends.
+
+    Ctrl-C, a closed terminal, a scheduler's SIGTERM and its warning before walltime (SIGUSR1 or
+    SIGUSR2, as its user chose) reach every process of a job.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _allow_files(wanted: int) -> None:
@@ -69,34 +79,3 @@ def _allow_files(wanted: int) -> None:
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def make_actor(factory: str, arguments: dict[str, str]) -> Actor:
-    """Call a factory named `"module:callable"`."""
-    module, _, name = factory.partition(":")
-    actor: Actor = getattr(importlib.import_module(module), name)(**arguments)
-    return actor
-
-
-async def _serve(spec: ActorSpec, actor: Actor, link: SupervisorLink, started: float) -> None:
-    loop = asyncio.get_running_loop()
-    draining = asyncio.Event()
-
-    def broken(reason: str) -> None:
-        with contextlib.suppress(OSError):  # the supervisor may be gone; the end is the same
-            link.send(Broken(sendable(reason)))
-        os._exit(EXIT_BROKEN)
-
-    def drain_soon() -> None:
-        loop.call_soon_threadsafe(draining.set)
-
-    mailbox = Mailbox(spec.mailbox_requests, spec.mailbox_bytes)
-    runtime = ActorRuntime(actor, mailbox, broken, spec.max_message_bytes)
-    server = Server(runtime, spec.secret, spec.name, spec.epoch, spec.max_message_bytes)
-    await server.listen(spec.address)
-    link.status = lambda: (runtime.busy(), runtime.stats())
-    link.on_drain = drain_soon
-    link.send(Ready(time.monotonic() - started))
-    await draining.wait()
-    await runtime.drain(server)
-    link.send(Stopped(runtime.stats()))

@@ -70,6 +70,9 @@ class ActorRuntime:
         self._scheduled = False
         self._aside: dict[Connection, list[Envelope]] = {}  # for peers that do not read
         self._closing = False
+        self._closing_text = ""
+        self._fenced = False
+        self._held: _Answers = []  # while fenced
         self._broken = False
         self._waiting = 0  # batches whose commit is under way
         self._later = 0  # requests that their actor answers later
@@ -99,9 +102,15 @@ class ActorRuntime:
             **self._actor.stats(),
         }
 
-    async def drain(self, server: Server) -> None:
-        """Stop intake, finish what was accepted, close the connections and the actor."""
+    async def drain(self, server: Server, reason: str = "") -> None:
+        """Stop intake, finish what was accepted, close the connections and the actor.
+
+        Args:
+            server: Where its requests come from.
+            reason: Why, for those who ask too late.
+        """
         self._closing = True
+        self._closing_text = f"the cluster is closing{reason and f': {reason}'}"
         server.stop_listening()
         for envelope in chain.from_iterable(self._aside.values()):
             self._refuse_late(envelope.connection, envelope.seq)
@@ -109,6 +118,14 @@ class ActorRuntime:
         await self._idle.wait()
         await server.close()
         self._actor.close()
+
+    def fence(self, *, fenced: bool) -> None:
+        """Begin or cease to answer nothing and to handle nothing; what came in waits."""
+        self._fenced = fenced
+        if not fenced:
+            held, self._held = self._held, []
+            self._send(held)
+            self._schedule()
 
     # ------------------------------------------------------------------ the server's handler
 
@@ -149,7 +166,7 @@ class ActorRuntime:
 
     def _run_batch(self) -> None:
         self._scheduled = False
-        if self._broken:
+        if self._broken or self._fenced:
             return
         self._busy_since = time.monotonic()
         replies = self._take_ready()
@@ -188,6 +205,9 @@ class ActorRuntime:
         self._rest()
 
     def _send(self, replies: _Answers) -> None:
+        if self._fenced:
+            self._held.extend(replies)
+            return
         for envelope, reply in replies:
             envelope.connection.send(reply)
         for connection in {envelope.connection for envelope, _ in replies}:
@@ -302,7 +322,7 @@ class ActorRuntime:
         return Reply(envelope.seq, Raw(reply))
 
     def _refuse_late(self, connection: Connection, seq: int) -> None:
-        self._refuse(connection, seq, "closing", "the cluster is closing")
+        self._refuse(connection, seq, "closing", self._closing_text)
 
     def _refuse(self, connection: Connection, seq: int, kind: FailureKind, text: str) -> None:
         self._rejected += 1

@@ -25,6 +25,8 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
         mailbox_requests: Bound of the mailbox.
         mailbox_bytes: Bound of the mailbox.
         max_message_bytes: Largest message.
+        fence_after: Seconds of the supervisor's silence after which the actor answers nothing.
+        rejoin_grace: Further seconds after which it ends.
     """
 
     name: str
@@ -37,6 +39,8 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     mailbox_requests: int
     mailbox_bytes: int
     max_message_bytes: int
+    fence_after: float
+    rejoin_grace: float
 
     def __repr__(self) -> str:
         return f"ActorSpec(name={self.name!r}, epoch={self.epoch}, secret=...)"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +16,9 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from flowgentic_actors.actors.exits import ProcessWatch
+from flowgentic_actors.actors.hosted import HostedActor
 from flowgentic_actors.actors.record import ProcessRecord
+from flowgentic_actors.actors.refusal import Refusal, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned, Spawner
 from flowgentic_actors.actors.spec import ActorSpec, write_private
@@ -31,7 +35,7 @@ from flowgentic_actors.wire.messages import (
     Stopped,
     ToServer,
 )
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server import Connection, Server
 
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit; the kernel takes milliseconds
 _FILE_TIMEOUT = 30.0
@@ -44,6 +48,7 @@ class ChildState(enum.StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     RESTARTING = "restarting"
+    DEGRADED = "degraded"  # in the supervisor's own process
     FAILED = "failed"
     STOPPED = "stopped"
 
@@ -80,6 +85,7 @@ class SupervisorSettings:
     mailbox_requests: int
     mailbox_bytes: int
     max_message_bytes: int
+    rejoin_grace: float
 
 
 @dataclass
@@ -133,6 +139,7 @@ class Child:
         self.stats: dict[str, int] = {}
         self.reason = ""
         self.life: Incarnation | None = None
+        self.hosted: HostedActor | None = None
         self.settled = asyncio.Event()  # running for the first time, or failed
 
 
@@ -177,6 +184,7 @@ class Supervisor:
         self._links: dict[Connection, tuple[Child, Incarnation]] = {}
         self._stopping = asyncio.Event()
         self._record = ProcessRecord(folder)
+        self._refusing: list[Server] = []
 
     @property
     def children(self) -> list[Child]:
@@ -203,8 +211,12 @@ class Supervisor:
             if child.state is ChildState.FAILED:
                 raise ActorFailedError(f"{child.spec.name} does not start: {child.reason}")
 
-    async def stop(self, timeout: float) -> bool:
+    async def stop(self, timeout: float, reason: str = "") -> bool:
         """End all actors: drain each, wait within the bound, kill what is left.
+
+        Args:
+            timeout: Seconds.
+            reason: Why, for callers who come too late.
 
         Returns:
             Whether all of them ended in order.
@@ -216,8 +228,10 @@ class Supervisor:
             group = [child for child in self.children if child.spec.rank == rank]
             async with anyio.create_task_group() as tasks:
                 for child in group:
-                    tasks.start_soon(self._stop_child, child, deadline)
+                    tasks.start_soon(self._stop_child, child, deadline, reason)
             orderly = orderly and all(child.state is ChildState.STOPPED for child in group)
+        for server in self._refusing:
+            await server.close()
         return orderly
 
     # ------------------------------------------------------------------ links
@@ -280,26 +294,70 @@ class Supervisor:
             self._on_event("actor_exited", child.spec.name, child.reason)
             now = time.monotonic()
             delay = child.policy.next_delay(now, now - life.served_from)
-            if delay is None or (not child.has_run and child.epoch > _FIRST_ATTEMPTS):
-                child.state = ChildState.FAILED
-                child.settled.set()
-                self._on_event(
-                    "actor_failed",
-                    child.spec.name,
-                    f"given up after {child.restarts} restarts; the last reason: {child.reason}",
-                )
+            if not child.has_run and (delay is None or child.epoch > _FIRST_ATTEMPTS):
+                self._failed(child, child.reason)
                 return
+            if delay is None:
+                await self._host(child)
+                break
             child.state = ChildState.RESTARTING
             child.restarts += 1
             await anyio.sleep(delay)
         child.settled.set()  # what became of it, `stop` says
 
-    async def _bring_up(self, child: Child, life: Incarnation) -> None:
+    async def _host(self, child: Child) -> None:
+        """Serve an actor in this process, the last resort, until it breaks here as well."""
+        name, cause = child.spec.name, child.reason
+        child.epoch += 1
+        hosted = child.hosted = HostedActor(self._spec_of(child))
+        await _first(hosted.ready, hosted.ended, self._stopping)
+        if hosted.ready.is_set():
+            child.state, child.pid, child.node = ChildState.DEGRADED, os.getpid(), _node()
+            self._on_event(
+                "actor_hosted",
+                name,
+                f"degraded: it is in the supervisor's process now, after {child.restarts} restarts;"
+                f" the last reason: {cause}",
+            )
+            await self._watch_hosted(child, hosted)
+        if self._stopping.is_set():
+            return
+        self._failed(child, f"{cause}; and in the supervisor's process: {hosted.reason}")
+        text = (
+            f"it has failed and is not restarted: {child.reason}. Other shards serve; close the "
+            "cluster and open it again (settings: restart_intensity, restart_period)"
+        )
+        size = self._settings.max_message_bytes
+        address = child.spec.address
+        server = await refuse(address, name, self._secret, size, Refusal("failed", text))
+        self._refusing.append(server)
+
+    async def _watch_hosted(self, child: Child, hosted: HostedActor) -> None:
+        stuck = 0
+        while not (hosted.ended.is_set() or self._stopping.is_set()):
+            with anyio.move_on_after(self._settings.heartbeat_interval):
+                await _first(hosted.ended, self._stopping)
+            try:
+                busy, child.stats = hosted.status()
+            except Exception as error:  # noqa: BLE001 - an actor's defect, whatever it is
+                hosted.reason = f"{type(error).__name__}: {error}"
+                return
+            stuck = stuck + 1 if busy > self._settings.busy_timeout else 0
+            if stuck > 1:
+                hosted.reason = f"one batch took more than {busy:.1f} s: stuck"
+                return
+
+    def _failed(self, child: Child, reason: str) -> None:
+        child.state, child.reason = ChildState.FAILED, reason
+        child.settled.set()
+        detail = f"given up after {child.restarts} restarts; the last reason: {reason}"
+        self._on_event("actor_failed", child.spec.name, detail)
+
+    def _spec_of(self, child: Child) -> ActorSpec:
         settings = self._settings
-        spec_file = self._folder / f"{child.spec.name}.spec"
-        spec = ActorSpec(
+        return ActorSpec(
             name=child.spec.name,
-            epoch=life.epoch,
+            epoch=child.epoch,
             factory=child.spec.factory,
             arguments=child.spec.arguments,
             address=child.spec.address,
@@ -308,8 +366,14 @@ class Supervisor:
             mailbox_requests=settings.mailbox_requests,
             mailbox_bytes=settings.mailbox_bytes,
             max_message_bytes=settings.max_message_bytes,
+            fence_after=settings.hang_timeout,
+            rejoin_grace=settings.rejoin_grace,
         )
-        encoded = msgspec.json.encode(spec)
+
+    async def _bring_up(self, child: Child, life: Incarnation) -> None:
+        settings = self._settings
+        spec_file = self._folder / f"{child.spec.name}.spec"
+        encoded = msgspec.json.encode(self._spec_of(child))
         await on_daemon_thread(_FILE_TIMEOUT, write_private, spec_file, encoded)
         log_file = self._folder / f"{child.spec.name}.log"
         life.spawned = await self._spawner.spawn(spec_file, log_file, settings.start_timeout)
@@ -384,16 +448,22 @@ class Supervisor:
             life.watch.close()
         return life.spawned.reap() if life.spawned else None
 
-    async def _stop_child(self, child: Child, deadline: float) -> None:
-        life = child.life
+    async def _stop_child(self, child: Child, deadline: float, reason: str) -> None:
+        life, hosted = child.life, child.hosted
         if child.state is ChildState.FAILED:
+            return
+        if hosted is not None:
+            hosted.on_drain(reason)
+            with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
+                await hosted.ended.wait()
+            self._stopped(child, orderly=hosted.stopped, served=hosted.ready.is_set())
             return
         if life is None:
             child.state = ChildState.STOPPED
             return
         served = life.link is not None and not life.ended.is_set() and life.ready.is_set()
         if life.link is not None and served:
-            life.link.send(Drain())
+            life.link.send(Drain(reason))
             with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
                 await _first(life.stopped, life.ended)
             with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
@@ -404,10 +474,17 @@ class Supervisor:
             life.watch.kill()
             with anyio.move_on_after(_EXIT_TIMEOUT):
                 await life.watch.gone.wait()
+        self._stopped(child, orderly=orderly, served=served)
+
+    def _stopped(self, child: Child, *, orderly: bool, served: bool) -> None:
         child.state = ChildState.STOPPED if orderly else ChildState.FAILED
         kind = "actor_stopped" if orderly else "actor_killed"
         reason = "it did not drain in time" if served else "it did not serve"
         self._on_event(kind, child.spec.name, "" if orderly else reason)
+
+
+def _node() -> str:
+    return socket.gethostname()
 
 
 async def _first(*events: asyncio.Event) -> None:

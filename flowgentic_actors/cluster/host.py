@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
+from flowgentic_actors.actors.process import ignore_job_signals
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.spawn_dragon import DragonSpawner
@@ -108,6 +108,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     busy_timeout: float
     restart_intensity: int
     restart_period: float
+    rejoin_grace: float
     mailbox_requests: int
     mailbox_bytes: int
     max_message_bytes: int
@@ -128,9 +129,7 @@ def actor_addresses(spec: HostSpec) -> dict[str, str]:
 
 def main() -> int:
     """Be the host that the file named on the command line describes."""
-    # The owner decides when the host ends; Ctrl-C and a scheduler's SIGTERM reach the owner too.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_job_signals()  # they reach the owner too, who decides
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
     )
@@ -182,6 +181,7 @@ class Host:
                 busy_timeout=spec.busy_timeout,
                 restart_intensity=spec.restart_intensity,
                 restart_period=spec.restart_period,
+                rejoin_grace=spec.rejoin_grace,
                 start_timeout=spec.start_timeout,
                 mailbox_requests=spec.mailbox_requests,
                 mailbox_bytes=spec.mailbox_bytes,
@@ -415,7 +415,7 @@ class Host:
 
 
 def _actor_status(shard: int, child: Child) -> ActorStatus:
-    alive = child.state is ChildState.RUNNING
+    alive = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
     known = set(ActorStatus.__struct_fields__)
     return ActorStatus(
         name=child.spec.name,

@@ -145,6 +145,7 @@ class Owner:
             busy_timeout=config.busy_timeout,
             restart_intensity=config.restart_intensity,
             restart_period=config.restart_period,
+            rejoin_grace=config.rejoin_grace,
             mailbox_requests=config.mailbox_requests,
             mailbox_bytes=config.mailbox_bytes,
             max_message_bytes=config.max_message_bytes,

@@ -14,7 +14,8 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
         node: Host name of the node it runs on.
         pid: Its process, None while it has none.
         epoch: Number of its incarnation, 1 for the first.
-        state: `starting`, `running`, `restarting`, `failed` or `stopped`.
+        state: `starting`, `running`, `restarting`, `degraded` (in the host's own process), `failed`
+            or `stopped`.
         restarts: Times it was restarted.
         reason: Why it ended last, empty if it never did.
         requests: Requests handled by this incarnation.

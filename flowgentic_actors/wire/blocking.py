@@ -22,9 +22,11 @@ from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.client import CONNECT_TIMEOUT
 from flowgentic_actors.wire.messages import Failure, Hello, Reply, Request, Role, ToClient, Welcome
 from flowgentic_actors.wire.session import (
+    MAX_LOSSES,
     Pending,
     Session,
     check_size,
+    lethal,
     overdue,
     refusal,
     untrusted,
@@ -58,6 +60,7 @@ class BlockingConnection:
         cause: str | None = None
         try:
             while time.monotonic() < pending.deadline:
+                attempts = pending.attempts
                 try:
                     return self._attempt(pending)
                 except AuthenticationError as error:
@@ -66,6 +69,9 @@ class BlockingConnection:
                     congested = isinstance(error, TimeoutError) and self._sock is not None
                     cause = f"{type(error).__name__}: {error}".rstrip(": ")
                     self.close()
+                    pending.losses += pending.attempts - attempts
+                    if pending.losses >= MAX_LOSSES and not isinstance(error, TimeoutError):
+                        raise lethal(pending, self._peer) from error
                 pause = delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
                 time.sleep(max(0.0, min(pause, pending.deadline - time.monotonic())))
                 delay = min(delay * 2, _LAST_RETRY)

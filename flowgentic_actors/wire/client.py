@@ -33,9 +33,11 @@ from flowgentic_actors.wire.messages import (
     Welcome,
 )
 from flowgentic_actors.wire.session import (
+    MAX_LOSSES,
     Pending,
     Session,
     check_size,
+    lethal,
     overdue,
     refusal,
     untrusted,
@@ -80,6 +82,8 @@ class AsyncConnection:
         self._last_error: str | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._fruitless = 0  # connections lost in a row before they answered anything
+        self._suspects = 0  # requests below this number are sent one by one
+        self._alone: Pending[_Answer] | None = None  # the one of them that is out
         self._flushing = False
         self._closed = False
         self._guard: AsyncGenerator[None, None] | None = None
@@ -158,24 +162,32 @@ class AsyncConnection:
             return
         now, low = self._loop.time(), self._session.low
         size = 0
-        while self._queue and not wire.congested:
+        while self._queue and not wire.congested and self._alone is None:
             pending = self._queue.popleft()
             if not pending.waiter.done():
                 left = max(0, round((pending.deadline - now) * 1000))
                 size += wire.channel.send(Request(pending.seq, low, left, Raw(pending.body)))
                 pending.attempts += 1
+                if pending.seq < self._suspects:
+                    self._alone = pending
                 if size >= FRAME_TARGET:
                     wire.write()  # and see whether the actor keeps up
                     size = 0
         wire.write()
 
     def _give_up(self, pending: Pending[_Answer]) -> None:
-        self._session.settle(pending.seq)
+        self._settle(pending.seq)
         if pending.sent and self._wire is not None:
             self._wire.channel.send(Cancel(pending.seq))
             self._flush_soon()
         elif not pending.sent:
             pending.body = b""  # it may stay in the queue for a while
+
+    def _settle(self, seq: int) -> Pending[_Answer] | None:
+        if self._alone is not None and self._alone.seq == seq:
+            self._alone = None
+            self._flush_soon()
+        return self._session.settle(seq)
 
     # ------------------------------------------------------------------ receiving
 
@@ -183,12 +195,12 @@ class AsyncConnection:
         match message:
             case Reply(seq, body):
                 self._fruitless = 0
-                pending = self._session.settle(seq)
+                pending = self._settle(seq)
                 if pending is not None and not pending.waiter.done():
                     pending.waiter.set_result(body)
             case Failure(seq):
                 self._fruitless = 0
-                pending = self._session.settle(seq)
+                pending = self._settle(seq)
                 if pending is not None:
                     self._fail(pending, refusal(message, pending, self._peer))
             case _:
@@ -203,6 +215,13 @@ class AsyncConnection:
         self._wire = None
         self._last_error = reason
         self._fruitless += 1
+        if self._fruitless > 1:
+            self._suspects = self._session.next
+        alone, self._alone = self._alone, None
+        if alone is not None:
+            alone.losses += 1
+            if alone.losses >= MAX_LOSSES:
+                self._fail(alone, lethal(alone, self._peer))
         self._queue = deque(self._session)
         if self._queue:
             self._flush_soon()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from flowgentic_actors.errors import (
     ActorUnavailableError,
@@ -35,6 +35,10 @@ _FAILURES: dict[FailureKind, type[RejectedError]] = {
 }
 
 
+MAX_LOSSES: Final = 4
+"""Connections that a request may lose, alone on them, before it is held to end its actor."""
+
+
 class Pending(Generic[Waiter]):
     """A request that has no answer yet.
 
@@ -45,9 +49,10 @@ class Pending(Generic[Waiter]):
         deadline: When the caller gives up, on the caller's clock.
         waiter: What to tell.
         attempts: How often it may have reached the peer, each time on another connection.
+        losses: Connections that were lost while it alone was out on them.
     """
 
-    __slots__ = ("attempts", "body", "deadline", "seq", "timeout", "waiter")
+    __slots__ = ("attempts", "body", "deadline", "losses", "seq", "timeout", "waiter")
 
     def __init__(
         self, seq: int, body: bytes, timeout: float, deadline: float, waiter: Waiter
@@ -58,6 +63,7 @@ class Pending(Generic[Waiter]):
         self.deadline = deadline
         self.waiter = waiter
         self.attempts = 0
+        self.losses = 0
 
     @property
     def sent(self) -> bool:
@@ -84,6 +90,11 @@ class Session(Generic[Waiter]):
         return iter(self._pending.values())
 
     @property
+    def next(self) -> int:
+        """The number that the next request gets."""
+        return self._next
+
+    @property
     def low(self) -> int:
         """The lowest unfinished sequence number."""
         return next(iter(self._pending), self._next)
@@ -108,6 +119,15 @@ def refusal(failure: Failure, pending: Pending[Waiter], peer: str) -> RequestErr
             "may have happened then"
         )
     return _FAILURES[failure.kind](f"{peer}: {failure.text}")
+
+
+def lethal(pending: Pending[Waiter], peer: str) -> RequestError:
+    """The error of a request that seems to end its actor each time it gets there."""
+    return OutcomeUnknownError(
+        f"{peer} ended {pending.losses} times in a row while it had this request and no other from "
+        "here: the request seems to be what ends it, and is not sent again. A write may have "
+        "happened: read before you repeat it, and see memory.events() for how the actor ended"
+    )
 
 
 def check_size(body: bytes, max_bytes: int, peer: str) -> None:

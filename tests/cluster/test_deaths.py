@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.errors import MemoryFailedError, RequestError
-from tests.cluster.helpers import eventually, gone, python, remove_orphan, wait_until
+from flowgentic_actors.errors import MemoryFailedError, OutcomeUnknownError, RequestError
+from flowgentic_actors.wire.session import MAX_LOSSES
+from tests.cluster.helpers import ROOT, eventually, gone, python, remove_orphan, wait_until
 from tests.conftest import SETTINGS, mode_params
 from tests.contract.faces import checkpoint_of, config_of, unique
 
@@ -240,3 +242,37 @@ async def test_every_acknowledged_write_outlives_the_actor(memory: MemoryCluster
         listed = memory.checkpointer.alist(config_of(f"{label}-{writer}"))
         found = [checkpoint.checkpoint["channel_values"]["n"] async for checkpoint in listed]
         assert found == [*range(count)][::-1]
+
+
+@pytest.mark.anyio
+async def test_a_request_that_ends_its_actor_is_failed_and_innocent_ones_are_answered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever it is in the request that does it: here a file in the actor's way."""
+    poison = """
+        import os, flowgentic_actors.shard.actor as shard
+        handle = shard.ShardActor.handle
+        def deadly(self, call):
+            if b"poison" in bytes(call.body):
+                os.kill(os.getpid(), 9)
+            return handle(self, call)
+        shard.ShardActor.handle = deadly
+    """
+    make = f"{textwrap.dedent(poison)}\ndef make(**arguments): return shard.ShardActor(**arguments)"
+    (tmp_path / "poisoned.py").write_text(make)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import flowgentic_actors.cluster.host as host\nhost.SHARD_FACTORY = 'poisoned:make'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    async with MemoryCluster(**SETTINGS["subprocess"], restart_intensity=30) as memory:
+        await memory.store.aput(("a",), "first", {})
+        calls = [memory.store.aput((f"n{n}",), "key", {"v": n}) for n in range(5)]
+        calls += [memory.store.aput(("a",), "poison", {})]
+        calls += [memory.store.aput((f"n{n}",), "key", {"v": n}) for n in range(5, 10)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        guilty = results.pop(5)
+        assert isinstance(guilty, OutcomeUnknownError)
+        assert "seems to be what ends it" in str(guilty)
+        assert results == [None] * 10
+        (actor,) = (await memory.status()).actors
+        assert actor.restarts <= MAX_LOSSES + 2

@@ -76,6 +76,10 @@ class Counter:
                 os._exit(number)
             case "busy":  # milliseconds
                 time.sleep(number / 1000)
+            case "spin":  # milliseconds
+                end = time.monotonic() + number / 1000
+                while time.monotonic() < end:
+                    pass
             case "trap" if self.total:  # not for a successor, which begins at 0
                 time.sleep(3600)
             case "stop":
@@ -175,6 +179,7 @@ class Office:
             "mailbox_requests": 1000,
             "mailbox_bytes": 1 << 20,
             "max_message_bytes": 1 << 20,
+            "rejoin_grace": 60.0,
         }
         self.supervisor = Supervisor(
             folder,

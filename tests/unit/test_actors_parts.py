@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from flowgentic_actors.actors.exits import ProcessWatch
-from flowgentic_actors.actors.process import _allow_files, make_actor
+from flowgentic_actors.actors.process import _allow_files
 from flowgentic_actors.actors.restarts import STABLE, RestartPolicy
+from flowgentic_actors.actors.serving import make_actor
 from flowgentic_actors.actors.spec import python_command, write_private
 from flowgentic_actors.actors.threads import on_daemon_thread
 from tests.unit.counter import PATIENCE, Counter, until

@@ -25,8 +25,8 @@ from flowgentic_actors.actors.spec import ActorSpec, write_private
 from flowgentic_actors.actors.supervisor import ChildState
 from flowgentic_actors.errors import (
     ActorFailedError,
-    ActorUnavailableError,
     BackpressureError,
+    MemoryFailedError,
     OutcomeUnknownError,
     RejectedError,
     RequestError,
@@ -295,31 +295,76 @@ async def test_no_successor_is_started_before_the_exit_is_confirmed(
         monkeypatch.undo()
 
 
-async def test_too_many_restarts_fail_the_actor_with_its_reason(folder: Path) -> None:
+async def test_too_many_restarts_move_the_actor_into_the_supervisors_process(
+    folder: Path,
+) -> None:
     async with office(folder, restart_intensity=2) as opened:
         (ref,) = await opened.start("a")
         child = opened.child()
         for epoch in (1, 2, 3):
             await restarted(opened, epoch)
             os.kill(child.pid, signal.SIGKILL)
-        await until(lambda: child.state is ChildState.FAILED)
-        (detail,) = reasons(opened, "actor_failed")
+        assert number(await ref.ask(command("pid"), PATIENCE)) == os.getpid()
+        assert number(await ref.ask(command("add", 7), PATIENCE)) == 7
+        assert (child.state, child.epoch) == (ChildState.DEGRADED, 4)
+        (detail,) = reasons(opened, "actor_hosted")
         assert "after 2 restarts" in detail
         assert "killed by signal 9" in detail
-        with pytest.raises(ActorUnavailableError):
-            await ref.ask(command("get"), 0.2)
+        await until(lambda: child.stats.get("total") == 7)
+        assert await opened.supervisor.stop(PATIENCE)
+        assert reasons(opened, "actor_stopped") == [""]
+        await ref.close()
+
+
+@pytest.mark.parametrize("breaking", ["crash", "full disk", "bad commit"])
+async def test_an_actor_that_breaks_in_the_supervisors_process_has_failed(
+    folder: Path, breaking: str
+) -> None:
+    async with office(folder, restart_intensity=0) as opened:
+        (ref,) = await opened.start("a")
+        (other,) = await opened.start("b")
+        os.kill(opened.child().pid, signal.SIGKILL)
+        await until(lambda: opened.child().state is ChildState.DEGRADED)
+        with pytest.raises(RequestError):
+            await ref.ask(command(breaking), PATIENCE)
+        await until(lambda: opened.child().state is ChildState.FAILED)
+        with pytest.raises(MemoryFailedError, match="in the supervisor's process"):
+            await ref.ask(command("get"), PATIENCE)
+        with pytest.raises(MemoryFailedError):
+            await asyncio.to_thread(ref.ask_sync, command("get"), PATIENCE)
+        assert number(await other.ask(command("add", 1), 30)) == 1
+        await ref.close()
+        await other.close()
+
+
+async def test_an_actor_that_is_stuck_in_the_supervisors_process_has_failed(folder: Path) -> None:
+    async with office(folder, restart_intensity=0, busy_timeout=0.3) as opened:
+        (ref,) = await opened.start("a")
+        os.kill(opened.child().pid, signal.SIGKILL)
+        await until(lambda: opened.child().state is ChildState.DEGRADED)
+        with pytest.raises(OutcomeUnknownError):
+            await ref.ask(command("spin", 3000), 0.5)
+        await until(lambda: opened.child().state is ChildState.FAILED)
+        assert "stuck" in opened.child().reason
+        with pytest.raises(MemoryFailedError):
+            await asyncio.to_thread(ref.ask_sync, command("get"), PATIENCE)
         await ref.close()
 
 
 async def test_an_actor_that_cannot_come_back_fails_and_the_others_go_on(folder: Path) -> None:
     """Its journal may be damaged, say: that must not end its supervisor."""
     async with office(folder, restart_intensity=2) as opened:
-        await opened.start("a", kind="mortal", lives=str(folder / "lives"))
+        (ref,) = await opened.start("a", kind="mortal", lives=str(folder / "lives"))
         (other,) = await opened.start("b")
         os.kill(opened.child().pid, signal.SIGKILL)
         await until(lambda: opened.child().state is ChildState.FAILED)
         assert reasons(opened)[1:] == ["ValueError: this counter cannot be made"] * 2
+        started = time.monotonic()
+        with pytest.raises(MemoryFailedError, match="this counter cannot be made"):
+            await ref.ask(command("get"), PATIENCE)
+        assert time.monotonic() - started < PATIENCE / 2
         assert number(await other.ask(command("add", 1), 30)) == 1
+        await ref.close()
         await other.close()
 
 
@@ -421,6 +466,50 @@ async def test_a_link_that_is_not_expected_is_ended(folder: Path) -> None:
                 assert await client.ended()
         await anyio.sleep(0.1)
         assert (opened.child().state, opened.child().epoch) == (ChildState.RUNNING, 1)
+
+
+async def test_an_actor_whose_supervisor_is_silent_is_fenced_until_it_is_back(
+    folder: Path,
+) -> None:
+    settings: dict[str, Any] = {"heartbeat_interval": 0.05, "hang_timeout": 0.5}
+    async with office(folder, **settings) as opened:
+        (ref,) = await opened.start("a")
+        await anyio.sleep(0.2)
+        life = opened.child().life
+        assert life is not None
+        assert life.link is not None
+        send, life.link.send = life.link.send, lambda message: None  # type: ignore[method-assign]
+        await anyio.sleep(0.1)
+        life.silence = -60.0  # and it does not think that the actor is the silent one
+        await anyio.sleep(0.9)
+        asked = asyncio.create_task(ref.ask(command("add", 1), PATIENCE))
+        await anyio.sleep(0.3)
+        assert not asked.done()
+        life.link.send = send  # type: ignore[method-assign]
+        assert number(await asked) == 1
+        assert opened.child().epoch == 1
+        await ref.close()
+
+
+async def test_an_actor_whose_supervisor_stays_silent_ends(folder: Path) -> None:
+    settings: dict[str, Any] = {
+        "heartbeat_interval": 0.05,
+        "hang_timeout": 0.3,
+        "rejoin_grace": 0.5,
+    }
+    async with office(folder, **settings) as opened:
+        await opened.start("a")
+        await anyio.sleep(0.2)
+        life = opened.child().life
+        assert life is not None
+        assert life.link is not None
+        life.link.send = lambda message: None  # type: ignore[method-assign]
+        started = time.monotonic()
+        await anyio.sleep(0.1)
+        life.silence = -60.0
+        await restarted(opened)
+        assert time.monotonic() - started > 0.7
+        assert reasons(opened) == ["exit code 75"]
 
 
 # ---------------------------------------------------------------------- the end

@@ -48,6 +48,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("busy_timeout", 10.0),  # shorter than hang_timeout
     ("restart_intensity", -1),
     ("restart_period", 0),
+    ("rejoin_grace", 0),
     ("mailbox_requests", 0),
     ("mailbox_bytes", 2**20 - 1),
     ("max_message_bytes", 2**22 - 1),
