@@ -77,6 +77,16 @@ class MemoryConfig(BaseModel):
     close_timeout: Seconds = 10.0
     """Deadline of an orderly end, after which what is left is killed."""
 
+    stop_signal: Literal["SIGUSR1", "SIGUSR2"] | None = None
+    """A scheduler's warning, such as `sbatch --signal=USR1@60` sends, at which the cluster ends its
+    work in order: what was accepted is finished, further calls get `ClusterClosingError`."""
+
+    stop_file: Path | None = None
+    """A file at whose appearance the cluster ends its work in order."""
+
+    walltime_margin: Seconds | None = None
+    """Seconds before the end of the scheduler's job at which the cluster ends its work in order."""
+
     heartbeat_interval: Seconds = 0.5
     """Time between two pings from the supervisor to an actor."""
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
 DESCRIPTOR_VARIABLE: Final = "FLOWGENTIC_MEMORY"
 """Names the descriptor file of the cluster to attach to."""
+
+_SCHEDULER_TIMEOUT = 10.0
 
 
 class SchedulerJob(NamedTuple):
@@ -29,6 +34,41 @@ def scheduler_job(environ: Mapping[str, str] = os.environ) -> SchedulerJob | Non
         return None
     nodes = environ.get("SLURM_JOB_NUM_NODES") or environ.get("SLURM_NNODES") or "1"
     return SchedulerJob("slurm", job_id, int(nodes) if nodes.isdecimal() else 1)
+
+
+def job_end(environ: Mapping[str, str] = os.environ) -> float | None:
+    """When the scheduler will end this job, in seconds since the Unix epoch. Blocks.
+
+    SLURM is asked (`squeue`), since a job's limit can be changed while it runs; PBS tells the
+    length of the job, which began when its node file was written. None where nobody tells.
+    """
+    job_id = environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID")
+    if job_id:
+        told = environ.get("SLURM_JOB_END_TIME", "")
+        return _squeue_end(job_id) or (float(told) if told.isdecimal() else None)
+    length, nodes = environ.get("PBS_WALLTIME", ""), environ.get("PBS_NODEFILE")
+    if length.isdecimal() and nodes:
+        with contextlib.suppress(OSError):
+            return Path(nodes).stat().st_mtime + float(length)
+    return None
+
+
+def _squeue_end(job_id: str) -> float | None:
+    command = shutil.which("squeue")
+    if command is None or not job_id.replace("_", "").isalnum():
+        return None
+    try:
+        answer = subprocess.run(  # noqa: S603 - the scheduler's own command
+            [command, "-h", "-j", job_id, "-o", "%e"],
+            capture_output=True,
+            text=True,
+            timeout=_SCHEDULER_TIMEOUT,
+            check=True,
+        )
+        # The time zone is this node's, as `squeue` printed it.
+        return datetime.fromisoformat(answer.stdout.split()[0]).astimezone().timestamp()
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None  # it does not answer, or there is no limit ("NONE")
 
 
 def inside_dragon(environ: Mapping[str, str] = os.environ) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
@@ -18,6 +19,7 @@ from flowgentic_actors.cluster.folders import descriptor_of
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor, is_export, read_export
 from flowgentic_actors.cluster.owner import Owner
 from flowgentic_actors.cluster.protocol import Description
+from flowgentic_actors.cluster.signals import on_sigterm, on_stop_signal
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.environment import (
@@ -135,7 +137,12 @@ class MemoryCluster:
         finally:
             if owner is not None:
                 timeout = self._config.close_timeout + _MARGIN
-                if not await on_daemon_thread(timeout, owner.close):
+                orderly = await on_daemon_thread(timeout, owner.close)
+                self._heed_signals(owner, heed=False)
+                if on_sigterm.received:  # all of them are closed first, then the signal ends us
+                    await on_daemon_thread(timeout, on_sigterm.done.wait, timeout)
+                    await asyncio.sleep(_MARGIN)
+                if not orderly:
                     logger.warning(
                         "cluster %s did not end in order within %g s (setting: close_timeout); "
                         "what was left of it was killed",
@@ -171,6 +178,7 @@ class MemoryCluster:
                 return str(error)
             assert owner.descriptor is not None
             self._owner, self._handle = owner, owner.handle
+            self._heed_signals(owner, heed=True)
             self._client = self._remote(owner.descriptor, description)
             return None
         if not self._may_fall_back():
@@ -208,6 +216,16 @@ class MemoryCluster:
                     f"opening the cluster hangs: not done after {timeout:g} s"
                 ) from error
             raise
+
+    def _heed_signals(self, owner: Owner, *, heed: bool) -> None:
+        warning = self._config.stop_signal
+        if heed:
+            on_sigterm.add(owner, owner.close)
+            if warning is not None:
+                on_stop_signal[warning].add(owner, lambda: owner.end(f"signal {warning}"))
+            return
+        for actions in (on_sigterm, *on_stop_signal.values()):
+            actions.remove(owner)
 
     def _fall_back(self, reason: str, client: InlineClient) -> None:
         client.event("fallback_to_local", reason)
@@ -301,6 +319,17 @@ class MemoryCluster:
             start: Number of the first event to give; 0 is the first of all.
         """
         return self._opened().events(start)
+
+    async def closing(self) -> str:
+        """Wait until the cluster ends its work, and learn why.
+
+        A scheduler's warning (`stop_signal`), a stop file or the end of the walltime begin that;
+        what was accepted is finished, and every further call gets `ClusterClosingError`.
+        """
+        async for event in self.events():
+            if event.kind == "cluster_closing":
+                return event.detail
+        raise AssertionError("events do not end")
 
     async def recent_events(self) -> list[ClusterEvent]:
         """What happened so far."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -23,8 +25,10 @@ from msgspec import Raw
 
 from flowgentic_actors.actors.process import ignore_job_signals
 from flowgentic_actors.actors.record import ProcessRecord
+from flowgentic_actors.actors.refusal import Refusal, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.spawn_dragon import DragonSpawner
+from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.actors.supervisor import (
     Child,
     ChildSpec,
@@ -33,6 +37,7 @@ from flowgentic_actors.actors.supervisor import (
     SupervisorSettings,
 )
 from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.cluster.endings import watch_stop_file, watch_walltime
 from flowgentic_actors.cluster.folders import HOST_LOCK, HOST_SOCKET, PID_FILE, retire
 from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.persist import Manifest, StoredMemory
@@ -68,6 +73,10 @@ SHARD_FACTORY: Final = "flowgentic_actors.shard.actor:ShardActor"
 EXIT_REPLACED: Final = 71
 """Exit code of a host that was given up for dead, and whose memory another cluster has taken."""
 
+ENDING_FILE: Final = "ending"
+"""Holds the reason once the cluster's work is being ended by its host."""
+
+_FILE_TIMEOUT = 30.0
 _LONGEST = 7 * 86_400.0  # the owner's open_timeout ends a re-sharding sooner
 _ANSWER_MARGIN = 0.5  # an answer that says why it is late must not be late itself
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
@@ -113,6 +122,9 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     mailbox_bytes: int
     max_message_bytes: int
     opened: float
+    stop_signal: str | None = None
+    stop_file: str | None = None
+    walltime_margin: float | None = None
     restarts: int = 0
     reason: str = ""
 
@@ -160,12 +172,16 @@ class Host:
         self._started = asyncio.Event()
         self._start_error: str | None = None
         self._ending = asyncio.Event()
+        self._end_reason = ""
+        self._leaving = asyncio.Event()  # whether to end this process too, once the work is ended
+        self._unwatch = threading.Event()
         self._shutdown_timeout = spec.close_timeout
         self._owner: Connection | None = None
         self._orderly: bool | None = None
         self._ended = asyncio.Event()
         self.owner_lost = False
         self._memory = StoredMemory(Path(spec.memory))
+        self._let_go = False
         self._specs: list[ChildSpec] = []
         address = str(self._folder / HOST_SOCKET)
         self._server = Server(self, spec.secret, spec.name, 0, spec.max_message_bytes)
@@ -197,16 +213,74 @@ class Host:
         await self._server.listen(self._address)
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            tasks.start_soon(self._start_actors, tasks)
             tasks.start_soon(self._expect_owner)
+            if await on_daemon_thread(_FILE_TIMEOUT, self._was_ending):
+                self._started.set()
+            else:
+                tasks.start_soon(self._start_actors, tasks)
+                self._watch_for_the_end()
             await self._ending.wait()
+            self._unwatch.set()
             self._memory.announce_end()
-            self._event("cluster_closing", "", "the owner is gone" if self.owner_lost else "")
-            self._orderly = await self._supervisor.stop(self._shutdown_timeout)
+            self._event("cluster_closing", "", self._end_reason)
+            self._orderly = await self._supervisor.stop(self._shutdown_timeout, self._end_reason)
             self._ended.set()
+            if not self._leaving.is_set():
+                await self._stay()
             await anyio.lowlevel.checkpoint()  # the answer to Shutdown is sent by its task
             await self._server.close()
             tasks.cancel_scope.cancel()
+
+    # ------------------------------------------------------------------ the orderly end
+
+    def _was_ending(self) -> bool:
+        """Whether a host before this one died while, or after, it ended the cluster's work."""
+        try:
+            self._end_reason = (self._folder / ENDING_FILE).read_text()
+        except FileNotFoundError:
+            return False
+        self._ending.set()
+        return True
+
+    def _watch_for_the_end(self) -> None:
+        spec, loop = self._spec, asyncio.get_running_loop()
+
+        def on_end(reason: str) -> None:
+            loop.call_soon_threadsafe(self._begin_end, reason)
+
+        def on_unknown() -> None:
+            detail = "nobody tells when this job ends: walltime_margin has no effect"
+            loop.call_soon_threadsafe(self._event, "walltime_unknown", "", detail)
+
+        if spec.stop_signal is not None:  # a scheduler may send it to every process of the job
+            number = signal.Signals[spec.stop_signal]
+            loop.add_signal_handler(number, self._begin_end, f"signal {spec.stop_signal}")
+        if spec.stop_file is not None:
+            watch_stop_file(Path(spec.stop_file), self._unwatch, on_end)
+        if spec.walltime_margin is not None:
+            watch_walltime(spec.walltime_margin, self._unwatch, on_end, on_unknown)
+
+    def _begin_end(self, reason: str) -> None:
+        """End the cluster's work, but stay until the owner leaves, to tell everybody why."""
+        if self._ending.is_set():
+            return
+        self._end_reason = reason
+        # A host that takes over must not begin anew. A few bytes to a node-local file.
+        write_private(self._folder / ENDING_FILE, reason.encode(errors="replace"))
+        self._ending.set()
+
+    async def _stay(self) -> None:
+        """Answer in the actors' place until the owner closes the cluster, or is gone."""
+        await on_daemon_thread(_LONGEST, self.close_memory)
+        refusal = Refusal("closing", f"the cluster has ended in order: {self._end_reason}")
+        spec = self._spec
+        servers = [
+            await refuse(address, name, spec.secret, spec.max_message_bytes, refusal)
+            for name, address in actor_addresses(spec).items()
+        ]
+        await self._leaving.wait()
+        for server in servers:
+            await server.close()
 
     async def _start_actors(self, tasks: TaskGroup) -> None:
         if self._spec.restarts:
@@ -219,7 +293,8 @@ class Host:
             self._start_error = str(error)
             self._started.set()
             if self._spec.restarts:
-                self._ending.set()  # nobody waits for the error: the owner tries another host
+                self._leaving.set()  # nobody waits for the error: the owner tries another host
+                self._ending.set()
             return
         try:
             await self._supervisor.start(tasks, self._specs)
@@ -275,8 +350,10 @@ class Host:
             )
 
     def close_memory(self) -> None:
-        """Let go of the memory on disk, when `run` has ended."""
-        self._memory.close(orderly=bool(self._orderly))
+        """Let go of the memory on disk, when its actors have ended; another cluster may take it."""
+        if not self._let_go:
+            self._let_go = True
+            self._memory.close(orderly=bool(self._orderly))
 
     async def _log_tail(self) -> str:
         """What the actors' logs end with: the reader of the error cannot open them any more."""
@@ -291,8 +368,7 @@ class Host:
     async def _expect_owner(self) -> None:
         await anyio.sleep(_OWNER_TIMEOUT)
         if self._owner is None:
-            self.owner_lost = True
-            self._ending.set()
+            self._lose_owner()
 
     # ------------------------------------------------------------------ the server's handler
 
@@ -320,9 +396,14 @@ class Host:
         """End when the owner is gone."""
         if connection.role == "link":
             self._supervisor.link_lost(connection)
-        elif connection is self._owner and not self._ended.is_set():
-            self.owner_lost = True
-            self._ending.set()
+        elif connection is self._owner and not (self._ended.is_set() and self._leaving.is_set()):
+            self._lose_owner()
+
+    def _lose_owner(self) -> None:
+        self.owner_lost = True
+        self._end_reason = self._end_reason or "the owner is gone"
+        self._leaving.set()
+        self._ending.set()
 
     def _accept(self, connection: Connection, request: Request) -> None:
         if self._open_requests >= MAX_OPEN_REQUESTS:
@@ -376,11 +457,15 @@ class Host:
             case AreYouThere():
                 return Done()
             case End(reason):
-                raise NotImplementedError(reason)
+                if connection is not self._owner:
+                    raise InvalidRequestError("only the cluster's owner may end it")
+                self._begin_end(reason)
+                return Done()
             case Shutdown(timeout):
                 if connection is not self._owner:
                     raise InvalidRequestError("only the cluster's owner may end it")
                 self._shutdown_timeout = timeout
+                self._leaving.set()
                 self._ending.set()
                 await self._ended.wait()
                 return ShutdownReply(bool(self._orderly))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -49,6 +50,8 @@ class Owner:
         self._folder = Path()
         self._lock: FileLock | None = None
         self._keeper: HostKeeper | None = None
+        self._one_at_a_time = threading.Lock()
+        self._orderly = True
         self.descriptor: Descriptor | None = None
 
     @property
@@ -65,6 +68,11 @@ class Owner:
         """
         config = self._config
         deadline = time.monotonic() + config.open_timeout
+        if config.stop_file is not None and config.stop_file.exists():
+            raise ClusterOpenError(
+                f"the stop file {config.stop_file} is there already, left by an earlier job "
+                "perhaps: remove it, or choose another (setting: stop_file)"
+            )
         root = root_folder(config.scratch)
         self._check_persist_path(root, deadline)
         limits = OrphanLimits(config.orphan_ttl, config.orphan_bytes)
@@ -95,12 +103,21 @@ class Owner:
         Returns:
             Whether everything ended in order.
         """
-        if self._lock is None:
-            return True  # closed already, or a forked child's copy: nothing here is owned
-        return self._clean_up(clean=True)
+        with self._one_at_a_time:  # a signal may end the cluster while its program leaves it
+            if self._lock is None:
+                return self._orderly  # closed already, or a forked child's copy
+            self._orderly = self._clean_up(clean=True)
+            return self._orderly
+
+    def end(self, reason: str) -> None:
+        """Have the host end the cluster's work in order; the cluster stays open and refuses."""
+        keeper = self._keeper
+        if keeper is not None:
+            keeper.end(reason)
 
     def after_fork(self) -> None:
         """A forked child owns nothing: close its copies of the connection and the lock."""
+        self._one_at_a_time = threading.Lock()  # another thread may have held the old one
         if self._keeper is not None:
             self._keeper.after_fork()
             self._keeper = None
@@ -150,6 +167,9 @@ class Owner:
             mailbox_bytes=config.mailbox_bytes,
             max_message_bytes=config.max_message_bytes,
             opened=time.time(),
+            stop_signal=config.stop_signal,
+            stop_file=str(config.stop_file.absolute()) if config.stop_file else None,
+            walltime_margin=config.walltime_margin,
         )
         self._keeper = HostKeeper(spec, config.hang_timeout, config.open_timeout)
         description = self._keeper.open(deadline)

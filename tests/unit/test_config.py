@@ -42,6 +42,9 @@ REFUSED: list[tuple[str, Any]] = [
     ("request_timeout", 86_401),
     ("open_timeout", 0),
     ("close_timeout", "soon"),
+    ("stop_signal", "SIGKILL"),
+    ("stop_file", 7),
+    ("walltime_margin", 0),
     ("heartbeat_interval", 0),
     ("heartbeat_interval", 7.5),  # twice that is the hang_timeout
     ("hang_timeout", 1.0),

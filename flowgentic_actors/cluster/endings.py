@@ -1,0 +1,67 @@
+"""Noticing that the job is about to end: a stop file, and the walltime.
+
+On threads of their own, since a look at a shared file system or a question to a scheduler may take
+long or for ever.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flowgentic_actors.environment import job_end
+
+_FILE_INTERVAL = 1.0
+_LONGEST_WAIT = 60.0
+
+
+def watch_stop_file(path: Path, stop: threading.Event, on_end: Callable[[str], None]) -> None:
+    """Call `on_end`, on a thread, when a file is there."""
+
+    def watch() -> None:
+        while not stop.wait(_FILE_INTERVAL):
+            if path.exists():
+                on_end(f"the stop file {path} is there")
+                return
+
+    threading.Thread(target=watch, name="flowgentic:stop-file", daemon=True).start()
+
+
+def watch_walltime(
+    margin: float,
+    stop: threading.Event,
+    on_end: Callable[[str], None],
+    on_unknown: Callable[[], None],
+    ask: Callable[[], float | None] = job_end,
+) -> None:
+    """Call `on_end`, on a thread, some seconds before the scheduler ends the job.
+
+    The scheduler is asked again when the time has come: the limit may have been raised meanwhile.
+
+    Args:
+        margin: How many seconds before.
+        stop: Set when nobody wants to know any more.
+        on_end: Told why.
+        on_unknown: Called when nobody tells when the job ends.
+        ask: When the job ends, on the clock of `time.time`.
+    """
+
+    def watch() -> None:
+        end = ask()
+        if end is None:
+            on_unknown()
+            return
+        while not stop.is_set():
+            left = end - margin - time.time()
+            if left > 0:
+                stop.wait(min(left, _LONGEST_WAIT))
+                continue
+            latest = ask() or end
+            if latest <= end:
+                on_end(f"the job ends in {max(0.0, end - time.time()):.0f} s")
+                return
+            end = latest
+
+    threading.Thread(target=watch, name="flowgentic:walltime", daemon=True).start()
