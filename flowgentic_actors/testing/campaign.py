@@ -221,6 +221,7 @@ class _Campaign:
             plan.seed,
             bound=2 * plan.request_timeout + 5.0,
             text=16_000 if plan.compaction else 400,
+            impatience=0.02,
         )
 
     async def run(self) -> CampaignReport:
@@ -252,6 +253,7 @@ class _Campaign:
                     watching.cancel()
             report.seconds = time.monotonic() - began
             self._progress("verifying")
+            bench.impatience = 0.0
             for check in [*(w.check_all for w in writers), *(t.read for t in threads)]:
                 await check()
             report.items_found = await fill.check_all()

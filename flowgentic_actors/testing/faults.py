@@ -351,13 +351,13 @@ def _stop(pid: int) -> End:
 
 def compactor_of(actor: int) -> int | None:
     """The process that compacts an actor's journal, if one does."""
-    for task in Path(f"/proc/{actor}/task").glob("*/children"):
-        try:
-            for pid in task.read_text().split():
+    try:
+        for task in Path(f"/proc/{actor}/task").iterdir():
+            for pid in (task / "children").read_text().split():
                 if COMPACTION.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                     return int(pid)
-        except OSError:
-            continue  # a thread or process that has just ended
+    except OSError:
+        return None  # the actor, a thread of it or the compaction has just ended
     return None
 
 

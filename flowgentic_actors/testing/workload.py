@@ -46,6 +46,7 @@ class Bench:
         seed: Decides what every worker does.
         bound: Seconds within which a call must answer or fail.
         text: Most characters in a value.
+        impatience: Share of the calls that are cancelled after a moment.
         name: First label of the namespaces, and beginning of the threads' ids, that are written.
         findings: What was found.
         outcomes: How many calls ended how, by the error's name.
@@ -57,6 +58,7 @@ class Bench:
     seed: int
     bound: float
     text: int = 400
+    impatience: float = 0.0
     name: str = "campaign"
     findings: Findings = field(default_factory=Findings)
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -65,6 +67,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.items = ItemHistory(self.findings)
         self.threads = ThreadHistory(self.findings)
+        self._rng = self.rng("impatience")
 
     def rng(self, name: str) -> random.Random:
         """The random numbers of a worker."""
@@ -80,14 +83,17 @@ class Bench:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
+        impatient = self._rng.random() < self.impatience
         try:
-            async with asyncio.timeout(self.bound) as bound:
+            async with asyncio.timeout(self._moment() if impatient else self.bound) as bound:
                 answer = await awaitable
         except RequestError as error:
             self.outcomes[f"{what}: {type(error).__name__}"] += 1
             return outcome_of(error), None
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
-            if bound.expired():
+            if bound.expired() and impatient:
+                self.outcomes[f"{what}: cancelled"] += 1
+            elif bound.expired():
                 self.findings.add("hung", where, f"{what} not ended after {self.bound:g} s")
             else:
                 self.findings.add("untyped", where, f"{what} failed with {error!r}")
@@ -96,6 +102,10 @@ class Bench:
             self.slowest = max(self.slowest, loop.time() - began)
         self.outcomes[f"{what}: good"] += 1
         return Outcome.DONE, answer
+
+    def _moment(self) -> float:
+        # Most answers take a millisecond; in an outage everything takes longer than this.
+        return self._rng.choice((0.0, 0.001, 0.3)) * self._rng.random()
 
 
 class Fill:
@@ -116,8 +126,8 @@ class Fill:
 
         async def write_batches() -> None:
             for start in batches:
-                numbers = range(start, min(start + _BATCH, self._count))
-                await self._bench.store.abatch([PutOp(*_filled(n)) for n in numbers])
+                puts = [PutOp(*_filled(n)) for n in range(start, min(start + _BATCH, self._count))]
+                await self._bench.store.abatch(puts)
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(4):
