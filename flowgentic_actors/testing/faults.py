@@ -274,7 +274,7 @@ ACTIONS: Final[dict[str, _Make]] = {
     ),
     "kill-host": lambda _, shard, pause: KillHost(shard=shard, pause=pause),
     "fill-disk": lambda rng, shard, pause: FillDisk(
-        shard=shard, pause=pause, seconds=rng.uniform(0.5, 3.0)
+        shard=shard, pause=pause, seconds=rng.uniform(3.0, 10.0)
     ),
     "wedge-ddict": lambda rng, shard, pause: WedgeDDict(
         shard=shard, pause=pause, seconds=rng.uniform(1.0, 10.0), kill=rng.random() < 0.5
