@@ -23,9 +23,6 @@ from flowgentic_actors.memory import MemoryCluster
 from flowgentic_actors.shard.compaction import MODULE as COMPACTION
 from flowgentic_actors.testing.links import Cut, FaultyLink
 
-DDICT_PIDS: Final = "ddict.pids"
-"""File in a shard's folder with the pids of its DDict's processes, separated by white space."""
-
 LARGEST_FILLED: Final = 2 << 30
 """Bytes of a file system beyond which `FillDisk` leaves it alone: it is not the test's own."""
 
@@ -215,7 +212,7 @@ class FillDisk(Fault):
 
 @dataclass(frozen=True, kw_only=True)
 class WedgeDDict(Fault):
-    """Stops, or kills, the processes of a shard's DDict.
+    """Stops, or kills, the processes of a shard's DDict, which work below the shard's folder.
 
     Attributes:
         kill: Whether they are killed.
@@ -225,13 +222,11 @@ class WedgeDDict(Fault):
 
     async def begin(self, site: Site) -> End | None:
         """See `Fault.begin`."""
-        folder = Path((await site.memory.status()).folder, "memory/generation-1")
-        folder /= f"shard-{self.shard}"
-        processes = [
-            _Process(pid) for pid in await on_daemon_thread(_FILE_WAIT, _read_pids, folder)
-        ]
+        folder = Path((await site.memory.status()).folder)
+        pids = await on_daemon_thread(_FILE_WAIT, _working_below, folder, f"shard-{self.shard}")
+        processes = [_Process(pid) for pid in pids]
         if not processes:
-            raise SkippedError(f"no DDict of shard {self.shard} says its processes")
+            raise SkippedError(f"no DDict of shard {self.shard} runs")
         if self.kill:
             for process in processes:
                 process.end(signal.SIGKILL)
@@ -378,8 +373,16 @@ def _fill(ballast: Path) -> None:
                 block = block[: len(block) // 2]  # down to the last byte
 
 
-def _read_pids(folder: Path) -> list[int]:
-    try:
-        return [int(pid) for pid in (folder / DDICT_PIDS).read_text().split()]
-    except (OSError, ValueError):
-        return []
+def _working_below(folder: Path, name: str) -> list[int]:
+    """Processes that work below a folder of that name: a DDict's stay where they began."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if not entry.name.isdigit():
+                continue
+            works = (entry / "cwd").readlink()
+        except OSError:
+            continue  # it has ended, or is another user's
+        if works.is_relative_to(folder) and name in works.parts:
+            found.append(int(entry.name))
+    return found

@@ -10,8 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, empty_checkpoint
-from langgraph.store.base import BaseStore, PutOp
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    CheckpointTuple,
+    empty_checkpoint,
+)
+from langgraph.store.base import BaseStore, PutOp, SearchItem
 
 from flowgentic_actors.errors import RequestError
 from flowgentic_actors.testing.history import (
@@ -34,6 +39,7 @@ _PARTS = 64
 _BATCH = 500
 _LONGEST_THREAD = 15
 _THINK = 0.005
+_ATTEMPTS = 3
 
 
 @dataclass
@@ -150,7 +156,7 @@ class Fill:
             namespace = ("fill", f"part-{part}")
             expected = {str(n): _filled(n)[2] for n in range(part, self._count, _PARTS)}
             offset = 0
-            while items := await self._bench.store.asearch(namespace, limit=2000, offset=offset):
+            while items := await self._page(namespace, offset):
                 offset += len(items)
                 for item in items:
                     where = f"fill/part-{part}/{item.key}"
@@ -162,6 +168,14 @@ class Fill:
             for key in expected:
                 self._bench.findings.add("lost", f"fill/part-{part}/{key}", "it is not there")
         return found
+
+    async def _page(self, namespace: tuple[str, ...], offset: int) -> list[SearchItem]:
+        for _ in range(_ATTEMPTS):
+            call = self._bench.store.asearch(namespace, limit=2000, offset=offset)
+            outcome, items = await self._bench.call("search", "/".join(namespace), call)
+            if outcome is Outcome.DONE:
+                return items or []
+        return []  # what is there was not shown, and counts as lost
 
     def _check(self, where: str, expected: dict[str, Any], value: dict[str, Any] | None) -> None:
         if value is None:
@@ -328,9 +342,12 @@ class ThreadWriter:
             "kept": make_value(self._thread, 1, "kept"),
         }
         checkpoint["channel_versions"] = {"new": checkpoint_id, "kept": "1"}
+        versions: ChannelVersions = {"new": checkpoint_id}
+        if parent is None:
+            versions["kept"] = "1"
         step = self._bench.threads.begin_put(self._thread, checkpoint_id, parent, (self._count, 1))
         call = self._bench.saver.aput(
-            self._config(parent), checkpoint, {"step": self._count}, {"new": checkpoint_id}
+            self._config(parent), checkpoint, {"step": self._count}, versions
         )
         outcome, _ = await self._bench.call("put checkpoint", self._thread, call)
         self._bench.threads.end(self._thread, step, outcome)
