@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -276,3 +277,107 @@ async def test_a_request_that_ends_its_actor_is_failed_and_innocent_ones_are_ans
         assert results == [None] * 10
         (actor,) = (await memory.status()).actors
         assert actor.restarts <= MAX_LOSSES + 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", mode_params("dragon"))
+async def test_when_the_dragon_launcher_is_killed_a_new_runtime_is_started(mode: str) -> None:
+    """What the old one leaves in shared memory is looked for after every test."""
+    async with MemoryCluster(**SETTINGS[mode]) as memory:
+        before = await memory.status()
+        await memory.store.aput(("a",), "key", {"v": 1})
+        launcher = os.getpgid(before.host_pid)
+        os.kill(launcher, signal.SIGKILL)
+
+        async def restarted() -> bool:
+            return (await memory.status()).host_restarts == 1
+
+        await eventually(restarted)
+        assert gone(before.host_pid)
+        item = await memory.store.aget(("a",), "key")
+        assert item is not None
+        assert item.value == {"v": 1}
+        (event,) = [e for e in await memory.recent_events() if e.kind == "host_restarted"]
+        assert "the runtime that it ran in" in event.detail
+
+
+IN_RUNTIME = """
+    import asyncio, os, signal
+    from flowgentic_actors import MemoryCluster
+
+    async def main():
+        async with MemoryCluster(fallback_to_local=False) as memory:
+            await memory.store.aput(("a",), "key", {"v": 1})
+            status = await memory.status()
+            os.kill(status.host_pid, signal.SIGKILL)
+            while (await memory.status()).host_restarts == 0:
+                await asyncio.sleep(0.05)
+            item = await memory.store.aget(("a",), "key")
+            (actor,) = (await memory.status()).actors
+            print("answer", item.value["v"], status.spawner, actor.epoch, flush=True)
+        print("closed", flush=True)
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("mode", mode_params("dragon"))
+def test_a_host_killed_inside_a_programs_runtime_is_replaced_there(
+    mode: str, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(textwrap.dedent(IN_RUNTIME))
+    launcher = Path(sys.executable).parent / "dragon"
+    run = subprocess.run(
+        [launcher, "-s", tmp_path / "program.py"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": ROOT,
+            "PATH": f"{launcher.parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "answer 1 dragon 2" in run.stdout, run.stdout + run.stderr
+    assert "closed" in run.stdout
+
+
+CLIENT = """
+    import asyncio, sys, time
+    from flowgentic_actors import MemoryCluster
+
+    async def main():
+        async with MemoryCluster.attach(sys.argv[1]) as memory:
+            answers = [asyncio.ensure_future(memory.store.aget(("a",), "large")) for _ in range(50)]
+            await asyncio.sleep(0)  # they are on their way, and nobody will read the answers
+            request = asyncio.ensure_future(memory.store.aput(("a",), "half", {"v": "x" * 10**8}))
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.2, lambda: (print("busy", flush=True), time.sleep(60)))
+            await request
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.anyio
+async def test_a_client_killed_amid_requests_and_answers_leaves_nothing() -> None:
+    async with MemoryCluster(**SETTINGS["subprocess"], name="clients") as memory:
+        await memory.store.aput(("a",), "large", {"v": "x" * 4_000_000})
+        clients = [python(CLIENT, "clients") for _ in range(3)]
+        for client in clients:
+            with client:
+                assert client.stdout is not None
+                await asyncio.to_thread(client.stdout.readline)
+                client.kill()
+
+        async def at_rest() -> bool:
+            (actor,) = (await memory.status()).actors
+            return actor.mailbox_bytes == actor.mailbox_requests == 0
+
+        await eventually(at_rest)
+        await memory.store.aput(("a",), "key", {"v": 1})
+        assert await memory.store.aget(("a",), "key") is not None
+        (actor,) = (await memory.status()).actors
+        assert actor.epoch == 1

@@ -25,6 +25,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.wire.blocking import BlockingConnection, BlockingPool
 from flowgentic_actors.wire.frames import HEADER, MAGIC, VERSION
 from flowgentic_actors.wire.messages import Ping, Request, ToClient
+from flowgentic_actors.wire.session import MAX_LOSSES
 from tests.unit.counter import PATIENCE, SECRET, command, number, serving, until
 from tests.unit.test_wire_client import LIMIT, SOON, body, echo, path, peer_at, silence
 
@@ -283,3 +284,19 @@ def test_closing_wakes_those_who_wait_for_a_connection(path: Path) -> None:
                 waiting.result(PATIENCE)
             portal.call(peer.send, echo(peer.requests))
             assert number(busy.result(PATIENCE)) == 1
+
+
+def test_a_request_that_ends_the_actor_each_time_is_failed(path: Path) -> None:
+    with elsewhere(peer_at(path)) as (_, peer), connection_to(path) as connection:
+
+        def deadly(requests: list[Request]) -> list[ToClient]:
+            if requests:
+                peer.hang_up()
+            return []
+
+        peer.answer = deadly
+        with pytest.raises(OutcomeUnknownError, match="seems to be what ends it"):
+            connection.request(body(1), PATIENCE)
+        assert len(peer.requests) == MAX_LOSSES
+        peer.answer = echo
+        assert number(connection.request(body(2), PATIENCE)) == 2

@@ -41,6 +41,7 @@ from flowgentic_actors.wire.messages import (
     ToServer,
     Welcome,
 )
+from flowgentic_actors.wire.session import MAX_LOSSES
 from tests.unit.counter import PATIENCE, SECRET, clear, command, number, serving, until
 
 pytestmark = pytest.mark.anyio
@@ -391,6 +392,48 @@ async def test_what_is_unfinished_is_sent_again_under_its_number(path: Path) -> 
     assert [request.seq for request in before.requests] == [0, 1, 2]
     assert [request.seq for request in after.requests] == [1, 2, 3]
     assert {hello.session for hello in after.hellos} == {hello.session for hello in before.hellos}
+
+
+@pytest.mark.parametrize("guilty", [0, 5, 9])
+async def test_a_request_that_ends_the_actor_is_found_out_among_innocent_ones(
+    path: Path, guilty: int
+) -> None:
+    def deadly(requests: list[Request]) -> list[ToClient]:
+        if any(number(request.body) == guilty for request in requests):
+            peer.hang_up()  # nothing of the batch is answered
+            return []
+        return echo(requests)
+
+    async with peer_at(path) as peer, connection_to(path) as connection:
+        peer.answer = deadly
+        asked = [connection.request(body(n), PATIENCE) for n in range(10)]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        error = results.pop(guilty)
+        assert isinstance(error, OutcomeUnknownError)
+        assert "seems to be what ends it" in str(error)
+        assert [number(r) for r in results if isinstance(r, Raw)] == [
+            n for n in range(10) if n != guilty
+        ]
+        sent = [number(request.body) for request in peer.requests]
+        assert sent.count(guilty) <= MAX_LOSSES + 2
+        assert number(await connection.request(body(77), PATIENCE)) == 77
+
+
+async def test_an_innocent_request_outlives_one_death_after_another(path: Path) -> None:
+    deaths = 0
+
+    def mortal(requests: list[Request]) -> list[ToClient]:
+        nonlocal deaths
+        deaths += bool(requests)
+        if requests and deaths % MAX_LOSSES:
+            peer.hang_up()
+            return []
+        return echo(requests)
+
+    async with peer_at(path) as peer, connection_to(path) as connection:
+        peer.answer = mortal
+        for n in range(5):
+            assert number(await connection.request(body(n), PATIENCE)) == n
 
 
 async def test_a_broken_answer_ends_the_connection_and_the_request_is_asked_again(
