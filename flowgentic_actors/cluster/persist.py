@@ -181,6 +181,8 @@ class StoredMemory:
             if self._manifest is not None and orderly:
                 closed = msgspec.structs.replace(self._manifest, closed=time.time())
                 write_manifest(self._disk, self._path, closed)
+        except OSError as error:  # the journals are sealed all the same
+            logger.warning("cannot note in %s that it was closed in order: %s", self._path, error)
         finally:
             self._hold.release()
             self._opening.release()

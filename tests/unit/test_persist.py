@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flowgentic_actors.cluster.holder import HOLDER_FILE, SILENCE, Holder
 from flowgentic_actors.cluster.persist import (
     MANIFEST,
     Manifest,
     StoredMemory,
+    await_free,
     copy_shards,
     read_manifest,
     router,
@@ -217,6 +221,42 @@ def test_a_crash_at_any_operation_of_a_re_sharding_changes_nothing_else(tmp_path
     assert crash_at > 15  # it was crashed at every operation there is
 
 
+def test_all_of_a_new_generation_is_on_the_medium_before_the_manifest_names_it(
+    tmp_path: Path,
+) -> None:
+    done: list[tuple[str, str]] = []
+
+    class Recording(RealDisk):
+        def sync(self, fd: int) -> None:
+            name = Path(f"/proc/self/fd/{fd}").readlink()
+            done.append(("sync", str(name.relative_to(tmp_path))))
+
+        def sync_folder(self, folder: Path) -> None:
+            done.append(("sync", str(folder.relative_to(tmp_path))))
+
+        def rename(self, source: Path, target: Path) -> None:
+            super().rename(source, target)
+            done.append(("rename", str(target.relative_to(tmp_path))))
+
+        def write(self, fd: int, data: bytes, offset: int) -> None:
+            super().write(fd, data, offset)
+            name = Path(f"/proc/self/fd/{fd}").readlink()
+            done.append(("write", str(name.relative_to(tmp_path))))
+
+    filled(tmp_path, 1)
+    with opened(tmp_path, 2, disk=Recording()):
+        pass
+    switched = done.index(("rename", MANIFEST))
+    before, after = done[:switched], done[switched + 1 :]
+    assert {("sync", "."), ("sync", "generation-2")} <= set(before)
+    assert before[-1] == ("sync", "manifest.new")
+    assert after[0] == ("sync", ".")
+    for shard in ("generation-2/shard-0", "generation-2/shard-1"):
+        of_shard = [step for step in before if step[1].startswith(shard)]
+        steps = [kind if name != shard else "sync folder" for kind, name in of_shard]
+        assert steps[-4:] == ["write", "sync", "rename", "sync folder"]
+
+
 def test_the_first_opening_may_end_anywhere_too(tmp_path: Path) -> None:
     for crash_at in range(100):
         path, disk = tmp_path / str(crash_at), CrashingDisk(crash_at)
@@ -317,6 +357,20 @@ def test_readers_see_the_same_files_on_every_pass(tmp_path: Path) -> None:
                 segment.unlink()
             assert list(reader.entries()) == first
         assert first
+
+
+def test_a_holder_that_seems_dead_is_waited_for(tmp_path: Path) -> None:
+    with opened(tmp_path, 1):
+        data = (tmp_path / HOLDER_FILE).read_bytes()
+    elsewhere = msgspec.structs.replace(msgspec.json.decode(data, type=Holder), boot="another")
+    (tmp_path / HOLDER_FILE).write_bytes(msgspec.json.encode(elsewhere))
+    os.utime(tmp_path / HOLDER_FILE, (time.time() - SILENCE + 1.5,) * 2)
+    started = time.monotonic()
+    with pytest.raises(PersistHeldError):
+        await_free(tmp_path, started + 0.5)
+    assert time.monotonic() - started < 0.5  # it cannot be dead by then
+    await_free(tmp_path, started + 10)
+    assert 1 < time.monotonic() - started < 5
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
