@@ -15,6 +15,12 @@ from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
 from flowgentic_actors.cluster.client import InlineClient, RemoteClient, describe
+from flowgentic_actors.cluster.endings import (
+    WALLTIME_UNKNOWN,
+    refuse_stale,
+    watch_stop_file,
+    watch_walltime,
+)
 from flowgentic_actors.cluster.folders import descriptor_of
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor, is_export, read_export
 from flowgentic_actors.cluster.owner import Owner
@@ -75,6 +81,7 @@ class MemoryCluster:
         self._target: ClusterHandle | str | None = None
         self._attached = False
         self._owner: Owner | None = None
+        self._unwatch = threading.Event()
         self._client: _Client | None = None
         self._handle: ClusterHandle | None = None
         self._checkpointer: AsyncCheckpointSaver | None = None
@@ -117,11 +124,13 @@ class MemoryCluster:
         if reason is None:
             reason = await self._open_distributed(timeout)
         if self._client is None:
+            await on_daemon_thread(timeout, refuse_stale, self._config.stop_file)
             self._client = InlineClient(
                 self._config.name or f"local-{os.getpid()}", self._config.namespace_depth
             )
             if reason:
                 self._fall_back(reason, self._client)
+            self._watch_for_the_end(self._client)
         return self
 
     async def __aexit__(
@@ -131,14 +140,18 @@ class MemoryCluster:
         traceback: TracebackType | None,
     ) -> None:
         owner, self._owner = self._owner, None
+        self._unwatch.set()
         try:
             if self._client is not None:
                 await self._client.close()
+                self._forget_signals(self._client)
         finally:
             if owner is not None:
                 timeout = self._config.close_timeout + _MARGIN
-                orderly = await on_daemon_thread(timeout, owner.close)
-                self._heed_signals(owner, heed=False)
+                try:
+                    orderly = await on_daemon_thread(timeout, owner.close)
+                finally:
+                    self._forget_signals(owner)
                 if on_sigterm.received:  # all of them are closed first, then the signal ends us
                     await on_daemon_thread(timeout, on_sigterm.done.wait, timeout)
                     await asyncio.sleep(_MARGIN)
@@ -178,7 +191,7 @@ class MemoryCluster:
                 return str(error)
             assert owner.descriptor is not None
             self._owner, self._handle = owner, owner.handle
-            self._heed_signals(owner, heed=True)
+            self._heed_signals(owner)
             self._client = self._remote(owner.descriptor, description)
             return None
         if not self._may_fall_back():
@@ -217,15 +230,32 @@ class MemoryCluster:
                 ) from error
             raise
 
-    def _heed_signals(self, owner: Owner, *, heed: bool) -> None:
+    def _heed_signals(self, owner: Owner) -> None:
+        on_sigterm.add(owner, owner.close)
         warning = self._config.stop_signal
-        if heed:
-            on_sigterm.add(owner, owner.close)
-            if warning is not None:
-                on_stop_signal[warning].add(owner, lambda: owner.end(f"signal {warning}"))
-            return
+        if warning is not None:
+            on_stop_signal[warning].add(owner, lambda: owner.end(f"signal {warning}"))
+
+    @staticmethod
+    def _forget_signals(key: object) -> None:
         for actions in (on_sigterm, *on_stop_signal.values()):
-            actions.remove(owner)
+            actions.remove(key)
+
+    def _watch_for_the_end(self, client: InlineClient) -> None:
+        """What a host does for a distributed cluster."""
+        config = self._config
+        warning = config.stop_signal
+        if warning is not None:
+            on_stop_signal[warning].add(client, lambda: client.end(f"signal {warning}"))
+        if config.stop_file is not None:
+            watch_stop_file(config.stop_file.absolute(), self._unwatch, client.end)
+        if config.walltime_margin is not None:
+            watch_walltime(
+                config.walltime_margin,
+                self._unwatch,
+                client.end,
+                lambda: client.event("walltime_unknown", WALLTIME_UNKNOWN),
+            )
 
     def _fall_back(self, reason: str, client: InlineClient) -> None:
         client.event("fallback_to_local", reason)

@@ -27,7 +27,7 @@ from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterS
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
-from flowgentic_actors.errors import ClusterClosedError, LocalClusterError
+from flowgentic_actors.errors import ClusterClosedError, ClusterClosingError, LocalClusterError
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -159,6 +159,7 @@ class InlineClient:
         self._opened = time.time()
         self._events: list[ClusterEvent] = []
         self._unusable: str | None = None
+        self._end_reason: str | None = None
         let_go_after_fork(self)
         self.event("cluster_opened", "in this process")
 
@@ -172,6 +173,8 @@ class InlineClient:
     def ask_sync(self, shard: int, command: Command) -> Reply:  # noqa: ARG002 - there is one
         """Have the shard carry out a command; see `MemoryClient.ask_sync`."""
         self._check_usable()
+        if self._end_reason is not None:
+            raise ClusterClosingError(f"the cluster has ended: {self._end_reason}")
         with self._lock:
             self._requests += 1
             return self._shard.apply(command, time.time_ns() // 1000).reply
@@ -222,6 +225,12 @@ class InlineClient:
                 number=len(self._events), time=time.time(), kind=kind, actor="", detail=detail
             )
         )
+
+    def end(self, reason: str) -> None:
+        """Take no more commands; callable from any thread."""
+        if self._end_reason is None:
+            self._end_reason = reason
+            self.event("cluster_closing", reason)
 
     async def close(self) -> None:
         """Refuse everything from now on."""

@@ -10,11 +10,28 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from flowgentic_actors.environment import job_end
+from flowgentic_actors.errors import ClusterOpenError
+
+WALLTIME_UNKNOWN: Final = "nobody tells when this job ends: walltime_margin has no effect"
 
 _FILE_INTERVAL = 1.0
 _LONGEST_WAIT = 60.0
+
+
+def refuse_stale(path: Path | None) -> None:
+    """Refuse a stop file that is there before the work has begun. Blocks.
+
+    Raises:
+        ClusterOpenError: If it is.
+    """
+    if path is not None and path.exists():
+        raise ClusterOpenError(
+            f"the stop file {path} is there already, left by an earlier job perhaps: remove it, or "
+            "choose another (setting: stop_file)"
+        )
 
 
 def watch_stop_file(path: Path, stop: threading.Event, on_end: Callable[[str], None]) -> None:

@@ -37,7 +37,7 @@ from flowgentic_actors.actors.supervisor import (
     SupervisorSettings,
 )
 from flowgentic_actors.actors.threads import on_daemon_thread
-from flowgentic_actors.cluster.endings import watch_stop_file, watch_walltime
+from flowgentic_actors.cluster.endings import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
 from flowgentic_actors.cluster.folders import HOST_LOCK, HOST_SOCKET, PID_FILE, retire
 from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.persist import Manifest, StoredMemory
@@ -249,8 +249,7 @@ class Host:
             loop.call_soon_threadsafe(self._begin_end, reason)
 
         def on_unknown() -> None:
-            detail = "nobody tells when this job ends: walltime_margin has no effect"
-            loop.call_soon_threadsafe(self._event, "walltime_unknown", "", detail)
+            loop.call_soon_threadsafe(self._event, "walltime_unknown", "", WALLTIME_UNKNOWN)
 
         if spec.stop_signal is not None:  # a scheduler may send it to every process of the job
             number = signal.Signals[spec.stop_signal]

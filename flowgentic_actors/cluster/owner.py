@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+from flowgentic_actors.cluster.endings import refuse_stale
 from flowgentic_actors.cluster.folders import (
     DESCRIPTOR,
     HOST_SOCKET,
@@ -68,11 +69,7 @@ class Owner:
         """
         config = self._config
         deadline = time.monotonic() + config.open_timeout
-        if config.stop_file is not None and config.stop_file.exists():
-            raise ClusterOpenError(
-                f"the stop file {config.stop_file} is there already, left by an earlier job "
-                "perhaps: remove it, or choose another (setting: stop_file)"
-            )
+        refuse_stale(config.stop_file)
         root = root_folder(config.scratch)
         self._check_persist_path(root, deadline)
         limits = OrphanLimits(config.orphan_ttl, config.orphan_bytes)

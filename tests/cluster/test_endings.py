@@ -171,6 +171,30 @@ async def test_a_stop_file_ends_the_work_and_a_killed_host_does_not_begin_anew(
             pass
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("warning", ["signal", "file", "walltime"])
+async def test_a_local_cluster_is_warned_as_well(
+    warning: str, tmp_path: Path, squeue: Path
+) -> None:
+    choices: dict[str, dict[str, Any]] = {
+        "signal": {"stop_signal": "SIGUSR2"},
+        "file": {"stop_file": tmp_path / "stop"},
+        "walltime": {"walltime_margin": 60},
+    }
+    await asyncio.to_thread(squeue.write_text, in_seconds(61))
+    async with MemoryCluster(mode="local", **choices[warning]) as memory:
+        if warning == "signal":
+            os.kill(os.getpid(), signal.SIGUSR2)
+        elif warning == "file":
+            await asyncio.to_thread((tmp_path / "stop").touch)
+        async with asyncio.timeout(20):
+            reason = await memory.closing()
+        with pytest.raises(ClusterClosingError, match=reason):
+            memory.store.put(("a",), "key", {})
+        assert (await memory.status()).mode == "local"
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+
+
 @pytest.fixture
 def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A scheduler's job, whose end is what is written into a file."""
