@@ -61,9 +61,9 @@ class Site:
         """
         deadline = asyncio.get_running_loop().time() + _VICTIM_WAIT
         while asyncio.get_running_loop().time() < deadline:
-            actor = (await self.memory.status()).actors[shard]
-            if actor.pid is not None:
-                return actor.pid
+            for actor in (await self.memory.status()).actors:  # none, while a host comes up
+                if actor.shard == shard and actor.pid is not None:
+                    return actor.pid
             await asyncio.sleep(_POLL)
         raise SkippedError(f"the actor of shard {shard} does not run")
 
