@@ -69,6 +69,7 @@ class HostKeeper:
         self._policy = RestartPolicy(spec.restart_intensity, spec.restart_period)
         self._served_from = 0.0
         self._closing = False
+        self._closed_at = 0.0
         self._shut_down = False  # whether the host is to be asked to end, or just left
         self._orderly = False
         self._given_up = False
@@ -164,9 +165,9 @@ class HostKeeper:
         try:
             while not self._closing:
                 while self._orders:
-                    self._link.ask(self._orders[0], self._silence, self._is_closing)
+                    self._link.ask(self._orders[0], self._silence, self._is_hopeless)
                     self._orders.popleft()
-                self._link.ask(AreYouThere(), self._silence, self._is_closing)
+                self._link.ask(AreYouThere(), self._silence, self._is_hopeless)
                 if not self._process.running():
                     return "lost the runtime that it ran in"
                 if beats % 20 == 0:
@@ -253,6 +254,11 @@ class HostKeeper:
     def _is_closing(self) -> bool:
         return self._closing
 
+    def _is_hopeless(self) -> bool:
+        """Whether not to wait any longer for a host that is slow to answer while it is closed."""
+        waited = time.monotonic() - self._closed_at
+        return self._closing and (not self._shut_down or waited > self._spec.close_timeout / 2)
+
     def _start(self, deadline: float) -> HostLink:
         socket_path = self._folder / HOST_SOCKET
         for stale in (socket_path, self._folder / PID_FILE):
@@ -296,6 +302,7 @@ class HostKeeper:
         return [entry.pid for entry in end_all(entries, _ACTOR_GRACE, _EXIT_TIMEOUT)]
 
     def _stop(self) -> None:
+        self._closed_at = time.monotonic()
         self._closing = True
         self._wake()
 

@@ -106,6 +106,19 @@ async def test_handlers_are_set_while_a_cluster_is_open_and_taken_back() -> None
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
+@pytest.mark.anyio
+async def test_a_host_that_is_slow_when_it_is_closed_still_ends_in_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with MemoryCluster(**SUBPROCESS) as memory:
+        await memory.store.aput(("a",), "key", {})
+        pid = (await memory.status()).host_pid
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(0.7)  # a ping is under way
+        asyncio.get_running_loop().call_later(1.0, os.kill, pid, signal.SIGCONT)
+    assert "did not end in order" not in caplog.text
+
+
 # ---------------------------------------------------------------------- warnings
 
 
