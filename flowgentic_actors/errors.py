@@ -33,9 +33,7 @@
     ├── JournalError                  a shard's journal
     │   ├── JournalDamagedError       bytes in it are not what was written
     │   └── JournalLockedError        another process has it open
-    └── ColdValuesError               within a shard: values have to be fetched first
-
-
+    ├── ColdValuesError               within a shard: values have to be fetched first
     └── TierError                     the DDict behind a shard; the shard goes on without it
         ├── TierLostError             there is none now; what was in it is gone
         ├── TierFullError             there is no room for that value

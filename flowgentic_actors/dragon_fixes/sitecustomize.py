@@ -27,6 +27,8 @@ FIXED_MODULE = "dragon.native.queue"
 OWNER_VARIABLE = "FLOWGENTIC_DDICT_OWNER"
 """`pid:start time` of the process without which this one must not be."""
 
+_NOTICE = 0.2  # seconds that Dragon has to notice the end of a process before that of the next
+_LAST = 3.0  # seconds after which a process does not wait for younger ones any more
 _FIRST_NAP, _LONGEST_NAP = 0.001, 0.05
 
 
@@ -55,6 +57,7 @@ def _end_with(owner: str) -> None:
     import select  # noqa: PLC0415 - only in a DDict's processes
     import signal  # noqa: PLC0415
     import threading  # noqa: PLC0415
+    import time  # noqa: PLC0415
 
     pid, _, started = owner.partition(":")
 
@@ -63,8 +66,7 @@ def _end_with(owner: str) -> None:
 
     try:
         pidfd = os.pidfd_open(int(pid))
-        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 - pathlib costs 5 ms
-            same = stat.read().rpartition(b")")[2].split()[19] == started.encode()
+        same = _started(pid) == int(started)
     except (ProcessLookupError, FileNotFoundError):
         same = False
     if not same:
@@ -74,9 +76,33 @@ def _end_with(owner: str) -> None:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         poll.poll()
+        # The youngest first, and one after another: when a group manager ends together with its
+        # managers, the whole runtime breaks down.
+        last = time.monotonic() + _LAST
+        while _younger() and time.monotonic() < last:
+            time.sleep(_NOTICE)
+        time.sleep(_NOTICE)
         end()
 
     threading.Thread(target=watch, name="flowgentic:owner", daemon=True).start()
+
+
+def _started(pid: str) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 - pathlib costs 5 ms
+        return int(stat.read().rpartition(b")")[2].split()[19])
+
+
+def _younger() -> bool:
+    """Whether a process works in this one's folder that was started later."""
+    here, me = os.readlink("/proc/self/cwd"), os.getpid()  # noqa: PTH115
+    mine = _started("self"), me
+    for pid in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208
+        try:
+            if os.readlink(f"/proc/{pid}/cwd") == here and (_started(pid), int(pid)) > mine:  # noqa: PTH115
+                return True
+        except (OSError, IndexError):
+            continue  # it has ended, or is another user's
+    return False
 
 
 # ---------------------------------------------------------------------- the spin

@@ -37,11 +37,11 @@ from flowgentic_actors.storage.pool_processes import (
     empty,
     end_ddict,
     end_leftovers,
-    kill,
     make_folder,
     open_pools,
     open_processes,
     started_at,
+    wake,
 )
 
 logger = logging.getLogger(__name__)
@@ -52,9 +52,13 @@ FULL: Final = 0.875
 SMALLEST_POOL: Final = 4 << 20
 MOST_WAITING: Final = 256
 """Calls that wait for the DDict's thread before further ones are refused."""
+MOST_FAILED: Final = 4
+"""DDicts in a row that did not come up before none is tried again: each may leave a thread behind,
+and a Dragon runtime that makes none so often is broken itself."""
 
 _TICKS = 4  # looks at the call under way within one timeout
-_CREATE_TIMEOUT = 60.0
+_GRACE = 0.25  # seconds that the call under way has to end by itself
+_CREATE_TIMEOUT = 30.0
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 30.0
 _GOOD_LIFE = 30.0  # seconds after which a loss is not held against the next generation
 
@@ -111,6 +115,7 @@ class DDictShard:
         self._cleaned: asyncio.Future[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._backoff = 0.0
+        self._failed = 0  # generations in a row that were never ready
         self._calls = 0
         self._lost = 0
         self._timeouts = 0
@@ -175,7 +180,10 @@ class DDictShard:
         }
 
     def close(self) -> None:
-        """Kill the DDict's processes, without waiting for anything; `wait_closed` does wait."""
+        """Begin to end the DDict, without waiting for it; `wait_closed` does wait.
+
+        Where this process ends before that is done, the DDict's processes see to the rest.
+        """
         if self._closed:
             return
         self._closed = True
@@ -225,6 +233,7 @@ class DDictShard:
         self._lost += 1
         self._timeouts += timed_out
         good = generation.lived() >= _GOOD_LIFE
+        self._failed = 0 if generation.lived() else self._failed + 1
         self._backoff = (
             _FIRST_BACKOFF
             if good or not self._backoff
@@ -233,10 +242,11 @@ class DDictShard:
         generation.give_up(reason)
         self._cleaned = _on_thread(generation.clean)
         self._cleaned.add_done_callback(self._is_clean)
-        self._on_event("ddict_lost", reason)
+        final = "; it is not tried again" if self._failed >= MOST_FAILED else ""
+        self._on_event("ddict_lost", reason + final)
 
     def _is_clean(self, _: asyncio.Future[None]) -> None:
-        if not self._closed:
+        if not self._closed and self._failed < MOST_FAILED:
             loop = asyncio.get_running_loop()
             self._retry = loop.call_later(self._backoff, self._begin)
 
@@ -320,7 +330,7 @@ class _Generation:
         return 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
 
     def give_up(self, reason: str) -> None:
-        """Fail what was asked, leave the thread behind and kill the processes that are known."""
+        """Fail what was asked, and leave the thread behind."""
         self.is_ready = False
         if self._ticker is not None:
             self._ticker.cancel()
@@ -330,7 +340,6 @@ class _Generation:
             if self._ready_at is not None:
                 for pidfd in self._pidfds:
                     self._loop.remove_reader(pidfd)
-            kill(self._pidfds)
         self._todo.put(None)
         for future in list(self.waiting):
             if not future.done():
@@ -338,7 +347,13 @@ class _Generation:
                 future.exception()
 
     def clean(self) -> None:
-        """Wait for the end of its processes and memory, and remove its files. Blocks."""
+        """End its processes and memory, and remove its files. Blocks."""
+        # A process that is killed in the middle of a call may take more with it than itself.
+        with self._lock:
+            wake(self._pidfds)
+        end = time.monotonic() + _GRACE
+        while self._step % 2 and time.monotonic() < end:
+            time.sleep(_GRACE / 50)
         with self._lock:
             pidfds, self._pidfds = self._pidfds, []
             pools, self._pools = self._pools, []
@@ -416,12 +431,11 @@ class _Generation:
             if self._given_up.is_set():
                 return
             self._folder = folder = make_folder(self._parent)
-        self.pool.make(self._total_bytes, folder, self._timeout)
+        self.pool.make(self._total_bytes, folder, self._create_timeout / 2)
         pidfds, pools = open_processes(folder), open_pools(folder.name)
         with self._lock:
             self._pidfds, self._pools = pidfds, pools
             if self._given_up.is_set():
-                kill(pidfds)
                 return
         if len(pidfds) < 2 + self._managers:
             raise TierError(
@@ -473,7 +487,11 @@ class _Dict:
         return sum(self._used)
 
     def make(self, total_bytes: int, folder: Path, timeout: float) -> None:
-        """Make it, with its processes in a folder."""
+        """Make it, with its processes in a folder.
+
+        The timeout is Dragon's, for each step of making it and every later call; it only decides
+        when a thread that was left behind ends, if it does.
+        """
         from dragon.data.ddict import ddict  # noqa: PLC0415 - slow, and optional
         from dragon.infrastructure.policy import Policy  # noqa: PLC0415
         from dragon.native.machine import current  # noqa: PLC0415

@@ -29,6 +29,8 @@ NAME_LENGTH: Final = 10
 """Dragon uses that many characters of a DDict's name for its shared memory."""
 
 _PREFIX: Final = "fg"
+_SINGLE = 2  # an orchestrator and a group manager, then managers
+_NOTICE = 0.2  # seconds that Dragon has to notice the end of a process before that of the next
 _PATIENCE = 2.0  # seconds that Dragon has to remove a dead process's shared memory
 
 
@@ -47,7 +49,10 @@ def started_at(pid: int) -> str:
 
 
 def open_processes(folder: Path) -> list[int]:
-    """Pidfds of all live processes that work in a folder, this one excepted; close them."""
+    """Pidfds of all live processes that work in a folder, this one excepted, oldest first.
+
+    Close them.
+    """
     paths = {str(folder.resolve()), f"{folder.resolve()} (deleted)"}
     found = []
     for pid in _pids():
@@ -57,21 +62,22 @@ def open_processes(folder: Path) -> list[int]:
         except OSError:
             continue  # it has ended
         try:
-            matches = str(Path(f"/proc/{pid}/cwd").readlink()) in paths
-        except OSError:  # it has ended, or is another user's
+            matches = str(Path(f"/proc/{pid}/cwd").readlink()) in paths and pid != os.getpid()
+            age = int(started_at(pid)), pid
+        except (OSError, IndexError):  # it has ended, or is another user's
             matches = False
-        if matches and pid != os.getpid():
-            found.append(pidfd)
+        if matches:
+            found.append((age, pidfd))
         else:
             os.close(pidfd)
-    return found
+    return [pidfd for _, pidfd in sorted(found)]
 
 
-def kill(pidfds: list[int]) -> None:
-    """Send SIGKILL to processes. Does not block."""
+def wake(pidfds: list[int]) -> None:
+    """Let processes go on that were stopped: one that ends while it holds a lock leaves it held."""
     for pidfd in pidfds:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
 
 
 def end_ddict(folder: Path, timeout: float = 10.0) -> bool:
@@ -153,10 +159,18 @@ def shm_bytes(name: str) -> int:
 
 
 def _end_processes(folder: Path, end: float) -> bool:
+    # Orchestrator, group manager, managers: that is how old they are. The youngest go first.
+    # Dragon tells a group manager about the end of its managers, and the whole runtime breaks down
+    # when it is not there any more to be told.
     while pidfds := open_processes(folder):
+        last = pidfds[_SINGLE:] or pidfds[-1:]
+        wake(pidfds)
+        time.sleep(_NOTICE)
         try:
-            kill(pidfds)
-            for pidfd in pidfds:
+            for pidfd in last:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            for pidfd in last:
                 poll = select.poll()
                 poll.register(pidfd, select.POLLIN)
                 poll.poll(max(0.0, end - time.monotonic()) * 1000)
