@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +33,9 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.shard.ceilings import Ceilings
 from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
+from flowgentic_actors.shard.mirror import CHUNK, Mirror
 from flowgentic_actors.shard.sessions import Sessions
+from flowgentic_actors.storage.ddict import DDictShard
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
@@ -42,6 +44,7 @@ from flowgentic_actors.storage.syncer import Syncer
 from flowgentic_actors.storage.worker import Worker
 
 LOCK_NAME = "journal.lock"
+TIER_FOLDER = "ddict"
 
 _PER_RECORD = 256  # bytes around a value in the journal, about
 _FETCH_TIMEOUT = 30.0
@@ -67,6 +70,9 @@ class ShardActor:
         hot_bytes: Bytes of values to keep in memory; empty for all.
         item_bytes: Ceiling of the bytes of items; empty for none.
         thread_bytes: Ceiling of the bytes of threads; empty for none.
+        tier_bytes: Size of the DDict that values come from when memory has let them go; empty for
+            none, and always so outside a Dragon runtime.
+        tier_managers: Processes of that DDict.
 
     Raises:
         JournalError: If the journal cannot be used.
@@ -82,6 +88,8 @@ class ShardActor:
         hot_bytes: str = "",
         item_bytes: str = "",
         thread_bytes: str = "",
+        tier_bytes: str = "",
+        tier_managers: str = "1",
     ) -> None:
         path = Path(folder)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,6 +117,12 @@ class ShardActor:
         self._room_made = 0.0
         self._cold_reads = 0
         self._fetches: set[asyncio.Task[bytes]] = set()
+        self._folder = path
+        self._tier_bytes = _number(tier_bytes)
+        self._tier_managers = int(tier_managers)
+        self._tier: DDictShard | None = None
+        self._mirror: Mirror | None = None
+        self._mirroring: asyncio.Task[None] | None = None
         self._fetch_slots = asyncio.Semaphore(_MOST_FETCHES)
         try:
             self._replayed = self._replay()
@@ -117,6 +131,26 @@ class ShardActor:
             self.close()
             raise
         self._next_lsn = self._journal.end
+
+    def start(self, tell: Callable[[str, str], None]) -> None:
+        """Begin what goes on beside the requests; see `Actor.start`."""
+        if self._tier_bytes is None:
+            return
+
+        def happened(kind: str, detail: str) -> None:
+            tell(kind, detail)
+            mirror.notice()
+
+        self._tier = DDictShard(
+            total_bytes=self._tier_bytes,
+            managers=self._tier_managers,
+            folder=self._folder / TIER_FOLDER,
+            on_event=happened,
+        )
+        mirror = Mirror(self._shard, self._tier, self._scan, lambda: self._journal.end)
+        self._mirror = mirror
+        self._tier.start()
+        self._mirroring = asyncio.ensure_future(mirror.run())
 
     def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:
         """Carry out a command; see `Actor.handle`."""
@@ -148,6 +182,8 @@ class ShardActor:
             **msgspec.structs.asdict(self._shard.size()),
             "hot_bytes": self._shard.hot_bytes,
             "cold_reads": self._cold_reads,
+            **(self._mirror.stats() if self._mirror else {}),
+            **(self._tier.stats() if self._tier else {}),
             "journal_bytes": self._journal.size,
             "compactions": self._compactor.done,
             "replayed_writes": self._replayed,
@@ -158,6 +194,10 @@ class ShardActor:
         """Seal and close the journal."""
         for fetch in self._fetches:
             fetch.cancel()
+        if self._mirroring is not None:
+            self._mirroring.cancel()
+        if self._tier is not None:
+            self._tier.close()
         self._compactor.close()
         if self._syncer is not None:
             self._syncer.close()
@@ -242,6 +282,8 @@ class ShardActor:
         """After an append: allocate ahead, and compact when half of the journal is garbage."""
         if self._journal.wants_space:
             self._prepare()
+        if self._mirror is not None and self._journal.end - self._mirror.position >= CHUNK:
+            self._mirror.notice()
         if (
             self._compactor.ready
             and self._journal.size > 2 * self._live_bytes() + self._garbage_allowed
@@ -287,7 +329,15 @@ class ShardActor:
 
     async def _fetch(self, lsns: Sequence[int]) -> list[tuple[int, bytes]]:
         self._cold_reads += len(lsns)
-        return await self._worker.submit(self._read, lsns)
+        found: list[tuple[int, bytes]] = []
+        if self._mirror is not None:
+            found, lsns = await self._mirror.fetch(lsns)
+        if lsns:
+            found += await self._worker.submit(self._read, lsns)
+        return found
+
+    def _scan(self, lsn: int, most: int) -> asyncio.Future[tuple[list[tuple[int, bytes]], int]]:
+        return self._worker.submit(self._journal.scan, lsn, most)
 
     def _read(self, lsns: Sequence[int]) -> list[tuple[int, bytes]]:
         return [(lsn, self._journal.read(lsn)) for lsn in lsns]

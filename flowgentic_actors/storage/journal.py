@@ -105,6 +105,21 @@ class Journal:
             raise JournalDamagedError(f"{self._folder}: there is no entry {lsn}")
         return payload
 
+    def scan(self, lsn: int, most: int) -> tuple[list[tuple[int, bytes]], int]:
+        """Some entries from an LSN on, and the LSN to go on from; as `read`.
+
+        Args:
+            lsn: 0, or where an earlier scan said to go on.
+            most: Bytes to read, about.
+        """
+        if self._set is None or lsn >= self._set.end:
+            found = self._log.scan(lsn, most)
+            if found is not None:
+                return found
+        if self._set is None or lsn >= self._set.end:
+            raise JournalDamagedError(f"{self._folder}: there is no entry {lsn}")
+        return self._set.scan(lsn, most)
+
     # ------------------------------------------------------------------ space
 
     def no_room(self, size: int, *, urgent: bool, may_block: bool) -> OSError | None:

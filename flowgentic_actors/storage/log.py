@@ -388,11 +388,9 @@ class SegmentLog:
         Raises:
             JournalDamagedError: If it is not what was written.
         """
-        segments = self._segments
-        index = bisect_right(segments, lsn, key=_first) - 1
-        if index < 0 or lsn >= segments[index].end:
+        segment = self._segment_of(lsn)
+        if segment is None:
             return None
-        segment = segments[index]
         position = segment.offset(lsn)
         block = self._disk.read(segment.fd, _READ, position)
         if len(block) >= _HEAD.size:
@@ -405,6 +403,48 @@ class SegmentLog:
                 if checksum(lsn, payload) == crc:
                     return payload
         raise self._damage(segment, position)
+
+    def scan(self, lsn: int, most: int) -> tuple[list[tuple[int, bytes]], int] | None:
+        """Some entries from an LSN on, and the LSN after them; None when their segment is gone.
+
+        Callable from the thread of `read`.
+
+        Args:
+            lsn: Address of an entry, or the end of the log.
+            most: Bytes to read, about; at least one entry is read.
+
+        Raises:
+            JournalDamagedError: If one is not what was written.
+        """
+        segment = self._segment_of(lsn)
+        if segment is None:
+            return ([], lsn) if lsn == self.end else None
+        end = segment.end  # what is appended from now on comes later
+        block = self._disk.read(segment.fd, min(most, end - lsn), segment.offset(lsn))
+        found: list[tuple[int, bytes]] = []
+        at = 0
+        while at + ENTRY_OVERHEAD <= len(block):
+            length, crc, head_crc = _HEAD.unpack_from(block, at)
+            here = lsn + at
+            if head_crc != _head_checksum(here, length, crc):
+                raise self._damage(segment, segment.offset(here))
+            if at + ENTRY_OVERHEAD + length > len(block):
+                if found:
+                    break
+                block = self._disk.read(segment.fd, length + ENTRY_OVERHEAD, segment.offset(lsn))
+            payload = block[at + _HEAD.size : at + _HEAD.size + length]
+            if checksum(here, payload) != crc:
+                raise self._damage(segment, segment.offset(here))
+            found.append((here, payload))
+            at += length + ENTRY_OVERHEAD
+        return found, lsn + at
+
+    def _segment_of(self, lsn: int) -> Segment | None:
+        segments = self._segments
+        index = bisect_right(segments, lsn, key=_first) - 1
+        if index < 0 or lsn >= segments[index].end:
+            return None
+        return segments[index]
 
     def take_back(self) -> None:
         """After a failed append: remove what may be left of it.

@@ -100,7 +100,40 @@ class CompactedSet:
             at += length
         else:
             return None
-        raise JournalDamagedError(
+        raise self._damage(lsn)
+
+    def scan(self, lsn: int, most: int) -> tuple[list[tuple[int, bytes]], int]:
+        """Some entries from an LSN on, and the LSN to go on from.
+
+        Args:
+            lsn: Any LSN below the set's end.
+            most: Bytes to read, about.
+
+        Raises:
+            JournalDamagedError: If one is not what was written.
+        """
+        nearest = bisect_right(self._lsns, lsn) - 1
+        position = self._positions[nearest] if nearest >= 0 else _HEADER.size
+        reader = BlockReader(self._disk, self._fd)
+        found: list[tuple[int, bytes]] = []
+        size = 0
+        while position < self._index_at:
+            here, length, crc = _ENTRY.unpack(reader.read(_ENTRY.size, position))
+            if here >= self.end:  # not an entry of the log
+                break
+            if here >= lsn:
+                if size >= most:
+                    return found, here
+                payload = reader.read(length, position + _ENTRY.size)
+                if checksum(here, payload) != crc:
+                    raise self._damage(here)
+                found.append((here, payload))
+                size += length
+            position += _ENTRY.size + length
+        return found, self.end
+
+    def _damage(self, lsn: int) -> JournalDamagedError:
+        return JournalDamagedError(
             f"{self.path}: the entry {lsn} is not what was written; the file was changed or the "
             "disk is failing. Restore the folder from a copy"
         )

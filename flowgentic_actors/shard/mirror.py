@@ -1,0 +1,337 @@
+"""A copy of a journal's living entries in a memory tier, packed, in chunks.
+
+The mirror reads the journal behind the acknowledgement, on its own: a tier that is new, or that
+lost everything, fills in the same way. A chunk holds the living entries of a stretch of the
+journal; as they die it is packed again, together with its neighbours, so that their room is won
+back. Whatever the tier cannot give, the journal can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import zlib
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, Protocol
+
+from flowgentic_actors.engine import Shard
+from flowgentic_actors.errors import JournalError, TierBusyError, TierError, TierFullError
+from flowgentic_actors.shard.entries import Entry, decode_entry
+
+CHUNK: Final = 128 << 10
+"""Bytes of a chunk, its entries' heads included: a power of two, see docs/explanation/ddict.md."""
+
+_HEAD = struct.Struct("!QII")  # LSN, length, CRC-32
+_SPARSE = 0.5  # living part below which a chunk is packed again
+_SPARSE_WHEN_FULL = 0.85
+_NEARLY_FULL = 0.8
+_MOST_MERGED = 32
+_WHILE_BUSY = 0.05
+_AFTER_ERROR = 1.0
+
+logger = logging.getLogger(__name__)
+
+Entries = list[tuple[int, bytes]]
+Scan = Callable[[int, int], Awaitable[tuple[Entries, int]]]
+
+
+class Tier(Protocol):
+    """Where chunks are kept; it may lose everything at any time, and then begins anew, empty."""
+
+    generation: int
+
+    @property
+    def ready(self) -> bool:
+        """Whether calls are taken."""
+
+    def put(self, key: int, data: bytes) -> asyncio.Future[None]:
+        """Keep a value in place of the one that the key had."""
+
+    def get(self, key: int) -> asyncio.Future[bytes | None]:
+        """Fetch a value, None when there is none."""
+
+    def delete(self, keys: Iterable[int]) -> asyncio.Future[None]:
+        """Free the room of values."""
+
+    def stats(self) -> dict[str, int]:
+        """Counters, `ddict_bytes` and `ddict_capacity` among them."""
+
+
+class _Chunk:
+    """What is kept for a stretch of the journal, from `first` to the next chunk's."""
+
+    __slots__ = ("first", "live", "packed", "there")
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.live = 0  # bytes of values that are stored still
+        self.packed = 0  # bytes of values that it holds
+        self.there = False
+
+
+class Mirror:
+    """Keeps a tier filled from a journal, and reads from it.
+
+    Everything runs on the event loop; the shard is only looked at between two requests.
+
+    Args:
+        shard: Tells which entries live.
+        tier: Where the chunks go.
+        scan: Reads the journal from an LSN on, off the loop.
+        limit: LSN up to which entries can be scanned.
+    """
+
+    def __init__(self, shard: Shard, tier: Tier, scan: Scan, limit: Callable[[], int]) -> None:
+        self._shard = shard
+        self._tier = tier
+        self._scan = scan
+        self._limit = limit
+        self._wake = asyncio.Event()
+        self._generation = -1
+        self._threshold = _SPARSE
+        self._start_over()
+        self.reads = 0
+        shard.when_dropped(self._dropped)
+
+    def _start_over(self) -> None:
+        self._firsts: list[int] = []
+        self._chunks: list[_Chunk] = []  # by `first`, ascending
+        self._filling: Entries = []
+        self._filling_bytes = 0
+        self._position = 0  # LSN up to which the journal was read
+        self._sparse: dict[int, None] = {}  # firsts of chunks to be packed again
+
+    @property
+    def position(self) -> int:
+        """LSN up to which the journal was read; what lives below is in the tier, or about to."""
+        return self._position
+
+    def stats(self) -> dict[str, int]:
+        """Counters; callable from any thread."""
+        return {
+            "mirror_chunks": len(self._chunks),
+            "mirror_position": self._position,
+            "mirror_reads": self.reads,
+        }
+
+    def notice(self) -> None:
+        """Something was appended, or the tier has become ready."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Fill and tidy for as long as the actor lives."""
+        while True:
+            try:
+                worked = self._tier.ready and await self._work()
+            except TierError as error:
+                # Lost, or too busy: the next round finds out which.
+                logger.debug("the tier refused: %s", error)
+                await asyncio.sleep(_WHILE_BUSY)
+                continue
+            except (JournalError, OSError):
+                logger.exception("the mirror cannot read the journal")
+                await asyncio.sleep(_AFTER_ERROR)
+                continue
+            if not worked:
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _work(self) -> bool:
+        if self._generation != self._tier.generation:
+            self._generation = self._tier.generation
+            self._start_over()
+        self._look_at_room()
+        if self._sparse:
+            await self._repack(next(iter(self._sparse)))
+            return True
+        if self._limit() - self._position < CHUNK:
+            return False
+        await self._fill()
+        return True
+
+    # ------------------------------------------------------------------ filling
+
+    async def _fill(self) -> None:
+        """Read a stretch of the journal; put a chunk when there is enough for one."""
+        generation = self._generation
+        entries, position = await self._scan(self._position, CHUNK)
+        if generation != self._tier.generation:
+            return
+        if not self._chunks or self._chunks[-1].there:
+            self._open_chunk(self._position)
+        self._position = position
+        for lsn, payload in entries:
+            live = self._live(lsn, payload)
+            if not live:
+                continue
+            size = _HEAD.size + len(payload)
+            if self._filling and self._filling_bytes + size > CHUNK:
+                await self._put_filling()
+                if generation != self._tier.generation:
+                    return
+                self._open_chunk(lsn)
+                live = self._live(lsn, payload)  # it may have died meanwhile
+            self._filling.append((lsn, payload))
+            self._filling_bytes += size
+            self._chunks[-1].live += live
+            self._chunks[-1].packed += live
+
+    def _open_chunk(self, first: int) -> None:
+        self._firsts.append(first)
+        self._chunks.append(_Chunk(first))
+
+    async def _put_filling(self) -> None:
+        chunk = self._chunks[-1]
+        entries, self._filling, self._filling_bytes = self._filling, [], 0
+        await self._put(chunk, entries)
+
+    async def _put(self, chunk: _Chunk, entries: Entries) -> None:
+        data = _pack(entries)
+        while True:
+            try:
+                await self._tier.put(chunk.first, data)
+            except TierBusyError:
+                await asyncio.sleep(_WHILE_BUSY)
+            except TierFullError:
+                chunk.there = False  # the journal has it
+                return
+            else:
+                chunk.there = True
+                self._consider(chunk)
+                return
+
+    # ------------------------------------------------------------------ winning space back
+
+    def _dropped(self, lsn: int, size: int) -> None:
+        if lsn < self._position:
+            index = self._index(lsn)
+            if index >= 0:
+                chunk = self._chunks[index]
+                chunk.live -= size
+                self._consider(chunk)
+
+    def _consider(self, chunk: _Chunk) -> None:
+        if chunk.there and chunk.live < self._threshold * chunk.packed:
+            self._sparse[chunk.first] = None
+            self._wake.set()
+
+    def _look_at_room(self) -> None:
+        """Be less patient with what is dead while there is little room."""
+        stats = self._tier.stats()
+        full = stats["ddict_bytes"] > _NEARLY_FULL * stats["ddict_capacity"]
+        threshold = _SPARSE_WHEN_FULL if full else _SPARSE
+        if threshold > self._threshold:
+            self._threshold = threshold
+            for chunk in self._chunks:
+                self._consider(chunk)
+        self._threshold = threshold
+
+    async def _repack(self, first: int) -> None:
+        """Pack a sparse chunk again, and small ones after it into the same one."""
+        del self._sparse[first]
+        index = self._index(first)
+        if index < 0 or self._firsts[index] != first or not self._chunks[index].there:
+            return
+        generation = self._generation
+        run = self._mergeable(index)
+        entries: Entries = []
+        for chunk in run:
+            if chunk.live:
+                entries += _find(await self._tier.get(chunk.first) or b"", None)
+                if generation != self._tier.generation:
+                    return
+        entries = [(lsn, payload) for lsn, payload in entries if self._live(lsn, payload)]
+        kept, *others = run
+        for chunk in others:
+            kept.live += chunk.live
+            self._remove(chunk)
+        kept.packed = kept.live
+        if entries:
+            await self._put(kept, entries)
+        else:
+            kept.there = False
+            if index:  # the first one stays: it is where the directory begins
+                self._remove(kept)
+        gone = [chunk.first for chunk in (others if kept.there else run)]
+        if gone and generation == self._tier.generation:
+            await self._tier.delete(gone)
+
+    def _mergeable(self, index: int) -> list[_Chunk]:
+        """A chunk, and those after it that go into one with it and leave half of it free."""
+        run = [self._chunks[index]]
+        live = run[0].live
+        for neighbour in self._chunks[index + 1 : index + _MOST_MERGED]:
+            live += neighbour.live
+            if not neighbour.there or live > CHUNK // 2:
+                break
+            run.append(neighbour)
+        return run
+
+    def _remove(self, chunk: _Chunk) -> None:
+        self._sparse.pop(chunk.first, None)
+        index = self._index(chunk.first)
+        del self._firsts[index], self._chunks[index]
+
+    def _index(self, lsn: int) -> int:
+        """Index of the chunk whose stretch an LSN is in, -1 when there is none."""
+        return bisect_right(self._firsts, lsn) - 1
+
+    def _live(self, lsn: int, payload: bytes) -> int:
+        entry = decode_entry(payload)
+        return self._shard.alive(lsn, entry.record) if isinstance(entry, Entry) else 0
+
+    # ------------------------------------------------------------------ reading
+
+    async def fetch(self, lsns: Sequence[int]) -> tuple[Entries, list[int]]:
+        """Read entries from the tier.
+
+        Returns:
+            Those that it gave, and the LSNs of those that it did not.
+        """
+        if not self._tier.ready or self._generation != self._tier.generation:
+            return [], list(lsns)
+        wanted: dict[int, set[int]] = {}
+        missing: list[int] = []
+        for lsn in lsns:
+            index = self._index(lsn)
+            if lsn < self._position and index >= 0 and self._chunks[index].there:
+                wanted.setdefault(self._firsts[index], set()).add(lsn)
+            else:
+                missing.append(lsn)
+        gets = {first: self._tier.get(first) for first in wanted}
+        if gets:
+            await asyncio.wait(gets.values())
+        found: Entries = []
+        for first, get in gets.items():
+            data = None if get.exception() is not None else get.result()
+            given = _find(data or b"", wanted[first])
+            found += given
+            missing += wanted[first].difference(lsn for lsn, _ in given)
+        self.reads += len(found)
+        return found, missing
+
+
+def _pack(entries: Entries) -> bytes:
+    parts: list[bytes] = []
+    for lsn, payload in entries:
+        parts += (_HEAD.pack(lsn, len(payload), zlib.crc32(payload)), payload)
+    return b"".join(parts)
+
+
+def _find(data: bytes, wanted: set[int] | None) -> Entries:
+    """The entries in a chunk, all or those wanted, that are as they were put there."""
+    found: Entries = []
+    at = 0
+    while at + _HEAD.size <= len(data):
+        lsn, length, crc = _HEAD.unpack_from(data, at)
+        at += _HEAD.size
+        if wanted is None or lsn in wanted:
+            payload = data[at : at + length]
+            if zlib.crc32(payload) == crc:
+                found.append((lsn, payload))
+            else:
+                logger.error("the tier gave entry %d damaged; the journal has it", lsn)
+        at += length
+    return found
