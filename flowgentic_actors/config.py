@@ -68,6 +68,21 @@ class MemoryConfig(BaseModel):
     node. `"disk"`: once it survives the loss of power too, if `persist_path` (without it,
     `scratch`) is on a real disk."""
 
+    hot_memory: Annotated[int, Field(ge=1 * MiB, le=2**50)] = 1024 * MiB
+    """Bytes of values that each actor of a distributed cluster keeps in its own memory. The others
+    come from the actor's DDict, or from its journal where there is none."""
+
+    store_total_mem: Annotated[int, Field(ge=1 * MiB, le=2**50)] | None = None
+    """Ceiling of the bytes of all store items in a distributed cluster; beyond it a write is
+    refused with `MemoryFullError`. With Dragon the DDicts get room for it in `/dev/shm`. Default:
+    no ceiling, and DDicts of a quarter of what is free there."""
+
+    checkpoint_total_mem: Annotated[int, Field(ge=1 * MiB, le=2**50)] | None = None
+    """The same for all threads: checkpoints, channel values and pending writes."""
+
+    managers_per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that hold the values of each actor's DDict."""
+
     request_timeout: Seconds = 30.0
     """Deadline of one call on the memory, restarts of its actor included."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from msgspec import Raw
@@ -31,6 +32,13 @@ class Actor(Protocol):
     Its methods are called on the loop and do not wait for anything.
     """
 
+    def start(self, tell: Callable[[str, str], None]) -> None:
+        """Begin what goes on beside the requests; called on the loop, before the first of them.
+
+        Args:
+            tell: Reports an event (kind, detail) to the supervisor; callable from any thread.
+        """
+
     def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:
         """Carry out one request and return the encoded reply, which is held until `commit`.
 
@@ -55,6 +63,9 @@ class Actor(Protocol):
 
     def stats(self) -> dict[str, int]:
         """Counters for status; called from another thread, so it only reads."""
+
+    async def drained(self) -> None:
+        """The last request is done: end what takes a while, within a bound; `close` follows."""
 
     def close(self) -> None:
         """Let go of files; nothing is called afterwards."""

@@ -117,6 +117,7 @@ class ActorRuntime:
         self._aside.clear()
         await self._idle.wait()
         await server.close()
+        await self._actor.drained()
         self._actor.close()
 
     def fence(self, *, fenced: bool) -> None:

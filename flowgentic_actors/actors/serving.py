@@ -12,7 +12,7 @@ from flowgentic_actors.actors.actor import Actor
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spec import ActorSpec
-from flowgentic_actors.wire.messages import Ready, Stopped, ToServer
+from flowgentic_actors.wire.messages import Noted, Ready, Stopped, ToServer, sendable
 from flowgentic_actors.wire.server import Server
 
 
@@ -73,6 +73,7 @@ async def serve(
     link.status = lambda: (runtime.busy(), runtime.stats())
     link.on_drain = lambda reason: _threadsafe(loop, lambda: drain(reason))
     link.on_fence = lambda fenced: _threadsafe(loop, lambda: runtime.fence(fenced=fenced))
+    actor.start(lambda kind, detail: link.send(Noted(kind, sendable(detail))))
     link.send(Ready(time.monotonic() - started))
     reason = await draining
     await runtime.drain(server, reason)

@@ -28,6 +28,7 @@ from flowgentic_actors.wire.messages import (
     Broken,
     Drain,
     Go,
+    Noted,
     Ping,
     Pong,
     Ready,
@@ -250,6 +251,8 @@ class Supervisor:
             case Pong(_, busy, stats):
                 life.silence = 0.0
                 life.busy, child.stats = busy, stats
+            case Noted(kind, detail):
+                self._on_event(kind, child.spec.name, detail)
             case Broken(reason):
                 life.reason = reason
             case Stopped(stats):

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowgentic_actors.cluster.persist import MANIFEST, holds_memory
+from flowgentic_actors.cluster.tiers import end_tiers
 from flowgentic_actors.errors import (
     ClusterExistsError,
     ClusterNotFoundError,
@@ -136,6 +137,7 @@ def retire(folder: Path) -> bool:
     Returns:
         Whether there is such a memory.
     """
+    end_tiers(folder)
     if not (folder / MEMORY).is_dir() or not holds_memory(folder / MEMORY):
         shutil.rmtree(folder, ignore_errors=True)
         return False

@@ -58,6 +58,7 @@ from flowgentic_actors.cluster.protocol import (
 )
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
+from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.errors import (
     FlowgenticError,
     InvalidRequestError,
@@ -97,6 +98,11 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
         opened: When the cluster was opened.
         restarts: How many hosts it had before this one.
         reason: What became of the last of them.
+        hot_bytes: Bytes of values that each actor keeps in its own memory.
+        item_bytes: Ceiling of each actor's items.
+        thread_bytes: Ceiling of each actor's threads.
+        tier_bytes: Size of each actor's DDict, 0 for none.
+        tier_managers: Processes of each of them.
     """
 
     name: str
@@ -110,6 +116,11 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     actors: int
     namespace_depth: int
     ack: str
+    hot_bytes: int
+    item_bytes: int | None
+    thread_bytes: int | None
+    tier_bytes: int
+    tier_managers: int
     close_timeout: float
     start_timeout: float
     heartbeat_interval: float
@@ -154,6 +165,7 @@ def main() -> int:
     ProcessRecord(Path(spec.folder)).note("host", spec.restarts + 1, os.getpid())
     host = Host(spec)
     anyio.run(host.run)
+    end_tiers(Path(spec.folder))
     host.close_memory()
     if host.owner_lost:
         retire(Path(spec.folder))
@@ -190,7 +202,7 @@ class Host:
             self._folder,
             address,
             spec.secret,
-            _spawner(spec.spawner),
+            _spawner(spec),
             settings=SupervisorSettings(
                 heartbeat_interval=spec.heartbeat_interval,
                 hang_timeout=spec.hang_timeout,
@@ -326,6 +338,12 @@ class Host:
                     "folder": str(folder),
                     "ack": spec.ack,
                     "appends": "thread" if spec.persist else "direct",
+                    "hot_bytes": str(spec.hot_bytes),
+                    "item_bytes": _text(spec.item_bytes),
+                    "thread_bytes": _text(spec.thread_bytes),
+                    "tier_bytes": _text(spec.tier_bytes or None),
+                    "tier_managers": str(spec.tier_managers),
+                    "tier_folder": str(tier_folder(self._folder, name)),
                 },
                 address=address,
             )
@@ -514,5 +532,11 @@ def _actor_status(shard: int, child: Child) -> ActorStatus:
     )
 
 
-def _spawner(name: str) -> Spawner:
-    return DragonSpawner() if name == "dragon" else SubprocessSpawner()
+def _text(number: int | None) -> str:
+    return "" if number is None else str(number)
+
+
+def _spawner(spec: HostSpec) -> Spawner:
+    if spec.spawner == "dragon":
+        return DragonSpawner(uses_dragon=spec.tier_bytes > 0)
+    return SubprocessSpawner()

@@ -28,6 +28,7 @@ from flowgentic_actors.cluster.host import HostSpec
 from flowgentic_actors.cluster.keeper import HostKeeper
 from flowgentic_actors.cluster.persist import await_free
 from flowgentic_actors.cluster.protocol import Description
+from flowgentic_actors.cluster.tiers import end_tiers, tier_bytes
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.environment import scheduler_job
 from flowgentic_actors.errors import (
@@ -152,6 +153,11 @@ class Owner:
             actors=config.actors_per_node,
             namespace_depth=config.namespace_depth,
             ack=config.ack,
+            hot_bytes=config.hot_memory,
+            item_bytes=_part(config.store_total_mem, config.actors_per_node),
+            thread_bytes=_part(config.checkpoint_total_mem, config.actors_per_node),
+            tier_bytes=tier_bytes(config) if self._spawner == "dragon" else 0,
+            tier_managers=config.managers_per_node,
             close_timeout=config.close_timeout,
             start_timeout=config.open_timeout,
             heartbeat_interval=config.heartbeat_interval,
@@ -187,6 +193,7 @@ class Owner:
         """
         keeper, self._keeper = self._keeper, None
         orderly = keeper is None or keeper.close(self._config.close_timeout)
+        end_tiers(self._folder)
         if clean and orderly and self._config.persist_path is None:
             shutil.rmtree(self._folder, ignore_errors=True)
         else:
@@ -202,3 +209,7 @@ class Owner:
             self._keeper.abandon()
         if self._lock is not None:
             self._lock.release()
+
+
+def _part(total: int | None, actors: int) -> int | None:
+    return None if total is None else total // actors

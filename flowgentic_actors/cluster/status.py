@@ -27,6 +27,11 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
         items: Store items stored.
         blob_bytes: Bytes of stored values.
         journal_bytes: Bytes in its journal, 0 without one.
+        compactions: Compactions of its journal by this incarnation.
+        hot_bytes: Bytes of values in its own memory, in a distributed cluster.
+        ddict_bytes: Bytes in its DDict, 0 without one.
+        cold_reads: Values that this incarnation had to fetch from the DDict or the journal.
+        ddict_reads: Those of them that came from the DDict.
     """
 
     name: str
@@ -46,6 +51,11 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
     items: int = 0
     blob_bytes: int = 0
     journal_bytes: int = 0
+    compactions: int = 0
+    hot_bytes: int = 0
+    ddict_bytes: int = 0
+    cold_reads: int = 0
+    ddict_reads: int = 0
 
 
 class ClusterStatus(Struct, frozen=True, kw_only=True):

@@ -35,7 +35,7 @@ from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
 from flowgentic_actors.shard.sessions import Sessions
-from flowgentic_actors.storage.ddict import DDictShard
+from flowgentic_actors.storage.ddict import DDictShard, why_no_ddict
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
@@ -44,13 +44,14 @@ from flowgentic_actors.storage.syncer import Syncer
 from flowgentic_actors.storage.worker import Worker
 
 LOCK_NAME = "journal.lock"
-TIER_FOLDER = "ddict"
 
 _PER_RECORD = 256  # bytes around a value in the journal, about
 _FETCH_TIMEOUT = 30.0
 _MOST_FETCHES = 64  # at one time: each may hold a page of values
 _MOST_ROUNDS = 100  # of fetching for one query, while others change what it needs
 _MAKE_ROOM_EVERY = 1.0
+_TIER_PATIENCE = 15.0
+_TIER_POLL = 0.05
 _LAST_WORK = 5.0  # of the journal's thread, when the actor closes
 
 _decode_command = msgspec.msgpack.Decoder(Command).decode
@@ -73,6 +74,7 @@ class ShardActor:
         tier_bytes: Size of the DDict that values come from when memory has let them go; empty for
             none, and always so outside a Dragon runtime.
         tier_managers: Processes of that DDict.
+        tier_folder: Private folder, on this node, for its files.
 
     Raises:
         JournalError: If the journal cannot be used.
@@ -90,6 +92,7 @@ class ShardActor:
         thread_bytes: str = "",
         tier_bytes: str = "",
         tier_managers: str = "1",
+        tier_folder: str = "",
     ) -> None:
         path = Path(folder)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -117,9 +120,9 @@ class ShardActor:
         self._room_made = 0.0
         self._cold_reads = 0
         self._fetches: set[asyncio.Task[bytes]] = set()
-        self._folder = path
-        self._tier_bytes = _number(tier_bytes)
+        self._tier_bytes = _number(tier_bytes) if why_no_ddict() is None else None
         self._tier_managers = int(tier_managers)
+        self._tier_folder = Path(tier_folder)
         self._tier: DDictShard | None = None
         self._mirror: Mirror | None = None
         self._mirroring: asyncio.Task[None] | None = None
@@ -144,13 +147,13 @@ class ShardActor:
         self._tier = DDictShard(
             total_bytes=self._tier_bytes,
             managers=self._tier_managers,
-            folder=self._folder / TIER_FOLDER,
+            folder=self._tier_folder,
             on_event=happened,
         )
         mirror = Mirror(self._shard, self._tier, self._scan, lambda: self._journal.end)
         self._mirror = mirror
-        self._tier.start()
         self._mirroring = asyncio.ensure_future(mirror.run())
+        self._mirror_on()
 
     def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:
         """Carry out a command; see `Actor.handle`."""
@@ -189,6 +192,12 @@ class ShardActor:
             "replayed_writes": self._replayed,
             "sessions": len(self._sessions),
         }
+
+    async def drained(self) -> None:
+        """Let a DDict that is being made come up, so that it can be ended; see `Actor.drained`."""
+        deadline = time.monotonic() + _TIER_PATIENCE
+        while self._tier is not None and self._tier.making and time.monotonic() < deadline:
+            await asyncio.sleep(_TIER_POLL)
 
     def close(self) -> None:
         """Seal and close the journal."""
@@ -282,13 +291,20 @@ class ShardActor:
         """After an append: allocate ahead, and compact when half of the journal is garbage."""
         if self._journal.wants_space:
             self._prepare()
-        if self._mirror is not None and self._journal.end - self._mirror.position >= CHUNK:
-            self._mirror.notice()
+        self._mirror_on()
         if (
             self._compactor.ready
             and self._journal.size > 2 * self._live_bytes() + self._garbage_allowed
         ):
             self._compactor.start()
+
+    def _mirror_on(self) -> None:
+        """Have the mirror go on; with the first whole chunk a DDict is made for it."""
+        if self._mirror is None or self._tier is None:
+            return
+        if self._journal.end - self._mirror.position >= CHUNK:
+            self._tier.start()
+            self._mirror.notice()
 
     def _live_bytes(self) -> int:
         size = self._shard.size()

@@ -113,7 +113,7 @@ class Mirror:
         return {
             "mirror_chunks": len(self._chunks),
             "mirror_position": self._position,
-            "mirror_reads": self.reads,
+            "ddict_reads": self.reads,
         }
 
     def notice(self) -> None:

@@ -130,6 +130,11 @@ class DDictShard:
         return self._current is not None and self._current.is_ready
 
     @property
+    def making(self) -> bool:
+        """Whether one is being made; killed then, its processes may take the runtime with them."""
+        return self._current is not None and not self._current.is_ready
+
+    @property
     def capacity(self) -> int:
         """Bytes of values, each rounded up to a power of two, that fit at most."""
         return self._managers * self._pool_limit

@@ -94,7 +94,14 @@ class Broken(Struct, tag=8, array_like=True, frozen=True):
     reason: Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
-ToServer: TypeAlias = Hello | Request | Cancel | Started | Ready | Pong | Stopped | Broken
+class Noted(Struct, tag=9, array_like=True, frozen=True):
+    """Something happened to an actor that its supervisor's events should tell."""
+
+    kind: Annotated[str, Meta(max_length=64)]
+    detail: Annotated[str, Meta(max_length=MAX_TEXT)]
+
+
+ToServer: TypeAlias = Hello | Request | Cancel | Started | Ready | Pong | Stopped | Broken | Noted
 
 
 class Welcome(Struct, tag=1, array_like=True, frozen=True):

@@ -58,6 +58,12 @@ class Counter:
         self.commit_later: asyncio.Future[None] | None = None
         self.on_call: Callable[[Call], None] = lambda call: None
 
+    def start(self, tell: Callable[[str, str], None]) -> None:
+        tell("counter_started", "")
+
+    async def drained(self) -> None:
+        pass
+
     def handle(self, call: Call) -> bytes:
         name, number, _ = msgspec.msgpack.decode(call.body, type=tuple[str, int, bytes])
         self.on_call(call)

@@ -1,0 +1,50 @@
+"""How large the DDict of each actor is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from flowgentic_actors.config import MemoryConfig
+from flowgentic_actors.storage.ddict import FULL, SMALLEST_POOL
+from flowgentic_actors.storage.pool_processes import end_leftovers
+from flowgentic_actors.storage.shm import RUNTIME_BYTES, SHM, check_shm, pool_bytes
+
+_SUFFIX: Final = ".ddict"
+_SHARE: Final = 4  # of /dev/shm, for all tiers of a node, when no ceilings are given
+_MOST: Final = 64 << 30
+_AROUND: Final = 1.1  # what is around values, and the room that packing leaves free
+
+
+def tier_folder(folder: Path, actor: str) -> Path:
+    """Where an actor's DDict keeps its files, below the cluster's folder."""
+    return folder / f"{actor}{_SUFFIX}"
+
+
+def end_tiers(folder: Path) -> None:
+    """End every DDict of a cluster that is still there; its actors are not. Blocks."""
+    for left in folder.glob(f"*{_SUFFIX}"):
+        end_leftovers(left)
+
+
+def tier_bytes(config: MemoryConfig) -> int:
+    """Bytes of each actor's DDict, 0 for none.
+
+    With ceilings, what they need; they are ceilings of the values' own bytes. Without, a part of
+    what is free in `/dev/shm`: what does not fit there comes from the journal.
+
+    Raises:
+        SharedMemoryError: If `/dev/shm` has less than the ceilings need.
+    """
+    actors, managers = config.actors_per_node, config.managers_per_node
+    least = managers * SMALLEST_POOL
+    ceilings = (config.store_total_mem or 0) + (config.checkpoint_total_mem or 0)
+    if ceilings:
+        size = max(least, int(ceilings / actors * _AROUND / FULL))
+        check_shm(actors * pool_bytes(size, managers) + RUNTIME_BYTES)
+        return size
+    state = os.statvfs(SHM)
+    free = state.f_bavail * state.f_frsize
+    size = min(free // _SHARE, _MOST) // actors
+    return size if size >= least else 0
