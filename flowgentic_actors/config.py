@@ -83,6 +83,10 @@ class MemoryConfig(BaseModel):
     managers_per_node: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that hold the values of each actor's DDict."""
 
+    segment_bytes: Annotated[int, Field(ge=64 * 1024, le=2**32)] = 16 * MiB
+    """Size of the files that a shard's journal is made of. A journal is compacted when more than
+    half of it, and more than one such file, is dead."""
+
     request_timeout: Seconds = 30.0
     """Deadline of one call on the memory, restarts of its actor included."""
 

@@ -116,6 +116,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     actors: int
     namespace_depth: int
     ack: str
+    segment_bytes: int
     hot_bytes: int
     item_bytes: int | None
     thread_bytes: int | None
@@ -338,6 +339,7 @@ class Host:
                     "folder": str(folder),
                     "ack": spec.ack,
                     "appends": "thread" if spec.persist else "direct",
+                    "segment_bytes": str(spec.segment_bytes),
                     "hot_bytes": str(spec.hot_bytes),
                     "item_bytes": _text(spec.item_bytes),
                     "thread_bytes": _text(spec.thread_bytes),

@@ -153,6 +153,7 @@ class Owner:
             actors=config.actors_per_node,
             namespace_depth=config.namespace_depth,
             ack=config.ack,
+            segment_bytes=config.segment_bytes,
             hot_bytes=config.hot_memory,
             item_bytes=_part(config.store_total_mem, config.actors_per_node),
             thread_bytes=_part(config.checkpoint_total_mem, config.actors_per_node),

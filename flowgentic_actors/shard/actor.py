@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,7 +52,6 @@ _MOST_FETCHES = 64  # at one time: each may hold a page of values
 _MOST_ROUNDS = 100  # of fetching for one query, while others change what it needs
 _MAKE_ROOM_EVERY = 1.0
 _TIER_PATIENCE = 15.0
-_TIER_POLL = 0.05
 _LAST_WORK = 5.0  # of the journal's thread, when the actor closes
 
 _decode_command = msgspec.msgpack.Decoder(Command).decode
@@ -124,6 +124,7 @@ class ShardActor:
         self._tier_managers = int(tier_managers)
         self._tier_folder = Path(tier_folder)
         self._tier: DDictShard | None = None
+        self._tier_news = asyncio.Event()
         self._mirror: Mirror | None = None
         self._mirroring: asyncio.Task[None] | None = None
         self._fetch_slots = asyncio.Semaphore(_MOST_FETCHES)
@@ -142,6 +143,7 @@ class ShardActor:
 
         def happened(kind: str, detail: str) -> None:
             tell(kind, detail)
+            self._tier_news.set()
             mirror.notice()
 
         self._tier = DDictShard(
@@ -195,9 +197,11 @@ class ShardActor:
 
     async def drained(self) -> None:
         """Let a DDict that is being made come up, so that it can be ended; see `Actor.drained`."""
-        deadline = time.monotonic() + _TIER_PATIENCE
-        while self._tier is not None and self._tier.making and time.monotonic() < deadline:
-            await asyncio.sleep(_TIER_POLL)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TIER_PATIENCE):
+                while self._tier is not None and self._tier.making:
+                    self._tier_news.clear()
+                    await self._tier_news.wait()
 
     def close(self) -> None:
         """Seal and close the journal."""
@@ -303,7 +307,8 @@ class ShardActor:
         if self._mirror is None or self._tier is None:
             return
         if self._journal.end - self._mirror.position >= CHUNK:
-            self._tier.start()
+            if not self._tier.generation:
+                self._tier.start()
             self._mirror.notice()
 
     def _live_bytes(self) -> int:

@@ -39,6 +39,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("store_total_mem", 0),
     ("checkpoint_total_mem", "much"),
     ("managers_per_node", 0),
+    ("segment_bytes", 1000),
     ("request_timeout", 0),
     ("request_timeout", -1),
     ("request_timeout", float("nan")),
