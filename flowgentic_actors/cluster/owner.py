@@ -157,7 +157,7 @@ class Owner:
             hot_bytes=config.hot_memory,
             item_bytes=_part(config.store_total_mem, config.actors_per_node),
             thread_bytes=_part(config.checkpoint_total_mem, config.actors_per_node),
-            tier_bytes=tier_bytes(config) if self._spawner == "dragon" else 0,
+            tier_bytes=self._tier_bytes(),
             tier_managers=config.managers_per_node,
             close_timeout=config.close_timeout,
             start_timeout=config.open_timeout,
@@ -185,6 +185,13 @@ class Owner:
         )
         self.descriptor.write(self._folder / DESCRIPTOR)
         return description
+
+    def _tier_bytes(self) -> int:
+        if self._spawner != "dragon":
+            return 0
+        config = self._config
+        ceilings = (config.store_total_mem or 0) + (config.checkpoint_total_mem or 0)
+        return tier_bytes(ceilings, config.actors_per_node, config.managers_per_node)
 
     def _clean_up(self, *, clean: bool = False) -> bool:
         """End what there is, in order where it can be; returns whether all of it could.

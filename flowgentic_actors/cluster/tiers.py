@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Final
 
-from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.storage.ddict import FULL, SMALLEST_POOL
 from flowgentic_actors.storage.pool_processes import end_leftovers
 from flowgentic_actors.storage.shm import RUNTIME_BYTES, SHM, check_shm, pool_bytes
@@ -28,18 +27,21 @@ def end_tiers(folder: Path) -> None:
         end_leftovers(left)
 
 
-def tier_bytes(config: MemoryConfig) -> int:
+def tier_bytes(ceilings: int, actors: int, managers: int) -> int:
     """Bytes of each actor's DDict, 0 for none.
 
     With ceilings, what they need; they are ceilings of the values' own bytes. Without, a part of
     what is free in `/dev/shm`: what does not fit there comes from the journal.
 
+    Args:
+        ceilings: Bytes of values that all actors may hold together, 0 for no ceiling.
+        actors: Actors on this node.
+        managers: Processes of each DDict.
+
     Raises:
         SharedMemoryError: If `/dev/shm` has less than the ceilings need.
     """
-    actors, managers = config.actors_per_node, config.managers_per_node
     least = managers * SMALLEST_POOL
-    ceilings = (config.store_total_mem or 0) + (config.checkpoint_total_mem or 0)
     if ceilings:
         size = max(least, int(ceilings / actors * _AROUND / FULL))
         check_shm(actors * pool_bytes(size, managers) + RUNTIME_BYTES)

@@ -514,7 +514,7 @@ async def test_a_host_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatc
 async def test_an_actor_that_does_not_start_is_told_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sortedcontainers.py").write_text("raise ImportError('broken on purpose')")
+    (tmp_path / "resource.py").write_text("raise ImportError('broken on purpose')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     told = await fails_to_open()

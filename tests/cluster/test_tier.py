@@ -15,7 +15,6 @@ from flowgentic_actors import MemoryCluster
 from flowgentic_actors.cluster import tiers
 from flowgentic_actors.cluster.status import ActorStatus
 from flowgentic_actors.cluster.tiers import tier_bytes
-from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.errors import MemoryFullError, SharedMemoryError
 from tests.conftest import NEEDS_DRAGON, SETTINGS
 
@@ -107,9 +106,9 @@ def test_too_little_shared_memory_names_need_have_and_settings(
 
     monkeypatch.setattr(os, "statvfs", lambda _: Small)
     with pytest.raises(SharedMemoryError, match=r"100 MiB free.*store_total_mem"):
-        tier_bytes(MemoryConfig(store_total_mem=200 * MiB))
-    assert tier_bytes(MemoryConfig()) == 100 * MiB // tiers._SHARE
-    assert tier_bytes(MemoryConfig(actors_per_node=200)) == 0
+        tier_bytes(200 * MiB, 1, 1)
+    assert tier_bytes(0, 1, 1) == 100 * MiB // tiers._SHARE
+    assert tier_bytes(0, 200, 1) == 0
 
 
 @pytest.mark.parametrize("mode", [pytest.param("dragon", marks=NEEDS_DRAGON)])
