@@ -40,7 +40,8 @@ from flowgentic_actors.storage.ddict import DDictShard, why_no_ddict
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.log import ENTRY_OVERHEAD, SEGMENT_BYTES
+from flowgentic_actors.storage.log import SEGMENT_BYTES
+from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 from flowgentic_actors.storage.syncer import Syncer
 from flowgentic_actors.storage.worker import Worker
 

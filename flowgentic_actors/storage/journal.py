@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError
 from flowgentic_actors.storage.disk import Disk
-from flowgentic_actors.storage.log import SEGMENT_BYTES, Segment, SegmentLog, SyncPlan
+from flowgentic_actors.storage.log import SEGMENT_BYTES, SegmentLog, SyncPlan
+from flowgentic_actors.storage.segment import Segment
 from flowgentic_actors.storage.sets import CompactedSet, open_newest, open_set, set_names
 
 EXIT_JOURNAL: Final = 74
@@ -243,7 +244,7 @@ class Journal:
         if needless.opened is not None:
             needless.opened.close()
         for segment in needless.segments:
-            self._disk.close(segment.fd)
+            segment.close()
             self._disk.unlink(segment.path)
         for name in set_names(self._disk, self._folder):
             if name < needless.sets_before:

@@ -24,7 +24,7 @@ from typing import Final
 
 from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.storage.disk import BlockReader, Disk
-from flowgentic_actors.storage.log import checksum
+from flowgentic_actors.storage.segment import checksum
 
 SUFFIX: Final = ".set"
 UNFINISHED: Final = ".new"

@@ -18,7 +18,7 @@ from flowgentic_actors.errors import JournalDamagedError, JournalError, JournalL
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import EXIT_JOURNAL, Journal
-from flowgentic_actors.storage.log import _DATA, ENTRY_OVERHEAD
+from flowgentic_actors.storage.segment import DATA, ENTRY_OVERHEAD
 from tests.unit.counter import REPOSITORY
 
 SEGMENT = 1024
@@ -78,7 +78,7 @@ def test_what_was_appended_is_replayed_in_order(
 
 @pytest.mark.parametrize("left", range(ENTRY_OVERHEAD + 3))
 def test_a_segment_may_be_filled_to_any_byte_of_its_end(tmp_path: Path, left: int) -> None:
-    last = bytes(SEGMENT - _DATA - 2 * ENTRY_OVERHEAD - left)
+    last = bytes(SEGMENT - DATA - 2 * ENTRY_OVERHEAD - left)
     journal = Journal(RealDisk(), tmp_path, durable=False, segment_bytes=SEGMENT)
     assert list(journal.replay()) == []
     journal.append([b"", last])
@@ -152,7 +152,7 @@ def test_a_changed_length_in_the_middle_loses_nothing_without_a_word(tmp_path: P
     data = file.read_bytes()
     for bit in range(32):
         changed = bytearray(data)
-        changed[_DATA + bit // 8] ^= 1 << (bit % 8)
+        changed[DATA + bit // 8] ^= 1 << (bit % 8)
         file.write_bytes(changed)
         for _ in range(2):  # its actor is tried again, and must not find it cut off by then
             with pytest.raises(JournalDamagedError):
