@@ -12,7 +12,7 @@ from flowgentic_actors.engine.filters import compile_filter
 from flowgentic_actors.engine.model import PAGE_BYTES, ItemPosition
 from flowgentic_actors.engine.records import ItemDeleted, ItemStored
 from flowgentic_actors.engine.replies import ItemPage, ItemRow, NamespacePage
-from flowgentic_actors.engine.values import Value, Values
+from flowgentic_actors.engine.values import Value, Values, shared
 
 MAX_PAGE = 4096
 """Most items in one page, however small they are."""
@@ -91,7 +91,7 @@ class Items:
         updated = record.updated_us
         # one number for both times of what was never updated: a number is an object
         created = updated if record.created_us == updated else record.created_us
-        item = _Item(intern(kind), data, len(data), lsn, False, created, updated)
+        item = _Item(intern(kind), data, shared(len(data)), lsn, created, updated)
         namespace.items[record.key] = item
         self._values.keep(item)
         self.bytes += item.size

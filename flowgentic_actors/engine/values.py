@@ -26,6 +26,15 @@ SMALL: Final = 64
 _AROUND: Final = 64  # bytes that a value in memory costs beyond its own
 
 
+_SHARED: Final = 1 << 16
+_numbers: dict[int, int] = {}
+
+
+def shared(size: int) -> int:
+    """The number itself, one object for all that are equal: a number takes 32 bytes."""
+    return _numbers.setdefault(size, size) if size < _SHARED else size
+
+
 class Value(Struct, gc=False):
     """One stored blob.
 
@@ -34,14 +43,12 @@ class Value(Struct, gc=False):
         data: Its bytes, None while it is cold.
         size: How many they are.
         lsn: Its address.
-        touched: Whether it was read since eviction last looked at it.
     """
 
     kind: str
     data: bytes | None
     size: int
     lsn: int
-    touched: bool
 
 
 class Values:
@@ -56,6 +63,9 @@ class Values:
         self._limit = hot_bytes
         self._queue: deque[Value] = deque()  # what may be let go, the next one first
         self._dead = 0  # in the queue, and stored no more
+        # Those that were read since eviction last looked at them, by id: a mark in every value
+        # would cost the cold ones 16 bytes each.
+        self._touched: set[int] = set()
         self._missed: dict[int, None] = {}
         self._missed_bytes = 0
         self.hot_bytes = 0
@@ -64,7 +74,7 @@ class Values:
     def place(self, blob: Blob, lsn: int) -> Value:
         """A new value, hot."""
         kind, data = blob
-        value = Value(sys.intern(kind), data, len(data), lsn, touched=False)
+        value = Value(sys.intern(kind), data, shared(len(data)), lsn)
         self.keep(value)
         return value
 
@@ -82,6 +92,7 @@ class Values:
             return
         self.hot_bytes -= value.size + _AROUND
         value.data = None
+        self._touched.discard(id(value))
         self._dead += 1
         if self._dead > 1000 + len(self._queue) // 2:
             self._queue = deque(value for value in self._queue if value.data is not None)
@@ -92,7 +103,8 @@ class Values:
         if value.data is None:
             self.miss(value)
             return (value.kind, b"")
-        value.touched = True
+        if self._limit is not None and value.size > SMALL:
+            self._touched.add(id(value))
         return (value.kind, value.data)
 
     def miss(self, value: Value) -> None:
@@ -132,7 +144,6 @@ class Values:
         if value.lsn != lsn or value.data is not None:
             return
         value.data = data
-        value.touched = False
         self.keep(value)
         if not lasting and value.size > SMALL:
             self._queue.rotate(1)
@@ -152,8 +163,8 @@ class Values:
             self._queue.popleft()
             if value.data is None:
                 self._dead -= 1
-            elif value.touched:
-                value.touched = False
+            elif id(value) in self._touched:
+                self._touched.discard(id(value))
                 self._queue.append(value)
             else:
                 self.hot_bytes -= value.size + _AROUND

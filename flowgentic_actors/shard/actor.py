@@ -23,6 +23,7 @@ from flowgentic_actors.engine.commands import (
     Query,
     WriteCommand,
 )
+from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import (
     ColdValuesError,
     InvalidRequestError,
@@ -333,10 +334,8 @@ class ShardActor:
         try:
             async with asyncio.timeout(_FETCH_TIMEOUT), self._fetch_slots:
                 for _ in range(_MOST_ROUNDS):
-                    for lsn, payload in await self._fetch(lsns):
-                        entry = decode_entry(payload)
-                        assert isinstance(entry, Entry)
-                        self._shard.warm(lsn, entry.record, lasting=lasting)
+                    for lsn, record in await self._fetch(lsns):
+                        self._shard.warm(lsn, record, lasting=lasting)
                     try:
                         return _encode(self._shard.query(query))
                     except ColdValuesError as cold:
@@ -349,13 +348,16 @@ class ShardActor:
             raise StorageError(f"a value cannot be read from the journal: {error}") from error
         raise RejectedError("what was asked for changed faster than it could be read: ask again")
 
-    async def _fetch(self, lsns: Sequence[int]) -> list[tuple[int, bytes]]:
+    async def _fetch(self, lsns: Sequence[int]) -> list[tuple[int, Record]]:
         self._cold_reads += len(lsns)
-        found: list[tuple[int, bytes]] = []
+        found: list[tuple[int, Record]] = []
         if self._mirror is not None:
             found, lsns = await self._mirror.fetch(lsns)
         if lsns:
-            found += await self._worker.submit(self._read, lsns)
+            for lsn, payload in await self._worker.submit(self._read, lsns):
+                entry = decode_entry(payload)
+                assert isinstance(entry, Entry)
+                found.append((lsn, entry.record))
         return found
 
     def _scan(self, lsn: int, most: int) -> asyncio.Future[tuple[list[tuple[int, bytes]], int]]:

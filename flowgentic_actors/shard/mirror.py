@@ -1,7 +1,7 @@
-"""A copy of a journal's living entries in a memory tier, packed, in chunks.
+"""A copy of a journal's living records in a memory tier, packed, in chunks.
 
 The mirror reads the journal behind the acknowledgement, on its own: a tier that is new, or that
-lost everything, fills in the same way. A chunk holds the living entries of a stretch of the
+lost everything, fills in the same way. A chunk holds the living records of a stretch of the
 journal; as they die it is packed again, together with its neighbours, so that their room is won
 back. Whatever the tier cannot give, the journal can.
 """
@@ -16,7 +16,10 @@ from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol
 
+import msgspec
+
 from flowgentic_actors.engine import Shard
+from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import JournalError, TierBusyError, TierError, TierFullError
 from flowgentic_actors.shard.entries import Entry, decode_entry
 
@@ -32,6 +35,9 @@ _WHILE_BUSY = 0.05
 _AFTER_ERROR = 1.0
 
 logger = logging.getLogger(__name__)
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode: Callable[[bytes], Record] = msgspec.msgpack.Decoder(Record).decode
 
 Entries = list[tuple[int, bytes]]
 Scan = Callable[[int, int], Awaitable[tuple[Entries, int]]]
@@ -163,17 +169,18 @@ class Mirror:
             self._open_chunk(self._position)
         self._position = position
         for lsn, payload in entries:
-            live = self._live(lsn, payload)
-            if not live:
+            entry = decode_entry(payload)
+            if not isinstance(entry, Entry) or not self._shard.alive(lsn, entry.record):
                 continue
-            size = _HEAD.size + len(payload)
+            record = _encode(entry.record)
+            size = _HEAD.size + len(record)
             if self._filling and self._filling_bytes + size > CHUNK:
                 await self._put_filling()
                 if generation != self._tier.generation:
                     return
                 self._open_chunk(lsn)
-                live = self._live(lsn, payload)  # it may have died meanwhile
-            self._filling.append((lsn, payload))
+            live = self._shard.alive(lsn, entry.record)  # it may have died meanwhile
+            self._filling.append((lsn, record))
             self._filling_bytes += size
             self._chunks[-1].live += live
             self._chunks[-1].packed += live
@@ -242,7 +249,9 @@ class Mirror:
                 entries += _find(await self._tier.get(chunk.first) or b"", None)
                 if generation != self._tier.generation:
                     return
-        entries = [(lsn, payload) for lsn, payload in entries if self._live(lsn, payload)]
+        entries = [
+            (lsn, record) for lsn, record in entries if self._shard.alive(lsn, _decode(record))
+        ]
         kept, *others = run
         for chunk in others:
             kept.live += chunk.live
@@ -278,14 +287,10 @@ class Mirror:
         """Index of the chunk whose stretch an LSN is in, -1 when there is none."""
         return bisect_right(self._firsts, lsn) - 1
 
-    def _live(self, lsn: int, payload: bytes) -> int:
-        entry = decode_entry(payload)
-        return self._shard.alive(lsn, entry.record) if isinstance(entry, Entry) else 0
-
     # ------------------------------------------------------------------ reading
 
-    async def fetch(self, lsns: Sequence[int]) -> tuple[Entries, list[int]]:
-        """Read entries from the tier.
+    async def fetch(self, lsns: Sequence[int]) -> tuple[list[tuple[int, Record]], list[int]]:
+        """Read records from the tier.
 
         Returns:
             Those that it gave, and the LSNs of those that it did not.
@@ -303,11 +308,11 @@ class Mirror:
         gets = {first: self._tier.get(first) for first in wanted}
         if gets:
             await asyncio.wait(gets.values())
-        found: Entries = []
+        found: list[tuple[int, Record]] = []
         for first, get in gets.items():
             data = None if get.exception() is not None else get.result()
             given = _find(data or b"", wanted[first])
-            found += given
+            found += [(lsn, _decode(record)) for lsn, record in given]
             missing += wanted[first].difference(lsn for lsn, _ in given)
         self.reads += len(found)
         return found, missing
@@ -315,23 +320,23 @@ class Mirror:
 
 def _pack(entries: Entries) -> bytes:
     parts: list[bytes] = []
-    for lsn, payload in entries:
-        parts += (_HEAD.pack(lsn, len(payload), zlib.crc32(payload)), payload)
+    for lsn, record in entries:
+        parts += (_HEAD.pack(lsn, len(record), zlib.crc32(record)), record)
     return b"".join(parts)
 
 
 def _find(data: bytes, wanted: set[int] | None) -> Entries:
-    """The entries in a chunk, all or those wanted, that are as they were put there."""
+    """The records in a chunk, all or those wanted, that are as they were put there."""
     found: Entries = []
     at = 0
     while at + _HEAD.size <= len(data):
         lsn, length, crc = _HEAD.unpack_from(data, at)
         at += _HEAD.size
         if wanted is None or lsn in wanted:
-            payload = data[at : at + length]
-            if zlib.crc32(payload) == crc:
-                found.append((lsn, payload))
+            record = data[at : at + length]
+            if zlib.crc32(record) == crc:
+                found.append((lsn, record))
             else:
-                logger.error("the tier gave entry %d damaged; the journal has it", lsn)
+                logger.error("the tier gave record %d damaged; the journal has it", lsn)
         at += length
     return found

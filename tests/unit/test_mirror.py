@@ -20,6 +20,7 @@ from flowgentic_actors.engine.commands import (
     PutItem,
     WriteCommand,
 )
+from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import TierFullError, TierLostError
 from flowgentic_actors.shard import mirror as mirror_module
 from flowgentic_actors.shard.entries import Entry, encode_entry
@@ -117,11 +118,11 @@ class Mirrored:
             self.journal.append([payload])
             self.mirror.notice()
 
-    def alive(self) -> dict[int, bytes]:
+    def alive(self) -> dict[int, Record]:
         """What is stored still, by LSN."""
         decode = msgspec.msgpack.Decoder(Entry).decode
         return {
-            lsn: payload
+            lsn: decode(payload).record
             for lsn, payload in self.entries.items()
             if self.shard.alive(lsn, decode(payload).record)
         }
