@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,7 +52,7 @@ _FETCH_TIMEOUT = 30.0
 _MOST_FETCHES = 64  # at one time: each may hold a page of values
 _MOST_ROUNDS = 100  # of fetching for one query, while others change what it needs
 _MAKE_ROOM_EVERY = 1.0
-_TIER_PATIENCE = 15.0
+_TIER_END, _TIER_KILL = 6.0, 2.0  # below close_timeout, in which the actor must have ended
 _LAST_WORK = 5.0  # of the journal's thread, when the actor closes
 
 _decode_command = msgspec.msgpack.Decoder(Command).decode
@@ -126,7 +125,6 @@ class ShardActor:
         self._tier_managers = int(tier_managers)
         self._tier_folder = Path(tier_folder)
         self._tier: DDictShard | None = None
-        self._tier_news = asyncio.Event()
         self._mirror: Mirror | None = None
         self._mirroring: asyncio.Task[None] | None = None
         self._fetch_slots = asyncio.Semaphore(_MOST_FETCHES)
@@ -145,7 +143,6 @@ class ShardActor:
 
         def happened(kind: str, detail: str) -> None:
             tell(kind, detail)
-            self._tier_news.set()
             mirror.notice()
 
         self._tier = DDictShard(
@@ -198,12 +195,11 @@ class ShardActor:
         }
 
     async def drained(self) -> None:
-        """Let a DDict that is being made come up, so that it can be ended; see `Actor.drained`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TIER_PATIENCE):
-                while self._tier is not None and self._tier.making:
-                    self._tier_news.clear()
-                    await self._tier_news.wait()
+        """Have Dragon end the DDict, in the hope that it does; see `Actor.drained`."""
+        if self._tier is not None:
+            await self._tier.end(_TIER_END)
+            self._tier.close()
+            await self._tier.wait_closed(_TIER_KILL)
 
     def close(self) -> None:
         """Seal and close the journal."""

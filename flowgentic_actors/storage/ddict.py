@@ -84,7 +84,8 @@ class DDictShard:
         total_bytes: Size of its pools together; about seven eighths of it can be used.
         managers: Processes that keep the values, each with an equal part of the pool.
         folder: Private folder for its files; other shards need others. May not exist yet.
-        on_event: Called on the loop with `"ddict_ready"` or `"ddict_lost"` and a detail.
+        on_event: Called on the loop with `"ddict_ready"`, `"ddict_lost"` or, once, with
+            `"ddict_given_up"`, and a detail.
         timeout: Seconds that one call on the DDict may take before it counts as wedged.
         create_timeout: Seconds that making it may take.
     """
@@ -128,11 +129,6 @@ class DDictShard:
     def ready(self) -> bool:
         """Whether calls are taken."""
         return self._current is not None and self._current.is_ready
-
-    @property
-    def making(self) -> bool:
-        """Whether one is being made; killed then, its processes may take the runtime with them."""
-        return self._current is not None and not self._current.is_ready
 
     @property
     def capacity(self) -> int:
@@ -184,16 +180,24 @@ class DDictShard:
             "ddict_capacity": self.capacity,
         }
 
-    def close(self) -> None:
-        """Begin to end the DDict, without waiting for it; `wait_closed` does wait.
+    async def end(self, timeout: float = 3.0) -> bool:
+        """Have Dragon end the DDict, also one that is being made still; `close` follows.
 
-        Where this process ends before that is done, the DDict's processes see to the rest.
+        Killing its processes, as `close` does, may bring down a runtime that others use.
+
+        Returns:
+            Whether Dragon did, in time.
         """
-        if self._closed:
-            return
-        self._closed = True
-        if self._retry is not None:
-            self._retry.cancel()
+        self._close()
+        return self._current is None or await self._current.end(timeout)
+
+    def close(self) -> None:
+        """Begin to end what is left of the DDict, by force and without waiting for it.
+
+        `wait_closed` does wait. Where this process ends before that is done, the DDict's processes
+        see to the rest.
+        """
+        self._close()
         current, self._current = self._current, None
         if current is not None:
             current.give_up("the cluster is closing")
@@ -211,6 +215,11 @@ class DDictShard:
         return bool(done)
 
     # ------------------------------------------------------------------ generations
+
+    def _close(self) -> None:
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
 
     def _begin(self) -> None:
         self._retry = None
@@ -247,8 +256,9 @@ class DDictShard:
         generation.give_up(reason)
         self._cleaned = _on_thread(generation.clean)
         self._cleaned.add_done_callback(self._is_clean)
-        final = "; it is not tried again" if self._failed >= MOST_FAILED else ""
-        self._on_event("ddict_lost", reason + final)
+        self._on_event("ddict_lost", reason)
+        if self._failed == MOST_FAILED:
+            self._on_event("ddict_given_up", f"{MOST_FAILED} in a row did not come up")
 
     def _is_clean(self, _: asyncio.Future[None]) -> None:
         if not self._closed and self._failed < MOST_FAILED:
@@ -305,6 +315,7 @@ class _Generation:
         self._pidfds: list[int] = []
         self._pools: list[int] = []
         self._given_up = threading.Event()
+        self._ending = False
         self._step = 0  # calls that were begun or ended; odd while one is under way
         self._seen = (-1, 0)  # the step at the last look, and for how many looks it has been that
         self._ticker: asyncio.TimerHandle | None = None
@@ -325,10 +336,20 @@ class _Generation:
         self.waiting.add(future)
         future.add_done_callback(self._forget)
         self._todo.put((future, work))
-        if self._ticker is None:
+        if self._ticker is None and not self._ending:
             self._seen = (-1, 0)
             self._tick(self._timeout / _TICKS)
         return future
+
+    async def end(self, timeout: float) -> bool:
+        """Take no more calls and let the thread destroy it; returns whether it did, in time."""
+        self._ending = True
+        self._disarm()
+        self._refuse("the cluster is closing")
+        destroyed = self.ask(_Dict.destroy)
+        self._todo.put(None)
+        await asyncio.wait([destroyed], timeout=timeout)
+        return destroyed.done() and destroyed.exception() is None
 
     def lived(self) -> float:
         """Seconds since it was ready."""
@@ -336,20 +357,25 @@ class _Generation:
 
     def give_up(self, reason: str) -> None:
         """Fail what was asked, and leave the thread behind."""
+        self._given_up.set()
+        self._disarm()
+        self._todo.put(None)
+        self._refuse(reason)
+
+    def _disarm(self) -> None:
+        """Take no more calls, and do not look at how it is any more."""
         self.is_ready = False
         if self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None
         with self._lock:
-            self._given_up.set()
             if self._ready_at is not None:
                 for pidfd in self._pidfds:
                     self._loop.remove_reader(pidfd)
-        self._todo.put(None)
+
+    def _refuse(self, reason: str) -> None:
         for future in list(self.waiting):
-            if not future.done():
-                future.set_exception(TierLostError(f"the DDict was given up: {reason}"))
-                future.exception()
+            _fail(future, TierLostError, f"the DDict was given up: {reason}")
 
     def clean(self) -> None:
         """End its processes and memory, and remove its files. Blocks."""
@@ -417,6 +443,8 @@ class _Generation:
             future, work = item
             if self._given_up.is_set():
                 break
+            if future.done():
+                continue  # nobody waits any more
             self._step += 1
             try:
                 result = work(self.pool)
@@ -455,7 +483,7 @@ class _Generation:
     # ------------------------------------------------------------------ told by the thread
 
     def _made(self, seconds: float) -> None:
-        if not self._given_up.is_set():
+        if not (self._given_up.is_set() or self._ending):
             self.is_ready = True
             self._ready_at = time.monotonic()
             for pidfd in self._pidfds:
@@ -548,6 +576,10 @@ class _Dict:
                 number = key % self._managers
                 self._clients[number].pop(_pack(key))
                 self._used[number] -= self._room.pop(key)
+
+    def destroy(self) -> None:
+        """Have Dragon end its processes and release its memory."""
+        self._whole.destroy()
 
     def forget(self) -> None:
         """Let go of the client."""

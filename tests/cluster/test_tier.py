@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from flowgentic_actors.cluster import tiers
 from flowgentic_actors.cluster.status import ActorStatus
 from flowgentic_actors.cluster.tiers import tier_bytes
 from flowgentic_actors.errors import MemoryFullError, SharedMemoryError
-from tests.conftest import NEEDS_DRAGON, SETTINGS
+from tests.cluster.helpers import ROOT
+from tests.conftest import NEEDS_DRAGON, SETTINGS, mode_params
 
 pytestmark = pytest.mark.anyio
 
@@ -144,3 +148,47 @@ async def test_a_ddict_is_filled_and_survived(mode: str) -> None:
                 *(memory.store.adelete(NAMESPACE, f"key-{n}") for n in range(start, start + 100))
             )
         await until(memory, lambda actor: actor.ddict_bytes < MiB)
+
+
+IN_RUNTIME = """
+    import asyncio
+    from dragon.data.ddict import DDict
+    from flowgentic_actors import MemoryCluster
+
+    async def use_it():
+        settings = {"hot_memory": 1 << 20, "store_total_mem": 32 << 20}
+        async with MemoryCluster(fallback_to_local=False, **settings) as memory:
+            for start in range(0, 1000, 100):
+                await asyncio.gather(*(
+                    memory.store.aput(("a",), f"key-{n}", {"pad": "x" * 4000})
+                    for n in range(start, start + 100)
+                ))
+            while (await memory.status()).actors[0].ddict_bytes < 2 << 20:
+                await asyncio.sleep(0.1)
+
+    asyncio.run(use_it())
+    own = DDict(1, 1, 16 << 20, timeout=20)
+    own["key"] = 1
+    print("answer", own["key"], flush=True)
+    own.destroy()
+"""
+
+
+@pytest.mark.parametrize("mode", mode_params("dragon"))
+def test_a_closed_cluster_leaves_the_programs_runtime_as_it_was(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(textwrap.dedent(IN_RUNTIME))
+    launcher = Path(sys.executable).parent / "dragon"
+    run = subprocess.run(
+        [launcher, "-s", tmp_path / "program.py"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": ROOT,
+            "PATH": f"{launcher.parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "answer 1" in run.stdout, run.stdout + run.stderr

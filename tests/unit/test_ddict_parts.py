@@ -195,9 +195,15 @@ class _FakeDict(ddict._Dict):
     """A DDict in this process, which does not return while it is told to hang."""
 
     hang = threading.Event()
+    hangs_at_the_end = False
+    destroyed = 0
 
     def make(self, total_bytes: int, folder: Path, timeout: float) -> None:
         self._clients = [_FakeClient() for _ in range(self._managers)]
+
+    def destroy(self) -> None:
+        _FakeDict.destroyed += 1
+        self._clients[0][b""] = b"hang" if _FakeDict.hangs_at_the_end else b""
 
     def forget(self) -> None:
         pass
@@ -220,6 +226,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     )
     monkeypatch.setattr(ddict, "wake", lambda pidfds: None)
     _FakeDict.hang.set()
+    _FakeDict.hangs_at_the_end = False
+    _FakeDict.destroyed = 0
     yield
     _FakeDict.hang.clear()
 
@@ -289,6 +297,43 @@ async def test_a_ddict_that_hangs_or_breaks_is_replaced(tmp_path: Path, value: b
 @linux
 @pytest.mark.anyio
 @pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("ready", [True, False])
+async def test_at_the_end_dragon_destroys_it_and_nothing_is_killed(
+    tmp_path: Path, ready: bool
+) -> None:
+    shard = _Shard(tmp_path)
+    shard.ddict.start()
+    if ready:
+        await shard.ready()
+    assert await shard.ddict.end(5.0)
+    assert _FakeDict.destroyed == 1
+    with pytest.raises(TierLostError):
+        await shard.ddict.get(1)
+    shard.ddict.close()
+    assert await shard.ddict.wait_closed()
+    assert shard.events.empty()
+    assert not os.listdir(tmp_path)  # noqa: PTH208
+
+
+@linux
+@pytest.mark.anyio
+@pytest.mark.usefixtures("fake")
+async def test_an_end_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+    shard = _Shard(tmp_path)
+    shard.ddict.start()
+    await shard.ready()
+    _FakeDict.hangs_at_the_end = True
+    call = shard.ddict.put(1, b"hang")
+    assert not await shard.ddict.end(0.3)
+    assert isinstance(call.exception(), TierLostError)
+    shard.ddict.close()
+    assert await shard.ddict.wait_closed()
+    assert not os.listdir(tmp_path)  # noqa: PTH208
+
+
+@linux
+@pytest.mark.anyio
+@pytest.mark.usefixtures("fake")
 async def test_no_more_calls_wait_than_may(tmp_path: Path) -> None:
     shard = _Shard(tmp_path, timeout=5.0)
     shard.ddict.start()
@@ -313,6 +358,9 @@ async def test_what_never_comes_up_is_not_tried_for_ever(
         name, detail = await asyncio.wait_for(shard.events.get(), 10)
         assert name == "ddict_lost"
         assert "expected" in detail
-    assert detail.endswith("not tried again")
+    assert await asyncio.wait_for(shard.events.get(), 10) == (
+        "ddict_given_up",
+        f"{ddict.MOST_FAILED} in a row did not come up",
+    )
     shard.ddict.close()
     assert await shard.ddict.wait_closed()
