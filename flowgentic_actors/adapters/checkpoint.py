@@ -15,6 +15,7 @@ from langgraph.checkpoint.base import (
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
+    DeltaChannelHistory,
     get_checkpoint_id,
     get_checkpoint_metadata,
 )
@@ -25,12 +26,14 @@ from flowgentic_actors.adapters.plan import Ask, Plan, ask_all, ask_all_sync, ru
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.engine.commands import (
     DeleteThread,
+    GetChannelHistory,
     GetCheckpoint,
     ListCheckpoints,
     PutCheckpoint,
     PutWrites,
+    ReadThread,
 )
-from flowgentic_actors.engine.model import Scalar, Write
+from flowgentic_actors.engine.model import Position, Scalar, Write
 from flowgentic_actors.engine.replies import CheckpointRow, MissingBlobs
 from flowgentic_actors.errors import InvalidRequestError
 
@@ -121,6 +124,26 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         """Delete everything of a thread."""
         await run(self._client, self._delete_thread(thread_id))
 
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread, all of its checkpoints and pending writes, onto another one.
+
+        What the target thread has stays, but for checkpoints of the same ids. The copy is made
+        page by page: it is whole when this returns, and an interrupted one can be made again.
+        """
+        await run(self._client, self._copy_thread(source_thread_id, target_thread_id))
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """What led to the values of some channels at a checkpoint, in one request.
+
+        Args:
+            config: The checkpoint.
+            channels: The channels; each is followed along the checkpoint's parents to the nearest
+                that has a value for it, which is the `seed`.
+        """
+        return await run(self._client, self._channel_history(config, channels))
+
     # ------------------------------------------------------------------ sync
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -171,6 +194,16 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     def delete_thread(self, thread_id: str) -> None:
         """Delete a thread; see `adelete_thread`."""
         run_sync(self._client, self._delete_thread(thread_id))
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread; see `acopy_thread`."""
+        run_sync(self._client, self._copy_thread(source_thread_id, target_thread_id))
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """What led to channels' values; see `aget_delta_channel_history`."""
+        return run_sync(self._client, self._channel_history(config, channels))
 
     def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002
         """The version after `current`, unique even among branches of one thread.
@@ -249,6 +282,39 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     def _delete_thread(self, thread_id: str) -> Plan[None]:
         thread_id = str(thread_id)
         yield [Ask(self._client.table.of_thread(thread_id), DeleteThread(thread_id))]
+
+    def _copy_thread(self, source: str, target: str) -> Plan[None]:
+        source, target = str(source), str(target)
+        if source == target:
+            return
+        table, replace = self._client.table, msgspec.structs.replace
+        after: Position | None = None
+        while True:
+            (page,) = yield [Ask(table.of_thread(source), ReadThread(source, after))]
+            shard = table.of_thread(target)
+            commands = (*page.checkpoints, *page.writes)
+            if commands:
+                yield [Ask(shard, replace(command, thread_id=target)) for command in commands]
+            after = page.after
+            if after is None:
+                return
+
+    def _channel_history(
+        self, config: RunnableConfig, channels: Sequence[str]
+    ) -> Plan[Mapping[str, DeltaChannelHistory]]:
+        if not channels:
+            return {}
+        thread_id, ns, checkpoint_id = _identify(config)
+        command = GetChannelHistory(thread_id, ns, checkpoint_id, tuple(channels))
+        (reply,) = yield [Ask(self._client.table.of_thread(thread_id), command)]
+        loads = self.serde.loads_typed
+        found: dict[str, DeltaChannelHistory] = {}
+        for channel, history in zip(channels, reply.histories, strict=True):
+            writes = [(task, name, loads(blob)) for task, name, blob in history.writes]
+            found[channel] = {"writes": writes}
+            if history.seed is not None:
+                found[channel]["seed"] = loads(history.seed)
+        return found
 
     # ------------------------------------------------------------------ listings
 

@@ -152,9 +152,42 @@ class ListNamespaces(Struct, tag=10, array_like=True, frozen=True):
     offset: Limit
 
 
+class GetChannelHistory(Struct, tag=11, array_like=True, frozen=True):
+    """Walk back from a checkpoint, along its parents, to where some channels have a value.
+
+    Attributes:
+        checkpoint_id: The checkpoint, the latest of its branch when there is none given.
+        channels: The channels; each is followed until an ancestor has a value for it.
+    """
+
+    thread_id: Text
+    checkpoint_ns: Text
+    checkpoint_id: Text | None
+    channels: Annotated[tuple[Text, ...], Meta(max_length=65_536)]
+
+
+class ReadThread(Struct, tag=12, array_like=True, frozen=True):
+    """Read a thread as the commands that would write it, oldest first.
+
+    Attributes:
+        after: Go on after this position of an earlier page.
+    """
+
+    thread_id: Text
+    after: Position | None = None
+
+
 WriteCommand: TypeAlias = PutCheckpoint | PutWrites | DeleteThread | PutItem | DeleteItem
 
-Query: TypeAlias = GetCheckpoint | ListCheckpoints | GetItem | SearchItems | ListNamespaces
+Query: TypeAlias = (
+    GetCheckpoint
+    | ListCheckpoints
+    | GetChannelHistory
+    | ReadThread
+    | GetItem
+    | SearchItems
+    | ListNamespaces
+)
 
 Command: TypeAlias = WriteCommand | Query
 

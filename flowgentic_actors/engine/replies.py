@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
+from flowgentic_actors.engine.commands import PutCheckpoint, PutWrites
 from flowgentic_actors.engine.model import Blob, Blobs, Channels, ItemPosition, Position
 
 
@@ -88,6 +89,45 @@ class NamespacePage(Struct, tag=7, array_like=True, frozen=True):
     namespaces: tuple[tuple[str, ...], ...]
 
 
+class ChannelHistory(Struct, array_like=True, frozen=True):
+    """What led to a channel's value.
+
+    Attributes:
+        writes: Writes to the channel on the way, as (task id, channel, value), oldest first.
+        seed: The value that they go on from, None when the walk came to the first checkpoint.
+    """
+
+    writes: tuple[tuple[str, str, Blob], ...]
+    seed: Blob | None
+
+
+class ChannelHistories(Struct, tag=8, array_like=True, frozen=True):
+    """The history of each channel asked for, in that order."""
+
+    histories: tuple[ChannelHistory, ...]
+
+
+class ThreadPage(Struct, tag=9, array_like=True, frozen=True):
+    """Some commands that write a thread; `after` is where the next page begins, None on the last.
+
+    Attributes:
+        checkpoints: Checkpoints, each with the values that those before it do not have.
+        writes: Pending writes, of these checkpoints or of ones that never arrived.
+    """
+
+    checkpoints: tuple[PutCheckpoint, ...]
+    writes: tuple[PutWrites, ...]
+    after: Position | None
+
+
 Reply: TypeAlias = (
-    Done | MissingBlobs | CheckpointReply | CheckpointPage | ItemReply | ItemPage | NamespacePage
+    Done
+    | MissingBlobs
+    | CheckpointReply
+    | CheckpointPage
+    | ItemReply
+    | ItemPage
+    | NamespacePage
+    | ChannelHistories
+    | ThreadPage
 )

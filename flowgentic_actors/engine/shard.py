@@ -12,6 +12,7 @@ from flowgentic_actors.engine.commands import (
     Command,
     DeleteItem,
     DeleteThread,
+    GetChannelHistory,
     GetCheckpoint,
     GetItem,
     ListCheckpoints,
@@ -20,6 +21,7 @@ from flowgentic_actors.engine.commands import (
     PutItem,
     PutWrites,
     Query,
+    ReadThread,
     SearchItems,
     WriteCommand,
 )
@@ -239,13 +241,24 @@ class Shard:
 
     def _read(self, query: Query) -> Reply:
         match query:
-            case GetCheckpoint():
-                return CheckpointReply(self._threads.get(query))
-            case ListCheckpoints():
-                return self._threads.list(query)
             case GetItem(namespace, key):
                 return ItemReply(self._items.get(namespace, key))
             case SearchItems():
                 return self._items.search(query)
             case ListNamespaces():
                 return self._items.list_namespaces(query)
+            case _:
+                return self._read_threads(query)
+
+    def _read_threads(
+        self, query: GetCheckpoint | ListCheckpoints | GetChannelHistory | ReadThread
+    ) -> Reply:
+        match query:
+            case GetCheckpoint():
+                return CheckpointReply(self._threads.get(query))
+            case ListCheckpoints():
+                return self._threads.list(query)
+            case GetChannelHistory():
+                return self._threads.channel_histories(query)
+            case ReadThread():
+                return self._threads.read(query)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import merge
 
 from msgspec import Struct
 
 from flowgentic_actors.engine.commands import (
+    GetChannelHistory,
     GetCheckpoint,
     ListCheckpoints,
     PutCheckpoint,
     PutWrites,
+    ReadThread,
 )
 from flowgentic_actors.engine.model import PAGE_BYTES, Blob, Position, Scalar, Version, Write
 from flowgentic_actors.engine.records import CheckpointStored, WritesStored
-from flowgentic_actors.engine.replies import CheckpointPage, CheckpointRow, MissingBlobs
+from flowgentic_actors.engine.replies import (
+    ChannelHistories,
+    ChannelHistory,
+    CheckpointPage,
+    CheckpointRow,
+    MissingBlobs,
+    ThreadPage,
+)
 from flowgentic_actors.engine.values import Value, Values
 
 MAX_PAGE = 1024
@@ -244,6 +253,97 @@ class Threads:
             last = position
         return CheckpointPage(tuple(rows), None)
 
+    def channel_histories(self, query: GetChannelHistory) -> ChannelHistories:
+        """Walk back along the parents of a checkpoint, once for all channels."""
+        branch = self._branch(query.thread_id, query.checkpoint_ns)
+        writes: dict[str, list[tuple[str, str, Blob]]] = {c: [] for c in query.channels}
+        seeds: dict[str, Blob] = {}
+        if branch is not None and branch.order:
+            entry = branch.entries.get(query.checkpoint_id or branch.order[-1])
+            ancestor = entry.parent_id if entry else None
+            seen: set[str] = set()  # ids come from outside: they may go in a circle
+            while ancestor is not None and len(seeds) < len(writes) and ancestor not in seen:
+                seen.add(ancestor)
+                entry = branch.entries.get(ancestor)
+                if entry is None:
+                    break
+                for task_id, write in reversed(_in_order(branch, ancestor)):
+                    if write.channel in writes and write.channel not in seeds:
+                        blob = self._values.blob(write.value)
+                        writes[write.channel].append((task_id, write.channel, blob))
+                for channel in writes.keys() - seeds.keys():
+                    value = branch.blobs.get((channel, entry.versions.get(channel, "")))
+                    if value is not None:
+                        seeds[channel] = self._values.blob(value)
+                ancestor = entry.parent_id
+        return ChannelHistories(
+            tuple(ChannelHistory(tuple(writes[c][::-1]), seeds.get(c)) for c in query.channels)
+        )
+
+    def read(self, query: ReadThread) -> ThreadPage:
+        """One page of a thread, as the commands that would write it."""
+        checkpoints: list[PutCheckpoint] = []
+        writes: list[PutWrites] = []
+        size = 0
+        last: Position | None = None
+        for ns, branch in sorted(self._threads.get(query.thread_id, {}).items()):
+            known: dict[str, Version] = {}
+            for checkpoint_id in sorted({*branch.entries, *branch.writes}):
+                position = Position(checkpoint_id, query.thread_id, ns)
+                entry = branch.entries.get(checkpoint_id)
+                fresh = {
+                    channel: value
+                    for channel, version in (entry.versions if entry else {}).items()
+                    if known.get(channel) != version
+                    and (value := branch.blobs.get((channel, version)))
+                }
+                if entry is not None:
+                    known = entry.versions
+                if query.after is not None and (ns, checkpoint_id) <= (
+                    query.after.checkpoint_ns,
+                    query.after.checkpoint_id,
+                ):
+                    continue
+                size += _bytes_of(branch, checkpoint_id, fresh.values())
+                if last is not None and size > PAGE_BYTES:
+                    return ThreadPage(tuple(checkpoints), tuple(writes), last)
+                if entry is not None:
+                    checkpoints.append(self._as_command(position, entry, fresh))
+                writes += self._writes_as_commands(position, branch)
+                last = position
+        return ThreadPage(tuple(checkpoints), tuple(writes), None)
+
+    def _as_command(
+        self, position: Position, entry: _Entry, fresh: Mapping[str, Value]
+    ) -> PutCheckpoint:
+        blob = self._values.blob
+        return PutCheckpoint(
+            position.thread_id,
+            position.checkpoint_ns,
+            position.checkpoint_id,
+            entry.parent_id,
+            blob(entry.checkpoint),
+            blob(entry.metadata),
+            dict(entry.facets),
+            dict(entry.versions),
+            {channel: blob(value) for channel, value in fresh.items()},
+        )
+
+    def _writes_as_commands(self, position: Position, branch: _Branch) -> Iterator[PutWrites]:
+        tasks: dict[tuple[str, str], list[Write]] = {}
+        for (task_id, index), write in branch.writes.get(position.checkpoint_id, {}).items():
+            stored = Write(index, write.channel, self._values.blob(write.value))
+            tasks.setdefault((task_id, write.task_path), []).append(stored)
+        for (task_id, task_path), stored_writes in tasks.items():
+            yield PutWrites(
+                position.thread_id,
+                position.checkpoint_ns,
+                position.checkpoint_id,
+                task_id,
+                task_path,
+                tuple(stored_writes),
+            )
+
     def _newest_first(self, query: ListCheckpoints) -> Iterator[tuple[Position, _Branch]]:
         thread_ids = self._threads if query.thread_id is None else (query.thread_id,)
         runs = [
@@ -280,14 +380,10 @@ class Threads:
             for channel, version in entry.versions.items()
             if (value := branch.blobs.get((channel, version)))
         }
-        pending = branch.writes.get(checkpoint_id)
-        writes: tuple[tuple[str, str, Blob], ...] = ()
-        if pending:
-            # LangGraph's writes_sort_key: (task_path, task_id, index)
-            ordered = sorted(pending.items(), key=lambda kv: (kv[1].task_path, *kv[0]))
-            writes = tuple(
-                (task_id, write.channel, blob(write.value)) for (task_id, _), write in ordered
-            )
+        writes = tuple(
+            (task_id, write.channel, blob(write.value))
+            for task_id, write in _in_order(branch, checkpoint_id)
+        )
         return CheckpointRow(
             thread_id,
             ns,
@@ -311,15 +407,26 @@ def _position(candidate: tuple[Position, _Branch]) -> Position:
     return candidate[0]
 
 
+def _in_order(branch: _Branch, checkpoint_id: str) -> list[tuple[str, _PendingWrite]]:
+    """A checkpoint's pending writes by LangGraph's writes_sort_key: (task_path, task_id, index)."""
+    pending = branch.writes.get(checkpoint_id)
+    if not pending:
+        return []
+    ordered = sorted(pending.items(), key=lambda kv: (kv[1].task_path, *kv[0]))
+    return [(task_id, write) for (task_id, _), write in ordered]
+
+
 def _row_bytes(branch: _Branch, checkpoint_id: str) -> int:
-    entry = branch.entries[checkpoint_id]
+    versions = branch.entries[checkpoint_id].versions.items()
+    values = (branch.blobs.get(place) for place in versions)
+    return _bytes_of(branch, checkpoint_id, [value for value in values if value is not None])
+
+
+def _bytes_of(branch: _Branch, checkpoint_id: str, values: Iterable[Value]) -> int:
+    """Bytes of a checkpoint and its writes, with the channel values given."""
+    entry = branch.entries.get(checkpoint_id)
     return (
-        entry.checkpoint.size
-        + entry.metadata.size
-        + sum(
-            value.size
-            for channel, version in entry.versions.items()
-            if (value := branch.blobs.get((channel, version)))
-        )
+        (entry.checkpoint.size + entry.metadata.size if entry else 0)
+        + sum(value.size for value in values)
         + sum(write.value.size for write in branch.writes.get(checkpoint_id, {}).values())
     )

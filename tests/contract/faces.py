@@ -67,6 +67,19 @@ class SaverFace:
         else:
             await self.saver.aput_writes(config, writes, task_id, task_path)
 
+    async def copy_thread(self, source: str, target: str) -> None:
+        if self._blocking:
+            self.saver.copy_thread(source, target)
+        else:
+            await self.saver.acopy_thread(source, target)
+
+    async def channel_history(
+        self, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, Any]:
+        if self._blocking:
+            return self.saver.get_delta_channel_history(config=config, channels=channels)
+        return await self.saver.aget_delta_channel_history(config=config, channels=channels)
+
     async def each(
         self, config: RunnableConfig | None, **options: Any
     ) -> AsyncIterator[CheckpointTuple]:
