@@ -53,8 +53,8 @@ class MemoryConfig(BaseModel):
 
     persist_path: Path | None = None
     """Folder that keeps the memory beyond the cluster's end, on a disk that the next job can
-    reach; opened again by the next cluster that is given it, with any number of actors. It is made
-    when it is not there. Default: the memory ends with its cluster."""
+    reach; opened again by the next cluster that is given it, in any mode and with any number of
+    actors. It is made when it is not there. Default: the memory ends with its cluster."""
 
     orphan_ttl: Annotated[float, Field(ge=0, le=31 * 86_400, allow_inf_nan=False)] = 86_400.0
     """Seconds for which the memory of a cluster without `persist_path` is kept in `scratch` after
@@ -70,7 +70,8 @@ class MemoryConfig(BaseModel):
 
     hot_memory: Annotated[int, Field(ge=1 * MiB, le=2**50)] = 1024 * MiB
     """Bytes of values that each actor of a distributed cluster keeps in its own memory. The others
-    come from the actor's DDict, or from its journal where there is none."""
+    come from the actor's DDict, or from its journal where there is none. A local cluster keeps all
+    values in memory."""
 
     store_total_mem: Annotated[int, Field(ge=1 * MiB, le=2**50)] | None = None
     """Ceiling of the bytes of all store items in a distributed cluster; beyond it a write is
@@ -159,9 +160,10 @@ class MemoryConfig(BaseModel):
                 "ack='replica' needs a copy on another node, which this version does not keep: use "
                 "ack='disk' to survive the loss of power, or ack='node'"
             )
-        if self.mode == "local" and self.ack == "disk":
+        if self.mode == "local" and self.ack == "disk" and self.persist_path is None:
             raise ValueError(
-                "ack='disk' needs mode='distributed': the memory of a local cluster has no journal"
+                "ack='disk' needs persist_path= or mode='distributed': without them the memory of "
+                "a local cluster has no journal"
             )
         if self.scratch is not None and self.scratch.is_relative_to("/dev/shm"):  # noqa: S108
             raise ValueError("scratch must not be in /dev/shm: dragon-cleanup empties it")
@@ -171,11 +173,6 @@ class MemoryConfig(BaseModel):
     def _check_persist_path(self) -> None:
         if self.persist_path is None:
             return
-        if self.mode == "local":
-            raise ValueError(
-                "persist_path needs mode='distributed' in this version: the memory of a local "
-                "cluster has no journal"
-            )
         path = self.persist_path.absolute()
         if path.is_relative_to("/dev/shm"):  # noqa: S108
             raise ValueError(

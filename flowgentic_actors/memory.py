@@ -6,10 +6,10 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
@@ -23,6 +23,7 @@ from flowgentic_actors.cluster.endings import (
 )
 from flowgentic_actors.cluster.folders import descriptor_of
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor, is_export, read_export
+from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.owner import Owner
 from flowgentic_actors.cluster.protocol import Description
 from flowgentic_actors.cluster.signals import on_sigterm, on_stop_signal
@@ -45,6 +46,8 @@ from flowgentic_actors.errors import (
 )
 
 logger = logging.getLogger("flowgentic_actors")
+
+T = TypeVar("T")
 
 _Client: TypeAlias = InlineClient | RemoteClient
 _MARGIN = 30.0  # for killing and cleaning up beyond a deadline of their own
@@ -125,9 +128,7 @@ class MemoryCluster:
             reason = await self._open_distributed(timeout)
         if self._client is None:
             await on_daemon_thread(timeout, refuse_stale, self._config.stop_file)
-            self._client = InlineClient(
-                self._config.name or f"local-{os.getpid()}", self._config.namespace_depth
-            )
+            self._client = await self._open_local(timeout)
             if reason:
                 self._fall_back(reason, self._client)
             self._watch_for_the_end(self._client)
@@ -169,13 +170,21 @@ class MemoryCluster:
         if config.mode == "local":
             return ""
         if config.mode == "auto" and not inside_dragon() and scheduler_job() is None:
-            if config.persist_path is not None:
-                raise ClusterOpenError(
-                    "persist_path needs mode='distributed' in this version, and mode='auto' is "
-                    "local outside a Dragon runtime or a scheduler's job: set mode='distributed'"
-                )
             return ""
         return None
+
+    async def _open_local(self, timeout: float) -> InlineClient:
+        config = self._config
+        name = config.name or f"local-{os.getpid()}"
+        if config.persist_path is None:
+            return InlineClient(name, config.namespace_depth)
+        memory = LocalMemory(config, config.persist_path, name)
+        try:
+            await self._open_or_close(memory.open, memory.close, timeout)
+        except BaseException:
+            memory.stop_opening()
+            raise
+        return InlineClient(name, config.namespace_depth, memory, config.request_timeout)
 
     async def _open_distributed(self, timeout: float) -> str | None:
         """Open a distributed cluster, or say why it has to be a local one."""
@@ -184,7 +193,7 @@ class MemoryCluster:
         if reason is None:
             owner = Owner(self._config, spawner)
             try:
-                description = await self._open_owner(owner, timeout)
+                description = await self._open_or_close(owner.open, owner.close, timeout)
             except ClusterOpenError as error:
                 if spawner != "dragon" or not self._may_fall_back():
                     raise
@@ -202,19 +211,22 @@ class MemoryCluster:
         # A memory that was to outlive the job must not silently become one that does not.
         return self._config.fallback_to_local and self._config.persist_path is None
 
-    async def _open_owner(self, owner: Owner, timeout: float) -> Description:
+    @staticmethod
+    async def _open_or_close(
+        open_it: Callable[[], T], close_it: Callable[[], object], timeout: float
+    ) -> T:
         """Open on a thread; if this task is cancelled meanwhile, the thread closes it again."""
         lock, abandoned, opened = threading.Lock(), False, False
 
-        def open_or_close() -> Description:
+        def open_or_close() -> T:
             nonlocal opened
-            description = owner.open()
+            result = open_it()
             with lock:
                 opened = True
                 keep = not abandoned
             if not keep:
-                owner.close()
-            return description
+                close_it()
+            return result
 
         try:
             return await on_daemon_thread(timeout, open_or_close)
@@ -223,7 +235,7 @@ class MemoryCluster:
                 abandoned = True
                 late = opened
             if late:  # it was opened in the very moment in which this task was cancelled
-                threading.Thread(target=owner.close, daemon=True).start()
+                threading.Thread(target=close_it, daemon=True).start()
             if isinstance(error, TimeoutError):
                 raise ClusterOpenError(
                     f"opening the cluster hangs: not done after {timeout:g} s"
@@ -244,6 +256,8 @@ class MemoryCluster:
     def _watch_for_the_end(self, client: InlineClient) -> None:
         """What a host does for a distributed cluster."""
         config = self._config
+        if config.persist_path is not None:
+            on_sigterm.add(client, lambda: client.close_now("signal SIGTERM"))
         warning = config.stop_signal
         if warning is not None:
             on_stop_signal[warning].add(client, lambda: client.end(f"signal {warning}"))

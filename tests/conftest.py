@@ -32,6 +32,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "several-actors": {"mode": "distributed", "spawner": "subprocess", "actors_per_node": 3},
 }
 
+
+def settings_of(mode: str) -> dict[str, Any]:
+    """The settings of a mode; a local cluster's journal gets a folder of its own."""
+    if mode == "inline-journal":
+        return {"mode": "local", "persist_path": Path(tempfile.mkdtemp()) / "memory"}
+    return SETTINGS[mode]
+
+
 NO_DRAGON = why_no_dragon()
 
 NEEDS_DRAGON = (
@@ -179,7 +187,7 @@ class SharedClusters:
 
     def get(self, mode: str) -> MemoryCluster:
         if mode not in self._open:
-            memory = MemoryCluster(**SETTINGS[mode])
+            memory = MemoryCluster(**settings_of(mode))
             asyncio.run(memory.__aenter__())
             self._open[mode] = memory
             if memory.is_distributed:
@@ -221,5 +229,5 @@ def memory(mode: str, shared_clusters: SharedClusters) -> MemoryCluster:
 @pytest.fixture
 async def fresh_memory(mode: str) -> AsyncIterator[MemoryCluster]:
     """A cluster of the mode for this test alone."""
-    async with MemoryCluster(**SETTINGS[mode]) as memory:
+    async with MemoryCluster(**settings_of(mode)) as memory:
         yield memory

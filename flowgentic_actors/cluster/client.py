@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
 from collections.abc import AsyncGenerator
-from typing import Protocol, TypeVar
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from flowgentic_actors.actors.ref import ActorRef
+from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.handle import Descriptor
+from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.protocol import (
     Describe,
     Description,
@@ -27,13 +31,23 @@ from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterS
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
-from flowgentic_actors.errors import ClusterClosedError, ClusterClosingError, LocalClusterError
+from flowgentic_actors.errors import (
+    ClusterClosedError,
+    ClusterClosingError,
+    LocalClusterError,
+    OutcomeUnknownError,
+)
+from flowgentic_actors.storage.group import Promise
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 _encode = msgspec.msgpack.Encoder().encode
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+_CLOSE_MARGIN = 30.0  # the parts of closing have deadlines of their own
+
+logger = logging.getLogger(__name__)
 
 _NOT_PICKLED = "a live connection to the memory: send memory.handle and attach instead"
 _EVENT_WAIT = 10.0  # one question for events; asked again for as long as somebody iterates
@@ -148,12 +162,22 @@ class InlineClient:
     Args:
         name: Name of the cluster, for status.
         namespace_depth: As in `MemoryConfig`.
+        memory: The memory on disk, open, which this client closes; None for none.
+        timeout: Deadline of a call that waits for the disk, and of closing, seconds.
     """
 
-    def __init__(self, name: str, namespace_depth: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        namespace_depth: int,
+        memory: LocalMemory | None = None,
+        timeout: float = 30.0,
+    ) -> None:
         self.table = even_table(1, namespace_depth)
         self._name = name
         self._shard = Shard()
+        self._memory = memory
+        self._timeout = timeout
         self._lock = threading.Lock()
         self._requests = 0
         self._opened = time.time()
@@ -162,28 +186,67 @@ class InlineClient:
         self._end_reason: str | None = None
         let_go_after_fork(self)
         self.event("cluster_opened", "in this process")
+        if memory is not None:
+            for kind, detail in memory.findings:
+                self.event(kind, detail)
+            memory.on_lost = lambda reason: self.event("memory_lost", reason)
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(_NOT_PICKLED)
 
     async def ask(self, shard: int, command: Command) -> Reply:
         """Have the shard carry out a command; see `MemoryClient.ask`."""
-        return self.ask_sync(shard, command)
+        if self._memory is None:
+            return self.ask_sync(shard, command)
+        answer = self._begin(self._memory, command, asyncio.get_running_loop())
+        if not isinstance(answer, asyncio.Future):
+            assert not isinstance(answer, Future)
+            return answer
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await answer
+        except TimeoutError as error:
+            raise self._late() from error
 
     def ask_sync(self, shard: int, command: Command) -> Reply:  # noqa: ARG002 - there is one
         """Have the shard carry out a command; see `MemoryClient.ask_sync`."""
+        if self._memory is not None:
+            answer = self._begin(self._memory, command, None)
+            if not isinstance(answer, Future):
+                assert not isinstance(answer, asyncio.Future)
+                return answer
+            try:
+                return answer.result(self._timeout)
+            except TimeoutError as error:
+                raise self._late() from error
         self._check_usable()
-        if self._end_reason is not None:
-            raise ClusterClosingError(f"the cluster has ended: {self._end_reason}")
         with self._lock:
             self._requests += 1
             return self._shard.apply(command, time.time_ns() // 1000).reply
 
-    async def status(self) -> ClusterStatus:
-        """The cluster's status."""
+    def _begin(
+        self, memory: LocalMemory, command: Command, loop: asyncio.AbstractEventLoop | None
+    ) -> Reply | Promise[Reply]:
         self._check_usable()
         with self._lock:
-            size = msgspec.structs.asdict(self._shard.size())
+            self._requests += 1
+        return memory.ask(command, loop)
+
+    def _late(self) -> OutcomeUnknownError:
+        return OutcomeUnknownError(
+            f"the journal was not written within {self._timeout:g} s (setting: request_timeout): "
+            "its file system does not answer"
+        )
+
+    async def status(self) -> ClusterStatus:
+        """The cluster's status."""
+        self._check_open()
+        size: dict[str, Any]
+        if self._memory is not None:
+            size = self._memory.stats()
+        else:
+            with self._lock:
+                size = msgspec.structs.asdict(self._shard.size())
         actor = ActorStatus(
             name="shard-0",
             shard=0,
@@ -200,14 +263,14 @@ class InlineClient:
             spawner="inline",
             host_pid=os.getpid(),
             uptime=time.time() - self._opened,
-            folder="",
+            folder=str(self._memory.path) if self._memory is not None else "",
             actors=(actor,),
         )
 
     async def events(self, start: int) -> AsyncGenerator[ClusterEvent, None]:
         """Events from a number on, as they happen."""
         while True:
-            self._check_usable()
+            self._check_open()
             for event in self._events[start:]:
                 yield event
                 start = event.number + 1
@@ -215,7 +278,7 @@ class InlineClient:
 
     async def recent_events(self) -> list[ClusterEvent]:
         """The events so far."""
-        self._check_usable()
+        self._check_open()
         return list(self._events)
 
     def event(self, kind: str, detail: str) -> None:
@@ -233,15 +296,32 @@ class InlineClient:
             self.event("cluster_closing", reason)
 
     async def close(self) -> None:
-        """Refuse everything from now on."""
-        self._unusable = "closed"
+        """Refuse everything from now on, and seal the memory on disk."""
+        forked, self._unusable = self._unusable == "forked", "closed"
+        if self._memory is not None and not forked:
+            orderly = await on_daemon_thread(self._timeout + _CLOSE_MARGIN, self._memory.close)
+            if not orderly:
+                logger.warning("the memory in %s was not closed in order", self._memory.path)
+
+    def close_now(self, reason: str) -> None:
+        """End, and seal the memory on disk. Blocks; callable from any thread."""
+        self.end(reason)
+        if self._memory is not None:
+            self._memory.close()
 
     def after_fork(self) -> None:
         """A forked child has a copy that nobody else sees: refuse to write into it."""
         self._unusable = self._unusable or "forked"
         self._lock = threading.Lock()  # another thread may have held the old one
+        if self._memory is not None:
+            self._memory.after_fork()
 
     def _check_usable(self) -> None:
+        self._check_open()
+        if self._end_reason is not None:
+            raise ClusterClosingError(f"the cluster has ended: {self._end_reason}")
+
+    def _check_open(self) -> None:
         if self._unusable is None:
             return
         if self._unusable == "closed":

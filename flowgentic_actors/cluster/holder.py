@@ -163,6 +163,12 @@ class Hold:
                 (self._folder / HOLDER_FILE).unlink(missing_ok=True)
         self._lock.release()
 
+    def forget(self) -> None:
+        """Let go of a forked child's copy; its parent goes on holding the folder."""
+        self._ended = True
+        self._thread = None
+        self._lock.forget()
+
     def _take_lock(self) -> bool:
         """Take the lock, or learn that there are none here; raises when the folder is held."""
         locks = True

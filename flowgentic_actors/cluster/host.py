@@ -40,7 +40,7 @@ from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.endings import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
 from flowgentic_actors.cluster.folders import HOST_LOCK, HOST_SOCKET, PID_FILE, retire
 from flowgentic_actors.cluster.history import History
-from flowgentic_actors.cluster.persist import Manifest, StoredMemory
+from flowgentic_actors.cluster.persist import Manifest, StoredMemory, reopening
 from flowgentic_actors.cluster.protocol import (
     AreYouThere,
     Describe,
@@ -66,6 +66,7 @@ from flowgentic_actors.errors import (
     RejectedError,
 )
 from flowgentic_actors.storage.lock import FileLock
+from flowgentic_actors.storage.mounts import is_node_local
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
 from flowgentic_actors.wire.server import Connection, Server
 
@@ -331,6 +332,9 @@ class Host:
             job=spec.job,
             on_lost=lambda: os._exit(EXIT_REPLACED),  # the actors end with their links
         )
+        node_local = not spec.persist or await on_daemon_thread(
+            _FILE_TIMEOUT, is_node_local, Path(spec.memory)
+        )
         self._specs = [
             ChildSpec(
                 name=name,
@@ -338,7 +342,7 @@ class Host:
                 arguments={
                     "folder": str(folder),
                     "ack": spec.ack,
-                    "appends": "thread" if spec.persist else "direct",
+                    "appends": "direct" if node_local else "thread",
                     "segment_bytes": str(spec.segment_bytes),
                     "hot_bytes": str(spec.hot_bytes),
                     "item_bytes": _text(spec.item_bytes),
@@ -357,16 +361,9 @@ class Host:
             self._tell_reopened(manifest, found)
 
     def _tell_reopened(self, manifest: Manifest, found: Manifest) -> None:
-        kind = "persist_reopened" if self._spec.persist else "orphan_reopened"
-        end = "was closed in order" if found.closed else "was not closed in order"
-        self._event(kind, "", f"{self._spec.memory} of cluster {found.name}, which {end}")
-        if manifest.generation != found.generation:
-            self._event(
-                "resharded",
-                "",
-                f"from {found.shards} to {manifest.shards} shards, namespace_depth "
-                f"{found.namespace_depth} to {manifest.namespace_depth}",
-            )
+        what = "persist" if self._spec.persist else "orphan"
+        for kind, detail in reopening(Path(self._spec.memory), manifest, found):
+            self._event(f"{what}_reopened" if kind == "reopened" else kind, "", detail)
 
     def close_memory(self) -> None:
         """Let go of the memory on disk, when its actors have ended; another cluster may take it."""

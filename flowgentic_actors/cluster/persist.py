@@ -4,7 +4,7 @@
         manifest.json           format, generation, shards, ...; replaced in one step
         holder.lock holder.json who has it open
         generation-<N>/         the journals of the generation that the manifest names
-            shard-0/ ...        one of each shard; a local cluster would have one shard
+            shard-0/ ...        one of each shard; a local cluster has one shard
 
 Opening it for another number of shards, or another `namespace_depth`, writes the next generation
 from the files of this one, switches the manifest, and removes the old files. Whatever ends that
@@ -18,7 +18,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -89,6 +89,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def folders(self, path: Path) -> list[Path]:
         """The folder of each shard of a memory."""
         return [_generation(path, self.generation) / f"shard-{n}" for n in range(self.shards)]
+
+
+def reopening(path: Path, now: Manifest, found: Manifest) -> Iterator[tuple[str, str]]:
+    """What there is to tell about a memory that was found: kinds of events, and details."""
+    end = "was closed in order" if found.closed else "was not closed in order"
+    yield "reopened", f"{path} of cluster {found.name}, which {end}"
+    if now.generation != found.generation:
+        shards = f"{found.shards} to {now.shards} shards"
+        depths = f"{found.namespace_depth} to {now.namespace_depth}"
+        yield "resharded", f"from {shards}, namespace_depth {depths}"
 
 
 class _Format(msgspec.Struct):
@@ -186,6 +196,10 @@ class StoredMemory:
         finally:
             self._hold.release()
             self._opening.release()
+
+    def after_fork(self) -> None:
+        """Let go of what a forked child must not keep from others."""
+        self._hold.forget()
 
     def _open(
         self, name: str, instance: str, shards: int, namespace_depth: int

@@ -36,6 +36,7 @@ from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
 from flowgentic_actors.shard.sessions import Sessions
+from flowgentic_actors.shard.upkeep import Upkeep
 from flowgentic_actors.storage.ddict import DDictShard, why_no_ddict
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
@@ -47,11 +48,9 @@ from flowgentic_actors.storage.worker import Worker
 
 LOCK_NAME = "journal.lock"
 
-_PER_RECORD = 256  # bytes around a value in the journal, about
 _FETCH_TIMEOUT = 30.0
 _MOST_FETCHES = 64  # at one time: each may hold a page of values
 _MOST_ROUNDS = 100  # of fetching for one query, while others change what it needs
-_MAKE_ROOM_EVERY = 1.0
 _TIER_END, _TIER_KILL = 6.0, 2.0  # below close_timeout, in which the actor must have ended
 _LAST_WORK = 5.0  # of the journal's thread, when the actor closes
 
@@ -108,17 +107,22 @@ class ShardActor:
         self._durable = ack == "disk"
         self._appends = appends == "thread"
         self._syncer: Syncer | None = None
-        self._garbage_allowed = int(segment_bytes)
         self._journal = Journal(
             RealDisk(), path, durable=self._durable, segment_bytes=int(segment_bytes)
         )
         self._worker = Worker("journal")
         self._compactor = Compactor(self._journal, path, self._worker)
+        self._upkeep = Upkeep(
+            self._journal,
+            self._shard,
+            self._compactor,
+            self._worker,
+            garbage_allowed=int(segment_bytes),
+            may_block=not self._appends,
+        )
         self._uncommitted: list[bytes] = []
         self._waiting_bytes = 0  # of entries that are not appended yet
         self._now_us = 0
-        self._preparing = False
-        self._room_made = 0.0
         self._cold_reads = 0
         self._fetches: set[asyncio.Task[bytes]] = set()
         self._tier_bytes = _number(tier_bytes) if why_no_ddict() is None else None
@@ -228,7 +232,9 @@ class ShardActor:
             size = len(payload) + ENTRY_OVERHEAD
             # Nothing has changed yet: what cannot be kept is refused, and the shard goes on.
             self._ceilings.check(self._shard, planned.record)
-            self._check_room(size, urgent=isinstance(command, DeleteItem | DeleteThread))
+            self._upkeep.check_room(
+                size + self._waiting_bytes, urgent=isinstance(command, DeleteItem | DeleteThread)
+            )
             self._shard.replay(planned.record, self._next_lsn)
             self._uncommitted.append(payload)
             self._next_lsn += size
@@ -255,50 +261,8 @@ class ShardActor:
 
     def _appended(self, size: int) -> None:
         self._waiting_bytes -= size
-        self._keep_up()
-
-    # ------------------------------------------------------------------ space
-
-    def _check_room(self, size: int, *, urgent: bool) -> None:
-        size += self._waiting_bytes
-        error = self._journal.no_room(size, urgent=urgent, may_block=not self._appends)
-        if error is None:
-            return
-        if time.monotonic() >= self._room_made + _MAKE_ROOM_EVERY:
-            self._room_made = time.monotonic()
-            self._make_room()
-        raise StorageError(
-            f"no room for this write in the journal: {error}. Free space there, delete what is "
-            "not needed, or open the cluster with scratch= (or persist_path=) elsewhere. Reads go "
-            "on, and what was acknowledged is kept"
-        )
-
-    def _make_room(self) -> None:
-        """Win back what can be won on a full disk, and see whether others have freed some."""
-        if needless := self._journal.shed():
-            self._worker.submit(self._journal.remove, needless)
-        if self._compactor.ready and self._journal.size > self._live_bytes():
-            self._compactor.start()
-        self._prepare()
-
-    def _prepare(self) -> None:
-        if not self._preparing:
-            self._preparing = True
-            self._worker.submit(self._journal.prepare).add_done_callback(self._prepared)
-
-    def _prepared(self, _: asyncio.Future[None]) -> None:
-        self._preparing = False
-
-    def _keep_up(self) -> None:
-        """After an append: allocate ahead, and compact when half of the journal is garbage."""
-        if self._journal.wants_space:
-            self._prepare()
+        self._upkeep.after_append()
         self._mirror_on()
-        if (
-            self._compactor.ready
-            and self._journal.size > 2 * self._live_bytes() + self._garbage_allowed
-        ):
-            self._compactor.start()
 
     def _mirror_on(self) -> None:
         """Have the mirror go on; with the first whole chunk a DDict is made for it."""
@@ -308,10 +272,6 @@ class ShardActor:
             if not self._tier.generation:
                 self._tier.start()
             self._mirror.notice()
-
-    def _live_bytes(self) -> int:
-        size = self._shard.size()
-        return size.blob_bytes + _PER_RECORD * (size.items + size.checkpoints)
 
     # ------------------------------------------------------------------ reads
 

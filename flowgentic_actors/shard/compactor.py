@@ -8,11 +8,12 @@ import logging
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.shard.compaction import MODULE
-from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.journal import Journal, Needless
 from flowgentic_actors.storage.sets import CompactedSet
 from flowgentic_actors.storage.worker import Worker
 
@@ -28,12 +29,21 @@ class Compactor:
         journal: The journal.
         folder: Its folder.
         worker: The journal's thread, which removes what is needless.
+        call: Calls a function as the journal's owner, from another thread. Default: on the event
+            loop on which `start` is called.
     """
 
-    def __init__(self, journal: Journal, folder: Path, worker: Worker) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        folder: Path,
+        worker: Worker,
+        call: Callable[[Callable[[], None]], object] | None = None,
+    ) -> None:
         self._journal = journal
         self._folder = folder
         self._worker = worker
+        self._call = call
         self._not_before = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -50,12 +60,12 @@ class Compactor:
         )
 
     def start(self) -> None:
-        """Begin to compact what is sealed; called on the event loop."""
+        """Begin to compact what is sealed; called by the journal's owner."""
         self.running = True
-        loop = asyncio.get_running_loop()
+        call = self._call or asyncio.get_running_loop().call_soon_threadsafe
         sealed_to = self._journal.sealed_to
         threading.Thread(
-            target=self._run, args=(loop, sealed_to), name="compaction", daemon=True
+            target=self._run, args=(call, sealed_to), name="compaction", daemon=True
         ).start()
 
     def close(self) -> None:
@@ -64,7 +74,7 @@ class Compactor:
         if self._process is not None:
             self._process.kill()
 
-    def _run(self, loop: asyncio.AbstractEventLoop, sealed_to: int) -> None:
+    def _run(self, call: Callable[[Callable[[], None]], object], sealed_to: int) -> None:
         written: CompactedSet | None = None
         try:
             written = self._compact(sealed_to)
@@ -73,7 +83,7 @@ class Compactor:
             if not self._closed:
                 logger.exception("the compaction up to %d failed", sealed_to)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the actor has ended
-            loop.call_soon_threadsafe(self._finish, written)
+            call(lambda: self._finish(written))
 
     def _compact(self, sealed_to: int) -> CompactedSet:
         command = python_command(MODULE, str(self._folder), str(sealed_to))
@@ -92,13 +102,20 @@ class Compactor:
         if written is None:
             self._not_before = time.monotonic() + _AFTER_FAILURE
             return
+        if self._closed:
+            written.close()
+            return
         needless = self._journal.adopt(written)
         self.done += 1
-        if not self._closed:
-            self._worker.submit(self._journal.remove, needless).add_done_callback(_tell)
+        self.remove(needless)
 
+    def remove(self, needless: Needless) -> None:
+        """Have the journal's thread remove what is not needed any more."""
 
-def _tell(removal: asyncio.Future[None]) -> None:
-    error = removal.exception()
-    if error is not None:  # the files stay, and are removed after the next compaction
-        logger.warning("what a compaction made needless could not be removed: %s", error)
+        def job() -> None:
+            try:
+                self._journal.remove(needless)
+            except OSError as error:  # the files stay, and are removed after the next compaction
+                logger.warning("what the journal does not need could not be removed: %s", error)
+
+        self._worker.put(job)

@@ -6,7 +6,6 @@ since the older one, so a set that is damaged costs nothing but time.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,10 +15,6 @@ from flowgentic_actors.storage.disk import Disk
 from flowgentic_actors.storage.log import SEGMENT_BYTES, SegmentLog, SyncPlan
 from flowgentic_actors.storage.segment import Segment
 from flowgentic_actors.storage.sets import CompactedSet, open_newest, open_set, set_names
-
-EXIT_JOURNAL: Final = 74
-"""Exit code of a process that could neither write its journal nor take the attempt back."""
-
 
 _URGENT_SHARE: Final = 16  # of a segment: kept for what wins space back when the disk is full
 
@@ -183,6 +178,9 @@ class Journal:
 
         Raises:
             JournalError: If they could not be written. Nothing of them is in the journal then.
+            OSError: If what was written of them could not be taken back either. What is in the
+                file is unknown, and so is what the next opening finds: nobody may be answered, and
+                nothing appended any more.
         """
         try:
             self._log.append(payloads)
@@ -210,7 +208,8 @@ class Journal:
             error: What failed.
 
         Raises:
-            JournalError: Always.
+            JournalError: If that succeeded.
+            OSError: If not; see `append`.
         """
         self._log.cut(synced)
         self._take_back(error)
@@ -257,12 +256,15 @@ class Journal:
             self._set.close()
             self._set = None
 
+    def let_go(self) -> None:
+        """Close every file and change nothing: they are somebody else's now."""
+        self._log.let_go()
+        if self._set is not None:
+            self._set.close()
+            self._set = None
+
     def _take_back(self, error: OSError) -> None:
-        try:
-            self._log.take_back()
-        except OSError:
-            # What is in the file now is unknown, so is what a restart will find: answer nobody.
-            os._exit(EXIT_JOURNAL)
+        self._log.take_back()
         raise JournalError(
             f"cannot write the journal in {self._folder}: {error}. Free space there, or set "
             "scratch= to another folder"

@@ -378,6 +378,14 @@ class SegmentLog:
             spare, self._spare = self._spare, None
         if spare is not None:
             self._discard(spare)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close every file and change nothing, no name either."""
+        with self._lock:
+            spare, self._spare = self._spare, None
+        if spare is not None:
+            self._disk.close(spare.fd)
         for segment in self._segments:
             segment.close()
         self._segments.clear()

@@ -52,11 +52,15 @@ class Worker:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(settle, value, error)
 
+        self.put(job)
+        return result
+
+    def put(self, job: Callable[[], None]) -> None:
+        """Run a job after those before it, for nobody who waits; it must not raise."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._jobs.put(job)
-        return result
 
     def close(self, timeout: float) -> None:
         """End the thread after what was submitted; wait for that, within a bound."""

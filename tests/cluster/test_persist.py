@@ -201,9 +201,6 @@ async def test_a_memory_that_was_to_persist_does_not_become_a_local_one(
     monkeypatch.setattr("flowgentic_actors.memory.why_no_dragon", lambda: "there is none")
     with pytest.raises(ClusterOpenError, match="there is none"):
         await MemoryCluster(mode="distributed", persist_path=folder).__aenter__()
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with pytest.raises(ClusterOpenError, match="set mode='distributed'"):
-        await MemoryCluster(persist_path=folder).__aenter__()
 
 
 async def test_a_re_sharding_longer_than_the_open_timeout_says_what_is_going_on(

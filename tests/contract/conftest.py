@@ -9,9 +9,9 @@ from tests.conftest import MODES, mode_params
 from tests.contract.faces import SaverFace, StoreFace
 
 
-@pytest.fixture(params=mode_params(*MODES, "several-actors"))
+@pytest.fixture(params=mode_params(*MODES, "inline-journal", "several-actors"))
 def mode(request: pytest.FixtureRequest) -> str:
-    """Runs a test in every mode, and once more with several actors."""
+    """Runs a test in every mode, with a local journal, and with several actors."""
     return str(request.param)
 
 

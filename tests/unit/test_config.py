@@ -90,8 +90,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 def test_a_persist_path_that_would_not_persist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"persist_path must not be in scratch"):
         MemoryConfig(scratch=tmp_path, persist_path=tmp_path / "memory")
-    with pytest.raises(ValidationError, match=r"persist_path needs mode='distributed'"):
-        MemoryConfig(mode="local", persist_path=tmp_path)
+    assert MemoryConfig(mode="local", ack="disk", persist_path=tmp_path).ack == "disk"
 
 
 def test_the_defaults_are_possible() -> None:

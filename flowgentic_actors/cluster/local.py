@@ -1,0 +1,132 @@
+"""A local cluster's memory on disk: held and written by the process that uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from flowgentic_actors.cluster.persist import StoredMemory, await_free, reopening
+from flowgentic_actors.config import MemoryConfig
+from flowgentic_actors.engine.commands import Command
+from flowgentic_actors.engine.replies import Reply
+from flowgentic_actors.environment import scheduler_job
+from flowgentic_actors.errors import MemoryFailedError
+from flowgentic_actors.shard.ceilings import Ceilings
+from flowgentic_actors.shard.inline import JournaledShard
+from flowgentic_actors.storage.group import Promise
+from flowgentic_actors.storage.mounts import is_node_local
+
+
+class LocalMemory:
+    """The one shard of a local cluster, in the layout that distributed clusters have.
+
+    Args:
+        config: The configuration.
+        path: Its `persist_path`.
+        name: Name of the cluster.
+    """
+
+    def __init__(self, config: MemoryConfig, path: Path, name: str) -> None:
+        self.path = path.absolute()
+        self.findings: list[tuple[str, str]] = []
+        """Events of the opening: kinds and details."""
+        self.on_lost: Callable[[str], None] = lambda _: None
+        """Told, on a thread, when another cluster took the memory away."""
+        self._config = config
+        self._name = name
+        self._stored = StoredMemory(self.path)
+        self._shard: JournaledShard | None = None
+        self._lost: MemoryFailedError | None = None
+        self._closing = threading.Lock()
+        self._closed = False
+
+    def open(self) -> None:
+        """Take hold of the memory and read it. Blocks.
+
+        Raises:
+            PersistError: If it cannot be opened.
+            JournalError: If its journal cannot be read.
+        """
+        config = self._config
+        await_free(self.path, time.monotonic() + config.open_timeout)
+        job = scheduler_job()
+        ack: Literal["node", "disk"] = "disk" if config.ack == "disk" else "node"
+        try:
+            manifest, found = self._stored.open(
+                name=self._name,
+                instance=secrets.token_hex(8),
+                shards=1,
+                namespace_depth=config.namespace_depth,
+                job=job.job_id if job else "",
+                on_lost=self._lose,
+            )
+            if found is not None:
+                for kind, detail in reopening(self.path, manifest, found):
+                    event = "persist_reopened" if kind == "reopened" else kind
+                    self.findings.append((event, detail))
+            self._shard = JournaledShard(
+                manifest.folders(self.path)[0],
+                ack=ack,
+                appends="direct" if is_node_local(self.path) else "thread",
+                segment_bytes=config.segment_bytes,
+                ceilings=Ceilings(config.store_total_mem, config.checkpoint_total_mem),
+            )
+            if self._lost is not None:
+                raise self._lost
+        except BaseException:
+            self.close()
+            raise
+
+    def stop_opening(self) -> None:
+        """Have an opening that takes long, a re-sharding, given up; does not block."""
+        self._stored.announce_end()
+
+    def ask(
+        self, command: Command, loop: asyncio.AbstractEventLoop | None
+    ) -> Reply | Promise[Reply]:
+        """Have the shard carry out a command; see `JournaledShard.ask`."""
+        assert self._shard is not None
+        return self._shard.ask(command, loop)
+
+    def stats(self) -> dict[str, int]:
+        """What the shard holds."""
+        assert self._shard is not None
+        return self._shard.stats()
+
+    def close(self) -> bool:
+        """Seal the journal and let go of the memory. Blocks; callable from any thread.
+
+        Returns:
+            Whether all of it succeeded.
+        """
+        with self._closing:
+            if self._closed:
+                return True
+            self._closed = True
+            self._stored.announce_end()
+            orderly = self._shard is not None and self._shard.close()
+            self._stored.close(orderly=orderly)
+            return orderly
+
+    def after_fork(self) -> None:
+        """Let go of what a forked child must not keep from others."""
+        self._stored.after_fork()
+        if self._shard is not None:
+            self._shard.after_fork()
+
+    def _lose(self) -> None:
+        reason = (
+            f"another cluster took the memory in {self.path}, since this process gave no sign of "
+            "life for too long (it was suspended, or its file system did not answer)"
+        )
+        self._lost = MemoryFailedError(
+            f"{reason}. Close this cluster; what it acknowledged before that is kept"
+        )
+        if self._shard is not None:
+            self._shard.lose(self._lost)
+        self.on_lost(reason)

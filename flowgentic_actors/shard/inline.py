@@ -1,0 +1,254 @@
+"""A shard with a journal in the process that uses it, called from any thread and any event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from flowgentic_actors.engine import Shard
+from flowgentic_actors.engine.commands import (
+    WRITES,
+    Command,
+    DeleteItem,
+    DeleteThread,
+    WriteCommand,
+)
+from flowgentic_actors.engine.replies import Reply
+from flowgentic_actors.errors import (
+    JournalError,
+    JournalLockedError,
+    OutcomeUnknownError,
+    StorageError,
+)
+from flowgentic_actors.shard.actor import LOCK_NAME
+from flowgentic_actors.shard.ceilings import Ceilings
+from flowgentic_actors.shard.compactor import Compactor
+from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
+from flowgentic_actors.shard.upkeep import Upkeep
+from flowgentic_actors.storage.disk import Disk, RealDisk
+from flowgentic_actors.storage.group import REOPEN, GroupCommit, Promise
+from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.lock import FileLock
+from flowgentic_actors.storage.log import SEGMENT_BYTES
+from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
+from flowgentic_actors.storage.worker import Worker
+
+_LAST_WORK: Final = 5.0  # of the journal's thread, when the shard closes
+_NO_SESSION: Final = b""  # nothing is asked twice within a process
+
+
+class JournaledShard:
+    """A shard whose every acknowledged write is in its journal. All values stay in memory.
+
+    A write is appended before it is carried out and answered. Where that may take time (a sync for
+    `ack="disk"`, a file system over a network) a thread commits for all who wait, and reads wait
+    for the commit that they depend on. A commit that fails is final: all later calls say so.
+
+    Args:
+        folder: The shard's folder; what its journal holds is replayed first.
+        ack: As for a `ShardActor`.
+        appends: As for a `ShardActor`.
+        segment_bytes: As for a `ShardActor`.
+        ceilings: How much it may hold.
+        disk: File operations.
+
+    Raises:
+        JournalError: If the journal cannot be used.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        ack: Literal["node", "disk"] = "node",
+        appends: Literal["direct", "thread"] = "direct",
+        segment_bytes: int = SEGMENT_BYTES,
+        ceilings: Ceilings = Ceilings(),  # noqa: B008 - immutable
+        disk: Disk | None = None,
+    ) -> None:
+        self._file_lock = FileLock(folder / LOCK_NAME)
+        if not self._acquire():
+            raise JournalLockedError(f"the journal in {folder} is open in another process")
+        self._mutex = threading.RLock()
+        self._shard = Shard()
+        self._ceilings = ceilings
+        self._now_us = 0
+        self._waiting_bytes = 0  # of entries that are not appended yet
+        self._error: Exception | None = None
+        self._foreign = False  # whether the files are another cluster's by now
+        self._closed = False
+        durable = ack == "disk"
+        self._journal = Journal(
+            disk or RealDisk(), folder, durable=durable, segment_bytes=segment_bytes
+        )
+        self._worker = Worker("journal")
+        self._compactor = Compactor(self._journal, folder, self._worker, self._as_owner)
+        self._group: GroupCommit[Reply] | None = None
+        grouped = durable or appends == "thread"
+        self._upkeep = Upkeep(
+            self._journal,
+            self._shard,
+            self._compactor,
+            self._worker,
+            garbage_allowed=segment_bytes,
+            may_block=not grouped,
+        )
+        try:
+            self._replay()
+            self._journal.prepare()
+        except BaseException:
+            self.close()
+            raise
+        if grouped:
+            self._group = GroupCommit(
+                self._journal,
+                durable=durable,
+                on_committed=self._committed,
+                on_failed=self.fail,
+            )
+
+    def ask(
+        self, command: Command, loop: asyncio.AbstractEventLoop | None
+    ) -> Reply | Promise[Reply]:
+        """Have the shard carry out a command; blocks no longer than an append to a local file.
+
+        Args:
+            command: The command.
+            loop: The running event loop that asks, None for a thread that may block.
+
+        Returns:
+            The reply, or a future of it when it has to wait for a commit.
+
+        Raises:
+            RequestError: If it was not, or may not have been, carried out.
+        """
+        with self._mutex:
+            if self._error is not None:
+                raise self._error
+            if isinstance(command, WRITES):
+                return self._write(command, loop)
+            reply = self._shard.query(command)
+            return reply if self._group is None else self._group.commit(reply, None, loop)
+
+    def stats(self) -> dict[str, int]:
+        """What the shard holds."""
+        with self._mutex:
+            return {
+                **msgspec.structs.asdict(self._shard.size()),
+                "journal_bytes": self._journal.size,
+                "compactions": self._compactor.done,
+            }
+
+    def fail(self, error: Exception) -> None:
+        """Have every call from now on raise an error."""
+        with self._mutex:
+            self._error = self._error or error
+        self._compactor.close()
+
+    def lose(self, error: Exception) -> None:
+        """Fail, and touch none of the files any more: they belong to somebody else."""
+        self._foreign = True
+        self.fail(error)
+        if self._group is not None:
+            self._group.refuse(error)
+
+    def close(self) -> bool:
+        """Commit what waits, seal the journal and close it. Blocks.
+
+        Returns:
+            Whether all of that succeeded.
+        """
+        with self._mutex:
+            if self._closed:
+                return True
+            self._closed = True
+        self._compactor.close()
+        ended = self._group.close(_LAST_WORK) if self._group is not None else True
+        self._worker.close(_LAST_WORK)
+        with self._mutex:
+            try:
+                if not ended:
+                    return False  # its thread hangs in the file system, with the files in use
+                if self._foreign:
+                    self._journal.let_go()
+                else:
+                    self._journal.close()
+            except OSError:  # not sealed: the next opening recovers what was acknowledged
+                self._journal.let_go()
+                return False
+            finally:
+                self._file_lock.release()
+        return self._error is None
+
+    def after_fork(self) -> None:
+        """Let go of what a forked child must not keep from others."""
+        self._file_lock.forget()
+
+    # ------------------------------------------------------------------ writes
+
+    def _write(
+        self, command: WriteCommand, loop: asyncio.AbstractEventLoop | None
+    ) -> Reply | Promise[Reply]:
+        self._now_us = max(self._now_us, time.time_ns() // 1000)  # clocks may be set back
+        planned = self._shard.plan(command, self._now_us)
+        record, group = planned.record, self._group
+        if record is None:
+            return planned.reply if group is None else group.commit(planned.reply, None, loop)
+        payload = encode_entry(Entry(_NO_SESSION, 0, 0, self._now_us, b"", record))
+        size = len(payload) + ENTRY_OVERHEAD
+        self._ceilings.check(self._shard, record)
+        self._upkeep.check_room(
+            size + self._waiting_bytes, urgent=isinstance(command, DeleteItem | DeleteThread)
+        )
+        if group is not None:
+            self._shard.replay(record)
+            self._waiting_bytes += size
+            return group.commit(planned.reply, payload, loop)
+        self._append(payload)
+        self._shard.replay(record)
+        self._upkeep.after_append()
+        return planned.reply
+
+    def _append(self, payload: bytes) -> None:
+        try:
+            self._journal.append([payload])
+        except JournalError as error:
+            told = StorageError(f"{error}. {REOPEN}")
+            self.fail(told)
+            raise told from error
+        except OSError as error:
+            self.fail(StorageError(f"the journal could not be written earlier: {error}. {REOPEN}"))
+            raise OutcomeUnknownError(
+                f"the journal could not be written, nor the attempt be undone: {error}. {REOPEN}"
+            ) from error
+
+    def _committed(self, payloads: list[bytes]) -> None:
+        with self._mutex:
+            self._waiting_bytes -= sum(len(payload) + ENTRY_OVERHEAD for payload in payloads)
+            if not self._closed:
+                self._upkeep.after_append()
+
+    def _as_owner(self, function: Callable[[], None]) -> None:
+        with self._mutex:
+            function()
+
+    # ------------------------------------------------------------------ opening
+
+    def _acquire(self) -> bool:
+        try:
+            return self._file_lock.acquire()
+        except OSError:  # a file system without locks: who holds the memory was settled before
+            return True
+
+    def _replay(self) -> None:
+        for _, payload, _ in self._journal.replay():
+            entry = decode_entry(payload)
+            self._now_us = max(self._now_us, entry.time_us)
+            if not isinstance(entry, KeptSessions):  # the journal keeps them for the next actors
+                self._shard.replay(entry.record)

@@ -1,0 +1,102 @@
+"""What a shard's journal needs while it is written to: room ahead of the need, and compaction."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from flowgentic_actors.engine import Shard
+from flowgentic_actors.errors import StorageError
+from flowgentic_actors.shard.compactor import Compactor
+from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.worker import Worker
+
+_PER_RECORD: Final = 256  # bytes around a value in the journal, about
+_MAKE_ROOM_EVERY: Final = 1.0
+
+
+class Upkeep:
+    """Everything here is called by the journal's owner.
+
+    Args:
+        journal: The journal.
+        shard: The shard whose records it holds.
+        compactor: Its compactor.
+        worker: Its thread.
+        garbage_allowed: Bytes of garbage beyond which compaction is considered.
+        may_block: Whether the owner may allocate a segment that was not prepared in time.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        shard: Shard,
+        compactor: Compactor,
+        worker: Worker,
+        *,
+        garbage_allowed: int,
+        may_block: bool,
+    ) -> None:
+        self._journal = journal
+        self._shard = shard
+        self._compactor = compactor
+        self._worker = worker
+        self._garbage_allowed = garbage_allowed
+        self._may_block = may_block
+        self._preparing = False
+        self._room_made = 0.0
+
+    def check_room(self, size: int, *, urgent: bool) -> None:
+        """Refuse a write that the journal has no room for.
+
+        Args:
+            size: Bytes that wait to be appended, the write's own included.
+            urgent: Whether it wins space back.
+
+        Raises:
+            StorageError: If there is none.
+        """
+        error = self._journal.no_room(size, urgent=urgent, may_block=self._may_block)
+        if error is None:
+            return
+        if time.monotonic() >= self._room_made + _MAKE_ROOM_EVERY:
+            self._room_made = time.monotonic()
+            self._make_room()
+        raise StorageError(
+            f"no room for this write in the journal: {error}. Free space there, delete what is "
+            "not needed, or open the cluster with scratch= (or persist_path=) elsewhere. Reads go "
+            "on, and what was acknowledged is kept"
+        )
+
+    def after_append(self) -> None:
+        """Allocate ahead, and compact when half of the journal is garbage."""
+        if self._journal.wants_space:
+            self._prepare()
+        if (
+            self._compactor.ready
+            and self._journal.size > 2 * self._live_bytes() + self._garbage_allowed
+        ):
+            self._compactor.start()
+
+    def _make_room(self) -> None:
+        """Win back what can be won on a full disk, and see whether others have freed some."""
+        if needless := self._journal.shed():
+            self._compactor.remove(needless)
+        if self._compactor.ready and self._journal.size > self._live_bytes():
+            self._compactor.start()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        if not self._preparing:
+            self._preparing = True
+            self._worker.put(self._prepare_now)
+
+    def _prepare_now(self) -> None:
+        try:
+            self._journal.prepare()
+        finally:
+            self._preparing = False
+
+    def _live_bytes(self) -> int:
+        size = self._shard.size()
+        return size.blob_bytes + _PER_RECORD * (size.items + size.checkpoints)
