@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
 import sys
@@ -435,6 +436,12 @@ def main() -> int:
     parser.add_argument("--compaction", action="store_true", help="overwrite large values")
     parser.add_argument("--request-timeout", type=float, default=plan.request_timeout)
     parser.add_argument("--scratch", type=Path, help="small file system, for fill-disk")
+    parser.add_argument(
+        "--settings",
+        type=json.loads,
+        default=plan.settings,
+        help='others of the cluster, in JSON: {"hot_memory": 1048576}',
+    )
     plan = CampaignPlan(**vars(parser.parse_args()))
     report = asyncio.run(run_campaign(plan, _say))
     _say(f"seed {plan.seed}: {report}")

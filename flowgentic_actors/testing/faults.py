@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.cluster.tiers import tier_folder
 from flowgentic_actors.memory import MemoryCluster
 from flowgentic_actors.shard.compaction import MODULE as COMPACTION
 from flowgentic_actors.testing.links import Cut, FaultyLink
@@ -212,7 +213,7 @@ class FillDisk(Fault):
 
 @dataclass(frozen=True, kw_only=True)
 class WedgeDDict(Fault):
-    """Stops, or kills, the processes of a shard's DDict, which work below the shard's folder.
+    """Stops, or kills, the processes of a shard's DDict, which work below a folder of its own.
 
     Attributes:
         kill: Whether they are killed.
@@ -223,7 +224,8 @@ class WedgeDDict(Fault):
     async def begin(self, site: Site) -> End | None:
         """See `Fault.begin`."""
         folder = Path((await site.memory.status()).folder)
-        pids = await on_daemon_thread(_FILE_WAIT, _working_below, folder, f"shard-{self.shard}")
+        below = tier_folder(folder, f"shard-{self.shard}")
+        pids = await on_daemon_thread(_FILE_WAIT, _working_below, below)
         processes = [_Process(pid) for pid in pids]
         if not processes:
             raise SkippedError(f"no DDict of shard {self.shard} runs")
@@ -373,8 +375,8 @@ def _fill(ballast: Path) -> None:
                 block = block[: len(block) // 2]  # down to the last byte
 
 
-def _working_below(folder: Path, name: str) -> list[int]:
-    """Processes that work below a folder of that name: a DDict's stay where they began."""
+def _working_below(folder: Path) -> list[int]:
+    """Processes that work below a folder: a DDict's stay where they began."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -383,6 +385,6 @@ def _working_below(folder: Path, name: str) -> list[int]:
             works = (entry / "cwd").readlink()
         except OSError:
             continue  # it has ended, or is another user's
-        if works.is_relative_to(folder) and name in works.parts:
+        if works.is_relative_to(folder):
             found.append(int(entry.name))
     return found
