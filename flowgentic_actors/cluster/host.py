@@ -104,6 +104,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
         thread_bytes: Ceiling of each actor's threads.
         tier_bytes: Size of each actor's DDict, 0 for none.
         tier_managers: Processes of each of them.
+        tier_given_up: Why there are none from this host on, empty otherwise.
     """
 
     name: str
@@ -138,6 +139,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: str | None = None
     stop_file: str | None = None
     walltime_margin: float | None = None
+    tier_given_up: str = ""
     restarts: int = 0
     reason: str = ""
 
@@ -298,6 +300,8 @@ class Host:
     async def _start_actors(self, tasks: TaskGroup) -> None:
         if self._spec.restarts:
             self._event("host_restarted", "", f"the one before {self._spec.reason}")
+            if self._spec.tier_given_up:
+                self._event("ddict_given_up", "", self._spec.tier_given_up)
             self._started.set()  # whoever attaches now waits for the actors themselves
         try:
             await self._open_memory()

@@ -45,6 +45,7 @@ _LOG_TAIL = 3000
 _ACTOR_GRACE = 1.0  # from the host's death to actors that have ended by themselves; they take ms
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit
 _AFTER_DRAIN = 10.0  # from drained actors to a host, or a Dragon launcher, that is gone
+_GOOD_LIFE, _MOST_SHORT_LIVES = 60.0, 3  # before a host is made without DDicts
 _LONGEST_PAUSE = 5.0  # between two looks at processes that do not go
 
 logger = logging.getLogger("flowgentic_actors")
@@ -68,6 +69,7 @@ class HostKeeper:
         self._link: HostLink | None = None
         self._policy = RestartPolicy(spec.restart_intensity, spec.restart_period)
         self._served_from = 0.0
+        self._short_lives = 0  # hosts in a row
         self._closing = False
         self._closed_at = 0.0
         self._shut_down = False  # whether the host is to be asked to end, or just left
@@ -205,7 +207,7 @@ class HostKeeper:
                 if self._pause(delay):
                     return False
                 self._spec = msgspec.structs.replace(
-                    self._spec, restarts=self._spec.restarts + 1, reason=reason
+                    self._without_tier(now), restarts=self._spec.restarts + 1, reason=reason
                 )
                 self._start(time.monotonic() + self._open_timeout)
             except (FlowgenticError, OSError) as error:
@@ -215,6 +217,20 @@ class HostKeeper:
                 continue
             return True
         return False
+
+    def _without_tier(self, now: float) -> HostSpec:
+        """The spec, from the third host in a row on that did not live long without DDicts.
+
+        What breaks in one may end the whole runtime, each time that there is one again; the
+        journals have all that it had.
+        """
+        self._short_lives = self._short_lives + 1 if now - self._served_from < _GOOD_LIFE else 0
+        first = self._short_lives >= _MOST_SHORT_LIVES and self._spec.tier_bytes > 0
+        return msgspec.structs.replace(
+            self._spec,
+            tier_bytes=0 if first else self._spec.tier_bytes,
+            tier_given_up=f"{self._short_lives} hosts in a row did not live long" if first else "",
+        )
 
     def _give_up(self, reason: str) -> None:
         self._given_up = True

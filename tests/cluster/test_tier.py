@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from flowgentic_actors import MemoryCluster
@@ -148,6 +149,30 @@ async def test_a_ddict_is_filled_and_survived(mode: str) -> None:
                 *(memory.store.adelete(NAMESPACE, f"key-{n}") for n in range(start, start + 100))
             )
         await until(memory, lambda actor: actor.ddict_bytes < MiB)
+
+
+@pytest.mark.parametrize("mode", mode_params("dragon"))
+async def test_a_runtime_that_breaks_with_a_ddict_loses_nothing_and_goes_on_without(
+    mode: str,
+) -> None:
+    settings = {"hot_memory": MiB, "store_total_mem": 32 * MiB}
+    async with MemoryCluster(**SETTINGS[mode], **settings) as memory:
+        await fill(memory)
+        for restarts in range(1, 4):
+            await until_event(memory, "ddict_ready", restarts)
+            # With its group manager killed, the end of its manager is the end of Dragon.
+            _, group_manager, _ = sorted(
+                ddict_processes(memory), key=lambda pid: psutil.Process(pid).create_time()
+            )
+            os.kill(group_manager, signal.SIGKILL)
+            await until_event(memory, "host_restarted", restarts)
+            await check_all(memory)
+        await until(memory, lambda actor: actor.cold_reads > COUNT // 2)
+        await fill(memory)
+        kinds = [event.kind for event in await memory.recent_events()]
+        assert kinds.count("ddict_given_up") == 1
+        assert kinds.count("ddict_ready") == 3
+        assert not ddict_processes(memory)
 
 
 IN_RUNTIME = """
