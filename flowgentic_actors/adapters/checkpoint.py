@@ -26,9 +26,12 @@ from flowgentic_actors.adapters.plan import Ask, Plan, ask_all, ask_all_sync, ru
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.engine.commands import (
     DeleteThread,
+    DropRuns,
+    FindRuns,
     GetChannelHistory,
     GetCheckpoint,
     ListCheckpoints,
+    PruneThread,
     PutCheckpoint,
     PutWrites,
     ReadThread,
@@ -124,6 +127,24 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         """Delete everything of a thread."""
         await run(self._client, self._delete_thread(thread_id))
 
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints of some runs, their writes, and the values that only they had.
+
+        Runs are known by the field `run_id` of a checkpoint's metadata. What other checkpoints'
+        delta channels are made from goes as well: see LangGraph's note on `delete_for_runs`.
+        """
+        await run(self._client, self._delete_for_runs(run_ids))
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Delete checkpoints of some threads.
+
+        Args:
+            thread_ids: The threads.
+            strategy: `"keep_latest"`: all but the latest of each namespace, and those that its
+                delta channels are made from. `"delete"`: everything.
+        """
+        await run(self._client, self._prune(thread_ids, strategy))
+
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread, all of its checkpoints and pending writes, onto another one.
 
@@ -195,6 +216,14 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         """Delete a thread; see `adelete_thread`."""
         run_sync(self._client, self._delete_thread(thread_id))
 
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints of some runs; see `adelete_for_runs`."""
+        run_sync(self._client, self._delete_for_runs(run_ids))
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Delete checkpoints of some threads; see `aprune`."""
+        run_sync(self._client, self._prune(thread_ids, strategy))
+
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy a thread; see `acopy_thread`."""
         run_sync(self._client, self._copy_thread(source_thread_id, target_thread_id))
@@ -251,6 +280,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             versions,
             blobs,
             tuple(c for c in values if c in versions and c not in blobs),
+            tuple(merged.get("counters_since_delta_snapshot") or ()),
         )
         shard = self._client.table.of_thread(thread_id)
         (reply,) = yield [Ask(shard, command)]
@@ -282,6 +312,30 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     def _delete_thread(self, thread_id: str) -> Plan[None]:
         thread_id = str(thread_id)
         yield [Ask(self._client.table.of_thread(thread_id), DeleteThread(thread_id))]
+
+    def _delete_for_runs(self, run_ids: Sequence[str]) -> Plan[None]:
+        runs = tuple(str(run_id) for run_id in run_ids)
+        if not runs:
+            return
+        table = self._client.table
+        found = yield [Ask(shard, FindRuns(runs)) for shard in range(max(table.shards) + 1)]
+        threads = [thread_id for reply in found for thread_id in reply.thread_ids]
+        if threads:
+            yield [Ask(table.of_thread(t), DropRuns(t, runs)) for t in threads]
+
+    def _prune(self, thread_ids: Sequence[str], strategy: str) -> Plan[None]:
+        if strategy not in ("keep_latest", "delete"):
+            raise InvalidRequestError(
+                f"prune: strategy must be 'keep_latest' or 'delete', not {strategy!r}"
+            )
+        threads = [str(thread_id) for thread_id in thread_ids]
+        keep = strategy == "keep_latest"
+        asks = [
+            Ask(self._client.table.of_thread(t), PruneThread(t, 1) if keep else DeleteThread(t))
+            for t in threads
+        ]
+        if asks:
+            yield asks
 
     def _copy_thread(self, source: str, target: str) -> Plan[None]:
         source, target = str(source), str(target)

@@ -29,14 +29,7 @@ import msgspec
 
 from flowgentic_actors.cluster.holder import HOLDER_FILE, HOLDER_LOCK, Hold, is_held
 from flowgentic_actors.cluster.slots import SlotTable, even_table
-from flowgentic_actors.engine.records import (
-    CheckpointStored,
-    ItemDeleted,
-    ItemStored,
-    Record,
-    ThreadDeleted,
-    WritesStored,
-)
+from flowgentic_actors.engine.records import ItemDeleted, ItemStored, Record
 from flowgentic_actors.errors import JournalLockedError, PersistError, PersistHeldError
 from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.reading import ShardReader, holds_entries
@@ -397,10 +390,10 @@ def router(table: SlotTable) -> Callable[[Record], int]:
 
     def route(record: Record) -> int:
         match record:
-            case CheckpointStored() | WritesStored() | ThreadDeleted():
-                return table.of_thread(record.thread_id)
             case ItemStored() | ItemDeleted():
                 return table.of_namespace(record.namespace)
+            case _:
+                return table.of_thread(record.thread_id)
 
     return route
 

@@ -32,6 +32,7 @@ class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True):
         versions: Version of every channel at this checkpoint.
         blobs: Values new with this checkpoint, by channel.
         present: Channels that have a value at this checkpoint but none in `blobs`.
+        deltas: Channels whose value is made from writes of the checkpoints before this one.
     """
 
     thread_id: Text
@@ -44,6 +45,7 @@ class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True):
     versions: Channels
     blobs: Blobs
     present: Annotated[tuple[Text, ...], Meta(max_length=65_536)] = ()
+    deltas: Annotated[tuple[Text, ...], Meta(max_length=65_536)] = ()
 
 
 class PutWrites(Struct, tag=2, array_like=True, frozen=True):
@@ -177,13 +179,42 @@ class ReadThread(Struct, tag=12, array_like=True, frozen=True):
     after: Position | None = None
 
 
-WriteCommand: TypeAlias = PutCheckpoint | PutWrites | DeleteThread | PutItem | DeleteItem
+class FindRuns(Struct, tag=13, array_like=True, frozen=True):
+    """The threads that have checkpoints of some runs."""
+
+    run_ids: Annotated[tuple[Text, ...], Meta(max_length=65_536)]
+
+
+class DropRuns(Struct, tag=14, array_like=True, frozen=True):
+    """Forget the checkpoints of some runs in a thread, their writes, and what only they had."""
+
+    thread_id: Text
+    run_ids: Annotated[tuple[Text, ...], Meta(max_length=65_536)]
+
+
+class PruneThread(Struct, tag=15, array_like=True, frozen=True):
+    """Forget all but the latest checkpoints of each namespace of a thread.
+
+    Those that a kept one's delta channels are made from are kept as well.
+
+    Attributes:
+        keep: How many of each namespace.
+    """
+
+    thread_id: Text
+    keep: Annotated[int, Meta(ge=1)]
+
+
+WriteCommand: TypeAlias = (
+    PutCheckpoint | PutWrites | DeleteThread | DropRuns | PruneThread | PutItem | DeleteItem
+)
 
 Query: TypeAlias = (
     GetCheckpoint
     | ListCheckpoints
     | GetChannelHistory
     | ReadThread
+    | FindRuns
     | GetItem
     | SearchItems
     | ListNamespaces
@@ -191,5 +222,5 @@ Query: TypeAlias = (
 
 Command: TypeAlias = WriteCommand | Query
 
-WRITES = (PutCheckpoint, PutWrites, DeleteThread, PutItem, DeleteItem)
+WRITES = (PutCheckpoint, PutWrites, DeleteThread, DropRuns, PruneThread, PutItem, DeleteItem)
 """The commands that change something."""

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from flowgentic_actors.engine.model import Blob, Blobs, Channels, Facets, Write
+from flowgentic_actors.engine.model import Blob, Blobs, Channels, Facets, Version, Write
 
 
 class CheckpointStored(Struct, tag=1, array_like=True, frozen=True):
@@ -25,6 +25,7 @@ class CheckpointStored(Struct, tag=1, array_like=True, frozen=True):
     facets: Facets
     versions: Channels
     blobs: Blobs
+    deltas: tuple[str, ...] = ()
 
 
 class WritesStored(Struct, tag=2, array_like=True, frozen=True):
@@ -61,4 +62,36 @@ class ItemDeleted(Struct, tag=5, array_like=True, frozen=True):
     key: str
 
 
-Record: TypeAlias = CheckpointStored | WritesStored | ThreadDeleted | ItemStored | ItemDeleted
+class DroppedFrom(Struct, array_like=True, frozen=True):
+    """What one namespace of a thread loses: checkpoints with their writes, and channel values."""
+
+    checkpoint_ns: str
+    checkpoint_ids: tuple[str, ...]
+    blobs: tuple[tuple[str, Version], ...]
+
+
+class CheckpointsDropped(Struct, tag=6, array_like=True, frozen=True):
+    """Some checkpoints of a thread are gone, and the values that only they had."""
+
+    thread_id: str
+    branches: tuple[DroppedFrom, ...]
+
+
+class BlobsKept(Struct, tag=7, array_like=True, frozen=True):
+    """What compaction leaves of a checkpoint that is gone: values that others still have."""
+
+    thread_id: str
+    checkpoint_ns: str
+    versions: Channels
+    blobs: Blobs
+
+
+Record: TypeAlias = (
+    CheckpointStored
+    | WritesStored
+    | ThreadDeleted
+    | CheckpointsDropped
+    | BlobsKept
+    | ItemStored
+    | ItemDeleted
+)

@@ -120,6 +120,12 @@ class ThreadPage(Struct, tag=9, array_like=True, frozen=True):
     after: Position | None
 
 
+class ThreadIds(Struct, tag=10, array_like=True, frozen=True):
+    """Threads, in no order."""
+
+    thread_ids: tuple[str, ...]
+
+
 Reply: TypeAlias = (
     Done
     | MissingBlobs
@@ -130,4 +136,5 @@ Reply: TypeAlias = (
     | NamespacePage
     | ChannelHistories
     | ThreadPage
+    | ThreadIds
 )

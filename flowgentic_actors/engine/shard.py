@@ -12,14 +12,13 @@ from flowgentic_actors.engine.commands import (
     Command,
     DeleteItem,
     DeleteThread,
+    FindRuns,
     GetChannelHistory,
     GetCheckpoint,
     GetItem,
     ListCheckpoints,
     ListNamespaces,
-    PutCheckpoint,
     PutItem,
-    PutWrites,
     Query,
     ReadThread,
     SearchItems,
@@ -27,6 +26,8 @@ from flowgentic_actors.engine.commands import (
 )
 from flowgentic_actors.engine.items import Items
 from flowgentic_actors.engine.records import (
+    BlobsKept,
+    CheckpointsDropped,
     CheckpointStored,
     ItemDeleted,
     ItemStored,
@@ -40,6 +41,7 @@ from flowgentic_actors.engine.replies import (
     ItemReply,
     MissingBlobs,
     Reply,
+    ThreadIds,
 )
 from flowgentic_actors.engine.threads import Threads
 from flowgentic_actors.engine.values import NOWHERE, Value, Values
@@ -142,6 +144,10 @@ class Shard:
                 self._items.store(record, lsn)
             case ItemDeleted():
                 self._items.delete(record)
+            case BlobsKept():
+                self._threads.store_blobs(record, lsn)
+            case CheckpointsDropped():
+                self._threads.drop(record)
             case ThreadDeleted(thread_id):
                 self._threads.delete(thread_id)
 
@@ -170,6 +176,24 @@ class Shard:
         """Bytes of the values of a journal entry that are stored still."""
         return sum(value.size for value, _ in self._values_of(record) if value.lsn == lsn)
 
+    def remains(self, lsn: int, record: Record) -> Record | None:
+        """What is stored still of a record; itself when that is all, None when it is nothing.
+
+        Args:
+            lsn: Address of its entry.
+            record: The record.
+        """
+        match record:
+            case CheckpointStored():
+                return self._threads.remains_of_checkpoint(lsn, record)
+            case WritesStored():
+                return self._threads.remains_of_writes(lsn, record)
+            case BlobsKept() | ItemStored():
+                alive = any(value.lsn == lsn for value, _ in self._values_of(record))
+                return record if alive else None
+            case ItemDeleted() | ThreadDeleted() | CheckpointsDropped():
+                return None
+
     def growth(self, record: Record) -> int:
         """Bytes of values by which a record would make the shard larger, without its deletions."""
         match record:
@@ -179,7 +203,7 @@ class Shard:
                 blobs = [write.value for write in record.writes]
             case ItemStored():
                 blobs = [record.value]
-            case ItemDeleted() | ThreadDeleted():
+            case _:
                 return 0
         stored = sum(value.size for value, _ in self._values_of(record))
         return sum(len(data) for _, data in blobs) - stored
@@ -210,9 +234,11 @@ class Shard:
                 return self._threads.values_of_checkpoint(record)
             case WritesStored():
                 return self._threads.values_of_writes(record)
+            case BlobsKept():
+                return self._threads.values_of_blobs(record)
             case ItemStored():
                 return self._items.values_of(record)
-            case ItemDeleted() | ThreadDeleted():
+            case ItemDeleted() | ThreadDeleted() | CheckpointsDropped():
                 return iter(())
 
     # ------------------------------------------------------------------
@@ -228,16 +254,14 @@ class Shard:
 
     def _plan(self, command: WriteCommand, now_us: int) -> Record | MissingBlobs | None:
         match command:
-            case PutCheckpoint():
-                return self._threads.plan_checkpoint(command)
-            case PutWrites():
-                return self._threads.plan_writes(command)
-            case DeleteThread(thread_id):
-                return ThreadDeleted(thread_id) if self._threads.has(thread_id) else None
             case PutItem():
                 return self._items.plan_put(command, now_us)
             case DeleteItem(namespace, key):
                 return ItemDeleted(namespace, key) if self._items.has(namespace, key) else None
+            case DeleteThread(thread_id):
+                return ThreadDeleted(thread_id) if self._threads.has(thread_id) else None
+            case _:
+                return self._threads.plan(command)
 
     def _read(self, query: Query) -> Reply:
         match query:
@@ -251,7 +275,7 @@ class Shard:
                 return self._read_threads(query)
 
     def _read_threads(
-        self, query: GetCheckpoint | ListCheckpoints | GetChannelHistory | ReadThread
+        self, query: GetCheckpoint | ListCheckpoints | GetChannelHistory | ReadThread | FindRuns
     ) -> Reply:
         match query:
             case GetCheckpoint():
@@ -262,3 +286,5 @@ class Shard:
                 return self._threads.channel_histories(query)
             case ReadThread():
                 return self._threads.read(query)
+            case FindRuns(run_ids):
+                return ThreadIds(self._threads.of_runs(run_ids))

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flowgentic_actors.engine.commands import (
+    DropRuns,
     GetChannelHistory,
     GetCheckpoint,
     ListCheckpoints,
+    PruneThread,
     PutCheckpoint,
     PutWrites,
     ReadThread,
 )
 from flowgentic_actors.engine.model import PAGE_BYTES, Blob, Position, Scalar, Version, Write
-from flowgentic_actors.engine.records import CheckpointStored, WritesStored
+from flowgentic_actors.engine.records import (
+    BlobsKept,
+    CheckpointsDropped,
+    CheckpointStored,
+    DroppedFrom,
+    WritesStored,
+)
 from flowgentic_actors.engine.replies import (
     ChannelHistories,
     ChannelHistory,
@@ -35,12 +44,17 @@ MAX_SCAN = 20_000
 """Most checkpoints that one page looks at before it is closed, full or not."""
 
 
+RUN_ID = "run_id"
+"""The field of a checkpoint's metadata that names its run."""
+
+
 class _Entry(Struct, frozen=True):
     parent_id: str | None
     checkpoint: Value
     metadata: Value
     facets: dict[str, Scalar]
     versions: dict[str, Version]
+    deltas: tuple[str, ...]
 
 
 class _PendingWrite(Struct, frozen=True, gc=False):
@@ -70,6 +84,7 @@ class Threads:
 
     def __init__(self, values: Values) -> None:
         self._values = values
+        self._runs: dict[str, set[str]] | None = None
         self._threads: dict[str, dict[str, _Branch]] = {}
         self.checkpoints = 0
         self.bytes = 0
@@ -78,6 +93,20 @@ class Threads:
         return len(self._threads)
 
     # ------------------------------------------------------------------ writes, decided
+
+    def plan(
+        self, command: PutCheckpoint | PutWrites | DropRuns | PruneThread
+    ) -> CheckpointStored | WritesStored | CheckpointsDropped | MissingBlobs | None:
+        """Decide what a write would record; None when it changes nothing."""
+        match command:
+            case PutCheckpoint():
+                return self.plan_checkpoint(command)
+            case PutWrites():
+                return self.plan_writes(command)
+            case DropRuns():
+                return self.plan_drop_runs(command)
+            case PruneThread():
+                return self.plan_prune(command)
 
     def plan_checkpoint(self, command: PutCheckpoint) -> CheckpointStored | MissingBlobs:
         """Decide what storing a checkpoint would record."""
@@ -101,6 +130,7 @@ class Threads:
             dict(command.facets),
             dict(command.versions),
             dict(command.blobs),
+            command.deltas,
         )
 
     def plan_writes(self, command: PutWrites) -> WritesStored | None:
@@ -124,6 +154,44 @@ class Threads:
             tuple(accepted.values()),
         )
 
+    def plan_drop_runs(self, command: DropRuns) -> CheckpointsDropped | None:
+        """Decide what forgetting some runs of a thread would record."""
+        runs = set(command.run_ids)
+
+        def doomed(branch: _Branch) -> set[str]:
+            return {i for i, entry in branch.entries.items() if entry.facets.get(RUN_ID) in runs}
+
+        return self._plan_drop(command.thread_id, doomed)
+
+    def plan_prune(self, command: PruneThread) -> CheckpointsDropped | None:
+        """Decide what keeping only the latest checkpoints of a thread would record."""
+
+        def doomed(branch: _Branch) -> set[str]:
+            kept = set(branch.order[-command.keep :])
+            for checkpoint_id in branch.order[-command.keep :]:
+                kept |= _made_from(branch, checkpoint_id)
+            return {i for i in branch.order if i not in kept}
+
+        return self._plan_drop(command.thread_id, doomed)
+
+    def _plan_drop(
+        self, thread_id: str, doomed: Callable[[_Branch], set[str]]
+    ) -> CheckpointsDropped | None:
+        dropped = []
+        for ns, branch in self._threads.get(thread_id, {}).items():
+            ids = doomed(branch)
+            if not ids:
+                continue
+            needed = {
+                place
+                for checkpoint_id, entry in branch.entries.items()
+                if checkpoint_id not in ids
+                for place in entry.versions.items()
+            }
+            blobs = tuple(place for place in branch.blobs if place not in needed)
+            dropped.append(DroppedFrom(ns, tuple(sorted(ids)), blobs))
+        return CheckpointsDropped(thread_id, tuple(dropped)) if dropped else None
+
     # ------------------------------------------------------------------ writes, carried out
 
     def store_checkpoint(self, record: CheckpointStored, lsn: int) -> None:
@@ -144,7 +212,20 @@ class Threads:
             self._place(record.metadata, lsn),
             record.facets,
             record.versions,
+            record.deltas,
         )
+        self._store_blobs(branch, record, lsn)
+        if self._runs is not None:
+            self._note_run(record.thread_id, record.facets)
+
+    def store_blobs(self, record: BlobsKept, lsn: int) -> None:
+        """Apply a record."""
+        branch = self._threads.setdefault(record.thread_id, {}).setdefault(
+            record.checkpoint_ns, _Branch()
+        )
+        self._store_blobs(branch, record, lsn)
+
+    def _store_blobs(self, branch: _Branch, record: CheckpointStored | BlobsKept, lsn: int) -> None:
         for channel, blob in record.blobs.items():
             version = record.versions.get(channel)
             if version is None:
@@ -177,6 +258,32 @@ class Threads:
             for writes in branch.writes.values():
                 for write in writes.values():
                     self._drop(write.value)
+
+    def drop(self, record: CheckpointsDropped) -> None:
+        """Apply the end of some checkpoints."""
+        thread = self._threads.get(record.thread_id, {})
+        for dropped in record.branches:
+            branch = thread.get(dropped.checkpoint_ns)
+            if branch is None:
+                continue
+            for checkpoint_id in dropped.checkpoint_ids:
+                self._drop_checkpoint(branch, checkpoint_id)
+            for place in dropped.blobs:
+                self._drop(branch.blobs.pop(place, None))
+            if not (branch.entries or branch.writes or branch.blobs):
+                del thread[dropped.checkpoint_ns]
+        if not thread:
+            self._threads.pop(record.thread_id, None)
+
+    def _drop_checkpoint(self, branch: _Branch, checkpoint_id: str) -> None:
+        entry = branch.entries.pop(checkpoint_id, None)
+        if entry is not None:
+            del branch.order[bisect_left(branch.order, checkpoint_id)]
+            self.checkpoints -= 1
+            self._drop(entry.checkpoint)
+            self._drop(entry.metadata)
+        for write in branch.writes.pop(checkpoint_id, {}).values():
+            self._drop(write.value)
 
     def _place(self, blob: Blob, lsn: int) -> Value:
         self.bytes += len(blob[1])
@@ -213,7 +320,69 @@ class Threads:
             if stored is not None:
                 yield stored.value, write.value[1]
 
+    def values_of_blobs(self, record: BlobsKept) -> Iterator[tuple[Value, bytes]]:
+        """The same for values without their checkpoint."""
+        branch = self._branch(record.thread_id, record.checkpoint_ns)
+        for channel, (_, data) in record.blobs.items():
+            value = branch.blobs.get((channel, record.versions[channel])) if branch else None
+            if value is not None:
+                yield value, data
+
+    def remains_of_checkpoint(
+        self, lsn: int, record: CheckpointStored
+    ) -> CheckpointStored | BlobsKept | None:
+        """What is stored still of a record."""
+        branch = self._branch(record.thread_id, record.checkpoint_ns)
+        if branch is None:
+            return None
+        entry = branch.entries.get(record.checkpoint_id)
+        if entry is not None and entry.checkpoint.lsn == lsn:
+            return record
+        places = [(c, record.versions[c]) for c in record.blobs if c in record.versions]
+        kept = [p for p in places if (value := branch.blobs.get(p)) and value.lsn == lsn]
+        if not kept:
+            return None
+        blobs = {channel: record.blobs[channel] for channel, _ in kept}
+        return BlobsKept(record.thread_id, record.checkpoint_ns, dict(kept), blobs)
+
+    def remains_of_writes(self, lsn: int, record: WritesStored) -> WritesStored | None:
+        """What is stored still of a record."""
+        branch = self._branch(record.thread_id, record.checkpoint_ns)
+        stored = branch.writes.get(record.checkpoint_id, {}) if branch else {}
+        kept = tuple(
+            write
+            for write in record.writes
+            if (found := stored.get((record.task_id, write.index))) and found.value.lsn == lsn
+        )
+        if len(kept) == len(record.writes):
+            return record
+        return replace(record, writes=kept) if kept else None
+
     # ------------------------------------------------------------------ reads
+
+    def of_runs(self, run_ids: Sequence[str]) -> tuple[str, ...]:
+        """The threads that have checkpoints of some runs."""
+        if self._runs is None:  # from the first question on: most shards are never asked
+            self._runs = {}
+            for thread_id, thread in self._threads.items():
+                for branch in thread.values():
+                    for entry in branch.entries.values():
+                        self._note_run(thread_id, entry.facets)
+        runs = set(run_ids)
+        found = {thread_id for run_id in runs for thread_id in self._runs.get(run_id, ())}
+        return tuple(sorted(thread_id for thread_id in found if self._has_run(thread_id, runs)))
+
+    def _has_run(self, thread_id: str, runs: set[str]) -> bool:
+        return any(
+            entry.facets.get(RUN_ID) in runs
+            for branch in self._threads.get(thread_id, {}).values()
+            for entry in branch.entries.values()
+        )
+
+    def _note_run(self, thread_id: str, facets: Mapping[str, Scalar]) -> None:
+        run_id = facets.get(RUN_ID)
+        if isinstance(run_id, str) and self._runs is not None:
+            self._runs.setdefault(run_id, set()).add(thread_id)
 
     def has(self, thread_id: str) -> bool:
         """Whether anything of a thread is stored."""
@@ -327,6 +496,7 @@ class Threads:
             dict(entry.facets),
             dict(entry.versions),
             {channel: blob(value) for channel, value in fresh.items()},
+            deltas=entry.deltas,
         )
 
     def _writes_as_commands(self, position: Position, branch: _Branch) -> Iterator[PutWrites]:
@@ -405,6 +575,22 @@ _ABSENT = object()
 
 def _position(candidate: tuple[Position, _Branch]) -> Position:
     return candidate[0]
+
+
+def _made_from(branch: _Branch, checkpoint_id: str) -> set[str]:
+    """The ancestors whose writes or values a checkpoint's delta channels are made from."""
+    entry = branch.entries[checkpoint_id]
+    wanted = {c for c in entry.deltas if (c, entry.versions.get(c, "")) not in branch.blobs}
+    found: set[str] = set()
+    ancestor = entry.parent_id
+    while wanted and ancestor is not None and ancestor not in found:
+        above = branch.entries.get(ancestor)
+        if above is None:
+            break
+        found.add(ancestor)
+        wanted = {c for c in wanted if (c, above.versions.get(c, "")) not in branch.blobs}
+        ancestor = above.parent_id
+    return found
 
 
 def _in_order(branch: _Branch, checkpoint_id: str) -> list[tuple[str, _PendingWrite]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from flowgentic_actors.engine.records import (
+    BlobsKept,
+    CheckpointsDropped,
     CheckpointStored,
     ItemDeleted,
     ItemStored,
@@ -73,9 +75,30 @@ class ThreadSummary:
         self.checkpoints.add((namespace, checkpoint_id))
         size = len(record.checkpoint[1]) + len(record.metadata[1])
         self._sizes["c", namespace, checkpoint_id] = size
+        self._add_sizes(record)
+
+    def add_blobs(self, lsn: int, record: BlobsKept) -> None:
+        """Take note of values whose checkpoint is gone."""
+        self.lsns.append(lsn)
+        self._add_sizes(record)
+
+    def drop(self, lsn: int, record: CheckpointsDropped) -> None:
+        """Take note that some checkpoints are gone."""
+        self.lsns.append(lsn)
+        for dropped in record.branches:
+            namespace, gone = dropped.checkpoint_ns, set(dropped.checkpoint_ids)
+            self.checkpoints -= {(namespace, checkpoint_id) for checkpoint_id in gone}
+            for channel, version in dropped.blobs:
+                self._sizes.pop(("b", namespace, channel, version), None)
+            for place in [p for p in self._sizes if p[0] != "b" and p[1] == namespace]:
+                if place[2] in gone:
+                    del self._sizes[place]
+
+    def _add_sizes(self, record: CheckpointStored | BlobsKept) -> None:
         for channel, blob in record.blobs.items():
             if channel in record.versions:
-                self._sizes["b", namespace, channel, record.versions[channel]] = len(blob[1])
+                place = ("b", record.checkpoint_ns, channel, record.versions[channel])
+                self._sizes[place] = len(blob[1])
 
 
 class Catalogue:
@@ -99,6 +122,14 @@ class Catalogue:
                 case CheckpointStored() | WritesStored() as record:
                     thread = self.threads.setdefault(record.thread_id, ThreadSummary())
                     thread.add(found.lsn, record)
+                case BlobsKept() as record:
+                    thread = self.threads.setdefault(record.thread_id, ThreadSummary())
+                    thread.add_blobs(found.lsn, record)
+                case CheckpointsDropped() as record:
+                    thread = self.threads.setdefault(record.thread_id, ThreadSummary())
+                    thread.drop(found.lsn, record)
+                    if not thread.checkpoints:
+                        del self.threads[record.thread_id]
                 case ThreadDeleted(thread_id):
                     self.threads.pop(thread_id, None)
                 case ItemStored(namespace, key, (kind, data), created_us, updated_us):

@@ -12,18 +12,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from flowgentic_actors.engine.records import (
-    CheckpointStored,
-    ItemDeleted,
-    ItemStored,
-    Record,
-    ThreadDeleted,
-    WritesStored,
-)
-from flowgentic_actors.shard.entries import KeptSessions, decode_entry, encode_entry
+import msgspec
+
+from flowgentic_actors.engine import Shard
+from flowgentic_actors.engine.records import Record
+from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.log import SegmentLog
@@ -33,27 +29,24 @@ MODULE = "flowgentic_actors.shard.compaction"
 
 
 class Liveness:
-    """Which entries still matter: an item's last put, and everything of a thread that is there."""
+    """What of a journal is stored still; the engine itself tells, without the values."""
 
     def __init__(self) -> None:
-        self._items: dict[tuple[tuple[str, ...], str], int] = {}
-        self._threads: dict[str, list[int]] = {}
+        self._shard = Shard(hot_bytes=0)
 
     def observe(self, lsn: int, record: Record) -> None:
         """Take note of an entry; they come in order."""
-        match record:
-            case ItemStored(namespace, key):
-                self._items[namespace, key] = lsn
-            case ItemDeleted(namespace, key):
-                self._items.pop((namespace, key), None)
-            case CheckpointStored() | WritesStored():
-                self._threads.setdefault(record.thread_id, []).append(lsn)
-            case ThreadDeleted(thread_id):
-                self._threads.pop(thread_id, None)
+        self._shard.replay(record, lsn)
+        self._shard.cool(lsn + 1)
 
-    def alive(self) -> set[int]:
-        """The LSNs of the entries that matter."""
-        return {*self._items.values(), *(lsn for run in self._threads.values() for lsn in run)}
+    def remains(self, lsn: int, payload: bytes, entry: Entry) -> bytes | None:
+        """What to keep of an entry when all have been observed, None when it is nothing."""
+        record = self._shard.remains(lsn, entry.record)
+        if record is None:
+            return None
+        if record is entry.record:
+            return payload
+        return encode_entry(msgspec.structs.replace(entry, record=record))
 
 
 def compact(disk: Disk, folder: Path, sealed_to: int) -> Path | None:
@@ -81,8 +74,28 @@ def compact(disk: Disk, folder: Path, sealed_to: int) -> Path | None:
             yield from previous.entries()
         yield from SegmentLog(disk, folder, durable=False).read_sealed(start, sealed_to)
 
+    liveness, kept = _survey(entries(), start)
+
+    def survivors() -> Iterator[tuple[int, bytes]]:
+        for lsn, payload in entries():
+            entry = decode_entry(payload)
+            if isinstance(entry, Entry):
+                remains = liveness.remains(lsn, payload, entry)
+                if remains is not None:
+                    yield lsn, remains
+        yield sealed_to, kept  # no entry below the end has that LSN
+
+    try:
+        return write_set(disk, folder, sealed_to, survivors())
+    finally:
+        if previous is not None:
+            previous.close()
+
+
+def _survey(entries: Iterable[tuple[int, bytes]], start: int) -> tuple[Liveness, bytes]:
+    """What is alive, and the encoded sessions; those below `start` are in one piece."""
     liveness, sessions, latest_us = Liveness(), Sessions(), 0
-    for lsn, payload in entries():
+    for lsn, payload in entries:
         entry = decode_entry(payload)
         latest_us = max(latest_us, entry.time_us)
         if isinstance(entry, KeptSessions):
@@ -91,18 +104,7 @@ def compact(disk: Disk, folder: Path, sealed_to: int) -> Path | None:
         liveness.observe(lsn, entry.record)
         if lsn >= start:
             sessions.remember(entry.session, entry.seq, entry.low, entry.reply, entry.time_us)
-    alive = liveness.alive()
-    kept = encode_entry(KeptSessions(latest_us, tuple(sessions.states())))
-
-    def survivors() -> Iterator[tuple[int, bytes]]:
-        yield from ((lsn, payload) for lsn, payload in entries() if lsn in alive)
-        yield sealed_to, kept  # no entry below the end has that LSN
-
-    try:
-        return write_set(disk, folder, sealed_to, survivors())
-    finally:
-        if previous is not None:
-            previous.close()
+    return liveness, encode_entry(KeptSessions(latest_us, tuple(sessions.states())))
 
 
 def main() -> int:

@@ -62,15 +62,18 @@ def reshard(
     latest_us = written = 0
     try:
         for source in sources:
-            alive, sessions, time_us = _survey(source, stop)
+            liveness, sessions, time_us = _survey(source, stop)
             latest_us = max(latest_us, time_us)
             for state in sessions.states():
                 union[state.session] = _together(union.get(state.session), state)
             for found in source.entries():
-                if found.lsn in alive and not isinstance(found.entry, KeptSessions):
+                if isinstance(found.entry, KeptSessions):
+                    continue
+                remains = liveness.remains(found.lsn, found.payload, found.entry)
+                if remains is not None:
                     _check(stop)
-                    writers[route(found.entry.record)].put(found.payload)
-                    written += len(found.payload)
+                    writers[route(found.entry.record)].put(remains)
+                    written += len(remains)
                     progress(written)
         states = sorted(union.values(), key=lambda state: state.used_us)
         kept = encode_entry(KeptSessions(latest_us, tuple(states)))
@@ -82,7 +85,7 @@ def reshard(
     return sum(writer.count for writer in writers)
 
 
-def _survey(source: ShardReader, stop: threading.Event | None) -> tuple[set[int], Sessions, int]:
+def _survey(source: ShardReader, stop: threading.Event | None) -> tuple[Liveness, Sessions, int]:
     """What is alive of a journal, what its sessions may still ask for, and its latest time."""
     liveness, sessions, latest_us = Liveness(), Sessions(), 0
     for lsn, _, entry, compacted in source.entries():
@@ -94,7 +97,7 @@ def _survey(source: ShardReader, stop: threading.Event | None) -> tuple[set[int]
         liveness.observe(lsn, entry.record)
         if not compacted:
             sessions.remember(entry.session, entry.seq, entry.low, entry.reply, entry.time_us)
-    return liveness.alive(), sessions, latest_us
+    return liveness, sessions, latest_us
 
 
 def _together(one: SessionState | None, other: SessionState) -> SessionState:

@@ -73,6 +73,18 @@ class SaverFace:
         else:
             await self.saver.acopy_thread(source, target)
 
+    async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        if self._blocking:
+            self.saver.delete_for_runs(run_ids)
+        else:
+            await self.saver.adelete_for_runs(run_ids)
+
+    async def prune(self, thread_ids: Sequence[str], strategy: str = "keep_latest") -> None:
+        if self._blocking:
+            self.saver.prune(thread_ids, strategy=strategy)
+        else:
+            await self.saver.aprune(thread_ids, strategy=strategy)
+
     async def channel_history(
         self, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.types import ERROR
 
 from flowgentic_actors.engine import threads
+from flowgentic_actors.errors import InvalidRequestError
 from tests.contract.faces import SaverFace, checkpoint_of, config_of, unique
 
 pytestmark = pytest.mark.anyio
@@ -126,3 +127,77 @@ async def test_parents_that_go_in_a_circle_end_the_walk(saver: SaverFace) -> Non
     await saver.put(config_of(thread, checkpoint_id=one["id"]), two)
     channels: Sequence[str] = ["a"]
     assert await saver.channel_history(config_of(thread), channels) == {"a": {"writes": []}}
+
+
+# ---------------------------------------------------------------------- forgetting
+
+
+async def test_what_a_pruned_checkpoint_shares_with_a_kept_one_stays(saver: SaverFace) -> None:
+    thread = unique()
+    config = config_of(thread)
+    first = checkpoint_of({"static": "long", "step": 0})
+    config = await saver.put(config, first)
+    for step in range(1, 5):
+        following = checkpoint_of({"static": "long", "step": step})
+        following["channel_versions"]["static"] = first["channel_versions"]["static"]
+        news = {"step": following["channel_versions"]["step"]}
+        config = await saver.put(config, following, new_versions=news)
+        await saver.put_writes(config, [("step", "pending")])
+
+    await saver.prune([thread])
+
+    (left,) = [found async for found in saver.each(config_of(thread))]
+    assert left.checkpoint["channel_values"] == {"static": "long", "step": 4}
+    assert left.pending_writes == [("task", "step", "pending")]
+    await saver.prune([thread])  # nothing more to forget
+    assert (await saver.found(config)).checkpoint == left.checkpoint
+
+
+async def test_what_delta_channels_are_made_from_is_not_pruned(saver: SaverFace) -> None:
+    thread = unique()
+    config = await saver.put(config_of(thread), checkpoint_of({"other": "old"}))
+    configs = [await saver.put(config, checkpoint_of({"delta": "snapshot"}))]
+    for step in range(3):
+        await saver.put_writes(configs[-1], [("delta", step)], f"t{step}")
+        since = {"counters_since_delta_snapshot": {"delta": (step + 1, step + 1)}}
+        configs.append(await saver.put(configs[-1], checkpoint_of({"other": step}), since))
+    before = await saver.channel_history(configs[-1], ["delta"])
+    assert [value for _, _, value in before["delta"]["writes"]] == [0, 1, 2]
+    assert before["delta"]["seed"] == "snapshot"
+
+    await saver.prune([thread])
+
+    assert await saver.ids(config_of(thread)) == [
+        c["configurable"]["checkpoint_id"] for c in configs[::-1]
+    ]
+    assert await saver.channel_history(configs[-1], ["delta"]) == before
+
+
+async def test_runs_are_forgotten_over_all_threads_and_others_keep_what_they_share(
+    saver: SaverFace,
+) -> None:
+    gone, kept = unique(), unique()
+    threads_ = [unique() for _ in range(6)]
+    for thread in threads_:
+        old = checkpoint_of({"a": "old", "shared": "s"})
+        config = await saver.put(config_of(thread), old, {"run_id": gone})
+        await saver.put_writes(config, [("a", "w")])
+        new = checkpoint_of({"a": "new", "shared": "s"})
+        new["channel_versions"]["shared"] = old["channel_versions"]["shared"]
+        news = {"a": new["channel_versions"]["a"]}
+        await saver.put(config, new, {"run_id": kept}, news)
+
+    await saver.delete_for_runs([gone, unique()])
+
+    for thread in threads_:
+        (left,) = [found async for found in saver.each(config_of(thread))]
+        assert left.metadata["run_id"] == kept
+        assert left.checkpoint["channel_values"] == {"a": "new", "shared": "s"}
+    await saver.delete_for_runs([kept])
+    for thread in threads_:
+        assert await saver.ids(config_of(thread)) == []
+
+
+async def test_pruning_in_an_unknown_way_is_refused(saver: SaverFace) -> None:
+    with pytest.raises(InvalidRequestError, match="keep_latest"):
+        await saver.prune([unique()], strategy="keep_some")

@@ -16,7 +16,9 @@ from flowgentic_actors.engine.commands import (
     Command,
     DeleteItem,
     DeleteThread,
+    DropRuns,
     ListCheckpoints,
+    PruneThread,
     PutCheckpoint,
     PutItem,
     PutWrites,
@@ -49,6 +51,20 @@ def some_commands(rng: random.Random, count: int) -> list[Command]:
                 thread, "", f"{number:04}", None, blob, blob, {}, {"c": number}, {"c": blob}
             ),
             PutWrites(thread, "", f"{number:04}", "task", "", (Write(0, "c", blob),)),
+            # values that their checkpoint leaves to the next one
+            PutCheckpoint(
+                thread,
+                "",
+                f"{number:04}",
+                None,
+                blob,
+                blob,
+                {"run_id": f"r{number % 3}"},
+                {"c": number, "shared": number // 12},
+                {"c": blob, **({"shared": blob} if number % 12 < 3 else {})},
+            ),
+            PruneThread(thread, rng.randrange(1, 4)),
+            DropRuns(thread, (f"r{rng.randrange(3)}",)),
             *([DeleteThread(thread)] if rng.random() < 0.3 else []),
         ]
         made.append(rng.choice(choices))

@@ -28,11 +28,14 @@ from flowgentic_actors.engine.commands import (
     Command,
     DeleteItem,
     DeleteThread,
+    DropRuns,
+    FindRuns,
     GetCheckpoint,
     GetItem,
     ListCheckpoints,
     ListNamespaces,
     Match,
+    PruneThread,
     PutCheckpoint,
     PutItem,
     PutWrites,
@@ -51,6 +54,7 @@ from flowgentic_actors.engine.replies import (
     MissingBlobs,
     NamespacePage,
     Reply,
+    ThreadIds,
 )
 from flowgentic_actors.engine.shard import ShardSize
 from flowgentic_actors.errors import ColdValuesError
@@ -182,7 +186,10 @@ FACETS: tuple[Mapping[str, Scalar], ...] = (
     {"source": "loop", "step": 1},
     {"source": None, "step": 2},
     {"source": "input", "step": 1.5, "ok": True},
+    {"run_id": "r1"},
+    {"run_id": "r2", "source": "loop"},
 )
+RUNS = ("r1", "r2", "r3")
 
 threads = st.sampled_from(THREADS)
 namespaces = st.sampled_from(NAMESPACES)
@@ -308,6 +315,45 @@ class ThreadsMachine(ShardMachine):
         for channel, blob in command.blobs.items():
             if channel in command.versions:
                 self.blobs[thread, ns, channel, command.versions[channel]] = blob
+
+    @rule(thread=threads, runs=st.sets(st.sampled_from(RUNS)))
+    def drop_runs(self, thread: str, runs: set[str]) -> None:
+        having = {t for (t, _, _), s in self.checkpoints.items() if s.facets.get("run_id") in runs}
+        assert self.ask(FindRuns(tuple(runs))) == ThreadIds(tuple(sorted(having)))
+        doomed = {
+            place
+            for place, stored in self.checkpoints.items()
+            if place[0] == thread and stored.facets.get("run_id") in runs
+        }
+        self.write(DropRuns(thread, tuple(runs)), changes=bool(doomed))
+        self.forget(doomed)
+
+    @rule(thread=threads, keep=st.integers(1, 3))
+    def prune(self, thread: str, keep: int) -> None:
+        doomed = {
+            place
+            for ns in NAMESPACES
+            for place in sorted(p for p in self.checkpoints if p[:2] == (thread, ns))[:-keep]
+        }
+        self.write(PruneThread(thread, keep), changes=bool(doomed))
+        self.forget(doomed)
+
+    def forget(self, doomed: set[tuple[str, str, str]]) -> None:
+        """Checkpoints go with their writes and with the values that no other one has."""
+        for place in doomed:
+            del self.checkpoints[place]
+        self.writes = {place: w for place, w in self.writes.items() if place[:3] not in doomed}
+        touched = {place[:2] for place in doomed}
+        needed = {
+            (t, ns, channel, version)
+            for (t, ns, _), stored in self.checkpoints.items()
+            for channel, version in stored.versions.items()
+        }
+        self.blobs = {
+            place: blob
+            for place, blob in self.blobs.items()
+            if place[:2] not in touched or place in needed
+        }
 
     @rule(
         thread=threads,
