@@ -66,7 +66,7 @@ from flowgentic_actors.errors import (
     RejectedError,
 )
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.mounts import is_node_local
+from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
 from flowgentic_actors.wire.server import Connection, Server
 
@@ -339,6 +339,14 @@ class Host:
         node_local = not spec.persist or await on_daemon_thread(
             _FILE_TIMEOUT, is_node_local, Path(spec.memory)
         )
+        if await on_daemon_thread(_FILE_TIMEOUT, is_in_memory, Path(spec.memory)):
+            setting = "persist_path" if spec.persist else "scratch"
+            self._event(
+                "journal_in_memory",
+                "",
+                f"the journals are in {spec.memory}, on a file system in memory: they take memory, "
+                f"and end with this node. Set {setting}= to a folder on a disk if there is one",
+            )
         self._specs = [
             ChildSpec(
                 name=name,

@@ -31,7 +31,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.shard import upkeep
 from flowgentic_actors.shard.inline import JournaledShard
 from flowgentic_actors.storage.disk import RealDisk
-from flowgentic_actors.storage.mounts import is_node_local
+from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
 from tests.cluster.helpers import in_fork, python, wait_until
 from tests.cluster.test_persist import check, fill, settings
 
@@ -368,3 +368,12 @@ def test_file_systems_over_a_network_are_told_from_local_ones(tmp_path: Path) ->
     local = {"/": True, "/home/me": False, "/home/my disk/x": True, "/homes": True, "/odd/x": True}
     assert {path: is_node_local(Path(path), mounts) for path in local} == local
     assert not is_node_local(Path("/"), tmp_path / "missing")
+
+
+def test_files_in_memory_are_told_from_those_on_a_disk(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "21 1 8:1 / / rw - ext4 /dev/sda1 rw\n22 21 0:30 / /tmp rw - tmpfs tmpfs rw\n"
+    )
+    assert is_in_memory(Path("/tmp/flowgentic-0"), mounts)
+    assert not is_in_memory(Path("/home"), mounts)
