@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import TracebackType
@@ -150,17 +151,22 @@ class MemoryCluster:
             if owner is not None:
                 timeout = self._config.close_timeout + _MARGIN
                 try:
-                    orderly = await on_daemon_thread(timeout, owner.close)
+                    began = time.monotonic()
+                    trouble = await on_daemon_thread(timeout, owner.close)
+                    took = time.monotonic() - began
                 finally:
                     self._forget_signals(owner)
                 if on_sigterm.received:  # all of them are closed first, then the signal ends us
                     await on_daemon_thread(timeout, on_sigterm.done.wait, timeout)
                     await asyncio.sleep(_MARGIN)
-                if not orderly:
+                if trouble:
                     logger.warning(
-                        "cluster %s did not end in order within %g s (setting: close_timeout); "
-                        "what was left of it was killed",
+                        "cluster %s did not end in order: %s. Closing took %.1f s, of which an "
+                        "orderly end may take %g s (setting: close_timeout); what was left of it "
+                        "was killed",
                         owner.handle.name,
+                        trouble,
+                        took,
                         self._config.close_timeout,
                     )
 

@@ -151,8 +151,21 @@ def _is_left(name: str, what: str, before: set[str]) -> bool:
         return False
     if what.startswith(str(_SHM)):
         return not _in_use(what)  # what a process of ours has mapped is told by that process
-    # A shared cluster's restarted actor is a new process of a known cluster.
-    return not any(folder in what for folder in SharedClusters.folders)
+    # A shared cluster's restarted actor is a new process of a known cluster, and so is a DDict's,
+    # which is made with the first values that are worth it.
+    if any(folder in what for folder in SharedClusters.folders):
+        return False
+    return not _is_of_a_shared_runtime(name)
+
+
+def _is_of_a_shared_runtime(name: str) -> bool:
+    kind, _, pid = name.partition(" ")
+    if kind != "process":
+        return False
+    try:
+        return os.getpgid(int(pid)) in SharedClusters.groups
+    except ProcessLookupError:
+        return False
 
 
 # ---------------------------------------------------------------------- the event loop is free
@@ -181,6 +194,7 @@ class SharedClusters:
     """One cluster a mode for the whole run, opened when a test first asks for it."""
 
     folders: ClassVar[set[str]] = set()
+    groups: ClassVar[set[int]] = set()  # process groups of their hosts: a whole Dragon runtime
 
     def __init__(self) -> None:
         self._open: dict[str, MemoryCluster] = {}
@@ -192,12 +206,14 @@ class SharedClusters:
             self._open[mode] = memory
             if memory.is_distributed:
                 self.folders.add(str(Path(memory.handle.descriptor).parent))
+                self.groups.add(os.getpgid(asyncio.run(memory.status()).host_pid))
         return self._open[mode]
 
     def close(self) -> None:
         for memory in self._open.values():
             asyncio.run(memory.__aexit__(None, None, None))
         self.folders.clear()
+        self.groups.clear()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections import deque
 from typing import Final
 
@@ -10,12 +11,38 @@ STABLE: Final = 0.5
 """Seconds of service after which an actor's end is an accident and not a habit."""
 
 
+_BY_ITSELF: Final = {
+    -number
+    for number in (
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGILL,
+        signal.SIGSEGV,
+        signal.SIGSYS,
+        signal.SIGTRAP,
+    )
+}
+"""Exit codes of processes that a defect of their own has ended by a signal."""
+
+
+def was_killed(code: int | None) -> bool:
+    """Whether a process was ended by a signal from outside, as far as its exit code tells.
+
+    Args:
+        code: The exit code, negative for a signal; None where nobody was told, as for processes of
+            a Dragon runtime.
+    """
+    return code is None or (code < 0 and code not in _BY_ITSELF)
+
+
 class RestartPolicy:
     """Jittered exponential backoff for lives that are short, and a limit on restarts in all.
 
     An actor that served for a while is restarted at once: one crash should not cost a caller more
-    than the restart itself. One that keeps dying young waits longer each time. Both count towards
-    the intensity.
+    than the restart itself. One that keeps dying young waits longer each time, but not long if it
+    was killed while it served: that says little about the next one. All count towards the
+    intensity.
 
     Args:
         intensity: Restarts allowed within a period.
@@ -25,6 +52,7 @@ class RestartPolicy:
 
     FIRST: Final = 0.05
     LONGEST: Final = 5.0
+    LONGEST_KILLED: Final = 1.0
 
     def __init__(self, intensity: int, period: float, rng: random.Random | None = None) -> None:
         self._intensity = intensity
@@ -33,12 +61,13 @@ class RestartPolicy:
         self._restarts: deque[float] = deque()
         self._short_lives = 0
 
-    def next_delay(self, now: float, served: float) -> float | None:
+    def next_delay(self, now: float, served: float, *, killed: bool = False) -> float | None:
         """Account for a restart.
 
         Args:
             now: Seconds on any clock that does not go back.
             served: Seconds for which the incarnation that ended had served.
+            killed: Whether it was ended from outside after it had begun to serve.
 
         Returns:
             Seconds to wait before the restart, or None when the intensity is exceeded.
@@ -51,6 +80,7 @@ class RestartPolicy:
         if served >= STABLE:
             self._short_lives = 0
             return 0.0
-        ceiling: float = min(self.LONGEST, self.FIRST * 2.0 ** min(self._short_lives, 32))
+        longest = self.LONGEST_KILLED if killed else self.LONGEST
+        ceiling: float = min(longest, self.FIRST * 2.0 ** min(self._short_lives, 32))
         self._short_lives += 1
         return ceiling * self._rng.uniform(0.5, 1.0)

@@ -19,7 +19,7 @@ from flowgentic_actors.actors.exits import ProcessWatch
 from flowgentic_actors.actors.hosted import HostedActor
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.refusal import Refusal, refuse
-from flowgentic_actors.actors.restarts import RestartPolicy
+from flowgentic_actors.actors.restarts import RestartPolicy, was_killed
 from flowgentic_actors.actors.spawn import Spawned, Spawner
 from flowgentic_actors.actors.spec import ActorSpec, write_private
 from flowgentic_actors.actors.threads import on_daemon_thread
@@ -212,7 +212,7 @@ class Supervisor:
             if child.state is ChildState.FAILED:
                 raise ActorFailedError(f"{child.spec.name} does not start: {child.reason}")
 
-    async def stop(self, timeout: float, reason: str = "") -> bool:
+    async def stop(self, timeout: float, reason: str = "") -> dict[str, str]:
         """End all actors: drain each, wait within the bound, kill what is left.
 
         Args:
@@ -220,20 +220,22 @@ class Supervisor:
             reason: Why, for callers who come too late.
 
         Returns:
-            Whether all of them ended in order.
+            What became of those that did not end in order, by name.
         """
         self._stopping.set()
-        orderly = True
         deadline = time.monotonic() + timeout
         for rank in sorted({child.spec.rank for child in self.children}, reverse=True):
             group = [child for child in self.children if child.spec.rank == rank]
             async with anyio.create_task_group() as tasks:
                 for child in group:
                     tasks.start_soon(self._stop_child, child, deadline, reason)
-            orderly = orderly and all(child.state is ChildState.STOPPED for child in group)
         for server in self._refusing:
             await server.close()
-        return orderly
+        return {
+            child.spec.name: child.reason
+            for child in self.children
+            if child.state is not ChildState.STOPPED
+        }
 
     # ------------------------------------------------------------------ links
 
@@ -296,7 +298,8 @@ class Supervisor:
             child.reason = reason or _describe_exit(code)
             self._on_event("actor_exited", child.spec.name, child.reason)
             now = time.monotonic()
-            delay = child.policy.next_delay(now, now - life.served_from)
+            killed = life.ready.is_set() and not reason and was_killed(code)
+            delay = child.policy.next_delay(now, now - life.served_from, killed=killed)
             if not child.has_run and (delay is None or child.epoch > _FIRST_ATTEMPTS):
                 self._failed(child, child.reason)
                 return
@@ -483,6 +486,8 @@ class Supervisor:
         child.state = ChildState.STOPPED if orderly else ChildState.FAILED
         kind = "actor_stopped" if orderly else "actor_killed"
         reason = "it did not drain in time" if served else "it did not serve"
+        if not orderly:
+            child.reason = reason
         self._on_event(kind, child.spec.name, "" if orderly else reason)
 
 

@@ -185,7 +185,9 @@ class Host:
         self._folder = Path(spec.folder)
         self._history = History(self._folder)
         self._news = asyncio.Event()
-        self._started = asyncio.Event()
+        self._started = asyncio.Event()  # whoever attaches may go on
+        self._brought_up = asyncio.Event()  # the actors serve, or will not
+        self._epochs = ProcessRecord(self._folder).epochs()
         self._start_error: str | None = None
         self._ending = asyncio.Event()
         self._end_reason = ""
@@ -193,7 +195,7 @@ class Host:
         self._unwatch = threading.Event()
         self._shutdown_timeout = spec.close_timeout
         self._owner: Connection | None = None
-        self._orderly: bool | None = None
+        self._killed: dict[str, str] | None = None  # what did not end in order
         self._ended = asyncio.Event()
         self.owner_lost = False
         self._memory = StoredMemory(Path(spec.memory))
@@ -232,14 +234,20 @@ class Host:
             tasks.start_soon(self._expect_owner)
             if await on_daemon_thread(_FILE_TIMEOUT, self._was_ending):
                 self._started.set()
+                self._brought_up.set()
             else:
                 tasks.start_soon(self._start_actors, tasks)
                 self._watch_for_the_end()
             await self._ending.wait()
+            deadline = time.monotonic() + self._shutdown_timeout
             self._unwatch.set()
             self._memory.announce_end()
             self._event("cluster_closing", "", self._end_reason)
-            self._orderly = await self._supervisor.stop(self._shutdown_timeout, self._end_reason)
+            if not self.owner_lost:  # a host that has just taken over: what it starts can be sealed
+                with anyio.move_on_after(self._shutdown_timeout / 2):
+                    await self._brought_up.wait()
+            left = max(0.0, deadline - time.monotonic())
+            self._killed = await self._supervisor.stop(left, self._end_reason)
             self._ended.set()
             if not self._leaving.is_set():
                 await self._stay()
@@ -298,6 +306,12 @@ class Host:
             await server.close()
 
     async def _start_actors(self, tasks: TaskGroup) -> None:
+        try:
+            await self._bring_up(tasks)
+        finally:
+            self._brought_up.set()
+
+    async def _bring_up(self, tasks: TaskGroup) -> None:
         if self._spec.restarts:
             self._event("host_restarted", "", f"the one before {self._spec.reason}")
             if self._spec.tier_given_up:
@@ -381,7 +395,7 @@ class Host:
         """Let go of the memory on disk, when its actors have ended; another cluster may take it."""
         if not self._let_go:
             self._let_go = True
-            self._memory.close(orderly=bool(self._orderly))
+            self._memory.close(orderly=self._killed == {})
 
     async def _log_tail(self) -> str:
         """What the actors' logs end with: the reader of the error cannot open them any more."""
@@ -496,7 +510,7 @@ class Host:
                 self._leaving.set()
                 self._ending.set()
                 await self._ended.wait()
-                return ShutdownReply(bool(self._orderly))
+                return ShutdownReply(self._killed or {})
 
     # ------------------------------------------------------------------ events and status
 
@@ -513,6 +527,8 @@ class Host:
         return self._history.since(start)
 
     def _status(self) -> ClusterStatus:
+        children = self._supervisor.children
+        actors = [_actor_status(shard, child) for shard, child in enumerate(children)]
         return ClusterStatus(
             name=self._spec.name,
             mode="distributed",
@@ -521,9 +537,21 @@ class Host:
             uptime=time.time() - self._spec.opened,
             host_restarts=self._spec.restarts,
             folder=self._spec.folder,
-            actors=tuple(
-                _actor_status(shard, child) for shard, child in enumerate(self._supervisor.children)
-            ),
+            actors=tuple(actors or map(self._not_started, range(self._spec.actors))),
+        )
+
+    def _not_started(self, shard: int) -> ActorStatus:
+        """An actor of which this host knows what hosts before it noted, and no more yet."""
+        name = f"shard-{shard}"
+        epoch = self._epochs.get(name, 0)
+        return ActorStatus(
+            name=name,
+            shard=shard,
+            node="",
+            pid=None,
+            epoch=epoch,
+            state=ChildState.STOPPED if self._ending.is_set() else ChildState.STARTING,
+            restarts=epoch,
         )
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -46,6 +46,8 @@ _ACTOR_GRACE = 1.0  # from the host's death to actors that have ended by themsel
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit
 _AFTER_DRAIN = 10.0  # from drained actors to a host, or a Dragon launcher, that is gone
 _GOOD_LIFE, _MOST_SHORT_LIVES = 60.0, 3  # before a host is made without DDicts
+_DIED = "has died"
+_RUNTIME_DIED = "lost the runtime that it ran in"
 _LONGEST_PAUSE = 5.0  # between two looks at processes that do not go
 
 logger = logging.getLogger("flowgentic_actors")
@@ -73,7 +75,7 @@ class HostKeeper:
         self._closing = False
         self._closed_at = 0.0
         self._shut_down = False  # whether the host is to be asked to end, or just left
-        self._orderly = False
+        self._trouble = ""  # what did not end in order
         self._given_up = False
         self._orders: deque[HostCommand] = deque()
         self._wake_read, self._wake_write = os.pipe()
@@ -99,26 +101,31 @@ class HostKeeper:
             self._orders.append(End(reason[:1024]))
             self._wake()
 
-    def close(self, timeout: float) -> bool:
+    def close(self, timeout: float) -> str:
         """End the host in order if it can be, and make sure that nothing of it is left.
+
+        A host that died, with the memory that ends with the cluster, needs no successor for that;
+        where the memory persists, one more host seals it.
 
         Args:
             timeout: Seconds for the orderly end.
 
         Returns:
-            Whether everything ended in order.
+            What did not end in order, empty if everything did.
         """
         self._shut_down = True
         self._stop()
         if self._thread is not None:
             self._thread.join(timeout + _AFTER_DRAIN)
-        orderly = self._orderly
-        if self._process is not None:
-            ended = self._process.wait(_AFTER_DRAIN if orderly else 0.5)
-            orderly = orderly and ended
-        self._end_processes()
+            if self._thread.is_alive():
+                self._trouble = "the thread that looks after its host is stuck"
+        trouble = self._trouble
+        if self._process is not None and not self._process.wait(0.5 if trouble else _AFTER_DRAIN):
+            trouble = trouble or "its host did not end and was killed"
+        if left := self._end_processes():
+            trouble = f"processes {left} were killed and do not go"
         self._close_descriptors()
-        return orderly
+        return trouble
 
     def abandon(self) -> None:
         """Let the host see the end of its owner now, without waiting for anything."""
@@ -144,9 +151,9 @@ class HostKeeper:
 
     def _keep(self) -> None:
         try:
-            while not self._closing:
-                reason = self._watch()
-                if self._is_closing():
+            while reason := self._watch():
+                if not self._wants_host():
+                    self._note_trouble(reason)
                     break
                 logger.warning("cluster %s: its host %s; starting another", self._name, reason)
                 if not self._restart(reason):
@@ -160,7 +167,10 @@ class HostKeeper:
                 self._close_descriptors()
 
     def _watch(self) -> str:
-        """Look after the host until it is dead or silent; returns what became of it."""
+        """Look after the host until it is dead or silent; returns what became of it.
+
+        Empty when the cluster was closed.
+        """
         assert self._link is not None
         assert self._process is not None
         beats = 0
@@ -171,28 +181,28 @@ class HostKeeper:
                     self._orders.popleft()
                 self._link.ask(AreYouThere(), self._silence, self._is_hopeless)
                 if not self._process.running():
-                    return "lost the runtime that it ran in"
+                    return _RUNTIME_DIED
                 if beats % 20 == 0:
                     self._process.look()
                 beats += 1
                 self._link.wait(self._spec.heartbeat_interval, self._wake_read)
                 self._drain_wake()
             if self._shut_down:
-                answer = self._link.ask(
-                    Shutdown(self._spec.close_timeout), self._spec.close_timeout + 2.0
-                )
-                self._orderly = msgspec.msgpack.decode(answer, type=ShutdownReply).orderly
+                left = max(1.0, self._close_by() - time.monotonic())
+                answer = self._link.ask(Shutdown(left), left + 2.0)
+                killed = msgspec.msgpack.decode(answer, type=ShutdownReply).killed
+                self._trouble = "; ".join(f"{name}: {what}" for name, what in killed.items())
         except TimeoutError as error:
             return f"is silent: {error}"
         except OSError:
-            return "has died"
+            return _DIED
         except FlowgenticError as error:
             return f"talks nonsense: {error}"
-        return "was closed"
+        return ""
 
     def _restart(self, reason: str) -> bool:
-        """Start another host; False when it is given up or the cluster is being closed."""
-        while not self._closing:
+        """Start another host; False when it is given up or none is needed any more."""
+        while self._wants_host():
             now = time.monotonic()
             delay = self._policy.next_delay(now, now - self._served_from)
             if delay is None:
@@ -202,20 +212,31 @@ class HostKeeper:
                 while left := self._end_processes():
                     # Stuck in the kernel, perhaps. Others beside them would be two.
                     logger.error("cluster %s: processes %s do not end", self._name, left)
-                    if self._pause(_LONGEST_PAUSE):
-                        return False
-                if self._pause(delay):
-                    return False
+                    self._pause(_LONGEST_PAUSE)
+                    if not self._wants_host():
+                        return self._note_trouble(reason)
+                self._pause(delay)
+                if not self._wants_host():
+                    break
                 self._spec = msgspec.structs.replace(
                     self._without_tier(now), restarts=self._spec.restarts + 1, reason=reason
                 )
                 self._start(time.monotonic() + self._open_timeout)
             except (FlowgenticError, OSError) as error:
+                if not self._wants_host():
+                    self._end_processes()  # what was being started has nothing yet to end in order
+                    break
                 reason = f"did not come up again: {error}"
                 logger.warning("cluster %s: its host %s", self._name, reason)
                 self._served_from = time.monotonic()
                 continue
             return True
+        return self._note_trouble(_DIED)
+
+    def _note_trouble(self, reason: str) -> Literal[False]:
+        """Tell what a host that is not replaced, because of the close, leaves undone."""
+        if self._shut_down and (self._spec.persist or reason not in (_DIED, _RUNTIME_DIED)):
+            self._trouble = f"its host {reason}; the memory's journals were not sealed"
         return False
 
     def _without_tier(self, now: float) -> HostSpec:
@@ -234,6 +255,7 @@ class HostKeeper:
 
     def _give_up(self, reason: str) -> None:
         self._given_up = True
+        self._trouble = "it had failed before"
         self._end_processes()
         text = (
             f"the cluster {self._name} has failed: its host was restarted "
@@ -267,8 +289,14 @@ class HostKeeper:
     def _name(self) -> str:
         return self._spec.name
 
-    def _is_closing(self) -> bool:
-        return self._closing
+    def _close_by(self) -> float:
+        return self._closed_at + self._spec.close_timeout
+
+    def _wants_host(self) -> bool:
+        """Whether there has to be a host: one more, if need be, seals a memory that persists."""
+        if not self._closing:
+            return True
+        return self._shut_down and self._spec.persist and time.monotonic() < self._close_by()
 
     def _is_hopeless(self) -> bool:
         """Whether not to wait any longer for a host that is slow to answer while it is closed."""
@@ -283,10 +311,11 @@ class HostKeeper:
         write_private(spec_file, msgspec.json.encode(self._spec))
         left = deadline - time.monotonic()
         self._process = launch_host(self._spec.spawner, self._folder, spec_file, left)
-        if self._closing:  # and whoever closes may not wait for this thread any more
+        if not self._wants_host():  # and whoever closes may not wait for this thread any more
             self._process.kill()
         while not socket_path.exists():
-            if not self._process.running() or time.monotonic() > deadline or self._closing:
+            late = time.monotonic() > deadline or not self._wants_host()
+            if late or not self._process.running():
                 raise ClusterOpenError(f"the host did not start{self.log_tail()}")
             time.sleep(0.01)
         self._link = self._connect(deadline)
@@ -302,7 +331,7 @@ class HostKeeper:
                     self._spec.max_message_bytes,
                 )
             except OSError:  # its socket is there a moment before it listens
-                if time.monotonic() > deadline or self._closing:
+                if time.monotonic() > deadline or not self._wants_host():
                     raise
                 time.sleep(0.01)
 
@@ -322,13 +351,12 @@ class HostKeeper:
         self._closing = True
         self._wake()
 
-    def _pause(self, seconds: float) -> bool:
-        """Wait; returns whether the cluster is being closed."""
+    def _pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the cluster is closed."""
         deadline = time.monotonic() + seconds
         while not self._closing and (left := deadline - time.monotonic()) > 0:
             readable(left, self._wake_read)
             self._drain_wake()
-        return self._closing
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # closed already

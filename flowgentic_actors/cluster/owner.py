@@ -53,7 +53,7 @@ class Owner:
         self._lock: FileLock | None = None
         self._keeper: HostKeeper | None = None
         self._one_at_a_time = threading.Lock()
-        self._orderly = True
+        self._trouble = ""
         self.descriptor: Descriptor | None = None
 
     @property
@@ -95,17 +95,17 @@ class Owner:
             self._clean_up()
             raise
 
-    def close(self) -> bool:
+    def close(self) -> str:
         """End the cluster: drain, flush, stop, and kill what is left after `close_timeout`.
 
         Returns:
-            Whether everything ended in order.
+            What did not end in order, empty if everything did.
         """
         with self._one_at_a_time:  # a signal may end the cluster while its program leaves it
             if self._lock is None:
-                return self._orderly  # closed already, or a forked child's copy
-            self._orderly = self._clean_up(clean=True)
-            return self._orderly
+                return self._trouble  # closed already, or a forked child's copy
+            self._trouble = self._clean_up(clean=True)
+            return self._trouble
 
     def end(self, reason: str) -> None:
         """Have the host end the cluster's work in order; the cluster stays open and refuses."""
@@ -193,23 +193,23 @@ class Owner:
         ceilings = (config.store_total_mem or 0) + (config.checkpoint_total_mem or 0)
         return tier_bytes(ceilings, config.actors_per_node, config.managers_per_node)
 
-    def _clean_up(self, *, clean: bool = False) -> bool:
-        """End what there is, in order where it can be; returns whether all of it could.
+    def _clean_up(self, *, clean: bool = False) -> str:
+        """End what there is, in order where it can be; returns what could not.
 
         Args:
             clean: Whether the memory, too, is to end with the cluster if that ends in order.
         """
         keeper, self._keeper = self._keeper, None
-        orderly = keeper is None or keeper.close(self._config.close_timeout)
+        trouble = "" if keeper is None else keeper.close(self._config.close_timeout)
         end_tiers(self._folder)
-        if clean and orderly and self._config.persist_path is None:
+        if clean and not trouble and self._config.persist_path is None:
             shutil.rmtree(self._folder, ignore_errors=True)
         else:
             retire(self._folder)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-        return orderly
+        return trouble
 
     def __del__(self) -> None:
         if self._keeper is not None:

@@ -78,10 +78,10 @@ class ShutdownReply(Struct, tag=4, array_like=True, frozen=True):
     """The actors have ended.
 
     Attributes:
-        orderly: Whether every one of them finished what it had accepted.
+        killed: What became of those that did not finish what they had accepted, by name.
     """
 
-    orderly: bool
+    killed: dict[str, str]
 
 
 class Done(Struct, tag=5, array_like=True, frozen=True):

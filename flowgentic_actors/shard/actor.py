@@ -223,6 +223,7 @@ class ShardActor:
     # ------------------------------------------------------------------ writes
 
     def _write(self, command: WriteCommand, call: Call) -> bytes:
+        self._sessions.admit(call.session, call.low)
         self._now_us = max(self._now_us, time.time_ns() // 1000)  # clocks may be set back
         planned = self._shard.plan(command, self._now_us)
         reply = _encode(planned.reply)

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from flowgentic_actors.errors import InvalidRequestError
+from flowgentic_actors.errors import InvalidRequestError, RejectedError
 from flowgentic_actors.shard.entries import SessionState
 
 KEEP_US = 25 * 3600 * 1_000_000
 """A session that wrote nothing for this long is forgotten; a request waits one day at most."""
 
 MOST_SESSIONS = 100_000
+
+MOST_REPLIES = 1 << 18
+"""Of one session: some 40 MB. Each waits for the oldest request that the session has open."""
 
 
 class _Session:
@@ -25,6 +28,13 @@ class _Session:
         self.low = 0
         self.replies: dict[int, bytes] = {}
         self.used_us = 0
+
+    def forget(self, low: int) -> None:
+        """Drop the replies to what the session has finished."""
+        if low > self.low:
+            self.low = low
+            for done in [n for n in self.replies if n < low]:
+                del self.replies[done]
 
 
 class Sessions:
@@ -51,6 +61,23 @@ class Sessions:
             )
         return session.replies.get(seq)
 
+    def admit(self, session_id: bytes, low: int) -> None:
+        """Make sure that the reply to one more write can be kept.
+
+        Raises:
+            RejectedError: If the session has too many that it may still ask for.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            return
+        session.forget(low)
+        if len(session.replies) >= MOST_REPLIES:
+            raise RejectedError(
+                f"{len(session.replies)} later writes of this client were answered while its "
+                f"request {session.low} is open, and are remembered for as long as it is. Wait for "
+                "that request or cancel it, then write again"
+            )
+
     def remember(self, session_id: bytes, seq: int, low: int, reply: bytes, now_us: int) -> None:
         """Keep the reply to a write and forget what the session does not wait for."""
         session = self._sessions.get(session_id)
@@ -60,10 +87,7 @@ class Sessions:
             self._expire(now_us)  # only a new session makes them more
         self._sessions.move_to_end(session_id)
         session.used_us = now_us
-        if low > session.low:
-            session.low = low
-            for done in [n for n in session.replies if n < low]:
-                del session.replies[done]
+        session.forget(low)
         session.replies[seq] = reply
 
     def states(self) -> Iterator[SessionState]:

@@ -49,6 +49,7 @@ _RELAYED = {"cut", "delay"}
 _BACK_WITHIN = 60.0
 _LOOK_EVERY = 0.25
 _FILE_WAIT = 30.0
+_SMALL_SEGMENTS = 1 << 20  # compaction begins when more than one segment is garbage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,8 @@ class CampaignPlan:
         pause: Mean seconds between two faults.
         minutes: Time after which no further fault begins.
         ack: When a write counts as acknowledged, as in `MemoryConfig`.
-        compaction: Write so much that the journals are compacted most of the time.
+        compaction: Write so much, in journals of small segments, that they are compacted most of
+            the time.
         request_timeout: Deadline of each call, seconds.
         scratch: The cluster's scratch folder; for `fill-disk` on a small file system of its own.
         settings: Other settings of the `MemoryCluster`.
@@ -185,6 +187,7 @@ async def run_campaign(
         "hang_timeout": 3.0,
         "restart_intensity": 100_000,
         "request_timeout": plan.request_timeout,
+        **({"segment_bytes": _SMALL_SEGMENTS} if plan.compaction else {}),
         **plan.settings,
     }
     async with MemoryCluster(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from flowgentic_actors import MemoryCluster
+from flowgentic_actors import ClusterEvent, MemoryCluster
 from flowgentic_actors.errors import MemoryFailedError, OutcomeUnknownError, RequestError
 from flowgentic_actors.wire.session import MAX_LOSSES
 from tests.cluster.helpers import ROOT, eventually, gone, python, remove_orphan, wait_until
@@ -123,6 +123,82 @@ async def test_when_the_host_is_killed_another_one_goes_on(mode: str) -> None:
             "actor_running",
         ]
     assert not await asyncio.to_thread(Path(status.folder).exists)
+
+
+async def collect(memory: MemoryCluster, into: list[ClusterEvent]) -> None:
+    async for event in memory.events():
+        into.append(event)
+
+
+@pytest.mark.anyio
+async def test_status_is_whole_and_events_go_on_while_a_new_host_comes_up() -> None:
+    told: list[ClusterEvent] = []
+    async with MemoryCluster(**SETTINGS["several-actors"]) as memory:
+        telling = asyncio.create_task(collect(memory, told))
+        status = await memory.status()
+        os.kill(status.host_pid, signal.SIGKILL)
+        states: set[str] = set()
+        while "starting" not in states or {a.state for a in status.actors} != {"running"}:
+            status = await memory.status()
+            assert [actor.name for actor in status.actors] == ["shard-0", "shard-1", "shard-2"]
+            assert all(actor.epoch >= 1 for actor in status.actors)
+            states |= {actor.state for actor in status.actors}
+        recent = await memory.recent_events()
+
+        async def all_told() -> bool:
+            return len(told) >= len(recent)
+
+        await eventually(all_told)
+        telling.cancel()
+    assert told[: len(recent)] == recent
+    assert [event.number for event in recent] == [*range(len(recent))]
+    assert [event.kind for event in recent] == [
+        *["actor_running"] * 3,
+        "cluster_opened",
+        "host_restarted",
+        *["actor_running"] * 3,
+    ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("persist", "delays"), [(False, [0.0, 0.1, 0.6]), (True, [0.0, 0.6])])
+async def test_closing_soon_after_the_hosts_death_is_orderly_and_quick(
+    persist: bool, delays: list[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {**SETTINGS["subprocess"], "close_timeout": 30.0}
+    settings |= {"persist_path": tmp_path / "memory"} if persist else {}
+    for delay in delays:
+        async with MemoryCluster(**settings) as memory:
+            await memory.store.aput(("a",), str(delay), {})
+            os.kill((await memory.status()).host_pid, signal.SIGKILL)
+            await asyncio.sleep(delay)
+            started = time.monotonic()
+        assert time.monotonic() - started < (20 if persist else 5)  # one more host seals it
+    told = [record.message for record in caplog.records]
+    assert not [text for text in told if "in order" in text or "did not come up" in text]
+    if persist:
+        async with MemoryCluster(**settings) as memory:
+            (reopened,) = [e for e in await memory.recent_events() if e.kind == "persist_reopened"]
+            assert "was closed in order" in reopened.detail
+            assert len(await memory.store.asearch(("a",))) == len(delays)
+
+
+@pytest.mark.anyio
+async def test_what_did_not_end_in_order_is_told_with_its_cause(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = {**SETTINGS["several-actors"], "close_timeout": 0.5}
+    async with MemoryCluster(**settings) as memory:
+        await memory.store.aput(("a",), "key", {})
+        status = await memory.status()
+        pid = status.actors[1].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "did not end in order: shard-1: it did not drain in time. Closing took" in record.message
+    assert "close_timeout" in record.message
+    assert gone(pid)
+    await asyncio.to_thread(remove_orphan, status.folder)
 
 
 @pytest.mark.anyio

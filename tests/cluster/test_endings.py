@@ -19,7 +19,7 @@ import pytest
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.environment import job_end
 from flowgentic_actors.errors import ClusterClosingError, ClusterOpenError, RequestError
-from tests.cluster.helpers import eventually, gone, python, wait_until
+from tests.cluster.helpers import eventually, gone, output_of, python, wait_until
 from tests.conftest import SETTINGS
 
 SUBPROCESS = SETTINGS["subprocess"]
@@ -93,17 +93,33 @@ def test_a_programs_own_handler_is_left_alone() -> None:
         wait_until(lambda: not Path(cluster["folder"]).exists(), 10)
 
 
-@pytest.mark.anyio
-async def test_handlers_are_set_while_a_cluster_is_open_and_taken_back() -> None:
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    async with MemoryCluster(**SUBPROCESS, stop_signal="SIGUSR1"):
-        async with MemoryCluster(**SUBPROCESS):
-            assert callable(signal.getsignal(signal.SIGTERM))
-        assert callable(signal.getsignal(signal.SIGTERM))
-        assert callable(signal.getsignal(signal.SIGUSR1))
-        assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+HANDLERS = """
+    import asyncio, json, signal, sys
+    from flowgentic_actors import MemoryCluster
+
+    settings = json.loads(sys.argv[1])
+
+    def ours():
+        watched = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+        print([number.name for number in watched if callable(signal.getsignal(number))])
+
+    async def main():
+        ours()
+        async with MemoryCluster(**settings, stop_signal="SIGUSR1"):
+            async with MemoryCluster(**settings):
+                ours()
+            ours()
+        ours()
+
+    asyncio.run(main())
+"""
+
+
+def test_handlers_are_set_while_a_cluster_is_open_and_taken_back() -> None:
+    """In a program of its own: this one may have other clusters open."""
+    told = output_of(HANDLERS, json.dumps(SUBPROCESS)).splitlines()
+    both = "['SIGTERM', 'SIGUSR1']"
+    assert told == ["[]", both, both, "[]"]
 
 
 @pytest.mark.anyio

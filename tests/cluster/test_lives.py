@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import textwrap
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ import pytest
 import flowgentic_actors.cluster.launch
 import flowgentic_actors.memory
 from flowgentic_actors import ClusterEvent, ClusterHandle, MemoryCluster
+from flowgentic_actors.actors.spawn import ACTOR_MODULE
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE, SchedulerJob
 from flowgentic_actors.errors import (
     ClusterClosedError,
@@ -33,7 +35,7 @@ from flowgentic_actors.errors import (
     LocalClusterError,
 )
 from flowgentic_actors.wire.client import _Wire as Wire
-from tests.cluster.helpers import eventually, in_fork, output_of, wait_until
+from tests.cluster.helpers import ROOT, eventually, in_fork, output_of, wait_until
 from tests.conftest import NEEDS_DRAGON, SETTINGS, mode_params
 from tests.contract.faces import checkpoint_of, config_of, unique
 
@@ -514,8 +516,14 @@ async def test_a_host_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatc
 async def test_an_actor_that_does_not_start_is_told_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "resource.py").write_text("raise ImportError('broken on purpose')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    broken = f"""
+        import os, sys
+        if any({ACTOR_MODULE!r} in argument for argument in sys.orig_argv):
+            print("broken on purpose", file=sys.stderr, flush=True)
+            os._exit(1)
+    """
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(broken))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
 
     told = await fails_to_open()
 

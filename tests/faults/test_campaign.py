@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +23,7 @@ from flowgentic_actors.testing.faults import (
     WedgeDDict,
 )
 from flowgentic_actors.testing.links import Cut, FaultyLink
-from tests.cluster.helpers import eventually
+from tests.cluster.helpers import ROOT, eventually
 from tests.conftest import NEEDS_DRAGON
 
 pytestmark = pytest.mark.anyio
@@ -45,6 +49,49 @@ async def test_stopped_processes_and_bad_connections_lose_nothing() -> None:
     assert report.acknowledged > 500
 
 
+async def test_killed_hosts_lose_nothing() -> None:
+    plan = CampaignPlan(
+        actions=("kill-host", "kill"), count=4, seed=2, pause=0.1, items=500, actors=1
+    )
+    report = await run_campaign(plan)
+    assert report.clean, str(report.findings)
+    assert {"kill-host", "kill-actor"} == set(report.faults)
+    assert report.items_found == 500
+    assert report.acknowledged > 200
+
+
+def test_a_full_disk_loses_nothing(scratch: Path) -> None:
+    """On a small file system of its own, which a namespace of the user's makes possible."""
+    disk = scratch / "disk"
+    disk.mkdir()
+    inside = ["unshare", "--user", "--map-root-user", "--mount"]
+    mount = f"mount -t tmpfs -o size=96m tmpfs {disk}"
+    campaign = (
+        f"{sys.executable} -m flowgentic_actors.testing.campaign --actions fill-disk --count 1 "
+        f"--seed 5 --items 200 --scratch {disk} --set segment_bytes=1048576"
+    )
+
+    def run(script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*inside, "sh", "-c", script],
+            env={**os.environ, "PYTHONPATH": ROOT},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    try:
+        if shutil.which("unshare") is None or run(mount).returncode:
+            pytest.skip("no file system can be mounted here for this test")
+        ended = run(f"{mount} && exec {campaign}")
+    finally:
+        disk.rmdir()
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "fill-disk: 1 happened" in ended.stdout
+    assert "refused" in ended.stdout, "the disk was not full for any write"
+
+
 async def test_killed_compactions_lose_nothing() -> None:
     plan = CampaignPlan(
         actions=("kill-compactor", "kill"), count=3, seed=4, items=100, compaction=True
@@ -52,6 +99,7 @@ async def test_killed_compactions_lose_nothing() -> None:
     report = await run_campaign(plan)
     assert report.clean, str(report.findings)
     assert report.acknowledged > 500
+    assert report.compactions > 2 * plan.count
 
 
 @pytest.mark.parametrize("spawner", [pytest.param("dragon", marks=NEEDS_DRAGON)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from flowgentic_actors.actors.exits import ProcessWatch
 from flowgentic_actors.actors.process import _allow_files
-from flowgentic_actors.actors.restarts import STABLE, RestartPolicy
+from flowgentic_actors.actors.restarts import STABLE, RestartPolicy, was_killed
 from flowgentic_actors.actors.serving import make_actor
 from flowgentic_actors.actors.spec import python_command, write_private
 from flowgentic_actors.actors.threads import on_daemon_thread
@@ -37,6 +38,27 @@ def test_short_lives_are_followed_by_longer_and_longer_waits() -> None:
     for delay, ceiling in zip(delays, ceilings, strict=True):
         assert delay is not None
         assert ceiling / 2 <= delay <= ceiling
+
+
+def test_who_is_killed_young_waits_longer_too_but_not_long() -> None:
+    policy = RestartPolicy(100, 1e9)
+    delays = [policy.next_delay(now, 0.1, killed=True) or 0.0 for now in range(20)]
+    assert max(delays) <= policy.LONGEST_KILLED <= 1.0
+    assert min(delays[5:]) >= policy.LONGEST_KILLED / 2
+    crashed = policy.next_delay(20, 0.1)  # and then it is a crash loop
+    assert crashed is not None
+    assert crashed >= policy.LONGEST / 2
+
+
+@pytest.mark.parametrize(
+    ("code", "killed"),
+    [
+        *[(-signal.SIGKILL, True), (-signal.SIGTERM, True), (None, True)],
+        *[(-signal.SIGSEGV, False), (-signal.SIGABRT, False), (0, False), (1, False)],
+    ],
+)
+def test_a_kill_is_told_from_a_crash(code: int | None, killed: bool) -> None:
+    assert was_killed(code) is killed
 
 
 def test_a_good_life_ends_a_row_of_short_ones() -> None:

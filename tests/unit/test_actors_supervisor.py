@@ -20,6 +20,7 @@ from msgspec import Raw
 
 from flowgentic_actors.actors import supervisor as supervision
 from flowgentic_actors.actors.exits import ProcessWatch
+from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned, SubprocessSpawner, _Child
 from flowgentic_actors.actors.spec import ActorSpec, write_private
 from flowgentic_actors.actors.supervisor import ChildState
@@ -204,6 +205,25 @@ async def test_a_killed_actor_is_restarted_as_a_new_incarnation(folder: Path) ->
         await ref.close()
 
 
+async def test_an_actor_that_is_killed_young_is_back_soon_and_one_that_crashes_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RestartPolicy, "FIRST", 60.0)
+    monkeypatch.setattr(RestartPolicy, "LONGEST", 60.0)
+    monkeypatch.setattr(RestartPolicy, "LONGEST_KILLED", 0.1)
+    async with office(folder) as opened:
+        (ref,) = await opened.start("a")
+        for epoch in (2, 3):
+            os.kill(opened.child().pid, signal.SIGKILL)
+            await restarted(opened, epoch)
+        with pytest.raises(RequestError):
+            await ref.ask(command("exit", 7), 1.0)
+        await until(lambda: "exit code 7" in reasons(opened))
+        await anyio.sleep(0.3)
+        assert opened.child().state is ChildState.RESTARTING
+        await ref.close()
+
+
 async def test_an_actor_that_ends_by_itself_is_restarted_with_its_exit_code_told(
     folder: Path,
 ) -> None:
@@ -311,7 +331,7 @@ async def test_too_many_restarts_move_the_actor_into_the_supervisors_process(
         assert "after 2 restarts" in detail
         assert "killed by signal 9" in detail
         await until(lambda: child.stats.get("total") == 7)
-        assert await opened.supervisor.stop(PATIENCE)
+        assert await opened.supervisor.stop(PATIENCE) == {}
         assert reasons(opened, "actor_stopped") == [""]
         await ref.close()
 
@@ -519,7 +539,7 @@ async def test_actors_of_a_higher_rank_end_first(folder: Path) -> None:
     async with office(folder) as opened:
         await opened.start("a", "b", rank=0)
         await opened.start("c", rank=1)
-        assert await opened.supervisor.stop(PATIENCE)
+        assert await opened.supervisor.stop(PATIENCE) == {}
     ends = [(kind, actor) for kind, actor, _ in opened.events if kind != "actor_running"]
     assert {kind for kind, _ in ends} == {"actor_stopped"}
     assert ends[0] == ("actor_stopped", "c")
@@ -531,7 +551,7 @@ async def test_what_was_accepted_is_finished_before_the_end(folder: Path) -> Non
         (ref,) = await opened.start("a")
         asked = [asyncio.create_task(ref.ask(command("busy", 20), 30)) for _ in range(20)]
         await anyio.sleep(0.1)
-        assert await opened.supervisor.stop(PATIENCE)
+        assert await opened.supervisor.stop(PATIENCE) == {}
         results = await asyncio.gather(*asked, return_exceptions=True)
         assert {type(result).__name__ for result in results} == {"Raw"}
         await ref.close()
@@ -542,7 +562,7 @@ async def test_an_actor_that_does_not_drain_is_killed_in_time(folder: Path) -> N
         await opened.start("a", kind="stubborn")
         await opened.start("b")
         start = time.monotonic()
-        assert not await opened.supervisor.stop(1.0)
+        assert await opened.supervisor.stop(1.0) == {"a": "it did not drain in time"}
         assert time.monotonic() - start < PATIENCE
         assert not alive(opened.child().pid)
         assert opened.child("b").state is ChildState.STOPPED
@@ -555,7 +575,7 @@ async def test_a_stopped_process_does_not_hold_up_the_end(folder: Path) -> None:
         process = psutil.Process(opened.child().pid)
         process.suspend()
         await until(lambda: process.status() == psutil.STATUS_STOPPED)
-        assert not await opened.supervisor.stop(0.5)
+        assert await opened.supervisor.stop(0.5) == {"a": "it did not drain in time"}
         assert not alive(opened.child().pid)
 
 
@@ -563,7 +583,7 @@ async def test_an_actor_that_is_being_made_is_ended_too(folder: Path) -> None:
     async with office(folder) as opened:
         starting = asyncio.create_task(opened.start("a", seconds="3600"))
         await until(lambda: opened.supervisor.children and opened.child().pid)
-        assert not await opened.supervisor.stop(0.5)
+        assert await opened.supervisor.stop(0.5) == {"a": "it did not serve"}
         assert not alive(opened.child().pid)
         with pytest.raises(ActorFailedError):
             await starting

@@ -15,7 +15,7 @@ from msgspec import Raw
 from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.engine.commands import Command, GetItem, PutItem, SearchItems
 from flowgentic_actors.engine.replies import Done, ItemReply, Reply
-from flowgentic_actors.errors import InvalidRequestError, JournalDamagedError
+from flowgentic_actors.errors import InvalidRequestError, JournalDamagedError, RejectedError
 from flowgentic_actors.shard import sessions as memory
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.sessions import KEEP_US, Sessions
@@ -162,6 +162,24 @@ def test_a_write_sent_again_is_done_once_by_any_incarnation(tmp_path: Path) -> N
         with pytest.raises(InvalidRequestError):
             call(actor, 1, put(b"new"))
         assert value(actor) == b"newest"
+
+
+def test_the_replies_of_a_session_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "MOST_REPLIES", 10)
+    with actor_in(tmp_path) as actor:
+        for seq in range(1, 11):  # while request 0 is open
+            call(actor, seq, put(b"%d" % seq))
+        with pytest.raises(RejectedError, match="request 0 is open"):
+            call(actor, 11, put(b"refused"))
+        assert call(actor, 10, put(b"10")) == Done()  # what was answered is answered again
+        assert value(actor) == b"10"
+        assert isinstance(
+            actor.handle(Call(B, 0, 0, Raw(msgspec.msgpack.encode(put(b"B"))))), bytes
+        )
+        call(actor, 12, put(b"later"), low=2)  # request 0 is finished, and so is one of the others
+        assert value(actor) == b"later"
 
 
 def test_what_was_not_committed_is_not_there_later(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ async def open_off_loop(disk: RealDisk, folder: Path) -> tuple[Journal, list[byt
 async def test_everybody_who_waits_shares_the_next_sync(disk: SlowDisk, tmp_path: Path) -> None:
     journal, _ = await open_off_loop(disk, tmp_path)
     syncer = Syncer(journal, durable=True, appends=False)
+    journal.append([b"the first segment is made, with a sync of its own"])
     disk.release.clear()
     journal.append([b"first"])
     first = syncer.wait()
