@@ -597,7 +597,7 @@ async def test_a_flood_is_slowed_down_and_all_of_it_is_answered(folder: Path) ->
     async with office(folder, mailbox_bytes=limit) as opened:
         (ref,) = await opened.start("a")
         padding = bytes(16 << 10)
-        asked = [ref.ask(command("busy", 1, padding), PATIENCE) for _ in range(640)]  # 10 MB
+        asked = [ref.ask(command("busy", 1, padding), 60) for _ in range(640)]  # 10 MB
         await asyncio.gather(*asked)
         await until(lambda: opened.child().stats.get("requests") == 640)
         assert opened.child().stats["mailbox_most_bytes"] <= 2.1 * limit  # the bound, and a frame
