@@ -20,12 +20,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from anyio import to_thread
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
+from langgraph.types import StateSnapshot
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -37,13 +38,15 @@ from flowgentic_actors.cli.research import (
     Answer,
     Report,
     Study,
+    all_notes,
     build_research_team,
     digest,
     new_study,
     read_text,
 )
+from flowgentic_actors.cluster.persist import read_manifest
 from flowgentic_actors.cluster.status import ClusterStatus
-from flowgentic_actors.errors import FlowgenticError
+from flowgentic_actors.errors import FlowgenticError, PersistError
 
 DEFAULT_PACKAGES = ("asyncio", "concurrent", "email", "http", "json", "logging")
 """Packages of Python's standard library that are read when no folder is given."""
@@ -55,6 +58,7 @@ _SUFFIXES = frozenset({".md", ".py", ".rst", ".txt"})
 _PASSED_BY = frozenset({"__pycache__", "node_modules", "site-packages"})
 _MAX_CHARACTERS = 4 * 2**20  # All that is read of a folder, so that the demo stays a demo.
 _AT_ONCE = 64
+_MANY = 10_000
 _THREAD: RunnableConfig = {"configurable": {"thread_id": "research-team"}}
 
 _Graph = CompiledStateGraph[Study, None, Study, Study]
@@ -80,7 +84,17 @@ class DemoOptions:
     readers: int = 4
     """Readers that work at a time, from 1 to 64."""
 
+    persist: Path | None = None
+    """Folder that keeps the memory; an interrupted study can be resumed from it."""
+
+    resume: bool = False
+    """Go on with the study in `persist`, with its folder, question and readers."""
+
     def __post_init__(self) -> None:
+        if self.resume and self.persist is None:
+            raise ValueError("--resume needs --persist PATH, where the interrupted study is")
+        if self.resume and (self.folder is not None or self.question):
+            raise ValueError("--resume goes on with the study's own folder and question: give none")
         if not 1 <= self.readers <= 64:
             raise ValueError(f"readers must be from 1 to 64, not {self.readers}")
 
@@ -93,6 +107,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--spawner", choices=("auto", "dragon", "subprocess"), default="auto")
     add("--question", default="", help="what to answer from the notes")
     add("--readers", type=int, default=4, help="readers at a time, 1 to 64 (default: 4)")
+    add("--persist", type=Path, metavar="PATH", help="keep the memory in this folder")
+    add("--resume", action="store_true", help="go on with the interrupted study in --persist")
 
 
 class Texts(NamedTuple):
@@ -121,6 +137,8 @@ class Record:
     checkpoints: set[str] = field(default_factory=set)
     reports: list[Report] = field(default_factory=list)
     outage: Outage | None = None
+    found_notes: int = 0
+    found_checkpoints: int = 0
 
 
 async def run_demo(options: DemoOptions) -> int:
@@ -131,7 +149,8 @@ async def run_demo(options: DemoOptions) -> int:
 
     Returns:
         0 when all that was acknowledged has been read back unchanged, 1 when something was lost
-        or the memory failed, 2 when the folder does not exist or holds no text.
+        or the memory failed, 2 when the folder does not exist or holds no text, or when the memory
+        in `persist` cannot be used for what is asked.
     """
     console = Console()
     try:
@@ -141,14 +160,45 @@ async def run_demo(options: DemoOptions) -> int:
     if not texts.files:
         return _complain(f"Nothing to study: no text in {texts.root} {_reasons(texts)}".strip(), 2)
     try:
+        await to_thread.run_sync(_check_resumable, options)
         problems = await _study(options, texts, console)
+    except (UnfitError, PersistError) as error:
+        return _complain(f"The memory is of no use: {error}", 2)
     except FlowgenticError as error:
+        _hint(options)
         return _complain(f"The memory failed: {type(error).__name__}: {error}", 1)
+    except asyncio.CancelledError:  # Ctrl-C
+        _hint(options)
+        raise
     for problem in problems[:5]:
         _complain(f"Not verified: {problem}", 1)
     if len(problems) > 5:
         _complain(f"Not verified: {len(problems) - 5} more of the same", 1)
     return 1 if problems else 0
+
+
+class UnfitError(Exception):
+    """The memory is not what was asked for: nothing to resume, or a study where one was begun."""
+
+
+def _check_resumable(options: DemoOptions) -> None:
+    if options.resume and options.persist is not None:
+        try:
+            there = read_manifest(options.persist) is not None
+        except OSError as error:
+            raise UnfitError(f"cannot look at {options.persist}: {error}") from error
+        if not there:
+            raise UnfitError(_nothing_there(options.persist))
+
+
+def _nothing_there(path: Path | None) -> str:
+    return f"nothing to resume: there is no study in {path}. Begin one without --resume"
+
+
+def _hint(options: DemoOptions) -> None:
+    if options.persist is not None:
+        again = f"flowgentic-actors demo --persist {options.persist} --resume"
+        _complain(f"What was acknowledged is kept. Go on with: {again}", 1)
 
 
 def _complain(message: str, code: int) -> int:
@@ -210,23 +260,39 @@ async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[s
         fallback_to_local=options.mode == "auto",
         # Two, so that one goes on answering while the other is down.
         actors_per_node=1 if options.mode == "local" else 2,
+        persist_path=options.persist,
     ) as memory:
         status = await memory.status()
         opened = time.perf_counter()
         actors = len(status.actors)
         _say(console, f"Memory is open: {status.mode} mode, {actors} actor{'s'[: actors != 1]}.")
-        what = f"Files to study in {texts.root}: {len(texts.files)} {_reasons(texts)}".rstrip()
-        _say(console, f"{what}. Readers: {options.readers}.")
-
         graph = build_research_team().compile(checkpointer=memory.checkpointer, store=memory.store)
         question = options.question or ("" if options.folder else DEFAULT_QUESTION)
         study = new_study(texts.root, texts.files, question, options.readers)
         record = Record()
-        await _watch(graph, study, memory, record, console, kill=status.mode == "distributed")
+        begun = await graph.aget_state(_THREAD)
+        if options.resume and begun.created_at is None:
+            raise UnfitError(_nothing_there(options.persist))
+        if options.resume:
+            study = await _find(graph, memory.store, begun, record, console)
+        elif begun.created_at is not None:
+            raise UnfitError(
+                f"there is a study in {options.persist} already: go on with it by --resume, or "
+                "give --persist another folder"
+            )
+        else:
+            what = f"Files to study in {texts.root}: {len(texts.files)} {_reasons(texts)}".rstrip()
+            _say(console, f"{what}. Readers: {options.readers}.")
+        if begun.created_at is None or begun.tasks:
+            kill = status.mode == "distributed"
+            resumed = begun.created_at is not None
+            await _watch(graph, study, memory, record, console, kill=kill, resumed=resumed)
         studied = time.perf_counter()
 
         problems = await _check(graph, memory.store, record)
-        answer = (await graph.aget_state(_THREAD)).values.get("answer")
+        values = (await graph.aget_state(_THREAD)).values
+        problems += await _check_reports(memory.store, values)
+        answer = values.get("answer")
         if answer:
             _print_answer(console, answer)
         else:
@@ -234,6 +300,13 @@ async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[s
         checked = time.perf_counter()
         status = await _fresh_status(memory, len(record.digests))
         problems += await _explain_outage(memory, status, record.outage, console)
+        if options.resume:
+            _say(
+                console,
+                f"From before: {record.found_notes} notes, {record.found_checkpoints} checkpoints. "
+                f"New: {len(record.digests) - record.found_notes} notes, "
+                f"{len(record.checkpoints) - record.found_checkpoints} checkpoints.",
+            )
         if not problems:
             _say(
                 console,
@@ -250,6 +323,44 @@ async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[s
     return problems
 
 
+async def _find(
+    graph: _Graph, store: BaseStore, begun: StateSnapshot, record: Record, console: Console
+) -> Study:
+    """Write down what an interrupted study has left, and return its state."""
+    async for item in all_notes(store):
+        record.digests[item.namespace, item.key] = digest(item.value)
+    async for snapshot in graph.aget_state_history(_THREAD):
+        record.checkpoints.add(snapshot.config["configurable"]["checkpoint_id"])
+    record.found_notes, record.found_checkpoints = len(record.digests), len(record.checkpoints)
+    study: Study = cast("Study", begun.values)
+    record.reports.extend(study.get("reports", []))
+    files = study.get("files", [])
+    _say(
+        console,
+        f"Resuming the study of {study.get('root', 'a folder')}: {len(record.reports)} of "
+        f"{len(files)} files were read, {record.found_notes} notes and "
+        f"{record.found_checkpoints} checkpoints are there."
+        if begun.tasks  # `next` passes by those that have ended in a step that has not
+        else f"The study is finished already: {record.found_notes} notes are there.",
+    )
+    return study
+
+
+async def _check_reports(store: BaseStore, values: dict[str, Any]) -> list[str]:
+    """Compare the notes that the readers reported with those in the store."""
+    reports = values.get("reports", [])
+    problems = [
+        f"{file} was read {times} times"
+        for file, times in Counter(report["file"] for report in reports).items()
+        if times > 1
+    ]
+    there = [item.key async for item in all_notes(store)]
+    reported = sum(report["notes"] for report in reports)
+    if len(there) != reported:
+        problems.append(f"{reported} notes were reported and {len(there)} are there")
+    return problems
+
+
 async def _watch(
     graph: _Graph,
     study: Study,
@@ -258,14 +369,18 @@ async def _watch(
     console: Console,
     *,
     kill: bool,
+    resumed: bool,
 ) -> None:
     """Run the graph, write down what is acknowledged, and kill an actor half-way."""
-    total = len(study["files"])
+    total = len(study.get("files", [])) or _MANY  # interrupted before its first step: not known
     config: RunnableConfig = {**_THREAD, "recursion_limit": 2 * total + 10}
     with _progress(console, total) as show:
         # A checkpoint per step, each acknowledged before the next step begins.
         events: AsyncIterator[Any] = graph.astream(
-            study, config, stream_mode=["custom", "checkpoints"], durability="sync"
+            None if resumed else study,
+            config,
+            stream_mode=["custom", "checkpoints"],
+            durability="sync",
         )
         async for mode, event in events:
             if mode == "checkpoints":

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 from anyio import to_thread
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
-from langgraph.store.base import BaseStore
+from langgraph.store.base import BaseStore, SearchItem
 from langgraph.types import Command, Send
 
 NOTES = ("research",)
@@ -102,11 +102,15 @@ class Assignment(TypedDict):
 
 
 class NoteKept(TypedDict):
-    """A note that the store has acknowledged, and the digest of its value."""
+    """A note that the store has acknowledged, and the digest of its value.
+
+    `new` is false when it was there already: a reader that was interrupted writes no note twice.
+    """
 
     namespace: tuple[str, ...]
     key: str
     digest: str
+    new: bool
 
 
 class Passage(NamedTuple):
@@ -170,9 +174,14 @@ async def reader(state: Assignment, runtime: Runtime[None]) -> Study:
     text, problem = await to_thread.run_sync(read_text, Path(state["root"], file))
     notes = [] if problem else await to_thread.run_sync(take_notes, file, text)
     namespace = note_namespace(state["reader"], file)
+    there = {item.key: digest(item.value) async for item in all_notes(store, namespace)}
     for key, value in notes:
-        await store.aput(namespace, key, value, index=False)
-        runtime.stream_writer(NoteKept(namespace=namespace, key=key, digest=digest(value)))
+        expected = digest(value)
+        new = there.get(key) != expected
+        if new:
+            await store.aput(namespace, key, value, index=False)
+        kept = NoteKept(namespace=namespace, key=key, digest=expected, new=new)
+        runtime.stream_writer(kept)
     report = Report(reader=state["reader"], file=file, notes=len(notes), problem=problem)
     runtime.stream_writer(report)
     return {"reports": [report]}
@@ -180,7 +189,7 @@ async def reader(state: Assignment, runtime: Runtime[None]) -> Study:
 
 async def librarian(state: Study, runtime: Runtime[None]) -> Study:
     """Answer the question from all notes in the store."""
-    notes = [note async for note in all_notes(_store_of(runtime))]
+    notes = [note.value async for note in all_notes(_store_of(runtime))]
     return {"answer": await to_thread.run_sync(answer_from, state["question"], notes)}
 
 
@@ -202,12 +211,14 @@ def digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-async def all_notes(store: BaseStore) -> AsyncIterator[dict[str, Any]]:
-    """Yield the values of all notes, a page at a time."""
+async def all_notes(
+    store: BaseStore, namespace: tuple[str, ...] = NOTES
+) -> AsyncIterator[SearchItem]:
+    """Yield all notes below a namespace, a page at a time."""
     offset = 0
-    while page := await store.asearch(NOTES, limit=_PAGE, offset=offset):
+    while page := await store.asearch(namespace, limit=_PAGE, offset=offset):
         for item in page:
-            yield item.value
+            yield item
         offset += len(page)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from flowgentic_actors.cluster.holder import Hold
 from tests.conftest import NO_DRAGON
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +60,70 @@ def test_demo_answers_and_loses_nothing(options: list[str]) -> None:
     assert "asyncio/tasks.py:" in printed
     assert "Nothing was lost" in printed
     assert ("with SIGKILL" in printed) == ("distributed" in options)
+
+
+INTERRUPTIONS = [
+    pytest.param(MODES[0].values[0], signal.SIGKILL, 30, id="local-killed"),
+    pytest.param(MODES[0].values[0], signal.SIGINT, 90, id="local-ctrl-c"),
+    pytest.param(MODES[1].values[0], signal.SIGKILL, 40, id="subprocess-killed"),
+    pytest.param(MODES[2].values[0], signal.SIGKILL, 40, id="dragon-killed", marks=DRAGON),
+]
+
+
+@pytest.mark.parametrize(("options", "sent", "files"), INTERRUPTIONS)
+def test_an_interrupted_demo_is_resumed(
+    options: list[str], sent: signal.Signals, files: int, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(120):
+        lines = "\n\n".join(f"Note {n} of text {number} is about tea." for n in range(30))
+        (texts / f"{number:03}.txt").write_text(lines)
+    demo = ["-m", "flowgentic_actors.cli.main", "demo", *options, "--persist", str(tmp_path / "p")]
+    environ = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
+    command = [sys.executable, *demo, str(texts)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ, cwd=ROOT
+    ) as first:
+        assert first.stdout is not None
+        for line in first.stdout:
+            read, of, _ = line.partition(" of 120 files")
+            if of and int(read) >= files:
+                break
+        first.send_signal(sent)
+        _, told = first.communicate(timeout=60)
+    assert first.returncode != 0
+    assert ("--resume" in told) == (sent == signal.SIGINT)
+    printed = run(*demo, "--resume")
+    found = re.search(r"From before: (\d+) notes, .* New: (\d+) notes", printed)
+    assert found is not None, printed
+    before, new = map(int, found.groups())
+    assert before >= files * 30
+    assert before + new == 120 * 31  # a summary each
+    assert new > 0
+    assert f"Nothing was lost: {before + new} notes" in printed
+
+
+def test_a_demo_that_cannot_be_resumed_says_why(tmp_path: Path) -> None:
+    def refused(*more: str) -> str:
+        command = [sys.executable, "-m", "flowgentic_actors.cli.main", "demo", *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2, done.stdout
+        return done.stderr
+
+    (tmp_path / "tea.txt").write_text("Ada drinks tea.\n")
+    options = ["--mode", "local", "--persist", str(tmp_path / "memory")]
+    assert "--resume needs --persist" in refused("--resume")
+    assert "nothing to resume" in refused(*options, "--resume")
+    run("-m", "flowgentic_actors.cli.main", "demo", str(tmp_path), *options)
+    assert "there is a study" in refused(str(tmp_path), *options)
+    assert "finished already" in run(
+        "-m", "flowgentic_actors.cli.main", "demo", *options, "--resume"
+    )
+    hold = Hold(tmp_path / "memory")
+    hold.take("another", "", lambda: None)
+    assert "'another'" in refused(*options, "--resume")
+    hold.release()
 
 
 @pytest.mark.parametrize("options", MODES)

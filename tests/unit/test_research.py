@@ -301,7 +301,7 @@ async def test_the_librarian_turns_every_page() -> None:
     for number in range(450):
         await store.aput(("research", "reader-1", "f"), f"{number:03}", {"number": number})
     await store.aput(("elsewhere",), "key", {"number": -1})
-    numbers = [note["number"] async for note in research.all_notes(store)]
+    numbers = [note.value["number"] async for note in research.all_notes(store)]
     assert sorted(numbers) == list(range(450))
 
 
