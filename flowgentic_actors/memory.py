@@ -183,6 +183,11 @@ class MemoryCluster:
         config = self._config
         name = config.name or f"local-{os.getpid()}"
         if config.persist_path is None:
+            if config.ack == "disk":
+                raise ClusterOpenError(
+                    "ack='disk' promises to survive the loss of power, and a local cluster without "
+                    "persist_path has no journal: set persist_path=, or mode='distributed'"
+                )
             return InlineClient(name, config.namespace_depth)
         memory = LocalMemory(config, config.persist_path, name)
         try:
@@ -215,7 +220,8 @@ class MemoryCluster:
 
     def _may_fall_back(self) -> bool:
         # A memory that was to outlive the job must not silently become one that does not.
-        return self._config.fallback_to_local and self._config.persist_path is None
+        config = self._config
+        return config.fallback_to_local and config.persist_path is None and config.ack != "disk"
 
     @staticmethod
     async def _open_or_close(

@@ -570,6 +570,13 @@ async def test_without_dragon_it_raises_where_no_fallback_is_wanted() -> None:
 
 
 @pytest.mark.anyio
+async def test_what_was_to_survive_the_loss_of_power_is_not_kept_in_a_local_cluster() -> None:
+    with pytest.raises(ClusterOpenError, match="persist_path"):
+        async with MemoryCluster(ack="disk"):
+            pass
+
+
+@pytest.mark.anyio
 @pytest.mark.usefixtures("no_dragon")
 async def test_without_dragon_plain_subprocesses_need_no_fallback() -> None:
     async with MemoryCluster(**SETTINGS["subprocess"]) as memory:
