@@ -76,6 +76,11 @@ def inside_dragon(environ: Mapping[str, str] = os.environ) -> bool:
     return "DRAGON_MY_PUID" in environ
 
 
+def without_dragon(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment whose processes do not take part in the Dragon runtime of this one."""
+    return {name: value for name, value in environ.items() if not name.startswith("DRAGON_")}
+
+
 def dragon_launcher() -> str | None:
     """Path of the `dragon` command that belongs to this Python, or of one on PATH."""
     beside = Path(sys.executable).parent / "dragon"

@@ -51,22 +51,29 @@ class _Child:
 
 
 class SubprocessSpawner:
-    """Plain child processes on this node."""
+    """Plain child processes on this node.
+
+    Args:
+        environ: Their environment; this process's own if None.
+    """
 
     name = "subprocess"
+
+    def __init__(self, environ: dict[str, str] | None = None) -> None:
+        self._environ = environ
 
     async def spawn(self, spec_file: Path, log_file: Path, timeout: float) -> Spawned:
         """Start a child process; see `Spawner.spawn`."""
         return await on_daemon_thread(timeout, self._start, spec_file, log_file)
 
-    @staticmethod
-    def _start(spec_file: Path, log_file: Path) -> _Child:
+    def _start(self, spec_file: Path, log_file: Path) -> _Child:
         with log_file.open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
                 python_command(ACTOR_MODULE, str(spec_file)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=self._environ,
                 process_group=0,  # Ctrl-C goes to the user's process group, not to the memory
             )
         return _Child(process)

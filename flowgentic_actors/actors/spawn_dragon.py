@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-from flowgentic_actors.actors.spawn import ACTOR_MODULE, Spawned
+from flowgentic_actors.actors.spawn import ACTOR_MODULE, Spawned, SubprocessSpawner
 from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.dragon_fixes import with_fixes
+from flowgentic_actors.environment import without_dragon
 from flowgentic_actors.errors import ActorStartError
+
+_PATIENCE: Final = 15.0  # for what takes a second on a busy machine
 
 
 class _DragonChild:
@@ -24,22 +29,40 @@ class _DragonChild:
 class DragonSpawner:
     """Starts native processes; one Dragon call each, on a thread that can be abandoned.
 
+    A process that was killed in the middle of a Dragon call can leave a lock behind with which the
+    runtime starts nothing any more, while what runs goes on. From the first start on that does not
+    return, plain child processes are started, which know nothing of Dragon.
+
     Args:
         uses_dragon: Whether the actors call Dragon themselves (to own a DDict).
+        on_hung: Told, once, that Dragon starts nothing any more.
     """
 
     name = "dragon"
 
-    def __init__(self, *, uses_dragon: bool = False) -> None:
+    def __init__(
+        self, *, uses_dragon: bool = False, on_hung: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._uses_dragon = uses_dragon
+        self._on_hung = on_hung
+        self._without: SubprocessSpawner | None = None
 
     async def spawn(self, spec_file: Path, log_file: Path, timeout: float) -> Spawned:
         """Start a Dragon process; see `Spawner.spawn`."""
         command = python_command(ACTOR_MODULE, str(spec_file))
-        await on_daemon_thread(
-            timeout, start_dragon_process, command, log_file, uses_dragon=self._uses_dragon
-        )
-        return _DragonChild()
+        if self._without is None:
+            patience = min(_PATIENCE, timeout / 2)
+            try:
+                await on_daemon_thread(
+                    patience, start_dragon_process, command, log_file, uses_dragon=self._uses_dragon
+                )
+                return _DragonChild()
+            except TimeoutError:
+                # Should it start after all, the supervisor does not let it go on beside another.
+                if self._without is None:
+                    self._without = SubprocessSpawner(without_dragon(os.environ))
+                    self._on_hung(f"Dragon started no process within {patience:g} s")
+        return await self._without.spawn(spec_file, log_file, timeout)
 
 
 def start_dragon_process(command: list[str], log_file: Path, *, uses_dragon: bool = False) -> None:

@@ -208,7 +208,7 @@ class Host:
             self._folder,
             address,
             spec.secret,
-            _spawner(spec),
+            self._spawner(spec),
             settings=SupervisorSettings(
                 heartbeat_interval=spec.heartbeat_interval,
                 hang_timeout=spec.hang_timeout,
@@ -514,6 +514,14 @@ class Host:
 
     # ------------------------------------------------------------------ events and status
 
+    def _spawner(self, spec: HostSpec) -> Spawner:
+        if spec.spawner != "dragon":
+            return SubprocessSpawner()
+        return DragonSpawner(
+            uses_dragon=spec.tier_bytes > 0,
+            on_hung=lambda why: self._event("dragon_hung", "", f"{why}: actors go on without it"),
+        )
+
     def _event(self, kind: str, actor: str, detail: str) -> None:
         logger.info("%s %s %s", kind, actor, detail)
         self._history.add(kind, actor, detail)
@@ -573,9 +581,3 @@ def _actor_status(shard: int, child: Child) -> ActorStatus:
 
 def _text(number: int | None) -> str:
     return "" if number is None else str(number)
-
-
-def _spawner(spec: HostSpec) -> Spawner:
-    if spec.spawner == "dragon":
-        return DragonSpawner(uses_dragon=spec.tier_bytes > 0)
-    return SubprocessSpawner()

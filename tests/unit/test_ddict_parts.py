@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from flowgentic_actors.actors import spawn, spawn_dragon
 from flowgentic_actors.dragon_fixes import sitecustomize, with_fixes
 from flowgentic_actors.errors import SharedMemoryError, TierBusyError, TierFullError, TierLostError
 from flowgentic_actors.storage import ddict
@@ -24,6 +25,7 @@ from flowgentic_actors.storage.ddict import DDictShard
 from flowgentic_actors.storage.pool_processes import end_leftovers, make_folder, started_at
 from flowgentic_actors.storage.shm import check_shm, pool_bytes
 from tests.conftest import NEEDS_DRAGON
+from tests.unit.counter import alive, until
 
 SLEEP = "import time; time.sleep(100)"
 
@@ -170,6 +172,31 @@ def test_the_workaround_is_still_needed() -> None:
         f"dragonhpc {version} has another Queue: if its poll(timeout) waits, mend() in "
         "dragon_fixes/sitecustomize.py can go"
     )
+
+
+# ---------------------------------------------------------------------- a runtime that hangs
+
+
+@pytest.mark.anyio
+async def test_when_dragon_starts_nothing_any_more_plain_children_are_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung = threading.Event()
+    monkeypatch.setattr(spawn_dragon, "start_dragon_process", lambda *_, **__: hung.wait())
+    monkeypatch.setattr(spawn_dragon, "_PATIENCE", 0.1)
+    code = "import os, sys; sys.exit(9 if 'DRAGON_MY_PUID' in os.environ else 7)"
+    command = [sys.executable, "-c", code]
+    monkeypatch.setattr(spawn, "python_command", lambda *_: command)
+    monkeypatch.setenv("DRAGON_MY_PUID", "1")
+    told: list[str] = []
+    spawner = spawn_dragon.DragonSpawner(on_hung=told.append)
+    for _ in range(2):
+        child = await spawner.spawn(tmp_path / "spec", tmp_path / "log", 10.0)
+        assert child.pid is not None
+        await until(lambda pid=child.pid: not alive(pid))  # type: ignore[misc]
+        assert child.reap() == 7
+    hung.set()
+    assert len(told) == 1
 
 
 # ---------------------------------------------------------------------- room
