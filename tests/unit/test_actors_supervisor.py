@@ -74,6 +74,7 @@ class Recording(SubprocessSpawner):
     """Notes which of the processes that it started lived when it was asked for another."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.pids: list[int] = []
         self.beside: list[list[int]] = []
 
