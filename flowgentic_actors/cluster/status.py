@@ -91,8 +91,8 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
         kind: `cluster_opened`, `persist_reopened`, `orphan_reopened`, `resharded`,
             `fallback_to_local`, `actor_running`, `actor_exited`, `actor_hosted`, `actor_failed`,
             `actor_stopped`, `actor_killed`, `actor_lingers`, `ddict_ready`, `ddict_lost`,
-            `ddict_given_up`, `dragon_hung`, `host_restarted`, `journal_in_memory`, `walltime_unknown`,
-            `cluster_closing`.
+            `ddict_given_up`, `dragon_hung`, `host_restarted`, `journal_in_memory`,
+            `walltime_unknown`, `cluster_closing`.
         actor: The actor concerned, or empty.
         detail: In words.
     """
