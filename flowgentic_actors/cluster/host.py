@@ -83,6 +83,8 @@ _LONGEST = 7 * 86_400.0  # the owner's open_timeout ends a re-sharding sooner
 _ANSWER_MARGIN = 0.5  # an answer that says why it is late must not be late itself
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
 
+_FAREWELL = 3.0  # seconds for what Dragon does at the end of this process
+
 MAX_OPEN_REQUESTS: Final = 1024
 """Requests that wait for the host at one time, over all connections."""
 
@@ -174,6 +176,10 @@ def main() -> int:
     if host.owner_lost:
         retire(Path(spec.folder))
     lock.release()
+    # All is done. Dragon's own farewell, at the interpreter's end, may hang with its runtime.
+    farewell = threading.Timer(_FAREWELL, os._exit, (0,))
+    farewell.daemon = True
+    farewell.start()
     return 0
 
 

@@ -81,6 +81,10 @@ class HostKeeper:
         self._wake_read, self._wake_write = os.pipe()
         self._thread: threading.Thread | None = None
 
+        self.drained = False
+        """After `close`: whether every actor had finished and sealed its journal. A runtime that
+        had to be killed afterwards takes nothing from that."""
+
     def open(self, deadline: float) -> Description:
         """Start the host, wait until its actors serve, and keep it from then on.
 
@@ -122,8 +126,10 @@ class HostKeeper:
         trouble = self._trouble
         if self._process is not None and not self._process.wait(0.5 if trouble else _AFTER_DRAIN):
             trouble = trouble or "its host did not end and was killed"
-        if left := self._end_processes():
+        left = self._end_processes()
+        if left:
             trouble = f"processes {left} were killed and do not go"
+        self.drained = not (self._trouble or left)
         self._close_descriptors()
         return trouble
 

@@ -202,7 +202,8 @@ class Owner:
         keeper, self._keeper = self._keeper, None
         trouble = "" if keeper is None else keeper.close(self._config.close_timeout)
         end_tiers(self._folder)
-        if clean and not trouble and self._config.persist_path is None:
+        drained = keeper is None or keeper.drained
+        if clean and drained and self._config.persist_path is None:
             shutil.rmtree(self._folder, ignore_errors=True)
         else:
             retire(self._folder)

@@ -84,12 +84,12 @@ async def test_a_shard_holds_many_times_its_hot_memory(spawner: str) -> None:
         await check_all(memory)
         actor = await until(memory, lambda actor: actor.cold_reads > COUNT // 2)
         assert actor.blob_bytes > 10 * MiB
-        assert actor.hot_bytes <= MiB
+        assert actor.hot_bytes < 2 * MiB  # a batch of them may just be on its way
         assert actor.pid is not None
         os.kill(actor.pid, signal.SIGKILL)
         await check_all(memory)
         actor = await until(memory, lambda again: again.cold_reads > 0)
-        assert actor.hot_bytes <= MiB
+        assert actor.hot_bytes < 2 * MiB  # a batch of them may just be on its way
 
 
 async def test_a_ceiling_is_an_error_of_its_own_and_deletes_make_room() -> None:

@@ -23,7 +23,7 @@ from flowgentic_actors.testing.faults import (
     WedgeDDict,
 )
 from flowgentic_actors.testing.links import Cut, FaultyLink
-from tests.cluster.helpers import ROOT, eventually
+from tests.cluster.helpers import ROOT, eventually, is_orphan
 from tests.conftest import NEEDS_DRAGON
 
 pytestmark = pytest.mark.anyio
@@ -103,11 +103,20 @@ async def test_killed_compactions_lose_nothing() -> None:
 
 
 @pytest.mark.parametrize("spawner", [pytest.param("dragon", marks=NEEDS_DRAGON)])
-async def test_killed_dragon_actors_lose_nothing(spawner: str) -> None:
+async def test_killed_dragon_actors_lose_nothing(spawner: str, scratch: Path) -> None:
     report = await run_campaign(CampaignPlan(count=4, seed=2, spawner="dragon"))
+    # A kill in the middle of a Dragon call may hang the runtime; an actor that could not end in
+    # order then leaves its memory as an orphan.
+    await asyncio.to_thread(remove_orphans, scratch)
     assert report.clean, str(report.findings)
     assert report.restarts == 4
     assert report.acknowledged > 100
+
+
+def remove_orphans(scratch: Path) -> None:
+    for folder in scratch.glob("flowgentic-*/memory-*"):
+        if is_orphan(str(folder)):
+            shutil.rmtree(folder)
 
 
 # ---------------------------------------------------------------------- the tools themselves
