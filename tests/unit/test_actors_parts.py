@@ -174,7 +174,7 @@ def test_a_call_that_returns_after_its_loop_was_closed_disturbs_nobody() -> None
 
     asyncio.run(abandon())
     release.set()
-    while any(thread.name.startswith("flowgentic:") for thread in threading.enumerate()):
+    while any(thread.name == "flowgentic:Event.wait" for thread in threading.enumerate()):
         time.sleep(0.005)  # an error in a thread would be a warning, and warnings are errors
 
 
