@@ -62,6 +62,14 @@ def test_demo_answers_and_loses_nothing(options: list[str]) -> None:
     assert ("with SIGKILL" in printed) == ("distributed" in options)
 
 
+# A shell starts what is in the background with SIGINT ignored; Ctrl-C is for the foreground.
+FOREGROUND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from flowgentic_actors.cli.main import main
+sys.exit(main())
+"""
+
 INTERRUPTIONS = [
     pytest.param(MODES[0].values[0], signal.SIGKILL, 30, id="local-killed"),
     pytest.param(MODES[0].values[0], signal.SIGINT, 90, id="local-ctrl-c"),
@@ -79,7 +87,7 @@ def test_an_interrupted_demo_is_resumed(
     for number in range(120):
         lines = "\n\n".join(f"Note {n} of text {number} is about tea." for n in range(30))
         (texts / f"{number:03}.txt").write_text(lines)
-    demo = ["-m", "flowgentic_actors.cli.main", "demo", *options, "--persist", str(tmp_path / "p")]
+    demo = ["-c", FOREGROUND, "demo", *options, "--persist", str(tmp_path / "p")]
     environ = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
     command = [sys.executable, *demo, str(texts)]
     with subprocess.Popen(
