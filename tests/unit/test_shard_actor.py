@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import random
 from collections.abc import AsyncIterator
@@ -60,7 +61,10 @@ class SmallDisk(RealDisk):
         super().allocate(fd, size)
 
     def _check(self, folder: Path, size: int) -> None:
-        used = sum(path.stat().st_size for path in folder.iterdir())
+        used = 0
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another thread renamed or removed it
+                used += path.stat().st_size
         if used + size > self.room:
             raise OSError(errno.ENOSPC, "No space left on device")
 
