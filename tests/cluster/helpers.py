@@ -58,6 +58,22 @@ def python(program: str, *arguments: str, **options: Any) -> subprocess.Popen[st
     )
 
 
+def run_in_runtime(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program as the head of a Dragon runtime of its own, to its end."""
+    (folder / "program.py").write_text(textwrap.dedent(program))
+    launcher = Path(sys.executable).parent / "dragon"
+    path = f"{launcher.parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [launcher, "-s", folder / "program.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": ROOT, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 def output_of(program: str, *arguments: str, timeout: float = 60.0) -> str:
     """What a program prints; it must end well."""
     with python(program, *arguments) as process:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -18,7 +17,15 @@ import pytest
 from flowgentic_actors import ClusterEvent, MemoryCluster
 from flowgentic_actors.errors import MemoryFailedError, OutcomeUnknownError, RequestError
 from flowgentic_actors.wire.session import MAX_LOSSES
-from tests.cluster.helpers import ROOT, eventually, gone, python, remove_orphan, wait_until
+from tests.cluster.helpers import (
+    ROOT,
+    eventually,
+    gone,
+    python,
+    remove_orphan,
+    run_in_runtime,
+    wait_until,
+)
 from tests.conftest import SETTINGS, mode_params
 from tests.contract.faces import checkpoint_of, config_of, unique
 
@@ -401,21 +408,7 @@ IN_RUNTIME = """
 def test_a_host_killed_inside_a_programs_runtime_is_replaced_there(
     mode: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "program.py").write_text(textwrap.dedent(IN_RUNTIME))
-    launcher = Path(sys.executable).parent / "dragon"
-    run = subprocess.run(
-        [launcher, "-s", tmp_path / "program.py"],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": ROOT,
-            "PATH": f"{launcher.parent}{os.pathsep}{os.environ['PATH']}",
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    run = run_in_runtime(IN_RUNTIME, tmp_path)
     assert "answer 1 dragon 2" in run.stdout, run.stdout + run.stderr
     assert "closed" in run.stdout
 

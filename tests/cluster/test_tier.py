@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from flowgentic_actors.cluster import tiers
 from flowgentic_actors.cluster.status import ActorStatus
 from flowgentic_actors.cluster.tiers import tier_bytes
 from flowgentic_actors.errors import MemoryFullError, SharedMemoryError
-from tests.cluster.helpers import ROOT
+from tests.cluster.helpers import run_in_runtime
 from tests.conftest import NEEDS_DRAGON, SETTINGS, mode_params
 
 pytestmark = pytest.mark.anyio
@@ -201,19 +198,5 @@ IN_RUNTIME = """
 
 @pytest.mark.parametrize("mode", mode_params("dragon"))
 def test_a_closed_cluster_leaves_the_programs_runtime_as_it_was(mode: str, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(textwrap.dedent(IN_RUNTIME))
-    launcher = Path(sys.executable).parent / "dragon"
-    run = subprocess.run(
-        [launcher, "-s", tmp_path / "program.py"],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": ROOT,
-            "PATH": f"{launcher.parent}{os.pathsep}{os.environ['PATH']}",
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    run = run_in_runtime(IN_RUNTIME, tmp_path)
     assert "answer 1" in run.stdout, run.stdout + run.stderr
