@@ -8,7 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-BOOT = "import sys; sys.path.append({root!r}); from {module} import main; sys.exit(main())"
+BOOT = (
+    "import sys; sys.path.insert(0, {root!r}); import {package}; sys.path.append(sys.path.pop(0)); "
+    "from {module} import main; sys.exit(main())"
+)
 
 
 class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,8 +61,10 @@ def write_private(path: Path, data: bytes) -> None:
 def python_command(module: str, *arguments: str) -> list[str]:
     """The command that runs `module.main()` in a new Python, as this package and no other copy.
 
-    The package's own parent folder goes last on the path, so a source checkout works and nothing
-    of the standard library is shadowed.
+    The package's own parent folder is first on the path while the package is found and last from
+    then on, so a source checkout beside an installed copy works and nothing of the standard library
+    is shadowed.
     """
     root = str(Path(__file__).parents[2])
-    return [sys.executable, "-P", "-c", BOOT.format(root=root, module=module), *arguments]
+    boot = BOOT.format(root=root, package=module.partition(".")[0], module=module)
+    return [sys.executable, "-P", "-c", boot, *arguments]

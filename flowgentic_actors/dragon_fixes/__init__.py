@@ -13,9 +13,11 @@ from pathlib import Path
 
 
 def with_fixes(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which Python runs this package's `sitecustomize` first."""
-    here = str(Path(__file__).parent)
-    others = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    if here in others:
-        others.remove(here)
-    return {**environ, "PYTHONPATH": os.pathsep.join([here, *others])}
+    """An environment in which Python runs this package's `sitecustomize` first, and no other copy.
+
+    A source checkout beside an installed package makes two.
+    """
+    here = Path(__file__).parent
+    path = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    others = [part for part in path if Path(part).parts[-2:] != here.parts[-2:]]
+    return {**environ, "PYTHONPATH": os.pathsep.join([str(here), *others])}

@@ -36,11 +36,18 @@ _FIRST_NAP, _LONGEST_NAP = 0.001, 0.05
 
 
 def _run_hidden() -> None:
+    # Only what comes later on the path: one that in turn runs what it hides never leads back here.
     here = os.path.realpath(__file__.rpartition("/")[0])
-    others = [path for path in sys.path if os.path.realpath(path or ".") != here]
-    spec = PathFinder.find_spec("sitecustomize", others)
+    later: list[str] = []
+    for path in reversed(sys.path):
+        if os.path.realpath(path or ".") == here:
+            break
+        later.insert(0, path)
+    spec = PathFinder.find_spec("sitecustomize", later)
     if spec is not None and spec.loader is not None:
-        spec.loader.exec_module(sys.modules.setdefault("hidden_sitecustomize", _module(spec)))
+        module = _module(spec)
+        sys.modules.setdefault("hidden_sitecustomize", module)
+        spec.loader.exec_module(module)
 
 
 def _module(spec: ModuleSpec) -> ModuleType:

@@ -216,3 +216,15 @@ def test_the_limit_on_open_files_is_lifted_and_never_lowered() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (512, before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_process_runs_the_copy_of_the_package_that_started_it(tmp_path: Path) -> None:
+    """Another one may be installed, or on the user's PYTHONPATH."""
+    other = tmp_path / "flowgentic_actors"
+    other.mkdir()
+    (other / "__init__.py").write_text("raise SystemExit('the other copy')")
+    command = python_command("flowgentic_actors.actors.process", str(tmp_path / "missing.spec"))
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert "the other copy" not in done.stderr
+    assert "missing.spec" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,20 @@ def test_the_users_own_sitecustomize_still_runs(
     assert with_fixes(environ) == environ
     process = sleepers(tmp_path, "import sys; sys.exit(sys.users_own)", **environ)
     assert process.wait(20) == 7
+
+
+def test_a_second_copy_of_the_package_runs_nothing_twice(
+    tmp_path: Path, sleepers: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """A checkout beside an installed package, also where somebody else put both on the path."""
+    mine = Path(sitecustomize.__file__).parent
+    copy = tmp_path / "flowgentic_actors" / "dragon_fixes"
+    shutil.copytree(mine, copy)
+    path = with_fixes({"PYTHONPATH": str(copy)})["PYTHONPATH"]
+    assert path == str(mine)
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.runs = getattr(sys, 'runs', 0) + 1")
+    both = os.pathsep.join(map(str, [mine, copy, mine, copy, tmp_path]))
+    assert sleepers(tmp_path, "import sys; sys.exit(sys.runs)", PYTHONPATH=both).wait(20) == 1
 
 
 class _Queue:
