@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
+    from flowgentic_actors.adapters.cache import AsyncCache
+    from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver, ThreadInfo
     from flowgentic_actors.adapters.store import AsyncStore
     from flowgentic_actors.cluster.handle import ClusterHandle
     from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActorStatus",
+    "AsyncCache",
     "AsyncCheckpointSaver",
     "AsyncStore",
     "ClusterEvent",
@@ -31,10 +33,12 @@ __all__ = [
     "FlowgenticError",
     "MemoryCluster",
     "MemoryConfig",
+    "ThreadInfo",
 ]
 
 _HOMES = {
     "ActorStatus": "cluster.status",
+    "AsyncCache": "adapters.cache",
     "AsyncCheckpointSaver": "adapters.checkpoint",
     "AsyncStore": "adapters.store",
     "ClusterEvent": "cluster.status",
@@ -43,6 +47,7 @@ _HOMES = {
     "FlowgenticError": "errors",
     "MemoryCluster": "memory",
     "MemoryConfig": "config",
+    "ThreadInfo": "adapters.checkpoint",
 }
 
 

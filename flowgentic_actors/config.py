@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NotRequired, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import TypedDict
 
 Mode = Literal["auto", "local", "distributed"]
 Spawner = Literal["auto", "dragon", "subprocess"]
@@ -15,6 +16,35 @@ NAME_PATTERN = r"^[a-z0-9-]{1,40}$"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 MiB = 2**20
+
+
+class StoreTTL(TypedDict, total=False):
+    """LangGraph's `TTLConfig`, checked."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    refresh_on_read: bool
+    omit_expired: bool
+    default_ttl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    sweep_interval_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+
+
+def _embeds(embed: Any) -> Any:
+    if callable(embed) or isinstance(embed, str) or hasattr(embed, "embed_documents"):
+        return embed
+    raise ValueError(
+        "must be a function of a list of texts, sync or async, a LangChain Embeddings, or its name"
+    )
+
+
+class StoreIndex(TypedDict):
+    """LangGraph's `IndexConfig`, checked."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    dims: Annotated[int, Field(ge=1, le=65_536, strict=True)]
+    embed: Annotated[Any, AfterValidator(_embeds)]
+    fields: NotRequired[list[str] | None]
 
 
 class MemoryConfig(BaseModel):
@@ -80,6 +110,37 @@ class MemoryConfig(BaseModel):
 
     checkpoint_total_mem: Annotated[int, Field(ge=1 * MiB, le=2**50)] | None = None
     """The same for all threads: checkpoints, channel values and pending writes."""
+
+    cache_total_mem: Annotated[int, Field(ge=1 * MiB, le=2**50)] = 256 * MiB
+    """Bytes that cached values take at most; the least recently used ones go first. They are in the
+    actors' memory alone, and an actor that is restarted begins with an empty cache."""
+
+    checkpoint_ttl: Seconds | None = None
+    """Time after which a thread is forgotten that nobody writes to. Default: never."""
+
+    keep_last: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    """Checkpoints to keep of each namespace of a thread, and those that the delta channels of
+    these are made from; older ones are forgotten as new ones come. Default: all."""
+
+    detect_conflicts: bool = False
+    """Refuse a checkpoint that does not follow its thread's latest one, because somebody else wrote
+    to the thread meanwhile, with `ThreadConflictError`. Forks by time travel are no conflict.
+    Default: it forks the thread."""
+
+    thread_backlog: Annotated[int, Field(ge=64 * 1024, le=2**40)] = 64 * MiB
+    """Bytes that may wait to be acknowledged for one thread in one process. With
+    `durability="async"` a graph does not wait for its writes: one that is this far ahead of them
+    gets `BackpressureError`."""
+
+    ttl: StoreTTL | None = None
+    """LangGraph's `TTLConfig` of the store: `default_ttl` (minutes), `refresh_on_read` (True),
+    `omit_expired` (True: an item whose time is over is not given out, False: until it is swept),
+    `sweep_interval_minutes` (a second)."""
+
+    index: StoreIndex | None = None
+    """LangGraph's `IndexConfig` of the store, for searches by similarity: `dims`, `embed` (a
+    function, sync or async, or a LangChain `Embeddings`), `fields` (`["$"]`). It is not sent to the
+    actors: whoever attaches gives one too."""
 
     managers_per_node: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that hold the values of each actor's DDict."""

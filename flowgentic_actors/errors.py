@@ -18,6 +18,9 @@
     │   ├── OutcomeUnknownError       it was sent and not answered: it may have happened
     │   └── RejectedError             the actor refused it: nothing happened
     │       ├── InvalidRequestError   the request itself is wrong
+    │       ├── ConflictError         somebody else was faster
+    │       │   ├── ThreadConflictError   a checkpoint does not follow its thread's latest
+    │       │   └── VersionConflictError  an item has not the version that was expected
     │       ├── RequestExpiredError   its deadline passed while it waited in the mailbox
     │       ├── StorageError          the actor cannot write its journal: the disk is full, or fails
     │       │   └── MemoryFullError   the shard holds as much as it may
@@ -124,6 +127,26 @@ class RejectedError(RequestError):
 
 class InvalidRequestError(RejectedError):
     """The request cannot be carried out as it stands; sending it again will not help."""
+
+
+class ConflictError(RejectedError):
+    """Somebody else wrote in between: read again, and decide anew."""
+
+
+class ThreadConflictError(ConflictError):
+    """The checkpoint does not follow the latest one of its thread (`detect_conflicts`)."""
+
+
+class VersionConflictError(ConflictError):
+    """The item is not there in the version that was expected.
+
+    Attributes:
+        found: The version that it has, 0 when there is none.
+    """
+
+    def __init__(self, message: str, found: int) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 class RequestExpiredError(RejectedError):

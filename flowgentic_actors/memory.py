@@ -10,9 +10,10 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
 
 from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.adapters.cache import AsyncCache
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
 from flowgentic_actors.cluster.client import InlineClient, RemoteClient, describe
@@ -28,6 +29,7 @@ from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.owner import Owner
 from flowgentic_actors.cluster.protocol import Description
 from flowgentic_actors.cluster.signals import on_sigterm, on_stop_signal
+from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.environment import (
@@ -45,6 +47,9 @@ from flowgentic_actors.errors import (
     LocalClusterError,
     RequestError,
 )
+
+if TYPE_CHECKING:
+    from langgraph.store.base import IndexConfig, TTLConfig
 
 logger = logging.getLogger("flowgentic_actors")
 
@@ -90,6 +95,7 @@ class MemoryCluster:
         self._handle: ClusterHandle | None = None
         self._checkpointer: AsyncCheckpointSaver | None = None
         self._store: AsyncStore | None = None
+        self._cache: AsyncCache[Any] | None = None
 
     @classmethod
     def attach(cls, target: ClusterHandle | str | None = None, /, **settings: Any) -> MemoryCluster:
@@ -99,12 +105,20 @@ class MemoryCluster:
             target: A handle, the string of `handle.export()`, or the name of a cluster of this
                 user on this node. Default: the descriptor file that `$FLOWGENTIC_MEMORY` names.
             **settings: `request_timeout`, `connection_pool`, `scratch` (where names are looked
-                up), as in `MemoryConfig`.
+                up), `detect_conflicts`, `thread_backlog`, `ttl`, `index`, as in `MemoryConfig`.
 
         Returns:
             A cluster to be entered with `async with`.
         """
-        allowed = {"request_timeout", "connection_pool", "scratch"}
+        allowed = {
+            "request_timeout",
+            "connection_pool",
+            "scratch",
+            "detect_conflicts",
+            "thread_backlog",
+            "ttl",
+            "index",
+        }
         if extra := sorted(set(settings) - allowed):
             raise TypeError(
                 f"attach() takes {', '.join(sorted(allowed))}; {', '.join(extra)} was decided by "
@@ -188,7 +202,8 @@ class MemoryCluster:
                     "ack='disk' promises to survive the loss of power, and a local cluster without "
                     "persist_path has no journal: set persist_path=, or mode='distributed'"
                 )
-            return InlineClient(name, config.namespace_depth)
+            settings = shard_settings(config, 1)
+            return InlineClient(name, config.namespace_depth, settings=settings)
         memory = LocalMemory(config, config.persist_path, name)
         try:
             await self._open_or_close(memory.open, memory.close, timeout)
@@ -334,15 +349,30 @@ class MemoryCluster:
     def checkpointer(self) -> AsyncCheckpointSaver:
         """For `builder.compile(checkpointer=...)`."""
         if self._checkpointer is None:
-            self._checkpointer = AsyncCheckpointSaver(self._opened())
+            config = self._config
+            self._checkpointer = AsyncCheckpointSaver(
+                self._opened(),
+                detect_conflicts=config.detect_conflicts,
+                backlog=config.thread_backlog,
+            )
         return self._checkpointer
 
     @property
     def store(self) -> AsyncStore:
         """For `builder.compile(store=...)`."""
         if self._store is None:
-            self._store = AsyncStore(self._opened())
+            config = self._config
+            index = cast("IndexConfig | None", config.index)  # as checked by pydantic
+            ttl = cast("TTLConfig | None", config.ttl)
+            self._store = AsyncStore(self._opened(), index=index, ttl=ttl)
         return self._store
+
+    @property
+    def cache(self) -> AsyncCache[Any]:
+        """For `builder.compile(cache=...)`, with a `CachePolicy` on nodes."""
+        if self._cache is None:
+            self._cache = AsyncCache(self._opened())
+        return self._cache
 
     @property
     def is_distributed(self) -> bool:

@@ -32,11 +32,12 @@ class Actor(Protocol):
     Its methods are called on the loop and do not wait for anything.
     """
 
-    def start(self, tell: Callable[[str, str], None]) -> None:
+    def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
         """Begin what goes on beside the requests; called on the loop, before the first of them.
 
         Args:
             tell: Reports an event (kind, detail) to the supervisor; callable from any thread.
+            wake: Has `commit` called soon, for what was done beside the requests.
         """
 
     def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:

@@ -160,6 +160,10 @@ class ActorRuntime:
 
     # ------------------------------------------------------------------ batches
 
+    def wake(self) -> None:
+        """Have a batch soon, be it an empty one: the actor has something to commit."""
+        self._schedule()
+
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True

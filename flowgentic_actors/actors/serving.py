@@ -73,7 +73,7 @@ async def serve(
     link.status = lambda: (runtime.busy(), runtime.stats())
     link.on_drain = lambda reason: _threadsafe(loop, lambda: drain(reason))
     link.on_fence = lambda fenced: _threadsafe(loop, lambda: runtime.fence(fenced=fenced))
-    actor.start(lambda kind, detail: link.send(Noted(kind, sendable(detail))))
+    actor.start(lambda kind, detail: link.send(Noted(kind, sendable(detail))), runtime.wake)
     link.send(Ready(time.monotonic() - started))
     reason = await draining
     await runtime.drain(server, reason)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import msgspec
 from langchain_core.runnables import RunnableConfig
@@ -21,7 +22,9 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from flowgentic_actors.adapters.listing import Listing
+from flowgentic_actors.adapters.backlog import Backlog
+from flowgentic_actors.adapters.items import micros_of, time_of
+from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thread_position
 from flowgentic_actors.adapters.plan import Ask, Plan, ask_all, ask_all_sync, run, run_sync
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.engine.commands import (
@@ -31,18 +34,43 @@ from flowgentic_actors.engine.commands import (
     GetChannelHistory,
     GetCheckpoint,
     ListCheckpoints,
+    ListThreads,
     PruneThread,
     PutCheckpoint,
     PutWrites,
     ReadThread,
 )
-from flowgentic_actors.engine.model import Position, Scalar, Write
-from flowgentic_actors.engine.replies import CheckpointRow, MissingBlobs
-from flowgentic_actors.errors import InvalidRequestError
+from flowgentic_actors.engine.model import Position, Scalar, ThreadPosition, Write
+from flowgentic_actors.engine.replies import CheckpointRow, Conflict, MissingBlobs, ThreadRow
+from flowgentic_actors.errors import InvalidRequestError, ThreadConflictError
+
+BACKLOG = 64 << 20
+"""Bytes of one thread that may wait to be acknowledged, unless something else is said."""
 
 _INT64 = 2**63
 _MOST = 2**53
 _NO_SCALAR = object()
+
+# In the configs that are given out while conflicts are detected: the checkpoint that the caller
+# named, empty when it was given the latest. LangGraph hands it on to `put`, and leaves it out of
+# the metadata for its underscores.
+_ADDRESSED = "__flowgentic_addressed"
+
+
+class ThreadInfo(NamedTuple):
+    """A thread, as a listing of threads tells of it.
+
+    Attributes:
+        thread_id: Its id.
+        updated_at: When it was last written to, UTC.
+        checkpoints: How many it has, in all namespaces.
+        bytes: Bytes of its checkpoints, values and pending writes.
+    """
+
+    thread_id: str
+    updated_at: datetime
+    checkpoints: int
+    bytes: int
 
 
 class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
@@ -57,11 +85,23 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         client: How to reach the shards.
         serde: Serializer of checkpoints, metadata and values. Default: LangGraph's
             `JsonPlusSerializer`.
+        detect_conflicts: Whether to refuse a checkpoint that does not follow the latest of its
+            namespace, because somebody else wrote to the thread meanwhile.
+        backlog: Bytes of one thread that may wait to be acknowledged.
     """
 
-    def __init__(self, client: MemoryClient, *, serde: SerializerProtocol | None = None) -> None:
+    def __init__(
+        self,
+        client: MemoryClient,
+        *,
+        serde: SerializerProtocol | None = None,
+        detect_conflicts: bool = False,
+        backlog: int = BACKLOG,
+    ) -> None:
         super().__init__(serde=serde)
         self._client = client
+        self._detects_conflicts = detect_conflicts
+        self._backlog = Backlog(backlog)
 
     # ------------------------------------------------------------------ async
 
@@ -110,6 +150,11 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
 
         Returns:
             The config of the stored checkpoint.
+
+        Raises:
+            ThreadConflictError: If conflicts are detected and this is one. A checkpoint of source
+                `"fork"`, or whose parent was asked for by its id, is none: that is time travel.
+            BackpressureError: If too much of the thread is under way.
         """
         return await run(self._client, self._put(config, checkpoint, metadata, new_versions))
 
@@ -152,6 +197,32 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         page by page: it is whole when this returns, and an interrupted one can be made again.
         """
         await run(self._client, self._copy_thread(source_thread_id, target_thread_id))
+
+    async def athreads(
+        self,
+        *,
+        prefix: str = "",
+        limit: int | None = None,
+        before: datetime | ThreadInfo | None = None,
+    ) -> AsyncIterator[ThreadInfo]:
+        """List threads, the one that was written to last first.
+
+        Args:
+            prefix: What their ids begin with.
+            limit: At most this many.
+            before: Only those that were last written to before a time; or go on after a thread of
+                an earlier listing.
+        """
+        listing = self._thread_listing(prefix, limit, before)
+        while True:
+            while asks := listing.asks():
+                listing.feed(await ask_all(self._client, asks))
+            row = listing.pop()
+            if row is None:
+                return
+            yield _thread_info(row)
+            if listing.count():
+                return
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -228,6 +299,25 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         """Copy a thread; see `acopy_thread`."""
         run_sync(self._client, self._copy_thread(source_thread_id, target_thread_id))
 
+    def threads(
+        self,
+        *,
+        prefix: str = "",
+        limit: int | None = None,
+        before: datetime | ThreadInfo | None = None,
+    ) -> Iterator[ThreadInfo]:
+        """List threads; see `athreads`."""
+        listing = self._thread_listing(prefix, limit, before)
+        while True:
+            while asks := listing.asks():
+                listing.feed(ask_all_sync(self._client, asks))
+            row = listing.pop()
+            if row is None:
+                return
+            yield _thread_info(row)
+            if listing.count():
+                return
+
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
@@ -248,7 +338,12 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         thread_id, ns, checkpoint_id = _identify(config)
         shard = self._client.table.of_thread(thread_id)
         (reply,) = yield [Ask(shard, GetCheckpoint(thread_id, ns, checkpoint_id))]
-        return None if reply.row is None else self._tuple(reply.row)
+        if reply.row is None:
+            return None
+        found = self._tuple(reply.row)
+        if self._detects_conflicts:
+            found.config["configurable"][_ADDRESSED] = checkpoint_id or ""
+        return found
 
     def _put(
         self,
@@ -281,16 +376,31 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             blobs,
             tuple(c for c in values if c in versions and c not in blobs),
             tuple(merged.get("counters_since_delta_snapshot") or ()),
+            self._must_follow(config, merged.get("source")),
         )
         shard = self._client.table.of_thread(thread_id)
-        (reply,) = yield [Ask(shard, command)]
-        while isinstance(reply, MissingBlobs):
-            # Values that came with no new version and that the shard has never seen.
-            blobs |= {c: dumps(values[c]) for c in reply.channels}
-            present = tuple(c for c in command.present if c not in blobs)
-            command = msgspec.structs.replace(command, blobs=dict(blobs), present=present)
+        with self._backlog.hold(thread_id, _size(command)):
             (reply,) = yield [Ask(shard, command)]
+            while isinstance(reply, MissingBlobs):
+                # Values that came with no new version and that the shard has never seen.
+                blobs |= {c: dumps(values[c]) for c in reply.channels}
+                present = tuple(c for c in command.present if c not in blobs)
+                command = msgspec.structs.replace(command, blobs=dict(blobs), present=present)
+                (reply,) = yield [Ask(shard, command)]
+        if isinstance(reply, Conflict):
+            raise ThreadConflictError(
+                f"thread {thread_id!r} was written to by somebody else: its latest checkpoint is "
+                f"{reply.found or 'none'}, and this one follows {parent_id or 'none'}. Read the "
+                "thread again and decide anew (setting: detect_conflicts)"
+            )
         return _config(thread_id, ns, checkpoint["id"])
+
+    def _must_follow(self, config: RunnableConfig, source: object) -> bool:
+        if not self._detects_conflicts or source == "fork":
+            return False
+        configurable = config.get("configurable", {})
+        addressed = configurable.get(_ADDRESSED)
+        return not addressed or addressed != configurable.get("checkpoint_id")
 
     def _put_writes(
         self,
@@ -307,7 +417,8 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             for index, (channel, value) in enumerate(writes)
         )
         command = PutWrites(thread_id, ns, checkpoint_id, task_id, task_path, stored)
-        yield [Ask(self._client.table.of_thread(thread_id), command)]
+        with self._backlog.hold(thread_id, sum(len(write.value[1]) for write in stored)):
+            yield [Ask(self._client.table.of_thread(thread_id), command)]
 
     def _delete_thread(self, thread_id: str) -> Plan[None]:
         thread_id = str(thread_id)
@@ -318,7 +429,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         if not runs:
             return
         table = self._client.table
-        found = yield [Ask(shard, FindRuns(runs)) for shard in range(max(table.shards) + 1)]
+        found = yield [Ask(shard, FindRuns(runs)) for shard in table.below(())]
         threads = [thread_id for reply in found for thread_id in reply.thread_ids]
         if threads:
             yield [Ask(table.of_thread(t), DropRuns(t, runs)) for t in threads]
@@ -378,13 +489,12 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         wanted: Mapping[str, Any] | None,
         before: RunnableConfig | None,
         limit: int | None,
-    ) -> Listing:
-        if limit is not None and limit < 0:
-            raise InvalidRequestError(f"limit must be at least 0, not {limit}")
+    ) -> Listing[CheckpointRow]:
+        _check_limit(limit)
         configurable = config.get("configurable", {}) if config else {}
         thread_id = str(configurable["thread_id"]) if "thread_id" in configurable else None
         table = self._client.table
-        shards = range(max(table.shards) + 1) if thread_id is None else [table.of_thread(thread_id)]
+        shards = table.below(()) if thread_id is None else (table.of_thread(thread_id),)
         facets = _facets({k: v for k, v in (wanted or {}).items() if v is not None})
         # A filter that the shard cannot decide is decided here, on more rows than are wanted.
         decided = len(facets) == len(wanted or {})
@@ -396,7 +506,19 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             facets,
             min(limit, _MOST) if limit is not None and decided else None,
         )
-        return Listing(shards, query, limit)
+        return Listing(shards, query, limit, checkpoint_position)
+
+    def _thread_listing(
+        self, prefix: str, limit: int | None, before: datetime | ThreadInfo | None
+    ) -> Listing[ThreadRow]:
+        _check_limit(limit)
+        query = ListThreads(prefix, _MOST if limit is None else min(limit, _MOST))
+        if isinstance(before, ThreadInfo):
+            after = ThreadPosition(micros_of(before.updated_at), before.thread_id)
+            query = msgspec.structs.replace(query, after=after)
+        elif before is not None:
+            query = msgspec.structs.replace(query, before=max(0, micros_of(before)))
+        return Listing(self._client.table.below(()), query, limit, thread_position)
 
     def _listed(
         self, row: CheckpointRow, wanted: Mapping[str, Any] | None
@@ -438,6 +560,20 @@ def _identify(config: RunnableConfig) -> tuple[str, str, str | None]:
         configurable.get("checkpoint_ns") or "",
         configurable.get("checkpoint_id") or None,
     )
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 0:
+        raise InvalidRequestError(f"limit must be at least 0, not {limit}")
+
+
+def _thread_info(row: ThreadRow) -> ThreadInfo:
+    return ThreadInfo(row.thread_id, time_of(row.updated_us), row.checkpoints, row.bytes)
+
+
+def _size(command: PutCheckpoint) -> int:
+    blobs = (command.checkpoint, command.metadata, *command.blobs.values())
+    return sum(len(data) for _, data in blobs)
 
 
 def _config(thread_id: str, ns: str, checkpoint_id: str) -> RunnableConfig:

@@ -1,19 +1,27 @@
-"""A listing of checkpoints in progress: pages of several shards merged into one order. No I/O."""
+"""A listing in progress: pages of several shards merged into one order. No I/O."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from flowgentic_actors.adapters.plan import Ask
-from flowgentic_actors.engine.commands import ListCheckpoints
-from flowgentic_actors.engine.model import Position
-from flowgentic_actors.engine.replies import CheckpointPage, CheckpointRow
+from flowgentic_actors.engine.commands import ListCheckpoints, ListThreads
+from flowgentic_actors.engine.model import Position, ThreadPosition
+from flowgentic_actors.engine.replies import CheckpointRow, ThreadRow
+
+R = TypeVar("R")
 
 
-class Listing:
+class _Page(Protocol[R]):
+    rows: tuple[R, ...]
+    after: Any
+
+
+class Listing(Generic[R]):
     """Asks shards for pages and gives out their rows, newest first over all of them.
 
     Ask `asks`, `feed` the replies, `pop` a row, and begin again.
@@ -22,13 +30,21 @@ class Listing:
         shards: The shards to list.
         query: What to list.
         limit: Rows wanted in all.
+        position: Tells where a row is in the order: the greatest comes first.
     """
 
-    def __init__(self, shards: Iterable[int], query: ListCheckpoints, limit: int | None) -> None:
+    def __init__(
+        self,
+        shards: Iterable[int],
+        query: ListCheckpoints | ListThreads,
+        limit: int | None,
+        position: Callable[[R], Any],
+    ) -> None:
         self._query = query
         self._left = limit
-        self._rows: dict[int, deque[CheckpointRow]] = {shard: deque() for shard in shards}
-        self._after: dict[int, Position | None] = dict.fromkeys(self._rows)
+        self._position = position
+        self._rows: dict[int, deque[R]] = {shard: deque() for shard in shards}
+        self._after: dict[int, Any] = dict.fromkeys(self._rows, query.after)
         self._exhausted: set[int] = set(self._rows) if limit == 0 else set()
         self._asked: list[int] = []
 
@@ -40,18 +56,18 @@ class Listing:
             for shard in self._asked
         ]
 
-    def feed(self, replies: Sequence[object]) -> None:
+    def feed(self, replies: Sequence[Any]) -> None:
         """Take the replies to what was asked, in order."""
-        for shard, page in zip(self._asked, replies, strict=True):
-            assert isinstance(page, CheckpointPage)
+        for shard, reply in zip(self._asked, replies, strict=True):
+            page: _Page[R] = reply
             self._rows[shard].extend(page.rows)
             self._after[shard] = page.after
             if page.after is None:
                 self._exhausted.add(shard)
 
-    def pop(self) -> CheckpointRow | None:
+    def pop(self) -> R | None:
         """The next row, or None at the end."""
-        heads = [(_position(rows[0]), shard) for shard, rows in self._rows.items() if rows]
+        heads = [(self._position(rows[0]), shard) for shard, rows in self._rows.items() if rows]
         if not heads:
             return None
         return self._rows[max(heads)[1]].popleft()
@@ -64,5 +80,11 @@ class Listing:
         return self._left <= 0
 
 
-def _position(row: CheckpointRow) -> Position:
+def checkpoint_position(row: CheckpointRow) -> Position:
+    """Where a checkpoint is in a listing."""
     return Position(row.checkpoint_id, row.thread_id, row.checkpoint_ns)
+
+
+def thread_position(row: ThreadRow) -> ThreadPosition:
+    """Where a thread is in a listing."""
+    return ThreadPosition(row.updated_us, row.thread_id)

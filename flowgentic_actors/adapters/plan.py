@@ -24,6 +24,14 @@ class Ask(NamedTuple):
     command: Command
 
 
+class Each(list[Ask]):
+    """Questions that have nothing to do with each other: errors are given in place of replies.
+
+    For any other sequence of questions the first error is raised in the plan, after the last
+    answer.
+    """
+
+
 Plan: TypeAlias = Generator[Sequence[Ask], Sequence[Any], T]
 """Yields questions, receives their replies (of the types that belong to them), returns T."""
 
@@ -33,7 +41,7 @@ async def run(client: MemoryClient, plan: Plan[T]) -> T:
     try:
         asks = next(plan)
         while True:
-            asks = plan.send(await ask_all(client, asks))
+            asks = _go_on(plan, asks, await ask_each(client, asks))
     except StopIteration as end:
         result: T = end.value
         return result
@@ -44,51 +52,103 @@ def run_sync(client: MemoryClient, plan: Plan[T]) -> T:
     try:
         asks = next(plan)
         while True:
-            asks = plan.send(ask_all_sync(client, asks))
+            asks = _go_on(plan, asks, ask_each_sync(client, asks))
     except StopIteration as end:
         result: T = end.value
         return result
 
 
+def _go_on(plan: Plan[T], asks: Sequence[Ask], answers: Sequence[Reply | Exception]) -> Any:
+    if not isinstance(asks, Each):
+        for answer in answers:
+            if isinstance(answer, Exception):
+                return plan.throw(answer)
+    return plan.send(answers)
+
+
 async def ask_all(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply]:
     """Ask everything at once and await all replies; the first error is raised after the last."""
-    if len(asks) == 1:
-        return [await client.ask(*asks[0])]
-    # Not a task group: it would cancel what has nothing to do with the error, and wrap the error.
-    answers = await asyncio.gather(*(client.ask(*ask) for ask in asks), return_exceptions=True)
-    replies: list[Reply] = []
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-        replies.append(answer)
-    return replies
+    return replies(await ask_each(client, asks))
 
 
 def ask_all_sync(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply]:
-    """Ask everything, one after the other, until one is refused."""
-    return [client.ask_sync(*ask) for ask in asks]
+    """Ask everything, one after the other; the first error is raised after the last."""
+    return replies(ask_each_sync(client, asks))
 
 
-def together(plans: Sequence[Plan[T]]) -> Plan[list[T]]:
-    """Run plans side by side: what they ask in one round is asked at once."""
-    results: dict[int, T] = {}
+def replies(answers: Sequence[Reply | Exception]) -> list[Reply]:
+    """The replies, or the first error among them, raised."""
+    found: list[Reply] = []
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+        found.append(answer)
+    return found
+
+
+async def ask_each(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Exception]:
+    """Ask everything at once and await all answers."""
+    if len(asks) == 1:
+        try:
+            return [await client.ask(*asks[0])]
+        except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+            return [error]
+    # Not a task group: it would cancel what has nothing to do with the error, and wrap the error.
+    answers = await asyncio.gather(*(client.ask(*ask) for ask in asks), return_exceptions=True)
+    found: list[Reply | Exception] = []
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+            raise answer
+        found.append(answer)
+    return found
+
+
+def ask_each_sync(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Exception]:
+    """Ask everything, one after the other."""
+    found: list[Reply | Exception] = []
+    for ask in asks:
+        try:
+            found.append(client.ask_sync(*ask))
+        except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+            found.append(error)
+    return found
+
+
+def each(plans: Sequence[Plan[T]]) -> Plan[list[T | Exception]]:
+    """Run plans side by side: what they ask in one round is asked at once.
+
+    One that fails has its error in the place of its result; the others go on.
+    """
+    results: dict[int, T | Exception] = {}
     asks: dict[int, Sequence[Ask]] = {}
 
-    def advance(index: int, replies: Sequence[Any] | None) -> None:
-        asks.pop(index, None)
+    def advance(index: int, answers: Sequence[Reply | Exception] | None) -> None:
+        plan, asked = plans[index], asks.pop(index, ())
         try:
-            plan = plans[index]
-            asks[index] = next(plan) if replies is None else plan.send(replies)
+            asks[index] = next(plan) if answers is None else _go_on(plan, asked, answers)
         except StopIteration as end:
             results[index] = end.value
+        except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+            results[index] = error
 
     for index in range(len(plans)):
         advance(index, None)
     while asks:
         waiting = dict(asks)
-        replies = yield [ask for group in waiting.values() for ask in group]
+        answers = yield Each(ask for group in waiting.values() for ask in group)
         start = 0
         for index, group in waiting.items():
-            advance(index, replies[start : start + len(group)])
+            advance(index, answers[start : start + len(group)])
             start += len(group)
     return [results[index] for index in range(len(plans))]
+
+
+def together(plans: Sequence[Plan[T]]) -> Plan[list[T]]:
+    """The same for parts of one thing: the first error is raised after the last has ended."""
+    results = yield from each(plans)
+    found: list[T] = []
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        found.append(result)
+    return found

@@ -178,7 +178,7 @@ def _checkpoints(
         shard.replay(reader.read(lsn))
     query = ListCheckpoints(thread_id=thread_id)
     while True:
-        page = shard.query(query)
+        page = shard.query(query, 0)
         assert isinstance(page, CheckpointPage)
         for row in page.rows:
             yield _checkpoint(row, options)

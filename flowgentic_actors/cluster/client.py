@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -27,8 +26,7 @@ from flowgentic_actors.cluster.protocol import (
     StatusReply,
 )
 from flowgentic_actors.cluster.slots import SlotTable, even_table
-from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
-from flowgentic_actors.engine import Shard
+from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus, known_stats
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.errors import (
@@ -37,6 +35,8 @@ from flowgentic_actors.errors import (
     LocalClusterError,
     OutcomeUnknownError,
 )
+from flowgentic_actors.shard.bare import BareShard
+from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.group import Promise
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
@@ -164,6 +164,7 @@ class InlineClient:
         namespace_depth: As in `MemoryConfig`.
         memory: The memory on disk, open, which this client closes; None for none.
         timeout: Deadline of a call that waits for the disk, and of closing, seconds.
+        settings: How much the shard keeps, where there is no memory on disk.
     """
 
     def __init__(
@@ -172,13 +173,13 @@ class InlineClient:
         namespace_depth: int,
         memory: LocalMemory | None = None,
         timeout: float = 30.0,
+        settings: ShardSettings = ShardSettings(),  # noqa: B008 - immutable
     ) -> None:
         self.table = even_table(1, namespace_depth)
         self._name = name
-        self._shard = Shard()
+        self._shard = BareShard(settings)
         self._memory = memory
         self._timeout = timeout
-        self._lock = threading.Lock()
         self._requests = 0
         self._opened = time.time()
         self._events: list[ClusterEvent] = []
@@ -220,16 +221,14 @@ class InlineClient:
             except TimeoutError as error:
                 raise self._late() from error
         self._check_usable()
-        with self._lock:
-            self._requests += 1
-            return self._shard.apply(command, time.time_ns() // 1000).reply
+        self._requests += 1
+        return self._shard.ask(command)
 
     def _begin(
         self, memory: LocalMemory, command: Command, loop: asyncio.AbstractEventLoop | None
     ) -> Reply | Promise[Reply]:
         self._check_usable()
-        with self._lock:
-            self._requests += 1
+        self._requests += 1
         return memory.ask(command, loop)
 
     def _late(self) -> OutcomeUnknownError:
@@ -241,12 +240,7 @@ class InlineClient:
     async def status(self) -> ClusterStatus:
         """The cluster's status."""
         self._check_open()
-        size: dict[str, Any]
-        if self._memory is not None:
-            size = self._memory.stats()
-        else:
-            with self._lock:
-                size = msgspec.structs.asdict(self._shard.size())
+        size = self._shard.stats() if self._memory is None else self._memory.stats()
         actor = ActorStatus(
             name="shard-0",
             shard=0,
@@ -255,7 +249,7 @@ class InlineClient:
             epoch=1,
             state="running",
             requests=self._requests,
-            **size,
+            **known_stats(size),
         )
         return ClusterStatus(
             name=self._name,
@@ -298,6 +292,7 @@ class InlineClient:
     async def close(self) -> None:
         """Refuse everything from now on, and seal the memory on disk."""
         forked, self._unusable = self._unusable == "forked", "closed"
+        self._shard.close()
         if self._memory is not None and not forked:
             orderly = await on_daemon_thread(self._timeout + _CLOSE_MARGIN, self._memory.close)
             if not orderly:
@@ -312,7 +307,7 @@ class InlineClient:
     def after_fork(self) -> None:
         """A forked child has a copy that nobody else sees: refuse to write into it."""
         self._unusable = self._unusable or "forked"
-        self._lock = threading.Lock()  # another thread may have held the old one
+        self._shard.after_fork()
         if self._memory is not None:
             self._memory.after_fork()
 

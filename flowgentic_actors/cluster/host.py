@@ -57,7 +57,7 @@ from flowgentic_actors.cluster.protocol import (
     StatusReply,
 )
 from flowgentic_actors.cluster.slots import even_table
-from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
+from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus, known_stats
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.errors import (
     FlowgenticError,
@@ -65,6 +65,7 @@ from flowgentic_actors.errors import (
     ProtocolError,
     RejectedError,
 )
+from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
@@ -102,8 +103,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
         restarts: How many hosts it had before this one.
         reason: What became of the last of them.
         hot_bytes: Bytes of values that each actor keeps in its own memory.
-        item_bytes: Ceiling of each actor's items.
-        thread_bytes: Ceiling of each actor's threads.
+        shard: How much each actor keeps.
         tier_bytes: Size of each actor's DDict, 0 for none.
         tier_managers: Processes of each of them.
         tier_given_up: Why there are none from this host on, empty otherwise.
@@ -122,8 +122,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     ack: str
     segment_bytes: int
     hot_bytes: int
-    item_bytes: int | None
-    thread_bytes: int | None
+    shard: ShardSettings
     tier_bytes: int
     tier_managers: int
     close_timeout: float
@@ -377,8 +376,7 @@ class Host:
                     "appends": "direct" if node_local else "thread",
                     "segment_bytes": str(spec.segment_bytes),
                     "hot_bytes": str(spec.hot_bytes),
-                    "item_bytes": _text(spec.item_bytes),
-                    "thread_bytes": _text(spec.thread_bytes),
+                    "settings": spec.shard.encode(),
                     "tier_bytes": _text(spec.tier_bytes or None),
                     "tier_managers": str(spec.tier_managers),
                     "tier_folder": str(tier_folder(self._folder, name)),
@@ -571,7 +569,6 @@ class Host:
 
 def _actor_status(shard: int, child: Child) -> ActorStatus:
     alive = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
-    known = set(ActorStatus.__struct_fields__)
     return ActorStatus(
         name=child.spec.name,
         shard=shard,
@@ -581,7 +578,7 @@ def _actor_status(shard: int, child: Child) -> ActorStatus:
         state=child.state,
         restarts=child.restarts,
         reason=child.reason,
-        **{name: value for name, value in child.stats.items() if name in known},
+        **known_stats(child.stats),
     )
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from flowgentic_actors.cluster.persist import StoredMemory, await_free, reopening
+from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.environment import scheduler_job
 from flowgentic_actors.errors import MemoryFailedError
-from flowgentic_actors.shard.ceilings import Ceilings
 from flowgentic_actors.shard.inline import JournaledShard
 from flowgentic_actors.storage.group import Promise
 from flowgentic_actors.storage.mounts import is_node_local
@@ -74,7 +74,7 @@ class LocalMemory:
                 ack=ack,
                 appends="direct" if is_node_local(self.path) else "thread",
                 segment_bytes=config.segment_bytes,
-                ceilings=Ceilings(config.store_total_mem, config.checkpoint_total_mem),
+                settings=shard_settings(config, 1),
             )
             if self._lost is not None:
                 raise self._lost

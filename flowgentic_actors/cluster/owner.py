@@ -28,6 +28,7 @@ from flowgentic_actors.cluster.host import HostSpec
 from flowgentic_actors.cluster.keeper import HostKeeper
 from flowgentic_actors.cluster.persist import await_free
 from flowgentic_actors.cluster.protocol import Description
+from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.cluster.tiers import end_tiers, tier_bytes
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.environment import scheduler_job
@@ -155,8 +156,7 @@ class Owner:
             ack=config.ack,
             segment_bytes=config.segment_bytes,
             hot_bytes=config.hot_memory,
-            item_bytes=_part(config.store_total_mem, config.actors_per_node),
-            thread_bytes=_part(config.checkpoint_total_mem, config.actors_per_node),
+            shard=shard_settings(config, config.actors_per_node),
             tier_bytes=self._tier_bytes(),
             tier_managers=config.managers_per_node,
             close_timeout=config.close_timeout,
@@ -218,7 +218,3 @@ class Owner:
             self._keeper.abandon()
         if self._lock is not None:
             self._lock.release()
-
-
-def _part(total: int | None, actors: int) -> int | None:
-    return None if total is None else total // actors

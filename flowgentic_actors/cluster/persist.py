@@ -29,7 +29,14 @@ import msgspec
 
 from flowgentic_actors.cluster.holder import HOLDER_FILE, HOLDER_LOCK, Hold, is_held
 from flowgentic_actors.cluster.slots import SlotTable, even_table
-from flowgentic_actors.engine.records import ItemDeleted, ItemStored, Record
+from flowgentic_actors.engine.records import (
+    ItemDeleted,
+    ItemsExpired,
+    ItemsRefreshed,
+    ItemStored,
+    Record,
+    ThreadsExpired,
+)
 from flowgentic_actors.errors import JournalLockedError, PersistError, PersistHeldError
 from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.reading import ShardReader, holds_entries
@@ -392,6 +399,8 @@ def router(table: SlotTable) -> Callable[[Record], int]:
         match record:
             case ItemStored() | ItemDeleted():
                 return table.of_namespace(record.namespace)
+            case ItemsRefreshed() | ItemsExpired() | ThreadsExpired():
+                raise AssertionError("it is of several shards, and nothing of it ever remains")
             case _:
                 return table.of_thread(record.thread_id)
 

@@ -32,6 +32,10 @@ class SlotTable(msgspec.Struct, frozen=True, array_like=True):
         """The shard of the items in a namespace."""
         return self.shards[_slot("n", *namespace[: self.namespace_depth])]
 
+    def of_cached(self, key: tuple[tuple[str, ...], str]) -> int:
+        """The shard of a cached value: those of one namespace are spread over all."""
+        return self.shards[_slot("c", *key[0], key[1])]
+
     def below(self, prefix: tuple[str, ...]) -> tuple[int, ...]:
         """The shards that may hold items below a prefix: one, or all when it is short."""
         if len(prefix) >= self.namespace_depth:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from msgspec import Struct
 
 
@@ -25,7 +28,10 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
         threads: Threads with anything stored.
         checkpoints: Checkpoints stored.
         items: Store items stored.
-        blob_bytes: Bytes of stored values.
+        blob_bytes: Bytes of stored values, vectors included.
+        vector_bytes: Bytes of the vectors that items are searched by.
+        cached: Cached values.
+        cache_bytes: Bytes that they take.
         journal_bytes: Bytes in its journal, 0 without one.
         compactions: Compactions of its journal by this incarnation.
         hot_bytes: Bytes of values in its own memory, in a distributed cluster.
@@ -50,12 +56,20 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
     checkpoints: int = 0
     items: int = 0
     blob_bytes: int = 0
+    vector_bytes: int = 0
+    cached: int = 0
+    cache_bytes: int = 0
     journal_bytes: int = 0
     compactions: int = 0
     hot_bytes: int = 0
     ddict_bytes: int = 0
     cold_reads: int = 0
     ddict_reads: int = 0
+
+
+def known_stats(stats: Mapping[str, int]) -> dict[str, Any]:
+    """Those of an actor's counters that its status tells."""
+    return {name: stats[name] for name in ActorStatus.__struct_fields__ if name in stats}
 
 
 class ClusterStatus(Struct, frozen=True, kw_only=True):

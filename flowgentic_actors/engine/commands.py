@@ -1,4 +1,4 @@
-"""What a shard can be asked to do. Reads and writes are told apart by `WRITES`."""
+"""What a shard can be asked to do. Those that change something for good are `WRITES`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from flowgentic_actors.engine.model import (
     Facets,
     ItemPosition,
     Limit,
+    Micros,
     Namespace,
     Position,
+    RankPosition,
     Text,
+    ThreadPosition,
+    Vector,
     Write,
 )
 
@@ -33,6 +37,8 @@ class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True):
         blobs: Values new with this checkpoint, by channel.
         present: Channels that have a value at this checkpoint but none in `blobs`.
         deltas: Channels whose value is made from writes of the checkpoints before this one.
+        follows: Whether it must follow the latest checkpoint of its branch, or be a new version of
+            one that is there; answered by `Conflict` where it does not.
     """
 
     thread_id: Text
@@ -46,6 +52,7 @@ class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True):
     blobs: Blobs
     present: Annotated[tuple[Text, ...], Meta(max_length=65_536)] = ()
     deltas: Annotated[tuple[Text, ...], Meta(max_length=65_536)] = ()
+    follows: bool = False
 
 
 class PutWrites(Struct, tag=2, array_like=True, frozen=True):
@@ -99,25 +106,46 @@ class DeleteThread(Struct, tag=5, array_like=True, frozen=True):
 
 
 class PutItem(Struct, tag=6, array_like=True, frozen=True):
-    """Store an item; its creation time is kept when it exists."""
+    """Store an item; its creation time is kept when it exists.
+
+    Answered by `Done`, or by `Conflict` when `expected` is not the item's version.
+
+    Attributes:
+        ttl_us: How long it lives after it was stored, or read by a query that refreshes; 0 for
+            ever.
+        expected: Version that the item must have, 0 for an item that must not be there, None for
+            whatever there is. Its version is the time at which it was stored, in microseconds.
+        vectors: What it can be found by, all of one size.
+    """
 
     namespace: Namespace
     key: Text
     value: Blob
+    ttl_us: Micros = 0
+    expected: int | None = None
+    vectors: Annotated[tuple[Vector, ...], Meta(max_length=65_536)] = ()
 
 
 class DeleteItem(Struct, tag=7, array_like=True, frozen=True):
-    """Remove an item if it is there."""
+    """Remove an item if it is there, and has the version expected."""
 
     namespace: Namespace
     key: Text
+    expected: int | None = None
 
 
 class GetItem(Struct, tag=8, array_like=True, frozen=True):
-    """Fetch one item."""
+    """Fetch one item.
+
+    Attributes:
+        refresh: Whether its life begins anew, if it has a limited one.
+        expired: Whether it may be one whose time is over and that is still there.
+    """
 
     namespace: Namespace
     key: Text
+    refresh: bool = False
+    expired: bool = False
 
 
 class SearchItems(Struct, tag=9, array_like=True, frozen=True):
@@ -129,6 +157,8 @@ class SearchItems(Struct, tag=9, array_like=True, frozen=True):
         limit: At most this many (a page may hold fewer).
         offset: Matching items to pass over first, from `after` on; the page says how many it did.
         after: Go on after this position of an earlier page.
+        refresh: Whether the lives of the items that are found begin anew.
+        expired: Whether to give items whose time is over and that are still there.
     """
 
     prefix: Namespace
@@ -136,6 +166,28 @@ class SearchItems(Struct, tag=9, array_like=True, frozen=True):
     limit: Limit
     offset: Limit
     after: ItemPosition | None = None
+    refresh: bool = False
+    expired: bool = False
+
+
+class RankItems(Struct, tag=16, array_like=True, frozen=True):
+    """Find items like `SearchItems`, the most similar to a vector first.
+
+    An item's score is the cosine similarity of the nearest of its vectors. Those that have none of
+    the size follow, without a score, ordered by namespace, then key.
+
+    Attributes:
+        vector: What to compare with: 32-bit floats, little-endian.
+    """
+
+    prefix: Namespace
+    filter: Annotated[bytes, Meta(max_length=64 * 1024)]
+    vector: Annotated[bytes, Meta(min_length=4, max_length=4 * 65_536)]
+    limit: Limit
+    offset: Limit
+    after: RankPosition | None = None
+    refresh: bool = False
+    expired: bool = False
 
 
 class Match(Struct, array_like=True, frozen=True):
@@ -152,6 +204,7 @@ class ListNamespaces(Struct, tag=10, array_like=True, frozen=True):
     max_depth: Annotated[int, Meta(ge=1)] | None
     limit: Limit
     offset: Limit
+    expired: bool = False
 
 
 class GetChannelHistory(Struct, tag=11, array_like=True, frozen=True):
@@ -205,22 +258,71 @@ class PruneThread(Struct, tag=15, array_like=True, frozen=True):
     keep: Annotated[int, Meta(ge=1)]
 
 
+class ListThreads(Struct, tag=17, array_like=True, frozen=True):
+    """List threads, the one that was written to last first.
+
+    Attributes:
+        prefix: What their ids begin with.
+        limit: At most this many (a page may hold fewer).
+        before: Only those that were last written to before this time.
+        after: Go on after this position of an earlier page.
+    """
+
+    prefix: Text
+    limit: Limit
+    before: Micros | None = None
+    after: ThreadPosition | None = None
+
+
+CacheKey: TypeAlias = tuple[Namespace, Text]
+
+
+class CacheEntry(Struct, array_like=True, frozen=True):
+    """A value to cache; `ttl_us` is how long it is valid, 0 for no limit."""
+
+    key: CacheKey
+    value: Blob
+    ttl_us: Micros = 0
+
+
+class CacheGet(Struct, tag=18, array_like=True, frozen=True):
+    """Fetch cached values."""
+
+    keys: Annotated[tuple[CacheKey, ...], Meta(max_length=65_536)]
+
+
+class CacheSet(Struct, tag=19, array_like=True, frozen=True):
+    """Cache values."""
+
+    entries: Annotated[tuple[CacheEntry, ...], Meta(max_length=65_536)]
+
+
+class CacheClear(Struct, tag=20, array_like=True, frozen=True):
+    """Forget the cached values of some namespaces, or all."""
+
+    namespaces: Annotated[tuple[Namespace, ...], Meta(max_length=65_536)] | None = None
+
+
 WriteCommand: TypeAlias = (
     PutCheckpoint | PutWrites | DeleteThread | DropRuns | PruneThread | PutItem | DeleteItem
 )
 
-Query: TypeAlias = (
-    GetCheckpoint
-    | ListCheckpoints
-    | GetChannelHistory
-    | ReadThread
-    | FindRuns
-    | GetItem
-    | SearchItems
-    | ListNamespaces
+ThreadQuery: TypeAlias = (
+    GetCheckpoint | ListCheckpoints | GetChannelHistory | ReadThread | FindRuns | ListThreads
 )
+
+ItemQuery: TypeAlias = GetItem | SearchItems | RankItems | ListNamespaces
+
+CacheCommand: TypeAlias = CacheGet | CacheSet | CacheClear
+"""What is in a cache may be lost at any time: nothing of it is recorded."""
+
+Query: TypeAlias = ThreadQuery | ItemQuery | CacheCommand
+"""What is answered without a record, but for the refreshing of items."""
 
 Command: TypeAlias = WriteCommand | Query
 
 WRITES = (PutCheckpoint, PutWrites, DeleteThread, DropRuns, PruneThread, PutItem, DeleteItem)
-"""The commands that change something."""
+"""The commands that change something for good."""
+
+MAKES_ROOM = (DeleteThread, DropRuns, PruneThread, DeleteItem)
+"""Those after which there is less: they are carried out on a full disk as well."""

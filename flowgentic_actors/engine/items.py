@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from sys import intern
 
+from msgspec.structs import replace
 from sortedcontainers import SortedList
 
-from flowgentic_actors.engine.commands import ListNamespaces, Match, PutItem, SearchItems
-from flowgentic_actors.engine.filters import compile_filter
-from flowgentic_actors.engine.model import PAGE_BYTES, ItemPosition
-from flowgentic_actors.engine.records import ItemDeleted, ItemStored
-from flowgentic_actors.engine.replies import ItemPage, ItemRow, NamespacePage
+from flowgentic_actors.engine.commands import DeleteItem, PutItem
+from flowgentic_actors.engine.expiry import Expiry, ItemPlace
+from flowgentic_actors.engine.model import ItemPosition
+from flowgentic_actors.engine.records import (
+    ItemDeleted,
+    ItemRecord,
+    ItemsExpired,
+    ItemsRefreshed,
+    ItemStored,
+)
+from flowgentic_actors.engine.replies import Conflict
 from flowgentic_actors.engine.values import Value, Values, shared
-
-MAX_PAGE = 4096
-"""Most items in one page, however small they are."""
-
-MAX_SCAN = 20_000
-"""Most items that one page's filter may look at before the page is closed, full or not."""
+from flowgentic_actors.engine.vectors import Vectors, check_vectors
 
 
-MAX_AHEAD = (256, 1 << 20)
-"""Most cold values, and bytes of them, that are fetched at once for a filter to look at."""
+class StoredItem(Value, gc=False):
+    """An item's value and times; `updated_us` is its version as well."""
 
-
-class _Item(Value, gc=False):
     created_us: int
     updated_us: int
 
@@ -36,12 +36,12 @@ class _Namespace:
     __slots__ = ("items", "order")
 
     def __init__(self) -> None:
-        self.items: dict[str, _Item] = {}
+        self.items: dict[str, StoredItem] = {}
         # The keys in order, from the first search on: a shard that is being recovered, or is
         # never searched, does not pay for it.
         self.order: SortedList[str] | None = None
 
-    def from_key(self, key: str, *, inclusive: bool) -> Iterator[tuple[str, _Item]]:
+    def from_key(self, key: str, *, inclusive: bool) -> Iterator[tuple[str, StoredItem]]:
         if self.order is None:
             self.order = SortedList(self.items)
         for found in self.order.irange(minimum=key, inclusive=(inclusive, True)):
@@ -53,28 +53,84 @@ class Items:
 
     Args:
         values: Keeps their values.
+        searchable: Whether their vectors are kept to be searched.
     """
 
-    def __init__(self, values: Values) -> None:
+    def __init__(self, values: Values, *, searchable: bool) -> None:
         self._values = values
+        self._searchable = searchable
         self._namespaces: dict[tuple[str, ...], _Namespace] = {}
         self._order: SortedList[tuple[str, ...]] | None = None  # of namespaces, likewise
+        self._expiry = Expiry()
         self._count = 0
+        self.vectors = Vectors()
         self.bytes = 0
 
     def __len__(self) -> int:
         return self._count
 
-    # ------------------------------------------------------------------ writes
+    # ------------------------------------------------------------------ writes, decided
 
-    def plan_put(self, command: PutItem, now_us: int) -> ItemStored:
-        """Decide what storing an item would record: the creation time survives an update."""
-        old = self._find(command.namespace, command.key)
-        created = now_us if old is None else old.created_us
-        return ItemStored(command.namespace, command.key, command.value, created, now_us)
+    def plan_put(self, command: PutItem, now_us: int) -> ItemStored | Conflict:
+        """Decide what storing an item would record: the creation time survives an update.
 
-    def store(self, record: ItemStored, lsn: int) -> None:
-        """Apply a record."""
+        Raises:
+            InvalidRequestError: If its vectors cannot be kept.
+        """
+        old = self.find((command.namespace, command.key), now_us)
+        if (conflict := _conflict(old, command.expected)) is not None:
+            return conflict
+        if command.vectors:
+            check_vectors(command.vectors)
+        return ItemStored(
+            command.namespace,
+            command.key,
+            command.value,
+            now_us if old is None else old.created_us,
+            now_us,
+            now_us + command.ttl_us if command.ttl_us else 0,
+            command.ttl_us,
+            command.vectors,
+        )
+
+    def plan_delete(self, command: DeleteItem, now_us: int) -> ItemDeleted | Conflict | None:
+        """Decide what removing an item would record."""
+        place = command.namespace, command.key
+        conflict = _conflict(self.find(place, now_us), command.expected)
+        if conflict is not None:
+            return conflict
+        return ItemDeleted(*place) if self.find(place) is not None else None
+
+    def plan_refresh(self, places: Iterable[ItemPlace], now_us: int) -> ItemsRefreshed | None:
+        """Decide what the reading of items would record: those that live on by it."""
+        found = tuple(place for place in places if self._expiry.life(place) is not None)
+        return ItemsRefreshed(found, now_us) if found else None
+
+    def plan_expire(self, now_us: int, most: int) -> ItemsExpired | None:
+        """Decide which items' time is over, at most so many."""
+        over = self._expiry.over(now_us, most)
+        return ItemsExpired(tuple(over)) if over else None
+
+    def next_expiry_us(self) -> int | None:
+        """When the time of the next item may be over."""
+        return self._expiry.next_us()
+
+    # ------------------------------------------------------------------ writes, carried out
+
+    def replay(self, record: ItemRecord, lsn: int) -> None:
+        """Carry out a record; see `Shard.replay`."""
+        match record:
+            case ItemStored():
+                self._store(record, lsn)
+            case ItemDeleted(namespace, key):
+                self._delete((namespace, key))
+            case ItemsRefreshed(places, time_us):
+                self._expiry.refresh(places, time_us)
+            case ItemsExpired(places):
+                for place in places:
+                    self._delete(place)
+
+    def _store(self, record: ItemStored, lsn: int) -> None:
         namespace = self._namespaces.get(record.namespace)
         if namespace is None:
             namespace = self._namespaces[record.namespace] = _Namespace()
@@ -91,151 +147,110 @@ class Items:
         updated = record.updated_us
         # one number for both times of what was never updated: a number is an object
         created = updated if record.created_us == updated else record.created_us
-        item = _Item(intern(kind), data, shared(len(data)), lsn, created, updated)
+        item = StoredItem(intern(kind), data, shared(len(data)), lsn, created, updated)
         namespace.items[record.key] = item
         self._values.keep(item)
         self.bytes += item.size
+        if record.expires_us or self._expiry:
+            self._expiry.begin((record.namespace, record.key), record.expires_us, record.ttl_us)
+        self._put_vectors(record)
 
-    def delete(self, record: ItemDeleted) -> None:
-        """Apply a record."""
-        namespace = self._namespaces.get(record.namespace)
-        if namespace is None or record.key not in namespace.items:
+    def _put_vectors(self, record: ItemStored) -> None:
+        if self._searchable and (record.vectors or self.vectors.total_bytes):
+            before = self.vectors.total_bytes
+            self.vectors.put((record.namespace, record.key), record.vectors)
+            self.bytes += self.vectors.total_bytes - before
+
+    def _delete(self, place: ItemPlace) -> None:
+        name, key = place
+        namespace = self._namespaces.get(name)
+        if namespace is None or key not in namespace.items:
             return
-        self._drop(namespace.items.pop(record.key))
+        self._drop(namespace.items.pop(key))
         self._count -= 1
         if namespace.order is not None:
-            namespace.order.remove(record.key)
+            namespace.order.remove(key)
         if not namespace.items:
-            del self._namespaces[record.namespace]
+            del self._namespaces[name]
             if self._order is not None:
-                self._order.remove(record.namespace)
+                self._order.remove(name)
+        self._expiry.forget(place)
+        before = self.vectors.total_bytes
+        if before:
+            self.vectors.drop(place)
+            self.bytes += self.vectors.total_bytes - before
 
-    def values_of(self, record: ItemStored) -> Iterator[tuple[Value, bytes]]:
-        """The value that is stored where a record put its own, with the record's bytes."""
-        item = self._find(record.namespace, record.key)
-        if item is not None:
-            yield item, record.value[1]
-
-    def _find(self, namespace: tuple[str, ...], key: str) -> _Item | None:
-        found = self._namespaces.get(namespace)
-        return None if found is None else found.items.get(key)
-
-    def _drop(self, item: _Item) -> None:
+    def _drop(self, item: StoredItem) -> None:
         self.bytes -= item.size
         self._values.drop(item)
 
-    # ------------------------------------------------------------------ reads
+    # ------------------------------------------------------------------ values
 
-    def has(self, namespace: tuple[str, ...], key: str) -> bool:
-        """Whether an item is stored."""
-        return self._find(namespace, key) is not None
+    def values_of(self, record: ItemStored) -> Iterator[tuple[Value, bytes]]:
+        """The value that is stored where a record put its own, with the record's bytes."""
+        item = self.find((record.namespace, record.key))
+        if item is not None:
+            yield item, record.value[1]
 
-    def get(self, namespace: tuple[str, ...], key: str) -> ItemRow | None:
-        """Fetch one item."""
-        item = self._find(namespace, key)
-        return None if item is None else self._row(namespace, key, item)
+    def remains_of(self, lsn: int, record: ItemStored) -> ItemStored | None:
+        """What is stored still of a record, with the life that the item has by now."""
+        place = record.namespace, record.key
+        item = self.find(place)
+        if item is None or item.lsn != lsn:
+            return None
+        life = self._expiry.life(place)
+        if life is None or life.expires_us == record.expires_us:
+            return record
+        return replace(record, expires_us=life.expires_us)
 
-    def search(self, query: SearchItems) -> ItemPage:
-        """One page of the items below a prefix that match the filter."""
-        matches = compile_filter(query.filter) if query.filter else None
-        room = min(query.limit, MAX_PAGE)
-        rows: list[ItemRow] = []
-        skipped = size = 0
-        if not room:
-            return ItemPage((), None, 0)
-        last: tuple[tuple[str, ...], str] | None = None
+    def growth(self, record: ItemStored) -> int:
+        """Bytes by which a record would make the items larger."""
+        place = record.namespace, record.key
+        old = self.find(place)
+        vectors = sum(len(vector.data) for vector in record.vectors) - self.vectors.size_of(place)
+        return len(record.value[1]) - (old.size if old else 0) + vectors
 
-        def page(*, more: bool) -> ItemPage:
-            return ItemPage(tuple(rows), ItemPosition(*last) if more and last else None, skipped)
+    # ------------------------------------------------------------------ questions
 
-        for scanned, (namespace, key, item) in enumerate(self._below(query.prefix, query.after)):
-            if matches is not None and item.data is None:
-                if scanned:
-                    return page(more=True)
-                self._look_ahead(query)
-                return page(more=False)  # nobody gets it: the query is asked again
-            if matches is None or matches(*self._values.blob(item)):
-                if skipped < query.offset:
-                    skipped += 1
-                else:
-                    size += item.size
-                    if rows and size > PAGE_BYTES:
-                        return page(more=True)
-                    rows.append(self._row(namespace, key, item))
-            last = (namespace, key)
-            if len(rows) == room or (matches is not None and scanned + 1 >= MAX_SCAN):
-                return page(more=True)
-        return page(more=False)
+    def find(self, place: ItemPlace, now_us: int = 0) -> StoredItem | None:
+        """An item, unless its time is over."""
+        namespace = self._namespaces.get(place[0])
+        item = None if namespace is None else namespace.items.get(place[1])
+        if item is not None and self._expiry and self._expiry.is_over(place, now_us):
+            return None
+        return item
 
-    def _look_ahead(self, query: SearchItems) -> None:
-        """Miss the cold values that a filter will look at next."""
-        most, most_bytes = MAX_AHEAD
-        for _, _, item in self._below(query.prefix, query.after):
-            if item.data is None:
-                self._values.miss(item)
-                count, size = self._values.missed
-                if count >= most or size >= most_bytes:
-                    return
+    def has_living(self, namespace: tuple[str, ...], now_us: int) -> bool:
+        """Whether a namespace has an item whose time is not over."""
+        keys = self._namespaces[namespace].items
+        if not self._expiry:
+            return True
+        return any(not self._expiry.is_over((namespace, key), now_us) for key in keys)
 
-    def list_namespaces(self, query: ListNamespaces) -> NamespacePage:
-        """The namespaces that match every condition, cut to the depth asked for, unique."""
-        found: list[tuple[str, ...]] = []
-        wanted = query.offset + query.limit
-        last: tuple[str, ...] | None = None
-        prefix = _common_prefix(query.conditions)
-        for namespace in self._namespaces_from(prefix, prefix):
-            if len(found) >= wanted:
-                break
-            if all(_match(condition, namespace) for condition in query.conditions):
-                cut = namespace[: query.max_depth]
-                if cut != last:  # sorted input: equal cuts are neighbours
-                    found.append(cut)
-                    last = cut
-        return NamespacePage(tuple(found[query.offset :]))
-
-    def _namespaces_from(
-        self, prefix: tuple[str, ...], first: tuple[str, ...]
+    def namespaces(
+        self, prefix: tuple[str, ...], first: tuple[str, ...] | None = None
     ) -> Iterator[tuple[str, ...]]:
         """The namespaces below a prefix, in order, from the first one on."""
         if self._order is None:
             self._order = SortedList(self._namespaces)
-        for namespace in self._order.irange(minimum=first):
+        for namespace in self._order.irange(minimum=first or prefix):
             if namespace[: len(prefix)] != prefix:
                 return
             yield namespace
 
-    def _below(
-        self, prefix: tuple[str, ...], after: ItemPosition | None
-    ) -> Iterator[tuple[tuple[str, ...], str, _Item]]:
-        first = max(prefix, after.namespace) if after else prefix
-        for namespace in self._namespaces_from(prefix, first):
+    def below(
+        self, prefix: tuple[str, ...], after: ItemPosition | None, now_us: int
+    ) -> Iterator[tuple[ItemPlace, StoredItem]]:
+        """The items below a prefix in order, those whose time is over excepted."""
+        for namespace in self.namespaces(prefix, max(prefix, after.namespace) if after else prefix):
             begun = after is not None and namespace == after.namespace
             start = after.key if begun and after else ""
             for key, item in self._namespaces[namespace].from_key(start, inclusive=not begun):
-                yield namespace, key, item
-
-    def _row(self, namespace: tuple[str, ...], key: str, item: _Item) -> ItemRow:
-        return ItemRow(namespace, key, self._values.blob(item), item.created_us, item.updated_us)
-
-
-def _common_prefix(conditions: tuple[Match, ...]) -> tuple[str, ...]:
-    """The longest literal prefix among the conditions, to start the scan there."""
-    best: tuple[str, ...] = ()
-    for condition in conditions:
-        if condition.kind == "prefix":
-            literal = condition.path[: _index_of_wildcard(condition.path)]
-            best = max(best, literal, key=len)
-    return best
+                place = namespace, key
+                if not (self._expiry and self._expiry.is_over(place, now_us)):
+                    yield place, item
 
 
-def _index_of_wildcard(path: tuple[str, ...]) -> int:
-    return path.index("*") if "*" in path else len(path)
-
-
-def _match(condition: Match, namespace: tuple[str, ...]) -> bool:
-    path = condition.path
-    if len(namespace) < len(path):
-        return False
-    start = 0 if condition.kind == "prefix" else len(namespace) - len(path)
-    labels = namespace[start : start + len(path)]
-    return all(want in ("*", label) for want, label in zip(path, labels, strict=True))
+def _conflict(item: StoredItem | None, expected: int | None) -> Conflict | None:
+    version = item.updated_us if item is not None else 0
+    return None if expected is None or expected == version else Conflict(version)

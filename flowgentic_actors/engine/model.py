@@ -22,6 +22,9 @@ Blobs: TypeAlias = Annotated[dict[Text, Blob], Meta(max_length=65_536)]
 Facets: TypeAlias = Annotated[dict[Text, Scalar], Meta(max_length=65_536)]
 Limit: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 
+Micros: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
+"""Microseconds: a duration, or a time since the Unix epoch, UTC."""
+
 PAGE_BYTES = 1 << 20
 """A page of a listing holds at most this many bytes of values, or a single larger one."""
 
@@ -54,3 +57,34 @@ class ItemPosition(Struct, array_like=True, frozen=True, order=True, gc=False):
 
     namespace: Namespace
     key: Text
+
+
+class ThreadPosition(Struct, array_like=True, frozen=True, order=True, gc=False):
+    """Where a listing of threads stopped; the next page begins after it."""
+
+    updated_us: int
+    thread_id: Text
+
+
+class Vector(Struct, array_like=True, frozen=True, gc=False):
+    """What an embedding made of one text of an item.
+
+    Attributes:
+        path: Where in the item's value the text is.
+        data: Its components, 32-bit floats, little-endian.
+    """
+
+    path: Text
+    data: Annotated[bytes, Meta(max_length=4 * 65_536)]
+
+
+class RankPosition(Struct, array_like=True, frozen=True, gc=False):
+    """Where a search by similarity stopped.
+
+    Attributes:
+        rank: How many items the pages before had looked at, in the order of their scores.
+        after: The last item, once those without a score are looked at.
+    """
+
+    rank: Limit
+    after: ItemPosition | None = None

@@ -10,11 +10,11 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from flowgentic_actors.engine.model import Blob, Blobs, Channels, Facets, Version, Write
+from flowgentic_actors.engine.model import Blob, Blobs, Channels, Facets, Vector, Version, Write
 
 
 class CheckpointStored(Struct, tag=1, array_like=True, frozen=True):
-    """A checkpoint and the channel values that came with it."""
+    """A checkpoint and the channel values that came with it, and when it came."""
 
     thread_id: str
     checkpoint_ns: str
@@ -26,6 +26,7 @@ class CheckpointStored(Struct, tag=1, array_like=True, frozen=True):
     versions: Channels
     blobs: Blobs
     deltas: tuple[str, ...] = ()
+    time_us: int = 0
 
 
 class WritesStored(Struct, tag=2, array_like=True, frozen=True):
@@ -37,6 +38,7 @@ class WritesStored(Struct, tag=2, array_like=True, frozen=True):
     task_id: str
     task_path: str
     writes: tuple[Write, ...]
+    time_us: int = 0
 
 
 class ThreadDeleted(Struct, tag=3, array_like=True, frozen=True):
@@ -46,13 +48,22 @@ class ThreadDeleted(Struct, tag=3, array_like=True, frozen=True):
 
 
 class ItemStored(Struct, tag=4, array_like=True, frozen=True):
-    """An item with its times, microseconds since the Unix epoch."""
+    """An item with its times, microseconds since the Unix epoch.
+
+    Attributes:
+        updated_us: Its version as well: no two of one key are the same.
+        expires_us: When its time is over, 0 for never.
+        ttl_us: How long it lives from a refresh on.
+    """
 
     namespace: tuple[str, ...]
     key: str
     value: Blob
     created_us: int
     updated_us: int
+    expires_us: int = 0
+    ttl_us: int = 0
+    vectors: tuple[Vector, ...] = ()
 
 
 class ItemDeleted(Struct, tag=5, array_like=True, frozen=True):
@@ -86,12 +97,34 @@ class BlobsKept(Struct, tag=7, array_like=True, frozen=True):
     blobs: Blobs
 
 
-Record: TypeAlias = (
+class ItemsRefreshed(Struct, tag=8, array_like=True, frozen=True):
+    """Items were read at a time from which on their lives begin anew."""
+
+    items: tuple[tuple[tuple[str, ...], str], ...]
+    time_us: int
+
+
+class ItemsExpired(Struct, tag=9, array_like=True, frozen=True):
+    """Items whose time was over are gone."""
+
+    items: tuple[tuple[tuple[str, ...], str], ...]
+
+
+class ThreadsExpired(Struct, tag=10, array_like=True, frozen=True):
+    """Threads whose time was over are gone."""
+
+    thread_ids: tuple[str, ...]
+
+
+ThreadRecord: TypeAlias = (
     CheckpointStored
     | WritesStored
     | ThreadDeleted
     | CheckpointsDropped
     | BlobsKept
-    | ItemStored
-    | ItemDeleted
+    | ThreadsExpired
 )
+
+ItemRecord: TypeAlias = ItemStored | ItemDeleted | ItemsRefreshed | ItemsExpired
+
+Record: TypeAlias = ThreadRecord | ItemRecord

@@ -7,7 +7,15 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from flowgentic_actors.engine.commands import PutCheckpoint, PutWrites
-from flowgentic_actors.engine.model import Blob, Blobs, Channels, ItemPosition, Position
+from flowgentic_actors.engine.model import (
+    Blob,
+    Blobs,
+    Channels,
+    ItemPosition,
+    Position,
+    RankPosition,
+    ThreadPosition,
+)
 
 
 class Done(Struct, tag=1, array_like=True, frozen=True, gc=False):
@@ -126,6 +134,59 @@ class ThreadIds(Struct, tag=10, array_like=True, frozen=True):
     thread_ids: tuple[str, ...]
 
 
+class Conflict(Struct, tag=11, array_like=True, frozen=True):
+    """The write does not go with what is stored, and did not take effect.
+
+    Attributes:
+        found: The latest checkpoint's id, or the item's version (0: there is none).
+    """
+
+    found: str | int
+
+
+class ScoredRow(Struct, array_like=True, frozen=True):
+    """An item and its similarity, None where it has no vector to compare."""
+
+    row: ItemRow
+    score: float | None
+
+
+class RankPage(Struct, tag=12, array_like=True, frozen=True):
+    """A page of items by similarity; see `ItemPage`."""
+
+    rows: tuple[ScoredRow, ...]
+    after: RankPosition | None
+    skipped: int
+
+
+class ThreadRow(Struct, array_like=True, frozen=True):
+    """A thread.
+
+    Attributes:
+        updated_us: When it was last written to, microseconds since the Unix epoch, UTC.
+        checkpoints: How many it has, in all namespaces.
+        bytes: Bytes of its values.
+    """
+
+    thread_id: str
+    updated_us: int
+    checkpoints: int
+    bytes: int
+
+
+class ThreadListing(Struct, tag=13, array_like=True, frozen=True):
+    """A page of threads; `after` is where the next one begins, None on the last."""
+
+    rows: tuple[ThreadRow, ...]
+    after: ThreadPosition | None
+
+
+class Cached(Struct, tag=14, array_like=True, frozen=True):
+    """What a cache has for each key, None for nothing."""
+
+    values: tuple[Blob | None, ...]
+
+
 Reply: TypeAlias = (
     Done
     | MissingBlobs
@@ -137,4 +198,8 @@ Reply: TypeAlias = (
     | ChannelHistories
     | ThreadPage
     | ThreadIds
+    | Conflict
+    | RankPage
+    | ThreadListing
+    | Cached
 )

@@ -3,48 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
+from flowgentic_actors.engine.cache import Cache
 from flowgentic_actors.engine.commands import (
     WRITES,
+    CacheClear,
+    CacheGet,
+    CacheSet,
     Command,
     DeleteItem,
     DeleteThread,
-    FindRuns,
-    GetChannelHistory,
-    GetCheckpoint,
     GetItem,
-    ListCheckpoints,
     ListNamespaces,
     PutItem,
     Query,
-    ReadThread,
+    RankItems,
     SearchItems,
     WriteCommand,
 )
+from flowgentic_actors.engine.item_queries import ItemQueries
 from flowgentic_actors.engine.items import Items
 from flowgentic_actors.engine.records import (
     BlobsKept,
     CheckpointsDropped,
     CheckpointStored,
     ItemDeleted,
+    ItemsExpired,
+    ItemsRefreshed,
     ItemStored,
     Record,
     ThreadDeleted,
     WritesStored,
 )
 from flowgentic_actors.engine.replies import (
-    CheckpointReply,
+    Conflict,
     Done,
+    ItemPage,
     ItemReply,
     MissingBlobs,
+    RankPage,
     Reply,
-    ThreadIds,
 )
-from flowgentic_actors.engine.threads import Threads
+from flowgentic_actors.engine.thread_queries import ThreadQueries
+from flowgentic_actors.engine.threads import Retention, Threads
 from flowgentic_actors.engine.values import NOWHERE, Value, Values
+
+CACHE_BYTES: Final = 64 << 20
+"""Bytes of cached values, unless something else is said."""
+
+MOST_EXPIRED: Final = 1000
+"""Items or threads that are forgotten at once when their time is over: others wait meanwhile."""
 
 _DONE = Done()
 
@@ -63,13 +74,19 @@ class ShardSize(Struct, frozen=True):
         threads: Threads with anything stored.
         checkpoints: Checkpoints of all threads.
         items: Items of all namespaces.
-        blob_bytes: Bytes of values (checkpoints, channel values, writes, items).
+        blob_bytes: Bytes of values (checkpoints, channel values, writes, items), vectors included.
+        vector_bytes: Bytes of vectors.
+        cached: Cached values.
+        cache_bytes: Bytes that they take.
     """
 
     threads: int
     checkpoints: int
     items: int
     blob_bytes: int
+    vector_bytes: int = 0
+    cached: int = 0
+    cache_bytes: int = 0
 
 
 class Shard:
@@ -77,39 +94,55 @@ class Shard:
 
     It is changed by records alone: `plan` decides the record of a write and `replay` carries it
     out, whether it was decided now or long ago. So a shard rebuilt from its records is the shard
-    that was.
+    that was. What is cached is no part of it.
 
     Args:
         hot_bytes: Bytes of values to keep in memory, for a shard whose records are in a journal;
             None keeps all.
+        retention: How much of the threads is kept.
+        cache_bytes: Bytes that cached values may take.
+        searchable: Whether to keep vectors in a form in which they can be searched.
     """
 
-    def __init__(self, hot_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        hot_bytes: int | None = None,
+        *,
+        retention: Retention = Retention(),  # noqa: B008 - immutable
+        cache_bytes: int = CACHE_BYTES,
+        searchable: bool = True,
+    ) -> None:
         self._values = Values(hot_bytes)
-        self._threads = Threads(self._values)
-        self._items = Items(self._values)
+        self._threads = Threads(self._values, retention)
+        self._thread_queries = ThreadQueries(self._threads, self._values)
+        self._items = Items(self._values, searchable=searchable)
+        self._item_queries = ItemQueries(self._items, self._values)
+        self._cache = Cache(cache_bytes)
 
     def apply(self, command: Command, now_us: int) -> Applied:
         """Carry out a command, on a shard whose values are all in memory.
 
         Args:
             command: What to do.
-            now_us: The time to stamp items with, microseconds since the Unix epoch.
+            now_us: The time, microseconds since the Unix epoch: for a write later than for any
+                command before, since it is an item's version.
 
         Returns:
-            The reply and, for a write that changed something, its record.
+            The reply and, where something changed, its record.
 
         Raises:
             InvalidRequestError: If the command cannot be carried out as it stands.
         """
         if not isinstance(command, WRITES):
-            return Applied(self.query(command), None)
-        planned = self.plan(command, now_us)
+            reply = self.query(command, now_us)
+            planned = Applied(reply, self.plan_refresh(command, reply, now_us))
+        else:
+            planned = self.plan(command, now_us)
         if planned.record is not None:
             self.replay(planned.record)
         return planned
 
-    def query(self, query: Query) -> Reply:
+    def query(self, query: Query, now_us: int) -> Reply:
         """Answer a query.
 
         Raises:
@@ -117,16 +150,53 @@ class Shard:
             ColdValuesError: If it needs values that are not in memory: `warm` them and ask again.
         """
         self._values.begin()
-        reply = self._read(query)
+        reply: Reply
+        match query:
+            case CacheGet() | CacheSet() | CacheClear():
+                return self._cache.answer(query, now_us)
+            case GetItem() | SearchItems() | RankItems() | ListNamespaces():
+                reply = self._item_queries.answer(query, now_us)
+            case _:
+                reply = self._thread_queries.answer(query)
         self._values.check()
         return reply
 
     def plan(self, command: WriteCommand, now_us: int) -> Applied:
         """Decide what a write comes to, and change nothing; see `apply`."""
         planned = self._plan(command, now_us)
-        if isinstance(planned, MissingBlobs):
+        if isinstance(planned, MissingBlobs | Conflict):
             return Applied(planned, None)
         return Applied(_DONE, planned)
+
+    def plan_refresh(self, query: Query, reply: Reply, now_us: int) -> ItemsRefreshed | None:
+        """Decide what a query that refreshes what it finds would record."""
+        if not isinstance(query, GetItem | SearchItems | RankItems) or not query.refresh:
+            return None
+        match reply:
+            case ItemReply(row):
+                rows = [row] if row is not None else []
+            case ItemPage(found):
+                rows = [*found]
+            case RankPage(ranked):
+                rows = [scored.row for scored in ranked]
+            case _:
+                return None
+        return self._items.plan_refresh(((row.namespace, row.key) for row in rows), now_us)
+
+    def plan_trim(self, record: Record) -> CheckpointsDropped | None:
+        """Decide what is too much in a thread after a record was carried out."""
+        if isinstance(record, CheckpointStored):
+            return self._threads.plan_trim(record.thread_id, record.checkpoint_ns)
+        return None
+
+    def plan_expire(self, now_us: int, most: int = MOST_EXPIRED) -> Record | None:
+        """Decide what is over by now, at most so many items or threads; None for nothing."""
+        return self._items.plan_expire(now_us, most) or self._threads.plan_expire(now_us, most)
+
+    def next_expiry_us(self) -> int | None:
+        """When something may be over next, None for never as things are."""
+        times = (self._items.next_expiry_us(), self._threads.next_expiry_us())
+        return min((time for time in times if time is not None), default=None)
 
     def replay(self, record: Record, lsn: int = NOWHERE) -> None:
         """Carry out a record.
@@ -136,20 +206,10 @@ class Shard:
             lsn: Address of the journal entry that holds it.
         """
         match record:
-            case CheckpointStored():
-                self._threads.store_checkpoint(record, lsn)
-            case WritesStored():
-                self._threads.store_writes(record, lsn)
-            case ItemStored():
-                self._items.store(record, lsn)
-            case ItemDeleted():
-                self._items.delete(record)
-            case BlobsKept():
-                self._threads.store_blobs(record, lsn)
-            case CheckpointsDropped():
-                self._threads.drop(record)
-            case ThreadDeleted(thread_id):
-                self._threads.delete(thread_id)
+            case ItemStored() | ItemDeleted() | ItemsRefreshed() | ItemsExpired():
+                self._items.replay(record, lsn)
+            case _:
+                self._threads.replay(record, lsn)
 
     # ------------------------------------------------------------------ hot and cold
 
@@ -188,10 +248,12 @@ class Shard:
                 return self._threads.remains_of_checkpoint(lsn, record)
             case WritesStored():
                 return self._threads.remains_of_writes(lsn, record)
-            case BlobsKept() | ItemStored():
+            case BlobsKept():
                 alive = any(value.lsn == lsn for value, _ in self._values_of(record))
                 return record if alive else None
-            case ItemDeleted() | ThreadDeleted() | CheckpointsDropped():
+            case ItemStored():
+                return self._items.remains_of(lsn, record)
+            case _:  # what is gone, or was read, is told by what is left
                 return None
 
     def growth(self, record: Record) -> int:
@@ -202,7 +264,7 @@ class Shard:
             case WritesStored():
                 blobs = [write.value for write in record.writes]
             case ItemStored():
-                blobs = [record.value]
+                return self._items.growth(record)
             case _:
                 return 0
         stored = sum(value.size for value, _ in self._values_of(record))
@@ -224,7 +286,7 @@ class Shard:
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of the values of items."""
+        """Bytes of the values of items, their vectors included."""
         return self._items.bytes
 
     def _values_of(self, record: Record) -> Iterator[tuple[Value, bytes]]:
@@ -238,7 +300,7 @@ class Shard:
                 return self._threads.values_of_blobs(record)
             case ItemStored():
                 return self._items.values_of(record)
-            case ItemDeleted() | ThreadDeleted() | CheckpointsDropped():
+            case _:
                 return iter(())
 
     # ------------------------------------------------------------------
@@ -250,41 +312,18 @@ class Shard:
             checkpoints=self._threads.checkpoints,
             items=len(self._items),
             blob_bytes=self._threads.bytes + self._items.bytes,
+            vector_bytes=self._items.vectors.total_bytes,
+            cached=len(self._cache),
+            cache_bytes=self._cache.bytes,
         )
 
-    def _plan(self, command: WriteCommand, now_us: int) -> Record | MissingBlobs | None:
+    def _plan(self, command: WriteCommand, now_us: int) -> Record | MissingBlobs | Conflict | None:
         match command:
             case PutItem():
                 return self._items.plan_put(command, now_us)
-            case DeleteItem(namespace, key):
-                return ItemDeleted(namespace, key) if self._items.has(namespace, key) else None
+            case DeleteItem():
+                return self._items.plan_delete(command, now_us)
             case DeleteThread(thread_id):
                 return ThreadDeleted(thread_id) if self._threads.has(thread_id) else None
             case _:
-                return self._threads.plan(command)
-
-    def _read(self, query: Query) -> Reply:
-        match query:
-            case GetItem(namespace, key):
-                return ItemReply(self._items.get(namespace, key))
-            case SearchItems():
-                return self._items.search(query)
-            case ListNamespaces():
-                return self._items.list_namespaces(query)
-            case _:
-                return self._read_threads(query)
-
-    def _read_threads(
-        self, query: GetCheckpoint | ListCheckpoints | GetChannelHistory | ReadThread | FindRuns
-    ) -> Reply:
-        match query:
-            case GetCheckpoint():
-                return CheckpointReply(self._threads.get(query))
-            case ListCheckpoints():
-                return self._threads.list(query)
-            case GetChannelHistory():
-                return self._threads.channel_histories(query)
-            case ReadThread():
-                return self._threads.read(query)
-            case FindRuns(run_ids):
-                return ThreadIds(self._threads.of_runs(run_ids))
+                return self._threads.plan(command, now_us)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,12 +10,10 @@ from typing import Literal
 import msgspec
 
 from flowgentic_actors.actors.actor import Call
-from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import (
+    MAKES_ROOM,
     WRITES,
     Command,
-    DeleteItem,
-    DeleteThread,
     GetCheckpoint,
     GetItem,
     Query,
@@ -31,11 +28,18 @@ from flowgentic_actors.errors import (
     RejectedError,
     StorageError,
 )
-from flowgentic_actors.shard.ceilings import Ceilings
+from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.compactor import Compactor
-from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
+from flowgentic_actors.shard.entries import (
+    Entry,
+    KeptSessions,
+    decode_entry,
+    encode_entry,
+    own_entry,
+)
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
 from flowgentic_actors.shard.sessions import Sessions
+from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.upkeep import Upkeep
 from flowgentic_actors.storage.ddict import DDictShard, why_no_ddict
 from flowgentic_actors.storage.disk import RealDisk
@@ -69,8 +73,7 @@ class ShardActor:
             `"thread"`: a thread does, for file systems that may take their time.
         segment_bytes: Size of a journal segment; compaction is considered from this much garbage.
         hot_bytes: Bytes of values to keep in memory; empty for all.
-        item_bytes: Ceiling of the bytes of items; empty for none.
-        thread_bytes: Ceiling of the bytes of threads; empty for none.
+        settings: How much it keeps: `ShardSettings.encode`; empty for the defaults.
         tier_bytes: Size of the DDict that values come from when memory has let them go; empty for
             none, and always so outside a Dragon runtime.
         tier_managers: Processes of that DDict.
@@ -88,8 +91,7 @@ class ShardActor:
         appends: Literal["direct", "thread"] = "direct",
         segment_bytes: str = str(SEGMENT_BYTES),
         hot_bytes: str = "",
-        item_bytes: str = "",
-        thread_bytes: str = "",
+        settings: str = "",
         tier_bytes: str = "",
         tier_managers: str = "1",
         tier_folder: str = "",
@@ -101,8 +103,12 @@ class ShardActor:
             raise JournalLockedError(
                 f"the journal in {folder} is open in another process; a shard has one actor"
             )
-        self._shard = Shard(_number(hot_bytes))
-        self._ceilings = Ceilings(_number(item_bytes), _number(thread_bytes))
+        keeps = ShardSettings.decode(settings)
+        self._shard = keeps.make_shard(_number(hot_bytes))
+        self._ceilings = keeps.ceilings
+        self._sweep_seconds = keeps.sweep_seconds
+        self._sweeping: asyncio.Task[None] | None = None
+        self._clock = Clock()
         self._sessions = Sessions()
         self._durable = ack == "disk"
         self._appends = appends == "thread"
@@ -122,7 +128,6 @@ class ShardActor:
         )
         self._uncommitted: list[bytes] = []
         self._waiting_bytes = 0  # of entries that are not appended yet
-        self._now_us = 0
         self._cold_reads = 0
         self._fetches: set[asyncio.Task[bytes]] = set()
         self._tier_bytes = _number(tier_bytes) if why_no_ddict() is None else None
@@ -140,8 +145,9 @@ class ShardActor:
             raise
         self._next_lsn = self._journal.end
 
-    def start(self, tell: Callable[[str, str], None]) -> None:
+    def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
         """Begin what goes on beside the requests; see `Actor.start`."""
+        self._sweeping = asyncio.ensure_future(self._sweep(wake))
         if self._tier_bytes is None:
             return
 
@@ -209,8 +215,9 @@ class ShardActor:
         """Seal and close the journal."""
         for fetch in self._fetches:
             fetch.cancel()
-        if self._mirroring is not None:
-            self._mirroring.cancel()
+        for task in (self._mirroring, self._sweeping):
+            if task is not None:
+                task.cancel()
         if self._tier is not None:
             self._tier.close()
         self._compactor.close()
@@ -224,24 +231,50 @@ class ShardActor:
 
     def _write(self, command: WriteCommand, call: Call) -> bytes:
         self._sessions.admit(call.session, call.low)
-        self._now_us = max(self._now_us, time.time_ns() // 1000)  # clocks may be set back
-        planned = self._shard.plan(command, self._now_us)
+        now_us = self._clock.tick()
+        planned = self._shard.plan(command, now_us)
         reply = _encode(planned.reply)
-        if planned.record is not None:
-            entry = Entry(call.session, call.seq, call.low, self._now_us, reply, planned.record)
-            payload = encode_entry(entry)
-            size = len(payload) + ENTRY_OVERHEAD
+        record = planned.record
+        if record is not None:
+            entry = encode_entry(Entry(call.session, call.seq, call.low, now_us, reply, record))
             # Nothing has changed yet: what cannot be kept is refused, and the shard goes on.
-            self._ceilings.check(self._shard, planned.record)
-            self._upkeep.check_room(
-                size + self._waiting_bytes, urgent=isinstance(command, DeleteItem | DeleteThread)
-            )
-            self._shard.replay(planned.record, self._next_lsn)
-            self._uncommitted.append(payload)
-            self._next_lsn += size
-            self._waiting_bytes += size
-        self._sessions.remember(call.session, call.seq, call.low, reply, self._now_us)
+            self._ceilings.check(self._shard, record)
+            self._keep(record, entry, urgent=isinstance(command, MAKES_ROOM))
+            self._keep_own(self._shard.plan_trim(record), now_us)
+        self._sessions.remember(call.session, call.seq, call.low, reply, now_us)
         return reply
+
+    def _keep(self, record: Record, entry: bytes, *, urgent: bool) -> None:
+        """Carry out a record, whose entry the next commit appends.
+
+        Raises:
+            StorageError: If the journal has no room for it; nothing has changed then.
+        """
+        size = len(entry) + ENTRY_OVERHEAD
+        self._upkeep.check_room(size + self._waiting_bytes, urgent=urgent)
+        self._shard.replay(record, self._next_lsn)
+        self._uncommitted.append(entry)
+        self._next_lsn += size
+        self._waiting_bytes += size
+
+    def _keep_own(self, record: Record | None, now_us: int) -> bool:
+        """Carry out what the shard decided by itself; not on a full disk, where it has to wait."""
+        if record is None:
+            return False
+        try:
+            self._keep(record, own_entry(record, now_us), urgent=True)
+        except StorageError:
+            return False
+        return True
+
+    async def _sweep(self, wake: Callable[[], None]) -> None:
+        """Forget what is over, for as long as the actor lives."""
+        while True:
+            await asyncio.sleep(self._sweep_seconds)
+            now_us = self._clock.now()
+            while self._keep_own(self._shard.plan_expire(now_us), now_us):
+                wake()
+                await asyncio.sleep(0)  # others get their turn in between
 
     def _commit_later(self, entries: list[bytes]) -> asyncio.Future[None] | None:
         if self._syncer is None:
@@ -278,12 +311,18 @@ class ShardActor:
 
     def _query(self, query: Query) -> bytes | asyncio.Future[bytes]:
         try:
-            return _encode(self._shard.query(query))
+            return self._answer(query)
         except ColdValuesError as cold:
             fetch = asyncio.ensure_future(self._query_cold(query, cold.lsns))
             self._fetches.add(fetch)
             fetch.add_done_callback(self._fetches.discard)
             return fetch
+
+    def _answer(self, query: Query) -> bytes:
+        now_us = self._clock.now()
+        reply = self._shard.query(query, now_us)
+        self._keep_own(self._shard.plan_refresh(query, reply, now_us), now_us)
+        return _encode(reply)
 
     async def _query_cold(self, query: Query, lsns: Sequence[int]) -> bytes:
         """Fetch what a query needs until it has all of it."""
@@ -294,7 +333,7 @@ class ShardActor:
                     for lsn, record in await self._fetch(lsns):
                         self._shard.warm(lsn, record, lasting=lasting)
                     try:
-                        return _encode(self._shard.query(query))
+                        return self._answer(query)
                     except ColdValuesError as cold:
                         lsns = cold.lsns
         except TimeoutError as error:
@@ -329,7 +368,7 @@ class ShardActor:
         count = 0
         for lsn, payload, compacted in self._journal.replay():
             entry = decode_entry(payload)
-            self._now_us = max(self._now_us, entry.time_us)
+            self._clock.saw(entry.time_us)
             if isinstance(entry, KeptSessions):
                 self._sessions.restore(entry.sessions)
                 continue

@@ -9,8 +9,13 @@ from flowgentic_actors.engine.records import (
     CheckpointsDropped,
     CheckpointStored,
     ItemDeleted,
+    ItemRecord,
+    ItemsExpired,
+    ItemsRefreshed,
     ItemStored,
     ThreadDeleted,
+    ThreadRecord,
+    ThreadsExpired,
     WritesStored,
 )
 from flowgentic_actors.shard.entries import KeptSessions
@@ -119,21 +124,40 @@ class Catalogue:
             if isinstance(found.entry, KeptSessions):
                 continue
             match found.entry.record:
-                case CheckpointStored() | WritesStored() as record:
-                    thread = self.threads.setdefault(record.thread_id, ThreadSummary())
-                    thread.add(found.lsn, record)
-                case BlobsKept() as record:
-                    thread = self.threads.setdefault(record.thread_id, ThreadSummary())
-                    thread.add_blobs(found.lsn, record)
-                case CheckpointsDropped() as record:
-                    thread = self.threads.setdefault(record.thread_id, ThreadSummary())
-                    thread.drop(found.lsn, record)
-                    if not thread.checkpoints:
-                        del self.threads[record.thread_id]
-                case ThreadDeleted(thread_id):
+                case ItemStored() | ItemDeleted() | ItemsRefreshed() | ItemsExpired() as record:
+                    self._note_item(found.lsn, record)
+                case record:
+                    self._note_thread(found.lsn, record)
+
+    def _note_item(self, lsn: int, record: ItemRecord) -> None:
+        match record:
+            case ItemStored(namespace, key, (kind, data), created_us, updated_us):
+                summary = ItemSummary(lsn, kind, len(data), created_us, updated_us)
+                self.items[namespace, key] = summary
+            case ItemDeleted(namespace, key):
+                self.items.pop((namespace, key), None)
+            case ItemsExpired(places):
+                for place in places:
+                    self.items.pop(place, None)
+            case ItemsRefreshed():
+                pass  # how long they live is not told
+
+    def _note_thread(self, lsn: int, record: ThreadRecord) -> None:
+        match record:
+            case ThreadDeleted(thread_id):
+                self.threads.pop(thread_id, None)
+                return
+            case ThreadsExpired(thread_ids):
+                for thread_id in thread_ids:
                     self.threads.pop(thread_id, None)
-                case ItemStored(namespace, key, (kind, data), created_us, updated_us):
-                    summary = ItemSummary(found.lsn, kind, len(data), created_us, updated_us)
-                    self.items[namespace, key] = summary
-                case ItemDeleted(namespace, key):
-                    self.items.pop((namespace, key), None)
+                return
+        thread = self.threads.setdefault(record.thread_id, ThreadSummary())
+        match record:
+            case CheckpointStored() | WritesStored():
+                thread.add(lsn, record)
+            case BlobsKept():
+                thread.add_blobs(lsn, record)
+            case CheckpointsDropped():
+                thread.drop(lsn, record)
+                if not thread.checkpoints:
+                    del self.threads[record.thread_id]

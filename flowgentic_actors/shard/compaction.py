@@ -32,7 +32,7 @@ class Liveness:
     """What of a journal is stored still; the engine itself tells, without the values."""
 
     def __init__(self) -> None:
-        self._shard = Shard(hot_bytes=0)
+        self._shard = Shard(hot_bytes=0, searchable=False)
 
     def observe(self, lsn: int, record: Record) -> None:
         """Take note of an entry; they come in order."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import JournalDamagedError
+
+NO_SESSION: Final = b""
+"""The session of what nobody asks for twice."""
 
 
 class Entry(msgspec.Struct, tag=1, array_like=True, frozen=True):
@@ -42,6 +45,11 @@ JournalEntry: TypeAlias = Entry | KeptSessions
 _decoder: msgspec.msgpack.Decoder[JournalEntry] = msgspec.msgpack.Decoder(JournalEntry)
 encode_entry = msgspec.msgpack.Encoder().encode
 """Encode a `JournalEntry`."""
+
+
+def own_entry(record: Record, time_us: int) -> bytes:
+    """Encode what a shard did of its own accord: nobody waits for a reply."""
+    return encode_entry(Entry(NO_SESSION, 0, 0, time_us, b"", record))
 
 
 def decode_entry(payload: bytes) -> JournalEntry:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
-from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import (
+    MAKES_ROOM,
     WRITES,
     Command,
-    DeleteItem,
-    DeleteThread,
+    Query,
     WriteCommand,
 )
-from flowgentic_actors.engine.replies import Reply
+from flowgentic_actors.engine.records import Record
+from flowgentic_actors.engine.replies import Done, Reply
 from flowgentic_actors.errors import (
     JournalError,
     JournalLockedError,
@@ -27,9 +26,11 @@ from flowgentic_actors.errors import (
     StorageError,
 )
 from flowgentic_actors.shard.actor import LOCK_NAME
-from flowgentic_actors.shard.ceilings import Ceilings
+from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.compactor import Compactor
-from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
+from flowgentic_actors.shard.entries import KeptSessions, decode_entry, own_entry
+from flowgentic_actors.shard.settings import ShardSettings
+from flowgentic_actors.shard.sweeper import Sweeper
 from flowgentic_actors.shard.upkeep import Upkeep
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.group import REOPEN, GroupCommit, Promise
@@ -40,7 +41,7 @@ from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 from flowgentic_actors.storage.worker import Worker
 
 _LAST_WORK: Final = 5.0  # of the journal's thread, when the shard closes
-_NO_SESSION: Final = b""  # nothing is asked twice within a process
+_DONE: Final = Done()
 
 
 class JournaledShard:
@@ -55,7 +56,7 @@ class JournaledShard:
         ack: As for a `ShardActor`.
         appends: As for a `ShardActor`.
         segment_bytes: As for a `ShardActor`.
-        ceilings: How much it may hold.
+        settings: How much it keeps.
         disk: File operations.
 
     Raises:
@@ -69,16 +70,17 @@ class JournaledShard:
         ack: Literal["node", "disk"] = "node",
         appends: Literal["direct", "thread"] = "direct",
         segment_bytes: int = SEGMENT_BYTES,
-        ceilings: Ceilings = Ceilings(),  # noqa: B008 - immutable
+        settings: ShardSettings = ShardSettings(),  # noqa: B008 - immutable
         disk: Disk | None = None,
     ) -> None:
         self._file_lock = FileLock(folder / LOCK_NAME)
         if not self._acquire():
             raise JournalLockedError(f"the journal in {folder} is open in another process")
         self._mutex = threading.RLock()
-        self._shard = Shard()
-        self._ceilings = ceilings
-        self._now_us = 0
+        self._shard = settings.make_shard()
+        self._ceilings = settings.ceilings
+        self._clock = Clock()
+        self._sweeper = Sweeper(self._sweep, settings.sweep_seconds)
         self._waiting_bytes = 0  # of entries that are not appended yet
         self._error: Exception | None = None
         self._foreign = False  # whether the files are another cluster's by now
@@ -133,8 +135,7 @@ class JournaledShard:
                 raise self._error
             if isinstance(command, WRITES):
                 return self._write(command, loop)
-            reply = self._shard.query(command)
-            return reply if self._group is None else self._group.commit(reply, None, loop)
+            return self._read(command, loop)
 
     def stats(self) -> dict[str, int]:
         """What the shard holds."""
@@ -168,6 +169,7 @@ class JournaledShard:
             if self._closed:
                 return True
             self._closed = True
+        self._sweeper.close()
         self._compactor.close()
         ended = self._group.close(_LAST_WORK) if self._group is not None else True
         self._worker.close(_LAST_WORK)
@@ -190,30 +192,72 @@ class JournaledShard:
         """Let go of what a forked child must not keep from others."""
         self._file_lock.forget()
 
+    def _read(self, query: Query, loop: asyncio.AbstractEventLoop | None) -> Reply | Promise[Reply]:
+        now_us = self._clock.now()
+        reply = self._shard.query(query, now_us)
+        refreshed = self._shard.plan_refresh(query, reply, now_us)
+        payloads = self._keep_own(refreshed, now_us)
+        return reply if self._group is None else self._group.commit(reply, payloads, loop)
+
     # ------------------------------------------------------------------ writes
 
     def _write(
         self, command: WriteCommand, loop: asyncio.AbstractEventLoop | None
     ) -> Reply | Promise[Reply]:
-        self._now_us = max(self._now_us, time.time_ns() // 1000)  # clocks may be set back
-        planned = self._shard.plan(command, self._now_us)
-        record, group = planned.record, self._group
-        if record is None:
-            return planned.reply if group is None else group.commit(planned.reply, None, loop)
-        payload = encode_entry(Entry(_NO_SESSION, 0, 0, self._now_us, b"", record))
+        now_us = self._clock.tick()
+        planned = self._shard.plan(command, now_us)
+        payloads: list[bytes] = []
+        if planned.record is not None:
+            self._ceilings.check(self._shard, planned.record)
+            payloads += self._keep(planned.record, now_us, urgent=isinstance(command, MAKES_ROOM))
+            payloads += self._keep_own(self._shard.plan_trim(planned.record), now_us)
+            if self._shard.next_expiry_us() is not None:
+                self._sweeper.start()
+        if self._group is None:
+            return planned.reply
+        return self._group.commit(planned.reply, payloads, loop)
+
+    def _keep(self, record: Record, now_us: int, *, urgent: bool) -> list[bytes]:
+        """Append a record and carry it out; or have it carried out and returned, to be committed.
+
+        Raises:
+            StorageError: If the journal has no room for it; nothing has changed then.
+        """
+        payload = own_entry(record, now_us)
         size = len(payload) + ENTRY_OVERHEAD
-        self._ceilings.check(self._shard, record)
-        self._upkeep.check_room(
-            size + self._waiting_bytes, urgent=isinstance(command, DeleteItem | DeleteThread)
-        )
-        if group is not None:
+        self._upkeep.check_room(size + self._waiting_bytes, urgent=urgent)
+        if self._group is not None:
             self._shard.replay(record)
             self._waiting_bytes += size
-            return group.commit(planned.reply, payload, loop)
+            return [payload]
         self._append(payload)
         self._shard.replay(record)
         self._upkeep.after_append()
-        return planned.reply
+        return []
+
+    def _keep_own(self, record: Record | None, now_us: int) -> list[bytes]:
+        """Keep what the shard decided by itself; not on a full disk, where it has to wait."""
+        if record is None:
+            return []
+        try:
+            return self._keep(record, now_us, urgent=True)
+        except StorageError:
+            return []
+
+    def _sweep(self) -> None:
+        """Forget what is over."""
+        more = True
+        while more:
+            with self._mutex:  # others get their turn in between
+                if self._closed or self._error is not None:
+                    return
+                now_us = self._clock.now()
+                record = self._shard.plan_expire(now_us)
+                before = self._shard.next_expiry_us()
+                payloads = self._keep_own(record, now_us)
+                more = record is not None and self._shard.next_expiry_us() != before
+                if self._group is not None and payloads:
+                    self._group.commit(_DONE, payloads, None)
 
     def _append(self, payload: bytes) -> None:
         try:
@@ -249,6 +293,6 @@ class JournaledShard:
     def _replay(self) -> None:
         for _, payload, _ in self._journal.replay():
             entry = decode_entry(payload)
-            self._now_us = max(self._now_us, entry.time_us)
+            self._clock.saw(entry.time_us)
             if not isinstance(entry, KeptSessions):  # the journal keeps them for the next actors
                 self._shard.replay(entry.record)

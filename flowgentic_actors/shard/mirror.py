@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import msgspec
 
 from flowgentic_actors.engine import Shard
-from flowgentic_actors.engine.records import Record
+from flowgentic_actors.engine.records import ItemStored, Record
 from flowgentic_actors.errors import JournalError, TierBusyError, TierError, TierFullError
 from flowgentic_actors.shard.entries import Entry, decode_entry
 
@@ -172,7 +172,7 @@ class Mirror:
             entry = decode_entry(payload)
             if not isinstance(entry, Entry) or not self._shard.alive(lsn, entry.record):
                 continue
-            record = _encode(entry.record)
+            record = _encode(_without_vectors(entry.record))
             size = _HEAD.size + len(record)
             if self._filling and self._filling_bytes + size > CHUNK:
                 await self._put_filling()
@@ -316,6 +316,13 @@ class Mirror:
             missing += wanted[first].difference(lsn for lsn, _ in given)
         self.reads += len(found)
         return found, missing
+
+
+def _without_vectors(record: Record) -> Record:
+    """Vectors are in the shard's own memory; only values are ever asked for."""
+    if isinstance(record, ItemStored) and record.vectors:
+        return msgspec.structs.replace(record, vectors=())
+    return record
 
 
 def _pack(entries: Entries) -> bytes:

@@ -71,13 +71,13 @@ class GroupCommit(Generic[T]):
         self._thread.start()
 
     def commit(
-        self, value: T, payload: bytes | None, loop: asyncio.AbstractEventLoop | None
+        self, value: T, payloads: Sequence[bytes], loop: asyncio.AbstractEventLoop | None
     ) -> Promise[T]:
-        """A future that gives a value when all that came before, and a payload, is committed.
+        """A future that gives a value when all that came before, and payloads, are committed.
 
         Args:
             value: What the caller is told then.
-            payload: An entry to append, None for a read.
+            payloads: Entries to append, none for a read.
             loop: The running event loop that waits, None for a thread that does.
 
         Raises:
@@ -88,11 +88,10 @@ class GroupCommit(Generic[T]):
         with self._wake:
             if self._refused is not None:
                 waiter.settle(self._refused)
-            elif payload is None and not self._under_way and not self._waiters:
+            elif not (payloads or self._under_way or self._waiters):
                 waiter.settle(None)
             else:
-                if payload is not None:
-                    self._payloads.append(payload)
+                self._payloads += payloads
                 self._waiters.append(waiter)
                 self._wake.notify()
         return promise

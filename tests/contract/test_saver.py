@@ -15,7 +15,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
 
 from flowgentic_actors import AsyncCheckpointSaver, MemoryCluster
-from flowgentic_actors.engine import threads
+from flowgentic_actors.engine import thread_queries
 from flowgentic_actors.errors import InvalidRequestError
 from tests.contract.faces import SaverFace, checkpoint_of, config_of, id_of, unique
 
@@ -154,7 +154,7 @@ async def test_filters_compare_scalars_and_nested_metadata(saver: SaverFace) -> 
 
 async def test_a_listing_of_many_checkpoints_is_whole(memory: MemoryCluster) -> None:
     saver, thread = memory.checkpointer, unique()
-    checkpoints = [checkpoint_of() for _ in range(threads.MAX_PAGE + 40)]
+    checkpoints = [checkpoint_of() for _ in range(thread_queries.MAX_PAGE + 40)]
     await asyncio.gather(
         *(saver.aput(config_of(thread), checkpoint, {}, {}) for checkpoint in checkpoints)
     )
@@ -184,7 +184,7 @@ async def test_a_listing_of_large_checkpoints_is_whole(saver: SaverFace) -> None
 async def test_a_rare_match_is_found_behind_many_that_are_none(
     saver: SaverFace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "MAX_SCAN", 3)  # pages are closed after so many, even empty ones
+    monkeypatch.setattr(thread_queries, "MAX_SCAN", 3)  # pages are closed after so many, even empty ones
     thread = unique()
     rare = await saver.put(config_of(thread), checkpoint_of(), {"rare": True})
     for _ in range(10):

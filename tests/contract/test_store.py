@@ -20,7 +20,7 @@ from langgraph.store.base import (
 )
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.engine import items
+from flowgentic_actors.engine import item_queries
 from flowgentic_actors.errors import InvalidRequestError
 from tests.conftest import SETTINGS
 from tests.contract.faces import StoreFace, unique
@@ -276,21 +276,23 @@ async def test_a_search_of_large_items_is_whole(store: StoreFace, root: str) -> 
 
 
 async def test_a_search_of_many_items_is_whole(memory: MemoryCluster, root: str) -> None:
-    keys = [f"{n:05}" for n in range(items.MAX_PAGE + 50)]
+    keys = [f"{n:05}" for n in range(item_queries.MAX_PAGE + 50)]
     await memory.store.abatch([PutOp((root, "a"), key, {"n": 1}) for key in keys])
 
     for blocking in (False, True):
         face = StoreFace(memory.store, blocking=blocking)
         assert await face.keys((root,), limit=10_000) == keys
         assert await face.keys((root, "a"), filter={"n": 1}, limit=10_000) == keys
-        assert await face.keys((root,), limit=3, offset=items.MAX_PAGE) == keys[-50:-47]
+        assert await face.keys((root,), limit=3, offset=item_queries.MAX_PAGE) == keys[-50:-47]
 
 
 @pytest.mark.parametrize("mode", ["inline"])
 async def test_a_rare_match_is_found_behind_many_that_are_none(
     store: StoreFace, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(items, "MAX_SCAN", 3)  # pages are closed after so many, even empty ones
+    monkeypatch.setattr(
+        item_queries, "MAX_SCAN", 3
+    )  # pages are closed after so many, even empty ones
     for number in range(10):
         await store.put((root,), str(number), {"rare": number == 9})
 
@@ -432,11 +434,6 @@ async def test_impossible_windows_are_refused(store: StoreFace, root: str) -> No
             await store.list_namespaces(**window)
     with pytest.raises(InvalidRequestError, match="max_depth"):
         await store.list_namespaces(max_depth=0)
-
-
-async def test_a_time_to_live_is_refused_and_not_ignored(store: StoreFace, root: str) -> None:
-    with pytest.raises(NotImplementedError, match="TTL"):
-        await store.put((root,), "key", {}, ttl=5)
 
 
 # ---------------------------------------------------------------------- limits

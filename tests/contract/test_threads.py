@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.types import ERROR
 
-from flowgentic_actors.engine import threads
+from flowgentic_actors.engine import thread_queries
 from flowgentic_actors.errors import InvalidRequestError
 from tests.contract.faces import SaverFace, checkpoint_of, config_of, unique
 
@@ -76,7 +76,7 @@ async def test_a_thread_is_copied_page_by_page(
     saver: SaverFace, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if mode == "inline":  # where the shard is in this process
-        monkeypatch.setattr(threads, "PAGE_BYTES", 300)
+        monkeypatch.setattr(thread_queries, "PAGE_BYTES", 300)
     source, target = unique(), unique()
     config = config_of(source)
     for step in range(12):

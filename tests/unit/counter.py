@@ -58,7 +58,7 @@ class Counter:
         self.commit_later: asyncio.Future[None] | None = None
         self.on_call: Callable[[Call], None] = lambda call: None
 
-    def start(self, tell: Callable[[str, str], None]) -> None:
+    def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
         pass
 
     async def drained(self) -> None:

@@ -6,7 +6,7 @@ msgpack, and that has room for hardly any value in memory: it has to answer like
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ from flowgentic_actors.engine.replies import (
     CheckpointPage,
     CheckpointReply,
     CheckpointRow,
+    Conflict,
     Done,
     ItemPage,
     ItemReply,
@@ -97,15 +98,24 @@ class ShardMachine(RuleBasedStateMachine):
         if record is None:
             self.check_twin(command, reply)
         else:
-            lsn = len(self.journal)
-            self.journal.append(_encoder.encode(record))
-            kept = _records.decode(self.journal[-1])
-            assert kept == record
-            self.twin.replay(kept, lsn)
-            self.twin.replay(kept, lsn)
-            self.alive[lsn] = self.twin.alive(lsn, kept)
-            self.twin.cool(len(self.journal))
+            self.keep(record)
         return reply
+
+    def keep(self, record: Record) -> None:
+        lsn = len(self.journal)
+        self.journal.append(_encoder.encode(record))
+        kept = _records.decode(self.journal[-1])
+        assert kept == record
+        self.twin.replay(kept, lsn)
+        self.twin.replay(kept, lsn)
+        self.alive[lsn] = self.twin.alive(lsn, kept)
+        self.twin.cool(len(self.journal))
+
+    def sweep(self) -> None:
+        """What goes on by itself: forget what is over."""
+        while (record := self.shard.plan_expire(self.now_us, 2)) is not None:
+            self.shard.replay(record)
+            self.keep(record)
 
     def check_twin(self, command: Command, expected: Reply) -> None:
         reply = self.ask_twin(command)
@@ -158,6 +168,8 @@ class ShardMachine(RuleBasedStateMachine):
         assert 0 <= self.twin.hot_bytes <= 200
         for lsn, record in enumerate(self.journal):
             assert self.twin.alive(lsn, _records.decode(record)) == self.alive[lsn]
+            remains = self.twin.remains(lsn, _records.decode(record))
+            assert remains is not None or not self.alive[lsn]
         assert sum(self.alive.values()) == self.twin.size().blob_bytes
 
     def teardown(self) -> None:
@@ -167,7 +179,8 @@ class ShardMachine(RuleBasedStateMachine):
         for _ in "once", "again":
             assert rebuilt.size() == self.shard.size()
             for question in self.questions():
-                assert rebuilt.apply(question, 0) == self.shard.apply(question, 0)
+                now_us = self.now_us
+                assert rebuilt.apply(question, now_us) == self.shard.apply(question, now_us)
             if self.journal:
                 rebuilt.replay(_records.decode(self.journal[-1]))
 
@@ -541,6 +554,8 @@ class Item(NamedTuple):
     value: dict[str, Any]
     created_us: int
     updated_us: int
+    expires_us: int  # 0 for never
+    ttl_us: int
 
 
 def _encoded(value: dict[str, Any]) -> Blob:
@@ -560,20 +575,58 @@ class ItemsMachine(ShardMachine):
 
     # ------------------------------------------------------------------ writes
 
+    def living(self) -> dict[tuple[tuple[str, ...], str], Item]:
+        return {
+            place: item
+            for place, item in self.items.items()
+            if not item.expires_us or item.expires_us > self.now_us
+        }
+
     @rule(
         puts=st.lists(
-            st.tuples(paths, keys, st.sampled_from(VALUES), st.integers(0, 5)),
+            st.tuples(
+                paths,
+                keys,
+                st.sampled_from(VALUES),
+                st.integers(1, 5),
+                st.sampled_from((0, 0, 1, 8, 30)),
+            ),
             min_size=1,
             max_size=5,
         )
     )
-    def put(self, puts: list[tuple[tuple[str, ...], str, dict[str, Any], int]]) -> None:
-        for namespace, key, value, elapsed in puts:
+    def put(self, puts: list[tuple[tuple[str, ...], str, dict[str, Any], int, int]]) -> None:
+        for namespace, key, value, elapsed, ttl_us in puts:
             self.now_us += elapsed
-            self.write(PutItem(namespace, key, _encoded(value)), changes=True)
-            old = self.items.get((namespace, key))
+            old = self.living().get((namespace, key))
+            self.write(PutItem(namespace, key, _encoded(value), ttl_us), changes=True)
             created = old.created_us if old else self.now_us
-            self.items[namespace, key] = Item(value, created, self.now_us)
+            expires = self.now_us + ttl_us if ttl_us else 0
+            self.items[namespace, key] = Item(value, created, self.now_us, expires, ttl_us)
+
+    @rule(namespace=paths, key=keys, deletes=st.booleans())
+    def write_the_version_that_is_not_there(
+        self, namespace: tuple[str, ...], key: str, deletes: bool
+    ) -> None:
+        self.now_us += 1
+        item = self.living().get((namespace, key))
+        found = item.updated_us if item else 0
+        for expected in {0, found + 1, found - 1} - {found}:
+            command: Command = PutItem(namespace, key, _encoded({}), expected=expected)
+            if deletes:
+                command = DeleteItem(namespace, key, expected)
+            assert self.ask(command) == Conflict(found)
+
+    @precondition(lambda self: self.items)
+    @rule(data=st.data())
+    def put_the_version_that_is_there(self, data: st.DataObject) -> None:
+        self.now_us += 1
+        place = data.draw(st.sampled_from(sorted(self.items)))
+        old = self.living().get(place)
+        expected = old.updated_us if old else 0
+        self.write(PutItem(*place, _encoded({"a": 1}), 0, expected), changes=True)
+        created = old.created_us if old else self.now_us
+        self.items[place] = Item({"a": 1}, created, self.now_us, 0, 0)
 
     @rule(namespace=paths, key=keys)
     def delete_any(self, namespace: tuple[str, ...], key: str) -> None:
@@ -585,12 +638,33 @@ class ItemsMachine(ShardMachine):
     def delete_known(self, data: st.DataObject) -> None:
         self.delete_any(*data.draw(st.sampled_from(sorted(self.items))))
 
+    @rule(elapsed=st.integers(1, 20), sweeps=st.booleans())
+    def pass_time(self, elapsed: int, sweeps: bool) -> None:
+        self.now_us += elapsed
+        if sweeps:
+            self.sweep()
+            self.items = self.living()
+            due = [item.expires_us for item in self.items.values() if item.expires_us]
+            next_us = self.shard.next_expiry_us()
+            assert (next_us is None) == (not due)
+            assert next_us is None or next_us <= min(due)
+
+    def refreshed(self, places: Iterable[tuple[tuple[str, ...], str]]) -> None:
+        for place in places:
+            item = self.items[place]
+            if item.expires_us:
+                later = max(item.expires_us, self.now_us + item.ttl_us)
+                self.items[place] = item._replace(expires_us=later)
+
     # ------------------------------------------------------------------ reads
 
-    @rule(namespace=paths, key=keys)
-    def get(self, namespace: tuple[str, ...], key: str) -> None:
-        row = self.row(namespace, key) if (namespace, key) in self.items else None
-        assert self.ask(GetItem(namespace, key)) == ItemReply(row)
+    @rule(namespace=paths, key=keys, refresh=st.booleans(), expired=st.booleans())
+    def get(self, namespace: tuple[str, ...], key: str, refresh: bool, expired: bool) -> None:
+        there = (namespace, key) in (self.items if expired else self.living())
+        row = self.row(namespace, key) if there else None
+        assert self.ask(GetItem(namespace, key, refresh, expired)) == ItemReply(row)
+        if there and refresh:
+            self.refreshed([(namespace, key)])
 
     @rule(
         prefix=paths,
@@ -598,6 +672,7 @@ class ItemsMachine(ShardMachine):
         limit=st.integers(0, 10),
         offset=st.integers(0, 3),
         page=st.integers(1, 3),
+        refresh=st.booleans(),
     )
     def search(
         self,
@@ -606,10 +681,11 @@ class ItemsMachine(ShardMachine):
         limit: int,
         offset: int,
         page: int,
+        refresh: bool = False,
     ) -> None:
         expected = [
             self.row(*place)
-            for place in sorted(self.items)
+            for place in sorted(self.living())
             if place[0][: len(prefix)] == prefix
             and (chosen is None or chosen[1](self.items[place].value))
         ][offset:][:limit]
@@ -628,6 +704,12 @@ class ItemsMachine(ShardMachine):
             if answer.after is None:
                 break
         assert rows == expected
+        if refresh:
+            assert (
+                self.ask(replace(query, limit=limit, offset=offset, after=None, refresh=True))
+                == whole
+            )
+            self.refreshed((row.namespace, row.key) for row in expected)
 
     @rule(
         conditions=st.lists(
@@ -647,7 +729,7 @@ class ItemsMachine(ShardMachine):
     ) -> None:
         found = {
             namespace[:max_depth]
-            for namespace, _ in self.items
+            for namespace, _ in self.living()
             if all(
                 _begins(namespace, c.path)
                 if c.kind == "prefix"
@@ -672,7 +754,11 @@ class ItemsMachine(ShardMachine):
         )
 
     def questions(self) -> list[Command]:
-        return [SearchItems((), b"", 10**6, 0), ListNamespaces((), None, 10**6, 0)]
+        return [
+            SearchItems((), b"", 10**6, 0, expired=True),
+            SearchItems((), b"", 10**6, 0),
+            ListNamespaces((), None, 10**6, 0),
+        ]
 
     def teardown(self) -> None:
         """Search below every namespace there is, and match namespaces by many patterns."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from msgspec.structs import replace
 
-from flowgentic_actors.engine import Shard, items, threads
+from flowgentic_actors.engine import Shard, item_queries, thread_queries
 from flowgentic_actors.engine.commands import (
     Command,
     DeleteItem,
@@ -504,7 +504,7 @@ def test_an_unknown_thread_lists_empty_and_is_not_created(shard: Shard) -> None:
 def test_a_page_holds_at_most_max_page_checkpoints(
     history: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "MAX_PAGE", 2)
+    monkeypatch.setattr(thread_queries, "MAX_PAGE", 2)
     assert pages(history, ListCheckpoints()) == ["4 4", "3 2", "1"]
     assert listed_ids(history, ListCheckpoints(limit=3)) == "4 4"
 
@@ -512,7 +512,7 @@ def test_a_page_holds_at_most_max_page_checkpoints(
 def test_pages_end_between_checkpoints_of_the_same_id(
     shard: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "MAX_PAGE", 2)
+    monkeypatch.setattr(thread_queries, "MAX_PAGE", 2)
     for thread_id, checkpoint_ns in ("a", ""), ("a", "child"), ("b", "child"):
         put_checkpoint(shard, "1", thread_id, checkpoint_ns)
         put_checkpoint(shard, "2", thread_id, checkpoint_ns)
@@ -522,7 +522,7 @@ def test_pages_end_between_checkpoints_of_the_same_id(
 def test_a_page_ends_after_page_bytes_of_any_kind_of_value(
     shard: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "PAGE_BYTES", 100)
+    monkeypatch.setattr(thread_queries, "PAGE_BYTES", 100)
     large = b"x" * 100
     put_checkpoint(shard, "5", data=large)
     put_checkpoint(shard, "4", metadata=large)
@@ -537,14 +537,14 @@ def test_a_page_ends_after_page_bytes_of_any_kind_of_value(
 def test_a_page_looks_at_no_more_than_max_scan_checkpoints(
     history: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "MAX_SCAN", 2)
+    monkeypatch.setattr(thread_queries, "MAX_SCAN", 2)
     assert pages(history, ListCheckpoints(facets={"source": "input"})) == ["", "2", "1"]
 
 
 def test_a_listing_goes_on_where_it_was_while_others_write_and_delete(
     history: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "MAX_PAGE", 2)
+    monkeypatch.setattr(thread_queries, "MAX_PAGE", 2)
     first = page(history, ListCheckpoints())
     put_checkpoint(history, "5", "a")
     history.apply(DeleteThread("b"), 0)
@@ -669,14 +669,14 @@ def test_pages_follow_each_other_and_skip_the_offset_once(store: Shard) -> None:
 def test_a_search_page_holds_at_most_max_page_items(
     store: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(items, "MAX_PAGE", 3)
+    monkeypatch.setattr(item_queries, "MAX_PAGE", 3)
     assert item_pages(store, SearchItems((), b"", MANY, 0)) == ["a b c", "d e f", "g"]
 
 
 def test_a_search_page_ends_after_page_bytes_of_values(
     store: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(items, "PAGE_BYTES", 50)
+    monkeypatch.setattr(item_queries, "PAGE_BYTES", 50)
     put_item(store, ("users",), "b", {"text": "x" * 50})
     assert item_pages(store, SearchItems((), b"", MANY, 0)) == ["a", "b", "c d e f g"]
 
@@ -684,7 +684,7 @@ def test_a_search_page_ends_after_page_bytes_of_values(
 def test_a_filter_looks_at_no_more_than_max_scan_items_for_a_page(
     store: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(items, "MAX_SCAN", 3)
+    monkeypatch.setattr(item_queries, "MAX_SCAN", 3)
     nothing = SearchItems((), pack({"key": "none"}), MANY, 0)
     assert item_pages(store, nothing) == ["", "", ""]
     some = SearchItems((), pack({"key": {"$gte": "c"}}), MANY, 0)
@@ -692,7 +692,7 @@ def test_a_filter_looks_at_no_more_than_max_scan_items_for_a_page(
 
 
 def test_an_offset_goes_on_over_the_pages(store: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(items, "MAX_SCAN", 2)
+    monkeypatch.setattr(item_queries, "MAX_SCAN", 2)
     query = SearchItems((), pack({"key": {"$gte": "b"}}), MANY, 3)
     assert item_pages(store, query) == ["", "", "e f", "g"]
 
@@ -700,7 +700,7 @@ def test_an_offset_goes_on_over_the_pages(store: Shard, monkeypatch: pytest.Monk
 def test_a_search_goes_on_where_it_was_while_others_write_and_delete(
     store: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(items, "MAX_PAGE", 3)
+    monkeypatch.setattr(item_queries, "MAX_PAGE", 3)
     first = search(store)
     store.apply(DeleteItem(("users", "10"), "c"), 0)
     store.apply(DeleteItem(("users", "10", "deep"), "d"), 0)

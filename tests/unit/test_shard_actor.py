@@ -35,6 +35,7 @@ from flowgentic_actors.errors import MemoryFullError, StorageError
 from flowgentic_actors.shard import actor as actor_module
 from flowgentic_actors.shard import upkeep
 from flowgentic_actors.shard.actor import ShardActor
+from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
 
 pytestmark = pytest.mark.anyio
@@ -278,7 +279,8 @@ async def fill(caller: Caller, prefix: str = "key") -> list[str]:
 
 
 async def test_a_ceiling_refuses_what_would_grow_and_nothing_else(tmp_path: Path) -> None:
-    async with opened(tmp_path, item_bytes="10000", thread_bytes="2000") as actor:
+    keeps = ShardSettings(item_bytes=10_000, thread_bytes=2_000)
+    async with opened(tmp_path, settings=keeps.encode()) as actor:
         caller = Caller(actor)
         for number in range(9):
             await caller.put(f"key-{number}")

@@ -1,0 +1,93 @@
+"""`AsyncCache`: LangGraph's cache of nodes over the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Generic
+
+from langgraph.cache.base import BaseCache, FullKey, Namespace, ValueT
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from flowgentic_actors.adapters.plan import Ask, Plan, run, run_sync
+from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.engine.commands import CacheClear, CacheEntry, CacheGet, CacheKey, CacheSet
+
+_SECOND_US = 1_000_000
+_LONGEST = 2**40  # seconds: for ever, and its microseconds fit into a number of the wire
+
+
+class AsyncCache(BaseCache[ValueT], Generic[ValueT]):
+    """Caches what nodes return in a cluster's memory actors.
+
+    Get it as `memory.cache`, for `builder.compile(cache=...)` and `CachePolicy`. Cached values take
+    `cache_total_mem` bytes at most, the least recently used go first. They are in memory alone: an
+    actor that is restarted begins with an empty cache, and what is not there is made anew.
+
+    Args:
+        client: How to reach the shards.
+        serde: Serializer of values. Default: LangGraph's for caches, which never unpickles.
+    """
+
+    def __init__(self, client: MemoryClient, *, serde: SerializerProtocol | None = None) -> None:
+        super().__init__(serde=serde)
+        self._client = client
+
+    async def aget(self, keys: Sequence[FullKey]) -> dict[FullKey, ValueT]:
+        """Fetch cached values; keys without one are left out."""
+        return await run(self._client, self._get(keys))
+
+    def get(self, keys: Sequence[FullKey]) -> dict[FullKey, ValueT]:
+        """Fetch cached values, blocking; see `aget`."""
+        return run_sync(self._client, self._get(keys))
+
+    async def aset(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> None:
+        """Cache values, each with the seconds for which it is valid, None for ever."""
+        await run(self._client, self._set(pairs))
+
+    def set(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> None:
+        """Cache values, blocking; see `aset`."""
+        run_sync(self._client, self._set(pairs))
+
+    async def aclear(self, namespaces: Sequence[Namespace] | None = None) -> None:
+        """Forget the values of some namespaces, or all of them."""
+        await run(self._client, self._clear(namespaces))
+
+    def clear(self, namespaces: Sequence[Namespace] | None = None) -> None:
+        """Forget values, blocking; see `aclear`."""
+        run_sync(self._client, self._clear(namespaces))
+
+    # ------------------------------------------------------------------ plans
+
+    def _get(self, keys: Sequence[FullKey]) -> Plan[dict[FullKey, ValueT]]:
+        by_shard: dict[int, list[CacheKey]] = {}
+        for namespace, key in keys:
+            place = tuple(namespace), str(key)
+            by_shard.setdefault(self._client.table.of_cached(place), []).append(place)
+        if not by_shard:
+            return {}
+        replies = yield [Ask(shard, CacheGet(tuple(asked))) for shard, asked in by_shard.items()]
+        found: dict[FullKey, ValueT] = {}
+        for asked, reply in zip(by_shard.values(), replies, strict=True):
+            for place, blob in zip(asked, reply.values, strict=True):
+                if blob is not None:
+                    found[place] = self.serde.loads_typed(blob)
+        return found
+
+    def _set(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> Plan[None]:
+        by_shard: dict[int, list[CacheEntry]] = {}
+        for (namespace, key), (value, ttl) in pairs.items():
+            place = tuple(namespace), str(key)
+            entry = CacheEntry(place, self.serde.dumps_typed(value), _ttl_us(ttl))
+            by_shard.setdefault(self._client.table.of_cached(place), []).append(entry)
+        if by_shard:
+            yield [Ask(shard, CacheSet(tuple(given))) for shard, given in by_shard.items()]
+
+    def _clear(self, namespaces: Sequence[Namespace] | None) -> Plan[None]:
+        doomed = None if namespaces is None else tuple(tuple(ns) for ns in namespaces)
+        yield [Ask(shard, CacheClear(doomed)) for shard in self._client.table.below(())]
+
+
+def _ttl_us(seconds: float | None) -> int:
+    if seconds is None:
+        return 0
+    return max(1, int(min(max(seconds, 0.0), _LONGEST) * _SECOND_US))  # 0 is over at once

@@ -1,0 +1,184 @@
+"""Embedding of texts for searches by similarity, in the client: batched, awaited or blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+from langchain_core.embeddings import Embeddings
+from langgraph.store.base import IndexConfig, ensure_embeddings, get_text_at_path, tokenize_path
+from langgraph.store.base.embed import EmbeddingsLambda
+
+from flowgentic_actors.errors import InvalidRequestError, NotSentError
+
+T = TypeVar("T")
+
+Paths: TypeAlias = Sequence[tuple[str, Any]]
+"""Paths into a value, each with what LangGraph's tokenizer made of it."""
+
+_MOST_TEXTS: Final = 512  # of one call on the embedding function
+_TIMEOUT: Final = 300.0  # seconds of such a call
+_WHOLE: Final = "$"
+
+
+class Embedded(NamedTuple):
+    """Vectors by text, as a shard takes them: of what is stored, and of what is searched for."""
+
+    documents: Mapping[str, bytes]
+    queries: Mapping[str, bytes]
+
+
+class Index:
+    """What of an item is embedded, and by whom.
+
+    Args:
+        config: LangGraph's `IndexConfig`.
+
+    Raises:
+        ValueError: If its `embed` is nothing that embeds.
+    """
+
+    def __init__(self, config: IndexConfig) -> None:
+        self.dims: int = config["dims"]
+        self._embeddings: Embeddings = ensure_embeddings(config.get("embed"))
+        self._paths = _tokenized(config.get("fields") or [_WHOLE])
+        self._waiting: dict[asyncio.AbstractEventLoop, _Round] = {}
+
+    def texts(self, value: dict[str, Any], index: Any) -> list[tuple[str, str]]:
+        """The texts of a value that are embedded, each with its path.
+
+        Args:
+            value: The item's value.
+            index: As in `PutOp`: None for the configured fields, False for none, or paths.
+        """
+        if index is False:
+            return []
+        found: list[tuple[str, str]] = []
+        for path, tokens in self._paths if index is None else _tokenized(index):
+            texts = get_text_at_path(value, tokens)
+            several = len(texts) > 1
+            found += ((f"{path}.{n}" if several else path, t) for n, t in enumerate(texts))
+        return found
+
+    async def aembed(self, documents: Sequence[str], queries: Sequence[str]) -> Embedded:
+        """Embed texts; what others on this loop ask for in the same tick goes along.
+
+        Raises:
+            InvalidRequestError: If the embedding function gave something else than it should.
+            Exception: Whatever it raised.
+        """
+        found = await self._together(documents) if documents else {}
+        asked = {}
+        for query in queries:
+            async with asyncio.timeout(_TIMEOUT):
+                asked[query] = self._pack(await self._embeddings.aembed_query(query))
+        return Embedded(found, asked)
+
+    def embed(self, documents: Sequence[str], queries: Sequence[str]) -> Embedded:
+        """The same, blocking; also for an embedding function that is awaited."""
+        embeddings = self._embeddings
+        if isinstance(embeddings, EmbeddingsLambda) and not hasattr(embeddings, "func"):
+            return _elsewhere(lambda: asyncio.run(self.aembed(documents, queries)))
+        found = {}
+        for texts in _batches(documents):
+            found.update(self._pack_all(texts, embeddings.embed_documents(texts)))
+        return Embedded(found, {q: self._pack(embeddings.embed_query(q)) for q in queries})
+
+    async def _together(self, documents: Sequence[str]) -> Mapping[str, bytes]:
+        loop = asyncio.get_running_loop()
+        waiting = self._waiting.get(loop)
+        if waiting is None:
+            waiting = self._waiting[loop] = _Round(loop.create_task(self._embed_round(loop)))
+        waiting.texts.update(dict.fromkeys(documents))
+        waiting.callers += 1
+        try:
+            # Whoever is cancelled takes nothing from the others.
+            return await asyncio.shield(waiting.task)
+        except Exception:
+            if waiting.callers == 1:
+                raise
+        # One text may be the reason that all failed: now each caller for himself.
+        return await self._embed_now(documents)
+
+    async def _embed_round(self, loop: asyncio.AbstractEventLoop) -> Mapping[str, bytes]:
+        # A task begins in the next tick: until then others join.
+        return await self._embed_now(list(self._waiting.pop(loop).texts))
+
+    async def _embed_now(self, documents: Sequence[str]) -> Mapping[str, bytes]:
+        found = {}
+        for texts in _batches(documents):
+            try:
+                async with asyncio.timeout(_TIMEOUT):
+                    vectors = await self._embeddings.aembed_documents(texts)
+            except TimeoutError as error:
+                raise NotSentError(
+                    f"embedding {len(texts)} texts took more than {_TIMEOUT:g} s; nothing was "
+                    "stored. Is the service behind index['embed'] there?"
+                ) from error
+            found.update(self._pack_all(texts, vectors))
+        return found
+
+    def _pack_all(self, texts: Sequence[str], vectors: Sequence[Any]) -> dict[str, bytes]:
+        if len(vectors) != len(texts):
+            raise InvalidRequestError(
+                f"index['embed'] gave {len(vectors)} vectors for {len(texts)} texts"
+            )
+        return {text: self._pack(vector) for text, vector in zip(texts, vectors, strict=True)}
+
+    def _pack(self, vector: Any) -> bytes:
+        array = np.asarray(vector, dtype="<f4")
+        if array.shape != (self.dims,):
+            raise InvalidRequestError(
+                f"index['embed'] gave a vector of shape {array.shape}, and index['dims'] is "
+                f"{self.dims}: they must agree"
+            )
+        return array.tobytes()
+
+
+class _Round:
+    """Texts that are embedded in one go."""
+
+    def __init__(self, task: asyncio.Task[Mapping[str, bytes]]) -> None:
+        self.task = task
+        task.add_done_callback(_looked_at)
+        self.texts: dict[str, None] = {}
+        self.callers = 0
+
+
+def _looked_at(task: asyncio.Task[Any]) -> None:
+    """All who waited may have been cancelled: then nobody else looks at its error."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _tokenized(paths: Sequence[str]) -> Paths:
+    return [(path, path if path == _WHOLE else tokenize_path(path)) for path in paths]
+
+
+def _batches(texts: Sequence[str]) -> list[list[str]]:
+    unique = list(dict.fromkeys(texts))
+    return [unique[start : start + _MOST_TEXTS] for start in range(0, len(unique), _MOST_TEXTS)]
+
+
+def _elsewhere(work: Callable[[], T]) -> T:
+    """Run something on a thread of its own, which has no event loop, and wait for it."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised below, on the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="flowgentic:embed", daemon=True)
+    thread.start()
+    thread.join(2 * _TIMEOUT)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise NotSentError(f"embedding took more than {2 * _TIMEOUT:g} s; nothing was stored")
+    return results[0]

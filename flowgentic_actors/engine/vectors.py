@@ -1,0 +1,205 @@
+"""The vectors of items: exact similarity, by one product with a matrix.
+
+Vectors of one size are the rows of one matrix, normalised, so a product with a query's vector is
+the cosine similarity of all. Measured, that is fast enough for any shard that fits into memory: see
+docs/explanation/search.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+from flowgentic_actors.engine.expiry import ItemPlace
+from flowgentic_actors.engine.model import Vector
+from flowgentic_actors.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Indices = NDArray[np.int64]
+
+FLOAT: Final = 4
+"""Bytes of a component."""
+
+_SMALLEST: Final = 64  # rows of a new matrix
+_SPARSE: Final = 4  # a part of the rows smaller than one in so many is copied out first
+_FIRST_RANKS: Final = 64
+
+
+def check_vectors(vectors: Iterable[Vector]) -> None:
+    """Make sure that vectors can be kept.
+
+    Raises:
+        InvalidRequestError: If one is not made of 32-bit floats, or is not finite.
+    """
+    import numpy as np  # noqa: PLC0415 - only where there are vectors
+
+    for vector in vectors:
+        if not vector.data or len(vector.data) % FLOAT:
+            raise InvalidRequestError(
+                f"the vector of {vector.path!r} has {len(vector.data)} bytes: not 32-bit floats"
+            )
+        if not np.isfinite(np.frombuffer(vector.data, "<f4")).all():
+            raise InvalidRequestError(
+                f"the vector of {vector.path!r} has a component that is infinite or no number"
+            )
+
+
+class Vectors:
+    """The vectors of all items of a shard, by size."""
+
+    def __init__(self) -> None:
+        self._matrices: dict[int, _Matrix] = {}
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all vectors."""
+        return sum(matrix.total_bytes for matrix in self._matrices.values())
+
+    def put(self, place: ItemPlace, vectors: tuple[Vector, ...]) -> None:
+        """Keep an item's vectors in place of those that it had."""
+        self.drop(place)
+        for vector in vectors:
+            size = len(vector.data)
+            matrix = self._matrices.get(size)
+            if matrix is None:
+                matrix = self._matrices[size] = _Matrix(size // FLOAT)
+            matrix.add(place, vector.data)
+
+    def drop(self, place: ItemPlace) -> None:
+        """Forget an item's vectors."""
+        for size, matrix in list(self._matrices.items()):
+            matrix.drop(place)
+            if not matrix.total_bytes:
+                del self._matrices[size]
+
+    def size_of(self, place: ItemPlace) -> int:
+        """Bytes of an item's vectors."""
+        return sum(m.rows_of(place) * size for size, m in self._matrices.items())
+
+    def has(self, place: ItemPlace, size: int) -> bool:
+        """Whether an item has a vector of a size in bytes."""
+        matrix = self._matrices.get(size)
+        return matrix is not None and matrix.rows_of(place) > 0
+
+    def ranked(
+        self, vector: bytes, namespaces: Iterable[tuple[str, ...]] | None
+    ) -> Iterator[tuple[float, ItemPlace]]:
+        """The items that have a vector of the same size, most similar first.
+
+        Args:
+            vector: What to compare with.
+            namespaces: Where to look; None for everywhere.
+
+        Yields:
+            (score, place) of each, ordered by score, then place.
+        """
+        matrix = self._matrices.get(len(vector))
+        return iter(()) if matrix is None else matrix.ranked(vector, namespaces)
+
+
+class _Matrix:
+    """Rows of one size; those that are free hold zeros."""
+
+    def __init__(self, dims: int) -> None:
+        import numpy as np  # noqa: PLC0415 - only where there are vectors
+
+        self._rows: Floats = np.zeros((_SMALLEST, dims), np.float32)
+        self._places: list[ItemPlace | None] = []  # of each row
+        self._free: list[int] = []
+        self._by_namespace: dict[tuple[str, ...], dict[str, list[int]]] = {}
+        self._several = 0  # items with more than one row
+
+    @property
+    def total_bytes(self) -> int:
+        return (len(self._places) - len(self._free)) * int(self._rows.shape[1]) * FLOAT
+
+    def rows_of(self, place: ItemPlace) -> int:
+        return len(self._by_namespace.get(place[0], {}).get(place[1], ()))
+
+    def add(self, place: ItemPlace, data: bytes) -> None:
+        import numpy as np  # noqa: PLC0415
+
+        row = self._free.pop() if self._free else len(self._places)
+        if row == len(self._places):
+            self._places.append(None)
+            if row == len(self._rows):
+                self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        vector = np.frombuffer(data, "<f4").astype(np.float64)
+        norm = np.linalg.norm(vector)
+        self._rows[row] = vector / norm if norm else 0.0
+        self._places[row] = place
+        rows = self._by_namespace.setdefault(place[0], {}).setdefault(place[1], [])
+        rows.append(row)
+        self._several += len(rows) == 2
+
+    def drop(self, place: ItemPlace) -> None:
+        keys = self._by_namespace.get(place[0])
+        rows = keys.pop(place[1], None) if keys else None
+        if keys is None or rows is None:
+            return
+        self._several -= len(rows) > 1
+        if not keys:
+            del self._by_namespace[place[0]]
+        for row in rows:
+            self._rows[row] = 0.0
+            self._places[row] = None
+        self._free += rows
+
+    def ranked(
+        self, vector: bytes, namespaces: Iterable[tuple[str, ...]] | None
+    ) -> Iterator[tuple[float, ItemPlace]]:
+        rows = self._rows_of(namespaces)
+        return self._in_order(rows, self._scores(vector, rows))
+
+    def _rows_of(self, namespaces: Iterable[tuple[str, ...]] | None) -> Indices:
+        import numpy as np  # noqa: PLC0415
+
+        if namespaces is None:
+            return np.arange(len(self._places), dtype=np.int64)
+        wanted = (self._by_namespace[ns] for ns in namespaces if ns in self._by_namespace)
+        keys = chain.from_iterable(rows.values() for rows in wanted)
+        return np.fromiter(chain.from_iterable(keys), np.int64)
+
+    def _scores(self, vector: bytes, rows: Indices) -> Floats:
+        import numpy as np  # noqa: PLC0415
+
+        query = np.frombuffer(vector, "<f4").astype(np.float64)
+        norm = np.linalg.norm(query)
+        unit = (query / norm if norm else query).astype(np.float32)
+        used = len(self._places)
+        if len(rows) * _SPARSE < used:
+            return self._rows[rows] @ unit
+        scores: Floats = (self._rows[:used] @ unit)[rows]
+        return scores
+
+    def _in_order(self, rows: Indices, scores: Floats) -> Iterator[tuple[float, ItemPlace]]:
+        """Sort as much as is asked for: first the best few, then ever more."""
+        import numpy as np  # noqa: PLC0415
+
+        seen: set[ItemPlace] = set()
+        wanted = _FIRST_RANKS
+        while len(rows):
+            if wanted < len(rows):
+                # All that are as good as the last wanted one: ties stay together.
+                least = np.partition(scores, len(scores) - wanted)[len(scores) - wanted]
+                chosen = scores >= least
+            else:
+                chosen = np.ones(len(rows), bool)
+            best = [
+                (-float(score), place)
+                for score, row in zip(scores[chosen], rows[chosen], strict=True)
+                if (place := self._places[row]) is not None
+            ]
+            best.sort()
+            for negative, place in best:
+                if not self._several or place not in seen:
+                    if self._several:
+                        seen.add(place)
+                    yield -negative, place
+            rows, scores = rows[~chosen], scores[~chosen]
+            wanted *= 8
