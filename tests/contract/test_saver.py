@@ -184,7 +184,8 @@ async def test_a_listing_of_large_checkpoints_is_whole(saver: SaverFace) -> None
 async def test_a_rare_match_is_found_behind_many_that_are_none(
     saver: SaverFace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thread_queries, "MAX_SCAN", 3)  # pages are closed after so many, even empty ones
+    # Pages are closed after so many, even empty ones.
+    monkeypatch.setattr(thread_queries, "MAX_SCAN", 3)
     thread = unique()
     rare = await saver.put(config_of(thread), checkpoint_of(), {"rare": True})
     for _ in range(10):

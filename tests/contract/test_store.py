@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,9 +23,11 @@ from langgraph.store.base import (
 )
 
 from flowgentic_actors import MemoryCluster
+from flowgentic_actors.adapters.items import VersionedItem
 from flowgentic_actors.engine import item_queries
-from flowgentic_actors.errors import InvalidRequestError
-from tests.conftest import SETTINGS
+from flowgentic_actors.errors import InvalidRequestError, MemoryFullError, VersionConflictError
+from tests.cluster.helpers import eventually
+from tests.conftest import SETTINGS, settings_of
 from tests.contract.faces import StoreFace, unique
 
 pytestmark = pytest.mark.anyio
@@ -464,3 +469,170 @@ async def test_a_message_that_is_too_large_is_refused_alone(root: str) -> None:
             assert len(await face.search((root, "list"), limit=10)) == 3
         (actor,) = (await memory.status()).actors
         assert actor.epoch == 1
+
+
+# ---------------------------------------------------------------------- versions
+
+
+async def test_a_put_may_expect_a_version(store: StoreFace, root: str) -> None:
+    await store.put((root,), "key", {"v": 1}, expected_version=0)
+    first = (await store.get((root,), "key")).version
+    with pytest.raises(VersionConflictError, match="'key'") as refused:
+        await store.put((root,), "key", {"v": 2}, expected_version=0)
+    assert refused.value.found == first
+
+    await store.put((root,), "key", {"v": 2}, expected_version=first)
+    (found,) = await store.search((root,))
+    assert found.value == {"v": 2}
+    assert found.version > first
+    with pytest.raises(VersionConflictError):
+        await store.put((root,), "key", {"v": 3}, expected_version=first)
+    with pytest.raises(VersionConflictError):
+        await store.delete((root,), "key", expected_version=first)
+    await store.delete((root,), "key", expected_version=found.version)
+    await store.put((root,), "key", {"v": 4})
+    assert (await store.get((root,), "key")).version > found.version  # a new life, another version
+
+
+async def test_of_many_who_expect_the_same_version_one_wins(
+    memory: MemoryCluster, root: str
+) -> None:
+    async def add(times: int) -> int:
+        lost = 0
+        for _ in range(times):
+            while True:
+                item = await memory.store.aget((root,), "sum")
+                version = item.version if isinstance(item, VersionedItem) else 0
+                value = {"n": item.value["n"] + 1 if item else 1}
+                try:
+                    await memory.store.aput((root,), "sum", value, expected_version=version)
+                    break
+                except VersionConflictError:
+                    lost += 1
+        return lost
+
+    lost = await asyncio.gather(*(add(10) for _ in range(5)))
+    total = await memory.store.aget((root,), "sum")
+    assert total is not None
+    assert total.value == {"n": 50}
+    assert sum(lost) > 0 or not memory.is_distributed
+
+
+# ---------------------------------------------------------------------- errors
+
+
+async def test_an_operation_that_fails_keeps_no_other_from_being_done(root: str) -> None:
+    async with MemoryCluster(**SETTINGS["subprocess"], store_total_mem=2**20) as memory:
+        for face in (StoreFace(memory.store, blocking=b) for b in (False, True)):
+            ops: list[Op] = [
+                PutOp((root,), "a", {"v": 1}),
+                GetOp((root,), "a"),
+                PutOp((root,), "large", {"v": "x" * 2**21}),
+                PutOp((root, "b"), "b", {"v": 2}),
+            ]
+            with pytest.raises(MemoryFullError) as failed:
+                await face.batch(ops)
+            assert failed.value.__notes__ == ["operation 2 of the batch failed"]
+            assert await face.value((root,), "a") == {"v": 1}
+            assert await face.value((root, "b"), "b") == {"v": 2}
+            assert await face.get((root,), "large") is None
+
+
+# ---------------------------------------------------------------------- time to live
+
+BLINK = 0.3 / 60  # minutes
+
+
+@pytest.fixture
+async def forgetful(mode: str) -> AsyncIterator[MemoryCluster]:
+    """A cluster whose items live for a blink."""
+    ttl = {"default_ttl": BLINK, "sweep_interval_minutes": 0.1 / 60}
+    async with MemoryCluster(**settings_of(mode), ttl=ttl) as memory:
+        yield memory
+
+
+CHEAP = pytest.mark.parametrize("mode", ["inline", "inline-journal", "several-actors"])
+
+
+async def items_in(memory: MemoryCluster) -> int:
+    return sum(actor.items for actor in (await memory.status()).actors)
+
+
+async def test_an_item_lives_as_long_as_it_was_given(store: StoreFace, root: str) -> None:
+    await store.put((root,), "short", {}, ttl=BLINK)
+    await store.put((root,), "long", {}, ttl=60)
+    await store.put((root, "a"), "short", {}, ttl=BLINK)
+    await store.put((root,), "for ever", {}, ttl=None)
+    assert await store.keys((root,)) == ["for ever", "long", "short", "short"]
+
+    await asyncio.sleep(60 * BLINK + 0.01)
+    assert await store.keys((root,)) == ["for ever", "long"]
+    assert await store.get((root,), "short") is None
+    assert await store.list_namespaces(prefix=(root,)) == [(root,)]
+    with pytest.raises(InvalidRequestError, match="ttl"):
+        await store.put((root,), "key", {}, ttl=-1)
+
+
+async def test_a_read_lets_a_life_begin_anew_unless_it_says_not_to(
+    store: StoreFace, root: str
+) -> None:
+    for key in ("got", "found", "left", "looked at"):
+        await store.put((root, key), key, {}, ttl=2 * BLINK)
+    for _ in range(4):
+        await asyncio.sleep(60 * BLINK)
+        await store.get((root, "got"), "got")
+        await store.search((root, "found"))
+        await store.get((root, "looked at"), "looked at", refresh_ttl=False)
+    left = [key for key in ("got", "found", "left", "looked at") if await store.keys((root, key))]
+    assert left == ["got", "found"]
+
+
+async def test_a_new_put_decides_anew_how_long(store: StoreFace, root: str) -> None:
+    await store.put((root,), "a", {}, ttl=BLINK)
+    await store.put((root,), "a", {})
+    await store.put((root,), "b", {})
+    await store.put((root,), "b", {}, ttl=BLINK)
+    await asyncio.sleep(60 * BLINK + 0.01)
+    assert await store.keys((root,)) == ["a"]
+
+
+@CHEAP
+async def test_what_is_over_is_forgotten_by_itself(forgetful: MemoryCluster, root: str) -> None:
+    for number in range(2500):
+        await forgetful.store.aput((root, str(number % 7)), str(number), {"v": number})
+    await forgetful.store.aput((root,), "stays", {}, ttl=None)
+
+    async def swept() -> bool:
+        return await items_in(forgetful) == 1
+
+    await eventually(swept)
+    assert [item.key for item in await forgetful.store.asearch(())] == ["stays"]
+
+
+@CHEAP
+async def test_expired_items_may_be_seen_until_they_are_swept(mode: str, root: str) -> None:
+    ttl = {"omit_expired": False, "refresh_on_read": False, "sweep_interval_minutes": 5}
+    async with MemoryCluster(**settings_of(mode), ttl=ttl) as memory:
+        await memory.store.aput((root,), "key", {}, ttl=0.01 / 60)
+        await asyncio.sleep(0.05)
+        assert await memory.store.aget((root,), "key") is not None
+        assert len(await memory.store.asearch((root,))) == 1
+        assert await memory.store.alist_namespaces() == [(root,)]
+
+
+@pytest.mark.parametrize("mode", ["subprocess"])
+async def test_lives_outlast_their_actor(memory: MemoryCluster, root: str) -> None:
+    store = memory.store
+    await store.aput((root,), "short", {}, ttl=BLINK)
+    await store.aput((root,), "refreshed", {}, ttl=1 / 60)
+    await store.aput((root,), "long", {}, ttl=5)
+    await asyncio.sleep(0.7)
+    await store.aget((root,), "refreshed")
+    pid = (await memory.status()).actors[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.sleep(0.5)
+    found = await store.asearch((root,), refresh_ttl=False)
+    assert [item.key for item in found] == ["long", "refreshed"]
+    await asyncio.sleep(0.6)
+    assert [item.key for item in await store.asearch((root,))] == ["long"]
