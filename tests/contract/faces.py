@@ -27,10 +27,10 @@ class SaverFace:
 
     def __init__(self, saver: AsyncCheckpointSaver, *, blocking: bool) -> None:
         self.saver = saver
-        self._blocking = blocking
+        self.blocking = blocking
 
     async def get(self, config: RunnableConfig) -> CheckpointTuple | None:
-        if self._blocking:
+        if self.blocking:
             return self.saver.get_tuple(config)
         return await self.saver.aget_tuple(config)
 
@@ -51,7 +51,7 @@ class SaverFace:
         described: CheckpointMetadata = {"source": "loop", "step": 0, "parents": {}}
         described.update(metadata or {})  # type: ignore[typeddict-item]  # users add fields
         new = checkpoint["channel_versions"] if new_versions is None else new_versions
-        if self._blocking:
+        if self.blocking:
             return self.saver.put(config, checkpoint, described, new)
         return await self.saver.aput(config, checkpoint, described, new)
 
@@ -62,25 +62,25 @@ class SaverFace:
         task_id: str = "task",
         task_path: str = "",
     ) -> None:
-        if self._blocking:
+        if self.blocking:
             self.saver.put_writes(config, writes, task_id, task_path)
         else:
             await self.saver.aput_writes(config, writes, task_id, task_path)
 
     async def copy_thread(self, source: str, target: str) -> None:
-        if self._blocking:
+        if self.blocking:
             self.saver.copy_thread(source, target)
         else:
             await self.saver.acopy_thread(source, target)
 
     async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        if self._blocking:
+        if self.blocking:
             self.saver.delete_for_runs(run_ids)
         else:
             await self.saver.adelete_for_runs(run_ids)
 
     async def prune(self, thread_ids: Sequence[str], strategy: str = "keep_latest") -> None:
-        if self._blocking:
+        if self.blocking:
             self.saver.prune(thread_ids, strategy=strategy)
         else:
             await self.saver.aprune(thread_ids, strategy=strategy)
@@ -88,14 +88,14 @@ class SaverFace:
     async def channel_history(
         self, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, Any]:
-        if self._blocking:
+        if self.blocking:
             return self.saver.get_delta_channel_history(config=config, channels=channels)
         return await self.saver.aget_delta_channel_history(config=config, channels=channels)
 
     async def each(
         self, config: RunnableConfig | None, **options: Any
     ) -> AsyncIterator[CheckpointTuple]:
-        if self._blocking:
+        if self.blocking:
             for found in self.saver.list(config, **options):
                 yield found
         else:
@@ -107,7 +107,7 @@ class SaverFace:
         return [id_of(found.config) async for found in self.each(config, **options)]
 
     async def delete_thread(self, thread_id: str) -> None:
-        if self._blocking:
+        if self.blocking:
             self.saver.delete_thread(thread_id)
         else:
             await self.saver.adelete_thread(thread_id)

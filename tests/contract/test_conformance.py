@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 
-from flowgentic_actors import MemoryCluster
+from flowgentic_actors import AsyncCheckpointSaver, MemoryCluster
+from tests.conftest import settings_of
 
 pytestmark = pytest.mark.anyio
 
@@ -25,8 +30,45 @@ async def test_every_check_of_every_capability_passes(memory: MemoryCluster) -> 
         await forget_all_threads(memory)
         yield memory.checkpointer
 
-    report = await validate(saver)
+    check(await validate(saver))
 
+
+@pytest.mark.parametrize("mode", ["subprocess"])
+async def test_every_check_passes_while_its_actor_is_killed_again_and_again(mode: str) -> None:
+    rng = random.Random(5)
+    kills = 0
+    async with MemoryCluster(**settings_of(mode), restart_intensity=10_000) as memory:
+
+        async def kill_now_and_then() -> None:
+            nonlocal kills
+            pid = (await memory.status()).actors[0].pid if rng.random() < 0.02 else None
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                kills += 1
+
+        class Interrupted(AsyncCheckpointSaver):
+            async def aput(self, *args: Any, **kwargs: Any) -> Any:
+                await kill_now_and_then()
+                return await super().aput(*args, **kwargs)
+
+            async def aput_writes(self, *args: Any, **kwargs: Any) -> None:
+                await kill_now_and_then()
+                await super().aput_writes(*args, **kwargs)
+
+            async def aget_tuple(self, *args: Any, **kwargs: Any) -> Any:
+                await kill_now_and_then()
+                return await super().aget_tuple(*args, **kwargs)
+
+        @checkpointer_test(name="flowgentic_actors")  # type: ignore[untyped-decorator]
+        async def saver() -> AsyncGenerator[BaseCheckpointSaver[str], None]:
+            await forget_all_threads(memory)
+            yield Interrupted(memory.checkpointer._client)
+
+        check(await validate(saver))
+        assert kills > 2
+
+
+def check(report: Any) -> None:
     assert report.passed_all_base()
     assert {name: report.results[name].failures for name in BASE} == {name: [] for name in BASE}
     assert {name: report.results[name].tests_failed for name in BASE} == dict.fromkeys(BASE, 0)

@@ -34,6 +34,7 @@ from flowgentic_actors.engine.commands import (
     GetItem,
     ListCheckpoints,
     ListNamespaces,
+    ListThreads,
     Match,
     PruneThread,
     PutCheckpoint,
@@ -56,6 +57,7 @@ from flowgentic_actors.engine.replies import (
     NamespacePage,
     Reply,
     ThreadIds,
+    ThreadListing,
 )
 from flowgentic_actors.engine.shard import ShardSize
 from flowgentic_actors.errors import ColdValuesError
@@ -227,6 +229,7 @@ class ThreadsMachine(ShardMachine):
         self.blobs: dict[tuple[str, str, str, Version | None], Blob] = {}
         # (thread, namespace, checkpoint, task, index) -> (path, channel, value)
         self.writes: dict[tuple[str, str, str, str, int], tuple[str, str, Blob]] = {}
+        self.updated: dict[str, int] = {}
 
     # ------------------------------------------------------------------ writes
 
@@ -314,10 +317,12 @@ class ThreadsMachine(ShardMachine):
             for channel in command.present
             if (thread, ns, channel, command.versions.get(channel)) not in self.blobs
         )
+        self.now_us += 1
         if missing:
             assert self.ask(command) == MissingBlobs(missing)
             return
         self.write(command, changes=True)
+        self.updated[thread] = self.now_us
         self.checkpoints[thread, ns, command.checkpoint_id] = Stored(
             command.parent_id,
             command.checkpoint,
@@ -394,7 +399,10 @@ class ThreadsMachine(ShardMachine):
                 if write.index < 0 or key not in self.writes:
                     self.writes[key] = (path, write.channel, write.value)
                     changes = True
+            self.now_us += 1
             self.write(PutWrites(thread, ns, id_, task, path, tuple(writes)), changes=changes)
+            if changes:
+                self.updated[thread] = self.now_us
 
     @rule(thread=threads)
     def delete_thread(self, thread: str) -> None:
@@ -436,6 +444,31 @@ class ThreadsMachine(ShardMachine):
             answer = self.ask(replace(query, limit=left))
             assert isinstance(answer, CheckpointPage)
             rows += answer.rows
+            query = replace(query, after=answer.after)
+            if answer.after is None:
+                break
+        assert rows == expected
+
+    @rule(
+        prefix=st.sampled_from(("", "t", "t2", "x")),
+        before=st.none() | st.integers(0, 100),
+        page=st.integers(1, 2),
+    )
+    def list_threads(self, prefix: str, before: int | None, page: int) -> None:
+        expected = [
+            (updated, thread)
+            for updated, thread in sorted((self.updated[t], t) for t in self.thread_ids())[::-1]
+            if thread.startswith(prefix) and (before is None or updated < before)
+        ]
+        query = ListThreads(prefix, page, before)
+        rows: list[tuple[int, str]] = []
+        for _ in range(len(expected) + 1):
+            answer = self.ask(query)
+            assert isinstance(answer, ThreadListing)
+            for row in answer.rows:
+                rows.append((row.updated_us, row.thread_id))
+                ids = [place for place in self.checkpoints if place[0] == row.thread_id]
+                assert row.checkpoints == len(ids)
             query = replace(query, after=answer.after)
             if answer.after is None:
                 break
@@ -496,6 +529,7 @@ class ThreadsMachine(ShardMachine):
     def questions(self) -> list[Command]:
         return [
             ListCheckpoints(),
+            ListThreads("", 10**6),
             *(
                 GetCheckpoint(thread, ns, id_)
                 for thread in THREADS
