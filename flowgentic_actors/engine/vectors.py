@@ -27,6 +27,7 @@ FLOAT: Final = 4
 
 _SMALLEST: Final = 64  # rows of a new matrix
 _SPARSE: Final = 4  # a part of the rows smaller than one in so many is copied out first
+_FEW: Final = 32  # items fewer than one in so many are named one by one
 _FIRST_RANKS: Final = 64
 
 
@@ -102,16 +103,28 @@ class Vectors:
         return iter(()) if matrix is None else matrix.ranked(vector, namespaces)
 
 
+class _Group:
+    """The rows of one namespace's items, by key; rows know it by its number."""
+
+    __slots__ = ("keys", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.keys: dict[str, list[int]] = {}
+
+
 class _Matrix:
-    """Rows of one size; those that are free hold zeros."""
+    """Rows of one size; those that are free hold zeros, and belong to number 0."""
 
     def __init__(self, dims: int) -> None:
         import numpy as np  # noqa: PLC0415 - only where there are vectors
 
         self._rows: Floats = np.zeros((_SMALLEST, dims), np.float32)
+        self._numbers: NDArray[np.int32] = np.zeros(_SMALLEST, np.int32)  # of each row's group
         self._places: list[ItemPlace | None] = []  # of each row
         self._free: list[int] = []
-        self._by_namespace: dict[tuple[str, ...], dict[str, list[int]]] = {}
+        self._groups: dict[tuple[str, ...], _Group] = {}
+        self._free_numbers: list[int] = []
         self._several = 0  # items with more than one row
 
     @property
@@ -119,34 +132,48 @@ class _Matrix:
         return (len(self._places) - len(self._free)) * int(self._rows.shape[1]) * FLOAT
 
     def rows_of(self, place: ItemPlace) -> int:
-        return len(self._by_namespace.get(place[0], {}).get(place[1], ()))
+        group = self._groups.get(place[0])
+        return 0 if group is None else len(group.keys.get(place[1], ()))
 
     def add(self, place: ItemPlace, data: bytes) -> None:
         import numpy as np  # noqa: PLC0415
 
-        row = self._free.pop() if self._free else len(self._places)
-        if row == len(self._places):
-            self._places.append(None)
-            if row == len(self._rows):
-                self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        row = self._free.pop() if self._free else self._new_row()
         vector = np.frombuffer(data, "<f4").astype(np.float64)
         norm = np.linalg.norm(vector)
         self._rows[row] = vector / norm if norm else 0.0
         self._places[row] = place
-        rows = self._by_namespace.setdefault(place[0], {}).setdefault(place[1], [])
+        group = self._groups.get(place[0])
+        if group is None:
+            number = self._free_numbers.pop() if self._free_numbers else len(self._groups) + 1
+            group = self._groups[place[0]] = _Group(number)
+        self._numbers[row] = group.number
+        rows = group.keys.setdefault(place[1], [])
         rows.append(row)
         self._several += len(rows) == 2
 
+    def _new_row(self) -> int:
+        import numpy as np  # noqa: PLC0415
+
+        row = len(self._places)
+        self._places.append(None)
+        if row == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+            self._numbers = np.concatenate([self._numbers, np.zeros_like(self._numbers)])
+        return row
+
     def drop(self, place: ItemPlace) -> None:
-        keys = self._by_namespace.get(place[0])
-        rows = keys.pop(place[1], None) if keys else None
-        if keys is None or rows is None:
+        group = self._groups.get(place[0])
+        rows = group.keys.pop(place[1], None) if group else None
+        if group is None or rows is None:
             return
         self._several -= len(rows) > 1
-        if not keys:
-            del self._by_namespace[place[0]]
+        if not group.keys:
+            del self._groups[place[0]]
+            self._free_numbers.append(group.number)
         for row in rows:
             self._rows[row] = 0.0
+            self._numbers[row] = 0
             self._places[row] = None
         self._free += rows
 
@@ -159,11 +186,16 @@ class _Matrix:
     def _rows_of(self, namespaces: Iterable[tuple[str, ...]] | None) -> Indices:
         import numpy as np  # noqa: PLC0415
 
+        used = len(self._places)
         if namespaces is None:
-            return np.arange(len(self._places), dtype=np.int64)
-        wanted = (self._by_namespace[ns] for ns in namespaces if ns in self._by_namespace)
-        keys = chain.from_iterable(rows.values() for rows in wanted)
-        return np.fromiter(chain.from_iterable(keys), np.int64)
+            return np.arange(used, dtype=np.int64)
+        groups = [group for ns in namespaces if (group := self._groups.get(ns)) is not None]
+        if sum(len(group.keys) for group in groups) * _FEW < used:
+            keys = chain.from_iterable(group.keys.values() for group in groups)
+            return np.fromiter(chain.from_iterable(keys), np.int64)
+        wanted = np.zeros(len(self._groups) + len(self._free_numbers) + 1, bool)
+        wanted[[group.number for group in groups]] = True
+        return np.flatnonzero(wanted[self._numbers[:used]])
 
     def _scores(self, vector: bytes, rows: Indices) -> Floats:
         import numpy as np  # noqa: PLC0415
