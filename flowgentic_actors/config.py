@@ -115,7 +115,7 @@ class MemoryConfig(BaseModel):
     """Bytes that cached values take at most; the least recently used ones go first. They are in the
     actors' memory alone, and an actor that is restarted begins with an empty cache."""
 
-    checkpoint_ttl: Seconds | None = None
+    checkpoint_ttl: Annotated[float, Field(gt=0, le=10**10, allow_inf_nan=False)] | None = None
     """Time after which a thread is forgotten that nobody writes to. Default: never."""
 
     keep_last: Annotated[int, Field(ge=1, le=2**31)] | None = None
