@@ -74,6 +74,7 @@ class ActorRuntime:
         self._fenced = False
         self._held: _Answers = []  # while fenced
         self._broken = False
+        self._closed = False
         self._waiting = 0  # batches whose commit is under way
         self._later = 0  # requests that their actor answers later
         self._ready: list[tuple[Envelope, asyncio.Future[bytes]]] = []  # and by now has
@@ -118,6 +119,7 @@ class ActorRuntime:
         await self._idle.wait()
         await server.close()
         await self._actor.drained()
+        self._closed = True
         self._actor.close()
 
     def fence(self, *, fenced: bool) -> None:
@@ -171,7 +173,7 @@ class ActorRuntime:
 
     def _run_batch(self) -> None:
         self._scheduled = False
-        if self._broken or self._fenced:
+        if self._broken or self._fenced or self._closed:
             return
         self._busy_since = time.monotonic()
         replies = self._take_ready()

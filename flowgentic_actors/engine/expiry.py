@@ -61,6 +61,11 @@ class Expiry:
         life = self._lives.get(place)
         return life is not None and life.expires_us <= now_us
 
+    def gains(self, place: ItemPlace, now_us: int) -> bool:
+        """Whether a read is worth a record: it makes an item's life longer by a hundredth."""
+        life = self._lives.get(place)
+        return life is not None and now_us + life.ttl_us - life.expires_us > life.ttl_us // 100
+
     def refresh(self, places: Iterable[ItemPlace], time_us: int) -> None:
         """Let the lives of items begin anew, at the time at which they were read."""
         for place in places:

@@ -103,7 +103,7 @@ class Items:
 
     def plan_refresh(self, places: Iterable[ItemPlace], now_us: int) -> ItemsRefreshed | None:
         """Decide what the reading of items would record: those that live on by it."""
-        found = tuple(place for place in places if self._expiry.life(place) is not None)
+        found = tuple(place for place in places if self._expiry.gains(place, now_us))
         return ItemsRefreshed(found, now_us) if found else None
 
     def plan_expire(self, now_us: int, most: int) -> ItemsExpired | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -51,6 +52,8 @@ from flowgentic_actors.storage.syncer import Syncer
 from flowgentic_actors.storage.worker import Worker
 
 LOCK_NAME = "journal.lock"
+
+logger = logging.getLogger(__name__)
 
 _FETCH_TIMEOUT = 30.0
 _MOST_FETCHES = 64  # at one time: each may hold a page of values
@@ -148,6 +151,7 @@ class ShardActor:
     def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
         """Begin what goes on beside the requests; see `Actor.start`."""
         self._sweeping = asyncio.ensure_future(self._sweep(wake))
+        self._sweeping.add_done_callback(_log_defect)
         if self._tier_bytes is None:
             return
 
@@ -164,6 +168,7 @@ class ShardActor:
         mirror = Mirror(self._shard, self._tier, self._scan, lambda: self._journal.end)
         self._mirror = mirror
         self._mirroring = asyncio.ensure_future(mirror.run())
+        self._mirroring.add_done_callback(_log_defect)
         self._mirror_on()
 
     def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:
@@ -382,6 +387,12 @@ class ShardActor:
                 self._shard.cool(lsn)
         self._shard.cool(self._journal.end)
         return count
+
+
+def _log_defect(task: asyncio.Task[None]) -> None:
+    """Tell of a defect in what goes on beside the requests; the shard is whole without it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("%s ended for good", task.get_coro(), exc_info=error)
 
 
 def _number(text: str) -> int | None:

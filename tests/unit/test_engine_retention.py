@@ -286,6 +286,7 @@ def test_a_filter_on_cold_values_ranks_as_on_hot_ones() -> None:
             break
         assert page.after is not None
         query = replace(query, after=page.after)
+    assert isinstance(page, RankPage)
     assert [scored.row.key for scored in page.rows] == ["30", "31", "32"]
 
 
