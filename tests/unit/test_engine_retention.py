@@ -27,7 +27,7 @@ from flowgentic_actors.engine.commands import (
     RankItems,
 )
 from flowgentic_actors.engine.expiry import Expiry
-from flowgentic_actors.engine.model import Blob, Vector, Write
+from flowgentic_actors.engine.model import Blob, Vector, Version, Write
 from flowgentic_actors.engine.records import CheckpointsDropped, ItemStored
 from flowgentic_actors.engine.replies import Cached, CheckpointPage, Conflict, ItemReply, RankPage
 from flowgentic_actors.engine.threads import Retention
@@ -37,9 +37,9 @@ BLOB: Blob = ("msgpack", b"x" * 10)
 
 
 def checkpoint(number: int, parent: int | None = None, **given: Any) -> PutCheckpoint:
-    channel = {"a": f"{number}"}
+    versions: dict[str, Version] = {"a": f"{number}"}
     parent_id = None if parent is None else f"{parent:04}"
-    put = PutCheckpoint("t", "", f"{number:04}", parent_id, BLOB, BLOB, {}, channel, {"a": BLOB})
+    put = PutCheckpoint("t", "", f"{number:04}", parent_id, BLOB, BLOB, {}, versions, {"a": BLOB})
     return replace(put, **given)
 
 
