@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,6 +18,8 @@ DESCRIPTOR_VARIABLE: Final = "FLOWGENTIC_MEMORY"
 """Names the descriptor file of the cluster to attach to."""
 
 _SCHEDULER_TIMEOUT = 10.0
+_SEPARATOR = re.compile(r",(?![^\[]*\])")  # commas outside of brackets
+_RANGES = re.compile(r"\[([^\]]*)\]")
 
 
 class SchedulerJob(NamedTuple):
@@ -28,12 +31,68 @@ class SchedulerJob(NamedTuple):
 
 
 def scheduler_job(environ: Mapping[str, str] = os.environ) -> SchedulerJob | None:
-    """The SLURM job that this process runs in, or None."""
-    job_id = environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID")
-    if not job_id:
-        return None
-    nodes = environ.get("SLURM_JOB_NUM_NODES") or environ.get("SLURM_NNODES") or "1"
-    return SchedulerJob("slurm", job_id, int(nodes) if nodes.isdecimal() else 1)
+    """The SLURM, PBS or LSF job that this process runs in, or None. Reads variables alone."""
+    if job_id := environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID"):
+        nodes = environ.get("SLURM_JOB_NUM_NODES") or environ.get("SLURM_NNODES")
+        return SchedulerJob("slurm", job_id, _count(nodes))
+    if job_id := environ.get("PBS_JOBID"):
+        return SchedulerJob("pbs", job_id, _count(environ.get("PBS_NUM_NODES")))
+    if job_id := environ.get("LSB_JOBID"):
+        return SchedulerJob("lsf", job_id, max(1, len(_lsf_hosts(environ))))
+    return None
+
+
+def job_hosts(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The names of the nodes of this job, each once, in the scheduler's order. May read a file.
+
+    Empty outside of a job, and where the scheduler does not tell.
+    """
+    job = scheduler_job(environ)
+    if job is None:
+        return ()
+    if job.scheduler == "slurm":
+        told = environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST") or ""
+        return tuple(dict.fromkeys(expand_hosts(told)))
+    if job.scheduler == "lsf":
+        return _lsf_hosts(environ)
+    try:
+        lines = Path(environ["PBS_NODEFILE"]).read_text().split()
+    except (KeyError, OSError):
+        return ()
+    return tuple(dict.fromkeys(lines))
+
+
+def expand_hosts(text: str) -> list[str]:
+    """The hosts of a list as SLURM writes it: `node[01-03,7],login` are five."""
+    found: list[str] = []
+    for part in _SEPARATOR.split(text.strip()):
+        match = _RANGES.search(part)
+        if match is None:
+            found += [part] if part else []
+            continue
+        before, after = part[: match.start()], part[match.end() :]
+        for number in _numbers(match[1]):
+            found += expand_hosts(f"{before}{number}{after}")
+    return found
+
+
+def _numbers(ranges: str) -> Iterator[str]:
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        if not last:
+            yield first
+        elif first.isdecimal() and last.isdecimal():
+            for number in range(int(first), int(last) + 1):
+                yield str(number).zfill(len(first))
+
+
+def _lsf_hosts(environ: Mapping[str, str]) -> tuple[str, ...]:
+    counted = environ.get("LSB_MCPU_HOSTS", "").split()[::2]  # host and slots, in turn
+    return tuple(dict.fromkeys(counted or environ.get("LSB_HOSTS", "").split()))
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 1
 
 
 def job_end(environ: Mapping[str, str] = os.environ) -> float | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
 
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.threads import on_daemon_thread, run_blocking
 from flowgentic_actors.adapters.cache import AsyncCache
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
@@ -130,6 +130,31 @@ class MemoryCluster:
         return memory
 
     # ------------------------------------------------------------------ opening and closing
+
+    def open(self) -> Self:
+        """Open it, blocking; `close` ends it. For programs without an event loop.
+
+        On an event loop's own thread it blocks that loop: use `async with` there.
+
+        Returns:
+            Itself.
+        """
+        return run_blocking(self.__aenter__)
+
+    def close(self) -> None:
+        """Close it, blocking; a second time does nothing."""
+        run_blocking(lambda: self.__aexit__(None, None, None))
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     async def __aenter__(self) -> Self:
         if self._client is not None:
@@ -378,6 +403,11 @@ class MemoryCluster:
     def is_distributed(self) -> bool:
         """Whether the memory is in actors of their own processes."""
         return isinstance(self._opened(), RemoteClient)
+
+    @property
+    def uses_dragon(self) -> bool:
+        """Whether Dragon started the actors, which then have DDicts."""
+        return self._opened().spawner == "dragon"
 
     @property
     def handle(self) -> ClusterHandle:

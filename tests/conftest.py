@@ -179,7 +179,7 @@ def never_block_the_loop() -> Iterator[None]:
         # Sync calls block the thread that makes them, be it a loop's own: that is their contract.
         function.can_block_in("flowgentic_actors/wire/blocking.py", {"request", "close"})
         function.can_block_in("flowgentic_actors/cluster/client.py", {"ask_sync", "status"})
-        function.can_block_in("flowgentic_actors/adapters/embedding.py", {"embed"})
+        function.can_block_in("flowgentic_actors/actors/threads.py", {"run_blocking"})
         # The actor's append to its node-local journal is direct: 0.5 us, 100 us through a thread;
         # so is the allocation of a segment that the thread did not get done in time.
         function.can_block_in("flowgentic_actors/storage/journal.py", {"append", "no_room"})

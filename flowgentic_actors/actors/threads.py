@@ -1,4 +1,4 @@
-"""Blocking calls off the event loop, on daemon threads that can be abandoned.
+"""Between blocking code and event loops: each on a thread where it disturbs nobody.
 
 A thread pool would make the interpreter wait at exit for a call that never returns (a Dragon call
 can be one); a daemon thread is left behind.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,3 +55,30 @@ async def on_daemon_thread(
     threading.Thread(target=run, name=f"flowgentic:{name}", daemon=True).start()
     async with asyncio.timeout(timeout):
         return await result
+
+
+def run_blocking(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run async work from blocking code, and wait for it.
+
+    It runs on this thread, or, where an event loop runs here already, on one of its own. It has to
+    end within a bound by itself.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work())
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(asyncio.run(work()))
+        except BaseException as error:  # noqa: BLE001 - raised below, on the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="flowgentic:blocking", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import IndexConfig, ensure_embeddings, get_text_at_path, tokenize_path
 from langgraph.store.base.embed import EmbeddingsLambda
 
+from flowgentic_actors.actors.threads import run_blocking
 from flowgentic_actors.errors import InvalidRequestError, NotSentError
-
-T = TypeVar("T")
 
 Paths: TypeAlias = Sequence[tuple[str, Any]]
 """Paths into a value, each with what LangGraph's tokenizer made of it."""
@@ -81,7 +79,7 @@ class Index:
         """The same, blocking; also for an embedding function that is awaited."""
         embeddings = self._embeddings
         if isinstance(embeddings, EmbeddingsLambda) and not hasattr(embeddings, "func"):
-            return _elsewhere(lambda: asyncio.run(self.aembed(documents, queries)))
+            return run_blocking(lambda: self.aembed(documents, queries))
         found = {}
         for texts in _batches(documents):
             found.update(self._pack_all(texts, embeddings.embed_documents(texts)))
@@ -161,24 +159,3 @@ def _tokenized(paths: Sequence[str]) -> Paths:
 def _batches(texts: Sequence[str]) -> list[list[str]]:
     unique = list(dict.fromkeys(texts))
     return [unique[start : start + _MOST_TEXTS] for start in range(0, len(unique), _MOST_TEXTS)]
-
-
-def _elsewhere(work: Callable[[], T]) -> T:
-    """Run something on a thread of its own, which has no event loop, and wait for it."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:  # noqa: BLE001 - raised below, on the caller's thread
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="flowgentic:embed", daemon=True)
-    thread.start()
-    thread.join(2 * _TIMEOUT)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise NotSentError(f"embedding took more than {2 * _TIMEOUT:g} s; nothing was stored")
-    return results[0]

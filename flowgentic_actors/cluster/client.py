@@ -88,6 +88,7 @@ class RemoteClient:
         self, descriptor: Descriptor, description: Description, timeout: float, pool: int
     ) -> None:
         self.table = description.table
+        self.spawner = description.spawner
         self._timeout = timeout
         self._closed = False
         limit = descriptor.max_message_bytes
@@ -176,6 +177,7 @@ class InlineClient:
         settings: ShardSettings = ShardSettings(),  # noqa: B008 - immutable
     ) -> None:
         self.table = even_table(1, namespace_depth)
+        self.spawner = "inline"
         self._name = name
         self._shard = BareShard(settings)
         self._memory = memory
@@ -254,7 +256,7 @@ class InlineClient:
         return ClusterStatus(
             name=self._name,
             mode="local",
-            spawner="inline",
+            spawner=self.spawner,
             host_pid=os.getpid(),
             uptime=time.time() - self._opened,
             folder=str(self._memory.path) if self._memory is not None else "",

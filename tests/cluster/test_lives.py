@@ -712,3 +712,27 @@ async def test_the_clients_loop_may_be_of_another_make(fresh_memory: MemoryClust
         patch.setattr(Wire, "connection_made", connection_made)
         await fresh_memory.store.aput(("a",), "key", {"v": 1})
         assert await fresh_memory.store.aget(("a",), "key") is not None
+
+
+@pytest.mark.parametrize("mode", ["inline", "subprocess"])
+def test_a_program_without_an_event_loop_opens_and_closes(mode: str) -> None:
+    with MemoryCluster(**SETTINGS[mode]) as memory:
+        memory.store.put(("a",), "key", {"v": 1})
+        item = memory.store.get(("a",), "key")
+        assert item is not None
+        assert item.value == {"v": 1}
+        assert not memory.uses_dragon
+    memory.close()
+    with pytest.raises(ClusterClosedError):
+        memory.store.get(("a",), "key")
+    with pytest.raises(ClusterError, match="open"), memory:
+        pass
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", ["inline", "subprocess"])
+async def test_a_loops_own_thread_may_open_and_close_too(mode: str) -> None:
+    memory = MemoryCluster(**SETTINGS[mode]).open()
+    await memory.store.aput(("a",), "key", {"v": 1})
+    assert memory.store.get(("a",), "key") is not None
+    memory.close()

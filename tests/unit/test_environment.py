@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from flowgentic_actors import environment
-from flowgentic_actors.environment import SchedulerJob, inside_dragon, scheduler_job
+from flowgentic_actors.environment import (
+    SchedulerJob,
+    expand_hosts,
+    inside_dragon,
+    job_hosts,
+    scheduler_job,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,12 +31,44 @@ from flowgentic_actors.environment import SchedulerJob, inside_dragon, scheduler
         ({"SLURM_JOB_ID": "17", "SLURM_NNODES": "4"}, SchedulerJob("slurm", "17", 4)),
         ({"SLURM_JOB_ID": "17", "SLURM_NNODES": "2-4"}, SchedulerJob("slurm", "17", 1)),
         ({"SLURM_JOB_ID": "17", "SLURM_NNODES": "\u00b2"}, SchedulerJob("slurm", "17", 1)),
+        ({"PBS_JOBID": "17.head"}, SchedulerJob("pbs", "17.head", 1)),
+        ({"PBS_JOBID": "17.head", "PBS_NUM_NODES": "3"}, SchedulerJob("pbs", "17.head", 3)),
+        ({"PBS_NODEFILE": "/somewhere"}, None),
+        ({"LSB_JOBID": "17"}, SchedulerJob("lsf", "17", 1)),
+        ({"LSB_JOBID": "17", "LSB_HOSTS": "a a b"}, SchedulerJob("lsf", "17", 2)),
+        ({"LSB_JOBID": "17", "LSB_MCPU_HOSTS": "a 4 b 4 c 1"}, SchedulerJob("lsf", "17", 3)),
+        ({"LSB_HOSTS": "a"}, None),
     ],
 )
 def test_a_scheduler_job_is_known_by_its_variables(
     environ: dict[str, str], job: SchedulerJob | None
 ) -> None:
     assert scheduler_job(environ) == job
+
+
+@pytest.mark.parametrize(
+    ("told", "hosts"),
+    [
+        ("", ""),
+        ("login", "login"),
+        ("n1,n2", "n1 n2"),
+        ("node[01-03,07],login", "node01 node02 node03 node07 login"),
+        ("r[1-2]n[8-10]", "r1n8 r1n9 r1n10 r2n8 r2n9 r2n10"),
+        ("n[1,3]-ib,x", "n1-ib n3-ib x"),
+    ],
+)
+def test_slurms_lists_of_hosts_are_expanded(told: str, hosts: str) -> None:
+    assert " ".join(expand_hosts(told)) == hosts
+    assert " ".join(job_hosts({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": told})) == hosts
+
+
+def test_the_hosts_of_a_job_are_those_that_its_scheduler_names(tmp_path: Path) -> None:
+    nodes = tmp_path / "nodes"
+    nodes.write_text("a\na\nb\n")
+    assert job_hosts({"PBS_JOBID": "1", "PBS_NODEFILE": str(nodes)}) == ("a", "b")
+    assert job_hosts({"PBS_JOBID": "1", "PBS_NODEFILE": str(tmp_path / "none")}) == ()
+    assert job_hosts({"LSB_JOBID": "1", "LSB_MCPU_HOSTS": "a 2 b 1 a 1"}) == ("a", "b")
+    assert job_hosts({"SLURM_JOB_NODELIST": "a"}) == ()
 
 
 def test_a_dragon_runtime_is_known_by_its_variables() -> None:
