@@ -16,7 +16,12 @@ from flowgentic_actors.actors.threads import on_daemon_thread, run_blocking
 from flowgentic_actors.adapters.cache import AsyncCache
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
-from flowgentic_actors.cluster.client import InlineClient, RemoteClient, describe
+from flowgentic_actors.cluster.client import (
+    InlineClient,
+    MemoryClient,
+    RemoteClient,
+    describe,
+)
 from flowgentic_actors.cluster.endings import (
     WALLTIME_UNKNOWN,
     refuse_stale,
@@ -386,11 +391,20 @@ class MemoryCluster:
     def store(self) -> AsyncStore:
         """For `builder.compile(store=...)`."""
         if self._store is None:
-            config = self._config
-            index = cast("IndexConfig | None", config.index)  # as checked by pydantic
-            ttl = cast("TTLConfig | None", config.ttl)
+            index, ttl = self.store_settings
             self._store = AsyncStore(self._opened(), index=index, ttl=ttl)
         return self._store
+
+    @property
+    def store_settings(self) -> tuple[IndexConfig | None, TTLConfig | None]:
+        """`index` and `ttl` of the configuration, as LangGraph's types, for stores of your own."""
+        config = self._config  # checked by pydantic
+        return cast("IndexConfig | None", config.index), cast("TTLConfig | None", config.ttl)
+
+    @property
+    def client(self) -> MemoryClient:
+        """How adapters reach the shards, for adapters of your own."""
+        return self._opened()
 
     @property
     def cache(self) -> AsyncCache[Any]:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _MOST = 2**52  # more than any shard holds; a limit and an offset of it still fit into one number
 _MINUTE_US = 60_000_000
+_PLAIN = (str, int, float, bool, bytes, type(None))
 
 Search: TypeAlias = SearchItems | RankItems
 
@@ -261,9 +262,25 @@ def _encode_filter(conditions: dict[str, Any] | None) -> bytes:
     if not conditions:
         return b""
     try:
+        _check_plain(conditions, "filter")
         return msgspec.msgpack.encode(conditions)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidRequestError(f"filter holds what no shard can compare: {error}") from error
+
+
+def _check_plain(value: object, where: str) -> None:
+    """Refuse what is stored in a serializer's own form, which a shard does not look into."""
+    if type(value) is dict:
+        for name, inner in value.items():
+            _check_plain(inner, f"{where}[{name!r}]")
+    elif type(value) in (list, tuple):
+        for inner in value:  # type: ignore[attr-defined]
+            _check_plain(inner, where)
+    elif type(value) not in _PLAIN:
+        raise TypeError(
+            f"{where} is a {type(value).__name__}. Store such values as text or numbers to filter "
+            "on them"
+        )
 
 
 def _ttl_us(op: PutOp) -> int:
