@@ -4,10 +4,10 @@
 
 The tests come from the source distributions of the versions that are installed here, and run in a
 virtual environment of their own. Both are made in FOLDER and found there again by the next run. A
-suite runs once with LangGraph's `InMemorySaver` and `InMemoryStore`, as the reference, and once with
-each of our modes; `upstream_plugin` puts ours into their places. Whatever passes with theirs should
-pass with ours; what does not is listed with the reason. The exit code is 1 if a test failed so, and
-0 if it was only skipped, as there is no way for it to pass.
+suite runs once with LangGraph's in-memory saver, store and cache, as the reference, and once with
+each of our modes: `upstream_plugin` puts ours into their places. What passes with theirs and not
+with ours is listed with the reason. The exit code is 1 if a test failed so, and 0 if it was only
+skipped, since it is not about a contract.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from xml.etree import ElementTree as ET
 from rich.console import Console
 from rich.table import Table
 
+from tests.contract.upstream.upstream_plugin import MODES, REFERENCE
+
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[2]
 SUITES = ("langgraph", "langgraph-checkpoint", "langgraph-prebuilt")
 PINNED = (*SUITES, "langchain-core")
-REFERENCE = "in-memory"
-MODES = ("inline", "subprocess")
 
-USES_MEMORY = re.compile(r"InMemory(Saver|Store)|MemorySaver|a?sync_(checkpointer|store)\b")
+USES_MEMORY = re.compile(r"InMemory(Saver|Store|Cache)|MemorySaver|a?sync_(checkpointer|store)\b")
 
 
 class Result(NamedTuple):
@@ -59,7 +59,7 @@ def main() -> int:
     )
     parser.add_argument("folder", type=Path, help="where to keep sources, environment and logs")
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("-k", dest="select", default="", help="only these tests, as pytest's -k")
     args = parser.parse_args()
     folder: Path = args.folder.absolute()
@@ -164,17 +164,14 @@ def differences(suite: str, results: dict[str, dict[str, Result]]) -> list[Diffe
 
 
 def print_differences(found: list[Difference]) -> None:
-    """Print the tests in question under their modes and reasons."""
-    reasons: dict[str, dict[Result, list[str]]] = {}
+    """Print the tests in question under their reasons."""
+    tests: dict[Result, dict[str, list[str]]] = {}
     for mode, test, result in found:
-        reasons.setdefault(test, {}).setdefault(result, []).append(mode)
-    tests: dict[str, list[str]] = {}
-    for test, why in reasons.items():
-        for result, modes in why.items():
-            head = f"{result.outcome} ({', '.join(modes)}): {result.reason}"
-            tests.setdefault(head, []).append(test)
-    for head in sorted(tests):
-        print(head, *tests[head], sep="\n    ")
+        tests.setdefault(result, {}).setdefault(test, []).append(mode)
+    for result, modes in sorted(tests.items()):
+        print(f"{result.outcome}: {result.reason}")
+        for test in modes:
+            print(f"    {test} ({', '.join(modes[test])})")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A pytest plugin that serves LangGraph's own tests with our memory.
 
-Where their tests make an `InMemorySaver` or `InMemoryStore`, in a fixture or by themselves, they
-get one of ours. A test may make several, each empty and alone: so each gets another cluster. Opening
-one takes a while, so it is emptied and used again in the next test.
+Where their tests make an `InMemorySaver`, `InMemoryStore` or `InMemoryCache`, in a fixture or by
+themselves, they get one of ours. A test may make several, each empty and alone: so each gets
+another cluster. Opening one takes a while, so it is emptied and used again in the next test.
 
 It is imported by itself, without the package around it: their package is called `tests`, too.
 """
@@ -10,51 +10,45 @@ It is imported by itself, without the package around it: their package is called
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Self
 
+import langgraph.cache.memory
 import langgraph.checkpoint.memory
 import langgraph.store.memory
 import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from flowgentic_actors import AsyncCheckpointSaver, AsyncStore, MemoryCluster
+from flowgentic_actors import AsyncCache, AsyncCheckpointSaver, AsyncStore, MemoryCluster
 from flowgentic_actors.cluster.client import MemoryClient
 
 REFERENCE = "in-memory"
 
 MODES: dict[str, dict[str, Any]] = {
-    REFERENCE: {},
     "inline": {"mode": "local"},
     "subprocess": {"mode": "distributed", "spawner": "subprocess"},
+    "several-actors": {"mode": "distributed", "spawner": "subprocess", "actors_per_node": 3},
 }
 
 ELSEWHERE = ("sqlite", "postgres", "redis")
-"""Parameters of their fixtures that stand for other savers, stores and caches."""
-
-
-class Unread(SerializerProtocol):
-    """Reads nothing of what it gets: tests store with all sorts of serializers."""
-
-    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-        raise NotImplementedError
-
-    def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        return {}
+"""What the parameters of their fixtures begin with that stand for anything else."""
 
 
 class Clusters:
-    """Open clusters of one mode: a test's nth saver and its nth store are those of the nth."""
+    """Open clusters of one mode: a test's nth saver, store and cache are those of the nth."""
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
         self._open: list[MemoryCluster] = []
-        self._given: dict[type, int] = {AsyncCheckpointSaver: 0, AsyncStore: 0}
+        self._given = Counter[str]()
 
-    def client(self, kind: type) -> MemoryClient:
-        """How to reach an empty memory, for a saver or a store."""
+    def client(self, kind: str) -> MemoryClient:
+        """How to reach an empty memory."""
         number = self._given[kind]
         self._given[kind] += 1
         if number == len(self._open):
@@ -66,15 +60,13 @@ class Clusters:
 
     def empty(self) -> None:
         """Delete what the test has stored."""
-        for memory in self._open[: self._given[AsyncCheckpointSaver]]:
-            saver = AsyncCheckpointSaver(memory.checkpointer._client, serde=Unread())
-            for thread in {found.config["configurable"]["thread_id"] for found in saver.list(None)}:
-                saver.delete_thread(thread)
-        for memory in self._open[: self._given[AsyncStore]]:
-            store = AsyncStore(memory.checkpointer._client, serde=Unread())
-            for item in store.search((), limit=1_000_000):
-                store.delete(item.namespace, item.key)
-        self._given = dict.fromkeys(self._given, 0)
+        for memory in self._open[: max(self._given.values(), default=0)]:
+            for thread in list(memory.checkpointer.threads()):
+                memory.checkpointer.delete_thread(thread.thread_id)
+            for item in memory.store.search((), limit=1_000_000):
+                memory.store.delete(item.namespace, item.key)
+            memory.cache.clear()
+        self._given.clear()
 
     def close(self) -> None:
         while self._open:
@@ -88,8 +80,26 @@ class OurSaver(AsyncCheckpointSaver):
     """Ours, made and used like an `InMemorySaver`."""
 
     def __init__(self, *, serde: SerializerProtocol | None = None, factory: Any = None) -> None:
-        super().__init__(clusters.client(AsyncCheckpointSaver), serde=serde)
+        super().__init__(clusters.client("saver"), serde=serde)
         self.stack = ExitStack()
+
+    def __init_subclass__(cls) -> None:
+        await_what_is_overridden(cls, "get_tuple", "get_delta_channel_history")
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Note a copy, as the saver of their fixtures does in `put`, which looks for it there."""
+        stored = await super().aput(config, checkpoint, metadata, new_versions)
+        if "storage_for_copies" in vars(self):
+            where = stored["configurable"]
+            copies = vars(self)["storage_for_copies"][where["thread_id"]][where["checkpoint_ns"]]
+            copies[checkpoint["id"]] = self.serde.dumps_typed(self.get(stored))
+        return stored
 
     def __enter__(self) -> Self:
         return self
@@ -104,22 +114,55 @@ class OurSaver(AsyncCheckpointSaver):
         self.stack.close()
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("storage", "writes", "blobs"):
-            pytest.skip("it looks inside an InMemorySaver")
-        raise AttributeError(name)
+        return inside(name, "storage", "writes", "blobs")
 
 
 class OurStore(AsyncStore):
     """Ours, made like an `InMemoryStore`."""
 
     def __init__(self, *, index: Any = None) -> None:
-        if index is not None:
-            pytest.skip("our store has no vector index")
-        super().__init__(clusters.client(AsyncStore))
+        super().__init__(clusters.client("store"), index=index)
+
+    def __getattr__(self, name: str) -> Any:
+        return inside(name, "index_config", "embeddings")
+
+
+class OurCache(AsyncCache[Any]):
+    """Ours, made like an `InMemoryCache`."""
+
+    def __init__(self, *, serde: SerializerProtocol | None = None) -> None:
+        super().__init__(clusters.client("cache"), serde=serde)
+
+    def __init_subclass__(cls) -> None:
+        await_what_is_overridden(cls, "get", "set")
+
+
+def inside(name: str, *names: str) -> Any:
+    """Skip a test that asks for what only theirs have, and their base classes do not."""
+    if name in names:
+        pytest.skip("it looks inside LangGraph's own class")
+    raise AttributeError(name)
+
+
+def await_what_is_overridden(cls: type, *names: str) -> None:
+    """Theirs carry out an async call by the sync method: tests override that one alone."""
+    for name in names:
+        if name in vars(cls) and f"a{name}" not in vars(cls):
+            setattr(cls, f"a{name}", awaited(vars(cls)[name]))
+
+
+def awaited(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The async form of a sync method."""
+
+    async def carry_out(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return carry_out
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--memory", choices=MODES, default=REFERENCE, help="whose memory is used")
+    modes = (REFERENCE, *MODES)
+    parser.addoption("--memory", choices=modes, default=REFERENCE, help="whose memory is used")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -129,9 +172,12 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     if mode == REFERENCE:
         return
     clusters.settings = MODES[mode]
-    for name in ("InMemorySaver", "MemorySaver"):
-        setattr(langgraph.checkpoint.memory, name, OurSaver)
-    setattr(langgraph.store.memory, "InMemoryStore", OurStore)  # noqa: B010 - mypy knows a class
+    checkpoint: Any = langgraph.checkpoint.memory
+    store: Any = langgraph.store.memory
+    cache: Any = langgraph.cache.memory
+    checkpoint.InMemorySaver = checkpoint.MemorySaver = OurSaver
+    store.InMemoryStore = OurStore
+    cache.InMemoryCache = OurCache
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
