@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
     from flowgentic_actors.config import MemoryConfig
     from flowgentic_actors.errors import FlowgenticError
+    from flowgentic_actors.langGraph.distributed_memory import (
+        DragonCheckpointSaver,
+        DragonDDictStore,
+    )
+    from flowgentic_actors.langGraph.main import LangraphIntegration
+    from flowgentic_actors.langGraph.memory import (
+        DistributedMemoryConfig,
+        DistributedMemoryManager,
+        LangraphMemoryManager,
+    )
     from flowgentic_actors.memory import MemoryCluster
 
 __version__ = "0.1.0"
@@ -30,7 +40,13 @@ __all__ = [
     "ClusterEvent",
     "ClusterHandle",
     "ClusterStatus",
+    "DistributedMemoryConfig",
+    "DistributedMemoryManager",
+    "DragonCheckpointSaver",
+    "DragonDDictStore",
     "FlowgenticError",
+    "LangraphIntegration",
+    "LangraphMemoryManager",
     "MemoryCluster",
     "MemoryConfig",
     "ThreadInfo",
@@ -44,7 +60,13 @@ _HOMES = {
     "ClusterEvent": "cluster.status",
     "ClusterHandle": "cluster.handle",
     "ClusterStatus": "cluster.status",
+    "DistributedMemoryConfig": "langGraph.memory",
+    "DistributedMemoryManager": "langGraph.memory",
+    "DragonCheckpointSaver": "langGraph.distributed_memory",
+    "DragonDDictStore": "langGraph.distributed_memory",
     "FlowgenticError": "errors",
+    "LangraphIntegration": "langGraph.main",
+    "LangraphMemoryManager": "langGraph.memory",
     "MemoryCluster": "memory",
     "MemoryConfig": "config",
     "ThreadInfo": "adapters.checkpoint",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flowgentic_actors.cluster.holder import Hold
+from tests.cluster.helpers import run_in_runtime
 from tests.conftest import NO_DRAGON
 
 ROOT = Path(__file__).parents[2]
@@ -165,3 +166,20 @@ def test_demo_runs_inside_a_dragon_runtime(tmp_path: Path) -> None:
     # the launcher exits with 0 whatever the program did: what it printed decides
     assert "Nothing was lost" in done.stdout, done.stdout + done.stderr
     assert "with SIGKILL" in done.stdout
+
+
+def test_the_distributed_memory_example_shows_its_four_parts() -> None:
+    printed = run("examples/02_distributed_memory.py")
+    assert "1. local: ['hello', 'that was message 1', 'again', 'that was message 3']" in printed
+    assert f'2. distributed: {NO_DRAGON is None} ["ada\'s tea"]' in printed
+    assert "3. auto: {'mode': 'auto', 'is_distributed': False" in printed
+    assert "4. integration: ['I am ada', 'that was message 1']" in printed
+
+
+@pytest.mark.dragon
+@pytest.mark.skipif(NO_DRAGON is not None, reason=NO_DRAGON or "")
+def test_the_distributed_memory_example_runs_inside_a_dragon_runtime(tmp_path: Path) -> None:
+    done = run_in_runtime((ROOT / "examples/02_distributed_memory.py").read_text(), tmp_path)
+    assert "2. distributed: True" in done.stdout, done.stdout + done.stderr
+    assert "3. auto: {'mode': 'auto', 'is_distributed': True" in done.stdout
+    assert "4. integration: ['I am ada', 'that was message 1']" in done.stdout

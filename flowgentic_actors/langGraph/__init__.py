@@ -1,0 +1,1 @@
+"""The memory managers of FlowGentic, under its module names."""
