@@ -34,6 +34,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowgentic_actors import MemoryCluster
+from flowgentic_actors.cli.models import NoModelError, load_model
 from flowgentic_actors.cli.research import (
     Answer,
     Report,
@@ -90,6 +91,9 @@ class DemoOptions:
     resume: bool = False
     """Go on with the study in `persist`, with its folder, question and readers."""
 
+    model: str = ""
+    """LangChain's id of a chat model that writes the answer, such as `openai:gpt-4o-mini`."""
+
     def __post_init__(self) -> None:
         if self.resume and self.persist is None:
             raise ValueError("--resume needs --persist PATH, where the interrupted study is")
@@ -109,6 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--readers", type=int, default=4, help="readers at a time, 1 to 64 (default: 4)")
     add("--persist", type=Path, metavar="PATH", help="keep the memory in this folder")
     add("--resume", action="store_true", help="go on with the interrupted study in --persist")
+    add("--model", default="", metavar="ID", help="have a chat model write the answer")
 
 
 class Texts(NamedTuple):
@@ -162,6 +167,8 @@ async def run_demo(options: DemoOptions) -> int:
     try:
         await to_thread.run_sync(_check_resumable, options)
         problems = await _study(options, texts, console)
+    except NoModelError as error:
+        return _complain(str(error), 2)
     except (UnfitError, PersistError) as error:
         return _complain(f"The memory is of no use: {error}", 2)
     except FlowgenticError as error:
@@ -254,6 +261,7 @@ def _reasons(texts: Texts) -> str:
 async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[str]:
     """Open the memory, do the work, check it, and return what is wrong."""
     start = time.perf_counter()
+    model = await to_thread.run_sync(load_model, options.model) if options.model else None
     async with MemoryCluster(
         mode=options.mode,
         spawner=options.spawner,
@@ -266,7 +274,8 @@ async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[s
         opened = time.perf_counter()
         actors = len(status.actors)
         _say(console, f"Memory is open: {status.mode} mode, {actors} actor{'s'[: actors != 1]}.")
-        graph = build_research_team().compile(checkpointer=memory.checkpointer, store=memory.store)
+        team = build_research_team(model)
+        graph = team.compile(checkpointer=memory.checkpointer, store=memory.store)
         question = options.question or ("" if options.folder else DEFAULT_QUESTION)
         study = new_study(texts.root, texts.files, question, options.readers)
         record = Record()
@@ -504,6 +513,8 @@ def _print_answer(console: Console, answer: Answer) -> None:
     _say(console, f"\nQuestion: {answer['question']}")
     if not answer["citations"]:
         _say(console, "The notes say nothing about it.")
+    if "written" in answer:
+        _say(console, f"{answer['written']}\n\nFrom:")
     for citation in answer["citations"]:
         about = f"  ({citation['about']})" if citation["about"] else ""
         _say(console, f"  {citation['file']}:{citation['line']}{about}")

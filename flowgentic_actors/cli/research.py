@@ -3,7 +3,8 @@
 The lead hands out one file to each reader, round after round. A reader takes notes and keeps them
 in the store under `("research", <reader>, <folders and name of the file>)`. When every file has
 been read, the librarian searches all notes and answers the question with passages quoted by file
-and line. No model is involved: the same files and question always give the same notes and answer.
+and line: the same files and question always give the same notes and passages. A model, if there is
+one, puts what was found into words.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from anyio import to_thread
+from langchain_core.runnables import Runnable
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore, SearchItem
 from langgraph.types import Command, Send
+
+from flowgentic_actors.cli.models import write_answer
 
 NOTES = ("research",)
 """Namespace under which all notes are kept."""
@@ -75,10 +79,14 @@ class Citation(TypedDict):
 
 
 class Answer(TypedDict):
-    """The question as it was understood, and the best passages first; none if nothing matches."""
+    """The question as it was understood, and the best passages first; none if nothing matches.
+
+    `written` is what a model made of them.
+    """
 
     question: str
     citations: list[Citation]
+    written: NotRequired[str]
 
 
 class Study(TypedDict, total=False):
@@ -140,11 +148,16 @@ def new_study(root: Path, files: Sequence[str], question: str = "", readers: int
     return Study(root=str(root), files=list(files), question=question, team=team, handed_out=0)
 
 
-def build_research_team() -> StateGraph[Study, None, Study, Study]:
+def build_research_team(
+    model: Runnable[Any, Any] | None = None,
+) -> StateGraph[Study, None, Study, Study]:
     """Return the graph, to be compiled with a store (needed) and a checkpointer (recommended).
 
     Its input comes from `new_study`. Streamed with `stream_mode="custom"` it emits a `NoteKept`
     for each note and a `Report` for each file.
+
+    Args:
+        model: A chat model that writes the answer from the passages found; none is needed.
     """
     graph = StateGraph(Study)
     graph.add_node("lead", lead, destinations=("reader", "librarian"))
@@ -152,6 +165,15 @@ def build_research_team() -> StateGraph[Study, None, Study, Study]:
     graph.add_node("librarian", librarian)
     graph.add_edge(START, "lead")
     graph.add_edge("reader", "lead")
+    if model is not None:
+
+        async def writer(state: Study) -> Study:
+            answer = state["answer"]
+            text = await write_answer(model, answer["question"], answer["citations"])
+            return {"answer": {**answer, "written": text}}
+
+        graph.add_node("writer", writer)
+        graph.add_edge("librarian", "writer")
     return graph
 
 

@@ -1,15 +1,19 @@
 """The research team of the demo, on LangGraph's own in-memory saver and store."""
 
 import asyncio
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from langchain_core.runnables import RunnableConfig
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.store.memory import InMemoryStore
 
 from flowgentic_actors.cli import research
+from flowgentic_actors.cli.models import NoModelError, load_model
 
 TIDES = '''"""How the tides are computed."""
 
@@ -315,3 +319,38 @@ async def test_without_a_store_it_says_so(folder: Path) -> None:
 def test_a_team_needs_a_reader(folder: Path) -> None:
     with pytest.raises(ValueError, match="at least one reader"):
         research.new_study(folder, [], readers=0)
+
+
+# ---------------------------------------------------------------------- a model
+
+
+@pytest.mark.anyio
+async def test_a_model_writes_the_answer_from_the_passages(tmp_path: Path) -> None:
+    (tmp_path / "tea.txt").write_text("Tea is brewed with boiling water.\n")
+    asked: list[str] = []
+
+    def model(messages: list[BaseMessage]) -> AIMessage:
+        asked.extend(str(message.content) for message in messages)
+        return AIMessage("With boiling water (tea.txt:1).")
+
+    team = research.build_research_team(RunnableLambda(model))
+    graph = team.compile(store=InMemoryStore())
+    study = research.new_study(tmp_path, ["tea.txt"], "How is tea brewed?")
+    answer = (await graph.ainvoke(study))["answer"]
+    assert answer["written"] == "With boiling water (tea.txt:1)."
+    assert answer["citations"][0]["file"] == "tea.txt"
+    assert "How is tea brewed?" in asked[1]
+    assert "tea.txt:1\nTea is brewed with boiling water." in asked[1]
+
+
+def test_a_model_that_cannot_be_had_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
+    with pytest.raises(NoModelError, match="pip install langchain"):
+        load_model("openai:gpt-4o-mini")
+
+    def init(name: str) -> None:
+        raise ValueError(f"no key for {name}")
+
+    monkeypatch.setitem(sys.modules, "langchain.chat_models", SimpleNamespace(init_chat_model=init))
+    with pytest.raises(NoModelError, match="no key for openai:x"):
+        load_model("openai:x")
