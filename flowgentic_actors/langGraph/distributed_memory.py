@@ -20,20 +20,34 @@ _STORE: Final = 10 * GiB
 _CHECKPOINTS: Final = 20 * GiB
 
 
-class _OwnedCluster:
-    """A cluster that one object has opened and closes, or that somebody else owns."""
+class _OverCluster:
+    """What both have: a cluster that they have opened and close, or that somebody else owns."""
 
-    def __init__(self, cluster: MemoryCluster | None, settings: dict[str, Any]) -> None:
-        self.owned = cluster is None
-        self.cluster = MemoryCluster(**settings).open() if cluster is None else cluster
-        self.uses_dragon = self.cluster.uses_dragon
+    def _open(self, cluster: MemoryCluster | None, n_nodes: int, settings: dict[str, Any]) -> None:
+        tell_of_nodes(n_nodes)
+        self._owned = cluster is None
+        if cluster is None:
+            cluster = MemoryCluster(**{"mode": "distributed", **settings}).open()
+        self._cluster = cluster
+        self._uses_dragon = cluster.uses_dragon
+
+    @property
+    def cluster(self) -> MemoryCluster:
+        """The cluster that holds the memory."""
+        return self._cluster
+
+    @property
+    def using_dragon(self) -> bool:
+        """Whether Dragon holds the memory; otherwise it is in this process."""
+        return self._uses_dragon
 
     def close(self) -> None:
-        if self.owned:
-            self.cluster.close()
+        """Close the cluster if it is its own, blocking; a second time does nothing."""
+        if self._owned:
+            self._cluster.close()
 
 
-class DragonDDictStore(AsyncStore):
+class DragonDDictStore(_OverCluster, AsyncStore):
     """A `BaseStore` over memory actors that Dragon starts; in this process where Dragon cannot run.
 
     It opens a cluster of its own when it is made, which blocks for as long as that takes (seconds
@@ -62,34 +76,17 @@ class DragonDDictStore(AsyncStore):
         cluster: MemoryCluster | None = None,
         **settings: Any,
     ) -> None:
-        tell_of_nodes(n_nodes)
         given = {
-            "mode": "distributed",
             "managers_per_node": managers_per_node,
             "store_total_mem": total_mem,
             "fallback_to_local": fallback_to_local,
-            **settings,
         }
-        self._memory = _OwnedCluster(cluster, given)
-        index, ttl = self._memory.cluster.store_settings
-        super().__init__(self._memory.cluster.client, index=index, ttl=ttl)
-
-    @property
-    def cluster(self) -> MemoryCluster:
-        """The cluster that holds the memory."""
-        return self._memory.cluster
-
-    @property
-    def using_dragon(self) -> bool:
-        """Whether Dragon holds the memory; otherwise it is in this process."""
-        return self._memory.uses_dragon
-
-    def close(self) -> None:
-        """Close the cluster if it is its own, blocking; a second time does nothing."""
-        self._memory.close()
+        self._open(cluster, n_nodes, {**given, **settings})
+        index, ttl = self.cluster.store_settings
+        super().__init__(self.cluster.client, index=index, ttl=ttl)
 
 
-class DragonCheckpointSaver(AsyncCheckpointSaver):
+class DragonCheckpointSaver(_OverCluster, AsyncCheckpointSaver):
     """A `BaseCheckpointSaver` over memory actors that Dragon starts; see `DragonDDictStore`.
 
     Args:
@@ -116,36 +113,19 @@ class DragonCheckpointSaver(AsyncCheckpointSaver):
         cluster: MemoryCluster | None = None,
         **settings: Any,
     ) -> None:
-        tell_of_nodes(n_nodes)
         given = {
-            "mode": "distributed",
             "managers_per_node": managers_per_node,
             "checkpoint_total_mem": total_mem,
             "fallback_to_local": fallback_to_local,
-            **settings,
         }
-        self._memory = _OwnedCluster(cluster, given)
-        config = self._memory.cluster.config
+        self._open(cluster, n_nodes, {**given, **settings})
+        config = self.cluster.config
         super().__init__(
-            self._memory.cluster.client,
+            self.cluster.client,
             serde=serde,
             detect_conflicts=config.detect_conflicts,
             backlog=config.thread_backlog,
         )
-
-    @property
-    def cluster(self) -> MemoryCluster:
-        """The cluster that holds the memory."""
-        return self._memory.cluster
-
-    @property
-    def using_dragon(self) -> bool:
-        """Whether Dragon holds the memory; otherwise it is in this process."""
-        return self._memory.uses_dragon
-
-    def close(self) -> None:
-        """Close the cluster if it is its own, blocking; a second time does nothing."""
-        self._memory.close()
 
 
 class DistributedMemoryManager:

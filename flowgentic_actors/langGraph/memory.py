@@ -141,14 +141,12 @@ class LangraphMemoryManager:
         """
         memory = self._conversations.of(user_id, thread_id)
         kept = await memory.add(messages)
-        stats = memory.stats()
-        if stats["interaction_count"] % self.config.memory_update_threshold == 0:
-            memory.consolidate()
         await self._index(user_id, thread_id, messages, metadata)
+        stats = memory.stats()
         return {
             "short_term_messages": len(kept),
             "total_interactions": stats["interaction_count"],
-            "memory_stats": memory.stats(),
+            "memory_stats": stats,
         }
 
     async def get_relevant_context(
@@ -243,9 +241,10 @@ class LangraphMemoryManager:
             The counts by kind of message, `config`, `memory_efficiency` (the part of the limits
             that is in use) and `average_importance`; over all, also `conversations`.
         """
-        if user_id is not None:
-            return self._conversations.of(user_id, thread_id).health()
-        return self._conversations.health()
+        if user_id is None:
+            return self._conversations.health()
+        found = self._conversations.find(user_id, thread_id)
+        return (found or ShortTermMemory(self.config)).health()
 
     def update_config(self, config: MemoryConfig | None = None, **changes: Any) -> MemoryConfig:
         """Change the limits of the conversations; those that are kept are trimmed to them.
@@ -261,7 +260,7 @@ class LangraphMemoryManager:
             config = MemoryConfig(**{**dict(self.config), **changes})
         elif changes:
             raise TypeError("give either a MemoryConfig or its fields as keywords, not both")
-        self._conversations = self._conversations.under(config)
+        self._conversations.under(config)
         self.config = config
         return config
 

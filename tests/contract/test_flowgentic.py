@@ -259,7 +259,7 @@ async def test_a_client_that_is_killed_harms_nobody(memory: MemoryCluster) -> No
     """One SIGKILL of a busy client left the original hanging for everybody."""
     store = DragonDDictStore(cluster=memory)
     for _ in range(3):
-        with python(KILLED, memory.handle.export()) as client:
+        with python(KILLED, await asyncio.to_thread(memory.handle.export)) as client:
             assert client.stdout is not None
             line = await asyncio.to_thread(client.stdout.readline)
             client.send_signal(signal.SIGKILL)
