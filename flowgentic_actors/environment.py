@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -98,13 +99,16 @@ def _count(text: str | None) -> int:
 def job_end(environ: Mapping[str, str] = os.environ) -> float | None:
     """When the scheduler will end this job, in seconds since the Unix epoch. Blocks.
 
-    SLURM is asked (`squeue`), since a job's limit can be changed while it runs; PBS tells the
-    length of the job, which began when its node file was written. None where nobody tells.
+    SLURM (`squeue`) and LSF (`bjobs`) are asked, since a job's limit can be changed while it runs;
+    PBS tells the length of the job, which began when its node file was written. None where nobody
+    tells.
     """
     job_id = environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID")
     if job_id:
         told = environ.get("SLURM_JOB_END_TIME", "")
         return _squeue_end(job_id) or (float(told) if told.isdecimal() else None)
+    if job_id := environ.get("LSB_JOBID"):
+        return _bjobs_end(job_id)
     length, nodes = environ.get("PBS_WALLTIME", ""), environ.get("PBS_NODEFILE")
     if length.isdecimal() and nodes:
         with contextlib.suppress(OSError):
@@ -113,21 +117,35 @@ def job_end(environ: Mapping[str, str] = os.environ) -> float | None:
 
 
 def _squeue_end(job_id: str) -> float | None:
-    command = shutil.which("squeue")
-    if command is None or not job_id.replace("_", "").isalnum():
-        return None
+    answer = _ask_scheduler("squeue", "-h", "-j", job_id, "-o", "%e")
     try:
-        answer = subprocess.run(  # noqa: S603 - the scheduler's own command
-            [command, "-h", "-j", job_id, "-o", "%e"],
+        # The time zone is this node's, as `squeue` printed it.
+        return datetime.fromisoformat(answer.split()[0]).astimezone().timestamp()
+    except (ValueError, IndexError):
+        return None  # it does not answer, or there is no limit ("NONE")
+
+
+def _bjobs_end(job_id: str) -> float | None:
+    answer = _ask_scheduler("bjobs", "-noheader", "-o", "time_left", job_id)
+    left = re.match(r"\s*(\d+):(\d+)", answer)  # hours and minutes
+    return None if left is None else time.time() + 3600 * int(left[1]) + 60 * int(left[2])
+
+
+def _ask_scheduler(name: str, *arguments: str) -> str:
+    """What one of the scheduler's own commands prints, empty when it does not answer."""
+    command = shutil.which(name)
+    if command is None:
+        return ""
+    try:
+        return subprocess.run(  # noqa: S603 - a job's id is an argument, never a part of a shell
+            [command, *arguments],
             capture_output=True,
             text=True,
             timeout=_SCHEDULER_TIMEOUT,
             check=True,
-        )
-        # The time zone is this node's, as `squeue` printed it.
-        return datetime.fromisoformat(answer.stdout.split()[0]).astimezone().timestamp()
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None  # it does not answer, or there is no limit ("NONE")
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def inside_dragon(environ: Mapping[str, str] = os.environ) -> bool:

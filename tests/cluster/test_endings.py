@@ -270,3 +270,19 @@ def test_the_end_of_a_job_is_learned_from_its_scheduler(squeue: Path, tmp_path: 
     told = job_end({"PBS_WALLTIME": "3600", "PBS_NODEFILE": str(nodes)})
     assert told == nodes.stat().st_mtime + 3600
     assert job_end({}) is None
+
+
+@pytest.mark.parametrize(("told", "minutes"), [("1:30 L", 90), ("0:02 E", 2), ("-", None)])
+def test_lsf_tells_when_its_jobs_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, minutes: int | None
+) -> None:
+    command = tmp_path / "bjobs"
+    command.write_text(f'#!/bin/sh\n[ "$4" = 7 ] && echo "{told}"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    end = job_end({"LSB_JOBID": "7"})
+    if minutes is None:
+        assert end is None
+    else:
+        assert end == pytest.approx(time.time() + 60 * minutes, abs=5)
+    assert job_end({"LSB_JOBID": "8"}) is None
