@@ -18,16 +18,14 @@ if TYPE_CHECKING:
     from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
     from flowgentic_actors.config import MemoryConfig
     from flowgentic_actors.errors import FlowgenticError
+    from flowgentic_actors.langGraph.distributed_config import DistributedMemoryConfig
     from flowgentic_actors.langGraph.distributed_memory import (
+        DistributedMemoryManager,
         DragonCheckpointSaver,
         DragonDDictStore,
     )
     from flowgentic_actors.langGraph.main import LangraphIntegration
-    from flowgentic_actors.langGraph.memory import (
-        DistributedMemoryConfig,
-        DistributedMemoryManager,
-        LangraphMemoryManager,
-    )
+    from flowgentic_actors.langGraph.memory import LangraphMemoryManager
     from flowgentic_actors.memory import MemoryCluster
 
 __version__ = "0.1.0"
@@ -60,8 +58,8 @@ _HOMES = {
     "ClusterEvent": "cluster.status",
     "ClusterHandle": "cluster.handle",
     "ClusterStatus": "cluster.status",
-    "DistributedMemoryConfig": "langGraph.memory",
-    "DistributedMemoryManager": "langGraph.memory",
+    "DistributedMemoryConfig": "langGraph.distributed_config",
+    "DistributedMemoryManager": "langGraph.distributed_memory",
     "DragonCheckpointSaver": "langGraph.distributed_memory",
     "DragonDDictStore": "langGraph.distributed_memory",
     "FlowgenticError": "errors",

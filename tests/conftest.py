@@ -49,6 +49,7 @@ NEEDS_DRAGON = (
 """Marks of a test that starts a Dragon runtime."""
 
 _SHM = Path("/dev/shm")
+_TRACKER = "from multiprocessing.resource_tracker import main;main"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -97,6 +98,10 @@ def our_processes(scratch: Path) -> dict[int, str]:
     for process in psutil.process_iter():
         try:
             ours = process.pid in descendants or process.environ().get("TMPDIR") == str(scratch)
+            if _TRACKER in " ".join(
+                process.cmdline()
+            ):  # multiprocessing's own: it ends with this process
+                continue
             if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 found[process.pid] = " ".join(process.cmdline())
         except psutil.Error:

@@ -6,8 +6,9 @@ The tests come from the source distributions of the versions that are installed 
 virtual environment of their own. Both are made in FOLDER and found there again by the next run. A
 suite runs once with LangGraph's in-memory saver, store and cache, as the reference, and once with
 each of our modes: `upstream_plugin` puts ours into their places. What passes with theirs and not
-with ours is listed with the reason. The exit code is 1 if a test failed so, and 0 if it was only
-skipped, since it is not about a contract.
+with ours is listed with the reason: a test that failed, one that failed and passed when repeated
+(unsteady), or one that looks inside LangGraph's own classes (skipped). The exit code is 1 if a test
+failed.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ class Result(NamedTuple):
     outcome: str
     reason: str = ""
 
+    @property
+    def passed(self) -> bool:
+        return self.outcome in ("passed", "unsteady")
+
 
 class Difference(NamedTuple):
     """A test that passes with LangGraph's memory and not with ours."""
@@ -76,7 +81,7 @@ def main() -> int:
         different += differences(suite, results)
     Console(width=200).print(table)
     print_differences(different)
-    return int(any(each.result.outcome != "skipped" for each in different))
+    return int(any(each.result.outcome in ("failed", "missing") for each in different))
 
 
 def environment(folder: Path) -> Path:
@@ -106,16 +111,30 @@ def sources(name: str, folder: Path) -> Path:
 
 
 def run(python: Path, root: Path, mode: str, select: str) -> dict[str, Result]:
-    """Run the tests of a suite that have to do with memory: results by the tests' names."""
+    """Run the tests of a suite that have to do with memory: results by the tests' names.
+
+    Some of them measure time and fail on a busy machine: what failed is repeated once.
+    """
+    results = run_pytest(python, root, mode, mode, "-k", select)
+    if any(result.outcome == "failed" for result in results.values()):
+        again = run_pytest(python, root, mode, f"{mode}-again", "-k", select, "--last-failed")
+        for name, result in again.items():
+            if result.outcome == "passed":
+                results[name] = Result("unsteady", results[name].reason)
+    return results
+
+
+def run_pytest(python: Path, root: Path, mode: str, name: str, *options: str) -> dict[str, Result]:
     files = sorted(root.glob("tests/test_*.py"))
     files = [file for file in files if USES_MEMORY.search(file.read_text())]
-    report = root / f"{mode}.xml"
+    report = root / f"{name}.xml"
     report.unlink(missing_ok=True)
     command: list[Any] = [python, "-m", "pytest", "-p", "upstream_plugin", f"--memory={mode}", "-q"]
-    command += ["--tb=short", "--timeout=120", f"--junitxml={report}", "-k", select, *files]
-    with (root / f"{mode}.log").open("w") as log:
+    command += ["--tb=short", "--timeout=120", f"--junitxml={report}", "-o", f"cache_dir={mode}"]
+    with (root / f"{name}.log").open("w") as log:
         print(f"{root.name} with {mode}: see {log.name}", flush=True)
         settings = {**os.environ, "PYTHONPATH": str(HERE), "NO_DOCKER": "false"}
+        command += [*options, *files]
         subprocess.run(command, cwd=root, env=settings, stdout=log, stderr=log, check=False)
     if not report.exists():
         raise SystemExit(f"pytest did not get to its end: {log.name}")
@@ -143,7 +162,8 @@ def add_rows(table: Table, suite: str, results: dict[str, dict[str, Result]]) ->
     for mode, found in results.items():
         for name, result in found.items():
             file = name.split("::")[0].split(".")[1]
-            counts[mode].update([(file, result.outcome), ("", result.outcome)])
+            outcome = "passed" if result.passed else result.outcome
+            counts[mode].update([(file, outcome), ("", outcome)])
     for file in sorted({file for count in counts.values() for file, _ in count}):
         cells = [
             "/".join(str(count[file, outcome]) for outcome in ("passed", "failed", "skipped"))
@@ -154,7 +174,7 @@ def add_rows(table: Table, suite: str, results: dict[str, dict[str, Result]]) ->
 
 def differences(suite: str, results: dict[str, dict[str, Result]]) -> list[Difference]:
     """What passes with LangGraph's memory and not with ours."""
-    passed = [name for name, result in results[REFERENCE].items() if result.outcome == "passed"]
+    passed = [name for name, result in results[REFERENCE].items() if result.passed]
     return [
         Difference(mode, f"{suite}: {name}", result)
         for mode, found in results.items()

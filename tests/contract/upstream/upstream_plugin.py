@@ -188,7 +188,8 @@ def is_elsewhere(item: pytest.Item) -> bool:
     """Whether a test is done with another saver, store or cache than the one in question."""
     call = getattr(item, "callspec", None)
     given = call.params.values() if call is not None else ()
-    return any(isinstance(value, str) and value.startswith(ELSEWHERE) for value in given)
+    others = any(isinstance(value, str) and value.startswith(ELSEWHERE) for value in given)
+    return others or "remote_graph" in getattr(item, "fixturenames", ())  # which needs a server
 
 
 @pytest.hookimpl(wrapper=True)
