@@ -98,12 +98,11 @@ def our_processes(scratch: Path) -> dict[int, str]:
     for process in psutil.process_iter():
         try:
             ours = process.pid in descendants or process.environ().get("TMPDIR") == str(scratch)
-            if _TRACKER in " ".join(
-                process.cmdline()
-            ):  # multiprocessing's own: it ends with this process
-                continue
+            command = " ".join(process.cmdline())
+            if _TRACKER in command:
+                continue  # multiprocessing's own: it ends with this process
             if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                found[process.pid] = " ".join(process.cmdline())
+                found[process.pid] = command
         except psutil.Error:
             continue  # it is gone, or another user's
     return found
