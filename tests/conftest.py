@@ -98,11 +98,10 @@ def our_processes(scratch: Path) -> dict[int, str]:
     for process in psutil.process_iter():
         try:
             ours = process.pid in descendants or process.environ().get("TMPDIR") == str(scratch)
-            command = " ".join(process.cmdline())
-            if _TRACKER in command:
-                continue  # multiprocessing's own: it ends with this process
             if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                found[process.pid] = command
+                command = " ".join(process.cmdline())
+                if _TRACKER not in command:  # multiprocessing's own: it ends with this process
+                    found[process.pid] = command
         except psutil.Error:
             continue  # it is gone, or another user's
     return found
