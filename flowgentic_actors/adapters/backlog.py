@@ -41,8 +41,7 @@ class Backlog:
             yield
         finally:
             with self._lock:
-                left = self._bytes[thread_id] - size
+                # None is stored as no bytes at all: several such writes add up to nothing.
+                left = self._bytes.pop(thread_id, 0) - size
                 if left:
                     self._bytes[thread_id] = left
-                else:
-                    del self._bytes[thread_id]

@@ -50,11 +50,22 @@ BACKLOG = 64 << 20
 _INT64 = 2**63
 _MOST = 2**53
 _NO_SCALAR = object()
+_REPLAY = "__pregel_replay_state"  # LangGraph's: this run replays a checkpoint of its parent graph
 
-# In the configs that are given out while conflicts are detected: the checkpoint that the caller
-# named, empty when it was given the latest. LangGraph hands it on to `put`, and leaves it out of
-# the metadata for its underscores.
-_ADDRESSED = "__flowgentic_addressed"
+
+class _Addressed(str):
+    """Id of a checkpoint that the caller named, or found in a listing.
+
+    While conflicts are detected, such ids are given out marked like this. LangGraph hands them on
+    to `put` as the parent's: what follows it is a branch that is meant.
+    """
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        # Other kinds of text may have an idea of their own of what they equal.
+        return str.__eq__(self, other) if type(other) in (str, _Addressed) else NotImplemented
 
 
 class ThreadInfo(NamedTuple):
@@ -341,8 +352,8 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         if reply.row is None:
             return None
         found = self._tuple(reply.row)
-        if self._detects_conflicts:
-            found.config["configurable"][_ADDRESSED] = checkpoint_id or ""
+        if self._detects_conflicts and checkpoint_id:
+            found.config["configurable"]["checkpoint_id"] = _Addressed(checkpoint_id)
         return found
 
     def _put(
@@ -399,8 +410,11 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         if not self._detects_conflicts or source == "fork":
             return False
         configurable = config.get("configurable", {})
-        addressed = configurable.get(_ADDRESSED)
-        return not addressed or addressed != configurable.get("checkpoint_id")
+        parent_id = configurable.get("checkpoint_id")
+        if parent_id:
+            return not isinstance(parent_id, _Addressed)
+        # A subgraph that is replayed from before its first checkpoint has no parent to name.
+        return not configurable.get(_REPLAY)
 
     def _put_writes(
         self,
@@ -500,9 +514,9 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         decided = len(facets) == len(wanted or {})
         query = ListCheckpoints(
             thread_id,
-            configurable.get("checkpoint_ns"),
-            configurable.get("checkpoint_id") or None,
-            get_checkpoint_id(before) if before else None,
+            _text(configurable.get("checkpoint_ns")),
+            _text(configurable.get("checkpoint_id")) or None,
+            _text(get_checkpoint_id(before)) if before else None,
             facets,
             min(limit, _MOST) if limit is not None and decided else None,
         )
@@ -527,6 +541,8 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         metadata: Mapping[str, Any] = found.metadata
         if wanted and any(metadata.get(k) != v for k, v in wanted.items()):
             return None
+        if self._detects_conflicts:
+            found.config["configurable"]["checkpoint_id"] = _Addressed(row.checkpoint_id)
         return found
 
     def _tuple(self, row: CheckpointRow) -> CheckpointTuple:
@@ -557,9 +573,14 @@ def _identify(config: RunnableConfig) -> tuple[str, str, str | None]:
         )
     return (
         str(thread_id),
-        configurable.get("checkpoint_ns") or "",
-        configurable.get("checkpoint_id") or None,
+        _text(configurable.get("checkpoint_ns")) or "",
+        _text(configurable.get("checkpoint_id")) or None,
     )
+
+
+def _text(value: object) -> str | None:
+    """An id as plain text, whatever kind of text it is."""
+    return str.__str__(value) if isinstance(value, str) else None
 
 
 def _check_limit(limit: int | None) -> None:

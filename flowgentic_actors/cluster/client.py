@@ -42,7 +42,15 @@ from flowgentic_actors.wire.sockets import let_go_after_fork
 
 R = TypeVar("R", bound=msgspec.Struct)
 
-_encode = msgspec.msgpack.Encoder().encode
+
+def _plain(value: object) -> str:
+    """A `StrEnum`, say, as the text that it is: users' labels and ids may be of any such type."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError(f"{type(value).__name__} is nothing that a command may hold")
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 _CLOSE_MARGIN = 30.0  # the parts of closing have deadlines of their own

@@ -325,6 +325,7 @@ class HostKeeper:
                 raise ClusterOpenError(f"the host did not start{self.log_tail()}")
             time.sleep(0.01)
         self._link = self._connect(deadline)
+        self._process.look()  # whatever becomes of it from now on, what it leaves is known
         self._served_from = time.monotonic()
         return self._link
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
 
 from flowgentic_actors import MemoryCluster, ThreadInfo
 from flowgentic_actors.engine import thread_queries
@@ -22,7 +23,7 @@ from flowgentic_actors.errors import (
 from tests.cluster.helpers import eventually
 from tests.conftest import settings_of
 from tests.contract.faces import SaverFace, checkpoint_of, config_of, id_of, unique
-from tests.contract.test_graphs import chain
+from tests.contract.test_graphs import State, chain
 
 pytestmark = pytest.mark.anyio
 
@@ -224,6 +225,35 @@ async def test_graphs_run_resume_and_travel_under_guard(guarded: MemoryCluster) 
     assert (await graph.ainvoke(None, other))["ran"][-3:] == ["forked", "b", "c"]
     branched = await graph.ainvoke({"ran": ["new input"]}, after_a.config)
     assert branched["ran"][-4:] == ["new input", "a", "b", "c"]
+
+
+@FEW
+async def test_a_state_that_is_the_latest_is_told_like_one_of_the_history(
+    guarded: MemoryCluster,
+) -> None:
+    graph = chain(guarded)
+    config: Any = {"configurable": {"thread_id": unique()}}
+    await graph.ainvoke({"ran": ["in"]}, config)
+    history = [snapshot async for snapshot in graph.aget_state_history(config)]
+    assert (await graph.aget_state(config)).config == history[0].config
+    assert history[0].parent_config == history[1].config
+
+
+@FEW
+async def test_a_subgraph_with_a_memory_of_its_own_is_replayed_under_guard(
+    guarded: MemoryCluster,
+) -> None:
+    inner = chain(guarded, checkpointer=True)
+    builder = StateGraph(State)
+    builder.add_node("inner", inner)
+    builder.add_edge(START, "inner")
+    graph = builder.compile(checkpointer=guarded.checkpointer)
+    config: Any = {"configurable": {"thread_id": unique()}}
+    await graph.ainvoke({"ran": ["one"]}, config)
+    await graph.ainvoke({"ran": ["two"]}, config)
+    history = [snapshot async for snapshot in graph.aget_state_history(config)]
+    for snapshot in (s for s in history if s.next == ("inner",)):
+        await graph.ainvoke(None, snapshot.config)
 
 
 @FEW

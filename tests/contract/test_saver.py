@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -570,3 +571,26 @@ async def test_many_calls_at_once_do_not_mix(memory: MemoryCluster) -> None:
 async def writes_of(saver: SaverFace, config: Any) -> list[tuple[str, Any]]:
     found = await saver.found(config)
     return [(channel, value) for _, channel, value in found.pending_writes or []]
+
+
+async def test_writes_of_nothing_may_be_under_way_together(memory: MemoryCluster) -> None:
+    """None takes no bytes when it is stored."""
+    saver = memory.checkpointer
+    config = await saver.aput(config_of(unique()), checkpoint_of(), {}, {})
+    await asyncio.gather(*(saver.aput_writes(config, [("a", None)], f"t{n}") for n in range(5)))
+    found = await saver.aget_tuple(config)
+    assert found is not None
+    assert len(found.pending_writes or ()) == 5
+
+
+async def test_any_kind_of_text_is_an_id(saver: SaverFace) -> None:
+    class Name(StrEnum):
+        NS = "child"
+        CHANNEL = "a"
+
+    config = await saver.put(config_of(unique(), Name.NS), checkpoint_of({Name.CHANNEL: 1}))
+    await saver.put_writes(config, [(Name.CHANNEL, 2)], Name.NS)
+    found = await saver.found(config)
+    assert found.config["configurable"]["checkpoint_ns"] == "child"
+    assert found.checkpoint["channel_values"] == {"a": 1}
+    assert found.pending_writes == [("child", "a", 2)]

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -654,3 +655,12 @@ async def test_lives_outlast_their_actor(memory: MemoryCluster, root: str) -> No
         assert [item.key for item in found] == ["long", "refreshed"]
     await asyncio.sleep(max(0.0, refreshed + 3.5 - time.monotonic()))
     assert [item.key for item in await store.asearch((root,))] == ["long"]
+
+
+async def test_any_kind_of_text_is_a_label_and_a_key(store: StoreFace, root: str) -> None:
+    class Name(StrEnum):
+        LABEL = "label"
+
+    await store.put((root, Name.LABEL), Name.LABEL, {"v": 1})
+    assert await store.value((root, "label"), "label") == {"v": 1}
+    assert await store.keys((root, Name.LABEL)) == ["label"]
