@@ -128,7 +128,7 @@ async def test_garbage_is_compacted_beside_the_program(folder: Path) -> None:
             await asyncio.sleep(0.02)
     async with MemoryCluster(**local(folder)) as memory:
         found = await memory.store.asearch(("a",), limit=20)
-        assert {i.value["n"] for i in found} - {0} == {*range(1990, 2000)}  # "more", if it was needed
+        assert {i.value["n"] for i in found} - {0} == {*range(1990, 2000)}  # 0: if it was needed
 
 
 async def test_one_cluster_at_a_time(folder: Path) -> None:
