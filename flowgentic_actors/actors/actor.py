@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 
-class Call(NamedTuple):
+class Call(Struct, gc=False):
     """A request as an actor sees it.
 
     Attributes:

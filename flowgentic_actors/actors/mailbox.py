@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 
-from msgspec import Raw, Struct
-
+from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.wire.server import Connection
 
 
-class Envelope(Struct, gc=False):
-    """A request in the mailbox.
+class Envelope(Call, gc=False):
+    """A request on its way to the actor.
 
     Attributes:
+        connection: Where the reply goes.
         deadline: When its caller gives up, on the event loop's clock.
     """
 
     connection: Connection
-    seq: int
-    low: int
     deadline: float
-    body: Raw
-    size: int
 
 
 class Mailbox:
@@ -56,17 +52,13 @@ class Mailbox:
     def put(self, envelope: Envelope) -> None:
         """Add a request, and pause its connection when that fills the mailbox."""
         self._queue.append(envelope)
-        self.bytes += envelope.size
-        self.most_requests = max(self.most_requests, len(self._queue))
-        self.most_bytes = max(self.most_bytes, self.bytes)
-        if self.full and envelope.connection not in self._paused:
-            self._paused.add(envelope.connection)
-            envelope.connection.pause()
+        self.bytes += _size(envelope)
+        self._keep_bound(envelope.connection)
 
     def take(self, most: int) -> list[Envelope]:
         """Take out up to `most` requests, oldest first, without those that were given up."""
         taken = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
-        self.bytes -= sum(envelope.size for envelope in taken)
+        self.bytes -= sum(map(_size, taken))
         if (
             self._paused
             and len(self._queue) * 2 <= self._max_requests
@@ -84,9 +76,19 @@ class Mailbox:
         return taken
 
     def put_back(self, envelopes: list[Envelope]) -> None:
-        """Put requests that were taken, and not carried out, where they came from."""
+        """Put requests that come before all others, and were not carried out yet, in their place."""
         self._queue.extendleft(reversed(envelopes))
-        self.bytes += sum(envelope.size for envelope in envelopes)
+        self.bytes += sum(map(_size, envelopes))
+        for connection in {envelope.connection for envelope in envelopes}:
+            self._keep_bound(connection)
+
+    def _keep_bound(self, connection: Connection) -> None:
+        """Pause a connection that has just filled the mailbox."""
+        self.most_requests = max(self.most_requests, len(self._queue))
+        self.most_bytes = max(self.most_bytes, self.bytes)
+        if self.full and connection not in self._paused:
+            self._paused.add(connection)
+            connection.pause()
 
     def cancel(self, connection: Connection, seq: int) -> None:
         """Leave out a request that still waits: its caller gave up."""
@@ -98,6 +100,10 @@ class Mailbox:
     def forget(self, connection: Connection) -> None:
         """A connection is gone: nobody is left to be paused."""
         self._paused.discard(connection)
+
+
+def _size(envelope: Envelope) -> int:
+    return memoryview(envelope.body).nbytes
 
 
 def _name(envelope: Envelope) -> tuple[Connection, int]:

@@ -37,15 +37,16 @@ class Refusal:
         if connection.role != "client":
             raise ProtocolError(f"nothing is here for a {connection.role}: {self._text}")
 
-    def received(self, connection: Connection, message: ToServer) -> None:
+    def received(self, connection: Connection, messages: list[ToServer]) -> None:
         """Refuse."""
-        match message:
-            case Request(seq):
-                connection.send(Failure(seq, self._kind, self._text))
-            case Cancel():
-                pass
-            case _:
-                raise ProtocolError(f"{type(message).__name__} is not a message for an actor")
+        for message in messages:
+            match message:
+                case Request(seq):
+                    connection.send(Failure(seq, self._kind, self._text))
+                case Cancel():
+                    pass
+                case _:
+                    raise ProtocolError(f"{type(message).__name__} is not a message for an actor")
 
     def disconnected(self, connection: Connection) -> None:
         """Nothing is kept for a connection."""

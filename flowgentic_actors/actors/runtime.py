@@ -10,9 +10,7 @@ from functools import partial
 from itertools import chain
 from typing import TypeAlias
 
-from msgspec import Raw
-
-from flowgentic_actors.actors.actor import Actor, Call
+from flowgentic_actors.actors.actor import Actor
 from flowgentic_actors.actors.mailbox import Envelope, Mailbox
 from flowgentic_actors.errors import (
     FlowgenticError,
@@ -25,7 +23,6 @@ from flowgentic_actors.wire.messages import (
     Cancel,
     Failure,
     FailureKind,
-    Reply,
     Request,
     ToServer,
     sendable,
@@ -34,7 +31,7 @@ from flowgentic_actors.wire.server import Connection, Server
 
 logger = logging.getLogger(__name__)
 
-_Answers: TypeAlias = list[tuple[Envelope, Reply | Failure]]
+_Answers: TypeAlias = list[tuple[Envelope, bytes | Failure]]
 
 BATCH = 512
 """Most requests handled between two commits."""
@@ -138,22 +135,40 @@ class ActorRuntime:
             raise ProtocolError(f"an actor serves clients, not a {connection.role}")
         connection.on_clear = partial(self._go_on_with, connection)
 
-    def received(self, connection: Connection, message: ToServer) -> None:
-        """Put requests into the mailbox."""
-        match message:
-            case Request(seq, low, timeout_ms, body):
+    def received(self, connection: Connection, messages: list[ToServer]) -> None:
+        """Handle requests at once when nobody waits before them; otherwise, put them in line."""
+        session, now = connection.session, time.monotonic()
+        arrived: list[Envelope] = []
+        for message in messages:
+            if isinstance(message, Request):
                 if self._closing:
-                    self._refuse_late(connection, seq)
-                    return
-                deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
-                size = memoryview(body).nbytes
-                self._mailbox.put(Envelope(connection, seq, low, deadline, body, size))
-                self._idle.clear()
-                self._schedule()
-            case Cancel(seq):
-                self._mailbox.cancel(connection, seq)
-            case _:
+                    self._refuse_late(connection, message.seq)
+                    continue
+                deadline = now + message.timeout_ms / 1000
+                arrived.append(
+                    Envelope(
+                        session, message.seq, message.low, message.body, connection, deadline
+                    )
+                )
+            elif isinstance(message, Cancel):
+                self._put_in_line(arrived)
+                arrived = []
+                self._mailbox.cancel(connection, message.seq)
+            else:
                 raise ProtocolError(f"{type(message).__name__} is not a message for an actor")
+        if self._scheduled or self._busy_since is not None or len(self._mailbox) or self._fenced:
+            self._put_in_line(arrived)
+        elif arrived and not (self._broken or self._closed):
+            # Through the mailbox each would wait for another turn of the event loop.
+            self._idle.clear()
+            self._run(arrived)
+
+    def _put_in_line(self, arrived: list[Envelope]) -> None:
+        for envelope in arrived:
+            self._mailbox.put(envelope)
+        if arrived:
+            self._idle.clear()
+            self._schedule()
 
     def disconnected(self, connection: Connection) -> None:
         """Forget a connection; what waits in the mailbox is still carried out."""
@@ -173,11 +188,14 @@ class ActorRuntime:
 
     def _run_batch(self) -> None:
         self._scheduled = False
-        if self._broken or self._fenced or self._closed:
-            return
+        if not (self._broken or self._fenced or self._closed):
+            self._run(self._mailbox.take(BATCH))
+
+    def _run(self, batch: list[Envelope]) -> None:
+        """Handle requests, commit, reply."""
         self._busy_since = time.monotonic()
-        replies = self._take_ready()
-        replies += self._handle(self._mailbox.take(BATCH))
+        replies = self._take_ready() if self._ready else []
+        self._handle(batch, replies)
         try:
             waiting = self._actor.commit()
         except FlowgenticError as error:
@@ -193,7 +211,8 @@ class ActorRuntime:
         self._busy_since = None
         if len(self._mailbox):
             self._schedule()
-        self._rest()
+        else:
+            self._rest()
 
     def _rest(self) -> None:
         if not (len(self._mailbox) or self._waiting or self._later):
@@ -216,7 +235,10 @@ class ActorRuntime:
             self._held.extend(replies)
             return
         for envelope, reply in replies:
-            envelope.connection.send(reply)
+            if isinstance(reply, bytes):
+                envelope.connection.reply(envelope.seq, reply)
+            else:
+                envelope.connection.send(reply)
         for connection in {envelope.connection for envelope, _ in replies}:
             connection.flush()
 
@@ -233,16 +255,16 @@ class ActorRuntime:
         logger.error("a commit broke the actor", exc_info=error)
         self._break(_describe(error))
 
-    def _handle(self, batch: list[Envelope]) -> _Answers:
-        clock = asyncio.get_running_loop().time
+    def _handle(self, batch: list[Envelope], replies: _Answers) -> None:
+        """Have the actor carry out a batch, or the beginning of it that its limits allow."""
+        clock, handle = time.monotonic, self._actor.handle
         end = clock() + BATCH_SECONDS
-        replies: _Answers = []
         size = 0
         for index, envelope in enumerate(batch):
             if self._broken:
                 break  # unanswered on purpose: the next incarnation gets them again
             now = clock()
-            if size >= BATCH_BYTES or (now >= end and replies):
+            if size >= BATCH_BYTES or index >= BATCH or (now >= end and replies):
                 self._mailbox.put_back(batch[index:])
                 break
             if envelope.connection.clogged:
@@ -252,13 +274,18 @@ class ActorRuntime:
                 text = "its deadline passed while it waited in the mailbox"
                 replies.append((envelope, Failure(envelope.seq, "expired", text)))
                 continue
-            reply = self._answer(envelope)
-            if reply is None:
+            self._requests += 1
+            try:
+                reply = handle(envelope)
+            except Exception as error:  # noqa: BLE001 - told apart there
+                replies.append((envelope, self._failure(envelope, error)))
                 continue
-            replies.append((envelope, reply))
-            if isinstance(reply, Reply):
-                size += memoryview(reply.body).nbytes
-        return replies
+            if isinstance(reply, bytes):
+                size += len(reply)
+                replies.append((envelope, self._checked(envelope, reply)))
+            else:
+                self._later += 1
+                reply.add_done_callback(partial(self._answered_later, envelope))
 
     def _set_aside(self, envelope: Envelope) -> None:
         """Let a request wait whose answer would only fill this process's memory."""
@@ -272,20 +299,6 @@ class ActorRuntime:
             self._mailbox.put_back(self._aside.pop(connection))
             self._idle.clear()
             self._schedule()
-
-    def _answer(self, envelope: Envelope) -> Reply | Failure | None:
-        """Have the actor answer; None when it does so later."""
-        call = Call(envelope.connection.session, envelope.seq, envelope.low, envelope.body)
-        self._requests += 1
-        try:
-            reply = self._actor.handle(call)
-        except Exception as error:  # noqa: BLE001 - told apart there
-            return self._failure(envelope, error)
-        if isinstance(reply, bytes):
-            return self._reply(envelope, reply)
-        self._later += 1
-        reply.add_done_callback(partial(self._answered_later, envelope))
-        return None
 
     def _answered_later(self, envelope: Envelope, result: asyncio.Future[bytes]) -> None:
         """Take a reply that was not there at once into the next batch, and its commit."""
@@ -303,7 +316,7 @@ class ActorRuntime:
             if isinstance(error, Exception):
                 replies.append((envelope, self._failure(envelope, error)))
             else:
-                replies.append((envelope, self._reply(envelope, result.result())))
+                replies.append((envelope, self._checked(envelope, result.result())))
         return replies
 
     def _failure(self, envelope: Envelope, error: Exception) -> Failure:
@@ -320,13 +333,13 @@ class ActorRuntime:
         self._break(_describe(error))
         return Failure(envelope.seq, "internal", _describe(error))
 
-    def _reply(self, envelope: Envelope, reply: bytes) -> Reply | Failure:
-        if len(reply) > self._max_reply:
-            # The caller would end the connection instead of reading it, and ask again.
-            self._rejected += 1
-            text = f"the answer has {len(reply)} bytes, the limit is {self._max_reply}"
-            return Failure(envelope.seq, "invalid", f"{text} (setting: max_message_bytes)")
-        return Reply(envelope.seq, Raw(reply))
+    def _checked(self, envelope: Envelope, reply: bytes) -> bytes | Failure:
+        if len(reply) <= self._max_reply:
+            return reply
+        # The caller would end the connection instead of reading it, and ask again.
+        self._rejected += 1
+        text = f"the answer has {len(reply)} bytes, the limit is {self._max_reply}"
+        return Failure(envelope.seq, "invalid", f"{text} (setting: max_message_bytes)")
 
     def _refuse_late(self, connection: Connection, seq: int) -> None:
         self._refuse(connection, seq, "closing", self._closing_text)

@@ -425,18 +425,19 @@ class Host:
                 raise ProtocolError("this cluster has an owner already")
             self._owner = connection
 
-    def received(self, connection: Connection, message: ToServer) -> None:
+    def received(self, connection: Connection, messages: list[ToServer]) -> None:
         """Answer requests; pass on what actors say."""
-        if connection.role == "link":
-            self._supervisor.link_received(connection, message)
-            return
-        match message:
-            case Request():
-                self._accept(connection, message)
-            case Cancel():
-                pass  # every request here ends within its own time
-            case _:
-                raise ProtocolError(f"{type(message).__name__} is not a message for a host")
+        for message in messages:
+            if connection.role == "link":
+                self._supervisor.link_received(connection, message)
+                continue
+            match message:
+                case Request():
+                    self._accept(connection, message)
+                case Cancel():
+                    pass  # every request here ends within its own time
+                case _:
+                    raise ProtocolError(f"{type(message).__name__} is not a message for a host")
 
     def disconnected(self, connection: Connection) -> None:
         """End when the owner is gone."""

@@ -27,6 +27,8 @@ from flowgentic_actors.engine.model import (
 class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True):
     """Store a checkpoint and the channel values that are new with it.
 
+    The shard keeps its dicts: whoever makes one gives them away.
+
     Answered by `Done`, or by `MissingBlobs` when `present` names a channel whose value at that
     version the shard has never been given; nothing is stored then.
 

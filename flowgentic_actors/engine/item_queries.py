@@ -65,15 +65,20 @@ class ItemQueries:
         """
         alive_at = 0 if query.expired else now_us
         match query:
-            case GetItem(namespace, key):
-                item = self._items.find((namespace, key), alive_at)
-                return ItemReply(None if item is None else self._row((namespace, key), item))
+            case GetItem():
+                return self.get(query, now_us)
             case SearchItems():
                 return self._search(query, alive_at)
             case RankItems():
                 return self._rank(query, alive_at)
             case ListNamespaces():
                 return self._list_namespaces(query, alive_at)
+
+    def get(self, query: GetItem, now_us: int) -> ItemReply:
+        """One item; see `answer`."""
+        place = query.namespace, query.key
+        item = self._items.find(place, 0 if query.expired else now_us)
+        return ItemReply(None if item is None else self._row(place, item))
 
     # ------------------------------------------------------------------ searches
 

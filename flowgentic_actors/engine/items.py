@@ -78,7 +78,10 @@ class Items:
             InvalidRequestError: If its vectors cannot be kept.
         """
         old = self.find((command.namespace, command.key), now_us)
-        if (conflict := _conflict(old, command.expected)) is not None:
+        if (
+            command.expected is not None
+            and (conflict := _conflict(old, command.expected)) is not None
+        ):
             return conflict
         if command.vectors:
             check_vectors(command.vectors)
@@ -111,6 +114,11 @@ class Items:
         over = self._expiry.over(now_us, most)
         return ItemsExpired(tuple(over)) if over else None
 
+    @property
+    def any_expires(self) -> bool:
+        """Whether there is an item with a limited life."""
+        return bool(self._expiry.lives)
+
     def next_expiry_us(self) -> int | None:
         """When the time of the next item may be over."""
         return self._expiry.next_us()
@@ -121,7 +129,7 @@ class Items:
         """Carry out a record; see `Shard.replay`."""
         match record:
             case ItemStored():
-                self._store(record, lsn)
+                self.store(record, lsn)
             case ItemDeleted(namespace, key):
                 self._delete((namespace, key))
             case ItemsRefreshed(places, time_us):
@@ -130,7 +138,8 @@ class Items:
                 for place in places:
                     self._delete(place)
 
-    def _store(self, record: ItemStored, lsn: int) -> None:
+    def store(self, record: ItemStored, lsn: int) -> None:
+        """Carry out the record of an item; see `Shard.replay`."""
         namespace = self._namespaces.get(record.namespace)
         if namespace is None:
             namespace = self._namespaces[record.namespace] = _Namespace()
@@ -151,15 +160,15 @@ class Items:
         namespace.items[record.key] = item
         self._values.keep(item)
         self.bytes += item.size
-        if record.expires_us or self._expiry:
+        if record.expires_us or self._expiry.lives:
             self._expiry.begin((record.namespace, record.key), record.expires_us, record.ttl_us)
-        self._put_vectors(record)
+        if self._searchable and (record.vectors or self.vectors):
+            self._put_vectors(record)
 
     def _put_vectors(self, record: ItemStored) -> None:
-        if self._searchable and (record.vectors or self.vectors.total_bytes):
-            before = self.vectors.total_bytes
-            self.vectors.put((record.namespace, record.key), record.vectors)
-            self.bytes += self.vectors.total_bytes - before
+        before = self.vectors.total_bytes
+        self.vectors.put((record.namespace, record.key), record.vectors)
+        self.bytes += self.vectors.total_bytes - before
 
     def _delete(self, place: ItemPlace) -> None:
         name, key = place
@@ -216,14 +225,14 @@ class Items:
         """An item, unless its time is over."""
         namespace = self._namespaces.get(place[0])
         item = None if namespace is None else namespace.items.get(place[1])
-        if item is not None and self._expiry and self._expiry.is_over(place, now_us):
+        if item is not None and self._expiry.lives and self._expiry.is_over(place, now_us):
             return None
         return item
 
     def has_living(self, namespace: tuple[str, ...], now_us: int) -> bool:
         """Whether a namespace has an item whose time is not over."""
         keys = self._namespaces[namespace].items
-        if not self._expiry:
+        if not self._expiry.lives:
             return True
         return any(not self._expiry.is_over((namespace, key), now_us) for key in keys)
 
@@ -247,7 +256,7 @@ class Items:
             start = after.key if begun and after else ""
             for key, item in self._namespaces[namespace].from_key(start, inclusive=not begun):
                 place = namespace, key
-                if not (self._expiry and self._expiry.is_over(place, now_us)):
+                if not (self._expiry.lives and self._expiry.is_over(place, now_us)):
                     yield place, item
 
 

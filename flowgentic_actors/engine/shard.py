@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
@@ -16,9 +16,12 @@ from flowgentic_actors.engine.commands import (
     Command,
     DeleteItem,
     DeleteThread,
+    GetCheckpoint,
     GetItem,
     ListNamespaces,
+    PutCheckpoint,
     PutItem,
+    PutWrites,
     Query,
     RankItems,
     SearchItems,
@@ -57,7 +60,13 @@ CACHE_BYTES: Final = 64 << 20
 MOST_EXPIRED: Final = 1000
 """Items or threads that are forgotten at once when their time is over: others wait meanwhile."""
 
-_DONE = Done()
+DONE: Final = Done()
+"""What a write is answered with that took effect."""
+
+Planned: TypeAlias = Record | MissingBlobs | Conflict | None
+"""What a write comes to: a record, a refusal, or nothing to do."""
+
+_REFUSALS = (MissingBlobs, Conflict)
 
 
 class Applied(NamedTuple):
@@ -118,6 +127,22 @@ class Shard:
         self._items = Items(self._values, searchable=searchable)
         self._item_queries = ItemQueries(self._items, self._values)
         self._cache = Cache(cache_bytes)
+        self._retention = retention
+        # What is asked most, found by one look; the rest is told apart by its rooms.
+        self._answers: dict[type, Callable[[Any, int], Reply]] = {
+            GetItem: self._item_queries.get,
+            GetCheckpoint: self._get_checkpoint,
+        }
+        self._plans: dict[type, Callable[[Any, int], Planned]] = {
+            PutItem: self._items.plan_put,
+            PutCheckpoint: self._threads.plan_checkpoint,
+            PutWrites: self._threads.plan_writes,
+        }
+        self._replays: dict[type, Callable[[Any, int], None]] = {
+            ItemStored: self._items.store,
+            CheckpointStored: self._threads.store_checkpoint,
+            WritesStored: self._threads.store_writes,
+        }
 
     def apply(self, command: Command, now_us: int) -> Applied:
         """Carry out a command, on a shard whose values are all in memory.
@@ -150,27 +175,25 @@ class Shard:
             ColdValuesError: If it needs values that are not in memory: `warm` them and ask again.
         """
         self._values.begin()
-        reply: Reply
-        match query:
-            case CacheGet() | CacheSet() | CacheClear():
-                return self._cache.answer(query, now_us)
-            case GetItem() | SearchItems() | RankItems() | ListNamespaces():
-                reply = self._item_queries.answer(query, now_us)
-            case _:
-                reply = self._thread_queries.answer(query)
+        answer = self._answers.get(type(query), self._answer)
+        reply = answer(query, now_us)
         self._values.check()
         return reply
 
     def plan(self, command: WriteCommand, now_us: int) -> Applied:
         """Decide what a write comes to, and change nothing; see `apply`."""
-        planned = self._plan(command, now_us)
-        if isinstance(planned, MissingBlobs | Conflict):
-            return Applied(planned, None)
-        return Applied(_DONE, planned)
+        planned = self._plans.get(type(command), self._plan)(command, now_us)
+        if planned is None or not isinstance(planned, _REFUSALS):
+            return Applied(DONE, planned)
+        return Applied(planned, None)
 
     def plan_refresh(self, query: Query, reply: Reply, now_us: int) -> ItemsRefreshed | None:
         """Decide what a query that refreshes what it finds would record."""
-        if not isinstance(query, GetItem | SearchItems | RankItems) or not query.refresh:
+        if (
+            not self._items.any_expires
+            or not isinstance(query, GetItem | SearchItems | RankItems)
+            or not query.refresh
+        ):
             return None
         match reply:
             case ItemReply(row):
@@ -185,13 +208,18 @@ class Shard:
 
     def plan_trim(self, record: Record) -> CheckpointsDropped | None:
         """Decide what is too much in a thread after a record was carried out."""
-        if isinstance(record, CheckpointStored):
+        if self._retention.keep_last is not None and isinstance(record, CheckpointStored):
             return self._threads.plan_trim(record.thread_id, record.checkpoint_ns)
         return None
 
     def plan_expire(self, now_us: int, most: int = MOST_EXPIRED) -> Record | None:
         """Decide what is over by now, at most so many items or threads; None for nothing."""
         return self._items.plan_expire(now_us, most) or self._threads.plan_expire(now_us, most)
+
+    @property
+    def any_expires(self) -> bool:
+        """Whether there is, or may be, anything with a limited life."""
+        return self._items.any_expires or self._retention.ttl_us is not None
 
     def next_expiry_us(self) -> int | None:
         """When something may be over next, None for never as things are."""
@@ -205,11 +233,7 @@ class Shard:
             record: The record.
             lsn: Address of the journal entry that holds it.
         """
-        match record:
-            case ItemStored() | ItemDeleted() | ItemsRefreshed() | ItemsExpired():
-                self._items.replay(record, lsn)
-            case _:
-                self._threads.replay(record, lsn)
+        self._replays.get(type(record), self._replay)(record, lsn)
 
     # ------------------------------------------------------------------ hot and cold
 
@@ -317,7 +341,19 @@ class Shard:
             cache_bytes=self._cache.bytes,
         )
 
-    def _plan(self, command: WriteCommand, now_us: int) -> Record | MissingBlobs | Conflict | None:
+    def _answer(self, query: Query, now_us: int) -> Reply:
+        match query:
+            case CacheGet() | CacheSet() | CacheClear():
+                return self._cache.answer(query, now_us)
+            case GetItem() | SearchItems() | RankItems() | ListNamespaces():
+                return self._item_queries.answer(query, now_us)
+            case _:
+                return self._thread_queries.answer(query)
+
+    def _get_checkpoint(self, query: GetCheckpoint, _now_us: int) -> Reply:
+        return self._thread_queries.get(query)
+
+    def _plan(self, command: WriteCommand, now_us: int) -> Planned:
         match command:
             case PutItem():
                 return self._items.plan_put(command, now_us)
@@ -327,3 +363,10 @@ class Shard:
                 return ThreadDeleted(thread_id) if self._threads.has(thread_id) else None
             case _:
                 return self._threads.plan(command, now_us)
+
+    def _replay(self, record: Record, lsn: int) -> None:
+        match record:
+            case ItemStored() | ItemDeleted() | ItemsRefreshed() | ItemsExpired():
+                self._items.replay(record, lsn)
+            case _:
+                self._threads.replay(record, lsn)

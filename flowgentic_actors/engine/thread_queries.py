@@ -67,7 +67,7 @@ class ThreadQueries:
         """Answer a query; the values that it needs may turn out to be cold."""
         match query:
             case GetCheckpoint():
-                return CheckpointReply(self._get(query))
+                return self.get(query)
             case ListCheckpoints():
                 return self._list(query)
             case GetChannelHistory():
@@ -79,15 +79,16 @@ class ThreadQueries:
             case ListThreads():
                 return self._list_threads(query)
 
-    def _get(self, query: GetCheckpoint) -> CheckpointRow | None:
-        """One checkpoint, the latest when no id (or an empty one) is given."""
+    def get(self, query: GetCheckpoint) -> CheckpointReply:
+        """One checkpoint, the latest when no id (or an empty one) is given; see `answer`."""
         branch = self._threads.branch(query.thread_id, query.checkpoint_ns)
         if branch is None or not branch.order:
-            return None
+            return CheckpointReply(None)
         checkpoint_id = query.checkpoint_id or branch.order[-1]
         if checkpoint_id not in branch.entries:
-            return None
-        return self._row(branch, Position(checkpoint_id, query.thread_id, query.checkpoint_ns))
+            return CheckpointReply(None)
+        position = Position(checkpoint_id, query.thread_id, query.checkpoint_ns)
+        return CheckpointReply(self._row(branch, position))
 
     # ------------------------------------------------------------------ listings
 

@@ -91,17 +91,18 @@ class Threads:
         """Decide what a write would record; None when it changes nothing."""
         match command:
             case PutCheckpoint():
-                return self._plan_checkpoint(command, now_us)
+                return self.plan_checkpoint(command, now_us)
             case PutWrites():
-                return self._plan_writes(command, now_us)
+                return self.plan_writes(command, now_us)
             case DropRuns(thread_id, run_ids):
                 return self._plan_drop_runs(thread_id, set(run_ids))
             case PruneThread(thread_id, keep):
                 return self._plan_drop(thread_id, lambda branch: branch.older_than_latest(keep))
 
-    def _plan_checkpoint(
+    def plan_checkpoint(
         self, command: PutCheckpoint, now_us: int
     ) -> CheckpointStored | MissingBlobs | Conflict:
+        """Decide what storing a checkpoint would record."""
         branch = self.branch(command.thread_id, command.checkpoint_ns)
         latest = branch.order[-1] if branch and branch.order else None
         if (
@@ -118,7 +119,6 @@ class Threads:
         )
         if missing:
             return MissingBlobs(missing)
-        # copies: LangGraph goes on changing its channel versions in place
         return CheckpointStored(
             command.thread_id,
             command.checkpoint_ns,
@@ -126,14 +126,14 @@ class Threads:
             command.parent_id,
             command.checkpoint,
             command.metadata,
-            dict(command.facets),
-            dict(command.versions),
-            dict(command.blobs),
+            command.facets,
+            command.versions,
+            command.blobs,
             command.deltas,
             now_us,
         )
 
-    def _plan_writes(self, command: PutWrites, now_us: int) -> WritesStored | None:
+    def plan_writes(self, command: PutWrites, now_us: int) -> WritesStored | None:
         """Decide which of a task's writes are accepted; None when none is."""
         branch = self.branch(command.thread_id, command.checkpoint_ns)
         if branch is not None and self._was_dropped(branch, command.checkpoint_id):
@@ -217,9 +217,9 @@ class Threads:
         """Carry out a record; see `Shard.replay`."""
         match record:
             case CheckpointStored():
-                self._store_checkpoint(record, lsn)
+                self.store_checkpoint(record, lsn)
             case WritesStored():
-                self._store_writes(record, lsn)
+                self.store_writes(record, lsn)
             case BlobsKept():
                 thread, branch = self._make(record.thread_id, record.checkpoint_ns)
                 self._store_blobs(thread, branch, record, lsn)
@@ -231,7 +231,8 @@ class Threads:
                 for thread_id in thread_ids:
                     self._delete(thread_id)
 
-    def _store_checkpoint(self, record: CheckpointStored, lsn: int) -> None:
+    def store_checkpoint(self, record: CheckpointStored, lsn: int) -> None:
+        """Carry out the record of a checkpoint; see `Shard.replay`."""
         thread, branch = self._make(record.thread_id, record.checkpoint_ns)
         entry = StoredCheckpoint(
             record.parent_id,
@@ -261,7 +262,8 @@ class Threads:
             self._drop(thread, branch.blobs.get((channel, version)))
             branch.blobs[channel, version] = self._place(thread, blob, lsn)
 
-    def _store_writes(self, record: WritesStored, lsn: int) -> None:
+    def store_writes(self, record: WritesStored, lsn: int) -> None:
+        """Carry out the record of pending writes; see `Shard.replay`."""
         thread, branch = self._make(record.thread_id, record.checkpoint_ns)
         writes = branch.writes.setdefault(record.checkpoint_id, {})
         for write in record.writes:

@@ -56,6 +56,9 @@ class Vectors:
     def __init__(self) -> None:
         self._matrices: dict[int, _Matrix] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._matrices)
+
     @property
     def total_bytes(self) -> int:
         """Bytes of all vectors."""

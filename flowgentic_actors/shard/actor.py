@@ -21,6 +21,7 @@ from flowgentic_actors.engine.commands import (
     WriteCommand,
 )
 from flowgentic_actors.engine.records import Record
+from flowgentic_actors.engine.shard import DONE
 from flowgentic_actors.errors import (
     ColdValuesError,
     InvalidRequestError,
@@ -63,6 +64,8 @@ _LAST_WORK = 5.0  # of the journal's thread, when the actor closes
 
 _decode_command = msgspec.msgpack.Decoder(Command).decode
 _encode = msgspec.msgpack.Encoder().encode
+_DONE = _encode(DONE)
+_WRITES = frozenset(WRITES)
 
 
 class ShardActor:
@@ -109,6 +112,7 @@ class ShardActor:
         keeps = ShardSettings.decode(settings)
         self._shard = keeps.make_shard(_number(hot_bytes))
         self._ceilings = keeps.ceilings
+        self._limited = self._ceilings.any
         self._sweep_seconds = keeps.sweep_seconds
         self._sweeping: asyncio.Task[None] | None = None
         self._clock = Clock()
@@ -175,14 +179,12 @@ class ShardActor:
         """Carry out a command; see `Actor.handle`."""
         try:
             command = _decode_command(call.body)
-            if not isinstance(command, WRITES):
+            if type(command) not in _WRITES:
                 return self._query(command)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequestError(f"not a command: {error}") from error
         remembered = self._sessions.recall(call.session, call.seq)
-        if remembered is not None:
-            return remembered
-        return self._write(command, call)
+        return self._write(command, call) if remembered is None else remembered
 
     def commit(self) -> asyncio.Future[None] | None:
         """Append what was written to the journal, in one go; see `Actor.commit`."""
@@ -192,7 +194,7 @@ class ShardActor:
         if entries:
             self._journal.append(entries)
             self._appended(self._waiting_bytes)
-        self._shard.cool(self._journal.end)
+        self._shard.cool(self._next_lsn)
         return None
 
     def stats(self) -> dict[str, int]:
@@ -237,15 +239,17 @@ class ShardActor:
     def _write(self, command: WriteCommand, call: Call) -> bytes:
         self._sessions.admit(call.session, call.low)
         now_us = self._clock.tick()
-        planned = self._shard.plan(command, now_us)
-        reply = _encode(planned.reply)
-        record = planned.record
+        answer, record = self._shard.plan(command, now_us)
+        reply = _DONE if answer is DONE else _encode(answer)
         if record is not None:
             entry = encode_entry(Entry(call.session, call.seq, call.low, now_us, reply, record))
             # Nothing has changed yet: what cannot be kept is refused, and the shard goes on.
-            self._ceilings.check(self._shard, record)
-            self._keep(record, entry, urgent=isinstance(command, MAKES_ROOM))
-            self._keep_own(self._shard.plan_trim(record), now_us)
+            if self._limited:
+                self._ceilings.check(self._shard, record)
+            self._keep(record, entry, urgent=type(command) in MAKES_ROOM)
+            trimmed = self._shard.plan_trim(record)
+            if trimmed is not None:
+                self._keep_own(trimmed, now_us)
         self._sessions.remember(call.session, call.seq, call.low, reply, now_us)
         return reply
 
@@ -326,7 +330,9 @@ class ShardActor:
     def _answer(self, query: Query) -> bytes:
         now_us = self._clock.now()
         reply = self._shard.query(query, now_us)
-        self._keep_own(self._shard.plan_refresh(query, reply, now_us), now_us)
+        refreshed = self._shard.plan_refresh(query, reply, now_us)
+        if refreshed is not None:
+            self._keep_own(refreshed, now_us)
         return _encode(reply)
 
     async def _query_cold(self, query: Query, lsns: Sequence[int]) -> bytes:

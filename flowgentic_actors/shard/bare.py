@@ -38,7 +38,7 @@ class BareShard:
                 trimmed = self._shard.plan_trim(record)
                 if trimmed is not None:
                     self._shard.replay(trimmed)
-                if self._shard.next_expiry_us() is not None:
+                if self._shard.any_expires:
                     self._sweeper.start()
             return reply
 

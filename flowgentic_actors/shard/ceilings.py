@@ -15,6 +15,11 @@ class Ceilings(NamedTuple):
     items: int | None = None
     threads: int | None = None
 
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.items is not None or self.threads is not None
+
     def check(self, shard: Shard, record: Record) -> None:
         """Refuse a record that would make the shard larger than it may be.
 

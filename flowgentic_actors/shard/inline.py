@@ -211,7 +211,7 @@ class JournaledShard:
             self._ceilings.check(self._shard, planned.record)
             payloads += self._keep(planned.record, now_us, urgent=isinstance(command, MAKES_ROOM))
             payloads += self._keep_own(self._shard.plan_trim(planned.record), now_us)
-            if self._shard.next_expiry_us() is not None:
+            if self._shard.any_expires:
                 self._sweeper.start()
         if self._group is None:
             return planned.reply

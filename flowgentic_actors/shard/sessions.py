@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 
 from flowgentic_actors.errors import InvalidRequestError, RejectedError
 from flowgentic_actors.shard.entries import SessionState
@@ -33,7 +34,9 @@ class _Session:
         """Drop the replies to what the session has finished."""
         if low > self.low:
             self.low = low
-            for done in [n for n in self.replies if n < low]:
+            # They are in the order of their numbers, but for what was sent again: what such a one
+            # keeps from being dropped now is dropped a little later.
+            for done in list(takewhile(low.__gt__, self.replies)):
                 del self.replies[done]
 
 

@@ -13,6 +13,7 @@ from flowgentic_actors.storage.worker import Worker
 
 _PER_RECORD: Final = 256  # bytes around a value in the journal, about
 _MAKE_ROOM_EVERY: Final = 1.0
+_LOOKS: Final = 64  # at the garbage, while as much is appended as is allowed of it
 
 
 class Upkeep:
@@ -45,6 +46,8 @@ class Upkeep:
         self._may_block = may_block
         self._preparing = False
         self._room_made = 0.0
+        self._room = 0  # that there is at least since the last append
+        self._looked_at = 0  # end of the journal when its garbage was last looked at
 
     def check_room(self, size: int, *, urgent: bool) -> None:
         """Refuse a write that the journal has no room for.
@@ -56,6 +59,8 @@ class Upkeep:
         Raises:
             StorageError: If there is none.
         """
+        if size <= self._room:
+            return
         error = self._journal.no_room(size, urgent=urgent, may_block=self._may_block)
         if error is None:
             return
@@ -70,8 +75,13 @@ class Upkeep:
 
     def after_append(self) -> None:
         """Allocate ahead, and compact when half of the journal is garbage."""
+        self._room = self._journal.room
         if self._journal.wants_space:
             self._prepare()
+        end = self._journal.end
+        if end - self._looked_at < self._garbage_allowed // _LOOKS:
+            return
+        self._looked_at = end
         if (
             self._compactor.ready
             and self._journal.size > 2 * self._live_bytes() + self._garbage_allowed

@@ -141,6 +141,11 @@ class Journal:
         return self._no_space
 
     @property
+    def room(self) -> int:
+        """Bytes of entries for which `no_room` finds room without asking for any."""
+        return self._log.room(kept=self._urgent_bytes)
+
+    @property
     def wants_space(self) -> bool:
         """Whether it is time to `prepare`."""
         return self._log.nearly_full()

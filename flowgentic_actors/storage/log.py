@@ -187,11 +187,16 @@ class SegmentLog:
             size: Bytes.
             kept: Bytes to leave free.
         """
-        active = self._active()
-        if active is not None and size <= active.room() - kept:
-            return True
-        spare = self._spare
-        return spare is not None and DATA + size <= spare.capacity - kept
+        return size <= self.room(kept=kept)
+
+    def room(self, *, kept: int = 0) -> int:
+        """The most bytes of entries, overhead included, that fit into what is allocated."""
+        active, spare = self._active(), self._spare
+        return max(
+            0,
+            active.room() - kept if active is not None else 0,
+            spare.capacity - DATA - kept if spare is not None else 0,
+        )
 
     def make_room(self, size: int, least: int | None = None) -> None:
         """Allocate the next segment so that entries of so many bytes fit into it. Blocks.

@@ -20,7 +20,16 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.client import CONNECT_TIMEOUT
-from flowgentic_actors.wire.messages import Failure, Hello, Reply, Request, Role, ToClient, Welcome
+from flowgentic_actors.wire.messages import (
+    NO_BODY,
+    Failure,
+    Hello,
+    Reply,
+    Request,
+    Role,
+    ToClient,
+    Welcome,
+)
 from flowgentic_actors.wire.session import (
     MAX_LOSSES,
     Pending,
@@ -94,7 +103,7 @@ class BlockingConnection:
     def _attempt(self, pending: Pending[None]) -> Raw:
         sock, channel = self._connected(pending.deadline)
         left = max(0, round((pending.deadline - time.monotonic()) * 1000))
-        channel.send(Request(pending.seq, self._session.low, left, Raw(pending.body)))
+        channel.send(Request(pending.seq, self._session.low, left, NO_BODY), pending.body)
         self._write(sock, channel, pending.deadline)
         pending.attempts += 1  # a frame cut off by the deadline is never decoded
         while True:

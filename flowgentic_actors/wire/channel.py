@@ -32,8 +32,8 @@ _encode = msgspec.msgpack.Encoder().encode
 class Channel(Generic[In, Out]):
     """Handshake first, then messages in both directions.
 
-    Outgoing messages are collected by `send` and taken as bytes by `take`, which puts all that was
-    collected into as few frames as their target size allows.
+    Outgoing messages are collected by `send` in as few frames as their target size allows, and
+    taken as bytes by `take`.
     """
 
     def __init__(
@@ -46,7 +46,10 @@ class Channel(Generic[In, Out]):
         self._decoder = decoder
         self._reader = FrameReader(max_bytes + FRAME_TARGET)
         self._writer = FrameWriter()
-        self._messages: list[bytes] = []
+        self._chunks: list[bytes] = []  # of the frame that is being collected
+        self._count = 0
+        self._size = 0
+        self._whole: list[bytes] = []  # frames that are full
         self._raw: list[bytes] = []
         if isinstance(handshake, ClientHandshake):
             self._raw.append(handshake.greeting)
@@ -80,42 +83,49 @@ class Channel(Generic[In, Out]):
                 raise ProtocolError(f"a frame does not hold messages: {error}") from error
             yield messages
 
-    def send(self, message: Out) -> int:
+    def send(self, message: Out, body: bytes = b"") -> int:
         """Collect a message for the next `take`.
+
+        Args:
+            message: The message.
+            body: Its last field, encoded, where that is `NO_BODY`: so it is not copied once more.
 
         Returns:
             Its size in bytes.
         """
         encoded = _encode(message)
-        self._messages.append(encoded)
-        return len(encoded)
+        size = len(encoded) + len(body)
+        if self._count and (self._size + size > FRAME_TARGET or self._count == MAX_MESSAGES):
+            self._close_frame()
+        self._chunks.append(encoded)
+        if body:
+            self._chunks.append(body)
+        self._count += 1
+        self._size += size
+        return size
 
     @property
     def pending(self) -> bool:
         """Whether `take` would return anything."""
-        return bool(self._raw or (self._messages and self._handshake.done))
+        return bool(self._raw or (self._count and self._handshake.done))
 
     def take(self) -> list[bytes]:
         """The bytes to write now; messages wait until the handshake is done."""
         chunks, self._raw = self._raw, []
-        if not self._handshake.done or not self._messages:
+        if not self._handshake.done or not self._count:
             return chunks
-        messages, self._messages = self._messages, []
-        start, size = 0, 0
-        for index, encoded in enumerate(messages):
-            if index > start and (
-                size + len(encoded) > FRAME_TARGET or index - start == MAX_MESSAGES
-            ):
-                self._frame(messages[start:index], size, chunks)
-                start, size = index, 0
-            size += len(encoded)
-        self._frame(messages[start:], size, chunks)
-        return chunks
+        self._close_frame()
+        frames, self._whole = self._whole, []
+        return chunks + frames if chunks else frames
 
-    def _frame(self, messages: list[bytes], size: int, chunks: list[bytes]) -> None:
-        chunks.append(self._writer.header(_ARRAY.size + size))
-        chunks.append(_ARRAY.pack(_ARRAY_TAG, len(messages)))
-        chunks.extend(messages)
+    def _close_frame(self) -> None:
+        """Put what was collected into a frame."""
+        self._whole.append(
+            self._writer.header(_ARRAY.size + self._size) + _ARRAY.pack(_ARRAY_TAG, self._count)
+        )
+        self._whole += self._chunks
+        self._chunks = []
+        self._count = self._size = 0
 
 
 ClientChannel = Channel[ToClient, ToServer]

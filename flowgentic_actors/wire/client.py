@@ -8,7 +8,7 @@ import os
 import random
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import cast
 
 from msgspec import Raw
@@ -23,6 +23,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.frames import FRAME_TARGET
 from flowgentic_actors.wire.messages import (
+    NO_BODY,
     Cancel,
     Failure,
     Hello,
@@ -166,7 +167,7 @@ class AsyncConnection:
             pending = self._queue.popleft()
             if not pending.waiter.done():
                 left = max(0, round((pending.deadline - now) * 1000))
-                size += wire.channel.send(Request(pending.seq, low, left, Raw(pending.body)))
+                size += wire.channel.send(Request(pending.seq, low, left, NO_BODY), pending.body)
                 pending.attempts += 1
                 if pending.seq < self._suspects:
                     self._alone = pending
@@ -191,20 +192,19 @@ class AsyncConnection:
 
     # ------------------------------------------------------------------ receiving
 
-    def _received(self, message: ToClient) -> None:
-        match message:
-            case Reply(seq, body):
-                self._fruitless = 0
-                pending = self._settle(seq)
+    def _received(self, messages: Iterable[ToClient]) -> None:
+        for message in messages:
+            if isinstance(message, Reply):
+                pending = self._settle(message.seq)
                 if pending is not None and not pending.waiter.done():
-                    pending.waiter.set_result(body)
-            case Failure(seq):
-                self._fruitless = 0
-                pending = self._settle(seq)
+                    pending.waiter.set_result(message.body)
+            elif isinstance(message, Failure):
+                pending = self._settle(message.seq)
                 if pending is not None:
                     self._fail(pending, refusal(message, pending, self._peer))
-            case _:
+            else:
                 raise ProtocolError(f"{type(message).__name__} is not a message for a client")
+        self._fruitless = 0
 
     def _fail(self, pending: Pending[_Answer], error: FlowgenticError) -> None:
         self._session.settle(pending.seq)
@@ -346,19 +346,21 @@ class _Wire(asyncio.Protocol):
         """Decode and hand on."""
         try:
             for messages in self.channel.receive(data):
-                for message in messages:
-                    if isinstance(message, Welcome):
-                        if not self.welcomed.done():
-                            self.welcomed.set_result(message)
-                    else:
-                        self._owner._received(message)  # noqa: SLF001 - one object in two parts
+                if not self.welcomed.done() and messages:
+                    welcome = messages[0]
+                    if isinstance(welcome, Welcome):
+                        self.welcomed.set_result(welcome)
+                        del messages[0]
+                if messages:
+                    self._owner._received(messages)  # noqa: SLF001 - one object in two parts
         except WireError as error:
             self._reason = str(error)
             if not self.welcomed.done():
                 self.welcomed.set_exception(error)
             self.end()
         else:
-            self.write()
+            if self.channel.pending:
+                self.write()
 
     def pause_writing(self) -> None:
         """Hold requests back: the actor reads slower than we write."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Raw, Struct
 
@@ -11,6 +11,9 @@ MAX_MESSAGES = 65_536
 
 MAX_TEXT = 65_536
 """Most characters in the text of an error."""
+
+NO_BODY: Final = Raw(b"")
+"""In the place of a body that follows its message in a chunk of its own."""
 
 Counter: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 Name: TypeAlias = Annotated[str, Meta(max_length=256)]
@@ -32,7 +35,7 @@ class Hello(Struct, tag=1, array_like=True, frozen=True):
     pid: Counter
 
 
-class Request(Struct, tag=2, array_like=True, frozen=True):
+class Request(Struct, tag=2, array_like=True, frozen=True, gc=False):
     """Ask for something.
 
     Attributes:
@@ -112,7 +115,7 @@ class Welcome(Struct, tag=1, array_like=True, frozen=True):
     pid: Counter
 
 
-class Reply(Struct, tag=2, array_like=True, frozen=True):
+class Reply(Struct, tag=2, array_like=True, frozen=True, gc=False):
     """The answer to a request."""
 
     seq: Counter

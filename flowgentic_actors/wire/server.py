@@ -12,7 +12,15 @@ from typing import Protocol, cast
 
 from flowgentic_actors.errors import ProtocolError, WireError
 from flowgentic_actors.wire.channel import server_channel
-from flowgentic_actors.wire.messages import Hello, Role, ToClient, ToServer, Welcome
+from flowgentic_actors.wire.messages import (
+    NO_BODY,
+    Hello,
+    Reply,
+    Role,
+    ToClient,
+    ToServer,
+    Welcome,
+)
 from flowgentic_actors.wire.sockets import check_path, check_peer, peer_pid
 
 logger = logging.getLogger(__name__)
@@ -29,11 +37,11 @@ class Handler(Protocol):
     def connected(self, connection: Connection) -> None:
         """A peer has proved itself and said hello."""
 
-    def received(self, connection: Connection, message: ToServer) -> None:
-        """A message came in.
+    def received(self, connection: Connection, messages: list[ToServer]) -> None:
+        """The messages of one frame came in.
 
         Raises:
-            ProtocolError: If it has no place here; the connection is ended.
+            ProtocolError: If one has no place here; the connection is ended.
         """
 
     def disconnected(self, connection: Connection) -> None:
@@ -71,6 +79,10 @@ class Connection(asyncio.Protocol):
         return f"<{self.role} connection of pid {self.pid}>"
 
     # ------------------------------------------------------------------ towards the peer
+
+    def reply(self, seq: int, body: bytes) -> None:
+        """Queue the reply to a request, for the `flush` that whoever replies calls."""
+        self._channel.send(Reply(seq, NO_BODY), body)
 
     def send(self, message: ToClient) -> None:
         """Queue a message; all of one tick leave in one frame."""
@@ -181,17 +193,18 @@ class Connection(asyncio.Protocol):
                     if self._channel.pending:
                         self.flush()
                     continue
-                for message in messages:
-                    self._dispatch(message)
+                if not self.greeted:
+                    self._greet(messages)
+                if messages:
+                    self._server.handler.received(self, messages)
         except WireError as error:
             self._end(error)
 
-    def _dispatch(self, message: ToServer) -> None:
-        if self.greeted:
-            if isinstance(message, Hello):
-                raise ProtocolError("a second hello")
-            self._server.handler.received(self, message)
+    def _greet(self, messages: list[ToServer]) -> None:
+        """Take the first message, which says who is there, out of a frame."""
+        if not messages:
             return
+        message = messages.pop(0)
         if not isinstance(message, Hello):
             raise ProtocolError(f"{type(message).__name__} before hello")
         self.role, self.session = message.role, message.session

@@ -221,10 +221,11 @@ class Office:
     def connected(self, connection: Connection) -> None:
         pass
 
-    def received(self, connection: Connection, message: ToServer) -> None:
+    def received(self, connection: Connection, messages: list[ToServer]) -> None:
         if connection.role != "link":
             raise ProtocolError("only actors come here")
-        self.supervisor.link_received(connection, message)
+        for message in messages:
+            self.supervisor.link_received(connection, message)
 
     def disconnected(self, connection: Connection) -> None:
         self.supervisor.link_lost(connection)

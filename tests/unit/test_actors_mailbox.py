@@ -30,7 +30,7 @@ def sender() -> Any:
 
 
 def envelope(connection: Any, seq: int, size: int = 1) -> Envelope:
-    return Envelope(connection, seq, 0, 0.0, Raw(b""), size)
+    return Envelope(b"", seq, 0, Raw(b"x" * size), connection, 0.0)
 
 
 def seqs(mailbox: Mailbox, most: int = 1000) -> list[int]:

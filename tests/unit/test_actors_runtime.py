@@ -250,7 +250,7 @@ async def test_draining_answers_what_was_accepted_and_refuses_what_comes_later(p
             if call.seq == 0:
                 draining.append(asyncio.create_task(opened.runtime.drain(opened.server)))
             if call.seq == BATCH:  # in a later tick than the first
-                opened.runtime.received(connection, add(9999))
+                opened.runtime.received(connection, [add(9999)])
 
         opened.counter.on_call = drain
         client.send(*(add(seq) for seq in range(2 * BATCH)))
@@ -269,12 +269,16 @@ async def test_stats_tell_what_went_through_the_mailbox(path: Path) -> None:
             await connection.request(command("add", 1), 30)
         with pytest.raises(RejectedError):
             await connection.request(command("refuse", 1), 30)
+        one_by_one = opened.runtime.stats()
+        await asyncio.gather(*(connection.request(command("add", 1), 30) for _ in range(600)))
         stats = opened.runtime.stats()
-    assert stats["requests"] == 4
-    assert stats["rejected"] == 1
-    assert stats["total"] == 3
+    assert one_by_one["requests"] == 4
+    assert one_by_one["rejected"] == 1
+    assert one_by_one["total"] == 3
+    assert one_by_one["mailbox_most_requests"] == 0  # nobody had to wait
+    assert stats["total"] == 603
     assert stats["mailbox_requests"] == stats["mailbox_bytes"] == 0
-    assert stats["mailbox_most_requests"] == 1
+    assert stats["mailbox_most_requests"] == 600 - BATCH
     assert stats["mailbox_most_bytes"] > 0
 
 
