@@ -1,4 +1,4 @@
-"""`flowgentic-actors bench`: every mode of the memory beside LangGraph's in-memory savers.
+"""`flowgentic-actors bench`: every mode of the memory, and peers, beside LangGraph's own memory.
 
 All contenders are open for the whole run and take turns, workload by workload, round after round:
 what disturbs the machine disturbs them alike. So the ratios of one run can be trusted more than
@@ -9,83 +9,46 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
-import os
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
-from dataclasses import dataclass, field
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final
 
-import msgspec
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.store.memory import InMemoryStore
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cli.workloads import WORKLOADS, Subject, Workload, subject
-from flowgentic_actors.environment import why_no_dragon
-from flowgentic_actors.errors import FlowgenticError
+from flowgentic_actors.cli.benchmark import cold, conversation, footprint, growth
+from flowgentic_actors.cli.benchmark.contenders import (
+    NAMES,
+    OURS,
+    POSTGRES_VARIABLE,
+    REDIS_VARIABLE,
+    REFERENCE,
+    Contender,
+    Places,
+    contenders,
+)
+from flowgentic_actors.cli.benchmark.machine import load, sync_time
+from flowgentic_actors.cli.benchmark.markdown import write_markdown
+from flowgentic_actors.cli.benchmark.measuring import Effort, measure, opened
+from flowgentic_actors.cli.benchmark.plots import draw, why_no_plots
+from flowgentic_actors.cli.benchmark.progress import Phase, progress, say
+from flowgentic_actors.cli.benchmark.report import print_report
+from flowgentic_actors.cli.benchmark.results import Report, environment, read, write
+from flowgentic_actors.cli.benchmark.selection import (
+    DEFAULT,
+    STUDIES,
+    WORKLOADS,
+    Selection,
+    select,
+)
+from flowgentic_actors.storage.mounts import is_in_memory
 
-REFERENCE: Final = "in-memory"
-"""The contender that every ratio is relative to: LangGraph's InMemorySaver and InMemoryStore."""
+FULL: Final = Effort(40, 240.0)
+QUICK: Final = Effort(3, 15.0, 0.03)
 
-_PACKAGES = ("flowgentic-actors", "langgraph", "langgraph-checkpoint", "dragonhpc", "msgspec")
-
-
-# ---------------------------------------------------------------------- who takes part
-
-
-@asynccontextmanager
-async def _in_memory() -> Any:
-    yield subject(InMemorySaver(), InMemoryStore())
-
-
-@asynccontextmanager
-async def _cluster(**settings: Any) -> Any:
-    async with MemoryCluster(**settings) as memory:
-        yield subject(memory.checkpointer, memory.store)
-
-
-class Contender(NamedTuple):
-    """A kind of memory.
-
-    Attributes:
-        open: Opens it.
-        durability: What survives, for the table.
-        why_not: Says why it cannot run here, None when it can.
-    """
-
-    open: Callable[[], AbstractAsyncContextManager[Subject]]
-    durability: str
-    why_not: Callable[[], str | None] = lambda: None
-
-
-_distributed = partial(_cluster, mode="distributed", fallback_to_local=False)
-_JOURNAL = "journal: survives the death of any process on the node"
-
-CONTENDERS: dict[str, Contender] = {
-    REFERENCE: Contender(_in_memory, "none"),
-    "local": Contender(partial(_cluster, mode="local"), "none, in process"),
-    "subprocess": Contender(partial(_distributed, spawner="subprocess"), _JOURNAL),
-    "dragon": Contender(partial(_distributed, spawner="dragon"), _JOURNAL, why_no_dragon),
-}
-"""Everything that can be measured, by name; the reference first."""
-
-MODES = tuple(name for name in CONTENDERS if name != REFERENCE)
+MODES: Final = tuple(name for name in NAMES if name != REFERENCE)
 """What `--modes` may name."""
 
 
@@ -97,215 +60,106 @@ class BenchOptions:
     """A short run, to see that all works; its p99 and its rates rest on few samples."""
 
     modes: tuple[str, ...] = MODES
-    """The modes to measure beside the reference, of `MODES`."""
+    """The memories to measure beside the reference, of `MODES`."""
+
+    workloads: tuple[str, ...] = DEFAULT
+    """What to measure: groups, beginnings of workloads' names, or `all`."""
+
+    seconds: float | None = None
+    """Time for what is measured in turns; no further round begins after it."""
+
+    postgres: str | None = None
+    """DSN of a Postgres server. Default: `$FLOWGENTIC_BENCH_POSTGRES`."""
+
+    redis: str | None = None
+    """URL of a Redis server. Default: `$FLOWGENTIC_BENCH_REDIS`."""
+
+    scratch: Path | None = None
+    """Folder for journals and database files. Default: the temporary folder."""
 
     json: Path | None = None
     """File for everything that was found out, or None."""
+
+    markdown: Path | None = None
+    """File for the tables in Markdown, or None."""
+
+    plots: Path | None = None
+    """Folder for plots, or None."""
+
+    results: Path | None = None
+    """File that an earlier run wrote as JSON: it is shown, and nothing is measured."""
+
+    listing: bool = False
+    """Tell what can be measured, and measure nothing."""
 
     def __post_init__(self) -> None:
         if unknown := [mode for mode in self.modes if mode not in MODES]:
             raise ValueError(
                 f"unknown mode {', '.join(map(repr, unknown))}: choose from {', '.join(MODES)}"
             )
+        if self.seconds is not None and not 0 <= self.seconds <= 86_400:
+            raise ValueError(f"--seconds must be between 0 and 86,400, not {self.seconds:g}")
+        if self.plots is not None and (reason := why_no_plots()) is not None:
+            raise ValueError(reason)
+        self.selection()
+
+    def selection(self) -> Selection:
+        """What is to be measured."""
+        return select(self.workloads, quick=self.quick)
+
+    def effort(self) -> Effort:
+        """How much is measured in turns."""
+        usual = QUICK if self.quick else FULL
+        return usual if self.seconds is None else usual._replace(seconds=self.seconds)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the benchmark's arguments: `BenchOptions(**vars(arguments))` takes them."""
     add = parser.add_argument
-    add("--quick", action="store_true", help="a short run, below 20 s")
+    add("--quick", action="store_true", help="a short run with small sizes, to see that all works")
     add(
         "--modes",
-        type=lambda text: tuple(dict.fromkeys(text.split(","))),
+        type=_names,
         default=MODES,
-        metavar=",".join(MODES),
-        help="modes to measure beside LangGraph's in-memory savers (default: all)",
+        metavar="NAME,...",
+        help="memories to measure beside LangGraph's in-memory classes, of "
+        f"{', '.join(MODES)} (default: all)",
+    )
+    add(
+        "--workloads",
+        type=_names,
+        default=DEFAULT,
+        metavar="NAME,...",
+        help=f"groups, beginnings of names, or all (default: {','.join(DEFAULT)}); see --list",
+    )
+    add(
+        "--list",
+        dest="listing",
+        action="store_true",
+        help="list memories and workloads, and measure nothing",
+    )
+    add("--seconds", type=float, metavar="N", help="time for what is measured in turns")
+    add("--postgres", metavar="DSN", help=f"a Postgres server (default: ${POSTGRES_VARIABLE})")
+    add("--redis", metavar="URL", help=f"a Redis server (default: ${REDIS_VARIABLE})")
+    add(
+        "--scratch",
+        type=Path,
+        metavar="FOLDER",
+        help="folder on the disk to measure, for journals and database files",
     )
     add("--json", type=Path, metavar="FILE", help="write everything that was found out to FILE")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
+    add("--plots", type=Path, metavar="FOLDER", help="draw plots in FOLDER (needs matplotlib)")
+    add(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: show what an earlier run wrote with --json",
+    )
 
 
-# ---------------------------------------------------------------------- what comes out
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """How one contender did at one workload.
-
-    Attributes:
-        workload: The workload's name.
-        contender: The contender's name.
-        unit: `s`, the less the better, or `1/s`, the more the better.
-        median: Half of the samples are at least as good.
-        p99: 99 % of the samples are at least as good.
-        ratio: The median, divided by that of the reference in the same run.
-        samples: How many samples they rest on.
-    """
-
-    workload: str
-    contender: str
-    unit: Literal["s", "1/s"]
-    median: float
-    p99: float
-    ratio: float
-    samples: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Report:
-    """A run.
-
-    Attributes:
-        environment: The machine, its load averages before and after, and the versions.
-        opened: Seconds that opening each contender took.
-        left_out: Why contenders that were asked for did not take part.
-        rounds: Rounds measured; one more went before them to warm up.
-        seconds: Time that the rounds took, warming up included.
-        figures: By workload, then contender.
-    """
-
-    quick: bool
-    environment: dict[str, Any]
-    durability: dict[str, str] = field(default_factory=dict)
-    opened: dict[str, float] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    rounds: int = 0
-    seconds: float = 0.0
-    figures: list[Figure] = field(default_factory=list)
-
-
-Samples = dict[tuple[str, str], list[float]]
-"""Seconds of each operation, by (workload, contender)."""
-
-
-def figures(samples: Samples, workloads: Sequence[Workload]) -> list[Figure]:
-    """Sum the samples up; those of the reference must be among them."""
-    found: list[Figure] = []
-    for workload in workloads:
-        of = {who: times for (what, who), times in samples.items() if what == workload.name}
-        usual = _rate_or_time(workload, percentile(of[REFERENCE], 0.5))
-        for contender, times in of.items():
-            median = _rate_or_time(workload, percentile(times, 0.5))
-            found.append(
-                Figure(
-                    workload=workload.name,
-                    contender=contender,
-                    unit=workload.unit,
-                    median=median,
-                    p99=_rate_or_time(workload, percentile(times, 0.99)),
-                    ratio=median / usual,
-                    samples=len(times),
-                )
-            )
-    return found
-
-
-def percentile(samples: Sequence[float], fraction: float) -> float:
-    """The value that this fraction of the samples does not exceed, between two neighbours."""
-    ordered = sorted(samples)
-    place = fraction * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
-def _rate_or_time(workload: Workload, seconds: float) -> float:
-    return seconds if workload.unit == "s" else workload.per_sample / seconds
-
-
-# ---------------------------------------------------------------------- measuring
-
-
-class Effort(NamedTuple):
-    """How much is measured.
-
-    Attributes:
-        rounds: Rounds after the one that warms up.
-        seconds: No further round begins after this time.
-    """
-
-    rounds: int
-    seconds: float
-
-
-FULL: Final = Effort(40, 60.0)
-QUICK: Final = Effort(3, 6.0)
-
-
-async def measure(
-    report: Report,
-    contenders: Mapping[str, Contender],
-    workloads: Sequence[Workload],
-    effort: Effort,
-    show: Callable[[float, str], None] = lambda _done, _what: None,
-) -> None:
-    """Open the contenders, let them take turns, and write into the report what came out.
-
-    Args:
-        report: To be filled in.
-        contenders: Who takes part, the reference among them.
-        workloads: What is measured.
-        effort: For how long.
-        show: Told between two turns which part is done and what comes next.
-    """
-    async with AsyncExitStack() as stack:
-        subjects = await _open_all(report, contenders, stack)
-        samples: Samples = {(what.name, who): [] for what in workloads for who in subjects}
-        _set_heap_aside()
-        start = time.perf_counter()
-        for number in range(effort.rounds + 1):
-            if number > 1 and time.perf_counter() - start > effort.seconds:
-                break
-            order = list(subjects)
-            first = number % len(order)  # so that nobody always follows the same one
-            order = order[first:] + order[:first]
-            for index, workload in enumerate(workloads):
-                show((number + index / len(workloads)) / (effort.rounds + 1), workload.name)
-                for name in order:
-                    times = await _take_turn(workload, subjects[name])
-                    if number > 0:  # the first round warms up
-                        samples[workload.name, name] += times
-            if number == 0:
-                _set_heap_aside()
-            report.rounds = number
-        gc.unfreeze()
-        show(1.0, "closing")
-        report.seconds = time.perf_counter() - start
-    report.figures = figures(samples, workloads)
-
-
-async def _open_all(
-    report: Report, contenders: Mapping[str, Contender], stack: AsyncExitStack
-) -> dict[str, Subject]:
-    subjects: dict[str, Subject] = {}
-    for name, contender in contenders.items():
-        start = time.perf_counter()
-        try:
-            subjects[name] = await stack.enter_async_context(contender.open())
-        except FlowgenticError as error:
-            report.left_out[name] = f"it could not be opened: {error}"
-        else:
-            report.opened[name] = time.perf_counter() - start
-            report.durability[name] = contender.durability
-    return subjects
-
-
-def _set_heap_aside() -> None:
-    """Let the garbage collector, from now on, look only through what a turn makes."""
-    gc.collect()
-    gc.freeze()
-
-
-async def _take_turn(workload: Workload, memory: Subject) -> list[float]:
-    """Time some operations, one after the other."""
-    gc.collect()  # nobody pays for what another one left behind
-    times: list[float] = []
-    async with workload.turn(memory) as operations:
-        if workload.per_sample == 1:  # a sample of many warms up by itself
-            await next(operations)  # the caches still hold what the last contender needed
-        for operation in islice(operations, workload.samples):
-            start = time.perf_counter()
-            await operation
-            times.append(time.perf_counter() - start)
-    return times
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text.split(",")))
 
 
 # ---------------------------------------------------------------------- the command
@@ -318,141 +172,132 @@ def run_bench(options: BenchOptions) -> int:
         options: What to measure, and how thoroughly.
 
     Returns:
-        0 when all went well, 1 when a memory failed, 2 when the JSON file cannot be written.
+        0 when all went well, 1 when a memory failed, 2 when a file cannot be read or written.
     """
     console = Console()
-    if options.json is not None:
+    if options.listing:
+        _print_list(console, options)
+        return 0
+    report: Report | None = None
+    if options.results is not None:
         try:
-            options.json.open("a").close()  # found out now, not after a minute
-        except OSError as error:
-            return _complain(f"Cannot write the results: {error}", 2)
+            report = read(options.results)
+        except (OSError, ValueError) as error:
+            return _complain(f"Cannot read the results (--results): {error}", 2)
+    try:
+        for file in (options.json, options.markdown):
+            if file is not None:
+                file.open("a").close()  # found out now, not after minutes
+    except OSError as error:
+        return _complain(f"Cannot write the results: {error}", 2)
+    trouble: list[str] = []
+    if report is None:
+        report, trouble = _measure_all(console, options)
+    _show(console, report, options)
+    for line in trouble:
+        _complain(line, 1)
+    return 1 if trouble else 0
+
+
+def _show(console: Console, report: Report, options: BenchOptions) -> None:
+    print_report(console, report)
+    if options.json is not None:
+        write(report, options.json)
+    if options.markdown is not None:
+        write_markdown(report, options.markdown)
+    if options.plots is not None:
+        for plot in draw(report, options.plots):
+            say(console, f"Drawn: {plot}")
+
+
+def _measure_all(console: Console, options: BenchOptions) -> tuple[Report, list[str]]:
+    """Measure what was asked for; the lines tell what went wrong."""
+    start = time.perf_counter()
     report = Report(quick=options.quick, environment=environment())
-    contenders: dict[str, Contender] = {}
+    places = Places.found(options.scratch, options.postgres, options.redis)
+    able: dict[str, Contender] = {}
+    known = contenders(places)
     for name in (REFERENCE, *options.modes):
-        reason = CONTENDERS[name].why_not()
+        reason = known[name].why_not()
         if reason is None:
-            contenders[name] = CONTENDERS[name]
+            able[name] = known[name]
         else:
             report.left_out[name] = reason
-            _say(console, f"Left out: {name}. {reason}")
+            say(console, f"Left out: {name}. {reason}")
     unable = len(report.left_out)
+    trouble: list[str] = []
     try:
-        with _progress(console) as show:
-            effort = QUICK if options.quick else FULL
-            asyncio.run(measure(report, contenders, WORKLOADS, effort, show))
-    except FlowgenticError as error:
-        return _complain(f"The memory failed: {type(error).__name__}: {error}", 1)
-    report.environment["load_after"] = _load()
-    _print_report(console, report)
-    if options.json is not None:
-        text = msgspec.json.format(msgspec.json.encode(report)) + b"\n"
-        options.json.write_bytes(text)
-    failed = list(report.left_out.items())[unable:]
-    for name, reason in failed:
-        _complain(f"Left out: {name}. {reason}", 1)
-    return 1 if failed else 0
+        with progress(console) as begin:
+            asyncio.run(_run(report, able, options, places, begin))
+    except Exception as error:  # noqa: BLE001 - what was measured until then is told
+        trouble.append(f"The run ended early: {type(error).__name__}: {error}")
+    report.environment["load_after"] = load()
+    report.seconds = time.perf_counter() - start
+    trouble += [f"Left out: {n}. {why}" for n, why in list(report.left_out.items())[unable:]]
+    trouble += [f"No figure: {what}. {why}" for what, why in report.failed.items()]
+    return report, trouble
 
 
-def environment() -> dict[str, Any]:
-    """What the figures depend on: machine, load average (1 min), versions."""
-    versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpus": len(affinity(0)) if affinity else os.cpu_count(),
-        "load_before": _load(),
-        "versions": versions,
-    }
-
-
-def _load() -> float:
-    return round(os.getloadavg()[0], 2)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[float, str], None]]:
-    """Hand out a function that shows the part done: a bar, or lines in a log."""
-    if console.is_terminal:
-        columns = (BarColumn(), TextColumn("{task.percentage:.0f} % {task.fields[what]}"))
-        # Drawn between two turns: a thread that draws would disturb what is measured.
-        with Progress(
-            *columns, TimeElapsedColumn(), console=console, auto_refresh=False, transient=True
-        ) as bar:
-            task = bar.add_task("", total=1.0, what="")
-            yield lambda done, what: bar.update(task, completed=done, what=what, refresh=True)
-        return
-    shown = -1
-
-    def show(done: float, _what: str) -> None:
-        nonlocal shown
-        if int(done * 4) > shown:
-            shown = int(done * 4)
-            _say(console, f"{done:.0%} measured")
-
-    yield show
-
-
-def _print_report(console: Console, report: Report) -> None:
+async def _run(
+    report: Report,
+    able: dict[str, Contender],
+    options: BenchOptions,
+    places: Places,
+    begin: Phase,
+) -> None:
+    workloads, studies = options.selection()
+    quick, scratch = options.quick, places.scratch
     about = report.environment
-    _say(
-        console,
-        f"{about['cpus']} CPUs, load {about['load_before']} before and {about['load_after']} "
-        f"after, Python {about['python']}, langgraph {about['versions']['langgraph']}; "
-        f"{report.rounds} rounds in {report.seconds:.0f} s",
-    )
-    kinds = Table(box=None, pad_edge=False)
-    for heading in ("memory", "durability"):
-        kinds.add_column(heading, overflow="fold")
-    kinds.add_column("opened in", justify="right")
-    for name, durability in report.durability.items():
-        kinds.add_row(name, durability, _amount(report.opened[name], "s"))
-    console.print(kinds)
-
-    names = list(report.opened)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    found = {(figure.workload, figure.contender): figure for figure in report.figures}
-    for workload in dict.fromkeys(figure.workload for figure in report.figures):
-        table.add_row(workload, *(_cell(found[workload, name]) for name in names))
-    console.print(table)
-    _say(
-        console,
-        f"The median and, as ...x, its ratio to {REFERENCE} in this run; below it p99: 99 % of the "
-        "samples are at least as good. Of times the less is the better, of rates (/s) the more.",
-    )
-
-
-def _cell(figure: Figure) -> Text:
-    times = Text(_amount(figure.median, figure.unit))
-    if figure.contender != REFERENCE:
-        decimals = 2 if figure.ratio < 10 else 1 if figure.ratio < 100 else 0
-        times.append(f" {figure.ratio:.{decimals}f}x".rjust(6), "bold")
-    return times.append(f"\n{_amount(figure.p99, figure.unit)}", "dim")
+    about["sync"] = await asyncio.to_thread(sync_time, scratch)
+    about["scratch_in_memory"] = await asyncio.to_thread(is_in_memory, scratch)
+    if workloads or conversation.GROUP in studies:
+        async with opened(report, able, begin("opening")) as subjects:
+            if workloads:
+                show = begin("the turns")
+                await measure(report, subjects, workloads, options.effort(), show)
+            if conversation.GROUP in studies:
+                length = conversation.QUICK if quick else conversation.FULL
+                await conversation.converse(report, subjects, length, begin("the conversation"))
+    if growth.GROUP in studies:
+        sizes = growth.QUICK if quick else growth.FULL
+        await growth.grow(report, able, sizes, begin("the growth"))
+    if cold.GROUP in studies:
+        modes = [name for name in ("subprocess", "dragon") if name in able]
+        if "dragon" in options.modes and "dragon" not in modes:
+            report.notes.append(
+                f"NO COLD READS FROM A DDICT: {report.left_out.get('dragon', 'no Dragon')}"
+            )
+        amount = cold.QUICK if quick else cold.FULL
+        await cold.read_cold(report, modes, amount, scratch, begin("the cold reads"))
+    weighed = [group for group in (footprint.MEMORY, footprint.IDLE) if group in studies]
+    if weighed:
+        names = [name for name in (REFERENCE, *OURS) if name in able]
+        extent = footprint.QUICK if quick else footprint.FULL
+        show = begin("the footprint")
+        await footprint.weigh(report, names, weighed, extent, scratch=scratch, show=show)
 
 
-def _amount(value: float, unit: Literal["s", "1/s"]) -> str:
-    if unit == "1/s":
-        return f"{float(f'{value:.3g}'):,.0f}/s"
-    for scale, name in ((1.0, "s"), (1e3, "ms")):
-        if value * scale >= 1:
-            return f"{value * scale:.3g} {name}"
-    return f"{value * 1e6:.3g} µs"
+def _print_list(console: Console, options: BenchOptions) -> None:
+    """Tell what can be measured here."""
+    places = Places.found(options.scratch, options.postgres, options.redis)
+    who = Table(box=None, pad_edge=False)
+    who.add_column("--modes")
+    who.add_column("", overflow="fold")
+    for name, contender in contenders(places).items():
+        reason = contender.why_not()
+        who.add_row(name, "can be measured" if reason is None else f"left out: {reason}")
+    what = Table(box=None, pad_edge=False)
+    for heading in ("--workloads", "group", ""):
+        what.add_column(heading, overflow="fold")
+    for workload in WORKLOADS:
+        what.add_row(workload.name, workload.group, "not in --quick" if workload.heavy else "")
+    for name, about in STUDIES.items():
+        what.add_row(name, name, about + ("" if name in DEFAULT else "; when asked for"))
+    console.print(who)
+    console.print()
+    console.print(what)
 
 
 def _complain(message: str, code: int) -> int:
     Console(stderr=True).print(Text(message, "bold red"), soft_wrap=True)
     return code
-
-
-def _say(console: Console, message: str) -> None:
-    console.print(Text(message), soft_wrap=True)

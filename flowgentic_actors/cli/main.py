@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser("demo", help="a team of agents studies a folder of text")
     )
     bench.add_arguments(
-        commands.add_parser("bench", help="measure every mode beside LangGraph's in-memory savers")
+        commands.add_parser(
+            "bench", help="measure every mode, and databases, beside LangGraph's memory"
+        )
     )
     dump.add_arguments(commands.add_parser("dump", help="list what a memory on disk holds"))
     snapshot.add_arguments(commands.add_parser("snapshot", help="copy a memory, live or not"))

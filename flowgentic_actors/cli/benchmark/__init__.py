@@ -1,0 +1,7 @@
+"""`flowgentic-actors bench`: what takes part, what is measured, and what is told about it.
+
+`subjects` and `contenders` (with `peers`, `plain_redis` and `raw_ddict`) say who; `workloads` and
+the modules of its groups say what; `measuring` lets them take turns. `conversation`, `growth`,
+`cold` and `footprint` are studies: each needs another course than turns. `results` is what comes
+out, `report`, `markdown` and `plots` show it.
+"""

@@ -1,0 +1,122 @@
+"""The child process of `footprint`: opens one memory, looks at it idle, fills it, looks again."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from langgraph.store.base import BaseStore, PutOp
+from langgraph.store.memory import InMemoryStore
+
+from flowgentic_actors import MemoryCluster
+from flowgentic_actors.cli.benchmark.machine import processor_time, resident, shared_memory
+from flowgentic_actors.cli.benchmark.workloads import expect
+from flowgentic_actors.cluster.leftovers import group_members
+
+_VALUE: Final = 4096
+_BATCH: Final = 200
+_REST: Final = 3.0  # seconds after which what is done behind the answers is done
+_NAMESPACE: Final = ("bench", "memory")
+
+_SETTINGS: Final[dict[str, dict[str, Any]]] = {
+    "local": {"mode": "local"},
+    "local-journal": {"mode": "local"},
+    "subprocess": {"mode": "distributed", "spawner": "subprocess"},
+    "subprocess-disk": {"mode": "distributed", "spawner": "subprocess", "ack": "disk"},
+    "dragon": {"mode": "distributed", "spawner": "dragon", "fallback_to_local": False},
+}
+
+
+def main() -> int:
+    """Do as the argument says, and print what was found."""
+    asked = msgspec.json.decode(sys.argv[1])
+    found = asyncio.run(_measure(**asked))
+    print(msgspec.json.encode(found).decode())
+    return 0
+
+
+async def _measure(
+    name: str, hot_memory: int | None, items: int, idle: float, scratch: str
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    async with AsyncExitStack() as stack:
+        memory: MemoryCluster | None = None
+        store: BaseStore = InMemoryStore()
+        if name != "in-memory":
+            settings = {**_SETTINGS[name], "scratch": Path(scratch)}
+            if hot_memory is not None:
+                settings["hot_memory"] = hot_memory
+            if name == "local-journal":
+                folder = stack.enter_context(tempfile.TemporaryDirectory(dir=scratch))
+                settings = {**_SETTINGS[name], "persist_path": Path(folder) / "memory"}
+            memory = await stack.enter_async_context(MemoryCluster(**settings))
+            store = memory.store
+        holders, others = await _processes(memory)
+        if idle:
+            found |= await _idle(holders, others, idle)
+        if items:
+            found |= await _fill(store, memory, holders, items)
+    return found
+
+
+async def _processes(memory: MemoryCluster | None) -> tuple[list[int], list[int]]:
+    """Those that hold the values, and what else was started for them."""
+    if memory is None or not memory.is_distributed:
+        return [os.getpid()], []
+    status = await memory.status()
+    actors = [actor.pid for actor in status.actors if actor.pid is not None]
+    group = group_members(os.getpgid(status.host_pid))
+    return actors, [pid for pid in group if pid not in actors]
+
+
+async def _idle(holders: list[int], others: list[int], seconds: float) -> dict[str, float]:
+    await asyncio.sleep(2.0)  # what opening has left to do
+    before = processor_time(holders), processor_time(others)
+    await asyncio.sleep(seconds)
+    after = processor_time(holders), processor_time(others)
+    found = {"idle": 100 * (after[0] - before[0]) / seconds}
+    if others:
+        found["idle_others"] = 100 * (after[1] - before[1]) / seconds
+    return found
+
+
+async def _fill(
+    store: BaseStore, memory: MemoryCluster | None, holders: list[int], items: int
+) -> dict[str, float]:
+    await store.aput((*_NAMESPACE, "first"), "first", _value())
+    gc.collect()
+    empty, shm = resident(holders), shared_memory()
+    for start in range(0, items, _BATCH):
+        keys = [str(number) for number in range(start, min(items, start + _BATCH))]
+        await store.abatch([PutOp(_NAMESPACE, key, _value()) for key in keys])
+    await asyncio.sleep(_REST)
+    last = await store.aget(_NAMESPACE, str(items - 1))
+    expect(last is not None and len(last.value["text"]), 2 * (_VALUE // 2), "the last value")
+    gc.collect()
+    stored = items * _VALUE
+    found = {
+        "resident": (resident(holders) - empty) / stored,
+        "shm": (shared_memory() - shm) / stored,
+        "empty": float(empty),
+    }
+    found["held"] = found["resident"] + found["shm"]
+    if memory is not None:
+        journal = sum(actor.journal_bytes for actor in (await memory.status()).actors)
+        if journal:
+            found["journal"] = journal / stored
+    return found
+
+
+def _value() -> dict[str, str]:
+    return {"text": os.urandom(_VALUE // 2).hex()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
