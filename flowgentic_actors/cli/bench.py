@@ -34,7 +34,7 @@ from flowgentic_actors.cli.benchmark.markdown import write_markdown
 from flowgentic_actors.cli.benchmark.measuring import Effort, measure, opened
 from flowgentic_actors.cli.benchmark.plots import draw, why_no_plots
 from flowgentic_actors.cli.benchmark.progress import Phase, progress, say
-from flowgentic_actors.cli.benchmark.report import print_report
+from flowgentic_actors.cli.benchmark.report import missing, print_report
 from flowgentic_actors.cli.benchmark.results import Report, environment, read, write
 from flowgentic_actors.cli.benchmark.selection import (
     DEFAULT,
@@ -185,18 +185,28 @@ def run_bench(options: BenchOptions) -> int:
         except (OSError, ValueError) as error:
             return _complain(f"Cannot read the results (--results): {error}", 2)
     try:
-        for file in (options.json, options.markdown):
-            if file is not None:
-                file.open("a").close()  # found out now, not after minutes
+        _try_outputs(options)
     except OSError as error:
         return _complain(f"Cannot write the results: {error}", 2)
-    trouble: list[str] = []
-    if report is None:
-        report, trouble = _measure_all(console, options)
+    if report is not None:
+        _show(console, report, options)
+        for line in missing(report):
+            say(console, line)
+        return 0
+    report, trouble = _measure_all(console, options)
     _show(console, report, options)
     for line in trouble:
         _complain(line, 1)
     return 1 if trouble else 0
+
+
+def _try_outputs(options: BenchOptions) -> None:
+    """Find out now, not after minutes, whether the results can be written."""
+    for file in (options.json, options.markdown):
+        if file is not None:
+            file.open("a").close()
+    if options.plots is not None:
+        options.plots.mkdir(parents=True, exist_ok=True)
 
 
 def _show(console: Console, report: Report, options: BenchOptions) -> None:

@@ -39,7 +39,7 @@ class Amount(NamedTuple):
 
 
 FULL: Final = Amount(8_000, 1_600)
-QUICK: Final = Amount(1_000, 160)
+QUICK: Final = Amount(4_000, 320)
 
 
 async def read_cold(

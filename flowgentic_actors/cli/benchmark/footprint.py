@@ -83,7 +83,7 @@ _ROWS: Final[tuple[tuple[str, str, Unit, str], ...]] = (
     (MEMORY, "of it resident", "B/B", "resident"),
     (MEMORY, "of it in /dev/shm", "B/B", "shm"),
     (MEMORY, "journal a byte stored", "B/B", "journal"),
-    (MEMORY, "resident before", "B", "empty"),
+    (MEMORY, "resident with a tenth", "B", "fixed"),
     (IDLE, "processor, who holds it", "%", "idle"),
     (IDLE, "processor, the other processes", "%", "idle_others"),
 )

@@ -59,6 +59,7 @@ Fill = Callable[[Subject, int, float], Awaitable[None]]
 class _Kind(NamedTuple):
     """Items or threads: how a memory is filled, and what is measured then."""
 
+    name: str
     counts: Callable[[Sizes], tuple[int, ...]]
     fill: Fill
     operations: Mapping[str, Operation]
@@ -86,21 +87,23 @@ async def grow(
 async def _grow(
     report: Report, who: str, contender: Contender, kind: _Kind, sizes: Sizes
 ) -> list[Figure]:
-    deadline = time.monotonic() + sizes.seconds
+    left = sizes.seconds
     filled: dict[int, Subject] = {}
     async with AsyncExitStack() as stack:
         for count in kind.counts(sizes):
             memory = await stack.enter_async_context(contender.open())
             if not isinstance(memory, Subject):
                 return []
+            began = time.monotonic()
             try:
-                await kind.fill(memory, count, deadline)
+                await kind.fill(memory, count, began + left)
             except _TooSlow:
                 report.notes.append(
-                    f"growth of {who}: {count:,} and more were left out, as filling it took "
-                    f"longer than {sizes.seconds:g} s"
+                    f"growth of {who}: {count:,} {kind.name} and more were left out, as storing "
+                    f"them took longer than {sizes.seconds:g} s"
                 )
                 break
+            left -= time.monotonic() - began
             filled[count] = memory
         set_heap_aside()
         samples = await _measure(filled, kind, sizes.rounds)
@@ -183,6 +186,7 @@ async def _search(memory: Subject, number: int) -> object:
 
 
 _ITEMS = _Kind(
+    "items",
     attrgetter("items"),
     _fill_items,
     {"store get": _get, "store put": _put, f"store search {FOUND} of {_PER_NAMESPACE}": _search},
@@ -212,4 +216,6 @@ async def _aput(memory: Subject, number: int) -> object:
     return await next(puts(memory.saver, _thread(number), _STATE))
 
 
-_THREADS = _Kind(attrgetter("threads"), _fill_threads, {"aget_tuple": _aget_tuple, "aput": _aput})
+_THREADS = _Kind(
+    "threads", attrgetter("threads"), _fill_threads, {"aget_tuple": _aget_tuple, "aput": _aput}
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flowgentic_actors.cli.benchmark.report import amount, few, foot, head, ratio
+from flowgentic_actors.cli.benchmark.report import amount, few, head, legend, missing, ratio
 from flowgentic_actors.cli.benchmark.results import Figure, Report, by_cell
 
 
@@ -30,7 +30,9 @@ def markdown(report: Report) -> str:
         if any(figure.p99 is not None for figure in found):
             parts.append("99th percentiles:")
             parts.append(_group([f for f in found if f.p99 is not None], _p99))
-    parts.append("\n".join(f"- {line}" for line in foot(report)))
+    parts.append(
+        "\n".join(f"- {line}" for line in [*legend(report), *report.notes, *missing(report)])
+    )
     return "\n\n".join(parts) + "\n"
 
 

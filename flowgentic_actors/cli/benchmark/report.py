@@ -39,7 +39,7 @@ def print_report(console: Console, report: Report) -> None:
             for table in _tables(group, found, console.width):
                 console.print(table)
     console.print()
-    for line in foot(report):
+    for line in [*legend(report), *report.notes]:
         say(console, line)
 
 
@@ -61,8 +61,8 @@ def head(report: Report) -> str:
     return "; ".join(parts)
 
 
-def foot(report: Report) -> list[str]:
-    """How to read the tables, and what is not in them."""
+def legend(report: Report) -> list[str]:
+    """How to read the tables."""
     lines = [
         (
             f"Shown are the median and, as ...x, its ratio to {REFERENCE} in this run; then p99, "
@@ -72,10 +72,13 @@ def foot(report: Report) -> list[str]:
     ]
     if any(figure.size is not None for figure in report.figures):
         lines.append("In tables of growth ...x is the ratio to the smallest size.")
-    lines += report.notes
-    lines += [f"Left out: {name}. {reason}" for name, reason in report.left_out.items()]
-    lines += [f"No figure: {what}. {reason}" for what, reason in report.failed.items()]
     return lines
+
+
+def missing(report: Report) -> list[str]:
+    """What is not in the tables, and why."""
+    lines = [f"Left out: {name}. {reason}" for name, reason in report.left_out.items()]
+    return lines + [f"No figure: {what}. {reason}" for what, reason in report.failed.items()]
 
 
 def _tables(group: str, found: Sequence[Figure], width: int) -> list[Table]:
