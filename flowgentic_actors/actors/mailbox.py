@@ -76,7 +76,7 @@ class Mailbox:
         return taken
 
     def put_back(self, envelopes: list[Envelope]) -> None:
-        """Put requests that come before all others, and were not carried out yet, in their place."""
+        """Put requests back that come before all others and were not carried out yet."""
         self._queue.extendleft(reversed(envelopes))
         self.bytes += sum(map(_size, envelopes))
         for connection in {envelope.connection for envelope in envelopes}:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Coroutine
+from typing import Any
 
 from msgspec import Raw
 
@@ -48,9 +50,9 @@ class ActorRef:
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("an ActorRef holds live connections: send memory.handle and attach instead")
 
-    async def ask(self, body: bytes, timeout: float) -> Raw:
+    def ask(self, body: bytes, timeout: float) -> Coroutine[Any, Any, Raw]:
         """Send a request from this event loop; see `AsyncConnection.request`."""
-        return await self._connection().request(body, timeout)
+        return self._connection().request(body, timeout)
 
     def ask_sync(self, body: bytes, timeout: float) -> Raw:
         """Send a request and block this thread, which may be an event loop's own."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from flowgentic_actors.errors import BackpressureError
 
@@ -16,17 +14,18 @@ class Backlog:
         limit: Bytes of one thread. A single larger write is let through when it is the only one.
     """
 
+    __slots__ = ("_bytes", "_limit", "_lock")
+
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    @contextmanager
-    def hold(self, thread_id: str, size: int) -> Iterator[None]:
-        """Count a write while it is under way.
+    def begin(self, thread_id: str, size: int) -> None:
+        """Count a write that is sent; `end` must follow.
 
         Raises:
-            BackpressureError: If there would be too much.
+            BackpressureError: If there would be too much. It is not counted then.
         """
         with self._lock:
             waiting = self._bytes.get(thread_id, 0)
@@ -37,11 +36,11 @@ class Backlog:
                     "its memory: use durability='sync', which waits for each step"
                 )
             self._bytes[thread_id] = waiting + size
-        try:
-            yield
-        finally:
-            with self._lock:
-                # None is stored as no bytes at all: several such writes add up to nothing.
-                left = self._bytes.pop(thread_id, 0) - size
-                if left:
-                    self._bytes[thread_id] = left
+
+    def end(self, thread_id: str, size: int) -> None:
+        """The write was acknowledged, or given up."""
+        with self._lock:
+            # None is stored as no bytes at all: several such writes add up to nothing.
+            left = self._bytes.pop(thread_id, 0) - size
+            if left:
+                self._bytes[thread_id] = left

@@ -348,7 +348,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     def _get(self, config: RunnableConfig) -> Plan[CheckpointTuple | None]:
         thread_id, ns, checkpoint_id = _identify(config)
         shard = self._client.table.of_thread(thread_id)
-        (reply,) = yield [Ask(shard, GetCheckpoint(thread_id, ns, checkpoint_id))]
+        reply = yield Ask(shard, GetCheckpoint(thread_id, ns, checkpoint_id))
         if reply.row is None:
             return None
         found = self._tuple(reply.row)
@@ -385,19 +385,23 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             _facets(merged),
             versions,
             blobs,
-            tuple(c for c in values if c in versions and c not in blobs),
+            tuple([c for c in values if c in versions and c not in blobs]),
             tuple(merged.get("counters_since_delta_snapshot") or ()),
             self._must_follow(config, merged.get("source")),
         )
         shard = self._client.table.of_thread(thread_id)
-        with self._backlog.hold(thread_id, _size(command)):
-            (reply,) = yield [Ask(shard, command)]
+        size = _size(command)
+        self._backlog.begin(thread_id, size)
+        try:
+            reply = yield Ask(shard, command)
             while isinstance(reply, MissingBlobs):
                 # Values that came with no new version and that the shard has never seen.
-                blobs |= {c: dumps(values[c]) for c in reply.channels}
+                blobs = {**command.blobs, **{c: dumps(values[c]) for c in reply.channels}}
                 present = tuple(c for c in command.present if c not in blobs)
-                command = msgspec.structs.replace(command, blobs=dict(blobs), present=present)
-                (reply,) = yield [Ask(shard, command)]
+                command = msgspec.structs.replace(command, blobs=blobs, present=present)
+                reply = yield Ask(shard, command)
+        finally:
+            self._backlog.end(thread_id, size)
         if isinstance(reply, Conflict):
             raise ThreadConflictError(
                 f"thread {thread_id!r} was written to by somebody else: its latest checkpoint is "
@@ -426,17 +430,24 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         thread_id, ns, checkpoint_id = _identify(config)
         if not checkpoint_id:
             raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
+        dumps = self.serde.dumps_typed
         stored = tuple(
-            Write(WRITES_IDX_MAP.get(channel, index), channel, self.serde.dumps_typed(value))
-            for index, (channel, value) in enumerate(writes)
+            [
+                Write(WRITES_IDX_MAP.get(channel, index), channel, dumps(value))
+                for index, (channel, value) in enumerate(writes)
+            ]
         )
         command = PutWrites(thread_id, ns, checkpoint_id, task_id, task_path, stored)
-        with self._backlog.hold(thread_id, sum(len(write.value[1]) for write in stored)):
-            yield [Ask(self._client.table.of_thread(thread_id), command)]
+        size = sum([len(write.value[1]) for write in stored])
+        self._backlog.begin(thread_id, size)
+        try:
+            yield Ask(self._client.table.of_thread(thread_id), command)
+        finally:
+            self._backlog.end(thread_id, size)
 
     def _delete_thread(self, thread_id: str) -> Plan[None]:
         thread_id = str(thread_id)
-        yield [Ask(self._client.table.of_thread(thread_id), DeleteThread(thread_id))]
+        yield Ask(self._client.table.of_thread(thread_id), DeleteThread(thread_id))
 
     def _delete_for_runs(self, run_ids: Sequence[str]) -> Plan[None]:
         runs = tuple(str(run_id) for run_id in run_ids)
@@ -469,7 +480,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         table, replace = self._client.table, msgspec.structs.replace
         after: Position | None = None
         while True:
-            (page,) = yield [Ask(table.of_thread(source), ReadThread(source, after))]
+            page = yield Ask(table.of_thread(source), ReadThread(source, after))
             shard = table.of_thread(target)
             commands = (*page.checkpoints, *page.writes)
             if commands:
@@ -485,7 +496,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             return {}
         thread_id, ns, checkpoint_id = _identify(config)
         command = GetChannelHistory(thread_id, ns, checkpoint_id, tuple(channels))
-        (reply,) = yield [Ask(self._client.table.of_thread(thread_id), command)]
+        reply = yield Ask(self._client.table.of_thread(thread_id), command)
         loads = self.serde.loads_typed
         found: dict[str, DeltaChannelHistory] = {}
         for channel, history in zip(channels, reply.histories, strict=True):
@@ -550,7 +561,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         body: Checkpoint = loads(row.checkpoint)
         values = body.get("channel_values", {})  # those without a version, if any
         values.update((channel, loads(blob)) for channel, blob in row.blobs.items())
-        body["channel_versions"] = dict(row.versions)
+        body["channel_versions"] = row.versions  # nobody else has it
         body["channel_values"] = values
         return CheckpointTuple(
             config=_config(row.thread_id, row.checkpoint_ns, row.checkpoint_id),
@@ -565,16 +576,17 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
 
 def _identify(config: RunnableConfig) -> tuple[str, str, str | None]:
     """Thread, namespace and checkpoint of a config, the only parts of it that travel."""
-    configurable = config.get("configurable", {})
-    thread_id = configurable.get("thread_id")
+    named = config.get("configurable", {}).get
+    thread_id = named("thread_id")
     if thread_id is None:
         raise InvalidRequestError(
             "the config names no thread: pass {'configurable': {'thread_id': ...}}"
         )
+    ns, checkpoint_id = named("checkpoint_ns"), named("checkpoint_id")
     return (
-        str(thread_id),
-        _text(configurable.get("checkpoint_ns")) or "",
-        _text(configurable.get("checkpoint_id")) or None,
+        thread_id if type(thread_id) is str else str(thread_id),
+        (ns if type(ns) is str else _text(ns)) or "",
+        (checkpoint_id if type(checkpoint_id) is str else _text(checkpoint_id)) or None,
     )
 
 
@@ -593,8 +605,10 @@ def _thread_info(row: ThreadRow) -> ThreadInfo:
 
 
 def _size(command: PutCheckpoint) -> int:
-    blobs = (command.checkpoint, command.metadata, *command.blobs.values())
-    return sum(len(data) for _, data in blobs)
+    size = len(command.checkpoint[1]) + len(command.metadata[1])
+    for _, data in command.blobs.values():
+        size += len(data)
+    return size
 
 
 def _config(thread_id: str, ns: str, checkpoint_id: str) -> RunnableConfig:
@@ -609,16 +623,23 @@ def _config(thread_id: str, ns: str, checkpoint_id: str) -> RunnableConfig:
 
 def _facets(metadata: Mapping[str, Any]) -> dict[str, Scalar]:
     """The fields that a shard can compare: scalars that travel without loss."""
-    facets = ((k, _scalar(v)) for k, v in metadata.items())
-    return {k: v for k, v in facets if v is not _NO_SCALAR}
+    facets: dict[str, Scalar] = {}
+    for name, value in metadata.items():
+        if type(value) is str:
+            facets[name] = value
+        elif (facet := _scalar(value)) is not _NO_SCALAR:
+            facets[name] = facet
+    return facets
 
 
 def _scalar(value: object) -> Any:
     """A value as plain data, an enum's text included, or `_NO_SCALAR`."""
-    if value is None or isinstance(value, bool):
+    if isinstance(value, int):
+        if isinstance(value, bool):
+            return value
+        return int(value) if -_INT64 <= value < _INT64 else _NO_SCALAR
+    if value is None:
         return value
     if isinstance(value, str):
         return str.__str__(value)
-    if isinstance(value, int):
-        return int(value) if -_INT64 <= value < _INT64 else _NO_SCALAR
     return float(value) if isinstance(value, float) else _NO_SCALAR

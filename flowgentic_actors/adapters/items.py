@@ -60,10 +60,11 @@ def micros_of(time: datetime) -> int:
 
 
 def _fields(row: ItemRow, serde: SerializerProtocol) -> dict[str, Any]:
+    updated = time_of(row.updated_us)
     return {
         "namespace": row.namespace,
         "key": row.key,
         "value": serde.loads_typed(row.value),
-        "created_at": time_of(row.created_us),
-        "updated_at": time_of(row.updated_us),
+        "created_at": updated if row.created_us == row.updated_us else time_of(row.created_us),
+        "updated_at": updated,
     }

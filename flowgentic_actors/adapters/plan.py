@@ -1,14 +1,17 @@
 """One body for the sync and the async form of every call.
 
-A plan is a generator that yields the questions that may be asked at the same time and receives
-their replies in order. How they are asked, awaiting or blocking, is decided by who runs it.
+A plan is a generator that yields a question and receives its reply, or several that may be asked at
+the same time and receives their replies in order. How they are asked, awaiting or blocking, is
+decided by who runs it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
+
+from msgspec import Struct
 
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.engine.commands import Command
@@ -17,7 +20,7 @@ from flowgentic_actors.engine.replies import Reply
 T = TypeVar("T")
 
 
-class Ask(NamedTuple):
+class Ask(Struct, frozen=True, gc=False):
     """A command for a shard."""
 
     shard: int
@@ -32,7 +35,9 @@ class Each(list[Ask]):
     """
 
 
-Plan: TypeAlias = Generator[Sequence[Ask], Sequence[Any], T]
+Asks: TypeAlias = Ask | Sequence[Ask]
+
+Plan: TypeAlias = Generator[Asks, Any, T]
 """Yields questions, receives their replies (of the types that belong to them), returns T."""
 
 
@@ -41,7 +46,15 @@ async def run(client: MemoryClient, plan: Plan[T]) -> T:
     try:
         asks = next(plan)
         while True:
-            asks = _go_on(plan, asks, await ask_each(client, asks))
+            if not isinstance(asks, Ask):
+                asks = _go_on(plan, asks, await ask_each(client, asks))
+                continue
+            try:
+                reply = await client.ask(asks.shard, asks.command)
+            except Exception as error:  # noqa: BLE001 - raised in the plan
+                asks = plan.throw(error)
+            else:
+                asks = plan.send(reply)
     except StopIteration as end:
         result: T = end.value
         return result
@@ -52,18 +65,22 @@ def run_sync(client: MemoryClient, plan: Plan[T]) -> T:
     try:
         asks = next(plan)
         while True:
-            asks = _go_on(plan, asks, ask_each_sync(client, asks))
+            asks = _go_on(plan, asks, ask_each_sync(client, _several(asks)))
     except StopIteration as end:
         result: T = end.value
         return result
 
 
-def _go_on(plan: Plan[T], asks: Sequence[Ask], answers: Sequence[Reply | Exception]) -> Any:
+def _several(asks: Asks) -> Sequence[Ask]:
+    return (asks,) if isinstance(asks, Ask) else asks
+
+
+def _go_on(plan: Plan[T], asks: Asks, answers: Sequence[Reply | Exception]) -> Asks:
     if not isinstance(asks, Each):
         for answer in answers:
             if isinstance(answer, Exception):
                 return plan.throw(answer)
-    return plan.send(answers)
+    return plan.send(answers[0] if isinstance(asks, Ask) else answers)
 
 
 async def ask_all(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply]:
@@ -90,11 +107,12 @@ async def ask_each(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Ex
     """Ask everything at once and await all answers."""
     if len(asks) == 1:
         try:
-            return [await client.ask(*asks[0])]
+            return [await client.ask(asks[0].shard, asks[0].command)]
         except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
             return [error]
     # Not a task group: it would cancel what has nothing to do with the error, and wrap the error.
-    answers = await asyncio.gather(*(client.ask(*ask) for ask in asks), return_exceptions=True)
+    calls = (client.ask(ask.shard, ask.command) for ask in asks)
+    answers = await asyncio.gather(*calls, return_exceptions=True)
     found: list[Reply | Exception] = []
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, Exception):
@@ -108,7 +126,7 @@ def ask_each_sync(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Exc
     found: list[Reply | Exception] = []
     for ask in asks:
         try:
-            found.append(client.ask_sync(*ask))
+            found.append(client.ask_sync(ask.shard, ask.command))
         except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
             found.append(error)
     return found
@@ -120,7 +138,7 @@ def each(plans: Sequence[Plan[T]]) -> Plan[list[T | Exception]]:
     One that fails has its error in the place of its result; the others go on.
     """
     results: dict[int, T | Exception] = {}
-    asks: dict[int, Sequence[Ask]] = {}
+    asks: dict[int, Asks] = {}
 
     def advance(index: int, answers: Sequence[Reply | Exception] | None) -> None:
         plan, asked = plans[index], asks.pop(index, ())
@@ -134,7 +152,7 @@ def each(plans: Sequence[Plan[T]]) -> Plan[list[T | Exception]]:
     for index in range(len(plans)):
         advance(index, None)
     while asks:
-        waiting = dict(asks)
+        waiting = {index: _several(group) for index, group in asks.items()}
         answers = yield Each(ask for group in waiting.values() for ask in group)
         start = 0
         for index, group in waiting.items():

@@ -21,6 +21,7 @@ from langgraph.store.base import (
 
 from flowgentic_actors.adapters.plan import run, run_sync
 from flowgentic_actors.adapters.store_batch import Batch
+from flowgentic_actors.adapters.store_ops import Operations
 from flowgentic_actors.cluster.client import MemoryClient
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class AsyncStore(BaseStore):
             `omit_expired` (default True, other than LangGraph's, since what is over is over).
     """
 
-    __slots__ = ("_client", "_expired", "_index", "_serde", "ttl_config")
+    __slots__ = ("_client", "_index", "_operations", "ttl_config")
 
     supports_ttl = True
 
@@ -63,14 +64,14 @@ class AsyncStore(BaseStore):
         ttl: TTLConfig | None = None,
     ) -> None:
         self._client = client
-        self._serde: SerializerProtocol = serde or JsonPlusSerializer()
         self._index: Index | None = None
         if index is not None:
             from flowgentic_actors.adapters.embedding import Index  # noqa: PLC0415 - needs numpy
 
             self._index = Index(index)
         self.ttl_config = ttl
-        self._expired = not (ttl or {}).get("omit_expired", True)
+        expired = not (ttl or {}).get("omit_expired", True)
+        self._operations = Operations(client, serde or JsonPlusSerializer(), expired=expired)
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """Carry out operations: reads see the state before the batch's puts, and of several puts
@@ -80,11 +81,11 @@ class AsyncStore(BaseStore):
             InvalidRequestError: If an operation is impossible; nothing is done then.
             FlowgenticError: What the first one failed with that failed; the others are done.
         """
-        return await self._arun(self._batch(ops))
+        return await self._arun(list(ops))
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Carry out operations, blocking; see `abatch`."""
-        return self._run(self._batch(ops))
+        return self._run(list(ops))
 
     async def aput(
         self,
@@ -110,7 +111,7 @@ class AsyncStore(BaseStore):
             VersionConflictError: If it has another version.
         """
         op = self._put_op(namespace, key, value, index, ttl)
-        await self._arun(self._batch([op], expected_version))
+        await self._arun([op], expected_version)
 
     def put(
         self,
@@ -124,39 +125,35 @@ class AsyncStore(BaseStore):
     ) -> None:
         """Store an item, blocking; see `aput`."""
         op = self._put_op(namespace, key, value, index, ttl)
-        self._run(self._batch([op], expected_version))
+        self._run([op], expected_version)
 
     async def adelete(
         self, namespace: tuple[str, ...], key: str, *, expected_version: int | None = None
     ) -> None:
         """Remove an item, if it is there; see `aput` for `expected_version`."""
-        await self._arun(self._batch([PutOp(namespace, str(key), None)], expected_version))
+        await self._arun([PutOp(namespace, str(key), None)], expected_version)
 
     def delete(
         self, namespace: tuple[str, ...], key: str, *, expected_version: int | None = None
     ) -> None:
         """Remove an item, blocking; see `adelete`."""
-        self._run(self._batch([PutOp(namespace, str(key), None)], expected_version))
+        self._run([PutOp(namespace, str(key), None)], expected_version)
 
     # ------------------------------------------------------------------ carrying out
 
-    def _batch(self, ops: Iterable[Op], expected: int | None = None) -> Batch:
-        return Batch(
-            self._client.table,
-            self._serde,
-            ops,
-            index=self._index,
-            expired=self._expired,
-            expected=expected,
-        )
-
-    async def _arun(self, batch: Batch) -> list[Result]:
+    async def _arun(self, ops: list[Op], expected: int | None = None) -> list[Result]:
+        if len(ops) == 1 and self._index is None:  # most of what is ever asked
+            return [await run(self._client, self._operations.plan(ops[0], expected))]
+        batch = Batch(self._operations, ops, index=self._index, expected=expected)
         embedded = None
         if self._index is not None and (batch.documents or batch.queries):
             embedded = await self._index.aembed(batch.documents, batch.queries)
         return await run(self._client, batch.plan(embedded))
 
-    def _run(self, batch: Batch) -> list[Result]:
+    def _run(self, ops: list[Op], expected: int | None = None) -> list[Result]:
+        if len(ops) == 1 and self._index is None:
+            return [run_sync(self._client, self._operations.plan(ops[0], expected))]
+        batch = Batch(self._operations, ops, index=self._index, expected=expected)
         embedded = None
         if self._index is not None and (batch.documents or batch.queries):
             embedded = self._index.embed(batch.documents, batch.queries)

@@ -52,6 +52,7 @@ def _plain(value: object) -> str:
 
 _encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+_decode = _replies.decode
 
 _CLOSE_MARGIN = 30.0  # the parts of closing have deadlines of their own
 
@@ -112,12 +113,12 @@ class RemoteClient:
     async def ask(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command; see `MemoryClient.ask`."""
         self._check_open()
-        return _replies.decode(await self._actors[shard].ask(_encode(command), self._timeout))
+        return _decode(await self._actors[shard].ask(_encode(command), self._timeout))
 
     def ask_sync(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command, blocking; see `MemoryClient.ask_sync`."""
         self._check_open()
-        return _replies.decode(self._actors[shard].ask_sync(_encode(command), self._timeout))
+        return _decode(self._actors[shard].ask_sync(_encode(command), self._timeout))
 
     async def status(self) -> ClusterStatus:
         """The cluster's status, from its host."""

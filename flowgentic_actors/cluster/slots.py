@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -48,6 +49,7 @@ def even_table(shards: int, namespace_depth: int) -> SlotTable:
     return SlotTable(1, tuple(slot * shards // SLOTS for slot in range(SLOTS)), namespace_depth)
 
 
+@lru_cache(maxsize=4096)
 def _slot(*labels: str) -> int:
     # CRC-32 is the same in every process and version, unlike hash(); labels cannot contain NUL.
     # It is linear, so ids that differ in one digit would crowd into few slots: the multiplication

@@ -67,9 +67,11 @@ class Branch:
         if old is None:
             insort(self.order, checkpoint_id)
         self.entries[checkpoint_id] = entry
-        self._deltas = self._deltas or bool(entry.deltas)
-        self._count(old, -1)
-        self._count(entry, 1)
+        if entry.deltas:
+            self._deltas = True
+        if self._uses is not None:
+            self._count(old, -1)
+            self._count(entry, 1)
         return old
 
     def pop(self, checkpoint_id: str) -> StoredCheckpoint | None:

@@ -24,7 +24,7 @@ from flowgentic_actors.engine.model import (
 )
 
 
-class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True):
+class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True, gc=False):
     """Store a checkpoint and the channel values that are new with it.
 
     The shard keeps its dicts: whoever makes one gives them away.
@@ -57,7 +57,7 @@ class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True):
     follows: bool = False
 
 
-class PutWrites(Struct, tag=2, array_like=True, frozen=True):
+class PutWrites(Struct, tag=2, array_like=True, frozen=True, gc=False):
     """Store a task's pending writes; they may arrive before their checkpoint.
 
     At a non-negative index the first write wins, at a negative one (special channels) the last.
@@ -71,7 +71,7 @@ class PutWrites(Struct, tag=2, array_like=True, frozen=True):
     writes: Annotated[tuple[Write, ...], Meta(max_length=1_000_000)]
 
 
-class GetCheckpoint(Struct, tag=3, array_like=True, frozen=True):
+class GetCheckpoint(Struct, tag=3, array_like=True, frozen=True, gc=False):
     """Fetch one checkpoint, the latest of its branch when no id is given."""
 
     thread_id: Text
@@ -79,7 +79,7 @@ class GetCheckpoint(Struct, tag=3, array_like=True, frozen=True):
     checkpoint_id: Text | None
 
 
-class ListCheckpoints(Struct, tag=4, array_like=True, frozen=True):
+class ListCheckpoints(Struct, tag=4, array_like=True, frozen=True, gc=False):
     """List checkpoints, newest first over all threads and namespaces asked for.
 
     Attributes:
@@ -101,13 +101,13 @@ class ListCheckpoints(Struct, tag=4, array_like=True, frozen=True):
     after: Position | None = None
 
 
-class DeleteThread(Struct, tag=5, array_like=True, frozen=True):
+class DeleteThread(Struct, tag=5, array_like=True, frozen=True, gc=False):
     """Forget everything of a thread."""
 
     thread_id: Text
 
 
-class PutItem(Struct, tag=6, array_like=True, frozen=True):
+class PutItem(Struct, tag=6, array_like=True, frozen=True, gc=False):
     """Store an item; its creation time is kept when it exists.
 
     Answered by `Done`, or by `Conflict` when `expected` is not the item's version.
@@ -128,7 +128,7 @@ class PutItem(Struct, tag=6, array_like=True, frozen=True):
     vectors: Annotated[tuple[Vector, ...], Meta(max_length=65_536)] = ()
 
 
-class DeleteItem(Struct, tag=7, array_like=True, frozen=True):
+class DeleteItem(Struct, tag=7, array_like=True, frozen=True, gc=False):
     """Remove an item if it is there, and has the version expected."""
 
     namespace: Namespace
@@ -136,7 +136,7 @@ class DeleteItem(Struct, tag=7, array_like=True, frozen=True):
     expected: int | None = None
 
 
-class GetItem(Struct, tag=8, array_like=True, frozen=True):
+class GetItem(Struct, tag=8, array_like=True, frozen=True, gc=False):
     """Fetch one item.
 
     Attributes:
@@ -150,7 +150,7 @@ class GetItem(Struct, tag=8, array_like=True, frozen=True):
     expired: bool = False
 
 
-class SearchItems(Struct, tag=9, array_like=True, frozen=True):
+class SearchItems(Struct, tag=9, array_like=True, frozen=True, gc=False):
     """Find items whose namespace starts with a prefix, ordered by namespace, then key.
 
     Attributes:
@@ -172,7 +172,7 @@ class SearchItems(Struct, tag=9, array_like=True, frozen=True):
     expired: bool = False
 
 
-class RankItems(Struct, tag=16, array_like=True, frozen=True):
+class RankItems(Struct, tag=16, array_like=True, frozen=True, gc=False):
     """Find items like `SearchItems`, the most similar to a vector first.
 
     An item's score is the cosine similarity of the nearest of its vectors. Those that have none of
@@ -192,14 +192,14 @@ class RankItems(Struct, tag=16, array_like=True, frozen=True):
     expired: bool = False
 
 
-class Match(Struct, array_like=True, frozen=True):
+class Match(Struct, array_like=True, frozen=True, gc=False):
     """One condition on a namespace; the label `*` matches any one label."""
 
     kind: Literal["prefix", "suffix"]
     path: Namespace
 
 
-class ListNamespaces(Struct, tag=10, array_like=True, frozen=True):
+class ListNamespaces(Struct, tag=10, array_like=True, frozen=True, gc=False):
     """List the namespaces that hold items, sorted, cut to `max_depth` labels and made unique."""
 
     conditions: Annotated[tuple[Match, ...], Meta(max_length=64)]
@@ -209,7 +209,7 @@ class ListNamespaces(Struct, tag=10, array_like=True, frozen=True):
     expired: bool = False
 
 
-class GetChannelHistory(Struct, tag=11, array_like=True, frozen=True):
+class GetChannelHistory(Struct, tag=11, array_like=True, frozen=True, gc=False):
     """Walk back from a checkpoint, along its parents, to where some channels have a value.
 
     Attributes:
@@ -223,7 +223,7 @@ class GetChannelHistory(Struct, tag=11, array_like=True, frozen=True):
     channels: Annotated[tuple[Text, ...], Meta(max_length=65_536)]
 
 
-class ReadThread(Struct, tag=12, array_like=True, frozen=True):
+class ReadThread(Struct, tag=12, array_like=True, frozen=True, gc=False):
     """Read a thread as the commands that would write it, oldest first.
 
     Attributes:
@@ -234,20 +234,20 @@ class ReadThread(Struct, tag=12, array_like=True, frozen=True):
     after: Position | None = None
 
 
-class FindRuns(Struct, tag=13, array_like=True, frozen=True):
+class FindRuns(Struct, tag=13, array_like=True, frozen=True, gc=False):
     """The threads that have checkpoints of some runs."""
 
     run_ids: Annotated[tuple[Text, ...], Meta(max_length=65_536)]
 
 
-class DropRuns(Struct, tag=14, array_like=True, frozen=True):
+class DropRuns(Struct, tag=14, array_like=True, frozen=True, gc=False):
     """Forget the checkpoints of some runs in a thread, their writes, and what only they had."""
 
     thread_id: Text
     run_ids: Annotated[tuple[Text, ...], Meta(max_length=65_536)]
 
 
-class PruneThread(Struct, tag=15, array_like=True, frozen=True):
+class PruneThread(Struct, tag=15, array_like=True, frozen=True, gc=False):
     """Forget all but the latest checkpoints of each namespace of a thread.
 
     Those that a kept one's delta channels are made from are kept as well.
@@ -260,7 +260,7 @@ class PruneThread(Struct, tag=15, array_like=True, frozen=True):
     keep: Annotated[int, Meta(ge=1)]
 
 
-class ListThreads(Struct, tag=17, array_like=True, frozen=True):
+class ListThreads(Struct, tag=17, array_like=True, frozen=True, gc=False):
     """List threads, the one that was written to last first.
 
     Attributes:
@@ -279,7 +279,7 @@ class ListThreads(Struct, tag=17, array_like=True, frozen=True):
 CacheKey: TypeAlias = tuple[Namespace, Text]
 
 
-class CacheEntry(Struct, array_like=True, frozen=True):
+class CacheEntry(Struct, array_like=True, frozen=True, gc=False):
     """A value to cache; `ttl_us` is how long it is valid, 0 for no limit."""
 
     key: CacheKey
@@ -287,19 +287,19 @@ class CacheEntry(Struct, array_like=True, frozen=True):
     ttl_us: Micros = 0
 
 
-class CacheGet(Struct, tag=18, array_like=True, frozen=True):
+class CacheGet(Struct, tag=18, array_like=True, frozen=True, gc=False):
     """Fetch cached values."""
 
     keys: Annotated[tuple[CacheKey, ...], Meta(max_length=65_536)]
 
 
-class CacheSet(Struct, tag=19, array_like=True, frozen=True):
+class CacheSet(Struct, tag=19, array_like=True, frozen=True, gc=False):
     """Cache values."""
 
     entries: Annotated[tuple[CacheEntry, ...], Meta(max_length=65_536)]
 
 
-class CacheClear(Struct, tag=20, array_like=True, frozen=True):
+class CacheClear(Struct, tag=20, array_like=True, frozen=True, gc=False):
     """Forget the cached values of some namespaces, or all."""
 
     namespaces: Annotated[tuple[Namespace, ...], Meta(max_length=65_536)] | None = None
@@ -323,7 +323,7 @@ Query: TypeAlias = ThreadQuery | ItemQuery | CacheCommand
 
 Command: TypeAlias = WriteCommand | Query
 
-WRITES = (PutCheckpoint, PutWrites, DeleteThread, DropRuns, PruneThread, PutItem, DeleteItem)
+WRITES = (PutItem, PutCheckpoint, PutWrites, DeleteItem, DeleteThread, DropRuns, PruneThread)
 """The commands that change something for good."""
 
 MAKES_ROOM = (DeleteThread, DropRuns, PruneThread, DeleteItem)

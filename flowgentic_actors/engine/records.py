@@ -13,7 +13,7 @@ from msgspec import Struct
 from flowgentic_actors.engine.model import Blob, Blobs, Channels, Facets, Vector, Version, Write
 
 
-class CheckpointStored(Struct, tag=1, array_like=True, frozen=True):
+class CheckpointStored(Struct, tag=1, array_like=True, frozen=True, gc=False):
     """A checkpoint and the channel values that came with it, and when it came."""
 
     thread_id: str
@@ -29,7 +29,7 @@ class CheckpointStored(Struct, tag=1, array_like=True, frozen=True):
     time_us: int = 0
 
 
-class WritesStored(Struct, tag=2, array_like=True, frozen=True):
+class WritesStored(Struct, tag=2, array_like=True, frozen=True, gc=False):
     """Pending writes of one task that were accepted."""
 
     thread_id: str
@@ -41,13 +41,13 @@ class WritesStored(Struct, tag=2, array_like=True, frozen=True):
     time_us: int = 0
 
 
-class ThreadDeleted(Struct, tag=3, array_like=True, frozen=True):
+class ThreadDeleted(Struct, tag=3, array_like=True, frozen=True, gc=False):
     """A thread is gone."""
 
     thread_id: str
 
 
-class ItemStored(Struct, tag=4, array_like=True, frozen=True):
+class ItemStored(Struct, tag=4, array_like=True, frozen=True, gc=False):
     """An item with its times, microseconds since the Unix epoch.
 
     Attributes:
@@ -66,14 +66,14 @@ class ItemStored(Struct, tag=4, array_like=True, frozen=True):
     vectors: tuple[Vector, ...] = ()
 
 
-class ItemDeleted(Struct, tag=5, array_like=True, frozen=True):
+class ItemDeleted(Struct, tag=5, array_like=True, frozen=True, gc=False):
     """An item is gone."""
 
     namespace: tuple[str, ...]
     key: str
 
 
-class DroppedFrom(Struct, array_like=True, frozen=True):
+class DroppedFrom(Struct, array_like=True, frozen=True, gc=False):
     """What one namespace of a thread loses: checkpoints with their writes, and channel values."""
 
     checkpoint_ns: str
@@ -81,14 +81,14 @@ class DroppedFrom(Struct, array_like=True, frozen=True):
     blobs: tuple[tuple[str, Version], ...]
 
 
-class CheckpointsDropped(Struct, tag=6, array_like=True, frozen=True):
+class CheckpointsDropped(Struct, tag=6, array_like=True, frozen=True, gc=False):
     """Some checkpoints of a thread are gone, and the values that only they had."""
 
     thread_id: str
     branches: tuple[DroppedFrom, ...]
 
 
-class BlobsKept(Struct, tag=7, array_like=True, frozen=True):
+class BlobsKept(Struct, tag=7, array_like=True, frozen=True, gc=False):
     """What compaction leaves of a checkpoint that is gone: values that others still have."""
 
     thread_id: str
@@ -97,20 +97,20 @@ class BlobsKept(Struct, tag=7, array_like=True, frozen=True):
     blobs: Blobs
 
 
-class ItemsRefreshed(Struct, tag=8, array_like=True, frozen=True):
+class ItemsRefreshed(Struct, tag=8, array_like=True, frozen=True, gc=False):
     """Items were read at a time from which on their lives begin anew."""
 
     items: tuple[tuple[tuple[str, ...], str], ...]
     time_us: int
 
 
-class ItemsExpired(Struct, tag=9, array_like=True, frozen=True):
+class ItemsExpired(Struct, tag=9, array_like=True, frozen=True, gc=False):
     """Items whose time was over are gone."""
 
     items: tuple[tuple[tuple[str, ...], str], ...]
 
 
-class ThreadsExpired(Struct, tag=10, array_like=True, frozen=True):
+class ThreadsExpired(Struct, tag=10, array_like=True, frozen=True, gc=False):
     """Threads whose time was over are gone."""
 
     thread_ids: tuple[str, ...]

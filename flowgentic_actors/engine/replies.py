@@ -22,13 +22,13 @@ class Done(Struct, tag=1, array_like=True, frozen=True, gc=False):
     """The write took effect."""
 
 
-class MissingBlobs(Struct, tag=2, array_like=True, frozen=True):
+class MissingBlobs(Struct, tag=2, array_like=True, frozen=True, gc=False):
     """The checkpoint was not stored: send it again with the values of these channels."""
 
     channels: tuple[str, ...]
 
 
-class CheckpointRow(Struct, array_like=True, frozen=True):
+class CheckpointRow(Struct, array_like=True, frozen=True, gc=False):
     """A checkpoint with everything that a `CheckpointTuple` is made of.
 
     Attributes:
@@ -48,20 +48,20 @@ class CheckpointRow(Struct, array_like=True, frozen=True):
     writes: tuple[tuple[str, str, Blob], ...]
 
 
-class CheckpointReply(Struct, tag=3, array_like=True, frozen=True):
+class CheckpointReply(Struct, tag=3, array_like=True, frozen=True, gc=False):
     """The checkpoint asked for, or None."""
 
     row: CheckpointRow | None
 
 
-class CheckpointPage(Struct, tag=4, array_like=True, frozen=True):
+class CheckpointPage(Struct, tag=4, array_like=True, frozen=True, gc=False):
     """A page of checkpoints; `after` is where the next one begins, None on the last."""
 
     rows: tuple[CheckpointRow, ...]
     after: Position | None
 
 
-class ItemRow(Struct, array_like=True, frozen=True):
+class ItemRow(Struct, array_like=True, frozen=True, gc=False):
     """An item; times are microseconds since the Unix epoch, UTC."""
 
     namespace: tuple[str, ...]
@@ -71,13 +71,13 @@ class ItemRow(Struct, array_like=True, frozen=True):
     updated_us: int
 
 
-class ItemReply(Struct, tag=5, array_like=True, frozen=True):
+class ItemReply(Struct, tag=5, array_like=True, frozen=True, gc=False):
     """The item asked for, or None."""
 
     row: ItemRow | None
 
 
-class ItemPage(Struct, tag=6, array_like=True, frozen=True):
+class ItemPage(Struct, tag=6, array_like=True, frozen=True, gc=False):
     """A page of items.
 
     Attributes:
@@ -91,13 +91,13 @@ class ItemPage(Struct, tag=6, array_like=True, frozen=True):
     skipped: int
 
 
-class NamespacePage(Struct, tag=7, array_like=True, frozen=True):
+class NamespacePage(Struct, tag=7, array_like=True, frozen=True, gc=False):
     """Namespaces, sorted."""
 
     namespaces: tuple[tuple[str, ...], ...]
 
 
-class ChannelHistory(Struct, array_like=True, frozen=True):
+class ChannelHistory(Struct, array_like=True, frozen=True, gc=False):
     """What led to a channel's value.
 
     Attributes:
@@ -109,13 +109,13 @@ class ChannelHistory(Struct, array_like=True, frozen=True):
     seed: Blob | None
 
 
-class ChannelHistories(Struct, tag=8, array_like=True, frozen=True):
+class ChannelHistories(Struct, tag=8, array_like=True, frozen=True, gc=False):
     """The history of each channel asked for, in that order."""
 
     histories: tuple[ChannelHistory, ...]
 
 
-class ThreadPage(Struct, tag=9, array_like=True, frozen=True):
+class ThreadPage(Struct, tag=9, array_like=True, frozen=True, gc=False):
     """Some commands that write a thread; `after` is where the next page begins, None on the last.
 
     Attributes:
@@ -128,13 +128,13 @@ class ThreadPage(Struct, tag=9, array_like=True, frozen=True):
     after: Position | None
 
 
-class ThreadIds(Struct, tag=10, array_like=True, frozen=True):
+class ThreadIds(Struct, tag=10, array_like=True, frozen=True, gc=False):
     """Threads, in no order."""
 
     thread_ids: tuple[str, ...]
 
 
-class Conflict(Struct, tag=11, array_like=True, frozen=True):
+class Conflict(Struct, tag=11, array_like=True, frozen=True, gc=False):
     """The write does not go with what is stored, and did not take effect.
 
     Attributes:
@@ -144,14 +144,14 @@ class Conflict(Struct, tag=11, array_like=True, frozen=True):
     found: str | int
 
 
-class ScoredRow(Struct, array_like=True, frozen=True):
+class ScoredRow(Struct, array_like=True, frozen=True, gc=False):
     """An item and its similarity, None where it has no vector to compare."""
 
     row: ItemRow
     score: float | None
 
 
-class RankPage(Struct, tag=12, array_like=True, frozen=True):
+class RankPage(Struct, tag=12, array_like=True, frozen=True, gc=False):
     """A page of items by similarity; see `ItemPage`."""
 
     rows: tuple[ScoredRow, ...]
@@ -159,7 +159,7 @@ class RankPage(Struct, tag=12, array_like=True, frozen=True):
     skipped: int
 
 
-class ThreadRow(Struct, array_like=True, frozen=True):
+class ThreadRow(Struct, array_like=True, frozen=True, gc=False):
     """A thread.
 
     Attributes:
@@ -174,14 +174,14 @@ class ThreadRow(Struct, array_like=True, frozen=True):
     bytes: int
 
 
-class ThreadListing(Struct, tag=13, array_like=True, frozen=True):
+class ThreadListing(Struct, tag=13, array_like=True, frozen=True, gc=False):
     """A page of threads; `after` is where the next one begins, None on the last."""
 
     rows: tuple[ThreadRow, ...]
     after: ThreadPosition | None
 
 
-class Cached(Struct, tag=14, array_like=True, frozen=True):
+class Cached(Struct, tag=14, array_like=True, frozen=True, gc=False):
     """What a cache has for each key, None for nothing."""
 
     values: tuple[Blob | None, ...]

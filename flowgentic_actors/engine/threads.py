@@ -104,21 +104,21 @@ class Threads:
     ) -> CheckpointStored | MissingBlobs | Conflict:
         """Decide what storing a checkpoint would record."""
         branch = self.branch(command.thread_id, command.checkpoint_ns)
-        latest = branch.order[-1] if branch and branch.order else None
-        if (
-            command.follows
-            and latest != command.parent_id
-            and (branch is None or command.checkpoint_id not in branch.entries)
-        ):
-            return Conflict(latest or "")
-        known = branch.blobs if branch else {}
-        missing = tuple(
-            channel
-            for channel in command.present
-            if (channel, command.versions.get(channel)) not in known
-        )
-        if missing:
-            return MissingBlobs(missing)
+        if command.follows:
+            latest = branch.order[-1] if branch and branch.order else None
+            if latest != command.parent_id and (
+                branch is None or command.checkpoint_id not in branch.entries
+            ):
+                return Conflict(latest or "")
+        if command.present:
+            known = branch.blobs if branch else {}
+            missing = tuple(
+                channel
+                for channel in command.present
+                if (channel, command.versions.get(channel)) not in known
+            )
+            if missing:
+                return MissingBlobs(missing)
         return CheckpointStored(
             command.thread_id,
             command.checkpoint_ns,
@@ -136,9 +136,16 @@ class Threads:
     def plan_writes(self, command: PutWrites, now_us: int) -> WritesStored | None:
         """Decide which of a task's writes are accepted; None when none is."""
         branch = self.branch(command.thread_id, command.checkpoint_ns)
-        if branch is not None and self._was_dropped(branch, command.checkpoint_id):
+        if (
+            self._retention.keep_last is not None
+            and branch is not None
+            and self._was_dropped(branch, command.checkpoint_id)
+        ):
             return None
-        known = branch.writes.get(command.checkpoint_id, {}) if branch else {}
+        known = branch.writes.get(command.checkpoint_id) if branch else None
+        if known is None and len(command.writes) == 1:
+            return _writes_stored(command, command.writes, now_us)
+        known = known or {}
         accepted: dict[int, Write] = {}
         for write in command.writes:
             if write.index < 0 or (
@@ -147,15 +154,7 @@ class Threads:
                 accepted[write.index] = write
         if not accepted:
             return None
-        return WritesStored(
-            command.thread_id,
-            command.checkpoint_ns,
-            command.checkpoint_id,
-            command.task_id,
-            command.task_path,
-            tuple(accepted.values()),
-            now_us,
-        )
+        return _writes_stored(command, tuple(accepted.values()), now_us)
 
     def _was_dropped(self, branch: Branch, checkpoint_id: str) -> bool:
         """Whether writes come too late: their checkpoint is older than all that are kept."""
@@ -249,7 +248,8 @@ class Threads:
             self._drop(thread, old.checkpoint)
             self._drop(thread, old.metadata)
         self._store_blobs(thread, branch, record, lsn)
-        self._note_run(record.thread_id, record.facets)
+        if self._runs is not None:
+            self._note_run(record.thread_id, record.facets)
         self._touch(record.thread_id, thread, record.time_us)
 
     def _store_blobs(
@@ -259,8 +259,10 @@ class Threads:
             version = record.versions.get(channel)
             if version is None:
                 continue  # a value without a version belongs to no checkpoint
-            self._drop(thread, branch.blobs.get((channel, version)))
-            branch.blobs[channel, version] = self._place(thread, blob, lsn)
+            place = channel, version
+            if place in branch.blobs:
+                self._drop(thread, branch.blobs[place])
+            branch.blobs[place] = self._place(thread, blob, lsn)
 
     def store_writes(self, record: WritesStored, lsn: int) -> None:
         """Carry out the record of pending writes; see `Shard.replay`."""
@@ -321,15 +323,16 @@ class Threads:
     def _touch(self, thread_id: str, thread: Thread, time_us: int) -> None:
         if time_us <= self._latest_us:
             self._out_of_order = True
-        self._latest_us = max(self._latest_us, time_us)
+        else:
+            self._latest_us = time_us
         thread.updated_us = max(thread.updated_us, time_us)
         self._threads.move_to_end(thread_id)
 
     def _place(self, thread: Thread, blob: Blob, lsn: int) -> Value:
-        size = len(blob[1])
-        thread.bytes += size
-        self.bytes += size
-        return self._values.place(blob, lsn)
+        value = self._values.place(blob, lsn)
+        thread.bytes += value.size
+        self.bytes += value.size
+        return value
 
     def _drop(self, thread: Thread, value: Value | None) -> None:
         if value is not None:
@@ -460,3 +463,15 @@ class Threads:
             run_id = facets.get(RUN_ID)
             if isinstance(run_id, str):
                 self._runs.setdefault(run_id, set()).add(thread_id)
+
+
+def _writes_stored(command: PutWrites, writes: tuple[Write, ...], now_us: int) -> WritesStored:
+    return WritesStored(
+        command.thread_id,
+        command.checkpoint_ns,
+        command.checkpoint_id,
+        command.task_id,
+        command.task_path,
+        writes,
+        now_us,
+    )

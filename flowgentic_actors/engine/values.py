@@ -7,9 +7,9 @@ entries, hands them to `Shard.warm` and asks again.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable
+from sys import intern
 from typing import Final
 
 from msgspec import Struct
@@ -28,11 +28,12 @@ _AROUND: Final = 64  # bytes that a value in memory costs beyond its own
 
 _SHARED: Final = 1 << 16
 _numbers: dict[int, int] = {}
+_share = _numbers.setdefault
 
 
 def shared(size: int) -> int:
     """The number itself, one object for all that are equal: a number takes 32 bytes."""
-    return _numbers.setdefault(size, size) if size < _SHARED else size
+    return _share(size, size) if size < _SHARED else size
 
 
 class Value(Struct, gc=False):
@@ -74,8 +75,10 @@ class Values:
     def place(self, blob: Blob, lsn: int) -> Value:
         """A new value, hot."""
         kind, data = blob
-        value = Value(sys.intern(kind), data, shared(len(data)), lsn)
-        self.keep(value)
+        size = len(data)
+        value = Value(intern(kind), data, _share(size, size) if size < _SHARED else size, lsn)
+        if self._limit is not None:
+            self.keep(value)
         return value
 
     def keep(self, value: Value) -> None:

@@ -33,12 +33,13 @@ class BareShard:
             InvalidRequestError: If it cannot be carried out as it stands.
         """
         with self._mutex:
-            reply, record = self._shard.apply(command, self._clock.tick())
+            shard = self._shard
+            reply, record = shard.apply(command, self._clock.tick())
             if record is not None:
-                trimmed = self._shard.plan_trim(record)
+                trimmed = shard.plan_trim(record)
                 if trimmed is not None:
-                    self._shard.replay(trimmed)
-                if self._shard.any_expires:
+                    shard.replay(trimmed)
+                if shard.any_expires:
                     self._sweeper.start()
             return reply
 

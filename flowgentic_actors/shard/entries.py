@@ -13,7 +13,7 @@ NO_SESSION: Final = b""
 """The session of what nobody asks for twice."""
 
 
-class Entry(msgspec.Struct, tag=1, array_like=True, frozen=True):
+class Entry(msgspec.Struct, tag=1, array_like=True, frozen=True, gc=False):
     """A write that took effect, and the reply that its caller is due."""
 
     session: bytes
@@ -24,7 +24,7 @@ class Entry(msgspec.Struct, tag=1, array_like=True, frozen=True):
     record: Record
 
 
-class SessionState(msgspec.Struct, array_like=True, frozen=True):
+class SessionState(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The replies that one session may still ask for, by sequence number."""
 
     session: bytes
@@ -33,7 +33,7 @@ class SessionState(msgspec.Struct, array_like=True, frozen=True):
     replies: dict[int, bytes]
 
 
-class KeptSessions(msgspec.Struct, tag=2, array_like=True, frozen=True):
+class KeptSessions(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False):
     """The sessions as they were where a compacted set ends."""
 
     time_us: int

@@ -107,7 +107,7 @@ class Channel(Generic[In, Out]):
     @property
     def pending(self) -> bool:
         """Whether `take` would return anything."""
-        return bool(self._raw or (self._count and self._handshake.done))
+        return (self._count > 0 and self._handshake.done) or bool(self._raw)
 
     def take(self) -> list[bytes]:
         """The bytes to write now; messages wait until the handshake is done."""

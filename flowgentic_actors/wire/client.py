@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
+from time import monotonic
 from typing import cast
 
 from msgspec import Raw
@@ -55,7 +57,8 @@ _WRITE_BUFFER = 4 << 20  # bytes in the transport beyond which requests wait uns
 class AsyncConnection:
     """Requests to one actor from one event loop.
 
-    Requests of one tick travel in one frame. When the connection breaks it is made anew for as
+    Requests of one tick travel in one frame, but for the first when none is on the way: that one is
+    not kept waiting for others. When the connection breaks it is made anew for as
     long as a request waits, and what is unfinished is sent again under its old number. The object
     belongs to the loop it was made in.
 
@@ -82,6 +85,7 @@ class AsyncConnection:
         self._connecting: asyncio.Task[None] | None = None
         self._last_error: str | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
         self._fruitless = 0  # connections lost in a row before they answered anything
         self._suspects = 0  # requests below this number are sent one by one
         self._alone: Pending[_Answer] | None = None  # the one of them that is out
@@ -108,12 +112,19 @@ class AsyncConnection:
         """
         if self._closed:
             raise ClusterClosedError(f"the connection to {self._peer} is closed")
-        check_size(body, self._max_bytes, self._peer)
-        answer: _Answer = self._loop.create_future()
-        pending = self._session.open(body, timeout, self._loop.time(), answer)
+        if len(body) > self._max_bytes:
+            check_size(body, self._max_bytes, self._peer)
+        answer: _Answer = asyncio.Future(loop=self._loop)
+        pending = self._session.open(body, timeout, monotonic(), answer)
         self._queue.append(pending)
-        self._flush_soon()
-        self._arm(pending.deadline)
+        if not self._flushing:
+            if self._wire is not None and self._session.alone:
+                self._flush()  # nobody else is on the way whom it could share a frame with
+            else:
+                self._flushing = True
+                self._loop.call_soon(self._flush)
+        if pending.deadline < self._alarm_at:
+            self._arm(pending.deadline)
         try:
             return await answer
         except asyncio.CancelledError:
@@ -161,13 +172,14 @@ class AsyncConnection:
             if len(self._session) and self._connecting is None and not self._closed:
                 self._connecting = self._loop.create_task(self._connect())
             return
-        now, low = self._loop.time(), self._session.low
+        now, low = monotonic(), self._session.low
+        queue, send = self._queue, wire.channel.send
         size = 0
-        while self._queue and not wire.congested and self._alone is None:
-            pending = self._queue.popleft()
+        while queue and not wire.congested and self._alone is None:
+            pending = queue.popleft()
             if not pending.waiter.done():
                 left = max(0, round((pending.deadline - now) * 1000))
-                size += wire.channel.send(Request(pending.seq, low, left, NO_BODY), pending.body)
+                size += send(Request(pending.seq, low, left, NO_BODY), pending.body)
                 pending.attempts += 1
                 if pending.seq < self._suspects:
                     self._alone = pending
@@ -193,9 +205,10 @@ class AsyncConnection:
     # ------------------------------------------------------------------ receiving
 
     def _received(self, messages: Iterable[ToClient]) -> None:
+        settle = self._session.settle if self._alone is None else self._settle
         for message in messages:
             if isinstance(message, Reply):
-                pending = self._settle(message.seq)
+                pending = settle(message.seq)
                 if pending is not None and not pending.waiter.done():
                     pending.waiter.set_result(message.body)
             elif isinstance(message, Failure):
@@ -229,15 +242,14 @@ class AsyncConnection:
     # ------------------------------------------------------------------ deadlines
 
     def _arm(self, deadline: float) -> None:
-        if self._alarm is None:
-            self._alarm = self._loop.call_at(deadline, self._ring)
-        elif deadline < self._alarm.when():
+        if self._alarm is not None:
             self._alarm.cancel()
-            self._alarm = self._loop.call_at(deadline, self._ring)
+        self._alarm = self._loop.call_later(max(0.0, deadline - monotonic()), self._ring)
+        self._alarm_at = deadline
 
     def _ring(self) -> None:
-        self._alarm = None
-        now = self._loop.time()
+        self._alarm, self._alarm_at = None, math.inf
+        now = monotonic()
         for pending in [p for p in self._session if p.deadline <= now]:
             congested = self._wire is not None and self._wire.congested
             cause = None if self._wire is not None else self._last_error

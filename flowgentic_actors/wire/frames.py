@@ -19,6 +19,8 @@ HEADER = struct.Struct("!3sBII")  # magic, version, counter, length
 FRAME_TARGET = 1 << 20
 """Messages are put into one frame until it holds about this many bytes."""
 
+_HEADER_SIZE = HEADER.size
+_unpack_header = HEADER.unpack_from
 _COUNTER_MASK = 0xFFFF_FFFF
 
 
@@ -63,34 +65,37 @@ class FrameReader:
             ProtocolError: If the bytes are not the next frame of this protocol.
             LimitExceededError: If a frame announces more than `max_bytes`.
         """
-        if self._buffer or len(data) < HEADER.size:
+        size = len(data)
+        if self._buffer or size < _HEADER_SIZE:
             self._buffer += data
             yield from self._from_buffer()
             return
         view, start = memoryview(data), 0
-        while len(view) - start >= HEADER.size:
-            length = self._check(view[start : start + HEADER.size])
-            end = start + HEADER.size + length
-            if end > len(view):
+        while size - start >= _HEADER_SIZE:
+            payload = start + _HEADER_SIZE
+            end = payload + self._check(data, start)
+            if end > size:
                 break
-            self._advance()
-            yield view[start + HEADER.size : end]
+            self._counter = (self._counter + 1) & _COUNTER_MASK
+            yield view[payload:end]
             start = end
-        self._buffer += view[start:]
+        if start < size:
+            self._buffer += view[start:]
 
     def _from_buffer(self) -> Iterator[bytes]:
-        while len(self._buffer) >= HEADER.size:
-            end = HEADER.size + self._check(self._buffer[: HEADER.size])
+        while len(self._buffer) >= _HEADER_SIZE:
+            end = _HEADER_SIZE + self._check(self._buffer, 0)
             if len(self._buffer) < end:
                 return
             with memoryview(self._buffer) as view:
-                payload = bytes(view[HEADER.size : end])
+                payload = bytes(view[_HEADER_SIZE:end])
             del self._buffer[:end]
-            self._advance()
+            self._counter = (self._counter + 1) & _COUNTER_MASK
             yield payload
 
-    def _check(self, header: bytes | bytearray | memoryview) -> int:
-        magic, version, counter, length = HEADER.unpack(header)
+    def _check(self, data: bytes | bytearray, start: int) -> int:
+        """The length of the payload after a header that is the next one's."""
+        magic, version, counter, length = _unpack_header(data, start)
         if magic != MAGIC:
             raise ProtocolError("not a frame of this protocol: wrong magic bytes")
         if version != VERSION:
@@ -109,6 +114,3 @@ class FrameReader:
                 "(setting: max_message_bytes)"
             )
         return int(length)
-
-    def _advance(self) -> None:
-        self._counter = (self._counter + 1) & _COUNTER_MASK

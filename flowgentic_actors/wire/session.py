@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
+from msgspec import Struct
+
 from flowgentic_actors.errors import (
     ActorUnavailableError,
     AuthenticationError,
@@ -39,7 +41,7 @@ MAX_LOSSES: Final = 4
 """Connections that a request may lose, alone on them, before it is held to end its actor."""
 
 
-class Pending(Generic[Waiter]):
+class Pending(Struct, Generic[Waiter], eq=False):
     """A request that has no answer yet.
 
     Attributes:
@@ -52,18 +54,13 @@ class Pending(Generic[Waiter]):
         losses: Connections that were lost while it alone was out on them.
     """
 
-    __slots__ = ("attempts", "body", "deadline", "losses", "seq", "timeout", "waiter")
-
-    def __init__(
-        self, seq: int, body: bytes, timeout: float, deadline: float, waiter: Waiter
-    ) -> None:
-        self.seq = seq
-        self.body = body
-        self.timeout = timeout
-        self.deadline = deadline
-        self.waiter = waiter
-        self.attempts = 0
-        self.losses = 0
+    seq: int
+    body: bytes
+    timeout: float
+    deadline: float
+    waiter: Waiter
+    attempts: int = 0
+    losses: int = 0
 
     @property
     def sent(self) -> bool:
@@ -88,6 +85,11 @@ class Session(Generic[Waiter]):
 
     def __iter__(self) -> Iterator[Pending[Waiter]]:
         return iter(self._pending.values())
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one request."""
+        return len(self._pending) == 1
 
     @property
     def next(self) -> int:

@@ -1,0 +1,261 @@
+"""The operations of a store, each as a plan: questions to shards, and replies as results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from heapq import merge
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.store.base import (
+    GetOp,
+    InvalidNamespaceError,
+    ListNamespacesOp,
+    Op,
+    PutOp,
+    Result,
+    SearchOp,
+    validate_op_namespace,
+)
+
+from flowgentic_actors.adapters.items import item_of, search_item_of
+from flowgentic_actors.adapters.plan import Ask, Plan, together
+from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.engine.commands import (
+    DeleteItem,
+    GetItem,
+    ListNamespaces,
+    Match,
+    PutItem,
+    RankItems,
+    SearchItems,
+)
+from flowgentic_actors.engine.model import ItemPosition, RankPosition
+from flowgentic_actors.engine.replies import Conflict, ScoredRow
+from flowgentic_actors.errors import InvalidRequestError, VersionConflictError
+
+if TYPE_CHECKING:
+    from flowgentic_actors.adapters.embedding import Embedded
+
+_MOST = 2**52  # more than any shard holds; a limit and an offset of it still fit into one number
+_MINUTE_US = 60_000_000
+_PLAIN = (str, int, float, bool, bytes, type(None))
+
+Search: TypeAlias = SearchItems | RankItems
+Change: TypeAlias = PutItem | DeleteItem
+
+
+class Operations:
+    """What a store can do.
+
+    Args:
+        client: How to reach the shards.
+        serde: Serializer of values.
+        expired: Whether items are given whose time is over and that are still there.
+    """
+
+    __slots__ = ("_client", "_expired", "_serde")
+
+    def __init__(self, client: MemoryClient, serde: SerializerProtocol, *, expired: bool) -> None:
+        self._client = client
+        self._serde = serde
+        self._expired = expired
+
+    def plan(self, op: Op, expected: int | None) -> Plan[Result]:
+        """The plan of one operation that needs no embedding.
+
+        Args:
+            op: The operation.
+            expected: Version that an item put or deleted must have.
+
+        Raises:
+            InvalidRequestError: If it is impossible.
+            InvalidNamespaceError: If its namespace is.
+        """
+        check(op)
+        if isinstance(op, PutOp):
+            return self.change(self.change_of(op, expected))
+        return self._get(op) if isinstance(op, GetOp) else self.read(op, None)
+
+    def read(self, op: Op, embedded: Embedded | None) -> Plan[Result]:
+        """The plan of an operation that was checked and changes nothing."""
+        match op:
+            case GetOp():
+                return self._get(op)
+            case SearchOp() if embedded is not None and op.query:
+                return self._rank(op, embedded.queries[op.query])
+            case SearchOp():
+                return self._search(op)
+            case ListNamespacesOp():
+                return self._list_namespaces(op)
+        raise AssertionError(f"{op!r} was not checked")
+
+    def change_of(self, op: PutOp, expected: int | None) -> Change:
+        """The command of a put or delete; its value is serialized here and now.
+
+        Raises:
+            InvalidRequestError: If it is impossible.
+            InvalidNamespaceError: If its namespace is.
+        """
+        namespace, key = tuple(op.namespace), str(op.key)
+        if not namespace:
+            raise InvalidNamespaceError("Namespace cannot be empty.")
+        if op.value is None:
+            return DeleteItem(namespace, key, expected)
+        blob = self._serde.dumps_typed(dict(op.value))
+        return PutItem(namespace, key, blob, _ttl_us(op), expected)
+
+    def change(self, command: Change) -> Plan[Result]:
+        """The plan of a put or delete."""
+        reply = yield Ask(self._client.table.of_namespace(command.namespace), command)
+        if isinstance(reply, Conflict):
+            assert isinstance(reply.found, int)
+            there = f"version {reply.found}" if reply.found else "not there"
+            raise VersionConflictError(
+                f"the item {command.key!r} in {command.namespace} is {there}, and was expected in "
+                f"version {command.expected}: read it again and decide anew",
+                reply.found,
+            )
+        return None
+
+    def _get(self, op: GetOp) -> Plan[Result]:
+        namespace = tuple(op.namespace)
+        query = GetItem(namespace, str(op.key), bool(op.refresh_ttl), self._expired)
+        reply = yield Ask(self._client.table.of_namespace(namespace), query)
+        return None if reply.row is None else item_of(reply.row, self._serde)
+
+    def _search(self, op: SearchOp) -> Plan[Any]:
+        limit, offset = window(op)
+        query = SearchItems(
+            tuple(op.namespace_prefix),
+            _encode_filter(op.filter),
+            limit,
+            offset,
+            refresh=bool(op.refresh_ttl),
+            expired=self._expired,
+        )
+        found = yield from self._over_shards(query, _place)
+        return [search_item_of(row, None, self._serde) for row in found]
+
+    def _rank(self, op: SearchOp, vector: bytes) -> Plan[Any]:
+        limit, offset = window(op)
+        query = RankItems(
+            tuple(op.namespace_prefix),
+            _encode_filter(op.filter),
+            vector,
+            limit,
+            offset,
+            refresh=bool(op.refresh_ttl),
+            expired=self._expired,
+        )
+        found = yield from self._over_shards(query, _rank)
+        return [search_item_of(scored.row, scored.score, self._serde) for scored in found]
+
+    def _over_shards(self, query: Search, order: Any) -> Plan[Sequence[Any]]:
+        """The rows of one shard, or those of several in order."""
+        shards = self._client.table.below(query.prefix)
+        if len(shards) == 1:
+            return (yield from _search_shard(shards[0], query))
+        # Each shard gives its first offset + limit; which of them count is known only here.
+        first = query.limit + query.offset
+        wide = msgspec.structs.replace(query, limit=first, offset=0)
+        found = yield from together([_search_shard(shard, wide) for shard in shards])
+        return list(islice(merge(*found, key=order), query.offset, first))
+
+    def _list_namespaces(self, op: ListNamespacesOp) -> Plan[Result]:
+        limit, offset = window(op)
+        conditions = tuple(
+            Match(condition.match_type, tuple(condition.path))
+            for condition in op.match_conditions or ()
+        )
+        query = ListNamespaces(conditions, op.max_depth, limit + offset, 0, self._expired)
+        replies = yield [Ask(shard, query) for shard in self._client.table.below(())]
+        # Cut to max_depth, one namespace may come from several shards.
+        found = sorted({namespace for reply in replies for namespace in reply.namespaces})
+        return found[offset : offset + limit]
+
+
+def check(op: Op) -> None:
+    """Make sure that an operation is possible.
+
+    Raises:
+        InvalidRequestError: If it is not.
+        InvalidNamespaceError: If its namespace is not.
+    """
+    validate_op_namespace(op)
+    if isinstance(op, (GetOp, PutOp)):
+        return
+    if isinstance(op, (SearchOp, ListNamespacesOp)):
+        window(op)
+    else:
+        raise InvalidRequestError(f"{type(op).__name__} is not a store operation")
+
+
+def _search_shard(shard: int, query: Search) -> Plan[Sequence[Any]]:
+    """All pages of one shard's answer."""
+    rows: list[Any] = []
+    after: ItemPosition | RankPosition | None = None
+    offset = query.offset
+    while True:
+        limit = query.limit - len(rows)
+        page = msgspec.structs.replace(query, limit=limit, offset=offset, after=after)
+        reply = yield Ask(shard, page)
+        rows.extend(reply.rows)
+        after, offset = reply.after, offset - reply.skipped
+        if after is None or len(rows) >= query.limit:
+            return rows
+
+
+def _place(row: Any) -> tuple[tuple[str, ...], str]:
+    return row.namespace, row.key
+
+
+def _rank(scored: ScoredRow) -> tuple[bool, float, tuple[str, ...], str]:
+    score = scored.score
+    return score is None, -(score or 0.0), scored.row.namespace, scored.row.key
+
+
+def _encode_filter(conditions: dict[str, Any] | None) -> bytes:
+    if not conditions:
+        return b""
+    try:
+        _check_plain(conditions, "filter")
+        return msgspec.msgpack.encode(conditions)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidRequestError(f"filter holds what no shard can compare: {error}") from error
+
+
+def _check_plain(value: object, where: str) -> None:
+    """Refuse what is stored in a serializer's own form, which a shard does not look into."""
+    if type(value) is dict:
+        for name, inner in value.items():
+            _check_plain(inner, f"{where}[{name!r}]")
+    elif type(value) in (list, tuple):
+        for inner in value:  # type: ignore[attr-defined]
+            _check_plain(inner, where)
+    elif type(value) not in _PLAIN:
+        raise TypeError(
+            f"{where} is a {type(value).__name__}. Store such values as text or numbers to filter "
+            "on them"
+        )
+
+
+def _ttl_us(op: PutOp) -> int:
+    if op.ttl is None:
+        return 0
+    if not 0 < op.ttl < math.inf:
+        raise InvalidRequestError(f"ttl must be a positive number of minutes, not {op.ttl!r}")
+    return max(1, min(int(op.ttl * _MINUTE_US), _MOST))
+
+
+def window(op: SearchOp | ListNamespacesOp) -> tuple[int, int]:
+    """Limit and offset of an operation, within what a shard takes."""
+    for name, value in (("limit", op.limit), ("offset", op.offset)):
+        if value < 0:
+            raise InvalidRequestError(f"{name} must be at least 0, not {value}")
+    if isinstance(op, ListNamespacesOp) and op.max_depth is not None and op.max_depth < 1:
+        raise InvalidRequestError(f"max_depth must be at least 1, not {op.max_depth}")
+    return min(op.limit, _MOST), min(op.offset, _MOST)
