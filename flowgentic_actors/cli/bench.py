@@ -239,7 +239,9 @@ def _measure_all(console: Console, options: BenchOptions) -> tuple[Report, list[
     try:
         with progress(console) as begin:
             asyncio.run(_run(report, able, options, places, begin))
-    except Exception as error:  # noqa: BLE001 - what was measured until then is told
+    except KeyboardInterrupt:
+        trouble.append("The run was interrupted: what is above is what was measured until then")
+    except Exception as error:  # noqa: BLE001 - the same
         trouble.append(f"The run ended early: {type(error).__name__}: {error}")
     report.environment["load_after"] = load()
     report.seconds = time.perf_counter() - start

@@ -448,7 +448,7 @@ async def test_what_is_slow_gets_fewer_samples_but_some() -> None:
 async def test_a_turn_stores_something_and_leaves_nothing_behind(workload: Workload) -> None:
     saver, store = InMemorySaver(), InMemoryStore()
     async with workload.turn(subject(saver, store)) as operations:
-        for operation in islice(operations, 2):
+        for operation in islice(operations, 2 if workload.per_sample == 1 else 1):
             await operation
         assert saver.blobs or store.search((), limit=1)
     assert not any((saver.storage, saver.writes, saver.blobs))

@@ -32,10 +32,12 @@ class Extent(NamedTuple):
     Attributes:
         items: Values of 4 KiB to store.
         idle: Seconds to be idle for.
+        rest: Seconds after which what is done behind the answers is done.
     """
 
     items: int
     idle: float
+    rest: float = 3.0
 
 
 FULL: Final = Extent(50_000, 10.0)
@@ -64,6 +66,7 @@ async def weigh(
             "hot_memory": hot_memory,
             "items": extent.items if MEMORY in groups else 0,
             "idle": extent.idle if IDLE in groups and hot_memory is None else 0.0,
+            "rest": extent.rest,
             "scratch": str(scratch),
         }
         try:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from langgraph.store.base import BaseStore, PutOp
@@ -22,7 +22,6 @@ from flowgentic_actors.cluster.leftovers import group_members
 
 _VALUE: Final = 4096
 _BATCH: Final = 200
-_REST: Final = 3.0  # seconds after which what is done behind the answers is done
 _NAMESPACE: Final = ("bench", "memory")
 
 _SETTINGS: Final[dict[str, dict[str, Any]]] = {
@@ -43,7 +42,7 @@ def main() -> int:
 
 
 async def _measure(
-    name: str, hot_memory: int | None, items: int, idle: float, scratch: str
+    *, name: str, hot_memory: int | None, items: int, idle: float, rest: float, scratch: str
 ) -> dict[str, float]:
     found: dict[str, float] = {}
     async with AsyncExitStack() as stack:
@@ -60,9 +59,9 @@ async def _measure(
             store = memory.store
         holders, others = await _processes(memory)
         if idle:
-            found |= await _idle(holders, others, idle)
+            found |= await _idle(holders, others, idle, rest)
         if items:
-            found |= await _fill(store, memory, holders, items)
+            found |= await _fill(store, memory, items, _Look(holders, rest))
     return found
 
 
@@ -76,8 +75,10 @@ async def _processes(memory: MemoryCluster | None) -> tuple[list[int], list[int]
     return actors, [pid for pid in group if pid not in actors]
 
 
-async def _idle(holders: list[int], others: list[int], seconds: float) -> dict[str, float]:
-    await asyncio.sleep(2.0)  # what opening has left to do
+async def _idle(
+    holders: list[int], others: list[int], seconds: float, rest: float
+) -> dict[str, float]:
+    await asyncio.sleep(rest)  # what opening has left to do
     before = processor_time(holders), processor_time(others)
     await asyncio.sleep(seconds)
     after = processor_time(holders), processor_time(others)
@@ -87,15 +88,36 @@ async def _idle(holders: list[int], others: list[int], seconds: float) -> dict[s
     return found
 
 
+class _Look(NamedTuple):
+    """How to look at what is held.
+
+    Attributes:
+        holders: Processes that hold it.
+        rest: Seconds after which what is done behind the answers is done.
+    """
+
+    holders: list[int]
+    rest: float
+
+    async def at(self, memory: MemoryCluster | None) -> dict[str, float]:
+        """What is held now."""
+        await asyncio.sleep(self.rest)
+        gc.collect()
+        journal = 0
+        if memory is not None:
+            journal = sum(actor.journal_bytes for actor in (await memory.status()).actors)
+        return {"resident": resident(self.holders), "shm": shared_memory(), "journal": journal}
+
+
 async def _fill(
-    store: BaseStore, memory: MemoryCluster | None, holders: list[int], items: int
+    store: BaseStore, memory: MemoryCluster | None, items: int, look: _Look
 ) -> dict[str, float]:
     # The first tenth brings what comes with the first values: pools, a DDict, modules.
     warm = items // 10
     await _put(store, range(warm))
-    before = await _look(memory, holders)
+    before = await look.at(memory)
     await _put(store, range(warm, warm + items))
-    after = await _look(memory, holders)
+    after = await look.at(memory)
     last = await store.aget(_NAMESPACE, str(warm + items - 1))
     expect(last and len(last.value["text"]), _VALUE, "the length of the last value")
     stored = items * _VALUE
@@ -110,15 +132,6 @@ async def _put(store: BaseStore, numbers: range) -> None:
     for start in range(numbers.start, numbers.stop, _BATCH):
         some = range(start, min(numbers.stop, start + _BATCH))
         await store.abatch([PutOp(_NAMESPACE, str(number), _value()) for number in some])
-
-
-async def _look(memory: MemoryCluster | None, holders: list[int]) -> dict[str, float]:
-    await asyncio.sleep(_REST)
-    gc.collect()
-    journal = 0
-    if memory is not None:
-        journal = sum(actor.journal_bytes for actor in (await memory.status()).actors)
-    return {"resident": resident(holders), "shm": shared_memory(), "journal": journal}
 
 
 def _value() -> dict[str, str]:

@@ -49,7 +49,7 @@ class Sizes(NamedTuple):
     seconds: float
 
 
-FULL: Final = Sizes((1_000, 10_000, 100_000, 1_000_000), (1_000, 10_000, 100_000), 30, 300.0)
+FULL: Final = Sizes((1_000, 10_000, 100_000, 1_000_000), (1_000, 10_000, 100_000), 30, 120.0)
 QUICK: Final = Sizes((1_000, 10_000), (1_000, 4_000), 5, 10.0)
 
 Operation = Callable[[Subject, int], Awaitable[object]]

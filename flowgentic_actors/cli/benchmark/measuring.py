@@ -59,23 +59,35 @@ async def measure(
         show: Told how far it is.
     """
     course = Course(report, subjects, workloads, effort)
+    try:
+        await _let_all_take_turns(course, list(subjects), workloads, effort, show)
+    finally:
+        gc.unfreeze()
+        report.rounds = course.rounds
+        report.figures += figures(course.samples, workloads, REFERENCE)
+
+
+async def _let_all_take_turns(
+    course: Course,
+    names: list[str],
+    workloads: Sequence[Workload],
+    effort: Effort,
+    show: Show,
+) -> None:
     start = time.perf_counter()
     set_heap_aside()
     for number in range(effort.rounds + 1):
         if number > 1 and time.perf_counter() - start > effort.seconds:
             break
-        order = list(subjects)
-        first = number % len(order)  # so that nobody always follows the same one
-        order = order[first:] + order[:first]
+        first = number % len(names)  # so that nobody always follows the same one
+        order = names[first:] + names[:first]
         for index, workload in enumerate(workloads):
             show(_part(number, index / len(workloads), start, effort), workload.name)
             for name in order:
                 await course.turn(workload, name, warm=number > 0)
         if number == 0:
             set_heap_aside()
-        report.rounds = number
-    gc.unfreeze()
-    report.figures += figures(course.samples, workloads, REFERENCE)
+        course.rounds = number
 
 
 class Course:
@@ -94,6 +106,7 @@ class Course:
             for who, memory in subjects.items()
             if isinstance(memory, Subject) or what.raw is not None
         }
+        self.rounds = 0
         self._report = report
         self._subjects = subjects
         self._longest = effort.turn

@@ -45,8 +45,8 @@ def progress(console: Console) -> Iterator[Phase]:
 
         def show(done: float, _what: str) -> None:
             nonlocal shown
-            if int(done * 4) > shown:
-                shown = int(done * 4)
+            if int(done * 10) > shown:
+                shown = int(done * 10)
                 say(console, f"{done:.0%} of {name}")
 
         return show

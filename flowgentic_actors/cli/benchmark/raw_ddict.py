@@ -139,6 +139,8 @@ async def _first(
         await asyncio.wait(either, timeout=OPEN_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
     finally:
         ended.cancel()
+    if process.returncode is not None and not connected.done():
+        raise PeerError(f"Dragon ended before it came up (exit code {process.returncode})")
     if not connected.done():
         raise PeerError(f"Dragon did not come up within {OPEN_TIMEOUT:g} s")
     return connected.result()
