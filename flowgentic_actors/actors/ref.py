@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from msgspec import Raw
 
 from flowgentic_actors.wire.blocking import BlockingPool
-from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.client import Answered, AsyncConnection, as_it_is
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
 _parents_connections: list[AsyncConnection] = []
@@ -50,9 +50,12 @@ class ActorRef:
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("an ActorRef holds live connections: send memory.handle and attach instead")
 
-    def ask(self, body: bytes, timeout: float) -> Coroutine[Any, Any, Raw]:
+    def ask(
+        self, body: bytes, timeout: float, decode: Callable[[Raw], Answered] = as_it_is
+    ) -> Coroutine[Any, Any, Answered]:
         """Send a request from this event loop; see `AsyncConnection.request`."""
-        return self._connection().request(body, timeout)
+        connection = self._connections.get(asyncio.get_running_loop()) or self._connect()
+        return connection.request(body, timeout, decode)
 
     def ask_sync(self, body: bytes, timeout: float) -> Raw:
         """Send a request and block this thread, which may be an event loop's own."""
@@ -84,13 +87,10 @@ class ActorRef:
         self._lock = threading.Lock()
         self._connections = {}
 
-    def _connection(self) -> AsyncConnection:
-        loop = asyncio.get_running_loop()
-        connection = self._connections.get(loop)
-        if connection is None:
-            with self._lock:
-                for dead in [other for other in self._connections if other.is_closed()]:
-                    del self._connections[dead]
-                connection = AsyncConnection(self.address, self._secret, self.name, self._max_bytes)
-                self._connections[loop] = connection
+    def _connect(self) -> AsyncConnection:
+        with self._lock:
+            for dead in [other for other in self._connections if other.is_closed()]:
+                del self._connections[dead]
+            connection = AsyncConnection(self.address, self._secret, self.name, self._max_bytes)
+            self._connections[asyncio.get_running_loop()] = connection
         return connection

@@ -10,8 +10,10 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.store.base import (
     NOT_PROVIDED,
     BaseStore,
+    GetOp,
     IndexConfig,
     InvalidNamespaceError,
+    Item,
     NotProvided,
     Op,
     PutOp,
@@ -21,8 +23,9 @@ from langgraph.store.base import (
 
 from flowgentic_actors.adapters.plan import run, run_sync
 from flowgentic_actors.adapters.store_batch import Batch
-from flowgentic_actors.adapters.store_ops import Operations
+from flowgentic_actors.adapters.store_ops import Operations, check, conflict
 from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.engine.replies import Conflict
 
 if TYPE_CHECKING:
     from flowgentic_actors.adapters.embedding import Index
@@ -87,6 +90,28 @@ class AsyncStore(BaseStore):
         """Carry out operations, blocking; see `abatch`."""
         return self._run(list(ops))
 
+    async def aget(
+        self, namespace: tuple[str, ...], key: str, *, refresh_ttl: bool | None = None
+    ) -> Item | None:
+        """Fetch an item, None when it is not there.
+
+        Args:
+            namespace: Where.
+            key: Under which key.
+            refresh_ttl: Whether its life begins anew. Default: the configured `refresh_on_read`.
+        """
+        query = self._operations.query_of(self._get_op(namespace, key, refresh_ttl))
+        shard = self._client.table.of_namespace(query.namespace)
+        return self._operations.item(await self._client.ask(shard, query))
+
+    def get(
+        self, namespace: tuple[str, ...], key: str, *, refresh_ttl: bool | None = None
+    ) -> Item | None:
+        """Fetch an item, blocking; see `aget`."""
+        query = self._operations.query_of(self._get_op(namespace, key, refresh_ttl))
+        shard = self._client.table.of_namespace(query.namespace)
+        return self._operations.item(self._client.ask_sync(shard, query))
+
     async def aput(
         self,
         namespace: tuple[str, ...],
@@ -111,7 +136,14 @@ class AsyncStore(BaseStore):
             VersionConflictError: If it has another version.
         """
         op = self._put_op(namespace, key, value, index, ttl)
-        await self._arun([op], expected_version)
+        if self._index is not None:
+            await self._arun([op], expected_version)
+            return
+        command = self._operations.change_of(op, expected_version)
+        shard = self._client.table.of_namespace(command.namespace)
+        reply = await self._client.ask(shard, command)
+        if isinstance(reply, Conflict):
+            raise conflict(command, reply)
 
     def put(
         self,
@@ -159,6 +191,13 @@ class AsyncStore(BaseStore):
             embedded = self._index.embed(batch.documents, batch.queries)
         return run_sync(self._client, batch.plan(embedded))
 
+    def _get_op(self, namespace: tuple[str, ...], key: str, refresh: bool | None) -> GetOp:
+        if refresh is None:
+            refresh = self.ttl_config is None or self.ttl_config.get("refresh_on_read", True)
+        op = GetOp(namespace, str(key), refresh)
+        check(op)
+        return op
+
     def _put_op(
         self,
         namespace: tuple[str, ...],
@@ -170,4 +209,6 @@ class AsyncStore(BaseStore):
         if tuple(namespace)[:1] == (_RESERVED,):
             raise InvalidNamespaceError(f"Root label for namespace cannot be {_RESERVED!r}")
         minutes = (self.ttl_config or {}).get("default_ttl") if ttl is NOT_PROVIDED else ttl
-        return PutOp(namespace, str(key), value, index=index, ttl=minutes)  # type: ignore[arg-type]
+        op = PutOp(namespace, str(key), value, index, minutes)  # type: ignore[arg-type]
+        check(op)
+        return op

@@ -13,6 +13,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.store.base import (
     GetOp,
     InvalidNamespaceError,
+    Item,
     ListNamespacesOp,
     Op,
     PutOp,
@@ -112,20 +113,20 @@ class Operations:
         """The plan of a put or delete."""
         reply = yield Ask(self._client.table.of_namespace(command.namespace), command)
         if isinstance(reply, Conflict):
-            assert isinstance(reply.found, int)
-            there = f"version {reply.found}" if reply.found else "not there"
-            raise VersionConflictError(
-                f"the item {command.key!r} in {command.namespace} is {there}, and was expected in "
-                f"version {command.expected}: read it again and decide anew",
-                reply.found,
-            )
+            raise conflict(command, reply)
         return None
 
-    def _get(self, op: GetOp) -> Plan[Result]:
-        namespace = tuple(op.namespace)
-        query = GetItem(namespace, str(op.key), bool(op.refresh_ttl), self._expired)
-        reply = yield Ask(self._client.table.of_namespace(namespace), query)
+    def query_of(self, op: GetOp) -> GetItem:
+        """The query of a get."""
+        return GetItem(tuple(op.namespace), str(op.key), bool(op.refresh_ttl), self._expired)
+
+    def item(self, reply: Any) -> Item | None:
+        """What a get found."""
         return None if reply.row is None else item_of(reply.row, self._serde)
+
+    def _get(self, op: GetOp) -> Plan[Result]:
+        query = self.query_of(op)
+        return self.item((yield Ask(self._client.table.of_namespace(query.namespace), query)))
 
     def _search(self, op: SearchOp) -> Plan[Any]:
         limit, offset = window(op)
@@ -176,6 +177,17 @@ class Operations:
         # Cut to max_depth, one namespace may come from several shards.
         found = sorted({namespace for reply in replies for namespace in reply.namespaces})
         return found[offset : offset + limit]
+
+
+def conflict(command: Change, reply: Conflict) -> VersionConflictError:
+    """The error of a put or delete that expected another version."""
+    assert isinstance(reply.found, int)
+    there = f"version {reply.found}" if reply.found else "not there"
+    return VersionConflictError(
+        f"the item {command.key!r} in {command.namespace} is {there}, and was expected in "
+        f"version {command.expected}: read it again and decide anew",
+        reply.found,
+    )
 
 
 def check(op: Op) -> None:

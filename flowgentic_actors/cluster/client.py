@@ -6,9 +6,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -71,7 +71,7 @@ class MemoryClient(Protocol):
 
     table: SlotTable
 
-    async def ask(self, shard: int, command: Command) -> Reply:
+    def ask(self, shard: int, command: Command) -> Coroutine[Any, Any, Reply]:
         """Have a shard carry out a command.
 
         Raises:
@@ -110,10 +110,10 @@ class RemoteClient:
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(_NOT_PICKLED)
 
-    async def ask(self, shard: int, command: Command) -> Reply:
+    def ask(self, shard: int, command: Command) -> Coroutine[Any, Any, Reply]:
         """Have a shard carry out a command; see `MemoryClient.ask`."""
         self._check_open()
-        return _decode(await self._actors[shard].ask(_encode(command), self._timeout))
+        return self._actors[shard].ask(_encode(command), self._timeout, _decode)
 
     def ask_sync(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command, blocking; see `MemoryClient.ask_sync`."""
@@ -145,7 +145,9 @@ class RemoteClient:
 
     async def _ask_host(self, command: HostCommand, reply: type[R], timeout: float) -> R:
         self._check_open()
-        return msgspec.msgpack.decode(await self._host.ask(_encode(command), timeout), type=reply)
+        return await self._host.ask(
+            _encode(command), timeout, lambda raw: msgspec.msgpack.decode(raw, type=reply)
+        )
 
     def _check_open(self) -> None:
         if self._closed:

@@ -95,13 +95,13 @@ class Channel(Generic[In, Out]):
         """
         encoded = _encode(message)
         size = len(encoded) + len(body)
-        if self._count and (self._size + size > FRAME_TARGET or self._count == MAX_MESSAGES):
+        total = self._size + size
+        if self._count and (total > FRAME_TARGET or self._count == MAX_MESSAGES):
             self._close_frame()
-        self._chunks.append(encoded)
-        if body:
-            self._chunks.append(body)
+            total = size
+        self._chunks += (encoded, body)
         self._count += 1
-        self._size += size
+        self._size = total
         return size
 
     @property

@@ -9,11 +9,12 @@ import os
 import random
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from time import monotonic
-from typing import cast
+from typing import Any, cast
 
 from msgspec import Raw
+from typing_extensions import TypeVar
 
 from flowgentic_actors.errors import (
     AuthenticationError,
@@ -47,11 +48,18 @@ from flowgentic_actors.wire.session import (
 )
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
+Answered = TypeVar("Answered", default=Raw)
+
 _Answer = asyncio.Future[Raw]
 
 CONNECT_TIMEOUT = 5.0
 _FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
 _WRITE_BUFFER = 4 << 20  # bytes in the transport beyond which requests wait unsent
+
+
+def as_it_is(reply: Any) -> Any:
+    """An encoded reply, left encoded."""
+    return reply
 
 
 class AsyncConnection:
@@ -94,15 +102,18 @@ class AsyncConnection:
         self._guard: AsyncGenerator[None, None] | None = None
         let_go_after_fork(self)
 
-    async def request(self, body: bytes, timeout: float) -> Raw:
+    async def request(
+        self, body: bytes, timeout: float, decode: Callable[[Raw], Answered] = as_it_is
+    ) -> Answered:
         """Send a request and wait for its answer.
 
         Args:
             body: The encoded request.
             timeout: Seconds until the caller gives up.
+            decode: Decodes the reply. Default: it is left encoded.
 
         Returns:
-            The encoded reply.
+            The reply.
 
         Raises:
             NotSentError: If it was never sent.
@@ -126,7 +137,7 @@ class AsyncConnection:
         if pending.deadline < self._alarm_at:
             self._arm(pending.deadline)
         try:
-            return await answer
+            return decode(await answer)
         except asyncio.CancelledError:
             self._give_up(pending)
             raise
@@ -178,7 +189,7 @@ class AsyncConnection:
         while queue and not wire.congested and self._alone is None:
             pending = queue.popleft()
             if not pending.waiter.done():
-                left = max(0, round((pending.deadline - now) * 1000))
+                left = int((pending.deadline - now) * 1000) if pending.deadline > now else 0
                 size += send(Request(pending.seq, low, left, NO_BODY), pending.body)
                 pending.attempts += 1
                 if pending.seq < self._suspects:

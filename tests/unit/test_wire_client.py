@@ -521,8 +521,8 @@ def test_closing_in_one_loop_ends_the_connections_of_another(path: Path) -> None
         portal.wrap_async_context_manager(serving(path)) as (server, _),
         start_blocking_portal() as other,
     ):
-        other.call(ref.ask, command("get"), 30)
-        portal.call(ref.ask, command("get"), 30)
+        other.call(lambda: ref.ask(command("get"), 30))
+        portal.call(lambda: ref.ask(command("get"), 30))
         portal.call(until, lambda: len(server.connections) == 2)
         other.call(ref.close)
         portal.call(until, lambda: not server.connections)
