@@ -625,7 +625,8 @@ def _facets(metadata: Mapping[str, Any]) -> dict[str, Scalar]:
     """The fields that a shard can compare: scalars that travel without loss."""
     facets: dict[str, Scalar] = {}
     for name, value in metadata.items():
-        if type(value) is str:
+        kind = type(value)
+        if kind is str or (kind is int and -_INT64 <= value < _INT64):
             facets[name] = value
         elif (facet := _scalar(value)) is not _NO_SCALAR:
             facets[name] = facet

@@ -233,7 +233,8 @@ class InlineClient:
                 return answer.result(self._timeout)
             except TimeoutError as error:
                 raise self._late() from error
-        self._check_usable()
+        if self._unusable is not None or self._end_reason is not None:
+            self._check_usable()
         self._requests += 1
         return self._shard.ask(command)
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from flowgentic_actors.engine.branch import Branch, PendingWrite, StoredCheckpoint
 from flowgentic_actors.engine.commands import DropRuns, PruneThread, PutCheckpoint, PutWrites
-from flowgentic_actors.engine.model import Blob, Scalar, Write
+from flowgentic_actors.engine.model import Scalar, Write
 from flowgentic_actors.engine.records import (
     BlobsKept,
     CheckpointsDropped,
@@ -233,13 +233,11 @@ class Threads:
     def store_checkpoint(self, record: CheckpointStored, lsn: int) -> None:
         """Carry out the record of a checkpoint; see `Shard.replay`."""
         thread, branch = self._make(record.thread_id, record.checkpoint_ns)
+        checkpoint = self._values.place(record.checkpoint, lsn)
+        metadata = self._values.place(record.metadata, lsn)
+        self._count(thread, checkpoint.size + metadata.size)
         entry = StoredCheckpoint(
-            record.parent_id,
-            self._place(thread, record.checkpoint, lsn),
-            self._place(thread, record.metadata, lsn),
-            record.facets,
-            record.versions,
-            record.deltas,
+            record.parent_id, checkpoint, metadata, record.facets, record.versions, record.deltas
         )
         old = branch.put(record.checkpoint_id, entry)
         if old is None:
@@ -255,6 +253,7 @@ class Threads:
     def _store_blobs(
         self, thread: Thread, branch: Branch, record: CheckpointStored | BlobsKept, lsn: int
     ) -> None:
+        size = 0
         for channel, blob in record.blobs.items():
             version = record.versions.get(channel)
             if version is None:
@@ -262,18 +261,23 @@ class Threads:
             place = channel, version
             if place in branch.blobs:
                 self._drop(thread, branch.blobs[place])
-            branch.blobs[place] = self._place(thread, blob, lsn)
+            branch.blobs[place] = value = self._values.place(blob, lsn)
+            size += value.size
+        self._count(thread, size)
 
     def store_writes(self, record: WritesStored, lsn: int) -> None:
         """Carry out the record of pending writes; see `Shard.replay`."""
         thread, branch = self._make(record.thread_id, record.checkpoint_ns)
         writes = branch.writes.setdefault(record.checkpoint_id, {})
+        size = 0
         for write in record.writes:
             key = (record.task_id, write.index)
             if key in writes:
                 self._drop(thread, writes[key].value)
-            value = self._place(thread, write.value, lsn)
+            value = self._values.place(write.value, lsn)
+            size += value.size
             writes[key] = PendingWrite(write.channel, value, record.task_path)
+        self._count(thread, size)
         self._touch(record.thread_id, thread, record.time_us)
 
     def _delete(self, thread_id: str) -> None:
@@ -328,11 +332,9 @@ class Threads:
         thread.updated_us = max(thread.updated_us, time_us)
         self._threads.move_to_end(thread_id)
 
-    def _place(self, thread: Thread, blob: Blob, lsn: int) -> Value:
-        value = self._values.place(blob, lsn)
-        thread.bytes += value.size
-        self.bytes += value.size
-        return value
+    def _count(self, thread: Thread, size: int) -> None:
+        thread.bytes += size
+        self.bytes += size
 
     def _drop(self, thread: Thread, value: Value | None) -> None:
         if value is not None:

@@ -304,7 +304,7 @@ class ShardActor:
 
     def _appended(self, size: int) -> None:
         self._waiting_bytes -= size
-        self._upkeep.after_append()
+        self._upkeep.after_append(size)
         self._mirror_on()
 
     def _mirror_on(self) -> None:

@@ -6,7 +6,7 @@ import threading
 
 import msgspec
 
-from flowgentic_actors.engine.commands import Command
+from flowgentic_actors.engine.commands import WRITES, Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.settings import ShardSettings
@@ -33,9 +33,12 @@ class BareShard:
             InvalidRequestError: If it cannot be carried out as it stands.
         """
         with self._mutex:
-            shard = self._shard
-            reply, record = shard.apply(command, self._clock.tick())
+            shard, now_us = self._shard, self._clock.tick()
+            if not isinstance(command, WRITES):
+                return shard.apply(command, now_us).reply
+            reply, record = shard.plan(command, now_us)
             if record is not None:
+                shard.replay(record)
                 trimmed = shard.plan_trim(record)
                 if trimmed is not None:
                     shard.replay(trimmed)

@@ -232,7 +232,7 @@ class JournaledShard:
             return [payload]
         self._append(payload)
         self._shard.replay(record)
-        self._upkeep.after_append()
+        self._upkeep.after_append(size)
         return []
 
     def _keep_own(self, record: Record | None, now_us: int) -> list[bytes]:
@@ -274,9 +274,10 @@ class JournaledShard:
 
     def _committed(self, payloads: list[bytes]) -> None:
         with self._mutex:
-            self._waiting_bytes -= sum(len(payload) + ENTRY_OVERHEAD for payload in payloads)
+            size = sum(len(payload) + ENTRY_OVERHEAD for payload in payloads)
+            self._waiting_bytes -= size
             if not self._closed:
-                self._upkeep.after_append()
+                self._upkeep.after_append(size)
 
     def _as_owner(self, function: Callable[[], None]) -> None:
         with self._mutex:

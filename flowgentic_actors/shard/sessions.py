@@ -31,13 +31,12 @@ class _Session:
         self.used_us = 0
 
     def forget(self, low: int) -> None:
-        """Drop the replies to what the session has finished."""
-        if low > self.low:
-            self.low = low
-            # They are in the order of their numbers, but for what was sent again: what such a one
-            # keeps from being dropped now is dropped a little later.
-            for done in list(takewhile(low.__gt__, self.replies)):
-                del self.replies[done]
+        """Drop the replies to what the session has finished, which is more than before."""
+        self.low = low
+        # They are in the order of their numbers, but for what was sent again: what such a one keeps
+        # from being dropped now is dropped a little later.
+        for done in list(takewhile(low.__gt__, self.replies)):
+            del self.replies[done]
 
 
 class Sessions:
@@ -73,7 +72,8 @@ class Sessions:
         session = self._sessions.get(session_id)
         if session is None:
             return
-        session.forget(low)
+        if low > session.low:
+            session.forget(low)
         if len(session.replies) >= MOST_REPLIES:
             raise RejectedError(
                 f"{len(session.replies)} later writes of this client were answered while its "
@@ -90,7 +90,8 @@ class Sessions:
             self._expire(now_us)  # only a new session makes them more
         self._sessions.move_to_end(session_id)
         session.used_us = now_us
-        session.forget(low)
+        if low > session.low:
+            session.forget(low)
         session.replies[seq] = reply
 
     def states(self) -> Iterator[SessionState]:

@@ -13,7 +13,7 @@ from flowgentic_actors.storage.worker import Worker
 
 _PER_RECORD: Final = 256  # bytes around a value in the journal, about
 _MAKE_ROOM_EVERY: Final = 1.0
-_LOOKS: Final = 64  # at the garbage, while as much is appended as is allowed of it
+_LOOKS: Final = 64  # at the journal, while as much is appended as is allowed of garbage
 
 
 class Upkeep:
@@ -47,7 +47,8 @@ class Upkeep:
         self._preparing = False
         self._room_made = 0.0
         self._room = 0  # that there is at least since the last append
-        self._looked_at = 0  # end of the journal when its garbage was last looked at
+        self._appended = 0  # bytes since everything was last looked at
+        self._look_after = garbage_allowed // _LOOKS
 
     def check_room(self, size: int, *, urgent: bool) -> None:
         """Refuse a write that the journal has no room for.
@@ -73,15 +74,20 @@ class Upkeep:
             "on, and what was acknowledged is kept"
         )
 
-    def after_append(self) -> None:
-        """Allocate ahead, and compact when half of the journal is garbage."""
+    def after_append(self, size: int) -> None:
+        """Allocate ahead, and compact when half of the journal is garbage.
+
+        Args:
+            size: Bytes that were appended.
+        """
+        self._room -= size
+        self._appended += size
+        if self._appended < self._look_after and self._room > 0:
+            return
+        self._appended = 0
         self._room = self._journal.room
         if self._journal.wants_space:
             self._prepare()
-        end = self._journal.end
-        if end - self._looked_at < self._garbage_allowed // _LOOKS:
-            return
-        self._looked_at = end
         if (
             self._compactor.ready
             and self._journal.size > 2 * self._live_bytes() + self._garbage_allowed
