@@ -183,12 +183,14 @@ async def test_the_footprint_is_taken_in_a_process_of_its_own(tmp_path: Path) ->
     assert ("journal a byte stored", "local") not in found
 
 
-async def test_a_child_that_fails_tells_why(tmp_path: Path) -> None:
+async def test_a_child_that_fails_tells_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(footprint, "_CHILD", "json.nothing")
     report = _report()
-    await weigh(
-        report, ["nobody"], (footprint.IDLE,), Extent(1, 0.1, 0.1), scratch=tmp_path, show=_show
-    )
-    assert report.failed == {"memory and idle time: nobody": "RuntimeError: KeyError: 'nobody'"}
+    extent = Extent(1, 0.1, 0.1)
+    await weigh(report, ["local"], (footprint.IDLE,), extent, scratch=tmp_path, show=_show)
+    assert "No module named 'json.nothing'" in report.failed["memory and idle time: local"]
 
 
 # ---------------------------------------------------------------------- plots

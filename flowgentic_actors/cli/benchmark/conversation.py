@@ -12,13 +12,12 @@ from langchain_core.runnables import RunnableConfig
 from flowgentic_actors.cli.benchmark.contenders import REFERENCE
 from flowgentic_actors.cli.benchmark.measuring import Show, set_heap_aside
 from flowgentic_actors.cli.benchmark.results import Figure, Report, percentile, summary
-from flowgentic_actors.cli.benchmark.subjects import Raw, Subject, Written, messages
+from flowgentic_actors.cli.benchmark.subjects import Message, Raw, Subject, Written, messages, text
 from flowgentic_actors.cli.benchmark.workloads import expect, forget, new_thread
 
 GROUP: Final = "conversation"
 
 _PER_TURN: Final = 4  # messages: one of the user's, one of each node
-(_QUESTION,) = messages(1, 100)
 
 
 class Length(NamedTuple):
@@ -57,13 +56,14 @@ class _Talk:
     async def warm_up(self) -> None:
         """Have one turn on a thread of its own."""
         thread = new_thread()
-        await self._graph.ainvoke({"messages": [_QUESTION]}, thread)
+        await self._graph.ainvoke({"messages": messages(1, 100)}, thread)
         await forget(self.memory.saver, [thread])
 
     async def turn(self) -> None:
         """Have a turn, and time it."""
+        question = self._question()
         start = time.perf_counter()
-        await self._graph.ainvoke({"messages": [_QUESTION]}, self._thread)
+        await self._graph.ainvoke(question, self._thread)
         self.times.append(time.perf_counter() - start)
         self._turns += 1
         if sum(self.times) > self._limit:
@@ -73,9 +73,13 @@ class _Talk:
         """Have some turns in a row, and count at once what they wrote, where that can be done."""
         await self.look(late=False)
         for _ in range(count):
-            await self._graph.ainvoke({"messages": [_QUESTION]}, self._thread)
+            await self._graph.ainvoke(self._question(), self._thread)
             self._turns += 1
         await self.tell(count, late=False)
+
+    def _question(self) -> dict[str, list[Message]]:
+        (question,) = messages(1, 100)
+        return {"messages": [{**question, "content": text(100, 1_000 * self._turns)}]}
 
     async def look(self, *, late: bool) -> None:
         """Note what was written until now."""

@@ -136,14 +136,15 @@ def _growth(found: Sequence[Figure], *, relative: bool) -> Any:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.4g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda _y, _: ""))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
         axes.set_title(workload, fontsize=9)
         axes.grid(color="#ececec")
         if relative:
             axes.axhline(GOAL, color="black", linewidth=0.9, linestyle="--")
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, 0.5), max(high, 2.0))
-            axes.set_yticks([t for t in (0.5, 1, 1.5, 2, 5, 10, 100, 1000) if t <= max(high, 2.0)])
+            ticks = (0.5, 1, 1.5, 2, 5) if high <= 10 else (1, 10, 100, 1000)
+            axes.set_yticks([tick for tick in ticks if tick <= max(high, 2.0)])
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     for axes in every[len(workloads) :]:
@@ -159,3 +160,10 @@ def _growth(found: Sequence[Figure], *, relative: bool) -> Any:
     figure.supxlabel("items, or threads, stored", fontsize=9)
     figure.tight_layout()
     return figure
+
+
+def _short(count: float, _place: int) -> str:
+    for scale, name in ((1e6, "M"), (1e3, "k")):
+        if count >= scale:
+            return f"{count / scale:g}{name}"
+    return f"{count:g}"

@@ -138,7 +138,7 @@ def ratio(figure: Figure) -> str:
     itself = figure.size is None and figure.contender == figure.against
     if figure.ratio is None or itself:
         return ""
-    decimals = 2 if figure.ratio < 10 else 1 if figure.ratio < 100 else 0
+    decimals = 2 if figure.ratio < 9.995 else 1 if figure.ratio < 99.95 else 0
     return f"{figure.ratio:.{decimals}f}x"
 
 

@@ -154,21 +154,22 @@ def _words() -> str:
     chance = random.Random(0)  # noqa: S311 - the same ones in every run
     syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "el")]
     words = ["".join(chance.choices(syllables, k=chance.randint(1, 4))) for _ in range(2000)]
-    return " ".join(chance.choices(words, k=12_000))
+    return 2 * " ".join(chance.choices(words, k=12_000))
 
 
 def text(characters: int, start: int = 0) -> str:
     """So many characters of made-up text, other ones for another start."""
     words = _words()
-    at = start % len(words)
-    return (words[at:] + words * (1 + characters // len(words)))[:characters]
+    at = start % (len(words) // 2)
+    return words[at : at + characters]
 
 
 (_REPLY,) = messages(1, 100)
 
 
 async def _reply(state: Conversation) -> dict[str, list[Message]]:
-    return {"messages": [{**_REPLY, "parent_id": state["messages"][-1]["id"]}]}
+    count, last = len(state["messages"]), state["messages"][-1]
+    return {"messages": [{**_REPLY, "content": text(100, 100 * count), "parent_id": last["id"]}]}
 
 
 async def _delta_reply(state: DeltaConversation) -> dict[str, list[Message]]:
