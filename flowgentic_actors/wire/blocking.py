@@ -40,7 +40,7 @@ from flowgentic_actors.wire.session import (
     refusal,
     untrusted,
 )
-from flowgentic_actors.wire.sockets import let_go_after_fork
+from flowgentic_actors.wire.sockets import let_go_after_fork, widen
 
 _READ = 1 << 18
 _FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
@@ -121,6 +121,7 @@ class BlockingConnection:
             return self._sock, self._channel
         deadline = min(deadline, time.monotonic() + CONNECT_TIMEOUT)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        widen(sock)
         try:
             sock.settimeout(_left(deadline))
             sock.connect(self._address)

@@ -23,6 +23,8 @@ Out = TypeVar("Out")
 _ARRAY = struct.Struct("!BI")  # msgpack array of 32-bit length
 _ARRAY_TAG = 0xDD
 
+_LARGE = 64 << 10  # bytes from which on another system call costs less than another copy
+
 _few = msgspec.Meta(max_length=MAX_MESSAGES)
 _to_server = msgspec.msgpack.Decoder(Annotated[list[ToServer], _few])
 _to_client = msgspec.msgpack.Decoder(Annotated[list[ToClient], _few])
@@ -49,6 +51,7 @@ class Channel(Generic[In, Out]):
         self._chunks: list[bytes] = []  # of the frame that is being collected
         self._count = 0
         self._size = 0
+        self._any_large = False
         self._whole: list[bytes] = []  # frames that are full
         self._raw: list[bytes] = []
         if isinstance(handshake, ClientHandshake):
@@ -102,12 +105,30 @@ class Channel(Generic[In, Out]):
         self._chunks += (encoded, body)
         self._count += 1
         self._size = total
+        if size >= _LARGE:
+            self._any_large = True
         return size
 
     @property
     def pending(self) -> bool:
         """Whether `take` would return anything."""
         return (self._count > 0 and self._handshake.done) or bool(self._raw)
+
+    def take_joined(self) -> list[bytes]:
+        """What `take` gives, in as few pieces as can be had without copying what is large."""
+        if not self._any_large:
+            return [b"".join(self.take())]
+        chunks = self.take()
+        self._any_large = False
+        pieces: list[bytes] = []
+        small: list[bytes] = []
+        for chunk in chunks:
+            if len(chunk) < _LARGE:
+                small.append(chunk)
+            else:
+                pieces += (b"".join(small), chunk)
+                small = []
+        return [*pieces, b"".join(small)] if small else pieces
 
     def take(self) -> list[bytes]:
         """The bytes to write now; messages wait until the handshake is done."""

@@ -46,7 +46,7 @@ from flowgentic_actors.wire.session import (
     refusal,
     untrusted,
 )
-from flowgentic_actors.wire.sockets import let_go_after_fork
+from flowgentic_actors.wire.sockets import let_go_after_fork, widen
 
 Answered = TypeVar("Answered", default=Raw)
 
@@ -303,6 +303,7 @@ class AsyncConnection:
 
     async def _dial(self) -> _Wire:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        widen(sock)
         channel = client_channel(self._secret, self._max_bytes)
         channel.send(Hello(self._role, self._session.id, os.getpid()))
         wire = _Wire(self, channel, sock)
@@ -363,7 +364,8 @@ class _Wire(asyncio.Protocol):
     def write(self) -> None:
         """Hand what the channel holds to the transport."""
         if self._transport is not None and self.channel.pending:
-            self._transport.writelines(self.channel.take())
+            for piece in self.channel.take_joined():
+                self._transport.write(piece)
 
     def data_received(self, data: bytes) -> None:
         """Decode and hand on."""

@@ -82,16 +82,16 @@ class FrameReader:
         if start < size:
             self._buffer += view[start:]
 
-    def _from_buffer(self) -> Iterator[bytes]:
+    def _from_buffer(self) -> Iterator[memoryview]:
         while len(self._buffer) >= _HEADER_SIZE:
             end = _HEADER_SIZE + self._check(self._buffer, 0)
             if len(self._buffer) < end:
                 return
-            with memoryview(self._buffer) as view:
-                payload = bytes(view[_HEADER_SIZE:end])
-            del self._buffer[:end]
+            # Given away whole, without a copy: what follows goes into another buffer.
+            whole = self._buffer
+            self._buffer = whole[end:]
             self._counter = (self._counter + 1) & _COUNTER_MASK
-            yield payload
+            yield memoryview(whole)[_HEADER_SIZE:end]
 
     def _check(self, data: bytes | bytearray, start: int) -> int:
         """The length of the payload after a header that is the next one's."""

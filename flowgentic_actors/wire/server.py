@@ -21,7 +21,7 @@ from flowgentic_actors.wire.messages import (
     ToServer,
     Welcome,
 )
-from flowgentic_actors.wire.sockets import check_path, check_peer, peer_pid
+from flowgentic_actors.wire.sockets import check_path, check_peer, peer_pid, widen
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,8 @@ class Connection(asyncio.Protocol):
         self._flushing = False
         transport = self._transport
         if transport is not None and not transport.is_closing() and self._channel.pending:
-            transport.writelines(self._channel.take())
+            for piece in self._channel.take_joined():
+                transport.write(piece)
 
     def pause(self) -> None:
         """Read and decode nothing more until `resume` was called as often."""
@@ -133,6 +134,7 @@ class Connection(asyncio.Protocol):
         sock: socket.socket = transport.get_extra_info("socket")
         try:
             check_peer(sock)
+            widen(sock)
         except WireError as error:
             self._end(error)
             return

@@ -6,12 +6,15 @@ import os
 import socket
 import struct
 import weakref
-from typing import Protocol
+from typing import Final, Protocol
 
 from flowgentic_actors.errors import AuthenticationError, ClusterOpenError
 
 MAX_PATH = 100
 """Longest socket path that every platform takes (Linux 107, macOS 103), with room to spare."""
+
+SEND_BUFFER: Final = 2 << 20
+"""Bytes that may be on their way to a peer that has not read them."""
 
 _UCRED = struct.Struct("iII")  # pid, uid, gid
 _PEER_KNOWN = hasattr(socket, "SO_PEERCRED")
@@ -28,6 +31,15 @@ def check_path(path: str) -> None:
             f"the socket path {path!r} is longer than {MAX_PATH} bytes: choose a shorter folder "
             "with scratch= (or $TMPDIR)"
         )
+
+
+def widen(sock: socket.socket) -> None:
+    """Let a large message leave in one go.
+
+    With the usual 208 KiB, both ends wake each other up for every fifth of a megabyte. The system
+    may give less than is asked for; that is slower, and no error.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
 
 def peer_pid(sock: socket.socket) -> int | None:

@@ -22,6 +22,7 @@ from flowgentic_actors.errors import (
     InvalidRequestError,
     OutcomeUnknownError,
 )
+from flowgentic_actors.wire import sockets
 from flowgentic_actors.wire.blocking import BlockingConnection, BlockingPool
 from flowgentic_actors.wire.frames import HEADER, MAGIC, VERSION
 from flowgentic_actors.wire.messages import Ping, Request, ToClient
@@ -130,7 +131,10 @@ def test_without_a_server_nothing_is_sent(path: Path) -> None:
         connection.request(body(1), SOON)
 
 
-def test_an_actor_that_does_not_read_gives_backpressure(path: Path) -> None:
+def test_an_actor_that_does_not_read_gives_backpressure(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "SEND_BUFFER", 64 << 10)
     with elsewhere(peer_at(path)) as (portal, peer), connection_to(path) as connection:
         assert number(connection.request(body(0), 30)) == 0
         portal.call(peer.reading.clear)

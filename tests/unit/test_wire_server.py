@@ -289,6 +289,7 @@ async def test_the_end_does_not_wait_for_a_peer_that_reads_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire_server, "FLUSH_TIMEOUT", 0.2)
+    monkeypatch.setattr(sockets, "SEND_BUFFER", 64 << 10)
     async with serving(path) as (server, _), raw_client(path) as client:
         await client.shake_hands()
         client.hello()
