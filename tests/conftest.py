@@ -49,6 +49,9 @@ NEEDS_DRAGON = (
 """Marks of a test that starts a Dragon runtime."""
 
 _SHM = Path("/dev/shm")
+_before_us = set(psutil.process_iter())
+"""The machine's processes from before this run: they need not be looked at after each test."""
+
 _TRACKER = "from multiprocessing.resource_tracker import main;main"
 
 
@@ -94,8 +97,9 @@ def our_processes(scratch: Path) -> dict[int, str]:
     wherever in the process tree they end up; forks of this process are its descendants.
     """
     found: dict[int, str] = {}
+    processes = [process for process in psutil.process_iter() if process not in _before_us]
     descendants = {child.pid for child in psutil.Process().children(recursive=True)}
-    for process in psutil.process_iter():
+    for process in processes:
         try:
             ours = process.pid in descendants or process.environ().get("TMPDIR") == str(scratch)
             if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:

@@ -35,8 +35,8 @@ from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.entries import (
     Entry,
     KeptSessions,
+    Unwritten,
     decode_entry,
-    encode_entry,
     own_entry,
 )
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
@@ -133,7 +133,7 @@ class ShardActor:
             garbage_allowed=int(segment_bytes),
             may_block=not self._appends,
         )
-        self._uncommitted: list[bytes] = []
+        self._unwritten = Unwritten()
         self._waiting_bytes = 0  # of entries that are not appended yet
         self._cold_reads = 0
         self._fetches: set[asyncio.Task[bytes]] = set()
@@ -188,7 +188,7 @@ class ShardActor:
 
     def commit(self) -> asyncio.Future[None] | None:
         """Append what was written to the journal, in one go; see `Actor.commit`."""
-        entries, self._uncommitted = self._uncommitted, []
+        entries = self._unwritten.take()
         if self._durable or self._appends:
             return self._commit_later(entries)
         if entries:
@@ -242,7 +242,7 @@ class ShardActor:
         answer, record = self._shard.plan(command, now_us)
         reply = _DONE if answer is DONE else _encode(answer)
         if record is not None:
-            entry = encode_entry(Entry(call.session, call.seq, call.low, now_us, reply, record))
+            entry = Entry(call.session, call.seq, call.low, now_us, reply, record)
             # Nothing has changed yet: what cannot be kept is refused, and the shard goes on.
             if self._limited:
                 self._ceilings.check(self._shard, record)
@@ -253,16 +253,19 @@ class ShardActor:
         self._sessions.remember(call.session, call.seq, call.low, reply, now_us)
         return reply
 
-    def _keep(self, record: Record, entry: bytes, *, urgent: bool) -> None:
+    def _keep(self, record: Record, entry: Entry, *, urgent: bool) -> None:
         """Carry out a record, whose entry the next commit appends.
 
         Raises:
             StorageError: If the journal has no room for it; nothing has changed then.
         """
-        size = len(entry) + ENTRY_OVERHEAD
-        self._upkeep.check_room(size + self._waiting_bytes, urgent=urgent)
+        size = self._unwritten.add(entry) + ENTRY_OVERHEAD
+        try:
+            self._upkeep.check_room(size + self._waiting_bytes, urgent=urgent)
+        except StorageError:
+            self._unwritten.take_back()
+            raise
         self._shard.replay(record, self._next_lsn)
-        self._uncommitted.append(entry)
         self._next_lsn += size
         self._waiting_bytes += size
 
@@ -285,7 +288,7 @@ class ShardActor:
                 wake()
                 await asyncio.sleep(0)  # others get their turn in between
 
-    def _commit_later(self, entries: list[bytes]) -> asyncio.Future[None] | None:
+    def _commit_later(self, entries: list[memoryview]) -> asyncio.Future[None] | None:
         if self._syncer is None:
             self._syncer = Syncer(self._journal, durable=self._durable, appends=self._appends)
         self._shard.cool(self._journal.end)

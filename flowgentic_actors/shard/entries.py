@@ -43,13 +43,50 @@ class KeptSessions(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False
 JournalEntry: TypeAlias = Entry | KeptSessions
 
 _decoder: msgspec.msgpack.Decoder[JournalEntry] = msgspec.msgpack.Decoder(JournalEntry)
-encode_entry = msgspec.msgpack.Encoder().encode
+_encoder = msgspec.msgpack.Encoder()
+encode_entry = _encoder.encode
 """Encode a `JournalEntry`."""
 
 
-def own_entry(record: Record, time_us: int) -> bytes:
-    """Encode what a shard did of its own accord: nobody waits for a reply."""
-    return encode_entry(Entry(NO_SESSION, 0, 0, time_us, b"", record))
+def own_entry(record: Record, time_us: int) -> Entry:
+    """The entry of what a shard did of its own accord: nobody waits for a reply."""
+    return Entry(NO_SESSION, 0, 0, time_us, b"", record)
+
+
+class Unwritten:
+    """Entries that wait to be appended, in one piece.
+
+    Each in a piece of its own, they would lie between the values that are kept, and leave holes in
+    the process's memory when they go: measured, a quarter of what was stored.
+    """
+
+    __slots__ = ("_bytes", "_ends")
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._ends: list[int] = []
+
+    def add(self, entry: Entry) -> int:
+        """Encode an entry behind the others; its size."""
+        start = len(self._bytes)
+        _encoder.encode_into(entry, self._bytes, start)
+        end = len(self._bytes)
+        self._ends.append(end)
+        return end - start
+
+    def take_back(self) -> None:
+        """Remove the last one."""
+        self._ends.pop()
+        del self._bytes[self._ends[-1] if self._ends else 0 :]
+
+    def take(self) -> list[memoryview]:
+        """Take all of them out."""
+        if not self._ends:
+            return []
+        whole, ends = memoryview(self._bytes), self._ends
+        self._bytes, self._ends = bytearray(), []
+        starts = [0, *ends[:-1]]
+        return [whole[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def decode_entry(payload: bytes) -> JournalEntry:

@@ -28,7 +28,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.compactor import Compactor
-from flowgentic_actors.shard.entries import KeptSessions, decode_entry, own_entry
+from flowgentic_actors.shard.entries import KeptSessions, decode_entry, encode_entry, own_entry
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.sweeper import Sweeper
 from flowgentic_actors.shard.upkeep import Upkeep
@@ -223,7 +223,7 @@ class JournaledShard:
         Raises:
             StorageError: If the journal has no room for it; nothing has changed then.
         """
-        payload = own_entry(record, now_us)
+        payload = encode_entry(own_entry(record, now_us))
         size = len(payload) + ENTRY_OVERHEAD
         self._upkeep.check_room(size + self._waiting_bytes, urgent=urgent)
         if self._group is not None:

@@ -175,7 +175,7 @@ class Journal:
 
     # ------------------------------------------------------------------ writing
 
-    def append(self, payloads: Sequence[bytes]) -> int:
+    def append(self, payloads: Sequence[bytes | memoryview]) -> int:
         """Append entries; when this returns, they survive the death of this process.
 
         Returns:

@@ -215,7 +215,7 @@ class SegmentLog:
         active = self._active()
         return self._spare is None and (active is None or 2 * active.room() < active.capacity)
 
-    def append(self, payloads: Sequence[bytes]) -> list[int]:
+    def append(self, payloads: Sequence[bytes | memoryview]) -> list[int]:
         """Append entries; when this returns, they survive the death of this process.
 
         Returns:

@@ -40,7 +40,7 @@ ENTRY_OVERHEAD: Final = _HEAD.size + len(_END)
 """Bytes around a payload: what an entry adds to the log's end is its payload and this."""
 
 
-def checksum(lsn: int, payload: bytes) -> int:
+def checksum(lsn: int, payload: bytes | memoryview) -> int:
     """The CRC of an entry; the LSN is in it, so an entry at a wrong place does not pass."""
     return zlib.crc32(payload, lsn & 0xFFFF_FFFF)
 
@@ -55,9 +55,9 @@ def header(boot: bytes) -> bytes:
     return head + struct.pack("!I", zlib.crc32(head))
 
 
-def encode(first: int, payloads: Sequence[bytes]) -> tuple[bytes, list[int]]:
+def encode(first: int, payloads: Sequence[bytes | memoryview]) -> tuple[bytes, list[int]]:
     """Entries as they are written from an LSN on, and the LSN of each."""
-    chunks: list[bytes] = []
+    chunks: list[bytes | memoryview] = []
     lsns: list[int] = []
     lsn = first
     for payload in payloads:

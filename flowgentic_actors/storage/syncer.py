@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Round(NamedTuple):
-    payloads: list[bytes]
+    payloads: list[bytes | memoryview]
     plan: SyncPlan | None
 
 
@@ -41,14 +41,14 @@ class Syncer:
         self._appends = appends
         self._loop = asyncio.get_running_loop()
         self._rounds: queue.SimpleQueue[_Round | None] = queue.SimpleQueue()
-        self._payloads: list[bytes] = []  # for the next round
+        self._payloads: list[bytes | memoryview] = []  # for the next round
         self._waiting: list[asyncio.Future[None]] = []
         self._under_way: list[asyncio.Future[None]] | None = None
         self._synced = 0
         self._error: Exception | None = None
         threading.Thread(target=self._run, name="journal-sync", daemon=True).start()
 
-    def wait(self, payloads: Sequence[bytes] = ()) -> asyncio.Future[None]:
+    def wait(self, payloads: Sequence[bytes | memoryview] = ()) -> asyncio.Future[None]:
         """A future that is done when all that came before it is committed.
 
         Args:
