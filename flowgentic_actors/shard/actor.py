@@ -110,7 +110,8 @@ class ShardActor:
                 f"the journal in {folder} is open in another process; a shard has one actor"
             )
         keeps = ShardSettings.decode(settings)
-        self._shard = keeps.make_shard(_number(hot_bytes))
+        hot_limit = _number(hot_bytes)
+        self._shard = keeps.make_shard(hot_limit)
         self._ceilings = keeps.ceilings
         self._limited = self._ceilings.any
         self._sweep_seconds = keeps.sweep_seconds
@@ -138,6 +139,10 @@ class ShardActor:
         self._cold_reads = 0
         self._fetches: set[asyncio.Task[bytes]] = set()
         self._tier_bytes = _number(tier_bytes) if why_no_ddict() is None else None
+        if hot_limit is None:
+            self._tier_bytes = None  # nothing is ever let go
+        self._tier_from = (hot_limit or 0) // 2
+        self._tier_wanted = False
         self._tier_managers = int(tier_managers)
         self._tier_folder = Path(tier_folder)
         self._tier: DDictShard | None = None
@@ -311,10 +316,13 @@ class ShardActor:
         self._mirror_on()
 
     def _mirror_on(self) -> None:
-        """Have the mirror go on; with the first whole chunk a DDict is made for it."""
+        """Have the mirror go on; a DDict is made for it once it may soon be needed."""
         if self._mirror is None or self._tier is None:
             return
-        if self._journal.end - self._mirror.position >= CHUNK:
+        if not self._tier_wanted:
+            # Until values are let go, nobody asks it for any, and it would hold all a second time.
+            self._tier_wanted = self._shard.hot_bytes >= self._tier_from
+        if self._tier_wanted and self._next_lsn - self._mirror.position >= CHUNK:
             if not self._tier.generation:
                 self._tier.start()
             self._mirror.notice()

@@ -340,3 +340,56 @@ async def test_a_thread_that_cannot_append_fails_the_batch_and_leaves_nothing_of
         caller = Caller(actor)
         assert await caller.get("kept") == value("kept")
         assert await caller.get("lost") is None
+
+
+# ---------------------------------------------------------------------- the tier
+
+
+class IdleTier:
+    """A DDict that never comes up; notes whether it was asked to."""
+
+    generation = 0
+    ready = False
+    started = 0
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def start(self) -> None:
+        IdleTier.started += 1
+
+    def stats(self) -> dict[str, int]:
+        return {"ddict_bytes": 0, "ddict_capacity": 0}
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_ddict_is_made_when_hot_memory_is_half_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_module, "why_no_ddict", lambda: None)
+    monkeypatch.setattr(actor_module, "DDictShard", IdleTier)
+    monkeypatch.setattr(IdleTier, "started", 0)
+
+    async def write(caller: Caller, count: int) -> None:
+        for _ in range(count):
+            await caller.ask(PutItem(("a",), str(caller.seq), ("msgpack", bytes(4096))))
+
+    settings = {
+        "segment_bytes": str(16 << 20),
+        "hot_bytes": str(4 << 20),
+        "tier_bytes": str(64 << 20),
+        "tier_folder": str(tmp_path / "tier"),
+    }
+    async with opened(tmp_path / "shard", **settings) as actor:
+        actor.start(lambda _kind, _detail: None, lambda: None)
+        caller = Caller(actor)
+        await write(caller, 400)  # 1.6 MiB: all of it is hot
+        assert IdleTier.started == 0
+        await write(caller, 200)
+        assert IdleTier.started > 0
+    IdleTier.started = 0
+    async with opened(tmp_path / "shard", **settings) as actor:
+        actor.start(lambda _kind, _detail: None, lambda: None)
+        assert IdleTier.started > 0  # what was there before counts
