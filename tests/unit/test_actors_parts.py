@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from flowgentic_actors.actors.exits import ProcessWatch
-from flowgentic_actors.actors.process import _allow_files
+from flowgentic_actors.actors.process import _allow_files, run_loop
 from flowgentic_actors.actors.restarts import STABLE, RestartPolicy, was_killed
 from flowgentic_actors.actors.serving import make_actor
 from flowgentic_actors.actors.spec import python_command, write_private
@@ -228,3 +229,15 @@ def test_a_process_runs_the_copy_of_the_package_that_started_it(tmp_path: Path) 
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert "the other copy" not in done.stderr
     assert "missing.spec" in done.stderr
+
+
+# ---------------------------------------------------------------------- the event loop
+
+
+def test_an_actor_runs_on_uvloop_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert run_loop() is asyncio.run
+    fake = ModuleType("uvloop")
+    fake.run = print  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "uvloop", fake)
+    assert run_loop() is fake.run
