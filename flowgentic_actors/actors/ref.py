@@ -54,8 +54,11 @@ class ActorRef:
         self, body: bytes, timeout: float, decode: Callable[[Raw], Answered] = as_it_is
     ) -> Coroutine[Any, Any, Answered]:
         """Send a request from this event loop; see `AsyncConnection.request`."""
-        connection = self._connections.get(asyncio.get_running_loop()) or self._connect()
-        return connection.request(body, timeout, decode)
+        return self.connection().request(body, timeout, decode)
+
+    def connection(self) -> AsyncConnection:
+        """This event loop's connection, which is made when it is first asked for something."""
+        return self._connections.get(asyncio.get_running_loop()) or self._connect()
 
     def ask_sync(self, body: bytes, timeout: float) -> Raw:
         """Send a request and block this thread, which may be an event loop's own."""

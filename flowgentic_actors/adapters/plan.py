@@ -7,7 +7,6 @@ decided by who runs it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -110,15 +109,7 @@ async def ask_each(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Ex
             return [await client.ask(asks[0].shard, asks[0].command)]
         except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
             return [error]
-    # Not a task group: it would cancel what has nothing to do with the error, and wrap the error.
-    calls = (client.ask(ask.shard, ask.command) for ask in asks)
-    answers = await asyncio.gather(*calls, return_exceptions=True)
-    found: list[Reply | Exception] = []
-    for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, Exception):
-            raise answer
-        found.append(answer)
-    return found
+    return await client.ask_each([(ask.shard, ask.command) for ask in asks])
 
 
 def ask_each_sync(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Exception]:

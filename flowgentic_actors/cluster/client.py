@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
@@ -38,9 +38,17 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.shard.bare import BareShard
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.group import Promise
+from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
 R = TypeVar("R", bound=msgspec.Struct)
+
+
+def _no_cancellation(answer: Reply | BaseException) -> Reply | Exception:
+    if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _plain(value: object) -> str:
@@ -79,8 +87,15 @@ class MemoryClient(Protocol):
             ClusterClosedError: If the cluster is closed.
         """
 
+    async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+        """Have shards carry out several commands at the same time.
+
+        Returns:
+            The reply to each, or the error in its place.
+        """
+
     def ask_sync(self, shard: int, command: Command) -> Reply:
-        """The same, blocking; allowed on any thread, an event loop's own included."""
+        """The same as `ask`, blocking; allowed on any thread, an event loop's own included."""
 
 
 class RemoteClient:
@@ -114,6 +129,34 @@ class RemoteClient:
         """Have a shard carry out a command; see `MemoryClient.ask`."""
         self._check_open()
         return self._actors[shard].ask(_encode(command), self._timeout, _decode)
+
+    async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+        """Have shards carry out several commands; see `MemoryClient.ask_each`."""
+        self._check_open()
+        # No task for each: a batch of a thousand would spend more on those than on its requests.
+        begun: list[tuple[AsyncConnection, Pending[asyncio.Future[msgspec.Raw]]] | Exception] = []
+        for shard, command in asks:
+            connection = self._actors[shard].connection()
+            try:
+                begun.append((connection, connection.begin(_encode(command), self._timeout)))
+            except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+                begun.append(error)
+        answers: list[Reply | Exception] = []
+        try:
+            for one in begun:
+                if isinstance(one, Exception):
+                    answers.append(one)
+                    continue
+                try:
+                    answers.append(_decode(await one[1].waiter))
+                except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+                    answers.append(error)
+        except BaseException:
+            for one in begun[len(answers) :]:
+                if not isinstance(one, Exception):
+                    one[0].give_up(one[1])
+            raise
+        return answers
 
     def ask_sync(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command, blocking; see `MemoryClient.ask_sync`."""
@@ -221,6 +264,20 @@ class InlineClient:
                 return await answer
         except TimeoutError as error:
             raise self._late() from error
+
+    async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+        """Have the shard carry out several commands; see `MemoryClient.ask_each`."""
+        if self._memory is not None:
+            calls = (self.ask(shard, command) for shard, command in asks)
+            waited = await asyncio.gather(*calls, return_exceptions=True)
+            return [_no_cancellation(answer) for answer in waited]
+        answers: list[Reply | Exception] = []
+        for shard, command in asks:
+            try:
+                answers.append(self.ask_sync(shard, command))
+            except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+                answers.append(error)
+        return answers
 
     def ask_sync(self, shard: int, command: Command) -> Reply:  # noqa: ARG002 - there is one
         """Have the shard carry out a command; see `MemoryClient.ask_sync`."""

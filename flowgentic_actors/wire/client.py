@@ -121,6 +121,18 @@ class AsyncConnection:
             RejectedError: If the actor refused it.
             ClusterClosedError: If the connection was closed meanwhile.
         """
+        pending = self.begin(body, timeout)
+        try:
+            return decode(await pending.waiter)
+        except asyncio.CancelledError:
+            self.give_up(pending)
+            raise
+
+    def begin(self, body: bytes, timeout: float) -> Pending[_Answer]:
+        """Send a request whose `waiter` gets the answer; `give_up` when it is not wanted any more.
+
+        Args and errors as of `request`; those that come later are the waiter's.
+        """
         if self._closed:
             raise ClusterClosedError(f"the connection to {self._peer} is closed")
         if len(body) > self._max_bytes:
@@ -136,11 +148,7 @@ class AsyncConnection:
                 self._loop.call_soon(self._flush)
         if pending.deadline < self._alarm_at:
             self._arm(pending.deadline)
-        try:
-            return decode(await answer)
-        except asyncio.CancelledError:
-            self._give_up(pending)
-            raise
+        return pending
 
     async def close(self) -> None:
         """End the connection; whoever waits gets `ClusterClosedError`."""
@@ -199,7 +207,8 @@ class AsyncConnection:
                     size = 0
         wire.write()
 
-    def _give_up(self, pending: Pending[_Answer]) -> None:
+    def give_up(self, pending: Pending[_Answer]) -> None:
+        """Wait for an answer no longer; a request that was not sent yet never is."""
         self._settle(pending.seq)
         if pending.sent and self._wire is not None:
             self._wire.channel.send(Cancel(pending.seq))
@@ -265,7 +274,7 @@ class AsyncConnection:
             congested = self._wire is not None and self._wire.congested
             cause = None if self._wire is not None else self._last_error
             error = overdue(pending, self._peer, congested=congested, cause=cause)
-            self._give_up(pending)
+            self.give_up(pending)
             self._fail(pending, error)
         earliest = min((p.deadline for p in self._session), default=None)
         if earliest is not None:

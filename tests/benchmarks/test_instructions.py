@@ -9,7 +9,7 @@ say so here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -97,6 +97,9 @@ class Loopback:
 
     async def ask(self, shard: int, command: Command) -> Reply:
         return self.ask_sync(shard, command)
+
+    async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+        return [self.ask_sync(*ask) for ask in asks]
 
     def ask_sync(self, shard: int, command: Command) -> Reply:
         body = msgspec.Raw(_encode(command))
