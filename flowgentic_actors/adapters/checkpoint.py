@@ -25,6 +25,16 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from flowgentic_actors.adapters.backlog import Backlog
 from flowgentic_actors.adapters.items import micros_of, time_of
 from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thread_position
+from flowgentic_actors.adapters.parts import (
+    KIND,
+    MARK,
+    SPLIT,
+    Outgoing,
+    RecentLists,
+    find,
+    load,
+    read_manifest,
+)
 from flowgentic_actors.adapters.plan import Ask, Plan, ask_all, ask_all_sync, run, run_sync
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.engine.commands import (
@@ -113,6 +123,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         self._client = client
         self._detects_conflicts = detect_conflicts
         self._backlog = Backlog(backlog)
+        self._lists = RecentLists()
 
     # ------------------------------------------------------------------ async
 
@@ -351,7 +362,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         reply = yield Ask(shard, GetCheckpoint(thread_id, ns, checkpoint_id))
         if reply.row is None:
             return None
-        found = self._tuple(reply.row)
+        found = self._tuple(reply.row, remember=True)
         if self._detects_conflicts and checkpoint_id:
             found.config["configurable"]["checkpoint_id"] = _Addressed(checkpoint_id)
         return found
@@ -373,7 +384,12 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         unversioned = {c: v for c, v in values.items() if c not in versions}
         if unversioned:
             body["channel_values"] = unversioned
-        blobs = {c: dumps(values[c]) for c in new_versions if c in values and c in versions}
+        known = self._lists.of(thread_id, ns, parent_id)
+        blobs = {
+            c: dumps(values[c])
+            for c in new_versions
+            if c in values and c in versions and c not in known
+        }
         merged = get_checkpoint_metadata(config, metadata)
         command = PutCheckpoint(
             thread_id,
@@ -391,15 +407,20 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         )
         shard = self._client.table.of_thread(thread_id)
         size = _size(command)
+        outgoing: Outgoing | None = None
+        if known or size >= SPLIT:
+            outgoing = Outgoing(command, values, new_versions, dumps, known)
+            command = outgoing.command()
+            size = _size(command)
         self._backlog.begin(thread_id, size)
         try:
             reply = yield Ask(shard, command)
             while isinstance(reply, MissingBlobs):
-                # Values that came with no new version and that the shard has never seen.
-                blobs = {**command.blobs, **{c: dumps(values[c]) for c in reply.channels}}
-                present = tuple(c for c in command.present if c not in blobs)
-                command = msgspec.structs.replace(command, blobs=blobs, present=present)
-                reply = yield Ask(shard, command)
+                # Values that came with no new version and that the shard has never seen, or parts
+                # of lists that it has no more.
+                outgoing = outgoing or Outgoing(command, values, new_versions, dumps, known)
+                outgoing.send_again(reply.channels)
+                reply = yield Ask(shard, outgoing.command())
         finally:
             self._backlog.end(thread_id, size)
         if isinstance(reply, Conflict):
@@ -408,6 +429,8 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
                 f"{reply.found or 'none'}, and this one follows {parent_id or 'none'}. Read the "
                 "thread again and decide anew (setting: detect_conflicts)"
             )
+        if outgoing is not None and ((lists := outgoing.lists()) or known):
+            self._lists.remember(thread_id, ns, checkpoint["id"], lists)
         return _config(thread_id, ns, checkpoint["id"])
 
     def _must_follow(self, config: RunnableConfig, source: object) -> bool:
@@ -502,7 +525,10 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         for channel, history in zip(channels, reply.histories, strict=True):
             writes = [(task, name, loads(blob)) for task, name, blob in history.writes]
             found[channel] = {"writes": writes}
-            if history.seed is not None:
+            if history.seed is not None and history.seed[0] == KIND:
+                seed = read_manifest(channel, "", history.seed[1], history.parts)
+                found[channel]["seed"] = load(seed.parts, history.parts, loads)
+            elif history.seed is not None:
                 found[channel]["seed"] = loads(history.seed)
         return found
 
@@ -556,12 +582,18 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             found.config["configurable"]["checkpoint_id"] = _Addressed(row.checkpoint_id)
         return found
 
-    def _tuple(self, row: CheckpointRow) -> CheckpointTuple:
+    def _tuple(self, row: CheckpointRow, *, remember: bool = False) -> CheckpointTuple:
         loads = self.serde.loads_typed
         body: Checkpoint = loads(row.checkpoint)
         values = body.get("channel_values", {})  # those without a version, if any
-        values.update((channel, loads(blob)) for channel, blob in row.blobs.items())
-        body["channel_versions"] = row.versions  # nobody else has it
+        versions, blobs = row.versions, row.blobs
+        if MARK in versions:
+            versions, blobs, lists = find(versions, blobs)
+            values.update((c, load(found.parts, row.blobs, loads)) for c, found in lists.items())
+            if remember:
+                self._lists.remember(row.thread_id, row.checkpoint_ns, row.checkpoint_id, lists)
+        values.update((channel, loads(blob)) for channel, blob in blobs.items())
+        body["channel_versions"] = versions  # nobody else has it
         body["channel_values"] = values
         return CheckpointTuple(
             config=_config(row.thread_id, row.checkpoint_ns, row.checkpoint_id),

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from flowgentic_actors.adapters.parts import find, load
 from flowgentic_actors.cli.snapshot import add_memory
 from flowgentic_actors.cli.values import readable
 from flowgentic_actors.cluster.folders import find_memory
@@ -20,6 +21,7 @@ from flowgentic_actors.cluster.holder import is_held, read_holder
 from flowgentic_actors.cluster.persist import Manifest, read_manifest, shard_folders
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import ListCheckpoints
+from flowgentic_actors.engine.model import Blob
 from flowgentic_actors.engine.records import ItemStored
 from flowgentic_actors.engine.replies import CheckpointPage, CheckpointRow
 from flowgentic_actors.errors import PersistError
@@ -188,25 +190,36 @@ def _checkpoints(
 
 
 def _checkpoint(row: CheckpointRow, options: DumpOptions) -> dict[str, Any]:
+    found = find(row.versions, row.blobs)
+    sizes = {channel: len(data) for channel, (_, data) in found.blobs.items()}
+    sizes.update((channel, parted.size) for channel, parted in found.lists.items())
     told: dict[str, Any] = {
         "kind": "checkpoint",
         "thread": row.thread_id,
         "namespace": row.checkpoint_ns,
         "id": row.checkpoint_id,
         "parent": row.parent_id,
-        "channels": {channel: len(data) for channel, (_, data) in row.blobs.items()},
+        "channels": sizes,
         "bytes": len(row.checkpoint[1]) + len(row.metadata[1]),
         "writes": len(row.writes),
     }
     if options.values:
         told["checkpoint"] = readable(*row.checkpoint)
         told["metadata"] = readable(*row.metadata)
-        told["values"] = {channel: readable(*blob) for channel, blob in row.blobs.items()}
+        told["values"] = {channel: readable(*blob) for channel, blob in found.blobs.items()}
+        for channel, parted in found.lists.items():
+            told["values"][channel] = load(parted.parts, row.blobs, _readable_items)
         told["pending"] = [
             {"task": task, "channel": channel, "value": readable(*value)}
             for task, channel, value in row.writes
         ]
     return told
+
+
+def _readable_items(blob: Blob) -> list[Any]:
+    """A part of a long list; one that cannot be read is told in the place of its items."""
+    items = readable(*blob)
+    return items if isinstance(items, list) else [items]
 
 
 # ---------------------------------------------------------------------- telling

@@ -103,10 +103,12 @@ class ChannelHistory(Struct, array_like=True, frozen=True, gc=False):
     Attributes:
         writes: Writes to the channel on the way, as (task id, channel, value), oldest first.
         seed: The value that they go on from, None when the walk came to the first checkpoint.
+        parts: What the seed consists of, by hidden channel, if it is a manifest.
     """
 
     writes: tuple[tuple[str, str, Blob], ...]
     seed: Blob | None
+    parts: Blobs = {}
 
 
 class ChannelHistories(Struct, tag=8, array_like=True, frozen=True, gc=False):

@@ -48,6 +48,12 @@ MAX_PAGE = 1024
 MAX_SCAN = 20_000
 """Most checkpoints or threads that one page looks at before it is closed, full or not."""
 
+HIDDEN: Final = "\0"
+"""What the names of channels begin with that are no channels of a graph but parts of their values.
+
+So does the version of a value that consists of such parts.
+"""
+
 _ABSENT: Final = object()
 
 
@@ -166,6 +172,7 @@ class ThreadQueries:
         branch = self._threads.branch(query.thread_id, query.checkpoint_ns)
         writes: dict[str, list[tuple[str, str, Blob]]] = {c: [] for c in query.channels}
         seeds: dict[str, Blob] = {}
+        parts: dict[str, dict[str, Blob]] = {}
         if branch is not None and branch.order:
             entry = branch.entries.get(query.checkpoint_id or branch.order[-1])
             ancestor = entry.parent_id if entry else None
@@ -183,10 +190,23 @@ class ThreadQueries:
                     value = branch.value(entry, channel)
                     if value is not None:
                         seeds[channel] = self._values.blob(value)
+                        if str(entry.versions[channel]).startswith(HIDDEN):
+                            parts[channel] = self._parts(branch, entry)
                 ancestor = entry.parent_id
         return ChannelHistories(
-            tuple(ChannelHistory(tuple(writes[c][::-1]), seeds.get(c)) for c in query.channels)
+            tuple(
+                ChannelHistory(tuple(writes[c][::-1]), seeds.get(c), parts.get(c, {}))
+                for c in query.channels
+            )
         )
+
+    def _parts(self, branch: Branch, entry: StoredCheckpoint) -> dict[str, Blob]:
+        """What any of a checkpoint's values consist of."""
+        return {
+            channel: self._values.blob(value)
+            for channel, value in branch.values(entry.versions)
+            if channel.startswith(HIDDEN)
+        }
 
     # ------------------------------------------------------------------ whole threads
 
