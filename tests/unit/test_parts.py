@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -255,6 +255,9 @@ class Direct:
 
     async def ask(self, shard: int, command: Command) -> Reply:
         return self.ask_sync(shard, command)
+
+    async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+        return [self.ask_sync(*ask) for ask in asks]
 
     def ask_sync(self, shard: int, command: Command) -> Reply:
         if self.trouble == "before":
