@@ -134,7 +134,7 @@ def cut(
     """
     if base:
         average = sum([part.size for part in base]) / sum([part.items for part in base])
-    cutter = _Cutter(value, dumps, max(average, 1))
+    cutter = _Cutter(value[:], dumps, max(average, 1))  # others may go on with the list
     index = 0
     while index < len(base):
         if cutter.keep(base[index]):
@@ -279,8 +279,8 @@ class Outgoing:
             lists = known.get(channel, ())
             if channel in new and lists:
                 self._add(channel, lists[0].parts)
-            elif same := [a for a in lists if a.version == command.versions[channel]]:
-                self._kept[channel] = same[0]
+            elif self._may_cut and (same := _at_version(lists, command.versions[channel])):
+                self._kept[channel] = same
             else:
                 self._present.append(channel)
 
@@ -293,6 +293,8 @@ class Outgoing:
             or channel in self._command.deltas
             or not self._may_cut
             or (blob is not None and len(blob[1]) < SPLIT)
+            # A serializer that gives other bytes each time, an encrypting one say, shares nothing.
+            or dumps(value[0]) != dumps(value[0])
         ):
             self._whole[channel] = blob or dumps(value)
             return
@@ -300,9 +302,7 @@ class Outgoing:
         parts = tuple([part for part, _ in pieces])
         stored = {part.name for part in base}
         shared = [part.name for part in parts if part.name in stored]
-        # A serializer that gives other bytes each time, an encrypting one say, can share nothing.
-        steady = shared or dumps(value[0]) == dumps(value[0])
-        if not steady or sum([part.size for part in parts]) < SPLIT:
+        if sum([part.size for part in parts]) < SPLIT:
             self._whole[channel] = blob or dumps(value)
             return
         version = self._command.versions[channel]
@@ -360,6 +360,10 @@ class Outgoing:
         return {**self._kept, **{channel: found for channel, (found, _, _) in self._cut.items()}}
 
 
+def _at_version(lists: Iterable[LongList], version: Version) -> LongList | None:
+    return next((found for found in lists if found.version == version), None)
+
+
 # ---------------------------------------------------------------------- reading
 
 
@@ -394,11 +398,11 @@ def find(versions: dict[str, Version], blobs: dict[str, Blob]) -> Found:
     }
     if not lists:
         return Found(versions, blobs, lists)
-    whole = {c: b for c, b in blobs.items() if not c.startswith(HIDDEN) and c not in lists}
+    whole = {c: b for c, b in blobs.items() if c[:1] != HIDDEN and c not in lists}
     own = {
         channel: lists[channel].version if channel in lists else version
         for channel, version in versions.items()
-        if not channel.startswith(HIDDEN)
+        if channel[:1] != HIDDEN
     }
     return Found(own, whole, lists)
 
@@ -442,6 +446,32 @@ def load(
 # ---------------------------------------------------------------------- remembering
 
 
+class _Branch:
+    """The lists of the last checkpoints of a namespace, by checkpoint id; the last one at the end.
+
+    Attributes:
+        checkpoints: Them.
+        weight: Most parts that any of them ever had; they share most of theirs.
+    """
+
+    __slots__ = ("checkpoints", "weight")
+
+    def __init__(self) -> None:
+        self.checkpoints: dict[str, dict[str, LongList]] = {}
+        self.weight = 0
+
+    def __bool__(self) -> bool:
+        return any(self.checkpoints.values())
+
+    def put(self, checkpoint_id: str, lists: dict[str, LongList]) -> None:
+        """Make a checkpoint the last one."""
+        self.checkpoints.pop(checkpoint_id, None)
+        self.checkpoints[checkpoint_id] = lists
+        if len(self.checkpoints) > _CHECKPOINTS:
+            del self.checkpoints[next(iter(self.checkpoints))]
+        self.weight = max(self.weight, sum([len(found.parts) for found in lists.values()]))
+
+
 class RecentLists:
     """The lists in parts that the last checkpoints of each namespace have, as this process knows.
 
@@ -453,10 +483,8 @@ class RecentLists:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._parts = 0
-        # By thread and namespace: the checkpoints' lists by id, the last one at the end.
-        self._branches: OrderedDict[tuple[str, str], OrderedDict[str, dict[str, LongList]]] = (
-            OrderedDict()
-        )
+        # By thread and namespace, the one that was used last at the end.
+        self._branches: OrderedDict[tuple[str, str], _Branch] = OrderedDict()
 
     def of(
         self, thread_id: str, ns: str, checkpoint_id: str | None
@@ -470,8 +498,8 @@ class RecentLists:
                 return _NONE
             self._branches.move_to_end((thread_id, ns))
             found: dict[str, list[LongList]] = {}
-            first = branch.get(checkpoint_id or "", _NO_LISTS)
-            for lists in (first, *reversed(branch.values())):
+            first = branch.checkpoints.get(checkpoint_id or "", _NO_LISTS)
+            for lists in (first, *reversed(branch.checkpoints.values())):
                 for channel, known in lists.items():
                     found.setdefault(channel, []).append(known)
             return found
@@ -481,25 +509,15 @@ class RecentLists:
     ) -> None:
         """Note what lists a checkpoint has, which is stored."""
         with self._lock:
-            branch = self._branches.pop((thread_id, ns), None)
-            if branch is None:
-                branch = OrderedDict()
-            self._parts -= _weight(branch)
-            branch.pop(checkpoint_id, None)
-            branch[checkpoint_id] = lists
-            while len(branch) > _CHECKPOINTS:
-                branch.popitem(last=False)
-            if any(branch.values()):
+            branch = self._branches.pop((thread_id, ns), None) or _Branch()
+            self._parts -= branch.weight
+            branch.put(checkpoint_id, lists)
+            if branch:
                 self._branches[thread_id, ns] = branch
-                self._parts += _weight(branch)
+                self._parts += branch.weight
             while self._parts > _REMEMBERED and len(self._branches) > 1:
-                self._parts -= _weight(self._branches.popitem(last=False)[1])
+                self._parts -= self._branches.popitem(last=False)[1].weight
 
 
 _NO_LISTS: Final[dict[str, LongList]] = {}
 _NONE: Final[Mapping[str, Sequence[LongList]]] = {}
-
-
-def _weight(branch: Mapping[str, Mapping[str, LongList]]) -> int:
-    """Its parts, one that several versions share counted once, about."""
-    return max((sum(len(a.parts) for a in lists.values()) for lists in branch.values()), default=0)

@@ -489,6 +489,12 @@ async def test_a_channel_whose_name_is_like_a_parts_keeps_its_value(
             checkpoint = checkpoint_of(values)
             config = await saver.put(config, checkpoint)
             assert (await saver.found(config)).checkpoint == checkpoint
+        first, second = checkpoint_of({"a": notes(50)}), checkpoint_of({"a": notes(50), name: 1})
+        second["channel_versions"]["a"] = first["channel_versions"]["a"]
+        config = await saver.put(config, first)
+        news = {name: second["channel_versions"][name]}
+        config = await saver.put(config, second, new_versions=news)
+        assert (await saver.found(config)).checkpoint == second
 
 
 @FEW

@@ -221,7 +221,7 @@ def test_the_lists_of_the_parent_come_first() -> None:
     for number in range(6):
         recent.remember("t", "", f"d{number}", {})
     assert recent.of("t", "", "d5") == {}
-    assert recent._parts == 3
+    assert recent._parts == 3  # of the child
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
