@@ -452,6 +452,7 @@ async def test_encrypted_lists_are_right(memory: MemoryCluster, face: str) -> No
     # What is encrypted anew each time is sent whole; otherwise the second put sends what is new,
     # and so does the last one, on what the fourth one sent.
     assert [size > 50_000 for size in client.sent] == [True, True, False, True, True, True, False]
+    await saver.delete_thread(config["configurable"]["thread_id"])  # others could not read it
 
 
 @FEW
