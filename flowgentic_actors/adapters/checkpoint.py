@@ -25,16 +25,9 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from flowgentic_actors.adapters.backlog import Backlog
 from flowgentic_actors.adapters.items import micros_of, time_of
 from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thread_position
-from flowgentic_actors.adapters.parts import (
-    KIND,
-    MARK,
-    SPLIT,
-    Outgoing,
-    RecentLists,
-    find,
-    load,
-    read_manifest,
-)
+from flowgentic_actors.adapters.parts import KIND, MARK, find, load, read_manifest
+from flowgentic_actors.adapters.parts_known import RecentLists
+from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
 from flowgentic_actors.adapters.plan import Ask, Plan, ask_all, ask_all_sync, run, run_sync
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.engine.commands import (

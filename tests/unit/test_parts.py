@@ -16,9 +16,11 @@ from langgraph.checkpoint.base import ChannelVersions
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from flowgentic_actors.adapters import checkpoint as checkpoint_module
-from flowgentic_actors.adapters import parts
+from flowgentic_actors.adapters import parts, parts_cutting, parts_known, parts_sending
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
-from flowgentic_actors.adapters.parts import LongList, Part, RecentLists, cut, load
+from flowgentic_actors.adapters.parts import LongList, Part, load
+from flowgentic_actors.adapters.parts_cutting import cut
+from flowgentic_actors.adapters.parts_known import RecentLists
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import Command, ListCheckpoints, PutCheckpoint
@@ -45,12 +47,12 @@ REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 def small_parts() -> Iterator[None]:
     """Parts of a few items, so that short lists have many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "SPLIT", 40)
+        patch.setattr(parts_sending, "SPLIT", 40)
         patch.setattr(checkpoint_module, "SPLIT", 40)
-        patch.setattr(parts, "PART", 200)
-        patch.setattr(parts, "_TINY", 12)
-        patch.setattr(parts, "_SCAN", 800)
-        patch.setattr(parts, "_FRAGMENTS", 6)
+        patch.setattr(parts_cutting, "PART", 200)
+        patch.setattr(parts_cutting, "_TINY", 12)
+        patch.setattr(parts_cutting, "_SCAN", 800)
+        patch.setattr(parts_cutting, "_FRAGMENTS", 6)
         yield
 
 
@@ -111,8 +113,8 @@ def test_any_list_is_the_sum_of_its_parts(data: st.DataObject) -> None:
         for part, blob in found:
             assert part.size == len(blob[1])
             assert part.items > 0
-            assert part.size <= 2 * parts.PART or part.items == 1
-        assert len(found) <= 6 + 8 * sum(part.size for part, _ in found) / parts.PART + 8
+            assert part.size <= 2 * parts_cutting.PART or part.items == 1
+        assert len(found) <= 6 + 8 * sum(part.size for part, _ in found) / parts_cutting.PART + 8
         base = tuple(part for part, _ in found)
         value = data.draw(changed(value))
 
@@ -140,7 +142,7 @@ def test_a_long_conversation_is_written_a_few_times_over() -> None:
         written += sum(part.size for part, _ in found if part.name not in stored)
         base = tuple(part for part, _ in found)
         size = sum(part.size for part in base)
-        most = max(most, len(base) - 4 * size // parts.PART)
+        most = max(most, len(base) - 4 * size // parts_cutting.PART)
     assert written < 6 * size
     assert most <= 16  # beyond what the size accounts for
 
@@ -168,7 +170,7 @@ def test_items_taken_out_or_put_in_cost_what_is_around_them(where: int, count: i
         found = cut(after, dumps, base)
         assert whole(found) == after
         new = sum(part.size for part, _ in found if part.name not in stored)
-        assert new < (count + 4) * 40 + 3 * parts.PART
+        assert new < (count + 4) * 40 + 3 * parts_cutting.PART
 
 
 def test_items_that_are_all_the_same_are_no_trouble() -> None:
@@ -179,15 +181,15 @@ def test_items_that_are_all_the_same_are_no_trouble() -> None:
 
 
 def test_the_type_of_a_blob_belongs_to_its_name() -> None:
-    assert parts._name_of(("a", b"bc")) != parts._name_of(("ab", b"c"))
-    assert parts._name_of(("a", b"bc")) == parts._name_of(("a", b"bc"))
+    assert parts.name_of(("a", b"bc")) != parts.name_of(("ab", b"c"))
+    assert parts.name_of(("a", b"bc")) == parts.name_of(("a", b"bc"))
 
 
 def test_a_list_that_was_never_cut_is_cut_by_its_size() -> None:
     value = [{"text": "x" * size} for size in random.Random(1).choices([1, 50, 500], k=200)]
     found = cut(value, dumps, average=len(dumps(value)[1]) / 200)
     assert whole(found) == value
-    assert len(found) < 2 * len(dumps(value)[1]) / parts.PART
+    assert len(found) < 2 * len(dumps(value)[1]) / parts_cutting.PART
 
 
 def test_a_part_that_is_not_there_is_told() -> None:
@@ -225,7 +227,7 @@ def test_the_lists_of_the_parent_come_first() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_REMEMBERED", 100)
+    monkeypatch.setattr(parts_known, "_REMEMBERED", 100)
     recent = RecentLists()
     for number in range(40):
         for step in range(3):

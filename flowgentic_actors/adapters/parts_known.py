@@ -1,0 +1,90 @@
+"""What a process knows of the long lists that are stored."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from flowgentic_actors.adapters.parts import LongList
+
+_CHECKPOINTS = 4  # of each namespace, whose lists are remembered
+_REMEMBERED = 50_000  # parts, some 250 bytes each
+
+
+class _Branch:
+    """The lists of the last checkpoints of a namespace, by checkpoint id; the last one at the end.
+
+    Attributes:
+        checkpoints: Them.
+        weight: Most parts that any of them ever had; they share most of theirs.
+    """
+
+    __slots__ = ("checkpoints", "weight")
+
+    def __init__(self) -> None:
+        self.checkpoints: dict[str, dict[str, LongList]] = {}
+        self.weight = 0
+
+    def __bool__(self) -> bool:
+        return any(self.checkpoints.values())
+
+    def put(self, checkpoint_id: str, lists: dict[str, LongList]) -> None:
+        """Make a checkpoint the last one."""
+        self.checkpoints.pop(checkpoint_id, None)
+        self.checkpoints[checkpoint_id] = lists
+        if len(self.checkpoints) > _CHECKPOINTS:
+            del self.checkpoints[next(iter(self.checkpoints))]
+        self.weight = max(self.weight, sum([len(found.parts) for found in lists.values()]))
+
+
+class RecentLists:
+    """The lists in parts that the last checkpoints of each namespace have, as this process knows.
+
+    What it says is stored may be gone meanwhile: the shard is always asked. Any thread may use it.
+    """
+
+    __slots__ = ("_branches", "_lock", "_parts")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._parts = 0
+        # By thread and namespace, the one that was used last at the end.
+        self._branches: OrderedDict[tuple[str, str], _Branch] = OrderedDict()
+
+    def of(
+        self, thread_id: str, ns: str, checkpoint_id: str | None
+    ) -> Mapping[str, Sequence[LongList]]:
+        """Lists of a namespace by channel: a checkpoint's first, then from the last one back."""
+        if (thread_id, ns) not in self._branches:
+            return _NONE
+        with self._lock:
+            branch = self._branches.get((thread_id, ns))
+            if branch is None:
+                return _NONE
+            self._branches.move_to_end((thread_id, ns))
+            found: dict[str, list[LongList]] = {}
+            first = branch.checkpoints.get(checkpoint_id or "", _NO_LISTS)
+            for lists in (first, *reversed(branch.checkpoints.values())):
+                for channel, known in lists.items():
+                    found.setdefault(channel, []).append(known)
+            return found
+
+    def remember(
+        self, thread_id: str, ns: str, checkpoint_id: str, lists: dict[str, LongList]
+    ) -> None:
+        """Note what lists a checkpoint has, which is stored."""
+        with self._lock:
+            branch = self._branches.pop((thread_id, ns), None) or _Branch()
+            self._parts -= branch.weight
+            branch.put(checkpoint_id, lists)
+            if branch:
+                self._branches[thread_id, ns] = branch
+                self._parts += branch.weight
+            while self._parts > _REMEMBERED and len(self._branches) > 1:
+                self._parts -= self._branches.popitem(last=False)[1].weight
+
+
+_NO_LISTS: Final[dict[str, LongList]] = {}
+_NONE: Final[Mapping[str, Sequence[LongList]]] = {}
