@@ -53,6 +53,11 @@ Answered = TypeVar("Answered", default=Raw)
 _Answer = asyncio.Future[Raw]
 
 CONNECT_TIMEOUT = 5.0
+
+TOGETHER = 16
+"""So many requests of one tick leave without waiting for the others, so the actor is not idle while
+they are made, nor the caller while the actor is at work."""
+
 _FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
 _WRITE_BUFFER = 4 << 20  # bytes in the transport beyond which requests wait unsent
 
@@ -140,12 +145,14 @@ class AsyncConnection:
         answer: _Answer = asyncio.Future(loop=self._loop)
         pending = self._session.open(body, timeout, monotonic(), answer)
         self._queue.append(pending)
-        if not self._flushing:
-            if self._wire is not None and self._session.alone:
-                self._flush()  # nobody else is on the way whom it could share a frame with
-            else:
-                self._flushing = True
-                self._loop.call_soon(self._flush)
+        if self._wire is not None and (
+            self._session.alone  # nobody is on the way whom it could share a frame with
+            or len(self._queue) == TOGETHER
+        ):
+            self._flush()
+        elif not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
         if pending.deadline < self._alarm_at:
             self._arm(pending.deadline)
         return pending

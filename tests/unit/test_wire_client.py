@@ -30,7 +30,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.wire import server as wire_server
 from flowgentic_actors.wire.channel import ServerChannel, server_channel
-from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.client import TOGETHER, AsyncConnection
 from flowgentic_actors.wire.messages import (
     Cancel,
     Hello,
@@ -168,8 +168,9 @@ async def test_requests_of_one_tick_travel_in_one_frame(path: Path) -> None:
             async with asyncio.TaskGroup() as tasks:
                 asked = [tasks.create_task(connection.request(body(n), 30)) for n in range(100)]
             assert [number(task.result()) for task in asked] == list(range(100))
-        # the first of a tick is on its way before the others are made; those travel together
-        assert [len(frame) for frame in peer.frames] == [1, 100, 1, 99, 1, 99]
+        # the first of a tick is on its way before the others are made; those travel in groups
+        groups = [1, *[TOGETHER] * (99 // TOGETHER), 99 % TOGETHER]
+        assert [len(frame) for frame in peer.frames] == [1, 100, *groups, *groups]
         assert len(peer.hellos) == 1
 
 
