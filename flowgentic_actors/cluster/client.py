@@ -155,6 +155,8 @@ class RemoteClient:
             for one in begun[len(answers) :]:
                 if not isinstance(one, Exception):
                     one[0].give_up(one[1])
+                    if one[1].waiter.done() and not one[1].waiter.cancelled():
+                        one[1].waiter.exception()  # nobody will: asyncio would complain
             raise
         return answers
 

@@ -544,7 +544,7 @@ class _Dict:
         self._not_there, self._is_full = ddict.DDictKeyError, ddict.DDictFullError
         self._whole = whole
         self._clients = [
-            whole.manager(number).pickler(_Raw, _Raw) for number in range(self._managers)
+            whole.manager(number).pickler(RawBytes, RawBytes) for number in range(self._managers)
         ]
 
     def put(self, key: int, data: bytes) -> None:
@@ -587,23 +587,27 @@ class _Dict:
         self._whole = None
 
 
-class _Raw:
+class RawBytes:
     """A DDict's pickler for bytes, which are left as they are."""
 
     @staticmethod
     def dumps(key: bytes) -> bytes:
+        """A key, as it is."""
         return key
 
     @staticmethod
     def loads(key: bytes) -> bytes:
+        """A key, as it was."""
         return key
 
     @staticmethod
     def dump(value: bytes, file: Any) -> None:
+        """Write a value, as it is."""
         file.write(value)
 
     @staticmethod
     def load(file: Any) -> bytes:
+        """Read a value, which may come in pieces."""
         parts = []
         with contextlib.suppress(EOFError):
             while part := file.read(0):

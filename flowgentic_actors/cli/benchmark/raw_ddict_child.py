@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
@@ -11,33 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
+from flowgentic_actors.storage.ddict import RawBytes
+
 _TIMEOUT: Final = 20.0
 _POOL: Final = 256 << 20
 _KEYS: Final = 16  # of each size, overwritten in turn
-
-
-class _Bytes:
-    """A pickler for a DDict that leaves bytes as they are."""
-
-    @staticmethod
-    def dumps(key: bytes) -> bytes:
-        return key
-
-    @staticmethod
-    def loads(key: bytes) -> bytes:
-        return key
-
-    @staticmethod
-    def dump(value: bytes, file: Any) -> None:
-        file.write(value)
-
-    @staticmethod
-    def load(file: Any) -> bytes:
-        parts = []
-        with contextlib.suppress(EOFError):
-            while part := file.read(0):
-                parts.append(part)
-        return b"".join(parts)
 
 
 def main() -> int:
@@ -48,7 +25,7 @@ def main() -> int:
         link.connect(sys.argv[1])
         with link.makefile("rwb") as lines:
             whole = DDict(1, 1, _POOL, timeout=_TIMEOUT)
-            with whole.pickler(_Bytes, _Bytes) as pool:
+            with whole.pickler(RawBytes, RawBytes) as pool:
                 _tell(lines, {"ready": True})
                 while (asked := msgspec.json.decode(lines.readline() or b"null")) is not None:
                     try:
