@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,7 @@ from flowgentic_actors.shard.entries import (
     decode_entry,
     own_entry,
 )
+from flowgentic_actors.shard.hot import HotKeys, key_of, sampling
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.shard.settings import ShardSettings
@@ -118,6 +120,8 @@ class ShardActor:
         self._sweeping: asyncio.Task[None] | None = None
         self._clock = Clock()
         self._sessions = Sessions()
+        self._hot_keys = HotKeys(time.monotonic())
+        self._sampling = sampling()
         self._durable = ack == "disk"
         self._appends = appends == "thread"
         self._syncer: Syncer | None = None
@@ -184,6 +188,8 @@ class ShardActor:
         """Carry out a command; see `Actor.handle`."""
         try:
             command = _decode_command(call.body)
+            if next(self._sampling):
+                self._hot_keys.saw(key_of(command), time.monotonic())
             if type(command) not in _WRITES:
                 return self._query(command)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -214,6 +220,7 @@ class ShardActor:
             "compactions": self._compactor.done,
             "replayed_writes": self._replayed,
             "sessions": len(self._sessions),
+            **self._hot_keys.stats(time.monotonic()),
         }
 
     async def drained(self) -> None:
