@@ -7,6 +7,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from flowgentic_actors.shard.hot import hot_in
+
 
 class ActorStatus(Struct, frozen=True, kw_only=True):
     """One memory actor.
@@ -38,6 +40,8 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
         ddict_bytes: Bytes in its DDict, 0 without one.
         cold_reads: Values that this incarnation had to fetch from the DDict or the journal.
         ddict_reads: Those of them that came from the DDict.
+        hot: Threads, and namespaces by their first labels, that take a large part of its requests,
+            such as `thread 'abc' 61 %`; none while it has few, nor in a local cluster.
     """
 
     name: str
@@ -65,11 +69,13 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
     ddict_bytes: int = 0
     cold_reads: int = 0
     ddict_reads: int = 0
+    hot: tuple[str, ...] = ()
 
 
 def known_stats(stats: Mapping[str, int]) -> dict[str, Any]:
     """Those of an actor's counters that its status tells."""
-    return {name: stats[name] for name in ActorStatus.__struct_fields__ if name in stats}
+    known = {name: stats[name] for name in ActorStatus.__struct_fields__ if name in stats}
+    return {**known, "hot": hot_in(stats)}
 
 
 class ClusterStatus(Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ that its keys could be moved to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import cycle
+from itertools import cycle, islice
 from math import sqrt
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
@@ -120,7 +120,8 @@ class HotKeys:
         elif len(counts) < self._size:
             counts[key] = 1
         else:
-            fewest = min(counts, key=counts.__getitem__)
+            values = list(counts.values())
+            fewest = next(islice(counts, values.index(min(values)), None))
             errors.pop(fewest, None)
             errors[key] = counts.pop(fewest)
             counts[key] = errors[key] + 1
@@ -201,5 +202,5 @@ def _cut(text: str) -> str:
 
 
 def _counter(kind: str, text: str) -> str:
-    """A key as the name of a counter: users choose ids, a message takes no lone surrogates."""
+    """A key as the name of a counter; users choose ids, a name is short, printable text."""
     return f"{_PREFIX}{kind} {_cut(repr(text))}"
