@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import Raw
 
+from flowgentic_actors.wire.addresses import Address, describe
 from flowgentic_actors.wire.blocking import BlockingPool
 from flowgentic_actors.wire.client import Answered, AsyncConnection, as_it_is
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -26,7 +27,7 @@ class ActorRef:
 
     Args:
         name: The actor's name, for messages.
-        address: Path of its Unix socket.
+        address: Where it is.
         secret: The cluster's secret.
         max_bytes: Largest message, bytes.
         pool: Blocking connections that may be open at once.
@@ -35,7 +36,9 @@ class ActorRef:
     _lock: threading.Lock
     _connections: dict[asyncio.AbstractEventLoop, AsyncConnection]
 
-    def __init__(self, name: str, address: str, secret: bytes, max_bytes: int, pool: int) -> None:
+    def __init__(
+        self, name: str, address: Address, secret: bytes, max_bytes: int, pool: int
+    ) -> None:
         self.name = name
         self.address = address
         self._secret = secret
@@ -45,7 +48,7 @@ class ActorRef:
         let_go_after_fork(self)
 
     def __repr__(self) -> str:
-        return f"<ActorRef {self.name} at {self.address}>"
+        return f"<ActorRef {self.name} at {describe(self.address)}>"
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("an ActorRef holds live connections: send memory.handle and attach instead")
@@ -77,6 +80,25 @@ class ActorRef:
                 with contextlib.suppress(RuntimeError):  # that loop was closed just now
                     loop.call_soon_threadsafe(connection.abandon)
 
+    def move(self, address: Address) -> None:
+        """Go on at another address: the actor is there now. Callable from any thread.
+
+        What is unfinished is sent there again, under the same numbers.
+        """
+        with self._lock:
+            if address == self.address:
+                return
+            self.address = address
+            connections = list(self._connections.items())
+        self._blocking.move(address)
+        here = _running_loop()
+        for loop, connection in connections:
+            if loop is here:
+                connection.move(address)
+            elif not loop.is_closed():
+                with contextlib.suppress(RuntimeError):  # that loop was closed just now
+                    loop.call_soon_threadsafe(connection.move, address)
+
     def close_blocking(self) -> None:
         """Close the connections of blocking calls; enough where only those were made."""
         self._blocking.close()
@@ -97,3 +119,10 @@ class ActorRef:
             connection = AsyncConnection(self.address, self._secret, self.name, self._max_bytes)
             self._connections[asyncio.get_running_loop()] = connection
         return connection
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

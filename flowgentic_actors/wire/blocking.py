@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import ssl
 import threading
 import time
 
@@ -18,6 +19,7 @@ from flowgentic_actors.errors import (
     RequestError,
     WireError,
 )
+from flowgentic_actors.wire.addresses import Address, connect, hang_up, unanswered
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.client import CONNECT_TIMEOUT
 from flowgentic_actors.wire.messages import (
@@ -40,9 +42,10 @@ from flowgentic_actors.wire.session import (
     refusal,
     untrusted,
 )
-from flowgentic_actors.wire.sockets import let_go_after_fork, widen
+from flowgentic_actors.wire.sockets import let_go_after_fork
 
 _READ = 1 << 18
+_LOOK = 1.0
 _FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
 
 
@@ -50,7 +53,7 @@ class BlockingConnection:
     """Requests to one actor, one at a time, from whichever thread holds it."""
 
     def __init__(
-        self, address: str, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
+        self, address: Address, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
     ) -> None:
         self._address = address
         self._secret = secret
@@ -58,6 +61,10 @@ class BlockingConnection:
         self._max_bytes = max_bytes
         self._role = role
         self._session: Session[None] = Session()
+        self._lock = threading.Lock()  # for what another thread touches, which `move` does
+        self._moves = 0
+        self._dialled_after = 0  # moves
+        self._open: socket.socket | None = None  # in use, or on its way there
         self._sock: socket.socket | None = None
         self._channel: ClientChannel | None = None
 
@@ -72,9 +79,13 @@ class BlockingConnection:
                 attempts = pending.attempts
                 try:
                     return self._attempt(pending)
-                except AuthenticationError as error:
-                    raise untrusted(pending, self._peer, error) from error
                 except (OSError, WireError) as error:
+                    if self._dialled_after != self._moves:
+                        self.close()  # nobody's fault: go on at the new address
+                        delay = _FIRST_RETRY
+                        continue
+                    if isinstance(error, AuthenticationError):
+                        raise untrusted(pending, self._peer, error) from error
                     congested = isinstance(error, TimeoutError) and self._sock is not None
                     cause = f"{type(error).__name__}: {error}".rstrip(": ")
                     self.close()
@@ -96,9 +107,28 @@ class BlockingConnection:
 
     def close(self) -> None:
         """Close the socket, if there is one."""
-        if self._sock is not None:
-            self._sock.close()
-        self._sock = self._channel = None
+        with self._lock:
+            self._let_go()
+
+    def move(self, address: Address) -> None:
+        """Go on at another address, with the same session; callable from any thread.
+
+        A request that waits for its answer is sent there.
+        """
+        with self._lock:
+            self._address = address
+            self._moves += 1
+            if self._open is not None:
+                hang_up(self._open)
+
+    def after_fork(self) -> None:
+        """Close the child's copy: a thread that is not there any more may have held the lock."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._open is not None:
+            self._open.close()
+        self._open = self._sock = self._channel = None
 
     def _attempt(self, pending: Pending[None]) -> Raw:
         sock, channel = self._connected(pending.deadline)
@@ -120,21 +150,30 @@ class BlockingConnection:
         if self._sock is not None and self._channel is not None:
             return self._sock, self._channel
         deadline = min(deadline, time.monotonic() + CONNECT_TIMEOUT)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        widen(sock)
+        with self._lock:
+            address, self._dialled_after = self._address, self._moves
+        sock = connect(address, _left(deadline), self._announced)
         try:
-            sock.settimeout(_left(deadline))
-            sock.connect(self._address)
             channel = client_channel(self._secret, self._max_bytes)
             channel.send(Hello(self._role, self._session.id, os.getpid()))
             self._write(sock, channel, deadline)
             while not isinstance(self._first(sock, channel, deadline), Welcome):
                 pass
+            self._check_place()
         except BaseException:
-            sock.close()
+            self.close()
             raise
         self._sock, self._channel = sock, channel
         return sock, channel
+
+    def _announced(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._open = sock
+        self._check_place()
+
+    def _check_place(self) -> None:
+        if self._dialled_after != self._moves:
+            raise ConnectionAbortedError("the actor is somewhere else now")
 
     def _first(
         self, sock: socket.socket, channel: ClientChannel, deadline: float
@@ -151,11 +190,28 @@ class BlockingConnection:
 
     @staticmethod
     def _read(sock: socket.socket, channel: ClientChannel, deadline: float) -> list[ToClient]:
-        sock.settimeout(_left(deadline))
-        data = sock.recv(_READ)
+        if isinstance(sock, ssl.SSLSocket):
+            data = _read_watching(sock, deadline)
+        else:
+            sock.settimeout(_left(deadline))
+            data = sock.recv(_READ)
         if not data:
             raise ConnectionResetError("the actor closed the connection")
         return [message for messages in channel.receive(data) for message in messages]
+
+
+def _read_watching(sock: ssl.SSLSocket, deadline: float) -> bytes:
+    """Read, and see once a second whether the actor's node still answers at all."""
+    while True:
+        left = _left(deadline)
+        sock.settimeout(min(left, _LOOK))
+        try:
+            return sock.recv(_READ)
+        except TimeoutError:
+            if left <= _LOOK:
+                raise
+        if unanswered(sock):
+            raise ConnectionAbortedError("the actor's node does not answer any more")
 
 
 def _left(deadline: float) -> float:
@@ -171,7 +227,9 @@ class BlockingPool:
     A connection belongs to a call while the call lasts, never to a thread.
     """
 
-    def __init__(self, address: str, secret: bytes, peer: str, max_bytes: int, size: int) -> None:
+    def __init__(
+        self, address: Address, secret: bytes, peer: str, max_bytes: int, size: int
+    ) -> None:
         self._arguments = (address, secret, peer, max_bytes)
         self._peer = peer
         self._size = size
@@ -203,10 +261,20 @@ class BlockingPool:
             self._idle.clear()
             self._condition.notify_all()
 
+    def move(self, address: Address) -> None:
+        """Have every call go on at another address; see `BlockingConnection.move`."""
+        with self._condition:
+            self._arguments = (address, *self._arguments[1:])
+            for connection in self._out:
+                connection.move(address)
+            for connection in self._idle:
+                connection.move(address)
+                connection.close()
+
     def after_fork(self) -> None:
         """Close the child's copies and begin anew: another thread may have held the lock."""
         for connection in [*self._idle, *self._out]:
-            connection.close()
+            connection.after_fork()
         self._reset()
 
     def _check_out(self, timeout: float) -> BlockingConnection:

@@ -23,6 +23,7 @@ from flowgentic_actors.errors import (
     ProtocolError,
     WireError,
 )
+from flowgentic_actors.wire.addresses import Address, dial, secure, unanswered
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.frames import FRAME_TARGET
 from flowgentic_actors.wire.messages import (
@@ -46,7 +47,7 @@ from flowgentic_actors.wire.session import (
     refusal,
     untrusted,
 )
-from flowgentic_actors.wire.sockets import let_go_after_fork, widen
+from flowgentic_actors.wire.sockets import let_go_after_fork
 
 Answered = TypeVar("Answered", default=Raw)
 
@@ -59,6 +60,7 @@ TOGETHER = 16
 they are made, nor the caller while the actor is at work."""
 
 _FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
+_LOOK = 1.0
 _WRITE_BUFFER = 4 << 20  # bytes in the transport beyond which requests wait unsent
 
 
@@ -76,7 +78,7 @@ class AsyncConnection:
     belongs to the loop it was made in.
 
     Args:
-        address: Path of the actor's Unix socket.
+        address: Where the actor is.
         secret: The cluster's secret.
         peer: The actor's name, for messages.
         max_bytes: Largest message, bytes.
@@ -84,7 +86,7 @@ class AsyncConnection:
     """
 
     def __init__(
-        self, address: str, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
+        self, address: Address, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._address = address
@@ -178,6 +180,23 @@ class AsyncConnection:
         if self._wire is not None:
             self._wire.end()
 
+    def move(self, address: Address) -> None:
+        """Go on at another address, with the same session: the actor is there now.
+
+        What is unfinished is sent again. The end of the old connection is nobody's fault.
+        """
+        self._address = address
+        self._fruitless = 0
+        self._alone = None
+        if self._connecting is not None:
+            self._connecting.cancel()  # and begins anew
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.end()
+        self._queue = deque(self._session)
+        if self._queue:
+            self._flush_soon()
+
     def after_fork(self) -> None:
         """Close the child's copy of the socket; the parent's stays as it is."""
         self._closed = True
@@ -197,6 +216,7 @@ class AsyncConnection:
         if wire is None:
             if len(self._session) and self._connecting is None and not self._closed:
                 self._connecting = self._loop.create_task(self._connect())
+                self._connecting.add_done_callback(self._connected)
             return
         now, low = monotonic(), self._session.low
         queue, send = self._queue, wire.channel.send
@@ -292,46 +312,45 @@ class AsyncConnection:
     async def _connect(self) -> None:
         # Right away after a first loss; slower when connections come up and answer nothing.
         delay = _FIRST_RETRY * 2 ** min(self._fruitless, 6)
-        try:
-            if self._fruitless > 1:
-                await asyncio.sleep(min(delay, _LAST_RETRY))
-            while len(self._session) and not self._closed:
-                try:
-                    async with asyncio.timeout(CONNECT_TIMEOUT):
-                        self._wire = await self._dial()
-                except AuthenticationError as error:
-                    self._refused(error)  # no retry will change that
-                    return
-                except (OSError, TimeoutError, WireError) as error:
-                    self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")
-                else:
-                    self._queue = deque(self._session)
-                    return
-                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
-                delay = min(delay * 2, _LAST_RETRY)
-        finally:
-            self._connecting = None
-            self._flush_soon()
+        if self._fruitless > 1:
+            await asyncio.sleep(min(delay, _LAST_RETRY))
+        while len(self._session) and not self._closed:
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    self._wire = await self._dial()
+            except AuthenticationError as error:
+                self._refused(error)  # no retry will change that
+                return
+            except (OSError, TimeoutError, WireError) as error:
+                self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")
+            else:
+                self._queue = deque(self._session)
+                self._flush_soon()
+                return
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
+            delay = min(delay * 2, _LAST_RETRY)
+
+    def _connected(self, _: asyncio.Task[None]) -> None:
+        # Not at the end of `_connect`, which does not even begin when it is cancelled at once.
+        self._connecting = None
+        self._flush_soon()
 
     def _refused(self, error: AuthenticationError) -> None:
         for pending in list(self._session):
             self._fail(pending, untrusted(pending, self._peer, error))
 
     async def _dial(self) -> _Wire:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        widen(sock)
+        address = self._address
         channel = client_channel(self._secret, self._max_bytes)
         channel.send(Hello(self._role, self._session.id, os.getpid()))
-        wire = _Wire(self, channel, sock)
+        wire = _Wire(self, channel, await dial(self._loop, address))
         try:
-            sock.setblocking(False)
-            await self._loop.sock_connect(sock, self._address)
-            await self._loop.create_unix_connection(lambda: wire, sock=sock)
+            await secure(self._loop, wire, wire.sock, address)
             await wire.welcomed
+            await self._watch_loop_end(wire)
         except BaseException:
             wire.end()
             raise
-        await self._watch_loop_end(wire)
         return wire
 
     async def _watch_loop_end(self, wire: _Wire) -> None:
@@ -368,6 +387,7 @@ class _Wire(asyncio.Protocol):
         self.welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
         self._reason: str | None = None
+        self._watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with the greeting."""
@@ -376,6 +396,16 @@ class _Wire(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=_WRITE_BUFFER)
         self.write()
+        if self.sock.family != socket.AF_UNIX:
+            self._look()
+
+    def _look(self) -> None:
+        """See once a second whether the actor's node still answers at all."""
+        if unanswered(self.sock):
+            self._reason = "the actor's node does not answer any more"
+            self.end()
+        else:
+            self._watch = asyncio.get_running_loop().call_later(_LOOK, self._look)
 
     def write(self) -> None:
         """Hand what the channel holds to the transport."""
@@ -421,6 +451,8 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits."""
+        if self._watch is not None:
+            self._watch.cancel()
         self.ended.set()
         reason = self._reason or str(exc or "the actor closed the connection")
         if not self.welcomed.done():

@@ -7,10 +7,12 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
-from typing import Protocol, cast
+import ssl
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Protocol, cast
 
 from flowgentic_actors.errors import ProtocolError, WireError
+from flowgentic_actors.wire.addresses import CLOSING, keep_alive, limit_unread
 from flowgentic_actors.wire.channel import server_channel
 from flowgentic_actors.wire.messages import (
     NO_BODY,
@@ -29,6 +31,7 @@ HANDSHAKE_TIMEOUT = 5.0
 FLUSH_TIMEOUT = 1.0
 MAX_CONNECTIONS = 4096
 _WRITE_BUFFER = 4 << 20
+_BACKLOG = 512
 
 
 class Handler(Protocol):
@@ -51,16 +54,24 @@ class Handler(Protocol):
 class Connection(asyncio.Protocol):
     """One accepted connection.
 
+    Args:
+        server: Who accepted it.
+        context: For TLS, which every connection over TCP begins with; None on a Unix socket.
+
     Attributes:
+        remote: Whether it came over TCP.
         role: What the peer said it is for.
         session: The peer's session id.
-        pid: The peer's process, from the operating system where it tells.
+        pid: The peer's process, from the operating system where it tells, else what the peer says.
         clogged: Whether the peer does not read what it is sent.
         on_clear: Called when it reads again.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, context: ssl.SSLContext | None = None) -> None:
         self._server = server
+        self._context = context
+        self._bare: asyncio.Transport | None = None  # below TLS, until that is agreed upon
+        self._ended = self._lost = False
         self._channel = server_channel(server.secret, server.max_bytes)
         self._transport: asyncio.Transport | None = None
         self._flushing = False
@@ -68,6 +79,8 @@ class Connection(asyncio.Protocol):
         self._held: list[bytes] = []  # arrived after reading was paused
         self._pauses = 0
         self._patience: asyncio.TimerHandle | None = None
+        self._origin = ""
+        self.remote = context is not None
         self.greeted = False
         self.role: Role = "client"
         self.session = b""
@@ -76,7 +89,7 @@ class Connection(asyncio.Protocol):
         self.on_clear: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
-        return f"<{self.role} connection of pid {self.pid}>"
+        return f"<{self.role} connection of pid {self.pid}{self._origin}>"
 
     # ------------------------------------------------------------------ towards the peer
 
@@ -117,11 +130,14 @@ class Connection(asyncio.Protocol):
         self.flush()
         if self._transport is not None:
             self._transport.close()
+        else:
+            self.abort()  # there can be nothing to flush
 
     def abort(self) -> None:
         """Close at once."""
-        if self._transport is not None:
-            self._transport.abort()
+        transport = self._transport or self._bare
+        if transport is not None:
+            transport.abort()
 
     # ------------------------------------------------------------------ the transport's callbacks
 
@@ -129,20 +145,56 @@ class Connection(asyncio.Protocol):
         """Check who is there and give them a while to prove themselves."""
         # uvloop's transports are not subclasses of asyncio's, though they are transports
         transport = cast("asyncio.Transport", transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_WRITE_BUFFER)
         sock: socket.socket = transport.get_extra_info("socket")
-        try:
-            check_peer(sock)
-            widen(sock)
-        except WireError as error:
-            self._end(error)
-            return
-        self.pid = peer_pid(sock) or 0
+        if self._context is None:
+            self._transport = transport
+            transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+            try:
+                check_peer(sock)
+                widen(sock)
+            except WireError as error:
+                self._end(error)
+                return
+            self.pid = peer_pid(sock) or 0
+        else:
+            self._bare = transport
+            transport.pause_reading()  # what comes now is for TLS
+            host, port, *_ = transport.get_extra_info("peername") or ("?", 0)
+            self._origin = f" at {host}:{port}"
         if not self._server.admit(self):
             self._end(ProtocolError(f"more than {MAX_CONNECTIONS} connections"))
             return
         self._patience = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._too_slow)
+        if self._context is not None:
+            keep_alive(sock)
+            limit_unread(sock)
+            self._server.spawn(self._secure(transport, self._context))
+
+    async def _secure(self, bare: asyncio.Transport, context: ssl.SSLContext) -> None:
+        """Put TLS between the socket and this protocol, or let go of whoever cannot do it."""
+        if bare.is_closing():
+            return  # TLS would wait for an end that was told already
+        secured: asyncio.Transport | None = None
+        try:
+            secured = await asyncio.get_running_loop().start_tls(
+                bare,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+                ssl_shutdown_timeout=CLOSING,
+            )
+        except OSError as error:
+            if not self._ended:
+                reason = f"{type(error).__name__}: {error}".rstrip(": ")
+                self._end(ProtocolError(f"no TLS connection came about: {reason}"))
+        self._bare = None
+        if secured is None or self._lost:
+            self.connection_lost(None)  # nobody else tells: so far, this was TLS's connection
+            return
+        self._transport = secured
+        secured.set_write_buffer_limits(high=_WRITE_BUFFER)
+        self._pump()  # what came together with the end of TLS's handshake
 
     def data_received(self, data: bytes) -> None:
         """Decode now, or later when paused."""
@@ -173,6 +225,7 @@ class Connection(asyncio.Protocol):
             logger.info("%r is lost: %s", self, exc)
         if self._patience is not None:
             self._patience.cancel()
+        self._lost = True
         self._transport = None
         self._incoming = None
         self._held.clear()
@@ -221,12 +274,13 @@ class Connection(asyncio.Protocol):
         self._end(ProtocolError(f"no complete handshake within {HANDSHAKE_TIMEOUT} s"))
 
     def _end(self, error: WireError) -> None:
+        self._ended = True
         logger.warning("%r is ended: %s", self, error)
         self.abort()
 
 
 class Server:
-    """Listens on a Unix socket and owns the connections accepted there.
+    """Listens on a Unix socket, on TCP or on both, and owns the connections accepted there.
 
     Args:
         handler: Who gets the messages.
@@ -246,7 +300,8 @@ class Server:
         self._connections: set[Connection] = set()
         self._empty = asyncio.Event()
         self._empty.set()
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
+        self._handshakes: set[asyncio.Task[None]] = set()
 
     @property
     def connections(self) -> frozenset[Connection]:
@@ -254,18 +309,49 @@ class Server:
         return frozenset(self._connections)
 
     async def listen(self, path: str) -> None:
-        """Begin to accept connections."""
+        """Begin to accept connections on a Unix socket."""
         check_path(path)
         # A socket file that a dead predecessor left is replaced by asyncio.
-        self._listener = await asyncio.get_running_loop().create_unix_server(
-            lambda: Connection(self), path, backlog=512
+        self._listeners.append(
+            await asyncio.get_running_loop().create_unix_server(
+                lambda: Connection(self), path, backlog=_BACKLOG
+            )
         )
+
+    async def listen_tcp(self, host: str, context: ssl.SSLContext) -> int:
+        """Begin to accept connections over TCP, which begin with TLS.
+
+        Args:
+            host: Name or number of the interface; of several addresses of a name, the first counts.
+            context: The certificate and key to show.
+
+        Returns:
+            The port, which the system chose.
+
+        Raises:
+            OSError: If there is no such interface.
+        """
+        loop = asyncio.get_running_loop()
+        family, kind, protocol, _, where = (
+            await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.bind(where)
+            listener = await loop.create_server(
+                lambda: Connection(self, context), sock=sock, backlog=_BACKLOG
+            )
+        except BaseException:
+            sock.close()
+            raise
+        self._listeners.append(listener)
+        return int(sock.getsockname()[1])
 
     def stop_listening(self) -> None:
         """Accept no more connections; those that are open stay."""
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
 
     async def close(self) -> None:
         """Stop listening, flush and close every connection; cut off what is not read in time."""
@@ -278,6 +364,14 @@ class Server:
         for connection in list(self._connections):
             connection.abort()
         await asyncio.sleep(0)
+        if self._handshakes:
+            await asyncio.wait(self._handshakes, timeout=FLUSH_TIMEOUT)
+
+    def spawn(self, handshake: Coroutine[Any, Any, None]) -> None:
+        """Run a connection's TLS handshake; called by the connection itself."""
+        task = asyncio.get_running_loop().create_task(handshake)
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
 
     def admit(self, connection: Connection) -> bool:
         """Whether there is room for one more connection; called by the connection itself."""

@@ -1,0 +1,266 @@
+"""Where a server is, and how to dial it: a Unix socket here, or TCP with TLS between nodes.
+
+Over TCP the certificate is part of the address: nothing is sent to whoever cannot show that it has
+the key. Names prove nothing, because addresses are found at run time, so every certificate names
+`SERVER_NAME`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Annotated, Final, TypeAlias
+
+from msgspec import Meta, Struct
+
+from flowgentic_actors.errors import AuthenticationError
+from flowgentic_actors.wire.sockets import widen
+
+SERVER_NAME: Final = "flowgentic-actors"
+"""The name in every certificate, in the place of a host's."""
+
+CLOSING: Final = 1.0
+"""Seconds that a peer has to agree to the end of a TLS connection."""
+
+SILENCE: Final = 4.0
+"""Seconds, or a little more, after which a peer whose kernel does not answer counts as gone."""
+
+_UNREAD = 30_000
+_KEEPALIVE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}
+_RETRANSMITS, _PROBES = 2, 3  # offsets in Linux's tcp_info
+_UNANSWERED = 4  # sent again after 0.2, 0.4, 0.8 and 1.6 s; a slower network gets more time
+
+
+class TcpAddress(Struct, frozen=True, array_like=True):
+    """A server on another node, or on this one.
+
+    Attributes:
+        host: Name or number of its node.
+        port: Where it listens.
+        certificate: The cluster's certificate, PEM. The one that is trusted there; no secret.
+    """
+
+    host: str
+    port: Annotated[int, Meta(ge=1, le=65535)]
+    certificate: str
+
+    def __repr__(self) -> str:
+        return f"<TcpAddress {describe(self)}>"
+
+
+Address: TypeAlias = str | TcpAddress
+"""The path of a Unix socket, or a host and port."""
+
+
+def describe(address: Address) -> str:
+    """An address for a human reader."""
+    if isinstance(address, str):
+        return address
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{host}:{address.port}"
+
+
+@functools.lru_cache(maxsize=64)
+def client_context(certificate: str) -> ssl.SSLContext:
+    """Trust in one certificate and in nothing else.
+
+    Raises:
+        AuthenticationError: If it is not a certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks certificate and name
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it need not be an authority's
+    try:
+        context.load_verify_locations(cadata=certificate)
+    except (ssl.SSLError, ValueError) as error:
+        raise AuthenticationError(
+            f"the cluster's certificate cannot be read ({error}): take the handle anew"
+        ) from error
+    return context
+
+
+# ---------------------------------------------------------------------- dialling
+
+
+def connect(
+    address: Address,
+    timeout: float,
+    announce: Callable[[socket.socket], None] = lambda _: None,
+) -> socket.socket:
+    """Connect and wait until the server has proved itself. Blocks.
+
+    Args:
+        address: Where.
+        timeout: Seconds for all of it, but for looking up the host's name.
+        announce: Told of each socket before it is connected, for whoever may have to `hang_up`.
+
+    Raises:
+        AuthenticationError: If the server has not the certificate that is expected.
+        OSError: If it cannot be reached in time.
+    """
+    deadline = time.monotonic() + timeout
+    if isinstance(address, str):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            widen(sock)
+            announce(sock)
+            sock.settimeout(timeout)
+            sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    context = client_context(address.certificate)
+    failure: OSError | None = None
+    for family, kind, protocol, _, where in socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM
+    ):
+        secured = context.wrap_socket(
+            socket.socket(family, kind, protocol),
+            server_hostname=SERVER_NAME,
+            do_handshake_on_connect=False,
+        )
+        try:
+            keep_alive(secured)
+            announce(secured)
+            secured.settimeout(_left(deadline))
+            secured.connect(where)
+            secured.settimeout(_left(deadline))
+            secured.do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            secured.close()
+            raise _taken_over(address, error) from error
+        except OSError as error:
+            secured.close()
+            failure = error
+        except BaseException:
+            secured.close()
+            raise
+        else:
+            return secured
+    raise failure or OSError(f"{address.host} has no address")
+
+
+async def dial(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
+    """Connect and no more: `secure` makes a transport of the socket.
+
+    Raises:
+        OSError: If the server cannot be reached.
+    """
+    if isinstance(address, str):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        widen(sock)
+        return await _connected(loop, sock, address)
+    failure: OSError | None = None
+    for family, kind, protocol, _, where in await loop.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM
+    ):
+        sock = socket.socket(family, kind, protocol)
+        keep_alive(sock)
+        try:
+            return await _connected(loop, sock, where)
+        except OSError as error:
+            failure = error
+    raise failure or OSError(f"{address.host} has no address")
+
+
+async def _connected(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, where: object
+) -> socket.socket:
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, where)  # type: ignore[arg-type]
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def secure(
+    loop: asyncio.AbstractEventLoop,
+    protocol: asyncio.Protocol,
+    sock: socket.socket,
+    address: Address,
+) -> None:
+    """Connect a protocol with a socket that `dial` gave, once the server has proved itself.
+
+    Raises:
+        AuthenticationError: If the server has not the certificate that is expected.
+        OSError: If the connection broke.
+    """
+    if isinstance(address, str):
+        await loop.create_unix_connection(lambda: protocol, sock=sock)
+        return
+    try:
+        await loop.create_connection(
+            lambda: protocol,
+            sock=sock,
+            ssl=client_context(address.certificate),
+            server_hostname=SERVER_NAME,
+            ssl_shutdown_timeout=CLOSING,
+        )
+    except ssl.SSLCertVerificationError as error:
+        raise _taken_over(address, error) from error
+
+
+def _taken_over(address: TcpAddress, error: ssl.SSLCertVerificationError) -> AuthenticationError:
+    return AuthenticationError(
+        f"the server at {describe(address)} does not have the cluster's certificate "
+        f"({error.verify_message}): the handle is of another cluster, or the address was taken over"
+        " by another program. Take the handle of the cluster that runs now"
+    )
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the deadline passed")
+    return left
+
+
+# ---------------------------------------------------------------------- sockets that are connected
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Set what every TCP connection needs: no delay, and an end when an idle peer loses power.
+
+    A time limit of the kernel's for what is on its way would hit a busy peer, which is there and
+    reads later, as it does a dead one: see `unanswered`.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def limit_unread(sock: socket.socket) -> None:
+    """Have an accepted TCP connection end when what it is sent stays unread for half a minute."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD)
+
+
+def unanswered(sock: socket.socket) -> bool:
+    """Whether the peer's kernel is silent about what it was sent, again and again.
+
+    False as well on a Unix socket, and where the platform does not tell.
+    """
+    if sock.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
+        return False
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)
+    return max(info[_RETRANSMITS], info[_PROBES]) >= _UNANSWERED
+
+
+def hang_up(sock: socket.socket) -> None:
+    """End a socket that another thread uses, which sees an end of stream or an error.
+
+    The owner of the socket closes it. A TLS socket's own `shutdown` would let that thread go on in
+    the clear.
+    """
+    with contextlib.suppress(OSError):  # it is not connected, or not any more
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
