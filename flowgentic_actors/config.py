@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Self
 
@@ -37,6 +38,12 @@ def _embeds(embed: Any) -> Any:
     )
 
 
+def _network(text: str) -> str:
+    if "/" in text:
+        ipaddress.ip_network(text, strict=False)
+    return text
+
+
 class StoreIndex(TypedDict):
     """LangGraph's `IndexConfig`, checked."""
 
@@ -65,6 +72,28 @@ class MemoryConfig(BaseModel):
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
     """Name to attach by, unique among this user's live clusters on the node. Default: random."""
+
+    n_nodes: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Nodes to use of those that there are in the Dragon runtime, or in the scheduler's job; this
+    one is the first. With `spawner="subprocess"`, as many groups of processes on this machine,
+    which stand for nodes: to try things out. Default: all nodes, or this machine."""
+
+    replicas: Literal[1, 2] = 1
+    """Copies of each shard, on different nodes. With two, the loss of a node other than the host's
+    costs nothing that was acknowledged with `ack="replica"`."""
+
+    degrade: bool = False
+    """With `ack="replica"`, while there is one copy only: acknowledge what is in that one, instead
+    of refusing writes with `ReplicaUnavailableError`."""
+
+    node_timeout: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = 3.0
+    """Silence after which a node counts as lost. Its actors answer nothing from a little earlier
+    on, so that no shard is ever answered for in two places."""
+
+    network: Annotated[str, Field(min_length=1), AfterValidator(_network)] | None = None
+    """Which network nodes reach each other by: the beginning of an interface's name (`"hsn"`), or
+    a network (`"10.1.0.0/16"`). Default: a high-speed network if there is one, otherwise that with
+    the default route."""
 
     actors_per_node: Annotated[int, Field(ge=1, le=256)] = 1
     """Memory actors on each node; the slots are divided evenly among them."""
@@ -95,8 +124,8 @@ class MemoryConfig(BaseModel):
 
     ack: Ack = "node"
     """When a write is acknowledged: `"node"`: once it survives the death of any process of the
-    node. `"disk"`: once it survives the loss of power too, if `persist_path` (without it,
-    `scratch`) is on a real disk."""
+    node. `"replica"`: once it survives the loss of a node too (`replicas=2`). `"disk"`: once it
+    survives the loss of power, if `persist_path` (without it, `scratch`) is on a real disk."""
 
     hot_memory: Annotated[int, Field(ge=1 * MiB, le=2**50)] = 1024 * MiB
     """Bytes of values that each actor of a distributed cluster keeps in its own memory. The others
@@ -216,11 +245,7 @@ class MemoryConfig(BaseModel):
             raise ValueError(
                 f"spawner={self.spawner!r} needs mode='distributed': local mode starts no process"
             )
-        if self.ack == "replica":
-            raise ValueError(
-                "ack='replica' needs a copy on another node, which this version does not keep: use "
-                "ack='disk' to survive the loss of power, or ack='node'"
-            )
+        self._check_replicas()
         if self.mode == "local" and self.ack == "disk" and self.persist_path is None:
             raise ValueError(
                 "ack='disk' needs persist_path= or mode='distributed': without them the memory of "
@@ -230,6 +255,24 @@ class MemoryConfig(BaseModel):
             raise ValueError("scratch must not be in /dev/shm: dragon-cleanup empties it")
         self._check_persist_path()
         return self
+
+    def _check_replicas(self) -> None:
+        if self.ack == "replica" and self.replicas == 1:
+            raise ValueError("ack='replica' needs a second copy on another node: set replicas=2")
+        if self.degrade and self.ack != "replica":
+            raise ValueError("degrade=True is about ack='replica', which is not set")
+        if self.replicas == 1:
+            return
+        if self.mode == "local":
+            raise ValueError("replicas=2 needs mode='distributed': a local cluster has one process")
+        if self.n_nodes == 1:
+            raise ValueError("replicas=2 needs a second node: leave n_nodes out, or set it higher")
+        if self.persist_path is not None or self.ack == "disk":
+            raise ValueError(
+                "replicas=2 does not go with persist_path or ack='disk': the copies are on the "
+                "nodes' own disks. Choose replicas, which are fast and end with the job, or "
+                "persist_path, which a lost node's shards are read from on another node"
+            )
 
     def _check_persist_path(self) -> None:
         if self.persist_path is None:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -178,3 +179,12 @@ def why_no_dragon() -> str | None:
             "PATH: reinstall dragonhpc in this environment"
         )
     return None
+
+
+def machine() -> str:
+    """Names the machine that this process is on: processes of one share Unix sockets."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}".rstrip()

@@ -14,7 +14,8 @@
     ├── RequestError                  a call on the memory failed
     │   ├── NotSentError              it never left this process: nothing happened
     │   │   ├── ActorUnavailableError the actor was out of reach until the deadline
-    │   │   └── BackpressureError     the actor's mailbox stayed full until the deadline
+    │   │   ├── BackpressureError     the actor's mailbox stayed full until the deadline
+    │   │   └── ShardLostError        the shard's node is lost, and it had the only copy
     │   ├── OutcomeUnknownError       it was sent and not answered: it may have happened
     │   └── RejectedError             the actor refused it: nothing happened
     │       ├── InvalidRequestError   the request itself is wrong
@@ -23,7 +24,8 @@
     │       │   └── VersionConflictError  an item has not the version that was expected
     │       ├── RequestExpiredError   its deadline passed while it waited in the mailbox
     │       ├── StorageError          the actor cannot write its journal: the disk is full, or fails
-    │       │   └── MemoryFullError   the shard holds as much as it may
+    │       │   ├── MemoryFullError   the shard holds as much as it may
+    │       │   └── ReplicaUnavailableError   there is no second copy now
     │       ├── ClusterClosingError   the cluster is ending, or has ended in order
     │       └── MemoryFailedError     a shard, or the whole cluster, has failed for good
     ├── ActorError                    the kernel: an actor's life
@@ -117,6 +119,10 @@ class BackpressureError(NotSentError):
     """The actor's mailbox stayed full until the deadline."""
 
 
+class ShardLostError(NotSentError):
+    """The node of the shard is lost, and no other has a copy; other shards serve."""
+
+
 class OutcomeUnknownError(RequestError):
     """The request was sent and no answer came: a write may or may not have happened."""
 
@@ -159,6 +165,10 @@ class StorageError(RejectedError):
 
 class MemoryFullError(StorageError):
     """The shard holds as much as its ceiling allows; deletes make room, and nothing is lost."""
+
+
+class ReplicaUnavailableError(StorageError):
+    """There is no second copy of the shard now, and `ack="replica"` promises one (`degrade`)."""
 
 
 class ClusterClosingError(RejectedError):

@@ -36,8 +36,27 @@ class Actor(Protocol):
         """Begin what goes on beside the requests; called on the loop, before the first of them.
 
         Args:
-            tell: Reports an event (kind, detail) to the supervisor; callable from any thread.
+            tell: Reports an event (kind, detail), and the counters as they are now, to the
+                supervisor; callable from any thread. With an empty kind there is no event.
             wake: Has `commit` called soon, for what was done beside the requests.
+        """
+
+    @property
+    def takes_clients(self) -> bool:
+        """Whether it answers requests now; a client is sent away otherwise, and comes again."""
+
+    def told(self, body: Raw) -> None:
+        """Take what its supervisor passes on to it; on the loop, after `start`."""
+
+    def asked_by_peer(self, body: Raw, answer: Callable[[bytes], None]) -> None:
+        """Take what another actor asks, beside the mailbox and without a commit.
+
+        Args:
+            body: What is asked, encoded.
+            answer: To be called with the encoded reply, once, on the loop, now or later.
+
+        Raises:
+            RejectedError: If it is refused.
         """
 
     def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Actor
 from flowgentic_actors.actors.serving import make_actor, serve
@@ -46,6 +49,10 @@ class HostedActor:
         self.status: Callable[[], tuple[float, dict[str, int]]] = lambda: (0.0, {})
         self.on_drain: Callable[[str], None] = lambda _reason: None
         self.on_fence: Callable[[bool], None] = lambda _fenced: None
+        self.on_news: Callable[[], None] = lambda: None
+        self.lease = -math.inf
+        self.told: Raw | None = None
+        self.port = 0
         self._spec = spec
         self._loop = asyncio.get_running_loop()
         name = f"hosted-{spec.name}"
@@ -54,10 +61,21 @@ class HostedActor:
     def send(self, message: ToServer) -> None:
         """Take what the actor tells its supervisor."""
         match message:
-            case Ready():
+            case Ready(_, port):
+                self.port = port
                 self._tell(self.ready)
             case Stopped():
                 self.stopped = True
+
+    def tell(self, body: Raw) -> None:
+        """Pass something on to the actor."""
+        self.told = body
+        self.on_news()
+
+    def extend(self, lease: float) -> None:
+        """Let it answer until then."""
+        self.lease = lease
+        self.on_news()
 
     def _run(self) -> None:
         started = time.monotonic()

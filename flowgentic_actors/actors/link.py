@@ -7,6 +7,7 @@ process when the supervisor is gone, whatever the loop is doing.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import socket
@@ -15,6 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from msgspec import Raw
+
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import ActorStartError, FlowgenticError
 from flowgentic_actors.wire.channel import client_channel
@@ -22,9 +25,11 @@ from flowgentic_actors.wire.messages import (
     Drain,
     Go,
     Hello,
+    Lease,
     Ping,
     Pong,
     Started,
+    Tell,
     ToClient,
     ToServer,
     Welcome,
@@ -47,13 +52,15 @@ class SupervisorLink:
         self._spec = spec
         self._channel = client_channel(spec.secret, 1 << 20)
         self._lock = threading.Lock()  # the loop's thread and the link's both send
-        self._inbox: list[ToClient] = []
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
         self.status: Callable[[], tuple[float, dict[str, int]]] = lambda: (0.0, {})
         self.on_drain: Callable[[str], None] = lambda _reason: None
         self.on_fence: Callable[[bool], None] = lambda _fenced: None
+        self.on_news: Callable[[], None] = lambda: None
+        self.lease = -math.inf
+        self.told: Raw | None = None
 
     def ask_to_go(self) -> None:
         """Tell the supervisor that this process is there and wait until it may go on.
@@ -67,10 +74,11 @@ class SupervisorLink:
             self._sock.connect(self._spec.supervisor)
             self.send(Hello("link", os.urandom(16), os.getpid()))
             self.send(Started(self._spec.name, self._spec.epoch, socket.gethostname()))
-            while True:
+            may_go = False
+            while not may_go:
                 for message in self._receive(deadline):
-                    if isinstance(message, Go):
-                        return
+                    may_go = may_go or isinstance(message, Go)
+                    self._take_news(message)  # it may be in the same frame
         except (OSError, FlowgenticError) as error:
             self._sock.close()
             raise ActorStartError(
@@ -103,6 +111,15 @@ class SupervisorLink:
             self._write()  # the handshake's answer, if that is what came
         return messages
 
+    def _take_news(self, message: ToClient) -> None:
+        match message:
+            case Lease(until):
+                self.lease = until
+                self.on_news()
+            case Tell(body):
+                self.told = body.copy()
+                self.on_news()
+
     def _await_supervisor(self) -> None:
         """Wait for its next message: fenced while it is silent, and not for ever.
 
@@ -134,6 +151,8 @@ class SupervisorLink:
                             self.send(Pong(number, busy, stats))
                         case Drain(reason):
                             self.on_drain(reason)
+                        case Lease() | Tell():
+                            self._take_news(message)
                         case Go() | Welcome():
                             pass
                         case _:

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Raw
 
-from flowgentic_actors.wire.addresses import Address, describe
+from flowgentic_actors.wire.addresses import Destination, describe
 from flowgentic_actors.wire.blocking import BlockingPool
 from flowgentic_actors.wire.client import Answered, AsyncConnection, as_it_is
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -37,7 +37,7 @@ class ActorRef:
     _connections: dict[asyncio.AbstractEventLoop, AsyncConnection]
 
     def __init__(
-        self, name: str, address: Address, secret: bytes, max_bytes: int, pool: int
+        self, name: str, address: Destination, secret: bytes, max_bytes: int, pool: int
     ) -> None:
         self.name = name
         self.address = address
@@ -80,7 +80,7 @@ class ActorRef:
                 with contextlib.suppress(RuntimeError):  # that loop was closed just now
                     loop.call_soon_threadsafe(connection.abandon)
 
-    def move(self, address: Address) -> None:
+    def move(self, address: Destination) -> None:
         """Go on at another address: the actor is there now. Callable from any thread.
 
         What is unfinished is sent there again, under the same numbers.

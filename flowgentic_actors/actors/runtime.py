@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +17,10 @@ from flowgentic_actors.errors import (
     FlowgenticError,
     InvalidRequestError,
     MemoryFullError,
+    OutcomeUnknownError,
     ProtocolError,
     RejectedError,
+    ReplicaUnavailableError,
 )
 from flowgentic_actors.wire.messages import (
     Cancel,
@@ -51,6 +54,7 @@ class ActorRuntime:
         mailbox: Its queue.
         on_broken: Told why the actor cannot go on, after the callers concerned.
         max_reply: Largest reply that callers take, bytes.
+        lease: Until when it may answer, on the monotonic clock. Default: for ever.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class ActorRuntime:
         mailbox: Mailbox,
         on_broken: Callable[[str], None],
         max_reply: int,
+        lease: float = math.inf,
     ) -> None:
         self._actor = actor
         self._mailbox = mailbox
@@ -69,7 +74,8 @@ class ActorRuntime:
         self._closing = False
         self._closing_text = ""
         self._fenced = False
-        self._held: _Answers = []  # while fenced
+        self._lease = lease
+        self._held: _Answers = []  # while it may not answer
         self._broken = False
         self._closed = False
         self._waiting = 0  # batches whose commit is under way
@@ -123,20 +129,35 @@ class ActorRuntime:
         """Begin or cease to answer nothing and to handle nothing; what came in waits."""
         self._fenced = fenced
         if not fenced:
-            held, self._held = self._held, []
-            self._send(held)
+            self._send_held()
             self._schedule()
+
+    def extend(self, lease: float) -> None:
+        """It may answer until then, on the monotonic clock; what was held back leaves."""
+        self._lease = lease
+        if self._held:
+            self._send_held()
+
+    def _send_held(self) -> None:
+        held, self._held = self._held, []
+        self._send(held)
 
     # ------------------------------------------------------------------ the server's handler
 
     def connected(self, connection: Connection) -> None:
-        """Let clients in, nobody else."""
-        if connection.role != "client":
+        """Let clients in, and other actors."""
+        if connection.role == "client":
+            if not self._actor.takes_clients:
+                raise ProtocolError("it takes no clients now")
+        elif connection.role != "peer":
             raise ProtocolError(f"an actor serves clients, not a {connection.role}")
         connection.on_clear = partial(self._go_on_with, connection)
 
     def received(self, connection: Connection, messages: list[ToServer]) -> None:
         """Handle requests at once when nobody waits before them; otherwise, put them in line."""
+        if connection.role == "peer":
+            self._received_from_peer(connection, messages)
+            return
         session, now = connection.session, time.monotonic()
         arrived: list[Envelope] = []
         for message in messages:
@@ -160,6 +181,21 @@ class ActorRuntime:
             # Through the mailbox each would wait for another turn of the event loop.
             self._idle.clear()
             self._run(arrived)
+
+    def _received_from_peer(self, connection: Connection, messages: list[ToServer]) -> None:
+        for message in messages:
+            if not isinstance(message, Request):
+                continue  # a `Cancel`: what a peer asks is answered within its own time
+            answer = partial(self._answer_peer, connection, message.seq)
+            try:
+                self._actor.asked_by_peer(message.body, answer)
+            except RejectedError as error:
+                connection.send(Failure(message.seq, "invalid", sendable(str(error))))
+
+    @staticmethod
+    def _answer_peer(connection: Connection, seq: int, reply: bytes) -> None:
+        connection.reply(seq, reply)
+        connection.flush()
 
     def _put_in_line(self, arrived: list[Envelope]) -> None:
         for envelope in arrived:
@@ -219,9 +255,14 @@ class ActorRuntime:
     def _committed(self, replies: _Answers, waiting: asyncio.Future[None]) -> None:
         """Send what waited for a commit that took a while."""
         self._waiting -= 1
-        error = waiting.exception()
-        if error is None:
+        error = None if waiting.cancelled() else waiting.exception()
+        if waiting.cancelled():
+            pass  # the actor closes; its callers ask the next incarnation
+        elif error is None:
             self._send(replies)
+        elif isinstance(error, OutcomeUnknownError):
+            text = sendable(str(error))
+            self._send([(each, Failure(each.seq, "unknown", text)) for each, _ in replies])
         elif isinstance(error, FlowgenticError):
             self._not_committed(replies, error)
         else:
@@ -229,7 +270,7 @@ class ActorRuntime:
         self._rest()
 
     def _send(self, replies: _Answers) -> None:
-        if self._fenced:
+        if self._fenced or time.monotonic() >= self._lease:
             self._held.extend(replies)
             return
         for envelope, reply in replies:
@@ -325,6 +366,8 @@ class ActorRuntime:
                 kind = "invalid"
             elif isinstance(error, MemoryFullError):
                 kind = "full"
+            elif isinstance(error, ReplicaUnavailableError):
+                kind = "replica"
             return Failure(envelope.seq, kind, sendable(str(error)))
         # Let it crash: the state may be half changed, so it is rebuilt from what is stored.
         logger.error("a request broke the actor", exc_info=error)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
+
+from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Actor
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spec import ActorSpec
-from flowgentic_actors.wire.messages import Noted, Ready, Stopped, ToServer, sendable
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.wire.certificates import server_context
+from flowgentic_actors.wire.messages import Noted, Pong, Ready, Stopped, ToServer, sendable
 from flowgentic_actors.wire.server import Server
+
+_FILE_TIMEOUT = 30.0
 
 
 class Link(Protocol):
@@ -23,11 +31,17 @@ class Link(Protocol):
         status: Tells how long the batch under way has taken, and the counters; any thread.
         on_drain: Called, on any thread, with the reason when the actor shall end.
         on_fence: Called, on any thread, when the actor shall answer nothing, and when it may again.
+        on_news: Called, on any thread, when `lease` or `told` have changed.
+        lease: Until when the actor may answer, on the monotonic clock, if it needs a lease.
+        told: What the supervisor passed on last, None for nothing yet.
     """
 
     status: Callable[[], tuple[float, dict[str, int]]]
     on_drain: Callable[[str], None]
     on_fence: Callable[[bool], None]
+    on_news: Callable[[], None]
+    lease: float
+    told: Raw | None
 
     def send(self, message: ToServer) -> None:
         """Tell the supervisor; callable from any thread."""
@@ -67,14 +81,37 @@ async def serve(
         on_broken(reason, server)
 
     mailbox = Mailbox(spec.mailbox_requests, spec.mailbox_bytes)
-    runtime = ActorRuntime(actor, mailbox, broken, spec.max_message_bytes)
+    lease = -math.inf if spec.leased else math.inf
+    runtime = ActorRuntime(actor, mailbox, broken, spec.max_message_bytes, lease)
     server = Server(runtime, spec.secret, spec.name, spec.epoch, spec.max_message_bytes)
     await server.listen(spec.address)
+    port = 0
+    if spec.identity is not None:
+        folder = Path(spec.address).parent
+        context = await on_daemon_thread(_FILE_TIMEOUT, server_context, spec.identity, folder)
+        port = await server.listen_tcp(spec.host, context)
+    told: Raw | None = None
+
+    def take_news() -> None:
+        nonlocal told
+        if link.told is not told and link.told is not None:
+            told = link.told
+            actor.told(told)
+        if spec.leased:
+            runtime.extend(link.lease)
+
     link.status = lambda: (runtime.busy(), runtime.stats())
     link.on_drain = lambda reason: _threadsafe(loop, lambda: drain(reason))
     link.on_fence = lambda fenced: _threadsafe(loop, lambda: runtime.fence(fenced=fenced))
-    actor.start(lambda kind, detail: link.send(Noted(kind, sendable(detail))), runtime.wake)
-    link.send(Ready(time.monotonic() - started))
+
+    def tell(kind: str, detail: str) -> None:
+        link.send(Pong(0, *link.status()))
+        link.send(Noted(kind, sendable(detail)))
+
+    actor.start(tell, runtime.wake)
+    link.on_news = lambda: _threadsafe(loop, take_news)
+    take_news()  # what came before
+    link.send(Ready(time.monotonic() - started, port))
     reason = await draining
     await runtime.drain(server, reason)
     link.send(Stopped(runtime.stats()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -65,13 +65,39 @@ class DragonSpawner:
         return await self._without.spawn(spec_file, log_file, timeout)
 
 
-def start_dragon_process(command: list[str], log_file: Path, *, uses_dragon: bool = False) -> None:
-    """Start a native Dragon process on this node. Blocks; call it on a daemon thread.
+def dragon_nodes() -> tuple[str, list[str]]:
+    """This node and all nodes of the runtime, by host name. Blocks; call it on a daemon thread.
+
+    Raises:
+        ActorStartError: If Dragon does not tell.
+    """
+    from dragon.native.machine import Node, System, current  # noqa: PLC0415 - slow, and optional
+
+    try:
+        return current().hostname, [Node(node).hostname for node in System().nodes]
+    except Exception as error:  # Dragon's errors have no common root
+        raise ActorStartError(
+            f"Dragon does not tell its nodes: {type(error).__name__}: {error}"
+        ) from error
+
+
+def start_dragon_process(
+    command: list[str],
+    log_file: Path | None,
+    *,
+    uses_dragon: bool = False,
+    node: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> None:
+    """Start a native Dragon process. Blocks; call it on a daemon thread.
 
     Args:
         command: Program and arguments.
-        log_file: Where stdout and stderr go; its folder is the working directory.
+        log_file: Where stdout and stderr go; its folder is the working directory. None: nowhere,
+            and the root folder.
         uses_dragon: Whether the program calls Dragon itself.
+        node: Host name of the node; this one if None.
+        environ: Its environment; this process's own if None.
 
     Raises:
         ActorStartError: If Dragon refuses.
@@ -79,18 +105,19 @@ def start_dragon_process(command: list[str], log_file: Path, *, uses_dragon: boo
     from dragon.infrastructure.policy import Policy  # noqa: PLC0415 - slow, and optional
     from dragon.infrastructure.process_desc import ProcessOptions  # noqa: PLC0415
     from dragon.native.machine import current  # noqa: PLC0415
-    from dragon.native.process import Process  # noqa: PLC0415
+    from dragon.native.process import Popen, Process  # noqa: PLC0415
 
     try:
-        here = Policy(placement=Policy.Placement.HOST_NAME, host_name=current().hostname)
+        where = current().hostname if node is None else node
+        output = str(log_file) if log_file is not None else Popen.DEVNULL
         Process(
             command[0],
             command[1:],
-            cwd=str(log_file.parent),
-            env=with_fixes(os.environ),
-            stdout=str(log_file),
-            stderr=str(log_file),
-            policy=here,
+            cwd=str(log_file.parent) if log_file is not None else "/",
+            env=with_fixes(os.environ if environ is None else environ),
+            stdout=output,
+            stderr=output,
+            policy=Policy(placement=Policy.Placement.HOST_NAME, host_name=where),
             options=ProcessOptions(make_inf_channels=uses_dragon),
         ).start()
     except Exception as error:  # Dragon's errors have no common root

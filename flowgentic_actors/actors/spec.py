@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from flowgentic_actors.wire.certificates import Identity
+
 BOOT = (
     "import sys; sys.path.insert(0, {root!r}); import {package}; sys.path.append(sys.path.pop(0)); "
     "from {module} import main; sys.exit(main())"
@@ -30,6 +32,9 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
         max_message_bytes: Largest message.
         fence_after: Seconds of the supervisor's silence after which the actor answers nothing.
         rejoin_grace: Further seconds after which it ends.
+        host: IP address where it serves other nodes too, over TLS; empty for none.
+        identity: What it proves there that it is of this cluster.
+        leased: Whether it answers only with a lease of its supervisor.
     """
 
     name: str
@@ -44,6 +49,9 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_message_bytes: int
     fence_after: float
     rejoin_grace: float
+    host: str = ""
+    identity: Identity | None = None
+    leased: bool = False
 
     def __repr__(self) -> str:
         return f"ActorSpec(name={self.name!r}, epoch={self.epoch}, secret=...)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 import os
 import socket
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
+from msgspec import Raw
 
 from flowgentic_actors.actors.exits import ProcessWatch
 from flowgentic_actors.actors.hosted import HostedActor
@@ -24,16 +26,19 @@ from flowgentic_actors.actors.spawn import Spawned, Spawner
 from flowgentic_actors.actors.spec import ActorSpec, write_private
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.errors import ActorFailedError, ActorStartError, ProtocolError
+from flowgentic_actors.wire.certificates import Identity
 from flowgentic_actors.wire.messages import (
     Broken,
     Drain,
     Go,
+    Lease,
     Noted,
     Ping,
     Pong,
     Ready,
     Started,
     Stopped,
+    Tell,
     ToServer,
 )
 from flowgentic_actors.wire.server import Connection, Server
@@ -64,6 +69,8 @@ class ChildSpec:
         arguments: Keyword arguments of the factory.
         address: Path of the Unix socket that it serves on, the same for every incarnation.
         rank: Actors of the highest rank are ended first, those of one rank together.
+        host: IP address where it serves other nodes too, empty for none.
+        leased: Whether it answers only until the end of the lease that `extend` tells.
     """
 
     name: str
@@ -71,6 +78,8 @@ class ChildSpec:
     arguments: dict[str, str]
     address: str
     rank: int = 0
+    host: str = ""
+    leased: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +106,14 @@ class Incarnation:
     spawned: Spawned | None = None
     link: Connection | None = None
     watch: ProcessWatch | None = None
+    may_go: bool = False
     node: str = ""
     busy: float = 0.0
     silence: float = 0.0  # seconds of pings without an answer
     served_from: float = float("inf")  # on the monotonic clock; never, so far
     reason: str = ""  # why it is being ended, when we know before the exit
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    port: int = 0
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)  # link lost, exit, or given up
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
@@ -142,10 +153,31 @@ class Child:
         self.life: Incarnation | None = None
         self.hosted: HostedActor | None = None
         self.settled = asyncio.Event()  # running for the first time, or failed
+        self.told: Raw | None = None  # every incarnation hears of it
+        self.unwanted = asyncio.Event()
+        self.over = asyncio.Event()  # nobody looks after it any more
+
+    @property
+    def port(self) -> int:
+        """TCP port of the incarnation that serves, 0 for none."""
+        if self.hosted is not None:
+            return self.hosted.port
+        return self.life.port if self.life is not None else 0
+
+    def tell(self, message: Tell | Lease) -> None:
+        """Send it to the incarnation that lives, if one does."""
+        if self.hosted is not None:
+            if isinstance(message, Tell):
+                self.hosted.tell(message.body)
+            else:
+                self.hosted.extend(message.until)
+        elif self.life is not None and self.life.may_go and self.life.link is not None:
+            self.life.link.send(message)
 
 
 EventSink = Callable[[str, str, str], None]
-"""Called with (kind, actor, detail) when something happened."""
+"""Called with (kind, actor, detail) when something happened; an empty kind is of no interest but
+that an actor's counters have changed."""
 
 
 class Supervisor:
@@ -163,6 +195,7 @@ class Supervisor:
         spawner: Starts the processes.
         settings: Times and bounds.
         on_event: Told what happens.
+        identity: What actors prove to other nodes.
     """
 
     def __init__(
@@ -174,6 +207,7 @@ class Supervisor:
         *,
         settings: SupervisorSettings,
         on_event: EventSink,
+        identity: Identity | None = None,
     ) -> None:
         self._folder = folder
         self._address = address
@@ -181,11 +215,18 @@ class Supervisor:
         self._spawner = spawner
         self._settings = settings
         self._on_event = on_event
+        self._identity = identity
+        self._lease = -math.inf
         self._children: dict[str, Child] = {}
         self._links: dict[Connection, tuple[Child, Incarnation]] = {}
         self._stopping = asyncio.Event()
         self._record = ProcessRecord(folder)
         self._refusing: list[Server] = []
+
+    @property
+    def settings(self) -> SupervisorSettings:
+        """What it was made with."""
+        return self._settings
 
     @property
     def children(self) -> list[Child]:
@@ -202,15 +243,52 @@ class Supervisor:
         Raises:
             ActorFailedError: If one of them failed for good.
         """
-        epochs = await on_daemon_thread(_FILE_TIMEOUT, self._record.epochs)
-        for spec in specs:
-            policy = RestartPolicy(self._settings.restart_intensity, self._settings.restart_period)
-            self._children[spec.name] = Child(spec, policy, epochs.get(spec.name, 0))
-            tasks.start_soon(self._keep_alive, self._children[spec.name], name=spec.name)
-        for child in self.children:
+        for child in [await self.add(tasks, spec) for spec in specs]:
             await child.settled.wait()
             if child.state is ChildState.FAILED:
                 raise ActorFailedError(f"{child.spec.name} does not start: {child.reason}")
+
+    async def add(self, tasks: TaskGroup, spec: ChildSpec, told: Raw | None = None) -> Child:
+        """Start an actor, and do not wait for it.
+
+        Args:
+            tasks: The task group that owns its watching.
+            spec: The actor.
+            told: What each incarnation of it is told first; see `tell`.
+        """
+        epochs = await on_daemon_thread(_FILE_TIMEOUT, self._record.epochs)
+        policy = RestartPolicy(self._settings.restart_intensity, self._settings.restart_period)
+        child = Child(spec, policy, epochs.get(spec.name, 0))
+        child.told = told
+        self._children[spec.name] = child
+        tasks.start_soon(self._keep_alive, child, name=spec.name)
+        return child
+
+    async def remove(self, name: str) -> None:
+        """End an actor at once, whatever it does, and forget it; returns when it is gone."""
+        child = self._children[name]
+        child.unwanted.set()
+        if child.hosted is not None:
+            child.hosted.extend(-math.inf)
+            child.hosted.on_drain("it is not wanted here any more")
+        elif child.life is not None:
+            child.life.reason = "it is not wanted here any more"
+            child.life.ended.set()
+        await child.over.wait()
+        self._children.pop(name, None)
+
+    def tell(self, name: str, body: Raw) -> None:
+        """Pass something on to an actor: to the incarnation that lives, and to all later ones."""
+        child = self._children[name]
+        child.told = body
+        child.tell(Tell(body))
+
+    def extend(self, lease: float) -> None:
+        """Let the actors that need a lease answer until then, on the monotonic clock."""
+        self._lease = lease
+        for child in self.children:
+            if child.spec.leased and not child.unwanted.is_set():
+                child.tell(Lease(lease))
 
     async def stop(self, timeout: float, reason: str = "") -> dict[str, str]:
         """End all actors: drain each, wait within the bound, kill what is left.
@@ -248,7 +326,8 @@ class Supervisor:
             raise ProtocolError(f"{type(message).__name__} on a link that has not started")
         child, life = self._links[connection]
         match message:
-            case Ready():
+            case Ready(_, port):
+                life.port = port
                 life.ready.set()
             case Pong(_, busy, stats):
                 life.silence = 0.0
@@ -282,9 +361,16 @@ class Supervisor:
     # ------------------------------------------------------------------ one actor's life
 
     async def _keep_alive(self, child: Child) -> None:
-        while not self._stopping.is_set():
+        try:
+            await self._live(child)
+        finally:
+            child.over.set()
+
+    async def _live(self, child: Child) -> None:
+        while not (self._stopping.is_set() or child.unwanted.is_set()):
             child.epoch += 1
             life = child.life = Incarnation(child.epoch)
+            child.stats = {}
             try:
                 await self._bring_up(child, life)
                 await self._watch(life)
@@ -293,7 +379,7 @@ class Supervisor:
                 reason = life.reason or str(error) or type(error).__name__
             finally:
                 code = await self._confirm_exit(child, life)
-            if self._stopping.is_set():
+            if self._stopping.is_set() or child.unwanted.is_set():
                 break
             child.reason = reason or _describe_exit(code)
             self._on_event("actor_exited", child.spec.name, child.reason)
@@ -308,7 +394,8 @@ class Supervisor:
                 break
             child.state = ChildState.RESTARTING
             child.restarts += 1
-            await anyio.sleep(delay)
+            with anyio.move_on_after(delay):
+                await child.unwanted.wait()
         child.settled.set()  # what became of it, `stop` says
 
     async def _host(self, child: Child) -> None:
@@ -316,6 +403,9 @@ class Supervisor:
         name, cause = child.spec.name, child.reason
         child.epoch += 1
         hosted = child.hosted = HostedActor(self._spec_of(child))
+        if child.told is not None:
+            hosted.tell(child.told)
+        hosted.extend(self._lease)
         await _first(hosted.ready, hosted.ended, self._stopping)
         if hosted.ready.is_set():
             child.state, child.pid, child.node = ChildState.DEGRADED, os.getpid(), _node()
@@ -326,7 +416,7 @@ class Supervisor:
                 f" the last reason: {cause}",
             )
             await self._watch_hosted(child, hosted)
-        if self._stopping.is_set():
+        if self._stopping.is_set() or child.unwanted.is_set():
             return
         self._failed(child, f"{cause}; and in the supervisor's process: {hosted.reason}")
         text = (
@@ -374,6 +464,9 @@ class Supervisor:
             max_message_bytes=settings.max_message_bytes,
             fence_after=settings.hang_timeout,
             rejoin_grace=settings.rejoin_grace,
+            host=child.spec.host,
+            identity=self._identity if child.spec.host else None,
+            leased=child.spec.leased,
         )
 
     async def _bring_up(self, child: Child, life: Incarnation) -> None:
@@ -393,6 +486,11 @@ class Supervisor:
         noted = (child.spec.name, life.epoch, child.pid)
         await on_daemon_thread(_FILE_TIMEOUT, self._record.note, *noted)
         life.link.send(Go())
+        life.may_go = True
+        if child.told is not None:
+            life.link.send(Tell(child.told))
+        if child.spec.leased:
+            life.link.send(Lease(self._lease))
         async with anyio.create_task_group() as tasks:
             # Recovering a large journal takes as long as it takes, as long as pings are answered.
             tasks.start_soon(self._heartbeat, life)

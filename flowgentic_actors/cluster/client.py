@@ -23,12 +23,16 @@ from flowgentic_actors.cluster.protocol import (
     GetEvents,
     GetStatus,
     HostCommand,
+    Place,
+    Places,
     StatusReply,
 )
 from flowgentic_actors.cluster.slots import SlotTable, even_table
 from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus, known_stats
+from flowgentic_actors.cluster.watching import PlaceWatch
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
+from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
     ClusterClosedError,
     ClusterClosingError,
@@ -38,6 +42,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.shard.bare import BareShard
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.group import Promise
+from flowgentic_actors.wire.addresses import Address, Nowhere
 from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -111,16 +116,57 @@ class RemoteClient:
     def __init__(
         self, descriptor: Descriptor, description: Description, timeout: float, pool: int
     ) -> None:
-        self.table = description.table
+        self.table = description.places.table
         self.spawner = description.spawner
+        self._descriptor = descriptor
+        self._places = description.places
+        self._changes = description.changes
+        self._machine = machine()
         self._timeout = timeout
         self._closed = False
+        self._forked = False
         limit = descriptor.max_message_bytes
-        self._host = ActorRef("the host", descriptor.host, descriptor.secret, limit, 2)
+        self._host = ActorRef("the host", descriptor.address, descriptor.secret, limit, 2)
         self._actors = [
-            ActorRef(name, address, descriptor.secret, limit, pool)
-            for name, address in zip(description.names, description.addresses, strict=True)
+            ActorRef(place.name, self._route(place) or "", descriptor.secret, limit, pool)
+            for place in self._places.places
         ]
+        self._watch: PlaceWatch | None = None
+        if self._changes:
+            self._take_places(self._places)
+            self._begin_to_watch()
+            let_go_after_fork(self)
+
+    def _begin_to_watch(self) -> None:
+        self._watch = PlaceWatch(
+            self._descriptor.address,
+            self._descriptor.secret,
+            self._descriptor.max_message_bytes,
+            version=self._places.version,
+            on_places=self._take_places,
+        )
+
+    def _route(self, place: Place) -> Address | None:
+        """How this process reaches a shard, None while nobody does."""
+        if place.path and place.machine == self._machine:
+            return place.path
+        return place.address
+
+    def _take_places(self, places: Places) -> None:
+        """Go where the shards are now; callable from any thread."""
+        self._places = places
+        self.table = places.table
+        for ref, place in zip(self._actors, places.places, strict=True):
+            address = self._route(place)
+            if place.lost:
+                ref.move(Nowhere(place.lost))
+            elif address is not None:
+                ref.move(address)
+
+    def after_fork(self) -> None:
+        """The thread that hears from the host is the parent's; the child's begins when needed."""
+        if not self._closed:
+            self._closed = self._forked = True
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(_NOT_PICKLED)
@@ -184,7 +230,9 @@ class RemoteClient:
 
     async def close(self) -> None:
         """Close every connection of this process."""
-        self._closed = True
+        self._closed, self._forked = True, False
+        if self._watch is not None:
+            self._watch.close()
         for ref in [self._host, *self._actors]:
             await ref.close()
 
@@ -195,8 +243,12 @@ class RemoteClient:
         )
 
     def _check_open(self) -> None:
-        if self._closed:
+        if not self._closed:
+            return
+        if not self._forked:
             raise ClusterClosedError("this cluster was closed: use it inside its `async with`")
+        self._closed = self._forked = False
+        self._begin_to_watch()
 
 
 def describe(descriptor: Descriptor, timeout: float) -> Description:
@@ -205,7 +257,8 @@ def describe(descriptor: Descriptor, timeout: float) -> Description:
     Raises:
         RequestError: If the host cannot be reached.
     """
-    ref = ActorRef("the host", descriptor.host, descriptor.secret, descriptor.max_message_bytes, 1)
+    limit = descriptor.max_message_bytes
+    ref = ActorRef("the host", descriptor.address, descriptor.secret, limit, 1)
     try:
         answer = ref.ask_sync(_encode(Describe()), timeout)
     finally:

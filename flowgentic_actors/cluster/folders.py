@@ -40,6 +40,8 @@ HOST_LOCK = "host.lock"
 DESCRIPTOR = "cluster.json"
 HOST_SOCKET = "host.sock"
 PID_FILE = "host.pid"
+RUNTIME_FILE = "runtime.id"
+PORT_FILE = "host.port"
 MEMORY = "memory"
 PERSIST_LINK = "persist"
 
@@ -127,6 +129,38 @@ def claim_folder(
             raise ClusterExistsError(
                 f"a live cluster is named {name!r} (its folder: {folder}): attach to it with "
                 f"MemoryCluster.attach({name!r}), close it, or choose another name="
+            )
+        time.sleep(_ENDING_POLL)
+
+
+def claim_node_folder(
+    root: Path, name: str, limits: OrphanLimits, deadline: float
+) -> tuple[Path, FileLock]:
+    """Make a cluster's folder on a node that is not its opener's, and take the host's lock there.
+
+    What an earlier program of this cluster left is taken over; one that is ending is waited for.
+
+    Args:
+        root: The folder of clusters on this node.
+        name: The cluster's name.
+        limits: Which orphans are kept.
+        deadline: On the monotonic clock.
+
+    Raises:
+        ClusterExistsError: If that program does not end in time.
+    """
+    folder = root / name
+    while True:
+        with _root_locked(root):
+            _sweep(root, folder, limits)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            lock = FileLock(folder / HOST_LOCK)
+            if not _locked(folder, OWNER_LOCK) and lock.acquire():
+                return folder, lock
+        if time.monotonic() > deadline:
+            raise ClusterExistsError(
+                f"another live cluster, or an earlier part of this one, holds {folder} on this "
+                "node: end it, or choose another name="
             )
         time.sleep(_ENDING_POLL)
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import msgspec
 
 from flowgentic_actors.actors.spec import write_private
+from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterNotFoundError
+from flowgentic_actors.wire.addresses import Address, TcpAddress
 
 _EXPORT_PREFIX = "flowgentic:"
 
@@ -22,6 +24,8 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: Name of the cluster.
         host: Path of the host's Unix socket.
+        machine: The machine that it is on, as `environment.machine` names it; empty for this one.
+        remote: Where other machines reach the host, None for nowhere.
         secret: The cluster's secret.
         max_message_bytes: Largest message its actors take.
     """
@@ -30,6 +34,15 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     secret: bytes
     max_message_bytes: int
+    machine: str = ""
+    remote: TcpAddress | None = None
+
+    @property
+    def address(self) -> Address:
+        """Where this machine reaches the host."""
+        if self.remote is None or self.machine in ("", machine()):
+            return self.host
+        return self.remote
 
     def __repr__(self) -> str:
         return f"Descriptor(name={self.name!r}, host={self.host!r}, secret=...)"

@@ -11,6 +11,8 @@ import asyncio
 import logging
 import os
 import signal
+import socket
+import ssl
 import sys
 import threading
 import time
@@ -38,36 +40,61 @@ from flowgentic_actors.actors.supervisor import (
 )
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.endings import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
-from flowgentic_actors.cluster.folders import HOST_LOCK, HOST_SOCKET, PID_FILE, retire
+from flowgentic_actors.cluster.folders import (
+    HOST_LOCK,
+    HOST_SOCKET,
+    PID_FILE,
+    PORT_FILE,
+    RUNTIME_FILE,
+    retire,
+)
 from flowgentic_actors.cluster.history import History
-from flowgentic_actors.cluster.persist import Manifest, StoredMemory, reopening
+from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
+from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
+from flowgentic_actors.cluster.nodes.federation import PLAN_FILE, Federation, read_plan
+from flowgentic_actors.cluster.nodes.launching import DragonNodeLauncher, LocalNodeLauncher
+from flowgentic_actors.cluster.nodes.members import REPLICATED_FACTORY
+from flowgentic_actors.cluster.persist import MANIFEST, Manifest, StoredMemory, reopening
 from flowgentic_actors.cluster.protocol import (
     AreYouThere,
+    Beat,
     Describe,
     Description,
     Done,
     End,
     EventsReply,
     GetEvents,
+    GetPlaces,
     GetStatus,
     HostCommand,
     HostReply,
+    Place,
+    Places,
     Shutdown,
     ShutdownReply,
     StatusReply,
 )
 from flowgentic_actors.cluster.slots import even_table
-from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus, known_stats
+from flowgentic_actors.cluster.status import (
+    ActorStatus,
+    ClusterEvent,
+    ClusterStatus,
+    NodeStatus,
+    known_stats,
+)
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
+from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
     FlowgenticError,
     InvalidRequestError,
     ProtocolError,
     RejectedError,
 )
-from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
+from flowgentic_actors.wire.addresses import TcpAddress
+from flowgentic_actors.wire.certificates import server_context
+from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
 from flowgentic_actors.wire.server import Connection, Server
 
@@ -84,6 +111,8 @@ _LONGEST = 7 * 86_400.0  # the owner's open_timeout ends a re-sharding sooner
 _ANSWER_MARGIN = 0.5  # an answer that says why it is late must not be late itself
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
 
+_GATHER_SHARE = 0.6  # of start_timeout, for the other nodes to join
+
 _FAREWELL = 3.0  # seconds for what Dragon does at the end of this process
 
 MAX_OPEN_REQUESTS: Final = 1024
@@ -93,66 +122,6 @@ logger = logging.getLogger(__name__)
 
 _decode = msgspec.msgpack.Decoder(HostCommand).decode
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host is told in its private spec file; see `MemoryConfig` for the meanings.
-
-    Attributes:
-        opened: When the cluster was opened.
-        restarts: How many hosts it had before this one.
-        reason: What became of the last of them.
-        hot_bytes: Bytes of values that each actor keeps in its own memory.
-        shard: How much each actor keeps.
-        tier_bytes: Size of each actor's DDict, 0 for none.
-        tier_managers: Processes of each of them.
-        tier_given_up: Why there are none from this host on, empty otherwise.
-    """
-
-    name: str
-    folder: str
-    memory: str
-    persist: bool
-    instance: str
-    job: str
-    secret: bytes
-    spawner: str
-    actors: int
-    namespace_depth: int
-    ack: str
-    segment_bytes: int
-    hot_bytes: int
-    shard: ShardSettings
-    tier_bytes: int
-    tier_managers: int
-    close_timeout: float
-    start_timeout: float
-    heartbeat_interval: float
-    hang_timeout: float
-    busy_timeout: float
-    restart_intensity: int
-    restart_period: float
-    rejoin_grace: float
-    mailbox_requests: int
-    mailbox_bytes: int
-    max_message_bytes: int
-    opened: float
-    stop_signal: str | None = None
-    stop_file: str | None = None
-    walltime_margin: float | None = None
-    tier_given_up: str = ""
-    restarts: int = 0
-    reason: str = ""
-
-    def __repr__(self) -> str:
-        return f"HostSpec(name={self.name!r}, folder={self.folder!r}, secret=...)"
-
-
-def actor_addresses(spec: HostSpec) -> dict[str, str]:
-    """The sockets of a cluster's actors, by name, in the order of their shards."""
-    folder = Path(spec.folder)
-    names = [f"shard-{shard}" for shard in range(spec.actors)]
-    return {name: str(folder / f"{name}.sock") for name in names}
 
 
 def main() -> int:
@@ -168,12 +137,16 @@ def main() -> int:
         return 1
     Path(spec.folder, PID_FILE).write_text(str(os.getpid()))
     ProcessRecord(Path(spec.folder)).note("host", spec.restarts + 1, os.getpid())
+    if spec.owns_runtime:
+        Path(spec.folder, RUNTIME_FILE).write_text(os.environ.get(RUNTIME_VARIABLE, ""))
     host = Host(spec)
     anyio.run(host.run)
     end_tiers(Path(spec.folder))
     host.close_memory()
     if host.owner_lost:
         retire(Path(spec.folder))
+    if spec.owns_runtime and spec.nodes != 1:
+        end_runtime(os.environ.get(RUNTIME_VARIABLE, ""))
     lock.release()
     # All is done. Dragon's own farewell, at the interpreter's end, may hang with its runtime.
     farewell = threading.Timer(_FAREWELL, os._exit, (0,))
@@ -200,6 +173,7 @@ class Host:
         self._unwatch = threading.Event()
         self._shutdown_timeout = spec.close_timeout
         self._owner: Connection | None = None
+        self._owner_gone = asyncio.Event()
         self._killed: dict[str, str] | None = None  # what did not end in order
         self._ended = asyncio.Event()
         self.owner_lost = False
@@ -227,7 +201,11 @@ class Host:
                 max_message_bytes=spec.max_message_bytes,
             ),
             on_event=self._event,
+            identity=spec.identity,
         )
+        self._federation: Federation | None = None
+        self._ip = ""
+        self._remote: TcpAddress | None = None
         self._tasks: TaskGroup | None = None
         self._open_requests = 0
 
@@ -252,10 +230,16 @@ class Host:
                 with anyio.move_on_after(self._shutdown_timeout / 2):
                     await self._brought_up.wait()
             left = max(0.0, deadline - time.monotonic())
-            self._killed = await self._supervisor.stop(left, self._end_reason)
+            self._killed = await self._end_actors(left)
             self._ended.set()
             if not self._leaving.is_set():
                 await self._stay()
+            if self._federation is not None:
+                if self._spec.owns_runtime:  # and its launcher, which has to end first
+                    with anyio.move_on_after(_FAREWELL):
+                        await self._owner_gone.wait()
+                clean = not (self._killed or self.owner_lost or self._spec.persist)
+                await self._federation.leave(remove=clean)
             await anyio.lowlevel.checkpoint()  # the answer to Shutdown is sent by its task
             await self._server.close()
             tasks.cancel_scope.cancel()
@@ -297,6 +281,19 @@ class Host:
         write_private(self._folder / ENDING_FILE, reason.encode(errors="replace"))
         self._ending.set()
 
+    async def _end_actors(self, timeout: float) -> dict[str, str]:
+        """End all actors; what became of those that did not end in order."""
+        elsewhere: dict[str, str] = {}
+
+        async def end_others(federation: Federation) -> None:
+            elsewhere.update(await federation.end(timeout, self._end_reason))
+
+        async with anyio.create_task_group() as tasks:
+            if self._federation is not None:
+                tasks.start_soon(end_others, self._federation)
+            here = await self._supervisor.stop(timeout, self._end_reason)
+        return here | elsewhere
+
     async def _stay(self) -> None:
         """Answer in the actors' place until the owner closes the cluster, or is gone."""
         await on_daemon_thread(_LONGEST, self.close_memory)
@@ -323,7 +320,8 @@ class Host:
                 self._event("ddict_given_up", "", self._spec.tier_given_up)
             self._started.set()  # whoever attaches now waits for the actors themselves
         try:
-            await self._open_memory()
+            nodes = await self._gather()
+            await self._open_memory(nodes)
         except FlowgenticError as error:
             logger.exception("the memory does not open")
             self._start_error = str(error)
@@ -333,24 +331,95 @@ class Host:
                 self._ending.set()
             return
         try:
-            await self._supervisor.start(tasks, self._specs)
+            await self._begin_actors(tasks, nodes)
         except FlowgenticError as error:
             if not self._spec.restarts:
                 self._start_error = f"{error}{await self._log_tail()}"
-        else:
-            if not self._spec.restarts:
-                detail = f"{len(self._specs)} actors by {self._spec.spawner}"
-                self._event("cluster_opened", "", detail)
         self._started.set()
 
-    async def _open_memory(self) -> None:
+    async def _begin_actors(self, tasks: TaskGroup, nodes: list[str]) -> None:
+        if self._federation is None:
+            await self._supervisor.start(tasks, self._specs)
+        else:
+            await self._open_federation(self._federation, tasks, nodes)
+        if not self._spec.restarts:
+            detail = f"{len(self._specs)} actors by {self._spec.spawner}"
+            if len(nodes) > 1:
+                detail += f" on {len(nodes)} nodes"
+            self._event("cluster_opened", "", detail)
+
+    async def _gather(self) -> list[str]:
+        """Take in the other nodes, if there are to be any; the names of all."""
         spec = self._spec
+        if spec.nodes == 1 or spec.identity is None:
+            return [_node()]
+        self._ip = "127.0.0.1" if spec.spawner != "dragon" else choose_address(spec.network)
+        context = await on_daemon_thread(_FILE_TIMEOUT, server_context, spec.identity, self._folder)
+        port = await self._listen(context)
+        self._remote = TcpAddress(self._ip, port, spec.identity.certificate)
+        dragon = spec.spawner == "dragon"
+        launcher = DragonNodeLauncher() if dragon else LocalNodeLauncher(self._folder, spec.nodes)
+        federation = Federation(
+            spec,
+            launcher=launcher,
+            identity=spec.identity,
+            ip=self._ip,
+            supervisor=self._supervisor,
+            on_event=self._event,
+        )
+        nodes = await federation.gather(time.monotonic() + _GATHER_SHARE * spec.start_timeout)
+        self._federation = federation
+        return nodes
+
+    async def _listen(self, context: ssl.SSLContext) -> int:
+        """Listen where the host before this one did: whoever attached knows that port."""
+        file = self._folder / PORT_FILE
+        before = await on_daemon_thread(_FILE_TIMEOUT, _read_number, file)
+        try:
+            port = await self._server.listen_tcp(self._ip, context, before)
+        except OSError:
+            if not before:
+                raise
+            logger.warning("port %d is taken: who attached from another node is cut off", before)
+            port = await self._server.listen_tcp(self._ip, context)
+        await on_daemon_thread(_FILE_TIMEOUT, file.write_text, str(port))
+        return port
+
+    async def _open_federation(
+        self, federation: Federation, tasks: TaskGroup, nodes: list[str]
+    ) -> None:
+        spec = self._spec
+        assert self._remote is not None
+        arguments = dict(self._specs[0].arguments)
+        del arguments["folder"], arguments["tier_folder"]
+        memory = Path(spec.memory)
+        await federation.open(
+            tasks,
+            nodes,
+            even_table(len(self._specs), spec.namespace_depth),
+            host=self._remote,
+            shards=tuple(
+                str(Path(child.arguments["folder"]).relative_to(memory)) for child in self._specs
+            ),
+            manifest=await on_daemon_thread(_FILE_TIMEOUT, (memory / MANIFEST).read_bytes),
+            factory=self._specs[0].factory,
+            arguments=arguments,
+            child_spec=self._specs.__getitem__,
+        )
+
+    async def _open_memory(self, nodes: list[str]) -> None:
+        spec = self._spec
+        shards = spec.actors * len(nodes)
+        if not spec.persist:
+            before = await on_daemon_thread(_FILE_TIMEOUT, read_plan, Path(spec.memory) / PLAN_FILE)
+            if before is not None:
+                shards = len(before.shards)
         manifest, found = await on_daemon_thread(
             _LONGEST,
             self._memory.open,
             name=spec.name,
             instance=spec.instance,
-            shards=spec.actors,
+            shards=shards,
             namespace_depth=spec.namespace_depth,
             job=spec.job,
             on_lost=lambda: os._exit(EXIT_REPLACED),  # the actors end with their links
@@ -366,26 +435,27 @@ class Host:
                 f"the journals are in {spec.memory}, on a file system in memory: they take memory, "
                 f"and end with this node. Set {setting}= to a folder on a disk if there is one",
             )
+        settings = spec.shard.divided(len(nodes))
+        names = [f"shard-{shard}" for shard in range(shards)]
         self._specs = [
             ChildSpec(
                 name=name,
-                factory=SHARD_FACTORY,
+                factory=SHARD_FACTORY if spec.replicas == 1 else REPLICATED_FACTORY,
                 arguments={
                     "folder": str(folder),
                     "ack": spec.ack,
                     "appends": "direct" if node_local else "thread",
                     "segment_bytes": str(spec.segment_bytes),
                     "hot_bytes": str(spec.hot_bytes),
-                    "settings": spec.shard.encode(),
+                    "settings": settings.encode(),
                     "tier_bytes": _text(spec.tier_bytes or None),
                     "tier_managers": str(spec.tier_managers),
                     "tier_folder": str(tier_folder(self._folder, name)),
                 },
-                address=address,
+                address=str(self._folder / f"{name}.sock"),
+                host=self._ip,
             )
-            for folder, (name, address) in zip(
-                manifest.folders(Path(spec.memory)), actor_addresses(spec).items(), strict=True
-            )
+            for folder, name in zip(manifest.folders(Path(spec.memory)), names, strict=True)
         ]
         if found is not None and found.instance != spec.instance:
             self._tell_reopened(manifest, found)
@@ -443,8 +513,10 @@ class Host:
         """End when the owner is gone."""
         if connection.role == "link":
             self._supervisor.link_lost(connection)
-        elif connection is self._owner and not (self._ended.is_set() and self._leaving.is_set()):
-            self._lose_owner()
+        elif connection is self._owner:
+            self._owner_gone.set()
+            if not (self._ended.is_set() and self._leaving.is_set()):
+                self._lose_owner()
 
     def _lose_owner(self) -> None:
         self.owner_lost = True
@@ -485,37 +557,58 @@ class Host:
 
     async def _answer(self, connection: Connection, command: HostCommand) -> HostReply:
         match command:
-            case Describe():
-                await self._started.wait()
-                if self._start_error is not None:
-                    raise RejectedError(self._start_error)
-                addresses = actor_addresses(self._spec)
-                return Description(
-                    self._spec.spawner,
-                    even_table(self._spec.actors, self._spec.namespace_depth),
-                    tuple(addresses.keys()),
-                    tuple(addresses.values()),
-                    self._spec.max_message_bytes,
-                )
+            case AreYouThere():
+                return Done()
             case GetStatus():
                 return StatusReply(self._status())
             case GetEvents(start, wait):
                 return EventsReply(await self._events_from(start, wait))
-            case AreYouThere():
-                return Done()
-            case End(reason):
+            case End() | Shutdown():
                 if connection is not self._owner:
                     raise InvalidRequestError("only the cluster's owner may end it")
-                self._begin_end(reason)
-                return Done()
-            case Shutdown(timeout):
-                if connection is not self._owner:
-                    raise InvalidRequestError("only the cluster's owner may end it")
-                self._shutdown_timeout = timeout
-                self._leaving.set()
-                self._ending.set()
-                await self._ended.wait()
-                return ShutdownReply(self._killed or {})
+                return await self._answer_owner(command)
+            case _:
+                return await self._answer_about_places(command)
+
+    async def _answer_owner(self, command: End | Shutdown) -> HostReply:
+        if isinstance(command, End):
+            self._begin_end(command.reason)
+            return Done()
+        self._shutdown_timeout = command.timeout
+        self._leaving.set()
+        self._ending.set()
+        await self._ended.wait()
+        return ShutdownReply(self._killed or {})
+
+    async def _answer_about_places(self, command: Describe | GetPlaces | Beat) -> HostReply:
+        federation = self._federation
+        if isinstance(command, Beat):
+            if federation is None:
+                raise InvalidRequestError("this cluster has one node")
+            return await federation.beat(command)
+        if isinstance(command, GetPlaces):
+            if federation is None:
+                return self._places()
+            return await federation.places(command.version, command.wait)
+        await self._started.wait()
+        if self._start_error is not None:
+            raise RejectedError(self._start_error)
+        return Description(
+            self._spec.spawner,
+            self._places(),
+            self._spec.max_message_bytes,
+            changes=federation is not None,
+            host=self._remote,
+        )
+
+    def _places(self) -> Places:
+        spec = self._spec
+        if self._federation is not None:
+            return self._federation.current_places()
+        table = even_table(spec.actors, spec.namespace_depth)
+        here = machine()
+        places = (Place(name, here, path) for name, path in actor_addresses(spec).items())
+        return Places(1, table, tuple(places))
 
     # ------------------------------------------------------------------ events and status
 
@@ -528,6 +621,10 @@ class Host:
         )
 
     def _event(self, kind: str, actor: str, detail: str) -> None:
+        if self._federation is not None and actor:
+            self._federation.stir()
+        if not kind:
+            return
         logger.info("%s %s %s", kind, actor, detail)
         self._history.add(kind, actor, detail)
         self._news.set()
@@ -541,7 +638,13 @@ class Host:
 
     def _status(self) -> ClusterStatus:
         children = self._supervisor.children
-        actors = [_actor_status(shard, child) for shard, child in enumerate(children)]
+        if self._federation is not None:
+            actors = list(self._federation.actors())
+        else:
+            actors = [_actor_status(shard, child) for shard, child in enumerate(children)]
+        nodes = self._federation.nodes() if self._federation is not None else ()
+        if not nodes:
+            nodes = (NodeStatus(name=_node(), state="up", leads=self._spec.actors, follows=0),)
         return ClusterStatus(
             name=self._spec.name,
             mode="distributed",
@@ -551,6 +654,8 @@ class Host:
             host_restarts=self._spec.restarts,
             folder=self._spec.folder,
             actors=tuple(actors or map(self._not_started, range(self._spec.actors))),
+            n_nodes=sum(node.state == "up" for node in nodes),
+            nodes=nodes,
         )
 
     def _not_started(self, shard: int) -> ActorStatus:
@@ -581,6 +686,17 @@ def _actor_status(shard: int, child: Child) -> ActorStatus:
         reason=child.reason,
         **known_stats(child.stats),
     )
+
+
+def _node() -> str:
+    return socket.gethostname()
+
+
+def _read_number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _text(number: int | None) -> str:

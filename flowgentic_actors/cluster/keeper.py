@@ -25,8 +25,8 @@ from flowgentic_actors.actors.refusal import Refusal, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.cluster.folders import HOST_SOCKET, PID_FILE
-from flowgentic_actors.cluster.host import HostSpec, actor_addresses
 from flowgentic_actors.cluster.hostlink import HostLink, readable
+from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.launch import HostProcess, launch_host
 from flowgentic_actors.cluster.protocol import (
     AreYouThere,
@@ -43,6 +43,7 @@ SPEC_FILE: Final = "host.spec"
 
 _LOG_TAIL = 3000
 _ACTOR_GRACE = 1.0  # from the host's death to actors that have ended by themselves; they take ms
+_NODES_GRACE = 4.0  # the same, where other nodes have to be let go as well
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit
 _AFTER_DRAIN = 10.0  # from drained actors to a host, or a Dragon launcher, that is gone
 _GOOD_LIFE, _MOST_SHORT_LIVES = 60.0, 3  # before a host is made without DDicts
@@ -198,6 +199,7 @@ class HostKeeper:
                 answer = self._link.ask(Shutdown(left), left + 2.0)
                 killed = msgspec.msgpack.decode(answer, type=ShutdownReply).killed
                 self._trouble = "; ".join(f"{name}: {what}" for name, what in killed.items())
+                self._process.let_go()
         except TimeoutError as error:
             return f"is silent: {error}"
         except OSError:
@@ -316,7 +318,9 @@ class HostKeeper:
         spec_file = self._folder / SPEC_FILE
         write_private(spec_file, msgspec.json.encode(self._spec))
         left = deadline - time.monotonic()
-        self._process = launch_host(self._spec.spawner, self._folder, spec_file, left)
+        self._process = launch_host(
+            self._spec.spawner, self._folder, spec_file, left, nodes=self._spec.nodes
+        )
         if not self._wants_host():  # and whoever closes may not wait for this thread any more
             self._process.kill()
         while not socket_path.exists():
@@ -347,11 +351,16 @@ class HostKeeper:
         if self._link is not None:
             self._link.close()
             self._link = None
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None and self._spec.nodes == 1:
+            process.kill()
+            process = None
         entries = ProcessRecord(self._folder).entries()
-        return [entry.pid for entry in end_all(entries, _ACTOR_GRACE, _EXIT_TIMEOUT)]
+        grace = _ACTOR_GRACE if self._spec.nodes == 1 else _NODES_GRACE
+        left = [entry.pid for entry in end_all(entries, grace, _EXIT_TIMEOUT)]
+        if process is not None:
+            process.kill()
+        return left
 
     def _stop(self) -> None:
         self._closed_at = time.monotonic()

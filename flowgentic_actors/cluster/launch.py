@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -13,15 +15,22 @@ from typing import Protocol
 
 from flowgentic_actors.actors.spawn_dragon import start_dragon_process
 from flowgentic_actors.actors.spec import python_command
-from flowgentic_actors.cluster.folders import PID_FILE
+from flowgentic_actors.cluster.folders import PID_FILE, RUNTIME_FILE
 from flowgentic_actors.cluster.leftovers import (
     Segment,
+    end_runtime,
     group_members,
     remove_unused,
     shared_memory_of,
 )
-from flowgentic_actors.dragon_fixes import with_fixes
-from flowgentic_actors.environment import dragon_launcher, inside_dragon, why_no_dragon
+from flowgentic_actors.dragon_fixes import PRIMARY_VARIABLE, with_fixes
+from flowgentic_actors.environment import (
+    dragon_launcher,
+    inside_dragon,
+    job_hosts,
+    scheduler_job,
+    why_no_dragon,
+)
 from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
 
 HOST_MODULE = "flowgentic_actors.cluster.host"
@@ -37,6 +46,9 @@ class HostProcess(Protocol):
 
     def look(self) -> None:
         """Note what it uses now and would leave behind if it were killed."""
+
+    def let_go(self) -> None:
+        """The host has ended its work, and ends by itself from now on."""
 
     def wait(self, timeout: float) -> bool:
         """Wait until it and what started it are gone; False when they are not in time."""
@@ -66,6 +78,9 @@ class _Launched:
             return False
 
     def look(self) -> None:
+        pass
+
+    def let_go(self) -> None:
         pass
 
     def wait(self, timeout: float) -> bool:
@@ -109,6 +124,28 @@ class _DragonLauncher(_Launched):
         self._segments.clear()
 
 
+class _NodesLauncher(_DragonLauncher):
+    """`dragon` on several nodes, whose processes each of them ends by itself.
+
+    The launcher is killed before that: it would take their ends for a breakdown, and have
+    everything of this user's removed on all nodes. It never ends by itself once a node was lost.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+        super().__init__(process)
+        self._folder = folder
+
+    def let_go(self) -> None:
+        self.look()
+        _Launched.kill(self)
+
+    def kill(self) -> None:
+        super().kill()
+        with contextlib.suppress(OSError):  # its host never came up
+            end_runtime((self._folder / RUNTIME_FILE).read_text())
+        remove_unused(self._segments)
+
+
 class _InRuntime:
     """A native process of the runtime that this process belongs to; known by its pid."""
 
@@ -121,6 +158,9 @@ class _InRuntime:
 
     def look(self) -> None:
         pass  # what Dragon keeps for it is the runtime's own, which lives on
+
+    def let_go(self) -> None:
+        pass
 
     def wait(self, timeout: float) -> bool:
         pid, deadline = self._pid(), time.monotonic() + timeout
@@ -142,7 +182,9 @@ class _InRuntime:
             return None
 
 
-def launch_host(spawner: str, folder: Path, spec_file: Path, timeout: float) -> HostProcess:
+def launch_host(
+    spawner: str, folder: Path, spec_file: Path, timeout: float, *, nodes: int = 1
+) -> HostProcess:
     """Start the host. Blocks for as long as that takes, not until the host serves.
 
     Args:
@@ -150,6 +192,8 @@ def launch_host(spawner: str, folder: Path, spec_file: Path, timeout: float) -> 
         folder: The cluster's folder; logs go there, and Dragon writes files of its own there.
         spec_file: The host's spec.
         timeout: Seconds.
+        nodes: Nodes that are wanted, 0 for all of the scheduler's job: with one, Dragon runs on
+            this node alone.
 
     Raises:
         DragonUnavailableError: If Dragon is asked for and cannot run here.
@@ -170,7 +214,25 @@ def launch_host(spawner: str, folder: Path, spec_file: Path, timeout: float) -> 
     environ = with_fixes(os.environ)
     # The launcher calls its own helper commands by name.
     environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
-    return _DragonLauncher(_popen([launcher, "-s", *command], folder, log_file, environ))
+    where = ["-s"]
+    if nodes != 1:
+        where = _on_nodes(job_hosts())
+        environ |= {
+            PRIMARY_VARIABLE: socket.gethostname(),
+            "SLURM_OVERLAP": "1",  # in a job step, its own steps may share that one's processors
+        }
+    process = _popen([launcher, *where, *command], folder, log_file, environ)
+    return _DragonLauncher(process) if nodes == 1 else _NodesLauncher(process, folder)
+
+
+def _on_nodes(hosts: tuple[str, ...]) -> list[str]:
+    """The launcher's options for all nodes of the scheduler's job."""
+    job = scheduler_job()
+    if job is not None and job.scheduler == "slurm":
+        return ["-w", "slurm", "-t", "tcp"]
+    if job is not None and job.scheduler == "pbs" and shutil.which("mpiexec"):
+        return ["-w", "pbs+pals", "-t", "tcp"]
+    return ["-w", "ssh", "--hostlist", ",".join(hosts), "-t", "tcp"]
 
 
 def _popen(

@@ -1,17 +1,26 @@
 """What a killed Dragon runtime leaves behind: processes of its group, and shared memory.
 
 Dragon has no command that cleans up after one runtime (`dragon-cleanup` removes everything of the
-user), so the owner notes which segments its own runtime has mapped, and removes those.
+user), so the owner notes which segments its own runtime has mapped, and removes those. A runtime of
+several nodes leaves processes on all of them, when its launcher is killed as well as when a node is
+lost, whose launcher then never ends: so each node ends its own part of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+RUNTIME_VARIABLE: Final = "DRAGON_RT_UID"
+"""In the environment of every process of a Dragon runtime, but for its launcher's."""
+
+_GONE: Final = 5.0  # from SIGKILL to the end
+_POLL: Final = 0.01
 _PROC = Path("/proc")
 _SHM = "/dev/shm/"  # noqa: S108 - looked at, not written to
 
@@ -55,6 +64,42 @@ def remove_unused(segments: Iterable[Segment]) -> None:
         with contextlib.suppress(OSError):  # removed already
             if Path(path).stat().st_ino == inode:
                 os.unlink(path)  # noqa: PTH108 - beside its stat
+
+
+def end_runtime(runtime: str) -> None:
+    """End the part of a Dragon runtime that is on this node, but for this process. Blocks.
+
+    Args:
+        runtime: Value of `RUNTIME_VARIABLE` in it.
+    """
+    wanted = f"{RUNTIME_VARIABLE}={runtime}".encode()
+    segments: set[Segment] = set()
+    deadline = time.monotonic() + _GONE
+    while time.monotonic() < deadline:
+        pids = [pid for pid in _processes() if pid != os.getpid() and _has(pid, wanted)]
+        if not pids:
+            break
+        segments |= shared_memory_of(pids)
+        for pid in pids:
+            with contextlib.suppress(OSError):  # it is gone
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_POLL)
+    segments |= shared_memory_of([os.getpid()])
+    for path, inode in segments - shared_memory_of(
+        pid for pid in _processes() if pid != os.getpid()
+    ):
+        with contextlib.suppress(OSError):  # removed already
+            if Path(path).stat().st_ino == inode:
+                os.unlink(path)  # noqa: PTH108 - beside its stat
+
+
+def _has(pid: int, variable: bytes) -> bool:
+    """Whether a live process was started with a variable."""
+    try:
+        environ = (_PROC / str(pid) / "environ").read_bytes()  # empty for one that is dead
+    except OSError:
+        return False
+    return variable in environ.split(b"\0")
 
 
 def _processes() -> list[int]:

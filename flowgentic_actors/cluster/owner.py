@@ -24,14 +24,14 @@ from flowgentic_actors.cluster.folders import (
     root_folder,
 )
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
-from flowgentic_actors.cluster.host import HostSpec
+from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.keeper import HostKeeper
 from flowgentic_actors.cluster.persist import await_free
 from flowgentic_actors.cluster.protocol import Description
 from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.cluster.tiers import end_tiers, tier_bytes
 from flowgentic_actors.config import MemoryConfig
-from flowgentic_actors.environment import scheduler_job
+from flowgentic_actors.environment import inside_dragon, job_hosts, machine, scheduler_job
 from flowgentic_actors.errors import (
     ClusterOpenError,
     DragonUnavailableError,
@@ -39,6 +39,7 @@ from flowgentic_actors.errors import (
     PersistError,
 )
 from flowgentic_actors.storage.lock import FileLock
+from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.sockets import check_path, let_go_after_fork
 
@@ -174,6 +175,15 @@ class Owner:
             stop_signal=config.stop_signal,
             stop_file=str(config.stop_file.absolute()) if config.stop_file else None,
             walltime_margin=config.walltime_margin,
+            nodes=self._nodes(),
+            replicas=config.replicas,
+            degrade=config.degrade,
+            node_timeout=config.node_timeout,
+            network=config.network,
+            scratch=str(config.scratch or ""),
+            identity=new_identity() if self._nodes() != 1 else None,
+            orphans=OrphanLimits(config.orphan_ttl, config.orphan_bytes),
+            owns_runtime=self._spawner == "dragon" and not inside_dragon(),
         )
         self._keeper = HostKeeper(spec, config.hang_timeout, config.open_timeout)
         description = self._keeper.open(deadline)
@@ -182,9 +192,20 @@ class Owner:
             host=str(self._folder / HOST_SOCKET),
             secret=secret,
             max_message_bytes=config.max_message_bytes,
+            machine=machine(),
+            remote=description.host,
         )
         self.descriptor.write(self._folder / DESCRIPTOR)
         return description
+
+    def _nodes(self) -> int:
+        """Nodes to use, 0 for all of the runtime that the host finds itself in."""
+        asked = self._config.n_nodes
+        if self._spawner != "dragon":
+            return asked or 1
+        if inside_dragon() or len(job_hosts()) > 1:
+            return asked or 0
+        return 1
 
     def _tier_bytes(self) -> int:
         if self._spawner != "dragon":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from flowgentic_actors.cluster.nodes.duties import Member, NodeName, Orders
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
+from flowgentic_actors.wire.addresses import Address, TcpAddress
 
 
 class Describe(Struct, tag=1, array_like=True, frozen=True):
@@ -41,7 +43,73 @@ class End(Struct, tag=6, array_like=True, frozen=True):
     reason: Annotated[str, Meta(max_length=1024)]
 
 
-HostCommand: TypeAlias = Describe | GetStatus | GetEvents | Shutdown | AreYouThere | End
+class GetPlaces(Struct, tag=7, array_like=True, frozen=True):
+    """Where the shards are, as soon as that is not what it was; waits a while for it.
+
+    Attributes:
+        version: What the asker knows.
+        wait: Seconds.
+    """
+
+    version: int
+    wait: Annotated[float, Meta(ge=0, le=60)]
+
+
+class Beat(Struct, tag=8, array_like=True, frozen=True):
+    """A node says that it is there, and asks for a lease; answered at once when there are orders.
+
+    Attributes:
+        node: Its name.
+        known: Version of the orders that it has carried out.
+        members: How its copies of shards are doing.
+        events: What happened there: kind, actor, detail.
+        events_from: Number of the first of them; the host has heard of those before it.
+        ended: Once its actors have ended: those that did not end in order, and why.
+    """
+
+    node: NodeName
+    known: int
+    members: tuple[Member, ...]
+    events: tuple[tuple[str, str, str], ...]
+    events_from: int = 0
+    ended: dict[str, str] | None = None
+
+
+HostCommand: TypeAlias = (
+    Describe | GetStatus | GetEvents | Shutdown | AreYouThere | End | GetPlaces | Beat
+)
+
+
+class Place(Struct, array_like=True, frozen=True):
+    """Where a shard's actor is.
+
+    Attributes:
+        name: Its name.
+        machine: The machine that it is on, as `environment.machine` names it.
+        path: Its Unix socket, for clients on the same machine.
+        address: Where all others reach it, None for none.
+        lost: Why there is none, empty when there is one, or soon will be.
+    """
+
+    name: str
+    machine: str
+    path: str
+    address: Address | None = None
+    lost: str = ""
+
+
+class Places(Struct, tag=6, array_like=True, frozen=True):
+    """Where the shards are.
+
+    Attributes:
+        version: Grows with every change.
+        table: Where each key lives.
+        places: Of each shard.
+    """
+
+    version: int
+    table: SlotTable
+    places: tuple[Place, ...]
 
 
 class Description(Struct, tag=1, array_like=True, frozen=True):
@@ -49,17 +117,47 @@ class Description(Struct, tag=1, array_like=True, frozen=True):
 
     Attributes:
         spawner: Who started them.
-        table: Where each key lives.
-        names: Name of each shard's actor.
-        addresses: Socket of each shard's actor.
+        places: Where they are.
         max_message_bytes: Largest message they take.
+        changes: Whether the places can change, so that it is worth asking again.
+        host: Where other nodes reach the host, None for nowhere.
     """
 
     spawner: str
-    table: SlotTable
-    names: tuple[str, ...]
-    addresses: tuple[str, ...]
+    places: Places
     max_message_bytes: int
+    changes: bool = False
+    host: TcpAddress | None = None
+
+
+class EndNode(Struct, array_like=True, frozen=True):
+    """A node shall end in order.
+
+    Attributes:
+        reason: Why.
+        timeout: Seconds that it has for that.
+    """
+
+    reason: str
+    timeout: float
+
+
+class Grant(Struct, tag=7, array_like=True, frozen=True):
+    """The answer to a beat.
+
+    Attributes:
+        lease: Seconds, from the moment in which the beat left, for which the node may answer.
+        orders: What it has to do from now on, None when that is what it knows.
+        end: Whether to end its actors; said again and again until it has.
+        leave: Whether to end altogether, and what becomes of what is stored there.
+        events_to: Number of the first event that the host has not heard of.
+    """
+
+    lease: float
+    orders: Orders | None = None
+    end: EndNode | None = None
+    leave: Literal["keep", "remove"] | None = None
+    events_to: int = 0
 
 
 class StatusReply(Struct, tag=2, array_like=True, frozen=True):
@@ -88,4 +186,6 @@ class Done(Struct, tag=5, array_like=True, frozen=True):
     """It was heard."""
 
 
-HostReply: TypeAlias = Description | StatusReply | EventsReply | ShutdownReply | Done
+HostReply: TypeAlias = (
+    Description | StatusReply | EventsReply | ShutdownReply | Done | Places | Grant
+)

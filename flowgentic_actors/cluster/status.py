@@ -42,6 +42,9 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
         ddict_reads: Those of them that came from the DDict.
         hot: Threads, and namespaces by their first labels, that take a large part of its requests,
             such as `thread 'abc' 61 %`; none while it has few, nor in a local cluster.
+        replica_node: Node of its second copy, empty for none.
+        replica_ready: Whether that copy has everything that was acknowledged.
+        replica_lag: Bytes of journal that it does not have yet.
     """
 
     name: str
@@ -70,12 +73,31 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
     cold_reads: int = 0
     ddict_reads: int = 0
     hot: tuple[str, ...] = ()
+    replica_node: str = ""
+    replica_ready: bool = False
+    replica_lag: int = 0
 
 
 def known_stats(stats: Mapping[str, int]) -> dict[str, Any]:
     """Those of an actor's counters that its status tells."""
     known = {name: stats[name] for name in ActorStatus.__struct_fields__ if name in stats}
     return {**known, "hot": hot_in(stats)}
+
+
+class NodeStatus(Struct, frozen=True, kw_only=True):
+    """One node of a cluster.
+
+    Attributes:
+        name: Its host name.
+        state: `up`, or `lost` when nothing is heard of it any more.
+        leads: Shards that it answers for.
+        follows: Shards of which it has the second copy.
+    """
+
+    name: str
+    state: str
+    leads: int
+    follows: int
 
 
 class ClusterStatus(Struct, frozen=True, kw_only=True):
@@ -90,6 +112,8 @@ class ClusterStatus(Struct, frozen=True, kw_only=True):
         folder: Where its sockets and, without `persist_path`, journals are; empty in local mode.
         actors: Its actors, by shard.
         host_restarts: Times its host was restarted.
+        n_nodes: Nodes that run now.
+        nodes: Its nodes, the host's own first.
     """
 
     name: str
@@ -100,6 +124,8 @@ class ClusterStatus(Struct, frozen=True, kw_only=True):
     folder: str
     actors: tuple[ActorStatus, ...]
     host_restarts: int = 0
+    n_nodes: int = 1
+    nodes: tuple[NodeStatus, ...] = ()
 
 
 class ClusterEvent(Struct, frozen=True, kw_only=True):

@@ -10,6 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
+
+PRIMARY_VARIABLE: Final = "FLOWGENTIC_DRAGON_PRIMARY"
+"""Host name of the node on which a launcher's program is to run."""
 
 
 def with_fixes(environ: Mapping[str, str]) -> dict[str, str]:

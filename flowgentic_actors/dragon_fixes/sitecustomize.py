@@ -1,7 +1,9 @@
 """Runs at the start of every Python process whose PYTHONPATH begins with this folder.
 
-It does three things, and nothing else: run the `sitecustomize` that it hides; end this process when
-the actor that owns it has ended; and mend dragonhpc 0.15.0, whose waits spin:
+It does four things, and nothing else: run the `sitecustomize` that it hides; end this process when
+the actor that owns it has ended; have a launcher of several nodes run its program on the node that
+`FLOWGENTIC_DRAGON_PRIMARY` names, which is otherwise the one with the smallest number in its boot
+id; and mend dragonhpc 0.15.0, whose waits spin:
 
 - `native.queue.Queue.poll(timeout)` returns at once, so a thread of every `ProcessGroup` (every
   DDict's orchestrator has one) takes a whole core;
@@ -24,6 +26,10 @@ from typing import Any
 
 FIXED_VERSION = "0.15.0"
 FIXED_MODULE = "dragon.native.queue"
+LAUNCHER_MODULE = "dragon.launcher.network_config"
+PRIMARY_VARIABLE = "FLOWGENTIC_DRAGON_PRIMARY"
+"""Host name of the node on which a launcher's program is to run."""
+
 OWNER_VARIABLE = "FLOWGENTIC_DDICT_OWNER"
 """`pid:start time` of the process without which this one must not be."""
 
@@ -160,18 +166,36 @@ def mend(module: ModuleType) -> None:
     queue.poll, queue.get = poll, get
 
 
+def prefer(module: ModuleType, primary: str) -> None:
+    """Have a launcher choose a node as its first, if it is not told another, and has that one."""
+    config = module.NetworkConfig
+    select = config._select_primary  # noqa: SLF001 - no option of the launcher leads there
+
+    def choose(self: Any, primary_hostname: str | None = None) -> None:
+        names = [node.name for node in self.network_config.values()]
+        if primary_hostname is None and names.count(primary) == 1:
+            primary_hostname = primary
+        select(self, primary_hostname)
+
+    config._select_primary = choose  # noqa: SLF001
+
+
 class _Mender(MetaPathFinder):
     """Finds one module the usual way and has it mended after it was loaded."""
+
+    def __init__(self, module: str, then: Callable[[ModuleType], None]) -> None:
+        self._module = module
+        self._then = then
 
     def find_spec(
         self, fullname: str, path: Any = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != FIXED_MODULE:
+        if fullname != self._module:
             return None
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None and _installed() == FIXED_VERSION:
-            _after(spec.loader, mend)
+            _after(spec.loader, self._then)
         return spec
 
 
@@ -195,7 +219,9 @@ def _installed() -> str:
 
 
 if __name__ == "sitecustomize":
-    sys.meta_path.insert(0, _Mender())
+    sys.meta_path.insert(0, _Mender(FIXED_MODULE, mend))
+    if _primary := os.environ.get(PRIMARY_VARIABLE):
+        sys.meta_path.insert(0, _Mender(LAUNCHER_MODULE, lambda module: prefer(module, _primary)))
     if _owner := os.environ.get(OWNER_VARIABLE):
         _end_with(_owner)
     _run_hidden()

@@ -29,18 +29,21 @@ from flowgentic_actors.errors import (
     JournalError,
     JournalLockedError,
     RejectedError,
+    ReplicaUnavailableError,
     StorageError,
 )
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.entries import (
     Entry,
+    JournalEntry,
     KeptSessions,
     Unwritten,
     decode_entry,
     own_entry,
 )
 from flowgentic_actors.shard.hot import HotKeys, key_of, sampling
+from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.shard.settings import ShardSettings
@@ -142,6 +145,7 @@ class ShardActor:
         self._waiting_bytes = 0  # of entries that are not appended yet
         self._cold_reads = 0
         self._fetches: set[asyncio.Task[bytes]] = set()
+        self._leading: Leading | None = None
         self._tier_bytes = _number(tier_bytes) if why_no_ddict() is None else None
         if hot_limit is None:
             self._tier_bytes = None  # nothing is ever let go
@@ -184,6 +188,59 @@ class ShardActor:
         self._mirroring.add_done_callback(_log_defect)
         self._mirror_on()
 
+    @property
+    def takes_clients(self) -> bool:
+        """Always; see `Actor.takes_clients`."""
+        return True
+
+    def told(self, body: msgspec.Raw) -> None:
+        """Nothing has to be told to a shard that is alone; see `Actor.told`."""
+
+    def asked_by_peer(self, body: msgspec.Raw, answer: Callable[[bytes], None]) -> None:  # noqa: ARG002
+        """A shard that is alone has no peers; see `Actor.asked_by_peer`."""
+        raise RejectedError("this shard has one copy: nobody follows it")
+
+    # ------------------------------------------------------------------ two copies
+
+    @property
+    def position(self) -> int:
+        """LSN after the last entry in the journal."""
+        return self._journal.end
+
+    def lead(self, *, waits: bool, on_change: Callable[[], None]) -> Leading:
+        """Hand on what is written from now on; called once, on the loop, instead of `follow`.
+
+        Args:
+            waits: Whether what is acknowledged has to be with the follower too.
+            on_change: Called when the follower has caught up, or has to start over.
+        """
+        self._leading = Leading(self._journal, self._worker, waits=waits, on_change=on_change)
+        self._upkeep.hold = lambda: self._leading is not None and self._leading.holds_log
+        return self._leading
+
+    def follow(self, first: int, payloads: Sequence[bytes]) -> None:
+        """Take entries of the leader's journal into this one.
+
+        Args:
+            first: LSN of the first of them: this journal's end.
+            payloads: The entries.
+
+        Raises:
+            JournalError: If they do not follow what is there, or cannot be written.
+        """
+        if first != self._journal.end:
+            raise JournalError(f"entries from {first} on do not follow {self._journal.end}")
+        size = sum(len(payload) + ENTRY_OVERHEAD for payload in payloads)
+        self._upkeep.check_room(size, urgent=True)
+        self._journal.append(payloads)
+        lsn = first
+        for payload in payloads:
+            self._take_in(lsn, decode_entry(payload))
+            lsn += len(payload) + ENTRY_OVERHEAD
+        self._next_lsn = lsn
+        self._upkeep.after_append(size)
+        self._shard.cool(lsn)
+
     def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:
         """Carry out a command; see `Actor.handle`."""
         try:
@@ -194,6 +251,11 @@ class ShardActor:
                 return self._query(command)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequestError(f"not a command: {error}") from error
+        if self._leading is not None and (reason := self._leading.why_not()):
+            raise ReplicaUnavailableError(
+                f"{reason}, and ack='replica' acknowledges nothing that is in one copy only "
+                "(setting: degrade). Reads go on"
+            )
         remembered = self._sessions.recall(call.session, call.seq)
         return self._write(command, call) if remembered is None else remembered
 
@@ -202,11 +264,17 @@ class ShardActor:
         entries = self._unwritten.take()
         if self._durable or self._appends:
             return self._commit_later(entries)
+        first = self._journal.end
         if entries:
             self._journal.append(entries)
             self._appended(self._waiting_bytes)
         self._shard.cool(self._next_lsn)
-        return None
+        leading = self._leading
+        if leading is None:
+            return None
+        if entries:
+            leading.appended(first, entries, self._next_lsn)
+        return leading.wait(self._next_lsn, wrote=bool(entries))
 
     def stats(self) -> dict[str, int]:
         """What the shard holds."""
@@ -234,6 +302,8 @@ class ShardActor:
         """Seal and close the journal."""
         for fetch in self._fetches:
             fetch.cancel()
+        if self._leading is not None:
+            self._leading.close()
         for task in (self._mirroring, self._sweeping):
             if task is not None:
                 task.cancel()
@@ -396,21 +466,22 @@ class ShardActor:
     def _replay(self) -> int:
         count = 0
         for lsn, payload, compacted in self._journal.replay():
-            entry = decode_entry(payload)
-            self._clock.saw(entry.time_us)
-            if isinstance(entry, KeptSessions):
-                self._sessions.restore(entry.sessions)
-                continue
-            self._shard.replay(entry.record, lsn)
-            if not compacted:  # the set has its sessions in one piece
-                self._sessions.remember(
-                    entry.session, entry.seq, entry.low, entry.reply, entry.time_us
-                )
+            self._take_in(lsn, decode_entry(payload), compacted=compacted)
             count += 1
             if count % 64 == 0:
                 self._shard.cool(lsn)
         self._shard.cool(self._journal.end)
         return count
+
+    def _take_in(self, lsn: int, entry: JournalEntry, *, compacted: bool = False) -> None:
+        """Carry out an entry that is in the journal."""
+        self._clock.saw(entry.time_us)
+        if isinstance(entry, KeptSessions):
+            self._sessions.restore(entry.sessions)
+            return
+        self._shard.replay(entry.record, lsn)
+        if not compacted:  # the set has its sessions in one piece
+            self._sessions.remember(entry.session, entry.seq, entry.low, entry.reply, entry.time_us)
 
 
 def _log_defect(task: asyncio.Task[None]) -> None:

@@ -36,6 +36,15 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
         """The same with another time between two looks."""
         return msgspec.structs.replace(self, sweep_seconds=seconds)
 
+    def divided(self, parts: int) -> Self:
+        """What is left for each when as many share it."""
+        return msgspec.structs.replace(
+            self,
+            item_bytes=self.item_bytes and self.item_bytes // parts,
+            thread_bytes=self.thread_bytes and self.thread_bytes // parts,
+            cache_bytes=self.cache_bytes // parts,
+        )
+
     def make_shard(self, hot_bytes: int | None = None) -> Shard:
         """Make an empty shard; `hot_bytes` as in `Shard`."""
         ttl_us = None if self.thread_ttl is None else int(self.thread_ttl * 1_000_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from flowgentic_actors.engine import Shard
@@ -49,6 +50,8 @@ class Upkeep:
         self._room = 0  # that there is at least since the last append
         self._appended = 0  # bytes since everything was last looked at
         self._look_after = garbage_allowed // _LOOKS
+        self.hold: Callable[[], bool] = lambda: False
+        """Whether the log must stay as it is for now."""
 
     def check_room(self, size: int, *, urgent: bool) -> None:
         """Refuse a write that the journal has no room for.
@@ -90,13 +93,14 @@ class Upkeep:
             self._prepare()
         if (
             self._compactor.ready
+            and not self.hold()
             and self._journal.size > 2 * self._live_bytes() + self._garbage_allowed
         ):
             self._compactor.start()
 
     def _make_room(self) -> None:
         """Win back what can be won on a full disk, and see whether others have freed some."""
-        if needless := self._journal.shed():
+        if not self.hold() and (needless := self._journal.shed()):
             self._compactor.remove(needless)
         if self._compactor.ready and self._journal.size > self._live_bytes():
             self._compactor.start()

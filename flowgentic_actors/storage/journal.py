@@ -69,6 +69,16 @@ class Journal:
         return self._set.end if self._set else 0
 
     @property
+    def log_from(self) -> int:
+        """LSN of the oldest entry that is still in the log."""
+        return self._log.start
+
+    @property
+    def newest_set(self) -> Path | None:
+        """The file of the newest set, None when there is none."""
+        return self._set.path if self._set else None
+
+    @property
     def sealed_to(self) -> int:
         """LSN up to which the log is sealed, and can be compacted."""
         sealed = self._log.sealed()

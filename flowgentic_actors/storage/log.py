@@ -180,6 +180,11 @@ class SegmentLog:
         active = self._active()
         return active.end if active else self._recovered_to or 0
 
+    @property
+    def start(self) -> int:
+        """LSN of the oldest entry that is there, or of the next one."""
+        return self._segments[0].first if self._segments else self.end
+
     def has_room(self, size: int, *, kept: int = 0) -> bool:
         """Whether entries of so many bytes, overhead included, fit into what is allocated.
 

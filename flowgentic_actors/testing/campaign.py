@@ -275,7 +275,7 @@ class _Campaign:
         description = await on_daemon_thread(60.0, describe, descriptor, plan.request_timeout)
         links = [
             FaultyLink(Path(f"{address}.relay"), address, f"{plan.seed}/{shard}")
-            for shard, address in enumerate(description.addresses)
+            for shard, address in enumerate(place.path for place in description.places.places)
         ]
         detour = msgspec.structs.replace(
             description, addresses=tuple(str(link.path) for link in links)

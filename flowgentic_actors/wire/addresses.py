@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -26,9 +26,6 @@ SERVER_NAME: Final = "flowgentic-actors"
 
 CLOSING: Final = 1.0
 """Seconds that a peer has to agree to the end of a TLS connection."""
-
-SILENCE: Final = 4.0
-"""Seconds, or a little more, after which a peer whose kernel does not answer counts as gone."""
 
 _UNREAD = 30_000
 _KEEPALIVE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}
@@ -57,8 +54,28 @@ Address: TypeAlias = str | TcpAddress
 """The path of a Unix socket, or a host and port."""
 
 
-def describe(address: Address) -> str:
+class Nowhere(Struct, frozen=True):
+    """In the place of an address: there is no such actor, until it is said to be somewhere else.
+
+    Attributes:
+        reason: Why.
+    """
+
+    reason: str
+
+
+Destination: TypeAlias = Address | Nowhere
+"""What a reference may be told about an actor's place."""
+
+
+class NowhereError(ConnectionError):
+    """Nobody is to be dialled: there is no such actor now."""
+
+
+def describe(address: Destination) -> str:
     """An address for a human reader."""
+    if isinstance(address, Nowhere):
+        return "nowhere"
     if isinstance(address, str):
         return address
     host = f"[{address.host}]" if ":" in address.host else address.host
@@ -88,7 +105,7 @@ def client_context(certificate: str) -> ssl.SSLContext:
 
 
 def connect(
-    address: Address,
+    address: Destination,
     timeout: float,
     announce: Callable[[socket.socket], None] = lambda _: None,
 ) -> socket.socket:
@@ -104,6 +121,8 @@ def connect(
         OSError: If it cannot be reached in time.
     """
     deadline = time.monotonic() + timeout
+    if isinstance(address, Nowhere):
+        raise NowhereError(address.reason)
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -146,20 +165,20 @@ def connect(
     raise failure or OSError(f"{address.host} has no address")
 
 
-async def dial(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
+async def dial(loop: asyncio.AbstractEventLoop, address: Destination) -> socket.socket:
     """Connect and no more: `secure` makes a transport of the socket.
 
     Raises:
         OSError: If the server cannot be reached.
     """
+    if isinstance(address, Nowhere):
+        raise NowhereError(address.reason)
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         widen(sock)
         return await _connected(loop, sock, address)
     failure: OSError | None = None
-    for family, kind, protocol, _, where in await loop.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM
-    ):
+    for family, kind, protocol, _, where in await resolve(loop, address.host, address.port):
         sock = socket.socket(family, kind, protocol)
         keep_alive(sock)
         try:
@@ -169,12 +188,25 @@ async def dial(loop: asyncio.AbstractEventLoop, address: Address) -> socket.sock
     raise failure or OSError(f"{address.host} has no address")
 
 
+async def resolve(
+    loop: asyncio.AbstractEventLoop, host: str, port: int
+) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]]:
+    """The socket addresses of a host; a thread has to be asked about names only.
+
+    Raises:
+        OSError: If there is no such host.
+    """
+    with contextlib.suppress(socket.gaierror):
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
 async def _connected(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, where: object
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, where: Any
 ) -> socket.socket:
     try:
         sock.setblocking(False)
-        await loop.sock_connect(sock, where)  # type: ignore[arg-type]
+        await loop.sock_connect(sock, where)
     except BaseException:
         sock.close()
         raise
@@ -185,7 +217,7 @@ async def secure(
     loop: asyncio.AbstractEventLoop,
     protocol: asyncio.Protocol,
     sock: socket.socket,
-    address: Address,
+    address: Destination,
 ) -> None:
     """Connect a protocol with a socket that `dial` gave, once the server has proved itself.
 
@@ -193,7 +225,7 @@ async def secure(
         AuthenticationError: If the server has not the certificate that is expected.
         OSError: If the connection broke.
     """
-    if isinstance(address, str):
+    if not isinstance(address, TcpAddress):
         await loop.create_unix_connection(lambda: protocol, sock=sock)
         return
     try:

@@ -19,7 +19,7 @@ from flowgentic_actors.errors import (
     RequestError,
     WireError,
 )
-from flowgentic_actors.wire.addresses import Address, connect, hang_up, unanswered
+from flowgentic_actors.wire.addresses import Destination, NowhereError, connect, hang_up, unanswered
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.client import CONNECT_TIMEOUT
 from flowgentic_actors.wire.messages import (
@@ -38,6 +38,7 @@ from flowgentic_actors.wire.session import (
     Session,
     check_size,
     lethal,
+    lost,
     overdue,
     refusal,
     untrusted,
@@ -53,7 +54,7 @@ class BlockingConnection:
     """Requests to one actor, one at a time, from whichever thread holds it."""
 
     def __init__(
-        self, address: Address, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
+        self, address: Destination, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
     ) -> None:
         self._address = address
         self._secret = secret
@@ -84,6 +85,8 @@ class BlockingConnection:
                         self.close()  # nobody's fault: go on at the new address
                         delay = _FIRST_RETRY
                         continue
+                    if isinstance(error, NowhereError):
+                        raise lost(pending, self._peer, str(error)) from error
                     if isinstance(error, AuthenticationError):
                         raise untrusted(pending, self._peer, error) from error
                     congested = isinstance(error, TimeoutError) and self._sock is not None
@@ -110,7 +113,7 @@ class BlockingConnection:
         with self._lock:
             self._let_go()
 
-    def move(self, address: Address) -> None:
+    def move(self, address: Destination) -> None:
         """Go on at another address, with the same session; callable from any thread.
 
         A request that waits for its answer is sent there.
@@ -228,7 +231,7 @@ class BlockingPool:
     """
 
     def __init__(
-        self, address: Address, secret: bytes, peer: str, max_bytes: int, size: int
+        self, address: Destination, secret: bytes, peer: str, max_bytes: int, size: int
     ) -> None:
         self._arguments = (address, secret, peer, max_bytes)
         self._peer = peer
@@ -261,7 +264,7 @@ class BlockingPool:
             self._idle.clear()
             self._condition.notify_all()
 
-    def move(self, address: Address) -> None:
+    def move(self, address: Destination) -> None:
         """Have every call go on at another address; see `BlockingConnection.move`."""
         with self._condition:
             self._arguments = (address, *self._arguments[1:])

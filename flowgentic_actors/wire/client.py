@@ -23,7 +23,7 @@ from flowgentic_actors.errors import (
     ProtocolError,
     WireError,
 )
-from flowgentic_actors.wire.addresses import Address, dial, secure, unanswered
+from flowgentic_actors.wire.addresses import Destination, NowhereError, dial, secure, unanswered
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.frames import FRAME_TARGET
 from flowgentic_actors.wire.messages import (
@@ -43,6 +43,7 @@ from flowgentic_actors.wire.session import (
     Session,
     check_size,
     lethal,
+    lost,
     overdue,
     refusal,
     untrusted,
@@ -86,7 +87,7 @@ class AsyncConnection:
     """
 
     def __init__(
-        self, address: Address, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
+        self, address: Destination, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._address = address
@@ -180,7 +181,7 @@ class AsyncConnection:
         if self._wire is not None:
             self._wire.end()
 
-    def move(self, address: Address) -> None:
+    def move(self, address: Destination) -> None:
         """Go on at another address, with the same session: the actor is there now.
 
         What is unfinished is sent again. The end of the old connection is nobody's fault.
@@ -320,6 +321,10 @@ class AsyncConnection:
                     self._wire = await self._dial()
             except AuthenticationError as error:
                 self._refused(error)  # no retry will change that
+                return
+            except NowhereError as error:
+                for pending in list(self._session):
+                    self._fail(pending, lost(pending, self._peer, str(error)))
                 return
             except (OSError, TimeoutError, WireError) as error:
                 self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")

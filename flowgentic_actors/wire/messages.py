@@ -17,7 +17,7 @@ NO_BODY: Final = Raw(b"")
 
 Counter: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 Name: TypeAlias = Annotated[str, Meta(max_length=256)]
-Role: TypeAlias = Literal["client", "owner", "link"]
+Role: TypeAlias = Literal["client", "owner", "link", "peer"]
 
 
 class Hello(Struct, tag=1, array_like=True, frozen=True):
@@ -25,7 +25,7 @@ class Hello(Struct, tag=1, array_like=True, frozen=True):
 
     Attributes:
         role: `client` sends requests; `owner` keeps a host alive; `link` is an actor's control
-            connection to its supervisor.
+            connection to its supervisor; `peer` is another actor.
         session: 16 random bytes that name the sender; with a sequence number they name a request.
         pid: The sender's process.
     """
@@ -67,9 +67,15 @@ class Started(Struct, tag=4, array_like=True, frozen=True):
 
 
 class Ready(Struct, tag=5, array_like=True, frozen=True):
-    """The actor serves."""
+    """The actor serves.
+
+    Attributes:
+        seconds: That it took.
+        port: TCP port where it serves other nodes too, 0 for none.
+    """
 
     seconds: float
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0
 
 
 class Pong(Struct, tag=6, array_like=True, frozen=True):
@@ -123,12 +129,12 @@ class Reply(Struct, tag=2, array_like=True, frozen=True, gc=False):
 
 
 FailureKind: TypeAlias = Literal[
-    "invalid", "expired", "storage", "full", "internal", "closing", "failed"
+    "invalid", "expired", "storage", "full", "replica", "unknown", "internal", "closing", "failed"
 ]
 
 
 class Failure(Struct, tag=3, array_like=True, frozen=True):
-    """The request was refused; nothing happened."""
+    """The request was refused, and nothing happened; of kind `unknown`, it may have."""
 
     seq: Counter
     kind: FailureKind
@@ -155,7 +161,23 @@ class Drain(Struct, tag=6, array_like=True, frozen=True):
     reason: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
 
 
-ToClient: TypeAlias = Welcome | Reply | Failure | Go | Ping | Drain
+class Lease(Struct, tag=7, array_like=True, frozen=True):
+    """The actor may answer until then, and afterwards only with another lease.
+
+    Attributes:
+        until: On this node's monotonic clock, seconds.
+    """
+
+    until: float
+
+
+class Tell(Struct, tag=8, array_like=True, frozen=True):
+    """Something that only the actor itself understands."""
+
+    body: Raw
+
+
+ToClient: TypeAlias = Welcome | Reply | Failure | Go | Ping | Drain | Lease | Tell
 
 
 def sendable(text: str) -> str:

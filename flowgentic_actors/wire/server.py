@@ -318,25 +318,27 @@ class Server:
             )
         )
 
-    async def listen_tcp(self, host: str, context: ssl.SSLContext) -> int:
+    async def listen_tcp(self, host: str, context: ssl.SSLContext, port: int = 0) -> int:
         """Begin to accept connections over TCP, which begin with TLS.
 
         Args:
             host: Name or number of the interface; of several addresses of a name, the first counts.
             context: The certificate and key to show.
+            port: Where; 0 for one that the system chooses.
 
         Returns:
-            The port, which the system chose.
+            The port.
 
         Raises:
-            OSError: If there is no such interface.
+            OSError: If there is no such interface, or the port is taken.
         """
         loop = asyncio.get_running_loop()
         family, kind, protocol, _, where = (
-            await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         )[0]
         sock = socket.socket(family, kind, protocol)
         try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(where)
             listener = await loop.create_server(
                 lambda: Connection(self, context), sock=sock, backlog=_BACKLOG

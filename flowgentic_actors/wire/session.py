@@ -18,19 +18,22 @@ from flowgentic_actors.errors import (
     MemoryFullError,
     OutcomeUnknownError,
     RejectedError,
+    ReplicaUnavailableError,
     RequestError,
     RequestExpiredError,
+    ShardLostError,
     StorageError,
 )
 from flowgentic_actors.wire.messages import Failure, FailureKind
 
 Waiter = TypeVar("Waiter")
 
-_FAILURES: dict[FailureKind, type[RejectedError]] = {
+_FAILURES: dict[FailureKind, type[RejectedError]] = {  # and `unknown`, which is none of them
     "invalid": InvalidRequestError,
     "expired": RequestExpiredError,
     "storage": StorageError,
     "full": MemoryFullError,
+    "replica": ReplicaUnavailableError,
     "internal": RejectedError,
     "closing": ClusterClosingError,
     "failed": MemoryFailedError,
@@ -115,6 +118,8 @@ class Session(Generic[Waiter]):
 
 def refusal(failure: Failure, pending: Pending[Waiter], peer: str) -> RequestError:
     """The error that an actor's refusal becomes."""
+    if failure.kind == "unknown":
+        return OutcomeUnknownError(f"{peer}: {failure.text}: read before you repeat it")
     if pending.attempts > 1 and failure.kind != "invalid":
         return OutcomeUnknownError(
             f"{peer}: {failure.text}. It was sent before, on a connection that was lost: a write "
@@ -153,6 +158,15 @@ def untrusted(pending: Pending[Waiter], peer: str, error: AuthenticationError) -
             "may have happened"
         )
     return ActorUnavailableError(f"{peer}: {error}. Nothing was sent")
+
+
+def lost(pending: Pending[Waiter], peer: str, reason: str) -> RequestError:
+    """The error of a request to an actor that is not there any more."""
+    if pending.sent:
+        return OutcomeUnknownError(
+            f"{peer} did not answer before it was lost: {reason}. A write may have happened"
+        )
+    return ShardLostError(f"{peer} is lost: {reason}. Nothing was sent; other shards serve")
 
 
 def overdue(

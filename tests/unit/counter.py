@@ -64,6 +64,16 @@ class Counter:
     async def drained(self) -> None:
         pass
 
+    @property
+    def takes_clients(self) -> bool:
+        return True
+
+    def told(self, body: Raw) -> None:
+        self.total = number(body)
+
+    def asked_by_peer(self, body: Raw, answer: Callable[[bytes], None]) -> None:
+        answer(msgspec.msgpack.encode(self.total))
+
     def handle(self, call: Call) -> bytes:
         name, number, _ = msgspec.msgpack.decode(call.body, type=tuple[str, int, bytes])
         self.on_call(call)

@@ -20,7 +20,15 @@ REFUSED: list[tuple[str, Any]] = [
     ("name", "a\n"),
     ("name", "a" * 41),
     ("actors_per_node", 0),
-    ("ack", "replica"),  # until there are replicas
+    ("ack", "replica"),  # without replicas
+    ("n_nodes", 0),
+    ("replicas", 3),
+    ("replicas", 0),
+    ("degrade", True),  # without ack="replica"
+    ("degrade", "perhaps"),
+    ("node_timeout", 0.5),
+    ("network", "10.1.0.0/99"),
+    ("network", ""),
     ("ack", "soon"),
     ("actors_per_node", 257),
     ("actors_per_node", 1.5),
@@ -92,6 +100,20 @@ def test_an_unknown_name_is_refused() -> None:
         MemoryConfig(actor_per_node=2)  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match="actor_per_node"):
         MemoryCluster(actor_per_node=2)
+
+
+def test_replicas_need_another_node_and_a_journal_of_their_own() -> None:
+    many: dict[str, Any] = {"mode": "distributed", "replicas": 2}
+    MemoryConfig(**many, ack="replica", degrade=True, n_nodes=3)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"n_nodes": 1}, "second node"),
+        ({"persist_path": "/somewhere"}, "persist_path"),
+        ({"ack": "disk"}, "ack='disk'"),
+        ({"mode": "local"}, "mode='distributed'"),
+    ]
+    for settings, message in cases:
+        with pytest.raises(ValidationError, match=message):
+            MemoryConfig(**(many | settings))
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

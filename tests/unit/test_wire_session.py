@@ -17,6 +17,7 @@ from flowgentic_actors.errors import (
     NotSentError,
     OutcomeUnknownError,
     RejectedError,
+    ReplicaUnavailableError,
     RequestExpiredError,
     StorageError,
 )
@@ -71,7 +72,7 @@ def test_sessions_have_names_of_their_own() -> None:
     assert {len(name) for name in names} == {16}
 
 
-def test_every_refusal_is_an_error_that_says_nothing_happened() -> None:
+def test_every_refusal_but_one_is_an_error_that_says_nothing_happened() -> None:
     (pending,) = opened(Session(), 1)
     pending.attempts = 1
     errors = {
@@ -83,10 +84,14 @@ def test_every_refusal_is_an_error_that_says_nothing_happened() -> None:
         "expired": RequestExpiredError,
         "storage": StorageError,
         "full": MemoryFullError,
+        "replica": ReplicaUnavailableError,
+        "unknown": OutcomeUnknownError,
         "internal": RejectedError,
         "closing": ClusterClosingError,
         "failed": MemoryFailedError,
     }
+    unknown = errors.pop("unknown")
+    assert str(unknown) == "shard-0: because: read before you repeat it"
     for error in errors.values():
         assert isinstance(error, RejectedError)
         assert str(error) == "shard-0: because"

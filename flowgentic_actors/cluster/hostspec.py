@@ -1,0 +1,86 @@
+"""What a host is told, in its private spec file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from flowgentic_actors.cluster.folders import OrphanLimits
+from flowgentic_actors.shard.settings import ShardSettings
+from flowgentic_actors.wire.certificates import Identity
+
+
+class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host is told in its private spec file; see `MemoryConfig` for the meanings.
+
+    Attributes:
+        opened: When the cluster was opened.
+        restarts: How many hosts it had before this one.
+        reason: What became of the last of them.
+        hot_bytes: Bytes of values that each actor keeps in its own memory.
+        shard: How much each actor keeps.
+        tier_bytes: Size of each actor's DDict, 0 for none.
+        tier_managers: Processes of each of them.
+        tier_given_up: Why there are none from this host on, empty otherwise.
+        actors: Memory actors on each node.
+        nodes: Nodes to use, 0 for all that there are.
+        scratch: As in `MemoryConfig`, empty for the default.
+        identity: What the host and its actors prove to other nodes.
+        orphans: Which memories of other clusters are kept on other nodes.
+        owns_runtime: Whether the Dragon runtime was started for this cluster, and ends with it.
+    """
+
+    name: str
+    folder: str
+    memory: str
+    persist: bool
+    instance: str
+    job: str
+    secret: bytes
+    spawner: str
+    actors: int
+    namespace_depth: int
+    ack: str
+    segment_bytes: int
+    hot_bytes: int
+    shard: ShardSettings
+    tier_bytes: int
+    tier_managers: int
+    close_timeout: float
+    start_timeout: float
+    heartbeat_interval: float
+    hang_timeout: float
+    busy_timeout: float
+    restart_intensity: int
+    restart_period: float
+    rejoin_grace: float
+    mailbox_requests: int
+    mailbox_bytes: int
+    max_message_bytes: int
+    opened: float
+    stop_signal: str | None = None
+    stop_file: str | None = None
+    walltime_margin: float | None = None
+    tier_given_up: str = ""
+    nodes: int = 1
+    replicas: int = 1
+    degrade: bool = False
+    node_timeout: float = 3.0
+    network: str | None = None
+    scratch: str = ""
+    identity: Identity | None = None
+    orphans: OrphanLimits = OrphanLimits(0.0, 0)
+    owns_runtime: bool = False
+    restarts: int = 0
+    reason: str = ""
+
+    def __repr__(self) -> str:
+        return f"HostSpec(name={self.name!r}, folder={self.folder!r}, secret=...)"
+
+
+def actor_addresses(spec: HostSpec) -> dict[str, str]:
+    """The sockets of a cluster's actors, by name, in the order of their shards."""
+    folder = Path(spec.folder)
+    names = [f"shard-{shard}" for shard in range(spec.actors)]
+    return {name: str(folder / f"{name}.sock") for name in names}

@@ -1,0 +1,315 @@
+"""The program of a node that is not the host's: it runs the node's actors as the host orders.
+
+It answers for them only with a lease of the host. What it hears of the host decides how it ends: in
+order when it is told to; at once when the host is gone; and when the host is silent, as behind a
+network that is cut, its actors answer nothing, and after `rejoin_grace` it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+import anyio
+import msgspec
+
+from flowgentic_actors.actors.process import ignore_job_signals, run_loop
+from flowgentic_actors.actors.record import ProcessRecord
+from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
+from flowgentic_actors.actors.spawn_dragon import DragonSpawner
+from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.cluster.folders import MEMORY, claim_node_folder, root_folder
+from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
+from flowgentic_actors.cluster.nodes.joining import Join, NodeSpec, join, take_ticket
+from flowgentic_actors.cluster.nodes.leases import HeldLease
+from flowgentic_actors.cluster.nodes.members import NodeMembers, name_of
+from flowgentic_actors.cluster.persist import MANIFEST
+from flowgentic_actors.cluster.protocol import Beat, Grant
+from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
+from flowgentic_actors.environment import inside_dragon, machine
+from flowgentic_actors.errors import FlowgenticError, ProtocolError, RequestError
+from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.interfaces import choose_address
+from flowgentic_actors.wire.messages import ToServer
+from flowgentic_actors.wire.server import Connection, Server
+
+NODE_SOCKET: Final = "node.sock"
+
+_FILE_TIMEOUT: Final = 60.0
+_PAUSE: Final = 0.1  # between two questions that were not answered
+_PROBE: Final = 1.0
+_HURRY: Final = 3.0  # to end when nobody waits for it
+_MOST_EVENTS: Final = 1000
+
+logger = logging.getLogger(__name__)
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Grant).decode
+
+
+def main() -> int:
+    """Join the cluster that the ticket in the environment is for."""
+    ignore_job_signals()
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
+    )
+    ticket = take_ticket()
+    hostname = socket.gethostname()
+    spec = join(ticket, Join(ticket.node, machine(), os.getpid(), hostname))
+    deadline = time.monotonic() + spec.open_timeout
+    if spec.folder:
+        root, name = Path(spec.folder).parent, Path(spec.folder).name
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    else:
+        root, name = root_folder(Path(spec.scratch) if spec.scratch else None), spec.name
+    folder, lock = claim_node_folder(root, name, spec.orphans, deadline)
+    os.chdir(folder)  # Dragon writes files into the working directory
+    _log_to(folder / "node.log")
+    logger.info("node %s of cluster %s on %s", ticket.node, spec.name, hostname)
+    ProcessRecord(folder).note("node", 1, os.getpid())
+    agent = NodeAgent(ticket.node, spec, folder)
+    run_loop()(agent.run())
+    end_tiers(folder)
+    if agent.removes:
+        shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
+    if spec.owns_runtime:
+        end_runtime(os.environ.get(RUNTIME_VARIABLE, ""))
+    # Dragon's own farewell, at the interpreter's end, may hang with its runtime.
+    os._exit(0)
+
+
+def _log_to(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
+
+
+class NodeAgent:
+    """Runs one node's actors.
+
+    Args:
+        node: The node's name.
+        spec: What the host told.
+        folder: The cluster's private folder on this node.
+
+    Attributes:
+        removes: Whether what was stored here goes with the cluster.
+    """
+
+    def __init__(self, node: str, spec: NodeSpec, folder: Path) -> None:
+        self._node = node
+        self._spec = spec
+        self._folder = folder
+        self._lease = HeldLease(spec.lease)
+        self._events: deque[tuple[str, str, str]] = deque(maxlen=_MOST_EVENTS)
+        self._events_from = 0
+        self._changed = asyncio.Event()
+        self._ended: dict[str, str] | None = None
+        self._known = 0
+        self.removes = False
+
+    async def run(self) -> None:
+        """Serve until the host wants this node to end, or is gone."""
+        spec = self._spec
+        address = str(self._folder / NODE_SOCKET)
+        self._ip = await on_daemon_thread(_FILE_TIMEOUT, choose_address, spec.network)
+        self._supervisor = Supervisor(
+            self._folder,
+            address,
+            spec.secret,
+            self._spawner(),
+            settings=spec.supervision,
+            on_event=self._event,
+            identity=spec.identity,
+        )
+        await on_daemon_thread(_FILE_TIMEOUT, self._prepare_memory)
+        server = Server(self, spec.secret, self._node, 0, spec.max_message_bytes)
+        await server.listen(address)
+        host = AsyncConnection(spec.host, spec.secret, "the host", spec.max_message_bytes)
+        async with anyio.create_task_group() as tasks:
+            self._members = NodeMembers(
+                self._supervisor,
+                tasks,
+                self._child_spec,
+                host=self._ip,
+                certificate=spec.identity.certificate,
+                secret=spec.secret,
+                max_bytes=spec.max_message_bytes,
+                replicated=spec.replicated,
+            )
+            try:
+                await self._obey(host)
+            finally:
+                if self._ended is None:
+                    with anyio.CancelScope(shield=True):
+                        await self._supervisor.stop(_HURRY, "the host is gone")
+            await server.close()
+            await host.close()
+            tasks.cancel_scope.cancel()
+
+    # ------------------------------------------------------------------ the host
+
+    async def _obey(self, host: AsyncConnection) -> None:
+        """Ask for a lease and for orders, again and again, until this node is to leave."""
+        granted_at = time.monotonic()
+        while True:
+            asked_at = time.monotonic()
+            try:
+                grant = await self._beat(host)
+            except RequestError as error:
+                logger.warning("no answer from the host: %s", error)
+                if await self._is_hopeless(granted_at):
+                    return
+                await anyio.sleep(_PAUSE)
+                continue
+            if grant is None:
+                continue  # there is news: ask again
+            granted_at = time.monotonic()
+            self._heard(grant)
+            if grant.leave is not None:
+                self.removes = grant.leave == "remove"
+                return
+            await self._take(grant, asked_at)
+
+    async def _take(self, grant: Grant, asked_at: float) -> None:
+        """Do what the host says."""
+        if grant.end is not None:
+            if self._ended is None:
+                self._ended = await self._supervisor.stop(grant.end.timeout, grant.end.reason)
+            return
+        if grant.orders is not None:
+            # First of all, what is not wanted any more ends: the lease is not for that.
+            await self._members.carry_out(grant.orders)
+            self._known = grant.orders.version
+        if grant.lease > 0:
+            self._supervisor.extend(self._lease.granted(asked_at))
+
+    async def _is_hopeless(self, granted_at: float) -> bool:
+        """Whether there is no host to wait for any more."""
+        if await self._host_is_gone():
+            logger.warning("the host is gone: this node ends")
+            return True
+        if time.monotonic() - granted_at > self._spec.lease + self._spec.rejoin_grace:
+            logger.warning("the host is silent for good: this node ends")
+            return True
+        return False
+
+    async def _beat(self, host: AsyncConnection) -> Grant | None:
+        """One question; None when there is news before it is answered."""
+        self._changed.clear()
+        beat = Beat(
+            self._node,
+            self._known,
+            self._members.members(),
+            tuple(self._events),
+            self._events_from,
+            self._ended,
+        )
+        patience = self._spec.lease
+        question = asyncio.ensure_future(host.request(_encode(beat), patience, _decode))
+        news = asyncio.ensure_future(self._changed.wait())
+        try:
+            await asyncio.wait({question, news}, return_when=asyncio.FIRST_COMPLETED)
+            if question.done():
+                return question.result()
+            return None
+        finally:
+            for future in (question, news):
+                if not future.done():
+                    future.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, FlowgenticError):
+                        await future
+
+    def _heard(self, grant: Grant) -> None:
+        """Forget the events that the host has heard of."""
+        while self._events and self._events_from < grant.events_to:
+            self._events.popleft()
+            self._events_from += 1
+
+    async def _host_is_gone(self) -> bool:
+        """Whether there is a machine that says that nobody listens any more."""
+        try:
+            async with asyncio.timeout(_PROBE):
+                _, writer = await asyncio.open_connection(
+                    self._spec.host.host, self._spec.host.port
+                )
+        except ConnectionRefusedError:
+            return True
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return False
+
+    # ------------------------------------------------------------------ actors
+
+    def _spawner(self) -> Spawner:
+        if self._spec.spawner != "dragon" or not inside_dragon():
+            return SubprocessSpawner()
+        return DragonSpawner(
+            uses_dragon=self._spec.uses_dragon,
+            on_hung=lambda why: self._event("dragon_hung", "", f"{why}: actors go on without it"),
+        )
+
+    def _memory_folder(self) -> Path:
+        return Path(self._spec.memory) if self._spec.memory else self._folder / MEMORY
+
+    def _prepare_memory(self) -> None:
+        """Make what is stored here recognisable to whoever finds it later."""
+        if self._spec.memory:
+            return
+        memory = self._memory_folder()
+        memory.mkdir(mode=0o700, exist_ok=True)
+        (memory / MANIFEST).write_bytes(self._spec.manifest)
+
+    def _child_spec(self, shard: int) -> ChildSpec:
+        name = name_of(shard)
+        folder = self._memory_folder() / self._spec.shards[shard]
+        return ChildSpec(
+            name=name,
+            factory=self._spec.factory,
+            arguments={
+                **self._spec.arguments,
+                "folder": str(folder),
+                "tier_folder": str(tier_folder(self._folder, name)),
+            },
+            address=str(self._folder / f"{name}.sock"),
+            host=self._ip,
+            leased=True,
+        )
+
+    def _event(self, kind: str, actor: str, detail: str) -> None:
+        if kind:
+            logger.info("%s %s %s", kind, actor, detail)
+            if len(self._events) == _MOST_EVENTS:
+                self._events_from += 1
+            self._events.append((kind, actor, detail))
+        self._changed.set()
+
+    # ------------------------------------------------------------------ the server's handler
+
+    def connected(self, connection: Connection) -> None:
+        """Let this node's actors in, nobody else."""
+        if connection.role != "link":
+            raise ProtocolError(f"only actors come here, not a {connection.role}")
+
+    def received(self, connection: Connection, messages: list[ToServer]) -> None:
+        """Pass on what actors say."""
+        for message in messages:
+            self._supervisor.link_received(connection, message)
+
+    def disconnected(self, connection: Connection) -> None:
+        """An actor's link is gone."""
+        self._supervisor.link_lost(connection)

@@ -1,0 +1,82 @@
+"""What a node has to do, and what it tells: the words between the host and the other nodes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from flowgentic_actors.wire.addresses import Address
+
+NodeName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+Role: TypeAlias = Literal["leader", "follower"]
+
+
+class Duty(Struct, array_like=True, frozen=True):
+    """One copy of a shard that a node has to keep.
+
+    Attributes:
+        shard: Number of the shard.
+        role: The leader answers clients; a follower keeps what the leader tells it.
+        term: Number of this arrangement of leader and follower; it grows with every change of
+            either, and what belongs to two terms is never mixed.
+        leader: Where a follower finds its leader, None while it serves nowhere.
+        follower: Node that is to have the other copy, empty for none.
+        alone: Whether a leader that has no follower, or none that has caught up, may go on as if
+            one copy were enough.
+        joint: Whether the follower has caught up, so that nothing may be acknowledged without it.
+    """
+
+    shard: int
+    role: Role
+    term: int
+    leader: Address | None = None
+    follower: str = ""
+    alone: bool = True
+    joint: bool = False
+
+
+class Orders(Struct, array_like=True, frozen=True):
+    """All duties of a node.
+
+    Attributes:
+        version: Grows with every change.
+        duties: At most one for each shard; what is not among them the node has to end.
+    """
+
+    version: int
+    duties: tuple[Duty, ...]
+
+
+class Member(Struct, array_like=True, frozen=True):
+    """How one copy of a shard is doing.
+
+    Attributes:
+        shard: Number of the shard.
+        state: As in `ActorStatus`.
+        term: Term in which it leads or follows now, 0 for none yet.
+        leads: Whether it answers clients.
+        caught_up: Whether it leads and its follower has had everything once in this term.
+        sent_back: Whether the follower had to start over after that.
+        path: Its Unix socket, on its own node.
+        address: Where other nodes reach it, None while it serves nowhere.
+        pid: Its process, 0 for none.
+        epoch: Number of its incarnation.
+        restarts: Times it was restarted.
+        reason: Why it ended last.
+        stats: Its counters.
+    """
+
+    shard: int
+    state: str
+    term: int
+    leads: bool
+    caught_up: bool
+    sent_back: bool
+    path: str
+    address: Address | None
+    pid: int
+    epoch: int
+    restarts: int
+    reason: str
+    stats: dict[str, int]

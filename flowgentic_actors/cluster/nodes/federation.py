@@ -1,0 +1,498 @@
+"""The host's side of a cluster of several nodes: takes them in, orders them, lets them go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from flowgentic_actors.actors.spec import write_private
+from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.cluster.hostspec import HostSpec
+from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator
+from flowgentic_actors.cluster.nodes.duties import Member
+from flowgentic_actors.cluster.nodes.joining import Join, JoinDesk, NodeSpec, Ticket
+from flowgentic_actors.cluster.nodes.launching import NodeLauncher
+from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
+from flowgentic_actors.cluster.nodes.members import NodeMembers, name_of
+from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant, Place, Places
+from flowgentic_actors.cluster.slots import SlotTable
+from flowgentic_actors.cluster.status import ActorStatus, NodeStatus, known_stats
+from flowgentic_actors.environment import machine
+from flowgentic_actors.errors import ActorFailedError, ClusterOpenError, FlowgenticError
+from flowgentic_actors.wire.addresses import TcpAddress
+from flowgentic_actors.wire.certificates import Identity, server_context
+from flowgentic_actors.wire.server import Server
+
+PLAN_FILE: Final = "plan.json"
+"""In a memory's folder: where the copies of its shards are, where each node stores its own."""
+
+_TICK: Final = 0.1
+_LAUNCH: Final = 30.0
+_FILE_TIMEOUT: Final = 30.0
+_LEAVING: Final = 2.0
+_LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1  # of node_timeout: over for sure when that is
+_MAX_BYTES: Final = 4 << 20
+
+logger = logging.getLogger(__name__)
+
+
+class Federation:
+    """All nodes of one cluster, the host's own included.
+
+    Args:
+        spec: What the host was told.
+        launcher: Starts the programs of the other nodes.
+        identity: What the host proves.
+        ip: IP address of this node.
+        supervisor: Of this node's actors.
+        on_event: Told what happens.
+    """
+
+    def __init__(
+        self,
+        spec: HostSpec,
+        *,
+        launcher: NodeLauncher,
+        identity: Identity,
+        ip: str,
+        supervisor: Supervisor,
+        on_event: Callable[[str, str, str], None],
+    ) -> None:
+        self._spec = spec
+        self._launcher = launcher
+        self._identity = identity
+        self._ip = ip
+        self._supervisor = supervisor
+        self._on_event = on_event
+        self._here = ""
+        self._machines: dict[str, str] = {}
+        self._joined: dict[str, Join] = {}
+        self._arrival = asyncio.Event()
+        self._desk = JoinDesk(self._take_in)
+        self._coordinator: Coordinator | None = None
+        self._members: NodeMembers | None = None
+        self._plan_file: Path | None = None
+        self._published = 0  # version of the plan that is on the disk
+        self._known_here = 0
+        self._news = asyncio.Event()
+        self._stir = asyncio.Event()
+        self._events_to: dict[str, int] = {}
+        self._end: EndNode | None = None
+        self._leave: Literal["keep", "remove"] | None = None
+        self._killed: dict[str, dict[str, str]] = {}  # of each node that has ended
+        self._left: set[str] = set()
+        self._table: SlotTable | None = None
+        self._desk_server: Server | None = None
+        self._lease = spec.node_timeout * _LEASE_SHARE
+
+    # ------------------------------------------------------------------ taking in
+
+    @property
+    def here(self) -> str:
+        """The host's own node."""
+        return self._here
+
+    async def gather(self, deadline: float) -> list[str]:
+        """Start the programs of the other nodes, and wait until they are there.
+
+        Args:
+            deadline: On the monotonic clock.
+
+        Returns:
+            The names of all nodes that there are, this one first.
+        """
+        self._here, others = await self._launcher.find()
+        self._machines[self._here] = machine()
+        wanted = others if not self._spec.nodes else others[: self._spec.nodes - 1]
+        if len(wanted) + 1 < self._spec.nodes:
+            self._on_event(
+                "fewer_nodes",
+                "",
+                f"n_nodes={self._spec.nodes}, and there are {len(wanted) + 1}: {self._here}"
+                + "".join(f", {node}" for node in wanted),
+            )
+        if not wanted:
+            return [self._here]
+        server = Server(self._desk, self._desk.secret, "the host", 0, _MAX_BYTES)
+        context = await on_daemon_thread(
+            _FILE_TIMEOUT, server_context, self._identity, Path(self._spec.folder)
+        )
+        port = await server.listen_tcp(self._ip, context)
+        address = TcpAddress(self._ip, port, self._identity.certificate)
+        try:
+            async with anyio.create_task_group() as tasks:
+                for node in wanted:
+                    tasks.start_soon(self._launch, node, address, deadline)
+            with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
+                while set(wanted) - set(self._joined):
+                    self._arrival.clear()
+                    await self._arrival.wait()
+        finally:
+            self._desk_server = server
+        missing = [node for node in wanted if node not in self._joined]
+        if missing:
+            self._on_event("node_missing", "", f"{', '.join(missing)} did not join in time")
+        return [self._here, *(node for node in wanted if node in self._joined)]
+
+    async def _launch(self, node: str, address: TcpAddress, deadline: float) -> None:
+        patience = max(1.0, deadline - time.monotonic())
+        ticket = Ticket(node, (address,), self._desk.secret, patience)
+        try:
+            await self._launcher.launch(node, ticket, min(_LAUNCH, patience))
+        except (FlowgenticError, OSError, TimeoutError) as error:
+            self._on_event("node_missing", "", f"{node} cannot be started: {error!r}")
+
+    def _take_in(self, join: Join) -> None:
+        """A node is there; each ticket counts once."""
+        if join.node in self._joined:
+            raise ClusterOpenError(f"{join.node} has joined already")
+        self._joined[join.node] = join
+        self._machines[join.node] = join.machine
+        if not self._launcher.folder(join.node):
+            return self._arrival.set()
+        self._machines[join.node] += f" {join.node}"  # it only stands for a machine of its own
+        return self._arrival.set()
+
+    # ------------------------------------------------------------------ opening
+
+    async def open(
+        self,
+        tasks: TaskGroup,
+        nodes: list[str],
+        table: SlotTable,
+        *,
+        host: TcpAddress,
+        shards: tuple[str, ...],
+        manifest: bytes,
+        factory: str,
+        arguments: dict[str, str],
+        child_spec: Callable[[int], ChildSpec],
+    ) -> None:
+        """Place the shards, have the nodes start their actors, and wait until all serve.
+
+        Args:
+            tasks: The task group that owns what goes on.
+            nodes: What `gather` gave.
+            table: Where each key lives.
+            host: Where the nodes find the host.
+            shards: Subfolder of each shard, by number, below the memory's folder.
+            manifest: The memory's manifest.
+            factory: Makes an actor.
+            arguments: Its arguments, but for folders.
+            child_spec: Makes the spec of a shard's actor on this node.
+
+        Raises:
+            FlowgenticError: If the shards cannot be placed, or an actor does not come up.
+        """
+        spec = self._spec
+        self._table = table
+        memory = Path(spec.memory)
+        self._plan_file = memory / PLAN_FILE
+        before = await on_daemon_thread(_FILE_TIMEOUT, read_plan, self._plan_file)
+        leases = GrantedLeases(self._lease, spec.node_timeout, _TICK)
+        coordinator = self._coordinator = Coordinator(
+            before or ClusterPlan(version=0, shards=[]),
+            self._here,
+            replicas=spec.replicas,
+            degrade=spec.degrade,
+            recovers=spec.persist,
+            leases=leases,
+        )
+        for node in nodes:
+            coordinator.joined(node)
+        if before is None or (spec.persist and spec.replicas == 1):
+            coordinator.place([nodes[shard // spec.actors] for shard in range(len(shards))])
+        else:
+            coordinator.miss()
+        self._members = NodeMembers(
+            self._supervisor,
+            tasks,
+            child_spec,
+            host=self._ip,
+            certificate=self._identity.certificate,
+            secret=spec.secret,
+            max_bytes=spec.max_message_bytes,
+            replicated=spec.replicas > 1,
+        )
+        await self._publish()
+
+        def spec_of(node: str) -> NodeSpec:
+            return NodeSpec(
+                name=spec.name,
+                folder=self._launcher.folder(node),
+                scratch=spec.scratch,
+                memory=spec.memory if spec.persist else "",
+                manifest=manifest,
+                shards=shards,
+                secret=spec.secret,
+                identity=self._identity,
+                host=host,
+                network=spec.network,
+                spawner=spec.spawner,
+                uses_dragon=spec.tier_bytes > 0,
+                owns_runtime=spec.owns_runtime,
+                factory=factory,
+                arguments=arguments,
+                replicated=spec.replicas > 1,
+                supervision=self._supervisor.settings,
+                lease=self._lease,
+                heartbeat_interval=spec.heartbeat_interval,
+                rejoin_grace=spec.rejoin_grace,
+                open_timeout=spec.start_timeout,
+                orphans=spec.orphans,
+                max_message_bytes=spec.max_message_bytes,
+            )
+
+        self._desk.release(spec_of)
+        tasks.start_soon(self._keep_time)
+        tasks.start_soon(self._keep_publishing)
+        await self._all_serve()
+
+    async def _all_serve(self) -> None:
+        """Wait until every shard that is not lost has a leader, and its follower has caught up."""
+        coordinator = self._coordinator
+        assert coordinator is not None
+        while True:
+            waits = False
+            for plan in coordinator.plan.shards:
+                member = coordinator.member(plan.shard)
+                if not plan.leader:
+                    continue
+                if member is not None and member.state == "failed":
+                    raise ActorFailedError(f"shard-{plan.shard} does not start: {member.reason}")
+                waits = waits or member is None or not member.leads
+                waits = waits or bool(plan.follower and not plan.caught_up)
+            if not waits:
+                return
+            with anyio.move_on_after(_TICK):
+                await self._news.wait()
+
+    # ------------------------------------------------------------------ beats
+
+    async def beat(self, beat: Beat) -> Grant:
+        """Take what a node tells, and answer when there is something to say, or after a while."""
+        node, coordinator = beat.node, self._coordinator
+        if coordinator is None or node not in self._joined:
+            raise ClusterOpenError(f"{node} is no node of this cluster")
+        heard = self._events_to.get(node, 0)
+        for number, (kind, actor, detail) in enumerate(beat.events, beat.events_from):
+            if number >= heard:
+                self._on_event(kind, actor, detail)
+        self._events_to[node] = max(heard, beat.events_from + len(beat.events))
+        coordinator.heard(node, beat.members)
+        self._stir.set()
+        if beat.ended is not None:
+            self._killed[node] = beat.ended
+            self._tell_news()
+        with anyio.move_on_after(self._spec.heartbeat_interval):
+            while not self._has_news_for(beat):
+                await self._news.wait()
+        return self._grant(beat)
+
+    def _has_news_for(self, beat: Beat) -> bool:
+        if self._leave is not None or (self._end is not None and beat.ended is None):
+            return True
+        return self._end is None and beat.known < self._published
+
+    def _grant(self, beat: Beat) -> Grant:
+        """A lease, and orders: of what is on the disk, and of nothing that is not."""
+        node, coordinator = beat.node, self._coordinator
+        assert coordinator is not None
+        events_to = self._events_to[node]
+        if self._leave is not None:
+            self._left.add(node)
+            self._tell_news()
+            return Grant(0.0, leave=self._leave, events_to=events_to)
+        end = self._end if beat.ended is None else None
+        orders = None
+        if self._published == coordinator.plan.version:
+            orders = coordinator.orders(node) if beat.known < self._published else None
+            coordinator.granted(node, time.monotonic())
+            return Grant(self._lease, orders, end, events_to=events_to)
+        return Grant(0.0, end=end, events_to=events_to)
+
+    async def _keep_time(self) -> None:
+        """Let the coordinator see time pass, for as long as the cluster lives."""
+        coordinator = self._coordinator
+        assert coordinator is not None
+        while True:
+            await anyio.sleep(_TICK)
+            if self._end is None:
+                coordinator.tick(time.monotonic())
+            if self._members is not None:
+                coordinator.heard(self._here, self._members.members())
+            if coordinator.plan.version != self._published:
+                self._stir.set()
+
+    def stir(self) -> None:
+        """Look at this node's actors now: something has changed."""
+        if self._coordinator is not None and self._members is not None:
+            self._coordinator.heard(self._here, self._members.members())
+        self._stir.set()
+
+    async def _keep_publishing(self) -> None:
+        """Write down what was decided, then act on it."""
+        while True:
+            await self._stir.wait()
+            self._stir.clear()
+            await self._publish()
+            self._tell_news()
+
+    async def _publish(self) -> None:
+        coordinator = self._coordinator
+        assert coordinator is not None
+        for event in coordinator.take_events():
+            self._on_event(*event)
+        if coordinator.plan.version != self._published:
+            version = coordinator.plan.version
+            encoded = msgspec.json.encode(coordinator.plan)
+            assert self._plan_file is not None
+            await on_daemon_thread(_FILE_TIMEOUT, write_private, self._plan_file, encoded)
+            self._published = version
+        if self._members is not None and self._end is None and self._known_here < self._published:
+            orders = coordinator.orders(self._here)
+            self._known_here = orders.version
+            await self._members.carry_out(orders)
+
+    def _tell_news(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    # ------------------------------------------------------------------ what clients hear
+
+    async def places(self, version: int, wait: float) -> Places:
+        """Where the shards are; waits a while when that is what the asker knows."""
+        with anyio.move_on_after(wait):
+            while self._published <= version:
+                await self._news.wait()
+        return self.current_places()
+
+    def current_places(self) -> Places:
+        """Where the shards are now."""
+        coordinator, table = self._coordinator, self._table
+        assert coordinator is not None
+        assert table is not None
+        places = []
+        for plan in coordinator.plan.shards:
+            member = coordinator.member(plan.shard)
+            there = member is not None and member.leads
+            places.append(
+                Place(
+                    name_of(plan.shard),
+                    self._machines.get(plan.leader, ""),
+                    member.path if member is not None and there else "",
+                    member.address if member is not None and there else None,
+                    f"its node {plan.lost} is lost, and had the only copy" if plan.lost else "",
+                )
+            )
+        return Places(self._published, table, tuple(places))
+
+    def actors(self) -> tuple[ActorStatus, ...]:
+        """How the shards are doing."""
+        coordinator = self._coordinator
+        if coordinator is None:
+            return ()
+        return tuple(
+            _actor_status(
+                plan.leader or plan.lost,
+                coordinator.member(plan.shard),
+                plan.shard,
+                plan.follower,
+                caught_up=plan.caught_up,
+                lost=bool(plan.lost),
+            )
+            for plan in coordinator.plan.shards
+        )
+
+    def nodes(self) -> tuple[NodeStatus, ...]:
+        """How the nodes are doing."""
+        coordinator = self._coordinator
+        if coordinator is None:
+            return ()
+        up = coordinator.nodes
+        return tuple(
+            NodeStatus(
+                name=node,
+                state="up" if node in up else "lost",
+                leads=sum(plan.leader == node for plan in coordinator.plan.shards),
+                follows=sum(plan.follower == node for plan in coordinator.plan.shards),
+            )
+            for node in self._machines
+        )
+
+    # ------------------------------------------------------------------ ending
+
+    async def end(self, timeout: float, reason: str) -> dict[str, str]:
+        """Have the other nodes end their actors in order.
+
+        Returns:
+            What became of those that did not, by name.
+        """
+        coordinator = self._coordinator
+        if coordinator is None:
+            return {}
+        self._end = EndNode(reason, timeout)
+        self._tell_news()
+        others = [node for node in coordinator.nodes if node != self._here]
+        with anyio.move_on_after(timeout):
+            while set(others) - set(self._killed):
+                await self._news.wait()
+        killed: dict[str, str] = {}
+        for node in others:
+            found = self._killed.get(node, {"its actors": "the node did not answer"})
+            killed |= {f"{name} on {node}": what for name, what in found.items()}
+        return killed
+
+    async def leave(self, *, remove: bool) -> None:
+        """Let the other nodes go."""
+        coordinator = self._coordinator
+        self._leave = "remove" if remove else "keep"
+        self._tell_news()
+        if coordinator is not None:
+            others = {node for node in coordinator.nodes if node != self._here}
+            with anyio.move_on_after(_LEAVING):
+                while others - self._left:
+                    await self._news.wait()
+        await on_daemon_thread(_FILE_TIMEOUT, self._launcher.close)
+
+
+def _actor_status(
+    node: str, member: Member | None, shard: int, follower: str, *, caught_up: bool, lost: bool
+) -> ActorStatus:
+    state = "lost" if lost else member.state if member is not None else "starting"
+    return ActorStatus(
+        name=name_of(shard),
+        shard=shard,
+        node=node,
+        pid=member.pid or None if member is not None else None,
+        epoch=member.epoch if member is not None else 0,
+        state=state,
+        restarts=member.restarts if member is not None else 0,
+        reason=member.reason if member is not None else "",
+        replica_node=follower,
+        replica_ready=caught_up,
+        **known_stats(member.stats if member is not None else {}),
+    )
+
+
+def read_plan(path: Path) -> ClusterPlan | None:
+    """The plan in a file, None when there is none. Blocks.
+
+    Raises:
+        ClusterOpenError: If it is damaged.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ClusterPlan)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, OSError) as error:
+        raise ClusterOpenError(f"{path} cannot be read: {error}") from error

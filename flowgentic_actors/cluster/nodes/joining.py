@@ -1,0 +1,214 @@
+"""How a node's program, just started on another machine, comes by what it has to know.
+
+It is given a ticket in its environment, where other users cannot look: the addresses of a listener
+that the host opens for this, the certificate that the host proves itself with, and a secret that is
+good for joining alone and only for as long as that listener is open. Over it the node gets its
+spec, and in it the cluster's secret and key.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+from flowgentic_actors.actors.supervisor import SupervisorSettings
+from flowgentic_actors.cluster.folders import OrphanLimits
+from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, ProtocolError
+from flowgentic_actors.wire.addresses import TcpAddress
+from flowgentic_actors.wire.blocking import BlockingConnection
+from flowgentic_actors.wire.certificates import Identity
+from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
+from flowgentic_actors.wire.server import Connection
+
+TICKET_VARIABLE: Final = "FLOWGENTIC_JOIN"
+
+_PAUSE: Final = 0.2
+_MAX_BYTES: Final = 4 << 20
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Ticket(Struct, frozen=True):
+    """What a node is started with.
+
+    Attributes:
+        node: The name that it has for the host.
+        addresses: Where the host listens for those who join.
+        secret: Good for joining.
+        patience: Seconds for which it tries.
+    """
+
+    node: str
+    addresses: tuple[TcpAddress, ...]
+    secret: bytes
+    patience: float
+
+    def __repr__(self) -> str:
+        return f"Ticket(node={self.node!r}, secret=...)"
+
+    def write(self) -> str:
+        """As the value of an environment variable."""
+        return base64.urlsafe_b64encode(msgspec.json.encode(self)).decode()
+
+
+def take_ticket(environ: MutableMapping[str, str] = os.environ) -> Ticket:
+    """This process's ticket, which is then in its environment no more.
+
+    Raises:
+        ClusterOpenError: If there is none.
+    """
+    text = environ.pop(TICKET_VARIABLE, "")
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(text), type=Ticket)
+    except (ValueError, msgspec.DecodeError) as error:
+        raise ClusterOpenError(
+            f"${TICKET_VARIABLE} holds no ticket: this program is started by a cluster's host"
+        ) from error
+
+
+class Join(Struct, array_like=True, frozen=True):
+    """A node is there.
+
+    Attributes:
+        node: The name on its ticket.
+        machine: The machine that it is on, as `environment.machine` names it.
+        pid: Its process.
+        hostname: As it calls itself.
+    """
+
+    node: str
+    machine: str
+    pid: int
+    hostname: str
+
+
+class NodeSpec(Struct, frozen=True, kw_only=True):
+    """What a node is told; see `HostSpec` for what is not here.
+
+    Attributes:
+        folder: Its private folder, empty for the usual one on its machine.
+        scratch: Where that one is, empty for `$TMPDIR`.
+        memory: Folder of the memory; empty: in its private folder.
+        manifest: What its memory folder is to hold as manifest, where the memory is its own.
+        shards: Subfolder of each shard, by number, below `memory`.
+        host: Where the host listens.
+        lease: Seconds.
+        owns_runtime: Whether the Dragon runtime ends with the cluster.
+        arguments: Arguments of every shard's actor, but for its folders.
+        factory: What makes it.
+    """
+
+    name: str
+    folder: str
+    scratch: str
+    memory: str
+    manifest: bytes
+    shards: tuple[str, ...]
+    secret: bytes
+    identity: Identity
+    host: TcpAddress
+    network: str | None
+    spawner: str
+    uses_dragon: bool
+    owns_runtime: bool
+    factory: str
+    arguments: dict[str, str]
+    replicated: bool
+    supervision: SupervisorSettings
+    lease: float
+    heartbeat_interval: float
+    rejoin_grace: float
+    open_timeout: float
+    orphans: OrphanLimits
+    max_message_bytes: int
+
+    def __repr__(self) -> str:
+        return f"NodeSpec(name={self.name!r}, secret=...)"
+
+
+class JoinDesk:
+    """Handles the connections of those who join: who is there has to be known before the specs are.
+
+    Args:
+        on_join: Told who is there; raises `ClusterOpenError` if that one is not welcome.
+    """
+
+    def __init__(self, on_join: Callable[[Join], None]) -> None:
+        self._on_join = on_join
+        self._waiting: list[tuple[Connection, int, str]] = []
+        self._specs: Callable[[str], NodeSpec] | None = None
+        self.secret = secrets.token_bytes(32)
+
+    def release(self, specs: Callable[[str], NodeSpec]) -> None:
+        """Give those who have joined, and who still will, their specs.
+
+        Args:
+            specs: Makes the spec of a node.
+        """
+        self._specs = specs
+        waiting, self._waiting = self._waiting, []
+        for connection, seq, node in waiting:
+            connection.send(Reply(seq, Raw(_encode(specs(node)))))
+
+    def connected(self, connection: Connection) -> None:
+        """Let clients in, nobody else."""
+        if connection.role != "client":
+            raise ProtocolError(f"nothing is here for a {connection.role}")
+
+    def received(self, connection: Connection, messages: list[ToServer]) -> None:
+        """Take those in who join."""
+        for message in messages:
+            match message:
+                case Request(seq, _, _, body):
+                    self._answer(connection, seq, body)
+                case Cancel():
+                    pass
+                case _:
+                    raise ProtocolError(f"{type(message).__name__} has no place here")
+
+    def disconnected(self, connection: Connection) -> None:
+        """Forget who waits there."""
+        self._waiting = [waiting for waiting in self._waiting if waiting[0] is not connection]
+
+    def _answer(self, connection: Connection, seq: int, body: Raw) -> None:
+        try:
+            who = msgspec.msgpack.decode(body, type=Join)
+            self._on_join(who)
+        except (msgspec.DecodeError, UnicodeDecodeError, FlowgenticError) as error:
+            connection.send(Failure(seq, "invalid", sendable(str(error))))
+            return
+        if self._specs is None:
+            self._waiting.append((connection, seq, who.node))
+        else:
+            connection.send(Reply(seq, Raw(_encode(self._specs(who.node)))))
+
+
+def join(ticket: Ticket, who: Join) -> NodeSpec:
+    """Present a ticket, at whichever of the host's addresses can be reached. Blocks.
+
+    Raises:
+        ClusterOpenError: If none could in time, or the ticket is not good.
+    """
+    deadline = time.monotonic() + ticket.patience
+    trouble: FlowgenticError | None = None
+    while time.monotonic() < deadline:
+        for address in ticket.addresses:
+            connection = BlockingConnection(address, ticket.secret, "the host", _MAX_BYTES)
+            try:
+                answer = connection.request(_encode(who), max(1.0, deadline - time.monotonic()))
+                return msgspec.msgpack.decode(answer, type=NodeSpec)
+            except FlowgenticError as error:
+                trouble = error
+            finally:
+                with contextlib.suppress(OSError):
+                    connection.close()
+        time.sleep(_PAUSE)
+    raise ClusterOpenError(f"the host cannot be reached: {trouble}") from trouble

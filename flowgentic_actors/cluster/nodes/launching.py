@@ -1,0 +1,118 @@
+"""Starting the programs of the other nodes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Final, Protocol
+
+from flowgentic_actors.actors.spawn_dragon import dragon_nodes, start_dragon_process
+from flowgentic_actors.actors.spec import python_command
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.cluster.nodes.joining import TICKET_VARIABLE, Ticket
+
+AGENT_MODULE: Final = "flowgentic_actors.cluster.nodes.agent"
+
+_FIND_TIMEOUT: Final = 30.0
+_PATIENCE: Final = 3.0  # with one that was told to leave
+
+
+class NodeLauncher(Protocol):
+    """Starts programs on nodes."""
+
+    async def find(self) -> tuple[str, list[str]]:
+        """This node, and the others that there are."""
+
+    async def launch(self, node: str, ticket: Ticket, timeout: float) -> None:
+        """Start the program of a node.
+
+        Args:
+            node: One of those that were found.
+            ticket: What it joins with.
+            timeout: Seconds.
+
+        Raises:
+            OSError, TimeoutError, ActorStartError: If it could not be started.
+        """
+
+    def folder(self, node: str) -> str:
+        """Where a node keeps its files, empty for the usual place."""
+
+    def close(self) -> None:
+        """End by force what does not end by itself, where that can be done from here."""
+
+
+class DragonNodeLauncher:
+    """The other nodes of the Dragon runtime that this process runs in."""
+
+    async def find(self) -> tuple[str, list[str]]:
+        """The runtime's nodes; see `NodeLauncher.find`."""
+        here, nodes = await on_daemon_thread(_FIND_TIMEOUT, dragon_nodes)
+        return here, [node for node in nodes if node != here]
+
+    async def launch(self, node: str, ticket: Ticket, timeout: float) -> None:
+        """Start a native process there; see `NodeLauncher.launch`."""
+        await on_daemon_thread(
+            timeout,
+            start_dragon_process,
+            python_command(AGENT_MODULE),
+            None,
+            uses_dragon=True,
+            node=node,
+            environ={**os.environ, TICKET_VARIABLE: ticket.write()},
+        )
+
+    def folder(self, node: str) -> str:  # noqa: ARG002 - the same on all
+        """The usual place on a machine of its own."""
+        return ""
+
+    def close(self) -> None:
+        """What Dragon started, its runtime ends."""
+
+
+class LocalNodeLauncher:
+    """Child processes that stand for nodes, on this machine: to try things out, and to test.
+
+    Args:
+        folder: The cluster's folder, below which each of them has one.
+        count: Nodes, this one included.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self._folder = folder
+        self._count = count
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    async def find(self) -> tuple[str, list[str]]:
+        """The host's part and the others, by number; see `NodeLauncher.find`."""
+        return "node-0", [f"node-{number}" for number in range(1, self._count)]
+
+    async def launch(self, node: str, ticket: Ticket, timeout: float) -> None:
+        """Start a child process; see `NodeLauncher.launch`."""
+        self._children[node] = await on_daemon_thread(timeout, self._start, ticket)
+
+    def folder(self, node: str) -> str:
+        """Below the cluster's own folder."""
+        return str(self._folder / "nodes" / node)
+
+    def close(self) -> None:
+        """Wait for them, within a bound."""
+        for child in self._children.values():
+            try:
+                child.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def _start(self, ticket: Ticket) -> subprocess.Popen[bytes]:
+        log_file = self._folder / f"{ticket.node}.log"
+        with log_file.open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - our own program
+                python_command(AGENT_MODULE),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, TICKET_VARIABLE: ticket.write()},
+                process_group=0,
+            )

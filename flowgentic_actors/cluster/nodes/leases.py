@@ -1,0 +1,95 @@
+"""Leases: how long a node may answer, and when nobody there can be answering any more.
+
+A node asks and is granted. It counts the lease from the moment in which it *asked*, the host from
+the moment in which it *granted*, which is later; so the node's own end of the lease is always the
+earlier one, whatever the network did to the messages in between. Clocks are never compared, they
+only have to run at about the same rate.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+DRIFT: Final = 0.05
+"""Share by which the host waits longer than a lease, for clocks that do not run at one rate."""
+
+_MOST_TICKS: Final = 2.0  # intervals that one tick counts for, however late it comes
+
+
+class HeldLease:
+    """A node's side.
+
+    Args:
+        seconds: Length of a lease.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.until = -math.inf
+        """When it ends, on the node's clock."""
+
+    def granted(self, asked_at: float) -> float:
+        """Note what a question that left at some time was answered with; when the lease ends."""
+        self.until = max(self.until, asked_at + self._seconds)
+        return self.until
+
+    def is_valid(self, now: float) -> bool:
+        """Whether the node may answer."""
+        return now < self.until
+
+
+class GrantedLeases:
+    """The host's side, for all nodes.
+
+    Silence is counted in ticks that the host has seen, and not read from a clock: when a scheduler
+    suspends the whole job, or the host alone, nobody was silent.
+
+    Args:
+        seconds: Length of a lease.
+        node_timeout: Silence after which a node counts as lost.
+        interval: Time between two ticks.
+    """
+
+    def __init__(self, seconds: float, node_timeout: float, interval: float) -> None:
+        self._seconds = seconds
+        self._timeout = node_timeout
+        self._interval = interval
+        self._silence: dict[str, float] = {}
+        self._free_at: dict[str, float] = {}
+        self._last_tick: float | None = None
+
+    def heard(self, node: str) -> None:
+        """A node said something."""
+        self._silence[node] = 0.0
+
+    def granted(self, node: str, now: float) -> None:
+        """A lease leaves for a node."""
+        self._free_at[node] = now + self._seconds * (1 + DRIFT)
+
+    def forget(self, node: str) -> None:
+        """A node is not watched any more."""
+        self._silence.pop(node, None)
+
+    def silence(self, node: str) -> float:
+        """Seconds for which a node has said nothing."""
+        return self._silence.get(node, 0.0)
+
+    def may_answer(self, node: str, now: float) -> bool:
+        """Whether a node may still hold a lease."""
+        return now < self._free_at.get(node, -math.inf)
+
+    def tick(self, now: float) -> list[str]:
+        """Count on; the watched nodes that are lost now: silent for too long, and without a lease.
+
+        Args:
+            now: On the host's clock.
+        """
+        last, self._last_tick = self._last_tick, now
+        passed = 0.0 if last is None else min(now - last, _MOST_TICKS * self._interval)
+        lost = []
+        for node in self._silence:
+            self._silence[node] += passed
+            if self._silence[node] >= self._timeout and not self.may_answer(node, now):
+                lost.append(node)
+        return lost

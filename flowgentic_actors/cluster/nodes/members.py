@@ -1,0 +1,133 @@
+"""Doing on one node what its orders say: the copies of shards here, under its supervisor."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from anyio.abc import TaskGroup
+from msgspec import Raw
+
+from flowgentic_actors.actors.supervisor import Child, ChildSpec, ChildState, Supervisor
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
+from flowgentic_actors.shard.member import Part
+from flowgentic_actors.wire.addresses import TcpAddress
+
+REPLICATED_FACTORY: Final = "flowgentic_actors.shard.member:ReplicatedShardActor"
+
+_FILE_TIMEOUT = 60.0
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class NodeMembers:
+    """The copies of shards on one node.
+
+    Args:
+        supervisor: The node's supervisor.
+        tasks: The task group that owns the actors' watching.
+        specs: Makes the spec of a shard's actor.
+        host: IP address at which the actors serve other nodes.
+        certificate: What they prove there.
+        secret: The cluster's secret.
+        max_bytes: Largest message.
+        replicated: Whether each shard has two copies: then a copy that is not wanted here any more
+            is removed.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        tasks: TaskGroup,
+        specs: Callable[[int], ChildSpec],
+        *,
+        host: str,
+        certificate: str,
+        secret: bytes,
+        max_bytes: int,
+        replicated: bool,
+    ) -> None:
+        self._supervisor = supervisor
+        self._tasks = tasks
+        self._specs = specs
+        self._host = host
+        self._certificate = certificate
+        self._secret = secret
+        self._max_bytes = max_bytes
+        self._replicated = replicated
+        self._duties: dict[int, Duty] = {}
+
+    async def carry_out(self, orders: Orders) -> None:
+        """Make it so; what is not wanted any more is gone when this returns."""
+        wanted = {duty.shard: duty for duty in orders.duties}
+        for shard, now in list(self._duties.items()):
+            then = wanted.get(shard)
+            if then is None or (now.role == "leader" and then.role == "follower"):
+                del self._duties[shard]
+                await self._supervisor.remove(name_of(shard))
+                if self._replicated:
+                    folder = Path(self._specs(shard).arguments["folder"])
+                    await on_daemon_thread(_FILE_TIMEOUT, shutil.rmtree, folder, True)
+        for shard, duty in wanted.items():
+            told = self._told(duty) if self._replicated else None
+            before = self._duties.get(shard)
+            self._duties[shard] = duty
+            if before is None:
+                await self._supervisor.add(self._tasks, self._specs(shard), told)
+            elif before != duty and told is not None:
+                self._supervisor.tell(name_of(shard), told)
+
+    def members(self) -> tuple[Member, ...]:
+        """How the copies are doing."""
+        children = {child.spec.name: child for child in self._supervisor.children}
+        return tuple(
+            self._member(duty, children[name_of(shard)])
+            for shard, duty in self._duties.items()
+            if name_of(shard) in children
+        )
+
+    def _member(self, duty: Duty, child: Child) -> Member:
+        serves = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
+        stats = child.stats
+        if self._replicated:
+            term, leads = stats.get("term", 0), serves and bool(stats.get("leads", 0))
+        else:
+            term, leads = duty.term, serves
+        port = child.port
+        address = TcpAddress(self._host, port, self._certificate) if serves and port else None
+        return Member(
+            shard=duty.shard,
+            state=child.state,
+            term=term if serves else 0,
+            leads=leads,
+            caught_up=leads and bool(stats.get("caught_up", 0)),
+            sent_back=leads and bool(stats.get("sent_back", 0)),
+            path=child.spec.address,
+            address=address,
+            pid=child.pid if serves else 0,
+            epoch=child.epoch,
+            restarts=child.restarts,
+            reason=child.reason,
+            stats=stats,
+        )
+
+    def _told(self, duty: Duty) -> Raw:
+        part = Part(
+            leads=duty.role == "leader",
+            term=duty.term,
+            leader=duty.leader,
+            follower=bool(duty.follower),
+            alone=duty.alone,
+            joint=duty.joint,
+            secret=self._secret,
+            max_bytes=self._max_bytes,
+        )
+        return Raw(_encode(part))
+
+
+def name_of(shard: int) -> str:
+    """The name of a shard's actor, wherever it runs."""
+    return f"shard-{shard}"

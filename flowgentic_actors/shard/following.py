@@ -1,0 +1,188 @@
+"""The follower's side of a replicated shard: asks its leader for what it does not have yet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from msgspec import Raw
+
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.errors import JournalError, ProtocolError, RequestError
+from flowgentic_actors.shard.actor import ShardActor
+from flowgentic_actors.shard.peers import (
+    CopySet,
+    Entries,
+    Follow,
+    PeerAnswer,
+    PeerQuestion,
+    SetPiece,
+    StartOver,
+    decode_answer,
+    encode_peer,
+)
+from flowgentic_actors.wire.addresses import Address
+from flowgentic_actors.wire.client import AsyncConnection
+
+T = TypeVar("T")
+
+TERM_FILE: Final = "term"
+"""Holds the term whose copy the folder is; without it, nothing there is of any use."""
+
+_PATIENCE: Final = 5.0  # for an answer; the leader answers within a second
+_PAUSE: Final = 0.2  # after a question that was not answered
+_FILE_TIMEOUT: Final = 60.0
+_RECOVERY: Final = 7 * 86_400.0
+
+logger = logging.getLogger(__name__)
+
+
+class Following:
+    """Follows one leader for one term, until it is cancelled.
+
+    Args:
+        folder: The copy's folder.
+        make: Makes the shard on what is in the folder. Blocks.
+        term: Number of the term.
+        leader: Where the leader is.
+        secret: The cluster's secret.
+        max_bytes: Largest message.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        make: Callable[[], ShardActor],
+        term: int,
+        leader: Address,
+        secret: bytes,
+        max_bytes: int,
+    ) -> None:
+        self._folder = folder
+        self._make = make
+        self._term = term
+        self._connection = AsyncConnection(leader, secret, "the leader", max_bytes, "peer")
+        self.core: ShardActor | None = None
+        """The shard, as soon as there is one."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether this is a copy, of some moment at least."""
+        return self.core is not None
+
+    def move(self, leader: Address) -> None:
+        """The leader is somewhere else now."""
+        self._connection.move(leader)
+
+    async def run(self) -> None:
+        """Follow; ends only with an error, or when it is cancelled.
+
+        Raises:
+            JournalError: If the copy cannot be kept here.
+        """
+        try:
+            if await on_daemon_thread(_FILE_TIMEOUT, read_term, self._folder) == self._term:
+                self.core = await on_daemon_thread(_RECOVERY, self._make)
+            while True:
+                core = self.core or await self._begin()
+                answer = await self._ask(Follow(self._term, core.position))
+                if isinstance(answer, StartOver):
+                    logger.warning("the leader's log does not reach back to %d", core.position)
+                    self.core = None
+                    await on_daemon_thread(_FILE_TIMEOUT, core.close)
+                elif isinstance(answer, Entries):
+                    if answer.payloads:
+                        core.follow(answer.first, answer.payloads)
+                else:
+                    raise ProtocolError(f"{type(answer).__name__} is no answer to Follow")
+        finally:
+            await self._connection.close()
+
+    async def _begin(self) -> ShardActor:
+        """Make a copy of the leader's set, and the shard on it."""
+        await on_daemon_thread(_FILE_TIMEOUT, empty, self._folder)
+        offset, size = 0, 1
+        name = ""
+        while offset < size:
+            piece = await self._ask(CopySet(self._term, offset))
+            if not isinstance(piece, SetPiece):
+                raise ProtocolError(f"{type(piece).__name__} is no answer to CopySet")
+            if not piece.name:
+                break
+            if offset and piece.name != name:
+                raise JournalError("the set changed while it was copied")
+            name, size = piece.name, piece.size
+            await on_daemon_thread(
+                _FILE_TIMEOUT, _write_piece, self._folder / f"{name}.copy", offset, piece.data
+            )
+            offset += len(piece.data)
+        self.core = await on_daemon_thread(_RECOVERY, self._finish, name)
+        return self.core
+
+    def _finish(self, name: str) -> ShardActor:
+        if name:
+            (self._folder / f"{name}.copy").rename(self._folder / name)
+        core = self._make()
+        write_term(self._folder, self._term)
+        return core
+
+    async def _ask(self, question: PeerQuestion) -> PeerAnswer:
+        """Ask until there is an answer."""
+        body = encode_peer(question)
+        while True:
+            try:
+                return await self._connection.request(body, _PATIENCE, _decode)
+            except RequestError as error:
+                logger.info("%s", error)
+                await asyncio.sleep(_PAUSE)
+
+
+def _decode(reply: Raw) -> PeerAnswer:
+    return decode_answer.decode(reply)
+
+
+def read_term(folder: Path) -> int | None:
+    """The term whose copy is in a folder, None when there is none. Blocks."""
+    try:
+        return int((folder / TERM_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write_term(folder: Path, term: int) -> None:
+    """Note that a folder holds a copy of a term. Blocks."""
+    temporary = folder / f"{TERM_FILE}.new"
+    temporary.write_text(str(term))
+    temporary.replace(folder / TERM_FILE)
+
+
+def empty(folder: Path) -> None:
+    """Remove a copy that is of no use any more. Blocks.
+
+    The term goes first: what is interrupted here is not taken for a copy.
+    """
+    (folder / TERM_FILE).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700, parents=True)
+    (folder / INCOMPLETE).touch()
+
+
+INCOMPLETE: Final = "incomplete"
+"""Is there while a copy is being made."""
+
+
+def is_incomplete(folder: Path) -> bool:
+    """Whether a copy in a folder was begun, and never whole. Blocks."""
+    return (folder / INCOMPLETE).exists() and read_term(folder) is None
+
+
+def _write_piece(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b" if offset else "wb") as file:
+        file.seek(offset)
+        file.write(data)

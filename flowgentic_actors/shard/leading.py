@@ -1,0 +1,337 @@
+"""The leader's side of a replicated shard: hands its journal to a follower, and waits for it.
+
+The follower asks for what comes after its position, which says at the same time what it has. So one
+question is under way at a time, and whatever is written meanwhile travels with the next answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from flowgentic_actors.errors import OutcomeUnknownError, RejectedError
+from flowgentic_actors.shard.peers import (
+    CopySet,
+    Entries,
+    Follow,
+    PeerQuestion,
+    SetPiece,
+    StartOver,
+    encode_peer,
+)
+from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
+from flowgentic_actors.storage.worker import Worker
+
+HOLD: Final = 1.0
+"""Seconds after which a follower that waits for entries is answered that there are none."""
+
+PIECE: Final = 256 << 10
+"""Bytes of entries in one answer, about: the follower answers nothing else while it takes them."""
+
+SILENCE: Final = 2.0
+"""Seconds without a question after which the follower does not count as following."""
+
+_SET_PIECE: Final = 1 << 20
+_RECENT: Final = 8 << 20  # bytes of entries kept in memory for a follower that is a little behind
+_COPY_SILENCE: Final = 30.0  # a copy that nobody asks on for is over
+
+_ONE_COPY: Final = (
+    "it was written on one node, and the node of the other copy was lost before it had it"
+)
+
+logger = logging.getLogger(__name__)
+
+
+class _Batch(NamedTuple):
+    first: int
+    payloads: Sequence[bytes | memoryview]
+    end: int
+
+
+class _Waiting(NamedTuple):
+    position: int
+    future: asyncio.Future[None]
+
+
+class Leading:
+    """One leader, over all its followers.
+
+    Args:
+        journal: The shard's journal.
+        worker: The thread that reads it.
+        waits: Whether what is acknowledged has to be with the follower too.
+        on_change: Called when `caught_up` has changed.
+    """
+
+    def __init__(
+        self, journal: Journal, worker: Worker, *, waits: bool, on_change: Callable[[], None]
+    ) -> None:
+        self._on_change = on_change
+        self._journal = journal
+        self._worker = worker
+        self._waits = waits
+        self._loop = asyncio.get_running_loop()
+        self._term = 0
+        self._expected = False
+        self._alone = True
+        self._recent: deque[_Batch] = deque()
+        self._recent_bytes = 0
+        self._waiting: deque[_Waiting] = deque()
+        self._parked: tuple[Callable[[bytes], None], int, asyncio.TimerHandle] | None = None
+        self._heard = 0.0
+        self._copying_until = 0.0
+        self._joint_from: int | None = None  # from here on nothing is acknowledged alone
+        self._looking: asyncio.TimerHandle | None = None
+        self.caught_up = False
+        """Whether the follower has had everything that was acknowledged, in this term."""
+        self.sent_back = False
+        """Whether the follower of this term had to start over after that."""
+        self.position = 0
+        """LSN after the last entry that the follower has."""
+
+    def arrange(self, term: int, *, follower: bool, alone: bool, joint: bool) -> None:
+        """Begin a term.
+
+        Args:
+            term: Its number.
+            follower: Whether there is to be a follower.
+            alone: Whether to acknowledge alone what no follower can have.
+            joint: Whether the follower has caught up already, under an earlier incarnation of this
+                leader: then nothing may be acknowledged without it.
+        """
+        if term != self._term:
+            self._term, self.caught_up, self._joint_from = term, False, None
+            self.position = 0
+            self.sent_back = False
+            self._heard = 0.0
+            self._unpark()
+            self._let_go(alone=alone)
+        if joint and not (self.caught_up or self.sent_back):
+            self.caught_up, self._joint_from = True, 0
+            self._heard = time.monotonic()  # it gets a moment to ask
+        self._expected, self._alone = follower, alone
+        if not follower:
+            self._recent.clear()
+            self._recent_bytes = 0
+
+    @property
+    def holds_log(self) -> bool:
+        """Whether the log must stay as it is, for a copy of it is under way."""
+        return time.monotonic() < self._copying_until
+
+    @property
+    def lag(self) -> int:
+        """Bytes of entries that the follower does not have yet; 0 without one."""
+        return max(0, self._journal.end - self.position) if self._expected else 0
+
+    @property
+    def follows(self) -> bool:
+        """Whether a follower has asked a short while ago."""
+        return time.monotonic() < self._heard + SILENCE
+
+    def why_not(self) -> str | None:
+        """Why a write could not be acknowledged now; None when it can."""
+        if not self._waits:
+            return None
+        if self.caught_up:
+            return None if self.follows else "the node of the other copy does not answer"
+        return None if self._alone else "the other copy is not there yet, or not complete"
+
+    # ------------------------------------------------------------------ writes
+
+    def appended(self, first: int, payloads: Sequence[bytes | memoryview], end: int) -> None:
+        """Entries are in the journal: hand them on."""
+        if not self._expected:
+            return
+        self._recent.append(_Batch(first, payloads, end))
+        self._recent_bytes += end - first
+        while self._recent_bytes > _RECENT:
+            old = self._recent.popleft()
+            self._recent_bytes -= old.end - old.first
+        if self._parked is not None:
+            answer, position, _ = self._parked
+            self._unpark(answered=True)
+            self._send_from(position, answer)
+
+    def wait(self, position: int, *, wrote: bool) -> asyncio.Future[None] | None:
+        """What to wait for until everything before a position may be acknowledged; None: nothing.
+
+        Args:
+            position: LSN after the last entry.
+            wrote: Whether there is anything new; what only read waits for what it may have seen.
+        """
+        if not self._waits or self.position >= position:
+            return None
+        if self._waiting and (not wrote or self._waiting[-1].position == position):
+            return self._waiting[-1].future
+        if not self.caught_up and (not wrote or not self._alone or self._joint_from is None):
+            return None  # with one copy only, what is read may be in one copy only
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(_Waiting(position, future))
+        if self._looking is None and not self.caught_up:
+            self._looking = self._loop.call_later(SILENCE / 4, self._look)
+        return future
+
+    def _settle(self) -> None:
+        """Let go of those whose position the follower has."""
+        while self._waiting and self._waiting[0].position <= self.position:
+            _, future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+
+    def _look(self) -> None:
+        """Wait for a follower no longer that went away before it had everything."""
+        self._looking = None
+        if self.caught_up or not self._waiting:
+            return
+        if self._alone and not self.follows:
+            self._joint_from = None
+            self._let_go(alone=True)
+        else:
+            self._looking = self._loop.call_later(SILENCE / 4, self._look)
+
+    def _let_go(self, *, alone: bool) -> None:
+        """Let all go who wait: one copy is enough, or what became of the other is not known."""
+        while self._waiting:
+            _, future = self._waiting.popleft()
+            if future.done():
+                continue
+            if alone:
+                future.set_result(None)
+            else:
+                future.set_exception(OutcomeUnknownError(_ONE_COPY))
+
+    # ------------------------------------------------------------------ questions
+
+    def asked(self, question: PeerQuestion, answer: Callable[[bytes], None]) -> None:
+        """Answer a follower.
+
+        Raises:
+            RejectedError: If it is not the follower of this term.
+        """
+        if question.term != self._term or not self._expected:
+            raise RejectedError(f"no follower of term {question.term} is expected here")
+        self._heard = time.monotonic()
+        match question:
+            case CopySet(_, offset):
+                self._copying_until = self._heard + _COPY_SILENCE
+                self._copy(offset, answer)
+            case Follow(_, position):
+                self._follow(position, answer)
+
+    def _follow(self, position: int, answer: Callable[[bytes], None]) -> None:
+        end = self._journal.end
+        if position > end or position < self._journal.log_from:
+            self._send_back(answer)
+            return
+        self.position = position
+        if self._joint_from is None and end - position <= _RECENT:
+            self._joint_from = end
+        if self._joint_from is not None and position >= self._joint_from and not self.caught_up:
+            self.caught_up = True
+            self._copying_until = 0.0
+            self._on_change()
+        if self.holds_log:
+            self._copying_until = self._heard + _COPY_SILENCE
+        self._settle()
+        self._unpark()
+        if position < end:
+            self._send_from(position, answer)
+        else:
+            timer = self._loop.call_later(HOLD, self._unpark)
+            self._parked = (answer, position, timer)
+
+    def _send_from(self, position: int, answer: Callable[[bytes], None]) -> None:
+        payloads: list[bytes | memoryview] = []
+        size = 0
+        lsn = position
+        for batch in self._recent:
+            if batch.end <= position:
+                continue
+            if not payloads and batch.first > position:
+                break  # it is further behind than what is in memory
+            here = batch.first
+            for payload in batch.payloads:
+                if here >= position and size < PIECE:
+                    payloads.append(payload)
+                    size += len(payload)
+                here += len(payload) + ENTRY_OVERHEAD
+            if size >= PIECE:
+                break
+        if payloads:
+            answer(encode_peer(Entries(lsn, payloads)))  # type: ignore[arg-type]
+            return
+        reading = self._worker.submit(self._journal.scan, position, PIECE)
+        reading.add_done_callback(lambda done: self._read(position, done, answer))
+
+    def _read(
+        self,
+        position: int,
+        done: asyncio.Future[tuple[list[tuple[int, bytes]], int]],
+        answer: Callable[[bytes], None],
+    ) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is not None:
+            logger.error("the journal cannot be read for the follower", exc_info=error)
+            return  # it asks again, and is told so again; the host hears of its silence
+        entries, _ = done.result()
+        if entries and entries[0][0] != position:  # it was compacted meanwhile
+            self._send_back(answer)
+            return
+        answer(encode_peer(Entries(position, [payload for _, payload in entries])))
+
+    def _send_back(self, answer: Callable[[bytes], None]) -> None:
+        self.sent_back = self.sent_back or self.caught_up
+        self.caught_up, self._joint_from = False, None
+        self._on_change()
+        answer(encode_peer(StartOver()))
+
+    def _unpark(self, *, answered: bool = False) -> None:
+        if self._parked is None:
+            return
+        answer, position, timer = self._parked
+        self._parked = None
+        timer.cancel()
+        if not answered:
+            answer(encode_peer(Entries(position, [])))
+
+    def _copy(self, offset: int, answer: Callable[[bytes], None]) -> None:
+        reading = self._worker.submit(self._read_set, offset)
+
+        def done(result: asyncio.Future[SetPiece]) -> None:
+            if result.cancelled():
+                return
+            if (error := result.exception()) is not None:
+                logger.error("the set cannot be read for the follower", exc_info=error)
+                return
+            answer(encode_peer(result.result()))
+
+        reading.add_done_callback(done)
+
+    def _read_set(self, offset: int) -> SetPiece:
+        path = self._journal.newest_set
+        if path is None:
+            return SetPiece("", 0, b"")
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            size = file.tell()
+            file.seek(offset)
+            return SetPiece(path.name, size, file.read(_SET_PIECE))
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        if self._parked is not None:
+            self._parked[2].cancel()
+            self._parked = None
+        if self._looking is not None:
+            self._looking.cancel()
+        for _, future in self._waiting:
+            future.cancel()
+        self._waiting.clear()

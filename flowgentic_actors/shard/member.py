@@ -1,0 +1,235 @@
+"""One copy of a replicated shard: it leads or follows, as its supervisor tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from msgspec import Raw, Struct
+
+from flowgentic_actors.actors.actor import Call
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.errors import (
+    FlowgenticError,
+    InvalidRequestError,
+    JournalDamagedError,
+    RejectedError,
+)
+from flowgentic_actors.shard.actor import ShardActor
+from flowgentic_actors.shard.following import Following, is_incomplete, write_term
+from flowgentic_actors.shard.leading import Leading
+from flowgentic_actors.shard.peers import decode_question
+from flowgentic_actors.wire.addresses import Address
+
+_RECOVERY = 7 * 86_400.0
+_FILE_TIMEOUT = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+class Part(Struct, array_like=True, frozen=True):
+    """What a copy is told to do, see `Duty`.
+
+    Attributes:
+        leads: Whether it leads.
+        term: Number of the term.
+        leader: Whom it follows.
+        follower: Whether somebody is to follow it.
+        alone: Whether it may acknowledge alone what no follower can have.
+        joint: Whether the follower has caught up already.
+        secret: The cluster's secret.
+        max_bytes: Largest message.
+    """
+
+    leads: bool
+    term: int
+    leader: Address | None
+    follower: bool
+    alone: bool
+    joint: bool
+    secret: bytes
+    max_bytes: int
+
+
+class ReplicatedShardActor:
+    """A shard's copy; it has no shard before it is told what to do.
+
+    Args:
+        folder: The copy's private folder.
+        ack: `"replica"`: what is acknowledged has to be with the follower too. `"node"`: it
+            travels there behind the acknowledgement.
+        **arguments: Those of `ShardActor`.
+    """
+
+    def __init__(self, folder: str, *, ack: str = "node", **arguments: str) -> None:
+        self._folder = Path(folder)
+        self._waits = ack == "replica"
+        self._arguments = arguments
+        self._core: ShardActor | None = None
+        self._leading: Leading | None = None
+        self._following: Following | None = None
+        self._part: Part | None = None
+        self._wanted: Part | None = None
+        self._task: asyncio.Task[None] | None = None  # that follows
+        self._changing: asyncio.Task[None] | None = None
+        self._broken: BaseException | None = None
+        self._tell: Callable[[str, str], None] = lambda _kind, _detail: None
+        self._wake: Callable[[], None] = lambda: None
+
+    def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
+        """Wait to be told; see `Actor.start`."""
+        self._tell, self._wake = tell, wake
+
+    @property
+    def takes_clients(self) -> bool:
+        """Whether it leads; see `Actor.takes_clients`."""
+        return self._leading is not None
+
+    def told(self, body: Raw) -> None:
+        """Lead or follow from now on; see `Actor.told`."""
+        self._wanted = msgspec.msgpack.decode(body, type=Part)
+        if self._changing is None:
+            self._changing = asyncio.ensure_future(self._change())
+            self._changing.add_done_callback(self._changed)
+
+    def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:
+        """Carry out a command; see `Actor.handle`."""
+        assert self._core is not None  # no client is let in before
+        return self._core.handle(call)
+
+    def commit(self) -> asyncio.Future[None] | None:
+        """Commit what was handled; see `Actor.commit`."""
+        if self._broken is not None:
+            raise self._broken
+        return self._core.commit() if self._leading is not None and self._core else None
+
+    def asked_by_peer(self, body: Raw, answer: Callable[[bytes], None]) -> None:
+        """Answer a follower; see `Actor.asked_by_peer`."""
+        if self._leading is None:
+            raise RejectedError("this copy leads nobody")
+        try:
+            question = decode_question.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidRequestError(f"not a question of a follower: {error}") from error
+        self._leading.asked(question, answer)
+
+    def stats(self) -> dict[str, int]:
+        """What the copy holds, and how far it is."""
+        leading, following, part = self._leading, self._following, self._part
+        core = self._core or (following.core if following else None)
+        there = leading is not None or (following is not None and following.complete)
+        return {
+            **(core.stats() if core is not None else {}),
+            "term": part.term if part is not None and there else 0,
+            "leads": int(leading is not None),
+            "caught_up": int(leading is not None and leading.caught_up),
+            "sent_back": int(leading is not None and leading.sent_back),
+            "replica_lag": leading.lag if leading is not None else 0,
+        }
+
+    async def drained(self) -> None:
+        """See `Actor.drained`."""
+        for task in (self._changing, self._task):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task], timeout=_FILE_TIMEOUT)
+        if self._leading is not None and self._core is not None:
+            await self._core.drained()
+
+    def close(self) -> None:
+        """Let go of the files; see `Actor.close`."""
+        for task in (self._changing, self._task):
+            if task is not None:
+                task.cancel()
+        core = self._core or (self._following.core if self._following else None)
+        if core is not None:
+            core.close()
+
+    # ------------------------------------------------------------------ changing parts
+
+    async def _change(self) -> None:
+        """Do what is wanted; once it leads, a copy never follows again: it is made anew."""
+        while self._wanted is not None:
+            part, self._wanted = self._wanted, None
+            if part.leads:
+                if self._leading is None:
+                    self._leading = await self._begin_to_lead(part)
+                self._part = part
+                self._leading.arrange(
+                    part.term, follower=part.follower, alone=part.alone, joint=part.joint
+                )
+                self._changed_state()
+                await on_daemon_thread(_FILE_TIMEOUT, write_term, self._folder, part.term)
+            elif self._following is not None and self._part and self._part.term == part.term:
+                if part.leader is not None and part.leader != self._part.leader:
+                    self._following.move(part.leader)
+                    self._part = part
+            elif part.leader is not None:
+                await self._begin_to_follow(part, part.leader)
+
+    async def _begin_to_lead(self, part: Part) -> Leading:
+        await self._stop_following()
+        core = self._following.core if self._following else None
+        self._following = None
+        if core is None:
+            if await on_daemon_thread(_FILE_TIMEOUT, is_incomplete, self._folder):
+                raise JournalDamagedError(
+                    f"the copy in {self._folder} was never whole, so it cannot lead in term "
+                    f"{part.term}"
+                )
+            core = await on_daemon_thread(_RECOVERY, self._make)
+        self._core = core
+        core.start(self._tell, self._wake)
+        return core.lead(waits=self._waits, on_change=self._changed_state)
+
+    async def _begin_to_follow(self, part: Part, leader: Address) -> None:
+        if self._leading is not None:
+            raise RejectedError("a copy that leads is ended, not made to follow")
+        await self._stop_following()
+        if self._following is not None and self._following.core is not None:
+            await on_daemon_thread(_FILE_TIMEOUT, self._following.core.close)
+        self._part = part
+        self._following = Following(
+            self._folder,
+            make=self._make,
+            term=part.term,
+            leader=leader,
+            secret=part.secret,
+            max_bytes=part.max_bytes,
+        )
+        self._task = asyncio.ensure_future(self._following.run())
+        self._task.add_done_callback(self._followed)
+
+    def _changed_state(self) -> None:
+        self._tell("", "")  # no event, but the counters are of interest at once
+
+    async def _stop_following(self) -> None:
+        task, self._task = self._task, None
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_FILE_TIMEOUT)
+
+    def _make(self) -> ShardActor:
+        return ShardActor(str(self._folder), ack="node", **self._arguments)  # type: ignore[arg-type]
+
+    def _changed(self, task: asyncio.Task[None]) -> None:
+        self._changing = None
+        self._break_with(task)
+        if self._wanted is not None and self._broken is None:
+            self.told(Raw(msgspec.msgpack.encode(self._wanted)))
+
+    def _followed(self, task: asyncio.Task[None]) -> None:
+        self._break_with(task)
+
+    def _break_with(self, task: asyncio.Task[None]) -> None:
+        """Have the actor end with what its task ended with; the next incarnation tries again."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        logger.error("this copy cannot go on", exc_info=error)
+        self._broken = self._broken or error
+        if not isinstance(error, FlowgenticError):
+            self._broken = error
+        self._wake()
