@@ -184,6 +184,14 @@ class MemoryConfig(BaseModel):
     open_timeout: Seconds = 60.0
     """Deadline of opening the cluster."""
 
+    rendezvous: Path | None = None
+    """Folder in which the ranks of one job step (`srun -N 4 python program.py`) find the cluster
+    that the first of them opens; all nodes must see it. Default: `.flowgentic` in the home."""
+
+    ranks_timeout: Annotated[float, Field(ge=0, le=31 * 86_400, allow_inf_nan=False)] = 86_400.0
+    """How long the first rank's cluster stays open at most, when its own program is done with it,
+    for other ranks that still use it."""
+
     close_timeout: Seconds = 10.0
     """Deadline of an orderly end, after which what is left is killed."""
 

@@ -44,6 +44,58 @@ def scheduler_job(environ: Mapping[str, str] = os.environ) -> SchedulerJob | Non
     return None
 
 
+class StepRank(NamedTuple):
+    """This process among those that one command of the scheduler's started (`srun -n 4 ...`).
+
+    Attributes:
+        rank: Its number, from 0.
+        size: How many there are.
+        step: Names that command's run, on this machine's whole cluster.
+    """
+
+    rank: int
+    size: int
+    step: str
+
+
+_LAST_STEP: Final = 0xFFFF_FFF0  # SLURM's steps from here on are batch scripts and shells
+_RANKS: Final = (
+    ("PALS_RANKID", "PALS_SIZE", "PALS_APID"),
+    ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_ID"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMIX_NAMESPACE"),
+    ("PMI_RANK", "PMI_SIZE", "PMI_JOBID"),
+)
+"""Variables of rank, size and run: PBS with PALS, LSF's jsrun, Open MPI, MPICH."""
+
+
+def step_rank(environ: Mapping[str, str] = os.environ) -> StepRank | None:
+    """Which of several processes of a job step this is; None when it is the only one, or none.
+
+    A Dragon process inherits the variables of the one that its launcher was, and has no rank.
+    """
+    job = scheduler_job(environ)
+    if job is None or inside_dragon(environ):
+        return None
+    if job.scheduler == "slurm":
+        step = environ.get("SLURM_STEP_ID", "")  # a batch script has a rank, and no step
+        if not step.isdecimal() or int(step) >= _LAST_STEP:
+            return None
+        size = _count(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS"))
+        run = f"slurm-{job.job_id}.{step}-{environ.get('SLURM_RESTART_COUNT', '0')}"
+        return _step_rank(environ.get("SLURM_PROCID", ""), size, run)
+    for rank, size_name, name in _RANKS:
+        if rank in environ:
+            run = f"{job.scheduler}-{job.job_id}-{environ.get(name, '')}"
+            return _step_rank(environ[rank], _count(environ.get(size_name)), run)
+    return None
+
+
+def _step_rank(rank: str, size: int, run: str) -> StepRank | None:
+    if size < 2 or not rank.isdecimal():
+        return None
+    return StepRank(int(rank), size, re.sub(r"[^A-Za-z0-9.-]", "_", run))
+
+
 def job_hosts(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """The names of the nodes of this job, each once, in the scheduler's order. May read a file.
 

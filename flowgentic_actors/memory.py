@@ -33,6 +33,7 @@ from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor, is_expor
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.owner import Owner
 from flowgentic_actors.cluster.protocol import Description
+from flowgentic_actors.cluster.rendezvous import Note, Rendezvous
 from flowgentic_actors.cluster.signals import on_sigterm, on_stop_signal
 from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
@@ -41,6 +42,7 @@ from flowgentic_actors.environment import (
     DESCRIPTOR_VARIABLE,
     inside_dragon,
     scheduler_job,
+    step_rank,
     why_no_dragon,
 )
 from flowgentic_actors.errors import (
@@ -49,6 +51,7 @@ from flowgentic_actors.errors import (
     ClusterNotFoundError,
     ClusterOpenError,
     DragonUnavailableError,
+    FlowgenticError,
     LocalClusterError,
     RequestError,
 )
@@ -98,6 +101,7 @@ class MemoryCluster:
         self._unwatch = threading.Event()
         self._client: _Client | None = None
         self._handle: ClusterHandle | None = None
+        self._rendezvous: Rendezvous | None = None
         self._checkpointer: AsyncCheckpointSaver | None = None
         self._store: AsyncStore | None = None
         self._cache: AsyncCache[Any] | None = None
@@ -170,7 +174,7 @@ class MemoryCluster:
             return self
         reason = self._why_local()
         if reason is None:
-            reason = await self._open_distributed(timeout)
+            reason = await self._open_in_step(timeout)
         if self._client is None:
             await on_daemon_thread(timeout, refuse_stale, self._config.stop_file)
             self._client = await self._open_local(timeout)
@@ -185,6 +189,12 @@ class MemoryCluster:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        try:
+            await self._leave_step(failed=exc is not None)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
         owner, self._owner = self._owner, None
         self._unwatch.set()
         try:
@@ -213,6 +223,62 @@ class MemoryCluster:
                         took,
                         self._config.close_timeout,
                     )
+
+    async def _open_in_step(self, timeout: float) -> str | None:
+        """Open a distributed cluster, or attach to the one that the first rank of the step opens.
+
+        Returns:
+            Why it has to be a local one, None when it need not be.
+        """
+        rank = step_rank()
+        if rank is None:
+            return await self._open_distributed(timeout)
+        place = self._rendezvous = Rendezvous(rank, self._config.rendezvous)
+        if rank.rank > 0:
+            return await on_daemon_thread(timeout, self._attach_in_step, place)
+        await on_daemon_thread(timeout, place.begin)
+        try:
+            reason = await self._open_distributed(timeout)
+        except BaseException as error:
+            note = Note(error=f"{type(error).__name__}: {error}")
+            await on_daemon_thread(timeout, place.announce, note)
+            raise
+        descriptor = self._owner.descriptor if self._owner is not None else None
+        note = Note(descriptor=descriptor, local=descriptor is None, error=reason or "")
+        await on_daemon_thread(timeout, place.announce, note)
+        return reason
+
+    def _attach_in_step(self, place: Rendezvous) -> str | None:
+        note = place.find(self._config.open_timeout)
+        descriptor = note.descriptor
+        if descriptor is None:
+            return f"rank 0 of this step: {note.error}"
+        try:
+            description = describe(descriptor, self._config.request_timeout)
+            place.enter(descriptor)
+        except (FlowgenticError, OSError) as error:
+            raise ClusterNotFoundError(
+                f"the cluster {descriptor.name!r} that rank 0 of this step opened does not answer: "
+                f"{error}"
+            ) from error
+        self._client = self._remote(descriptor, description)
+        return None
+
+    async def _leave_step(self, *, failed: bool) -> None:
+        """Let the first rank close the cluster; as the first, wait until the others have."""
+        place, self._rendezvous = self._rendezvous, None
+        if place is None:
+            return
+        config, descriptor = self._config, self._owner.descriptor if self._owner else None
+        longest = config.ranks_timeout
+        if place.rank.rank > 0:
+            place.leave()
+            return
+        if descriptor is not None and not failed:
+            await on_daemon_thread(
+                longest + _MARGIN, place.await_others, descriptor, config.open_timeout, longest
+            )
+        await on_daemon_thread(_MARGIN, place.remove)
 
     def _why_local(self) -> str | None:
         """Why not even to try processes: an empty string when that is simply what was asked for."""

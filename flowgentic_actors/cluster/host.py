@@ -57,11 +57,13 @@ from flowgentic_actors.cluster.nodes.members import REPLICATED_FACTORY
 from flowgentic_actors.cluster.persist import MANIFEST, Manifest, StoredMemory, reopening
 from flowgentic_actors.cluster.protocol import (
     AreYouThere,
+    AwaitRanks,
     Beat,
     Describe,
     Description,
     Done,
     End,
+    Enter,
     EventsReply,
     GetEvents,
     GetPlaces,
@@ -74,6 +76,7 @@ from flowgentic_actors.cluster.protocol import (
     ShutdownReply,
     StatusReply,
 )
+from flowgentic_actors.cluster.ranks import Ranks
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.cluster.status import (
     ActorStatus,
@@ -208,6 +211,7 @@ class Host:
         self._remote: TcpAddress | None = None
         self._tasks: TaskGroup | None = None
         self._open_requests = 0
+        self._ranks = Ranks()
 
     async def run(self) -> None:
         """Serve until the owner says so or is gone."""
@@ -513,7 +517,9 @@ class Host:
         """End when the owner is gone."""
         if connection.role == "link":
             self._supervisor.link_lost(connection)
-        elif connection is self._owner:
+            return
+        self._ranks.leave(connection)
+        if connection is self._owner:
             self._owner_gone.set()
             if not (self._ended.is_set() and self._leaving.is_set()):
                 self._lose_owner()
@@ -557,8 +563,6 @@ class Host:
 
     async def _answer(self, connection: Connection, command: HostCommand) -> HostReply:
         match command:
-            case AreYouThere():
-                return Done()
             case GetStatus():
                 return StatusReply(self._status())
             case GetEvents(start, wait):
@@ -567,6 +571,12 @@ class Host:
                 if connection is not self._owner:
                     raise InvalidRequestError("only the cluster's owner may end it")
                 return await self._answer_owner(command)
+            case AreYouThere() | Enter():
+                if isinstance(command, Enter):
+                    self._ranks.enter(connection, command.rank)
+                return Done()
+            case AwaitRanks(size, wait):
+                return await self._ranks.wait(size, wait)
             case _:
                 return await self._answer_about_places(command)
 

@@ -1,4 +1,4 @@
-"""The owner's connection to its host, which the host lives as long as.
+"""A connection to the host that says by its life that somebody is there: the owner, or a rank.
 
 One command at a time, from whichever thread has it. Waiting is counted in ticks that this process
 has seen and not read from a clock: when a scheduler suspends the whole job, nobody was silent.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import select
-import socket
+import ssl
 import time
 from collections.abc import Callable
 
@@ -17,8 +17,9 @@ from msgspec import Raw
 
 from flowgentic_actors.cluster.protocol import HostCommand
 from flowgentic_actors.errors import ProtocolError, RejectedError
+from flowgentic_actors.wire.addresses import Address, connect
 from flowgentic_actors.wire.channel import client_channel
-from flowgentic_actors.wire.messages import Failure, Hello, Reply, Request, Welcome
+from flowgentic_actors.wire.messages import Failure, Hello, Reply, Request, Role, Welcome
 
 _TICK = 0.1
 _READ = 1 << 16
@@ -28,26 +29,28 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class HostLink:
-    """A connection in the role of the owner. Blocks; needs no event loop.
+    """Such a connection. Blocks; needs no event loop.
 
     Args:
-        address: Path of the host's socket.
+        address: Where the host is.
         secret: The cluster's secret.
         max_bytes: Largest message.
+        role: Of the owner, whom the host lives as long as, or of a client.
 
     Raises:
         OSError: If the host cannot be reached.
         WireError: If it is not our host.
     """
 
-    def __init__(self, address: str, secret: bytes, max_bytes: int) -> None:
+    def __init__(
+        self, address: Address, secret: bytes, max_bytes: int, role: Role = "owner"
+    ) -> None:
         self._channel = client_channel(secret, max_bytes)
         self._seq = 0
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock = connect(address, _HANDSHAKE_TIMEOUT)
         try:
             self._sock.settimeout(_HANDSHAKE_TIMEOUT)
-            self._sock.connect(address)
-            self._channel.send(Hello("owner", os.urandom(16), os.getpid()))
+            self._channel.send(Hello(role, os.urandom(16), os.getpid()))
             self._write()
             deadline = time.monotonic() + _HANDSHAKE_TIMEOUT
             while not any(isinstance(message, Welcome) for message in self._read()):
@@ -80,7 +83,7 @@ class HostLink:
         self._write()
         waited = 0.0
         while True:
-            if not readable(_TICK, self._sock.fileno()):
+            if not self._pending() and not readable(_TICK, self._sock.fileno()):
                 waited += _TICK
                 if waited >= timeout or given_up():
                     raise TimeoutError(f"the host did not answer for {waited:.1f} s")
@@ -101,6 +104,10 @@ class HostLink:
     def wait(self, seconds: float, wake: int) -> None:
         """Wait for the end of the connection or for a file descriptor to become readable."""
         readable(seconds, self._sock.fileno(), wake)
+
+    def _pending(self) -> bool:
+        """Whether there are bytes that TLS has taken from the system already."""
+        return isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
 
     def _write(self) -> None:
         if self._channel.pending:

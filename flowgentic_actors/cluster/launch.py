@@ -220,6 +220,7 @@ def launch_host(
         environ |= {
             PRIMARY_VARIABLE: socket.gethostname(),
             "SLURM_OVERLAP": "1",  # in a job step, its own steps may share that one's processors
+            "SLURM_NO_KILL": "set",  # the loss of a node does not end the others' processes
         }
     process = _popen([launcher, *where, *command], folder, log_file, environ)
     return _DragonLauncher(process) if nodes == 1 else _NodesLauncher(process, folder)

@@ -75,8 +75,42 @@ class Beat(Struct, tag=8, array_like=True, frozen=True):
     ended: dict[str, str] | None = None
 
 
+class Enter(Struct, tag=9, array_like=True, frozen=True):
+    """A rank of the step that opened the cluster is there, for as long as its connection is."""
+
+    rank: Annotated[int, Meta(ge=1)]
+
+
+class AwaitRanks(Struct, tag=10, array_like=True, frozen=True):
+    """Answered when all ranks have been there and are gone, or after a while.
+
+    Attributes:
+        size: Ranks of the step, the owner's own included.
+        wait: Seconds.
+    """
+
+    size: Annotated[int, Meta(ge=2)]
+    wait: Annotated[float, Meta(ge=0, le=60)]
+
+
+class RanksReply(Struct, tag=8, array_like=True, frozen=True):
+    """The ranks that are there, and those that have not been yet."""
+
+    present: tuple[int, ...]
+    missing: tuple[int, ...]
+
+
 HostCommand: TypeAlias = (
-    Describe | GetStatus | GetEvents | Shutdown | AreYouThere | End | GetPlaces | Beat
+    Enter
+    | AwaitRanks
+    | Describe
+    | GetStatus
+    | GetEvents
+    | Shutdown
+    | AreYouThere
+    | End
+    | GetPlaces
+    | Beat
 )
 
 
@@ -187,5 +221,5 @@ class Done(Struct, tag=5, array_like=True, frozen=True):
 
 
 HostReply: TypeAlias = (
-    Description | StatusReply | EventsReply | ShutdownReply | Done | Places | Grant
+    Description | StatusReply | EventsReply | ShutdownReply | Done | Places | Grant | RanksReply
 )

@@ -29,7 +29,6 @@ FIXED_MODULE = "dragon.native.queue"
 LAUNCHER_MODULE = "dragon.launcher.network_config"
 PRIMARY_VARIABLE = "FLOWGENTIC_DRAGON_PRIMARY"
 """Host name of the node on which a launcher's program is to run."""
-
 OWNER_VARIABLE = "FLOWGENTIC_DDICT_OWNER"
 """`pid:start time` of the process without which this one must not be."""
 
@@ -166,9 +165,9 @@ def mend(module: ModuleType) -> None:
     queue.poll, queue.get = poll, get
 
 
-def prefer(module: ModuleType, primary: str) -> None:
+def prefer(module: ModuleType) -> None:
     """Have a launcher choose a node as its first, if it is not told another, and has that one."""
-    config = module.NetworkConfig
+    config, primary = module.NetworkConfig, os.environ[PRIMARY_VARIABLE]
     select = config._select_primary  # noqa: SLF001 - no option of the launcher leads there
 
     def choose(self: Any, primary_hostname: str | None = None) -> None:
@@ -220,8 +219,8 @@ def _installed() -> str:
 
 if __name__ == "sitecustomize":
     sys.meta_path.insert(0, _Mender(FIXED_MODULE, mend))
-    if _primary := os.environ.get(PRIMARY_VARIABLE):
-        sys.meta_path.insert(0, _Mender(LAUNCHER_MODULE, lambda module: prefer(module, _primary)))
+    if PRIMARY_VARIABLE in os.environ:
+        sys.meta_path.insert(0, _Mender(LAUNCHER_MODULE, prefer))
     if _owner := os.environ.get(OWNER_VARIABLE):
         _end_with(_owner)
     _run_hidden()

@@ -13,7 +13,7 @@ import functools
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, TypeAlias
 
 from msgspec import Meta, Struct
@@ -190,7 +190,7 @@ async def dial(loop: asyncio.AbstractEventLoop, address: Destination) -> socket.
 
 async def resolve(
     loop: asyncio.AbstractEventLoop, host: str, port: int
-) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]]:
+) -> Sequence[tuple[int, int, int, str, Any]]:
     """The socket addresses of a host; a thread has to be asked about names only.
 
     Raises:

@@ -29,6 +29,8 @@ REFUSED: list[tuple[str, Any]] = [
     ("node_timeout", 0.5),
     ("network", "10.1.0.0/99"),
     ("network", ""),
+    ("rendezvous", 5),
+    ("ranks_timeout", -1),
     ("ack", "soon"),
     ("actors_per_node", 257),
     ("actors_per_node", 1.5),

@@ -7,7 +7,7 @@ simulation feeds it a thousand nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -35,7 +35,8 @@ class ShardPlan(Struct, kw_only=True):
         follower: Node of the other copy, empty for none.
         caught_up: Whether the follower has everything that was acknowledged; from then on the
             leader acknowledges nothing without it.
-        lost: Node that had the only copy, while the shard is lost.
+        lost: Node that had the only copy, while the shard is lost; if a follower is named then, it
+            is lost as well, and its copy is as good.
     """
 
     shard: int
@@ -88,6 +89,13 @@ class Coordinator:
         self._leases = leases
         self._up: dict[str, dict[int, Member]] = {host: {}}  # what each node told last
         self._events: list[NodeEvent] = []
+        self._settled = False  # every shard has its first places
+        self._copies: dict[str, set[int]] = {}  # shards of each node, by the plan
+        self._changed: dict[str, int] = {}  # version in which each node's orders changed last
+        self._begun = plan.version  # the same for those of whom nothing changed since
+        # Lost nodes whose copy of a shard is as good as its leader's, who knows of no later term.
+        self._twins: dict[int, str] = {}
+        self._index()
 
     # ------------------------------------------------------------------ what there is
 
@@ -114,7 +122,8 @@ class Coordinator:
     def orders(self, node: str) -> Orders:
         """What a node has to do."""
         duties = []
-        for plan in self.plan.shards:
+        for shard in sorted(self._copies.get(node, ())):
+            plan = self.plan.shards[shard]
             if plan.leader == node:
                 alone = self._degrade or self._replicas == 1
                 joint = plan.caught_up
@@ -124,6 +133,13 @@ class Coordinator:
             elif plan.follower == node:
                 duties.append(Duty(plan.shard, "follower", plan.term, self._address(plan)))
         return Orders(self.plan.version, tuple(duties))
+
+    def changed_for(self, node: str) -> int:
+        """Version in which the orders of a node became what they are.
+
+        Whoever has carried out that version, or a later one, has nothing to do.
+        """
+        return self._changed.get(node, self._begun)
 
     def _address(self, plan: ShardPlan) -> Address | None:
         """Where the follower of a shard finds its leader."""
@@ -140,10 +156,15 @@ class Coordinator:
         Args:
             shards_of: Node of each shard's leader, by number.
         """
+        terms = [plan.term + 1 for plan in self.plan.shards]
+        terms += [1] * (len(shards_of) - len(terms))
         self.plan.shards = [
-            ShardPlan(shard=shard, leader=node) for shard, node in enumerate(shards_of)
+            ShardPlan(shard=shard, leader=node, term=terms[shard])
+            for shard, node in enumerate(shards_of)
         ]
         self.plan.version += 1
+        self._index()
+        self._settled = True
         self._seek_followers()
 
     def miss(self) -> None:
@@ -151,9 +172,10 @@ class Coordinator:
         known = {plan.leader for plan in self.plan.shards} | {
             plan.follower for plan in self.plan.shards
         }
-        for node in sorted(known - {""} - set(self._up)):
-            self._up[node] = {}
-            self.lost(node, "it is not among the nodes that there are now")
+        missing = sorted(known - {""} - set(self._up))
+        self._up |= {node: {} for node in missing}
+        self._settled = True
+        self._lose(dict.fromkeys(missing, "it is not among the nodes that there are now"))
         self._seek_followers()
 
     def joined(self, node: str) -> None:
@@ -171,35 +193,60 @@ class Coordinator:
             self._up[node] = {}
             self._event("node_returned", "", f"{node} is there again")
             self._restore(node)
-        before = self._addresses()
+        led = [self.plan.shards[shard] for shard in self._copies.get(node, ())]
+        led = [plan for plan in led if plan.leader == node]
+        before = [self._address(plan) for plan in led]
         self._up[node] = {member.shard: member for member in members}
         for member in self._up[node].values():
             self._note(node, member)
-        if before != self._addresses():
+        moved = [
+            plan
+            for plan, address in zip(led, before, strict=True)
+            if plan.leader == node and self._address(plan) != address
+        ]
+        if moved:
             self.plan.version += 1  # followers, and clients, have to know
+            for plan in moved:
+                self._changed[plan.follower] = self.plan.version
 
     def granted(self, node: str, now: float) -> None:
-        """A lease leaves for a node."""
+        """A lease leaves for a node, and with it the orders that it has not carried out."""
         self._leases.granted(node, now)
+        for shard, twin in list(self._twins.items()):
+            if node in (twin, self.plan.shards[shard].leader):
+                del self._twins[shard]  # from now on the leader's is the only one
 
     def tick(self, now: float) -> None:
         """Time passes: find out which nodes are lost, and decide what that means."""
-        for node in self._leases.tick(now):
-            silence = self._leases.silence(node)
-            self.lost(node, f"nothing was heard of it for {silence:.1f} s")
+        lost = self._leases.tick(now)
+        if lost:
+            silent = "nothing was heard of it for"
+            self._lose({node: f"{silent} {self._leases.silence(node):.1f} s" for node in lost})
+            self._seek_followers()
 
     def lost(self, node: str, reason: str) -> None:
         """A node is not there any more, and nothing on it answers."""
-        self._leases.forget(node)
-        if self._up.pop(node, None) is None:
-            return
-        self._event("node_lost", "", f"{node}: {reason}")
-        for plan in self.plan.shards:
-            if plan.follower == node:
-                self._change(plan, plan.leader, "")
-            elif plan.leader == node:
-                self._replace_leader(plan)
+        self._lose({node: reason})
         self._seek_followers()
+
+    def _lose(self, reasons: Mapping[str, str]) -> None:
+        """Several nodes at once: none of them takes the place of another."""
+        concerned: set[int] = set()
+        for node, reason in reasons.items():
+            self._leases.forget(node)
+            if self._up.pop(node, None) is not None:
+                self._event("node_lost", "", f"{node}: {reason}")
+                concerned |= self._copies.get(node, set())
+        for plan in [self.plan.shards[shard] for shard in sorted(concerned)]:
+            if plan.lost:
+                continue
+            if plan.leader not in self._up:
+                self._replace_leader(plan)
+                continue
+            follower, caught_up = plan.follower, plan.caught_up
+            self._change(plan, plan.leader, "")
+            if caught_up:
+                self._note_twin(plan, follower)
 
     # ------------------------------------------------------------------ what is decided
 
@@ -210,40 +257,55 @@ class Coordinator:
         plan = self.plan.shards[member.shard]
         if plan.leader != node or member.term != plan.term:
             return
-        if member.caught_up and plan.follower and not plan.caught_up:
+        if member.caught_up and plan.follower and not (plan.caught_up or member.sent_back):
             plan.caught_up = True
             self.plan.version += 1
+            self._changed[node] = self.plan.version
             self._event("replica_ready", _name(plan), f"on {plan.follower}, for {node}")
-        if member.sent_back and plan.caught_up:
-            plan.caught_up = False
-            self.plan.version += 1
+        if member.sent_back and plan.follower:
+            # A term of its own: an older word that all was caught up must not count for it.
+            self._change(plan, plan.leader, plan.follower)
             self._event("replica_begun", _name(plan), f"on {plan.follower}, once more")
+            return
         if member.state == "failed" and plan.caught_up:
             self._replace_leader(plan)
+            self._twins.pop(plan.shard, None)  # it would fail again
             self._seek_followers()
 
     def _replace_leader(self, plan: ShardPlan) -> None:
         """Give a shard whose leader is lost another one, if any has what was acknowledged."""
         name, old = _name(plan), plan.leader
-        if plan.caught_up and plan.follower in self._up:
-            self._change(plan, plan.follower, "")
+        other = plan.follower if plan.caught_up else self._twins.get(plan.shard, "")
+        if other in self._up:
+            self._change(plan, other, "")
+            self._note_twin(plan, old)
             self._event("shard_promoted", name, f"to {plan.leader}, in the place of {old}")
         elif self._recovers:
             self._change(plan, self._least_used(old), "")
+            self._twins.pop(plan.shard, None)
             self._event("shard_moved", name, f"from {old} to {plan.leader}: read from persist_path")
         else:
-            self._change(plan, "", "")
-            plan.lost = old
+            self._change(plan, "", other)
+            plan.lost, plan.caught_up = old, bool(other)
             without = "its replica was not complete yet" if self._replicas > 1 else "one copy"
-            self._event("shard_lost", name, f"with {old}: there is no other copy ({without})")
+            why = f" and {other}" if other else f": there is no other copy ({without})"
+            self._event("shard_lost", name, f"with {old}{why}")
 
     def _restore(self, node: str) -> None:
         """A node is there: what was lost with it is found, and it can keep copies of others."""
         for plan in self.plan.shards:
-            if plan.lost == node:
+            if plan.lost and node in (plan.lost, plan.follower):
+                twin = plan.follower if node == plan.lost else plan.lost
                 self._change(plan, node, "")
+                self._note_twin(plan, twin)
                 self._event("shard_found", _name(plan), f"on {node}")
-        self._seek_followers()
+        if self._settled:
+            self._seek_followers()
+
+    def _note_twin(self, plan: ShardPlan, twin: str) -> None:
+        """A lost node's copy is as good as the leader's, for as long as that knows of no lease."""
+        if twin and plan.leader != self._host:  # which acts without one
+            self._twins[plan.shard] = twin
 
     def _seek_followers(self) -> None:
         """Find a second node for every shard that lacks one."""
@@ -257,21 +319,33 @@ class Coordinator:
     def _least_used(self, but: str) -> str:
         """The node with the fewest copies, but one; of several, the next one in their order."""
         nodes = list(self._up)
-        after = nodes.index(but) + 1 if but in nodes else 0
-        copies = {node: 0 for node in nodes[after:] + nodes[:after] if node != but}
-        for plan in self.plan.shards:
-            for node in (plan.leader, plan.follower):
-                if node in copies:
-                    copies[node] += 1
-        return min(copies, key=copies.__getitem__)
+        after = nodes.index(but) + 1 if but in self._up else 0
+        others = [node for node in nodes[after:] + nodes[:after] if node != but]
+        return min(others, key=lambda node: len(self._copies.get(node, ())))
 
     def _change(self, plan: ShardPlan, leader: str, follower: str) -> None:
+        """Begin another term."""
+        before = {plan.leader, plan.follower}
         plan.term += 1
         plan.leader, plan.follower, plan.caught_up, plan.lost = leader, follower, False, ""
         self.plan.version += 1
+        now = {leader, follower}
+        for node in before - now:
+            self._copies.get(node, set()).discard(plan.shard)
+        for node in now - {""}:
+            self._copies.setdefault(node, set()).add(plan.shard)
+        for node in before | now:
+            self._changed[node] = self.plan.version
 
-    def _addresses(self) -> list[Address | None]:
-        return [self._address(plan) for plan in self.plan.shards]
+    def _index(self) -> None:
+        """Look up once which node has copies of what; it need not be sought for each beat."""
+        self._copies.clear()
+        self._twins.clear()
+        for plan in self.plan.shards:
+            for node in {plan.leader, plan.follower} - {""}:
+                self._copies.setdefault(node, set()).add(plan.shard)
+        self._changed.clear()
+        self._begun = self.plan.version
 
     def _event(self, kind: str, actor: str, detail: str) -> None:
         self._events.append(NodeEvent(kind, actor, detail))
