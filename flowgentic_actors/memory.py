@@ -490,6 +490,11 @@ class MemoryCluster:
         return self._opened().spawner == "dragon"
 
     @property
+    def n_nodes(self) -> int:
+        """Nodes that its shards are on now."""
+        return self._opened().n_nodes
+
+    @property
     def handle(self) -> ClusterHandle:
         """What other processes attach with; picklable, without the secret.
 

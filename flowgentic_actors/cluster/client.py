@@ -137,6 +137,11 @@ class RemoteClient:
             self._begin_to_watch()
             let_go_after_fork(self)
 
+    @property
+    def n_nodes(self) -> int:
+        """Nodes that the shards are on."""
+        return len({place.machine for place in self._places.places if not place.lost})
+
     def _begin_to_watch(self) -> None:
         self._watch = PlaceWatch(
             self._descriptor.address,
@@ -349,6 +354,11 @@ class InlineClient:
             self._check_usable()
         self._requests += 1
         return self._shard.ask(command)
+
+    @property
+    def n_nodes(self) -> int:
+        """This one."""
+        return 1
 
     def _begin(
         self, memory: LocalMemory, command: Command, loop: asyncio.AbstractEventLoop | None

@@ -356,6 +356,11 @@ class Host:
         """Take in the other nodes, if there are to be any; the names of all."""
         spec = self._spec
         if spec.nodes == 1 or spec.identity is None:
+            if spec.asked_nodes > 1:
+                detail = (
+                    f"n_nodes={spec.asked_nodes}, and there is this one alone: neither a Dragon"
+                )
+                self._event("fewer_nodes", "", f"{detail} runtime nor a job with more nodes")
             return [_node()]
         self._ip = "127.0.0.1" if spec.spawner != "dragon" else choose_address(spec.network)
         context = await on_daemon_thread(_FILE_TIMEOUT, server_context, spec.identity, self._folder)

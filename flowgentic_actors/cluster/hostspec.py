@@ -25,6 +25,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
         tier_given_up: Why there are none from this host on, empty otherwise.
         actors: Memory actors on each node.
         nodes: Nodes to use, 0 for all that there are.
+        asked_nodes: What the user asked for, 0 for nothing.
         scratch: As in `MemoryConfig`, empty for the default.
         identity: What the host and its actors prove to other nodes.
         orphans: Which memories of other clusters are kept on other nodes.
@@ -64,6 +65,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     walltime_margin: float | None = None
     tier_given_up: str = ""
     nodes: int = 1
+    asked_nodes: int = 0
     replicas: int = 1
     degrade: bool = False
     node_timeout: float = 3.0

@@ -176,6 +176,7 @@ class Owner:
             stop_file=str(config.stop_file.absolute()) if config.stop_file else None,
             walltime_margin=config.walltime_margin,
             nodes=self._nodes(),
+            asked_nodes=config.n_nodes or 0,
             replicas=config.replicas,
             degrade=config.degrade,
             node_timeout=config.node_timeout,
@@ -212,7 +213,12 @@ class Owner:
             return 0
         config = self._config
         ceilings = (config.store_total_mem or 0) + (config.checkpoint_total_mem or 0)
-        return tier_bytes(ceilings, config.actors_per_node, config.managers_per_node)
+        expected = config.n_nodes or max(1, len(job_hosts()))
+        return tier_bytes(
+            ceilings // (expected if self._nodes() != 1 else 1),
+            config.actors_per_node,
+            config.managers_per_node,
+        )
 
     def _clean_up(self, *, clean: bool = False) -> str:
         """End what there is, in order where it can be; returns what could not.

@@ -31,8 +31,8 @@ class DistributedMemoryConfig(BaseModel):
     """Processes on each node that hold values."""
 
     n_nodes: Annotated[int, Field(ge=1, le=65_536)] = 1
-    """Nodes to use. This version keeps the memory on the node of the program; more are told of in
-    the log, and not used."""
+    """Nodes to use, of those in the Dragon runtime or the scheduler's job; where there are fewer,
+    all of them, and the events say so."""
 
     store_total_mem: Bytes = 10 * GiB
     """Ceiling of the bytes of all items of the store."""
@@ -60,6 +60,7 @@ class DistributedMemoryConfig(BaseModel):
         return {
             "mode": self.mode,
             "managers_per_node": self.managers_per_node,
+            "n_nodes": self.n_nodes,
             "store_total_mem": self.store_total_mem if self.enable_store else None,
             "checkpoint_total_mem": self.checkpoint_total_mem if self.enable_checkpointer else None,
             "fallback_to_local": self.fallback_to_local,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from types import TracebackType
 from typing import Any, Final, Self
@@ -14,8 +13,6 @@ from flowgentic_actors.adapters.store import AsyncStore
 from flowgentic_actors.langGraph.distributed_config import DistributedMemoryConfig, GiB
 from flowgentic_actors.memory import MemoryCluster
 
-logger = logging.getLogger("flowgentic_actors")
-
 _STORE: Final = 10 * GiB
 _CHECKPOINTS: Final = 20 * GiB
 
@@ -24,10 +21,11 @@ class _OverCluster:
     """What both have: a cluster that they have opened and close, or that somebody else owns."""
 
     def _open(self, cluster: MemoryCluster | None, n_nodes: int, settings: dict[str, Any]) -> None:
-        tell_of_nodes(n_nodes)
         self._owned = cluster is None
         if cluster is None:
-            cluster = MemoryCluster(**{"mode": "distributed", **settings}).open()
+            cluster = MemoryCluster(
+                **{"mode": "distributed", "n_nodes": n_nodes, **settings}
+            ).open()
         self._cluster = cluster
         self._uses_dragon = cluster.uses_dragon
 
@@ -149,7 +147,6 @@ class DistributedMemoryManager:
         self._closed = False
         self._store: DragonDDictStore | None = None
         self._checkpointer: DragonCheckpointSaver | None = None
-        tell_of_nodes(self.config.n_nodes)
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -214,25 +211,18 @@ class DistributedMemoryManager:
         return self.cluster.is_distributed
 
     def get_memory_info(self) -> dict[str, Any]:
-        """Where the memory is and how large it may become, in Flowgentic's shape."""
+        """Where the memory is and how large it may become, in Flowgentic's shape.
+
+        `n_nodes` are the nodes that it is on, which may be fewer than were asked for.
+        """
         config = self.config
         return {
             "mode": config.mode,
             "is_distributed": self.is_distributed(),
             "store_enabled": config.enable_store,
             "checkpointer_enabled": config.enable_checkpointer,
-            "n_nodes": config.n_nodes,
+            "n_nodes": self.cluster.n_nodes,
             "managers_per_node": config.managers_per_node,
             "store_memory_gb": config.store_total_mem / GiB,
             "checkpoint_memory_gb": config.checkpoint_total_mem / GiB,
         }
-
-
-def tell_of_nodes(n_nodes: int) -> None:
-    """Say that more nodes than one are not used."""
-    if n_nodes > 1:
-        logger.warning(
-            "n_nodes=%d: this version keeps the memory on one node, that of the program that opens "
-            "it. Agents on other nodes cannot reach it yet",
-            n_nodes,
-        )

@@ -1,0 +1,384 @@
+"""Nodes that are lost and cut off: writers and readers keep a history while that happens.
+
+python -m flowgentic_actors.testing.nodes --losses 20 --cuts 20
+
+The nodes are groups of processes on this machine. All processes of one are killed at the same time
+(a loss), or stopped and continued later (a network that is cut, and heals). What happens to which
+node follows from the seed; how it meets what the workers do does not. Exit code 0: nothing was
+found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from flowgentic_actors.actors.record import ProcessRecord
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.cluster.status import ClusterEvent
+from flowgentic_actors.errors import RequestError
+from flowgentic_actors.memory import MemoryCluster
+from flowgentic_actors.testing.faults import compactor_of
+from flowgentic_actors.testing.history import Finding, Findings, Outcome
+from flowgentic_actors.testing.workload import Bench, Fill, ItemWriter, Reader, ThreadWriter
+
+Blow: TypeAlias = Literal["lose", "cut"]
+
+_BACK_WITHIN: Final = 60.0
+_FILE_WAIT: Final = 30.0
+_LOOK_EVERY: Final = 0.05
+_GOOD_WRITES: Final = {
+    f"{what}: good" for what in ("put", "delete", "put checkpoint", "put writes", "delete thread")
+}
+
+
+class LocalNode:
+    """One group of processes that stands for a node other than the host's.
+
+    Args:
+        folder: The cluster's folder.
+        name: The node's name.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self.folder = folder / "nodes" / name
+
+    def pids(self) -> list[int]:
+        """Its processes that live: its program first, then actors and compactions. Blocks."""
+        alive = [entry.pid for entry in ProcessRecord(self.folder).entries() if entry.alive()]
+        compactors = (compactor_of(pid) for pid in alive)
+        return [*alive, *(pid for pid in compactors if pid is not None)]
+
+    def lose(self) -> None:
+        """End all of it at the same time. Blocks."""
+        self.cut()  # so that none sees another one's end
+        for pid in self.pids():
+            _send(pid, signal.SIGKILL)
+
+    def cut(self) -> None:
+        """Stop all of it: for the others, as if its network were cut. Blocks."""
+        for pid in self.pids():
+            _send(pid, signal.SIGSTOP)
+
+    def heal(self) -> None:
+        """Let it go on. Blocks."""
+        for pid in self.pids():
+            _send(pid, signal.SIGCONT)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+# ---------------------------------------------------------------------- the campaign
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodesPlan:
+    """What is done.
+
+    Attributes:
+        losses: Nodes that are lost, in all.
+        cuts: Nodes that are cut off for a while, in all.
+        seed: Decides what happens when, and what workers do.
+        nodes: Nodes of each cluster. A lost one does not come back: when two are left and another
+            one is to be lost, the next cluster begins.
+        actors: Memory actors of each node.
+        items: Items that are there from the beginning and checked at the end.
+        writers: Tasks that write items.
+        threads: Tasks that write checkpoints.
+        readers: Tasks that read what the others write.
+        pause: Mean seconds of work between two of them.
+        node_timeout: As in `MemoryConfig`.
+        request_timeout: Deadline of each call, seconds.
+    """
+
+    losses: int = 1
+    cuts: int = 0
+    seed: int = 0
+    nodes: int = 3
+    actors: int = 1
+    items: int = 500
+    writers: int = 6
+    threads: int = 3
+    readers: int = 3
+    pause: float = 0.5
+    node_timeout: float = 2.0
+    request_timeout: float = 20.0
+
+
+@dataclass
+class NodesReport:
+    """What was found.
+
+    Attributes:
+        findings: What no correct memory does.
+        blows: Losses and cuts that happened.
+        back: Seconds from each to the moment in which every shard had acknowledged a write again.
+        copied: Seconds from each loss, or the end of a cut, until every shard had two copies again.
+        events: How many there were of each kind.
+        outcomes: How many calls ended how.
+        items_found: Unchanging items that were there at the ends of the clusters.
+        slowest: Seconds that the slowest call took.
+        n_nodes: Nodes that there were at the end of the last cluster.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    blows: Counter[str] = field(default_factory=Counter)
+    back: list[float] = field(default_factory=list)
+    copied: list[float] = field(default_factory=list)
+    events: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    items_found: int = 0
+    slowest: float = 0.0
+    n_nodes: int = 0
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost, invented or stuck."""
+        return not self.findings
+
+    @property
+    def acknowledged(self) -> int:
+        """Writes of the workers that were acknowledged."""
+        return sum(n for what, n in self.outcomes.items() if what in _GOOD_WRITES)
+
+    def __str__(self) -> str:
+        kinds = Counter(finding.kind for finding in self.findings)
+        calls = ", ".join(f"{what} {n}" for what, n in sorted(self.outcomes.items()))
+        events = ", ".join(f"{kind} {n}" for kind, n in sorted(self.events.items()))
+        return (
+            f"{self.blows['lose']} losses, {self.blows['cut']} cuts; {self.acknowledged} writes "
+            f"acknowledged, {self.items_found} fixed items found; slowest call "
+            f"{self.slowest:.2f} s\n"
+            f"service back after {_spread(self.back)}; two copies again after "
+            f"{_spread(self.copied)}\n"
+            f"events: {events}\n"
+            f"calls: {calls}\n"
+            f"findings: {len(self.findings)} "
+            + ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        )
+
+
+def _spread(times: list[float]) -> str:
+    if not times:
+        return "-"
+    return f"{statistics.median(times):.2f} s (median), {max(times):.2f} s (worst)"
+
+
+async def run_nodes(
+    plan: NodesPlan, progress: Callable[[str], None] = lambda _: None
+) -> NodesReport:
+    """Lose nodes, and cut them off, under load.
+
+    Args:
+        plan: What to do.
+        progress: Told now and then how it goes.
+
+    Returns:
+        What was found; `report.clean` says whether it is good.
+    """
+    rng = random.Random(plan.seed)  # noqa: S311 - repeatable, not secret
+    blows: list[Blow] = ["lose"] * plan.losses + ["cut"] * plan.cuts
+    rng.shuffle(blows)
+    report = NodesReport()
+    number = 0
+    while blows:
+        taken: list[Blow] = []
+        left = plan.nodes
+        while blows and (blows[0] == "cut" or left > 2):
+            left -= blows[0] == "lose"
+            taken.append(blows.pop(0))
+        progress(f"cluster {number}: {', '.join(taken)}")
+        await _one_cluster(plan, f"{plan.seed}/{number}", taken, report)
+        progress(f"{report.acknowledged} writes acknowledged, {len(report.findings)} findings")
+        number += 1
+    return report
+
+
+async def _one_cluster(plan: NodesPlan, seed: str, blows: list[Blow], report: NodesReport) -> None:
+    async with MemoryCluster(
+        mode="distributed",
+        spawner="subprocess",
+        n_nodes=plan.nodes,
+        actors_per_node=plan.actors,
+        replicas=2,
+        ack="replica",
+        node_timeout=plan.node_timeout,
+        request_timeout=plan.request_timeout,
+        restart_intensity=1000,
+    ) as memory:
+        round_ = _Round(plan, seed, memory, report)
+        await round_.run(blows)
+    for node in round_.nodes:
+        for pid in await on_daemon_thread(_FILE_WAIT, node.pids):
+            round_.bench.findings.add("left", node.name, f"process {pid} runs after the end")
+    report.findings += round_.bench.findings.list
+    report.outcomes += round_.bench.outcomes
+    report.slowest = max(report.slowest, round_.bench.slowest)
+
+
+class _Round:
+    """One cluster, until it is closed."""
+
+    def __init__(
+        self, plan: NodesPlan, seed: str, memory: MemoryCluster, report: NodesReport
+    ) -> None:
+        self._plan = plan
+        self._memory = memory
+        self._report = report
+        self._rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        self._probes = 0
+        self.nodes: list[LocalNode] = []
+        self.bench = Bench(
+            memory.store,
+            memory.checkpointer,
+            self._rng.randrange(1 << 32),
+            bound=plan.request_timeout + 5.0,
+            impatience=0.01,
+        )
+
+    async def run(self, blows: list[Blow]) -> None:
+        """Fill, work, strike, verify."""
+        plan, bench = self._plan, self.bench
+        folder = Path((await self._memory.status()).folder)
+        self.nodes = [LocalNode(folder, f"node-{number}") for number in range(1, plan.nodes)]
+        fill = Fill(bench, plan.items)
+        await fill.write()
+        writers = [ItemWriter(bench, n) for n in range(plan.writers)]
+        threads = [ThreadWriter(bench, n) for n in range(plan.threads)]
+        readers = [Reader(bench, n, fill, writers, threads) for n in range(plan.readers)]
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            for worker in [*writers, *threads, *readers]:
+                tasks.create_task(worker.run(stop))
+            try:
+                there = list(self.nodes)
+                for blow in blows:
+                    await asyncio.sleep(plan.pause * self._rng.uniform(0.5, 1.5))
+                    node = self._rng.choice(there)
+                    if blow == "lose":
+                        there.remove(node)
+                    await self._strike(blow, node)
+                await asyncio.sleep(plan.pause)
+            finally:
+                stop.set()
+        bench.impatience = 0.0
+        for check in [*(writer.check_all for writer in writers), *(t.read for t in threads)]:
+            await check()
+        self._report.items_found += await fill.check_all()
+        self._report.n_nodes = (await self._memory.status()).n_nodes
+        events: list[ClusterEvent] = await self._memory.recent_events()
+        self._report.events += Counter(event.kind for event in events)
+
+    async def _strike(self, blow: Blow, node: LocalNode) -> None:
+        report = self._report
+        report.blows[blow] += 1
+        self.bench.findings.step("", f"{blow} {node.name}")
+        began = time.monotonic()
+        if blow == "lose":
+            await on_daemon_thread(_FILE_WAIT, node.lose)
+        else:
+            await on_daemon_thread(_FILE_WAIT, node.cut)
+        try:
+            if await self._serves():
+                report.back.append(time.monotonic() - began)
+            await asyncio.sleep(self._rng.uniform(0.0, 1.0))
+        finally:
+            if blow == "cut":
+                await on_daemon_thread(_FILE_WAIT, node.heal)
+        began = time.monotonic()
+        if await self._has_copies(node if blow == "cut" else None):
+            report.copied.append(time.monotonic() - began)
+
+    async def _serves(self) -> bool:
+        """Write to every shard until that is acknowledged."""
+        shards = range(self._plan.nodes * self._plan.actors)
+        return all(await asyncio.gather(*map(self._answers, shards)))
+
+    async def _answers(self, shard: int) -> bool:
+        namespace = self._probe(shard)
+        deadline = time.monotonic() + _BACK_WITHIN
+        while time.monotonic() < deadline:
+            self._probes += 1
+            call = self._memory.store.aput(namespace, "back", {"number": self._probes})
+            outcome, _ = await self.bench.call("probe", str(namespace), call)
+            if outcome is Outcome.DONE:
+                return True
+            await asyncio.sleep(_LOOK_EVERY)
+        self.bench.findings.add("down", f"shard {shard}", f"no good answer for {_BACK_WITHIN:g} s")
+        return False
+
+    def _probe(self, shard: int) -> tuple[str, str]:
+        shards = self._plan.nodes * self._plan.actors
+        table = even_table(shards, self._memory.config.namespace_depth)
+        places = (("campaign", f"probe-{n}") for n in range(100_000))
+        return next(place for place in places if table.of_namespace(place) == shard)
+
+    async def _has_copies(self, returned: LocalNode | None) -> bool:
+        """Wait until every shard has two copies, and a node is there again."""
+        deadline = time.monotonic() + _BACK_WITHIN
+        while time.monotonic() < deadline:
+            try:
+                status = await self._memory.status()
+            except RequestError:
+                continue
+            there = {node.name for node in status.nodes if node.state == "up"}
+            if all(actor.replica_ready for actor in status.actors) and (
+                returned is None or returned.name in there
+            ):
+                return True
+            await asyncio.sleep(_LOOK_EVERY)
+        self.bench.findings.add("one copy", "", f"not two of each shard in {_BACK_WITHIN:g} s")
+        return False
+
+
+def describe_findings(findings: Findings | list[Finding], most: int = 20) -> str:
+    """Some findings in words."""
+    found = findings if isinstance(findings, list) else findings.list
+    return "\n".join(f"  {finding}" for finding in found[:most])
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Run it from the command line; exit code 0 when it is clean."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    plan = NodesPlan()
+    for name in ("losses", "cuts", "seed", "nodes", "actors", "items", "writers", "threads"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(plan, name))
+    parser.add_argument("--readers", type=int, default=plan.readers)
+    for name in ("pause", "node-timeout", "request-timeout"):
+        default = getattr(plan, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", type=float, default=default)
+    plan = NodesPlan(**vars(parser.parse_args()))
+    report = asyncio.run(run_nodes(plan, _say))
+    _say(f"seed {plan.seed}: {report}")
+    _say(describe_findings(report.findings))
+    return 0 if report.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
