@@ -17,6 +17,7 @@
     │   │   ├── BackpressureError     the actor's mailbox stayed full until the deadline
     │   │   └── ShardLostError        the shard's node is lost, and it had the only copy
     │   ├── OutcomeUnknownError       it was sent and not answered: it may have happened
+    │   ├── PartialFailureError       of the shards that it concerns some answered, others did not
     │   └── RejectedError             the actor refused it: nothing happened
     │       ├── InvalidRequestError   the request itself is wrong
     │       ├── ConflictError         somebody else was faster
@@ -49,6 +50,8 @@ constructed, with the field's name.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class FlowgenticError(Exception):
@@ -125,6 +128,24 @@ class ShardLostError(NotSentError):
 
 class OutcomeUnknownError(RequestError):
     """The request was sent and no answer came: a write may or may not have happened."""
+
+
+class PartialFailureError(RequestError):
+    """A call that concerns several shards succeeded on some of them and failed on others.
+
+    Attributes:
+        failed: The error of each shard that failed, by its number.
+        shards: Shards that were asked.
+    """
+
+    def __init__(self, failed: Mapping[int, Exception], shards: int) -> None:
+        reasons = {str(error): None for error in failed.values()}  # each once, in order
+        super().__init__(
+            f"{shards - len(failed)} of {shards} shards answered, which is not all that was asked "
+            f"for. The others: {'; '.join(reasons)}"
+        )
+        self.failed = dict(failed)
+        self.shards = shards
 
 
 class RejectedError(RequestError):

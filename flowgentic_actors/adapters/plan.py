@@ -7,7 +7,7 @@ decided by who runs it.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from msgspec import Struct
@@ -15,6 +15,7 @@ from msgspec import Struct
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
+from flowgentic_actors.errors import PartialFailureError, RequestError
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ class Each(list[Ask]):
     """Questions that have nothing to do with each other: errors are given in place of replies.
 
     For any other sequence of questions the first error is raised in the plan, after the last
-    answer.
+    answer; a `PartialFailureError` when they went to several shards and some of those answered.
     """
 
 
@@ -76,30 +77,42 @@ def _several(asks: Asks) -> Sequence[Ask]:
 
 def _go_on(plan: Plan[T], asks: Asks, answers: Sequence[Reply | Exception]) -> Asks:
     if not isinstance(asks, Each):
-        for answer in answers:
-            if isinstance(answer, Exception):
-                return plan.throw(answer)
+        error = _error_of(_several(asks), answers)
+        if error is not None:
+            return plan.throw(error)
     return plan.send(answers[0] if isinstance(asks, Ask) else answers)
 
 
+def _error_of(asks: Sequence[Ask], answers: Sequence[Reply | Exception]) -> Exception | None:
+    """What questions that belong together failed with, None when all were answered."""
+    first: Exception | None = None
+    failed: dict[int, Exception] = {}
+    for ask, answer in zip(asks, answers, strict=True):
+        if isinstance(answer, Exception):
+            first = first or answer
+            failed[ask.shard] = answer
+    if first is None or not isinstance(first, RequestError):
+        return first
+    shards = len({ask.shard for ask in asks})
+    return PartialFailureError(failed, shards) if len(failed) < shards else first
+
+
 async def ask_all(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply]:
-    """Ask everything at once and await all replies; the first error is raised after the last."""
-    return replies(await ask_each(client, asks))
+    """Ask everything at once and await all replies; an error is raised after the last of them."""
+    return replies(asks, await ask_each(client, asks))
 
 
 def ask_all_sync(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply]:
-    """Ask everything, one after the other; the first error is raised after the last."""
-    return replies(ask_each_sync(client, asks))
+    """Ask everything, one after the other; an error is raised after the last reply."""
+    return replies(asks, ask_each_sync(client, asks))
 
 
-def replies(answers: Sequence[Reply | Exception]) -> list[Reply]:
-    """The replies, or the first error among them, raised."""
-    found: list[Reply] = []
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-        found.append(answer)
-    return found
+def replies(asks: Sequence[Ask], answers: Sequence[Reply | Exception]) -> list[Reply]:
+    """The replies, or what they failed with, raised; see `Each`."""
+    error = _error_of(asks, answers)
+    if error is not None:
+        raise error
+    return [answer for answer in answers if not isinstance(answer, Exception)]
 
 
 async def ask_each(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Exception]:
@@ -152,12 +165,22 @@ def each(plans: Sequence[Plan[T]]) -> Plan[list[T | Exception]]:
     return [results[index] for index in range(len(plans))]
 
 
-def together(plans: Sequence[Plan[T]]) -> Plan[list[T]]:
-    """The same for parts of one thing: the first error is raised after the last has ended."""
-    results = yield from each(plans)
-    found: list[T] = []
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-        found.append(result)
-    return found
+def over_shards(plans: Mapping[int, Plan[T]]) -> Plan[list[T]]:
+    """The same for one thing of several shards.
+
+    Raises:
+        PartialFailureError: If it failed on some of them, with the others' results lost.
+        Exception: What it failed with, if it failed on all.
+    """
+    results = yield from each(list(plans.values()))
+    failed = {
+        shard: result
+        for shard, result in zip(plans, results, strict=True)
+        if isinstance(result, Exception)
+    }
+    if failed:
+        first = next(iter(failed.values()))
+        if len(failed) < len(plans) and isinstance(first, RequestError):
+            raise PartialFailureError(failed, len(plans)) from first
+        raise first
+    return [result for result in results if not isinstance(result, Exception)]

@@ -23,7 +23,7 @@ from langgraph.store.base import (
 )
 
 from flowgentic_actors.adapters.items import item_of, search_item_of
-from flowgentic_actors.adapters.plan import Ask, Plan, together
+from flowgentic_actors.adapters.plan import Ask, Plan, over_shards
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.engine.commands import (
     DeleteItem,
@@ -163,7 +163,7 @@ class Operations:
         # Each shard gives its first offset + limit; which of them count is known only here.
         first = query.limit + query.offset
         wide = msgspec.structs.replace(query, limit=first, offset=0)
-        found = yield from together([_search_shard(shard, wide) for shard in shards])
+        found = yield from over_shards({shard: _search_shard(shard, wide) for shard in shards})
         return list(islice(merge(*found, key=order), query.offset, first))
 
     def _list_namespaces(self, op: ListNamespacesOp) -> Plan[Result]:

@@ -138,6 +138,7 @@ def main() -> int:
     if not lock.acquire():
         logger.error("another host runs in %s", spec.folder)
         return 1
+    os.chdir(spec.folder)  # Dragon writes files into the working directory
     Path(spec.folder, PID_FILE).write_text(str(os.getpid()))
     ProcessRecord(Path(spec.folder)).note("host", spec.restarts + 1, os.getpid())
     if spec.owns_runtime:

@@ -214,15 +214,16 @@ def launch_host(
     environ = with_fixes(os.environ)
     # The launcher calls its own helper commands by name.
     environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
-    where = ["-s"]
+    where, cwd = ["-s"], folder
     if nodes != 1:
+        cwd = Path("/")  # the launcher goes to the same folder on each of them
         where = _on_nodes(job_hosts())
         environ |= {
             PRIMARY_VARIABLE: socket.gethostname(),
             "SLURM_OVERLAP": "1",  # in a job step, its own steps may share that one's processors
             "SLURM_NO_KILL": "set",  # the loss of a node does not end the others' processes
         }
-    process = _popen([launcher, *where, *command], folder, log_file, environ)
+    process = _popen([launcher, *where, *command], cwd, log_file, environ)
     return _DragonLauncher(process) if nodes == 1 else _NodesLauncher(process, folder)
 
 
@@ -237,7 +238,7 @@ def _on_nodes(hosts: tuple[str, ...]) -> list[str]:
 
 
 def _popen(
-    command: list[str], folder: Path, log_file: Path, environ: dict[str, str]
+    command: list[str], cwd: Path, log_file: Path, environ: dict[str, str]
 ) -> subprocess.Popen[bytes]:
     try:
         with log_file.open("ab") as log:
@@ -246,7 +247,7 @@ def _popen(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=folder,
+                cwd=cwd,
                 env=environ,
                 # Out of reach of Ctrl-C. A new session would hang Dragon's launcher.
                 process_group=0,
