@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import pytest
 from flowgentic_actors import environment
 from flowgentic_actors.environment import (
     SchedulerJob,
+    StepRank,
     expand_hosts,
     inside_dragon,
     job_hosts,
     scheduler_job,
+    step_rank,
 )
 
 
@@ -131,3 +134,55 @@ def test_the_command_beside_this_python_comes_before_one_on_path(
 
     assert environment.dragon_launcher() == str(beside)
     assert environment.why_no_dragon() is None
+
+
+# ---------------------------------------------------------------------- the ranks of a step
+
+STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        (STEP, StepRank(3, 4, "slurm-7.2-0")),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "5"}, StepRank(3, 5, "slurm-7.2-0")),
+        (STEP | {"SLURM_RESTART_COUNT": "1"}, StepRank(3, 4, "slurm-7.2-1")),
+        (
+            {"PBS_JOBID": "9.head/x", "PALS_RANKID": "0", "PALS_SIZE": "2", "PALS_APID": "a b"},
+            StepRank(0, 2, "pbs-9.head_x-a_b"),
+        ),
+        (
+            {"LSB_JOBID": "5", "JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2"},
+            StepRank(1, 2, "lsf-5-"),
+        ),
+        (
+            {"PBS_JOBID": "9", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "8"},
+            StepRank(1, 8, "pbs-9-"),
+        ),
+        ({"PBS_JOBID": "9", "PMI_RANK": "1", "PMI_SIZE": "3"}, StepRank(1, 3, "pbs-9-")),
+    ],
+)
+def test_a_process_knows_its_rank(environ: dict[str, str], expected: StepRank) -> None:
+    assert step_rank(environ) == expected
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {name: value for name, value in STEP.items() if name != "SLURM_STEP_ID"},  # a batch script
+        STEP | {"SLURM_STEP_ID": "4294967291"},  # a batch script's own step
+        STEP | {"SLURM_STEP_ID": "4294967290"},  # a shell of salloc
+        STEP | {"SLURM_NTASKS": "1"},
+        STEP | {"SLURM_PROCID": ""},
+        STEP | {"DRAGON_MY_PUID": "1"},  # inherited from the launcher
+        {"PMI_RANK": "1", "PMI_SIZE": "3"},  # no job
+    ],
+)
+def test_a_process_that_is_alone_has_no_rank(environ: dict[str, str]) -> None:
+    assert step_rank(environ) is None
+
+
+def test_a_machine_has_one_name() -> None:
+    assert environment.machine() == environment.machine()
+    assert environment.machine().startswith(socket.gethostname())
