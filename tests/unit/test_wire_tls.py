@@ -246,9 +246,9 @@ async def test_large_requests_and_answers_make_it(
         connection_to(address) as connection,
     ):
         asked = [
-            connection.request(command("add", 1, bytes(size)), 30),
-            connection.request(command("large", size), 30),
-            connection.request(command("large", size), 30),
+            connection.request(command("add", 1, bytes(size)), 2 * PATIENCE),
+            connection.request(command("large", size), 2 * PATIENCE),
+            connection.request(command("large", size), 2 * PATIENCE),
         ]
         added, *large = await asyncio.gather(*asked)
         assert number(added) == 1
@@ -264,8 +264,8 @@ def test_large_blocking_requests_and_answers_make_it(
         elsewhere(tls_serving(path, context)) as (_, (server, _, address)),
         blocking_to(address) as connection,
     ):
-        assert number(connection.request(command("add", 1, bytes(size)), 30)) == 1
-        assert len(bytes(connection.request(command("large", size), 30))) == size
+        assert number(connection.request(command("add", 1, bytes(size)), 2 * PATIENCE)) == 1
+        assert len(bytes(connection.request(command("large", size), 2 * PATIENCE))) == size
         assert len(server.connections) == 1
 
 
