@@ -12,8 +12,9 @@ from typing import Final, TypeVar
 from msgspec import Raw
 
 from flowgentic_actors.actors.threads import on_daemon_thread
-from flowgentic_actors.errors import JournalError, ProtocolError, RequestError
+from flowgentic_actors.errors import ProtocolError, RequestError
 from flowgentic_actors.shard.actor import ShardActor
+from flowgentic_actors.shard.leading import PIECE
 from flowgentic_actors.shard.peers import (
     CopySet,
     Entries,
@@ -66,7 +67,8 @@ class Following:
         self._folder = folder
         self._make = make
         self._term = term
-        self._connection = AsyncConnection(leader, secret, "the leader", max_bytes, "peer")
+        most = max_bytes + PIECE  # the largest entry, and what was before it
+        self._connection = AsyncConnection(leader, secret, "the leader", most, "peer")
         self.core: ShardActor | None = None
         """The shard, as soon as there is one."""
 
@@ -87,7 +89,7 @@ class Following:
         """
         try:
             if await on_daemon_thread(_FILE_TIMEOUT, read_term, self._folder) == self._term:
-                self.core = await on_daemon_thread(_RECOVERY, self._make)
+                await self._open(self._make)
             while True:
                 core = self.core or await self._begin()
                 answer = await self._ask(Follow(self._term, core.position))
@@ -114,14 +116,27 @@ class Following:
                 raise ProtocolError(f"{type(piece).__name__} is no answer to CopySet")
             if not piece.name:
                 break
-            if offset and piece.name != name:
-                raise JournalError("the set changed while it was copied")
+            if offset and piece.name != name:  # a compaction that was under way has ended
+                await on_daemon_thread(_FILE_TIMEOUT, empty, self._folder)
+                offset = 0
+                continue
             name, size = piece.name, piece.size
             await on_daemon_thread(
                 _FILE_TIMEOUT, _write_piece, self._folder / f"{name}.copy", offset, piece.data
             )
             offset += len(piece.data)
-        self.core = await on_daemon_thread(_RECOVERY, self._finish, name)
+        return await self._open(lambda: self._finish(name))
+
+    async def _open(self, make: Callable[[], ShardActor]) -> ShardActor:
+        """Make the shard; one that is half made when this is cancelled is the next one's to close.
+
+        A thread cannot be interrupted, and must not work in this folder beside its successor.
+        """
+        making = asyncio.ensure_future(on_daemon_thread(_RECOVERY, make))
+        try:
+            await asyncio.shield(making)
+        finally:
+            self.core = await making
         return self.core
 
     def _finish(self, name: str) -> ShardActor:

@@ -86,6 +86,7 @@ class Leading:
         self._heard = 0.0
         self._copying_until = 0.0
         self._joint_from: int | None = None  # from here on nothing is acknowledged alone
+        self._noted = False  # by the host, who promotes no follower of which it has not heard
         self._looking: asyncio.TimerHandle | None = None
         self.caught_up = False
         """Whether the follower has had everything that was acknowledged, in this term."""
@@ -101,11 +102,12 @@ class Leading:
             term: Its number.
             follower: Whether there is to be a follower.
             alone: Whether to acknowledge alone what no follower can have.
-            joint: Whether the follower has caught up already, under an earlier incarnation of this
-                leader: then nothing may be acknowledged without it.
+            joint: Whether the host has noted that the follower has caught up, be it under an
+                earlier incarnation of this leader: then nothing may be acknowledged without it.
         """
         if term != self._term:
             self._term, self.caught_up, self._joint_from = term, False, None
+            self._noted = False
             self.position = 0
             self.sent_back = False
             self._heard = 0.0
@@ -115,6 +117,8 @@ class Leading:
             self.caught_up, self._joint_from = True, 0
             self._heard = time.monotonic()  # it gets a moment to ask
         self._expected, self._alone = follower, alone
+        self._noted = self._noted or joint
+        self._settle()
         if not follower:
             self._recent.clear()
             self._recent_bytes = 0
@@ -165,7 +169,9 @@ class Leading:
             position: LSN after the last entry.
             wrote: Whether there is anything new; what only read waits for what it may have seen.
         """
-        if not self._waits or self.position >= position:
+        if not self._waits:
+            return None
+        if self.position >= position and (self._counts or not wrote):
             return None
         if self._waiting and (not wrote or self._waiting[-1].position == position):
             return self._waiting[-1].future
@@ -177,8 +183,15 @@ class Leading:
             self._looking = self._loop.call_later(SILENCE / 4, self._look)
         return future
 
+    @property
+    def _counts(self) -> bool:
+        """Whether what the follower has would survive the loss of this node, or need not."""
+        return self._noted or self._alone
+
     def _settle(self) -> None:
         """Let go of those whose position the follower has."""
+        if not self._counts:
+            return
         while self._waiting and self._waiting[0].position <= self.position:
             _, future = self._waiting.popleft()
             if not future.done():

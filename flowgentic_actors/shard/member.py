@@ -157,10 +157,10 @@ class ReplicatedShardActor:
             if part.leads:
                 if self._leading is None:
                     self._leading = await self._begin_to_lead(part)
-                self._part = part
                 self._leading.arrange(
                     part.term, follower=part.follower, alone=part.alone, joint=part.joint
                 )
+                self._part = part  # after it: `stats` must not tell the last term's of this one
                 self._changed_state()
                 await on_daemon_thread(_FILE_TIMEOUT, write_term, self._folder, part.term)
             elif self._following is not None and self._part and self._part.term == part.term:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -31,7 +32,7 @@ from flowgentic_actors.cluster.status import ClusterEvent
 from flowgentic_actors.errors import RequestError
 from flowgentic_actors.memory import MemoryCluster
 from flowgentic_actors.testing.faults import compactor_of
-from flowgentic_actors.testing.history import Finding, Findings, Outcome
+from flowgentic_actors.testing.history import Finding, Outcome
 from flowgentic_actors.testing.workload import Bench, Fill, ItemWriter, Reader, ThreadWriter
 
 Blow: TypeAlias = Literal["lose", "cut"]
@@ -97,8 +98,8 @@ class NodesPlan:
         losses: Nodes that are lost, in all.
         cuts: Nodes that are cut off for a while, in all.
         seed: Decides what happens when, and what workers do.
-        nodes: Nodes of each cluster. A lost one does not come back: when two are left and another
-            one is to be lost, the next cluster begins.
+        nodes: Nodes of each cluster. A lost one does not come back: when two are left, the next
+            cluster begins.
         actors: Memory actors of each node.
         items: Items that are there from the beginning and checked at the end.
         writers: Tasks that write items.
@@ -131,7 +132,8 @@ class NodesReport:
         findings: What no correct memory does.
         blows: Losses and cuts that happened.
         back: Seconds from each to the moment in which every shard had acknowledged a write again.
-        copied: Seconds from each loss, or the end of a cut, until every shard had two copies again.
+        copied: Seconds from each loss, or the end of a cut, until every shard had two copies, and a
+            node that was cut off was there again.
         events: How many there were of each kind.
         outcomes: How many calls ended how.
         items_found: Unchanging items that were there at the ends of the clusters.
@@ -195,24 +197,32 @@ async def run_nodes(
         What was found; `report.clean` says whether it is good.
     """
     rng = random.Random(plan.seed)  # noqa: S311 - repeatable, not secret
-    blows: list[Blow] = ["lose"] * plan.losses + ["cut"] * plan.cuts
+    blows: list[Blow] = []
+    blows += ["lose"] * plan.losses
+    blows += ["cut"] * plan.cuts
     rng.shuffle(blows)
     report = NodesReport()
     number = 0
     while blows:
         taken: list[Blow] = []
         left = plan.nodes
-        while blows and (blows[0] == "cut" or left > 2):
+        while blows and left > 2:  # with one node alone no write is acknowledged
             left -= blows[0] == "lose"
             taken.append(blows.pop(0))
         progress(f"cluster {number}: {', '.join(taken)}")
-        await _one_cluster(plan, f"{plan.seed}/{number}", taken, report)
+        await _one_cluster(plan, f"{plan.seed}/{number}", taken, report, progress)
         progress(f"{report.acknowledged} writes acknowledged, {len(report.findings)} findings")
         number += 1
     return report
 
 
-async def _one_cluster(plan: NodesPlan, seed: str, blows: list[Blow], report: NodesReport) -> None:
+async def _one_cluster(
+    plan: NodesPlan,
+    seed: str,
+    blows: list[Blow],
+    report: NodesReport,
+    progress: Callable[[str], None],
+) -> None:
     async with MemoryCluster(
         mode="distributed",
         spawner="subprocess",
@@ -224,7 +234,7 @@ async def _one_cluster(plan: NodesPlan, seed: str, blows: list[Blow], report: No
         request_timeout=plan.request_timeout,
         restart_intensity=1000,
     ) as memory:
-        round_ = _Round(plan, seed, memory, report)
+        round_ = _Round(plan, seed, memory, report, progress)
         await round_.run(blows)
     for node in round_.nodes:
         for pid in await on_daemon_thread(_FILE_WAIT, node.pids):
@@ -238,8 +248,14 @@ class _Round:
     """One cluster, until it is closed."""
 
     def __init__(
-        self, plan: NodesPlan, seed: str, memory: MemoryCluster, report: NodesReport
+        self,
+        plan: NodesPlan,
+        seed: str,
+        memory: MemoryCluster,
+        report: NodesReport,
+        progress: Callable[[str], None],
     ) -> None:
+        self._progress = progress
         self._plan = plan
         self._memory = memory
         self._report = report
@@ -266,8 +282,10 @@ class _Round:
         readers = [Reader(bench, n, fill, writers, threads) for n in range(plan.readers)]
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            for worker in [*writers, *threads, *readers]:
-                tasks.create_task(worker.run(stop))
+            for run in [*(w.run for w in writers), *(t.run for t in threads)]:
+                tasks.create_task(run(stop))
+            for reader in readers:
+                tasks.create_task(reader.run(stop))
             try:
                 there = list(self.nodes)
                 for blow in blows:
@@ -290,6 +308,7 @@ class _Round:
     async def _strike(self, blow: Blow, node: LocalNode) -> None:
         report = self._report
         report.blows[blow] += 1
+        self._progress(f"{blow} {node.name}")
         self.bench.findings.step("", f"{blow} {node.name}")
         began = time.monotonic()
         if blow == "lose":
@@ -303,8 +322,8 @@ class _Round:
         finally:
             if blow == "cut":
                 await on_daemon_thread(_FILE_WAIT, node.heal)
-        began = time.monotonic()
-        if await self._has_copies(node if blow == "cut" else None):
+                began = time.monotonic()
+        if await self._settled(node, "lost" if blow == "lose" else "up"):
             report.copied.append(time.monotonic() - began)
 
     async def _serves(self) -> bool:
@@ -331,28 +350,18 @@ class _Round:
         places = (("campaign", f"probe-{n}") for n in range(100_000))
         return next(place for place in places if table.of_namespace(place) == shard)
 
-    async def _has_copies(self, returned: LocalNode | None) -> bool:
-        """Wait until every shard has two copies, and a node is there again."""
+    async def _settled(self, node: LocalNode, state: str) -> bool:
+        """Wait until a node is known to be lost, or there again, and every shard has two copies."""
         deadline = time.monotonic() + _BACK_WITHIN
         while time.monotonic() < deadline:
-            try:
+            with contextlib.suppress(RequestError):
                 status = await self._memory.status()
-            except RequestError:
-                continue
-            there = {node.name for node in status.nodes if node.state == "up"}
-            if all(actor.replica_ready for actor in status.actors) and (
-                returned is None or returned.name in there
-            ):
-                return True
+                states = {known.name: known.state for known in status.nodes}
+                if states[node.name] == state and all(a.replica_ready for a in status.actors):
+                    return True
             await asyncio.sleep(_LOOK_EVERY)
         self.bench.findings.add("one copy", "", f"not two of each shard in {_BACK_WITHIN:g} s")
         return False
-
-
-def describe_findings(findings: Findings | list[Finding], most: int = 20) -> str:
-    """Some findings in words."""
-    found = findings if isinstance(findings, list) else findings.list
-    return "\n".join(f"  {finding}" for finding in found[:most])
 
 
 # ---------------------------------------------------------------------- the command
@@ -376,7 +385,8 @@ def main() -> int:
     plan = NodesPlan(**vars(parser.parse_args()))
     report = asyncio.run(run_nodes(plan, _say))
     _say(f"seed {plan.seed}: {report}")
-    _say(describe_findings(report.findings))
+    for finding in report.findings[:20]:
+        _say(f"  {finding}")
     return 0 if report.clean else 1
 
 
