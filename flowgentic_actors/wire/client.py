@@ -406,6 +406,8 @@ class _Wire(asyncio.Protocol):
 
     def _look(self) -> None:
         """See once a second whether the actor's node still answers at all."""
+        if self.sock.fileno() < 0:
+            return  # TLS tells of the end a tick after the socket was closed
         if unanswered(self.sock):
             self._reason = "the actor's node does not answer any more"
             self.end()

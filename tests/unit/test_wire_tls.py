@@ -755,6 +755,26 @@ async def test_a_node_that_does_not_answer_any_more_is_noticed(
                 assert await asked == 1
 
 
+async def test_nobody_looks_at_a_socket_that_was_closed_just_now(
+    context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_client, "_LOOK", 60.0)
+    async with tls_peer(context) as (_, address), connection_to(address) as connection:
+        await connection.request(body(1), 30)
+        wire = connection._wire
+        assert wire is not None
+        wire.end()
+        closed = 0
+        while not wire.ended.is_set():
+            await asyncio.sleep(0)
+            if wire._watch is not None:
+                wire._watch.cancel()
+            wire._look()
+            closed += wire.sock.fileno() < 0
+        assert closed
+        assert number(await connection.request(body(2), 30)) == 2
+
+
 async def test_an_answer_that_takes_a_while_is_waited_for(
     context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
