@@ -613,7 +613,7 @@ class Host:
             self._spec.spawner,
             self._places(),
             self._spec.max_message_bytes,
-            changes=federation is not None,
+            changes=self._federation is not None,  # which there was not when it was asked
             host=self._remote,
         )
 
