@@ -1,0 +1,324 @@
+"""The host and its cluster: the real coordinator, in the loops that `Federation` runs around it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from msgspec import Struct
+
+from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator, NodeEvent
+from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
+from flowgentic_actors.testing.simulation.agenda import Agenda
+from flowgentic_actors.testing.simulation.conditions import Chance, Conditions
+from flowgentic_actors.testing.simulation.nodes import Network, Node, Question
+
+TICK: Final = 0.1
+LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1
+_CLIENT_WAITS: Final = 1.0
+_TELL: Final = 1e-6  # processor time to look at one node, or at one client, that waits
+
+
+class Client:
+    """Knows where some shards are, and since when.
+
+    Args:
+        number: Which one it is.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.version = 0
+        self.leaders: dict[int, str] = {}
+
+
+class Manner(Struct, frozen=True, kw_only=True):
+    """How the host tells others what it decided.
+
+    Attributes:
+        name: Of the manner.
+        concerned: Whether only the nodes are told whose orders have changed, and a lease needs
+            only these to be on the disk. Otherwise all are told of every change, and none gets a
+            lease while any change is not on the disk.
+        quiet: Whether a client that asks in vain is told so, instead of all places.
+        once: Whether places are encoded once for all clients, with one certificate for all.
+    """
+
+    name: str
+    concerned: bool = False
+    quiet: bool = False
+    once: bool = False
+
+
+ALL: Final = Manner(name="all")
+"""Everybody is told everything."""
+
+SPARING: Final = Manner(name="sparing", concerned=True, quiet=True, once=True)
+"""Everybody is told what concerns them."""
+
+
+class SimulatedCluster:
+    """A cluster of one shard for each node, its host, and clients.
+
+    Args:
+        nodes: How many nodes.
+        seed: Decides everything.
+        conditions: What the model assumes.
+        manner: How the host tells what it decided.
+    """
+
+    def __init__(
+        self,
+        nodes: int,
+        seed: int,
+        conditions: Conditions | None = None,
+        manner: Manner = ALL,
+    ) -> None:
+        self.conditions = given = conditions or Conditions()
+        self.agenda = Agenda()
+        self.chance = Chance(seed, given)
+        self.network = Network(self.agenda, self.chance, given.loss)
+        self.events: list[tuple[float, NodeEvent]] = []
+        self.two_answered: list[tuple[float, int, str, str]] = []
+        """When, for which shard, and who: must stay empty."""
+        self.counts: Counter[str] = Counter()
+        self.on_places: Callable[[Client], None] = lambda _client: None
+        self.watched: frozenset[int] = frozenset()
+        """Shards whose places clients note down."""
+        self.worked = 0.0
+        """Processor time of the host so far."""
+        self._manner = manner
+        lease = given.node_timeout * LEASE_SHARE
+        names = [f"n{number:04}" for number in range(nodes)]
+        self.host = names[0]
+        self.coordinator = Coordinator(
+            ClusterPlan(version=0, shards=[]),
+            self.host,
+            replicas=2,
+            degrade=True,
+            recovers=False,
+            leases=GrantedLeases(lease, given.node_timeout, TICK),
+        )
+        for name in names:
+            self.coordinator.joined(name)
+        self.coordinator.place(names)
+        self.nodes = {name: Node(name, self, lease) for name in names}
+        self.clients: list[Client] = []
+        self._leaders: dict[int, set[str]] = {}
+        self._polls: dict[str, Question] = {}
+        self._numbers: dict[str, int] = {}
+        self._waiting: dict[int, Client] = {}
+        self._published = 0
+        self._publishing = False
+        self._free_at = 0.0
+        self._card_free_at = 0.0
+        self._encoded = -1
+        own = self.nodes[self.host]
+        own.lease.until = float("inf")
+        self._stir()
+        for name in names[1:]:
+            self.agenda.at(self.chance.random.uniform(0, 0.5), self.nodes[name].ask)
+        self.agenda.after(TICK, self._tick)
+        self._pause_later()
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        self.agenda.run(self.agenda.now + seconds)
+
+    def open(self, most: float) -> None:
+        """Let time pass until every shard has two whole copies.
+
+        Raises:
+            TimeoutError: If that takes too long.
+        """
+        end = self.agenda.now + most
+        while not self.complete:
+            if self.agenda.now >= end:
+                raise TimeoutError(f"not every shard has two copies after {most:g} s")
+            self.run(TICK)
+
+    def attach(self, clients: int) -> None:
+        """Clients come, and ask where the shards are from now on."""
+        for _ in range(clients):
+            client = Client(len(self.clients))
+            client.version = self._published
+            self.clients.append(client)
+            self.agenda.after(self.chance.random.uniform(0, 1), self._client_asks, client)
+
+    def restore(self, names: set[str]) -> None:
+        """The network of nodes that are cut off heals."""
+        self.network.cut -= names
+
+    # ------------------------------------------------------------------ faults
+
+    def power_off(self, names: list[str]) -> None:
+        """Nodes are gone for good."""
+        for name in names:
+            self.nodes[name].powered = False
+
+    def _pause_later(self) -> None:
+        """Some node will get no processor time for a while."""
+        mean = self.conditions.starved_every / max(1, len(self.nodes) - 1)
+        self.agenda.after(self.chance.random.expovariate(1 / mean), self._pause)
+
+    def _pause(self) -> None:
+        node = self.nodes[self.chance.random.choice(list(self.nodes)[1:])]
+        node.paused_until = max(node.paused_until, self.agenda.now + self.chance.starved())
+        self._pause_later()
+
+    # ------------------------------------------------------------------ the host
+
+    def _work(self, cost: float, what: Callable[..., None], *arguments: Any) -> None:
+        """Have the host do something, after what it has to do before: it has one loop."""
+        self._free_at = max(self._free_at, self.agenda.now) + cost
+        self.worked += cost
+        self.agenda.at(self._free_at, what, *arguments)
+
+    def _tick(self) -> None:
+        self._work(0.0005, self._ticked)
+
+    def _ticked(self) -> None:
+        self.coordinator.tick(self.agenda.now)
+        self._hear_own()
+        if self.coordinator.plan.version != self._published:
+            self._stir()
+        self.agenda.after(TICK, self._tick)
+
+    def _hear_own(self) -> None:
+        self.coordinator.heard(self.host, self.nodes[self.host]._told())  # noqa: SLF001
+
+    def ask_host(self, question: Question) -> None:
+        """A beat has arrived; one that was sent again after a later one is not listened to."""
+        if question.number < self._numbers.get(question.node, 0):
+            return
+        self._numbers[question.node] = question.number
+        self.counts["beats"] += 1
+        self._work(self.conditions.beat_cost, self._beat, question)
+
+    def _beat(self, question: Question) -> None:
+        self.coordinator.heard(question.node, question.members)
+        self._stir()
+        self._polls[question.node] = question
+        if self._has_news_for(question):
+            self._grant(question)
+        else:
+            self.agenda.after(self.conditions.heartbeat_interval, self._grant, question)
+
+    def _has_news_for(self, question: Question) -> bool:
+        if self._manner.concerned:
+            return question.known < self.coordinator.changed_for(question.node) <= self._published
+        return question.known < self._published
+
+    def _grant(self, question: Question) -> None:
+        node = question.node
+        if self._polls.get(node) is not question:
+            return
+        del self._polls[node]
+        coordinator = self.coordinator
+        if self._manner.concerned:
+            ready = coordinator.changed_for(node) <= self._published
+            news = question.known < coordinator.changed_for(node)
+        else:
+            ready = coordinator.plan.version == self._published
+            news = question.known < self._published
+        orders = coordinator.orders(node) if ready and news else None
+        if ready:
+            coordinator.granted(node, self.agenda.now)
+        else:
+            self.counts["answers without a lease"] += 1
+        arguments = (question.number, question.asked_at, orders, ready)
+        self.network.send(node, self.nodes[node].hear, *arguments)
+
+    def _stir(self) -> None:
+        """Write down what was decided."""
+        for event in self.coordinator.take_events():
+            self.events.append((self.agenda.now, event))
+        if not self._publishing and self.coordinator.plan.version != self._published:
+            self._publishing = True
+            takes = self.chance.around(self.conditions.publish, 0.5)
+            self.agenda.after(takes, self._has_published, self.coordinator.plan.version)
+
+    def _has_published(self, version: int) -> None:
+        """Act on it."""
+        self.counts["versions"] += 1
+        self._publishing = False
+        self._published = version
+        own = self.nodes[self.host]
+        if own.known < version:
+            own._carry_out(0.0, self.coordinator.orders(self.host), False)  # noqa: SLF001
+            self._hear_own()
+        for question in [q for q in self._polls.values() if self._has_news_for(q)]:
+            self._work(self.conditions.beat_cost / 2, self._grant, question)
+        self._work(_TELL * len(self._polls), lambda: None)
+        waiting, self._waiting = list(self._waiting.values()), {}
+        for client in waiting:
+            self._tell(client)
+        self._stir()
+
+    # ------------------------------------------------------------------ clients
+
+    def _client_asks(self, client: Client) -> None:
+        self.agenda.after(self.chance.latency(), self._client_arrives, client, client.version)
+
+    def _client_arrives(self, client: Client, version: int) -> None:
+        if self._published > version:
+            self._tell(client)
+            return
+        self._waiting[client.number] = client
+        self.agenda.after(_CLIENT_WAITS, self._in_vain, client, version)
+
+    def _in_vain(self, client: Client, version: int) -> None:
+        if client.version == version and self._waiting.pop(client.number, None) is not None:
+            if self._manner.quiet:
+                self._work(self.conditions.beat_cost / 2, self._client_asks, client)
+            else:
+                self._tell(client)
+
+    def _tell(self, client: Client) -> None:
+        given = self.conditions
+        encodes = not (self._manner.once and self._encoded == self._published)
+        self._encoded = self._published
+        cost = given.places_cost * len(self.nodes) if encodes else 0.0
+        self._work(cost + given.beat_cost / 2, self._send_places, client)
+
+    def _send_places(self, client: Client) -> None:
+        given = self.conditions
+        each = given.place_bytes - given.certificate_bytes * self._manner.once
+        size = each * len(self.nodes)
+        begin = max(self._card_free_at, self.agenda.now)
+        self._card_free_at = begin + size / self.conditions.bandwidth
+        self.counts["bytes of places"] += size
+        leaders = {}
+        for shard in self.watched:
+            member = self.coordinator.member(shard)
+            plan = self.coordinator.plan.shards[shard]
+            leaders[shard] = plan.leader if member is not None and member.leads else ""
+        arrives = self._card_free_at + self.chance.latency()
+        self.agenda.at(arrives, self._know, client, self._published, leaders)
+
+    def _know(self, client: Client, version: int, leaders: dict[int, str]) -> None:
+        if version != client.version or leaders != client.leaders:
+            client.version, client.leaders = version, leaders
+            self.on_places(client)
+        self._client_asks(client)
+
+    # ------------------------------------------------------------------ what must be so
+
+    def answers_now(self, node: Node) -> None:
+        """Look whether anybody else may answer for what a node leads."""
+        for shard, part in node.parts.items():
+            there = self._leaders.setdefault(shard, set())
+            if part.duty.role != "leader":
+                there.discard(node.name)
+                continue
+            there.add(node.name)
+            if len(there) > 1 and node.may_answer(shard):
+                for name in sorted(there - {node.name}):
+                    if self.nodes[name].may_answer(shard):
+                        self.two_answered.append((self.agenda.now, shard, node.name, name))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard has two whole copies."""
+        return all(plan.caught_up and plan.leader for plan in self.coordinator.plan.shards)

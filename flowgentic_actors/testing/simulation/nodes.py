@@ -1,0 +1,285 @@
+"""A node: asks, does what it is told, then answers for as long as its lease lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
+from flowgentic_actors.cluster.nodes.leases import HeldLease
+from flowgentic_actors.testing.simulation.agenda import Agenda
+from flowgentic_actors.testing.simulation.conditions import RETRIES, Chance, Conditions
+
+_PAUSE = 0.1  # between two questions that were not answered
+_PROBE = 1.0
+_COPY_AGAIN = 0.2
+
+
+class Question(NamedTuple):
+    """A beat on its way.
+
+    Attributes:
+        node: Who asks.
+        number: Of the question, at that node.
+        asked_at: On the node's clock.
+        known: Version of the orders that it has carried out.
+        members: How its copies are doing.
+    """
+
+    node: str
+    number: int
+    asked_at: float
+    known: int
+    members: tuple[Member, ...]
+
+
+class Network:
+    """Brings messages; what is lost or cut off is sent again, as TCP does.
+
+    Args:
+        agenda: What happens when.
+        chance: Draws latencies.
+        loss: Share of packets that are lost.
+    """
+
+    def __init__(self, agenda: Agenda, chance: Chance, loss: float) -> None:
+        self.cut: set[str] = set()
+        """Nodes that reach each other, but neither the host nor any other node."""
+        self._agenda = agenda
+        self._chance = chance
+        self._loss = loss
+        self._arrival: dict[tuple[str, str], float] = {}
+
+    def send(self, node: str, what: Callable[..., None], *arguments: Any) -> None:
+        """Have something happen at the other end of a way between a node and the host."""
+        self._attempt(0, node, what, arguments)
+
+    def _attempt(
+        self, number: int, node: str, what: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> None:
+        if node in self.cut or self._chance.random.random() < self._loss:
+            if number < len(RETRIES):
+                waited = RETRIES[number - 1] if number else 0.0
+                wait = RETRIES[number] - waited
+                self._agenda.after(wait, self._attempt, number + 1, node, what, arguments)
+            return
+        way = (node, what.__name__)  # nothing overtakes what goes the same way
+        arrival = self._agenda.now + self._chance.latency()
+        self._arrival[way] = arrival = max(arrival, self._arrival.get(way, 0.0))
+        self._agenda.at(arrival, what, *arguments)
+
+    def joins(self, one: str, other: str) -> bool:
+        """Whether two nodes reach each other."""
+        return (one in self.cut) == (other in self.cut)
+
+
+class Surroundings(Protocol):
+    """What a node sees of the cluster."""
+
+    agenda: Agenda
+    network: Network
+    chance: Chance
+    conditions: Conditions
+    nodes: dict[str, Node]
+
+    def ask_host(self, question: Question) -> None:
+        """A question has arrived."""
+
+    def answers_now(self, node: Node) -> None:
+        """A node may answer from now on, with these duties."""
+
+
+class Part:
+    """One copy of a shard on a node.
+
+    Args:
+        duty: What it has to do.
+    """
+
+    def __init__(self, duty: Duty) -> None:
+        self.duty = duty
+        self.term = 0  # in which it leads or follows
+        self.leads = False
+        self.caught_up = False
+        self.copying = 0  # term of the copy that is under way
+
+
+class Node:
+    """Does what `NodeAgent` and the actors below it do, with a real lease.
+
+    Args:
+        name: Its name.
+        cluster: What is around it.
+        lease: Length of a lease.
+    """
+
+    def __init__(self, name: str, cluster: Surroundings, lease: float) -> None:
+        self.name = name
+        self.rate = cluster.chance.rate()
+        self.lease = HeldLease(lease)
+        self.parts: dict[int, Part] = {}
+        self.known = 0
+        self.powered = True
+        self.paused_until = 0.0
+        self._cluster = cluster
+        self._seconds = lease
+        self._number = 0
+        self._busy = False
+        self._granted_at = 0.0
+        self._members: tuple[Member, ...] | None = None
+
+    def clock(self) -> float:
+        """The node's own."""
+        return self._cluster.agenda.now * self.rate
+
+    def may_answer(self, shard: int) -> bool:
+        """Whether a client could be answered here now."""
+        part = self.parts.get(shard)
+        leads = part is not None and part.duty.role == "leader"
+        return leads and self.powered and self.lease.is_valid(self.clock())
+
+    def _awake(self, what: Callable[..., None], *arguments: Any) -> bool:
+        """Whether the node runs; what it cannot do now, it does when it goes on."""
+        if not self.powered:
+            return False
+        if self._cluster.agenda.now < self.paused_until:
+            self._cluster.agenda.at(self.paused_until, what, *arguments)
+            return False
+        return True
+
+    # ------------------------------------------------------------------ the host
+
+    def ask(self) -> None:
+        """Ask for a lease and for orders."""
+        if not self._awake(self.ask):
+            return
+        cluster = self._cluster
+        self._number += 1
+        self._busy = False
+        question = Question(self.name, self._number, self.clock(), self.known, self._told())
+        cluster.network.send(self.name, cluster.ask_host, question)
+        cluster.agenda.after(self._seconds, self._unanswered, self._number)
+
+    def _unanswered(self, number: int) -> None:
+        if number != self._number or self._busy or not self._awake(self._unanswered, number):
+            return
+        cluster = self._cluster
+        if self.clock() - self._granted_at > self._seconds + cluster.conditions.rejoin_grace:
+            self.powered = False  # the host is silent for good
+            return
+        self._number += 1
+        probe = _PROBE if self.name in cluster.network.cut else 0.0
+        cluster.agenda.after(_PAUSE + probe, self.ask)
+
+    def hear(self, number: int, asked_at: float, orders: Orders | None, lease: bool) -> None:
+        """The host has answered."""
+        if number != self._number or self._busy:
+            return
+        if not self._awake(self.hear, number, asked_at, orders, lease):
+            return
+        self._granted_at = self.clock()
+        if orders is None:
+            self._go_on(asked_at, lease)
+            return
+        self._busy = True
+        wanted = {duty.shard for duty in orders.duties}
+        ends = sum(shard not in wanted for shard in self.parts)
+        wait = 0.001 + ends * self._cluster.conditions.remove
+        self._cluster.agenda.after(wait, self._carry_out, asked_at, orders, lease)
+
+    def _carry_out(self, asked_at: float, orders: Orders, lease: bool) -> None:
+        if not self._awake(self._carry_out, asked_at, orders, lease):
+            return
+        wanted = {duty.shard: duty for duty in orders.duties}
+        for shard in set(self.parts) - set(wanted):
+            del self.parts[shard]
+        for shard, duty in wanted.items():
+            part = self.parts.get(shard)
+            if part is None or (part.duty.role, duty.role) == ("leader", "follower"):
+                self.parts[shard] = Part(duty)
+            elif part.duty == duty:
+                continue
+            self._take(self.parts[shard], duty)
+        self.known = orders.version
+        self._members = None
+        self._go_on(asked_at, lease)
+
+    def _go_on(self, asked_at: float, lease: bool) -> None:
+        if lease:
+            self.lease.granted(asked_at)
+        self._cluster.answers_now(self)
+        self.ask()
+
+    def _changed(self) -> None:
+        """There is news: it does not wait for the answer that is under way."""
+        self._members = None
+        if not self._busy:
+            self.ask()
+
+    def _told(self) -> tuple[Member, ...]:
+        if self._members is None:
+            self._members = tuple(
+                Member(
+                    shard=shard,
+                    state="running",
+                    term=part.term,
+                    leads=part.leads,
+                    caught_up=part.caught_up,
+                    sent_back=False,
+                    path="",
+                    address=f"{self.name}:{shard}" if part.leads else None,
+                    pid=1,
+                    epoch=1,
+                    restarts=0,
+                    reason="",
+                    stats={},
+                )
+                for shard, part in self.parts.items()
+            )
+        return self._members
+
+    # ------------------------------------------------------------------ copies
+
+    def _take(self, part: Part, duty: Duty) -> None:
+        """Begin to lead or to follow."""
+        cluster = self._cluster
+        part.duty = duty
+        if duty.role == "leader":
+            if part.term != duty.term:
+                part.caught_up = False
+            begins = 0.001 if part.leads else cluster.chance.around(cluster.conditions.promote, 0.5)
+            cluster.agenda.after(begins, self._lead, part, duty.term)
+        elif duty.leader is not None and part.copying != duty.term:
+            part.copying = duty.term
+            takes = cluster.chance.around(cluster.conditions.copy, 0.5)
+            cluster.agenda.after(takes, self._copied, part, duty)
+
+    def _lead(self, part: Part, term: int) -> None:
+        if not self._awake(self._lead, part, term) or self.parts.get(part.duty.shard) is not part:
+            return
+        if part.duty.term == term and part.term != term:
+            part.leads, part.term = True, term
+            self._changed()
+
+    def _copied(self, part: Part, duty: Duty) -> None:
+        """All of a shard has been copied here; its leader knows, if it is reached."""
+        if not self._awake(self._copied, part, duty) or self.parts.get(duty.shard) is not part:
+            return
+        if part.duty.role != "follower" or part.duty.term != duty.term:
+            return
+        cluster = self._cluster
+        name = str(duty.leader).partition(":")[0]
+        leader = cluster.nodes[name]
+        theirs = leader.parts.get(duty.shard)
+        if not leader.powered or not cluster.network.joins(self.name, name):
+            cluster.agenda.after(_COPY_AGAIN, self._copied, part, duty)
+            return
+        part.term = duty.term
+        if theirs is not None and theirs.leads and theirs.term == duty.term:
+            theirs.caught_up = True
+            leader.follower_caught_up()
+
+    def follower_caught_up(self) -> None:
+        """A copy is whole: the host has to know."""
+        if self._awake(self.follower_caught_up):
+            self._changed()
