@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
@@ -233,6 +234,7 @@ def why_no_dragon() -> str | None:
     return None
 
 
+@functools.cache
 def machine() -> str:
     """Names the machine that this process is on: processes of one share Unix sockets."""
     try:

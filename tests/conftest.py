@@ -30,7 +30,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "subprocess": {"mode": "distributed", "spawner": "subprocess"},
     "dragon": {"mode": "distributed", "spawner": "dragon", "fallback_to_local": False},
     "several-actors": {"mode": "distributed", "spawner": "subprocess", "actors_per_node": 3},
+    "nodes": {
+        "mode": "distributed",
+        "spawner": "subprocess",
+        "n_nodes": 2,
+        "replicas": 2,
+        "ack": "replica",
+    },
+    "dragon-nodes": {  # within a runtime of several nodes
+        "mode": "distributed",
+        "spawner": "dragon",
+        "fallback_to_local": False,
+        "replicas": 2,
+        "ack": "replica",
+    },
 }
+
+ONLY_MODE = os.environ.get("FLOWGENTIC_TEST_MODE")
+"""Run what runs over all modes in this one instead."""
 
 
 def settings_of(mode: str) -> dict[str, Any]:
@@ -187,6 +204,8 @@ def never_block_the_loop() -> Iterator[None]:
         function.can_block_in("flowgentic_actors/wire/blocking.py", {"request", "close"})
         function.can_block_in("flowgentic_actors/cluster/client.py", {"ask_sync", "status"})
         function.can_block_in("flowgentic_actors/actors/threads.py", {"run_blocking"})
+        # What the kernel tells without asking any device.
+        function.can_block_in("flowgentic_actors/environment.py", {"machine"})
         # The actor's append to its node-local journal is direct: 0.5 us, 100 us through a thread;
         # so is the allocation of a segment that the thread did not get done in time.
         function.can_block_in("flowgentic_actors/storage/journal.py", {"append", "no_room"})

@@ -31,19 +31,28 @@ class ActorRef:
         secret: The cluster's secret.
         max_bytes: Largest message, bytes.
         pool: Blocking connections that may be open at once.
+        exactly: Whether whoever is at the address has to have that name.
     """
 
     _lock: threading.Lock
     _connections: dict[asyncio.AbstractEventLoop, AsyncConnection]
 
     def __init__(
-        self, name: str, address: Destination, secret: bytes, max_bytes: int, pool: int
+        self,
+        name: str,
+        address: Destination,
+        secret: bytes,
+        max_bytes: int,
+        pool: int,
+        *,
+        exactly: bool = False,
     ) -> None:
         self.name = name
         self.address = address
         self._secret = secret
         self._max_bytes = max_bytes
-        self._blocking = BlockingPool(address, secret, name, max_bytes, pool)
+        self._expects = name if exactly else None
+        self._blocking = BlockingPool(address, secret, name, max_bytes, pool, name=self._expects)
         self._begin()
         let_go_after_fork(self)
 
@@ -116,7 +125,9 @@ class ActorRef:
         with self._lock:
             for dead in [other for other in self._connections if other.is_closed()]:
                 del self._connections[dead]
-            connection = AsyncConnection(self.address, self._secret, self.name, self._max_bytes)
+            connection = AsyncConnection(
+                self.address, self._secret, self.name, self._max_bytes, name=self._expects
+            )
             self._connections[asyncio.get_running_loop()] = connection
         return connection
 

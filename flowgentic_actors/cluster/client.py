@@ -128,7 +128,14 @@ class RemoteClient:
         limit = descriptor.max_message_bytes
         self._host = ActorRef("the host", descriptor.address, descriptor.secret, limit, 2)
         self._actors = [
-            ActorRef(place.name, self._route(place) or "", descriptor.secret, limit, pool)
+            ActorRef(
+                place.name,
+                self._route(place) or "",
+                descriptor.secret,
+                limit,
+                pool,
+                exactly=self._changes,
+            )
             for place in self._places.places
         ]
         self._watch: PlaceWatch | None = None

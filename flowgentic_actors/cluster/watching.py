@@ -67,7 +67,9 @@ class PlaceWatch:
                 logger.info("the host does not tell where the shards are: %s", error)
                 time.sleep(_PAUSE)
                 continue
-            if places.version != self._version and not self._closed.is_set():
+            if places.version < self._version:
+                time.sleep(_PAUSE)  # a host that has just taken over, and does not know them yet
+            elif places.version > self._version and not self._closed.is_set():
                 self._version = places.version
                 self._on_places(places)
                 body = _encode(GetPlaces(self._version, _WAIT))

@@ -264,16 +264,23 @@ class ShardActor:
         entries = self._unwritten.take()
         if self._durable or self._appends:
             return self._commit_later(entries)
-        first = self._journal.end
+        if self._leading is not None:
+            return self._commit_leading(self._leading, entries)
         if entries:
             self._journal.append(entries)
             self._appended(self._waiting_bytes)
         self._shard.cool(self._next_lsn)
-        leading = self._leading
-        if leading is None:
-            return None
+        return None
+
+    def _commit_leading(
+        self, leading: Leading, entries: list[memoryview]
+    ) -> asyncio.Future[None] | None:
         if entries:
+            first = self._journal.end
+            self._journal.append(entries)
+            self._appended(self._waiting_bytes)
             leading.appended(first, entries, self._next_lsn)
+        self._shard.cool(self._next_lsn)
         return leading.wait(self._next_lsn, wrote=bool(entries))
 
     def stats(self) -> dict[str, int]:

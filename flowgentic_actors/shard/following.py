@@ -52,6 +52,7 @@ class Following:
         leader: Where the leader is.
         secret: The cluster's secret.
         max_bytes: Largest message.
+        name: What the leader has to be called. Default: anything.
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class Following:
         leader: Address,
         secret: bytes,
         max_bytes: int,
+        name: str | None = None,
     ) -> None:
         self._folder = folder
         self._make = make
         self._term = term
         most = max_bytes + PIECE  # the largest entry, and what was before it
-        self._connection = AsyncConnection(leader, secret, "the leader", most, "peer")
+        self._connection = AsyncConnection(leader, secret, "the leader", most, "peer", name=name)
         self.core: ShardActor | None = None
         """The shard, as soon as there is one."""
 

@@ -42,6 +42,7 @@ class Part(Struct, array_like=True, frozen=True):
         joint: Whether the follower has caught up already.
         secret: The cluster's secret.
         max_bytes: Largest message.
+        name: Name of the shard's actors, None for any.
     """
 
     leads: bool
@@ -52,6 +53,7 @@ class Part(Struct, array_like=True, frozen=True):
     joint: bool
     secret: bytes
     max_bytes: int
+    name: str | None = None
 
 
 class ReplicatedShardActor:
@@ -199,6 +201,7 @@ class ReplicatedShardActor:
             leader=leader,
             secret=part.secret,
             max_bytes=part.max_bytes,
+            name=part.name,
         )
         self._task = asyncio.ensure_future(self._following.run())
         self._task.add_done_callback(self._followed)

@@ -36,6 +36,7 @@ from flowgentic_actors.wire.session import (
     MAX_LOSSES,
     Pending,
     Session,
+    check_name,
     check_size,
     lethal,
     lost,
@@ -54,13 +55,21 @@ class BlockingConnection:
     """Requests to one actor, one at a time, from whichever thread holds it."""
 
     def __init__(
-        self, address: Destination, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
+        self,
+        address: Destination,
+        secret: bytes,
+        peer: str,
+        max_bytes: int,
+        role: Role = "client",
+        *,
+        name: str | None = None,
     ) -> None:
         self._address = address
         self._secret = secret
         self._peer = peer
         self._max_bytes = max_bytes
         self._role = role
+        self._name = name
         self._session: Session[None] = Session()
         self._lock = threading.Lock()  # for what another thread touches, which `move` does
         self._moves = 0
@@ -160,8 +169,10 @@ class BlockingConnection:
             channel = client_channel(self._secret, self._max_bytes)
             channel.send(Hello(self._role, self._session.id, os.getpid()))
             self._write(sock, channel, deadline)
-            while not isinstance(self._first(sock, channel, deadline), Welcome):
-                pass
+            welcome = self._first(sock, channel, deadline)
+            while not isinstance(welcome, Welcome):
+                welcome = self._first(sock, channel, deadline)
+            check_name(welcome.name, self._name)
             self._check_place()
         except BaseException:
             self.close()
@@ -231,9 +242,17 @@ class BlockingPool:
     """
 
     def __init__(
-        self, address: Destination, secret: bytes, peer: str, max_bytes: int, size: int
+        self,
+        address: Destination,
+        secret: bytes,
+        peer: str,
+        max_bytes: int,
+        size: int,
+        *,
+        name: str | None = None,
     ) -> None:
         self._arguments = (address, secret, peer, max_bytes)
+        self._name = name
         self._peer = peer
         self._size = size
         self._reset()
@@ -292,7 +311,10 @@ class BlockingPool:
                     f"all {self._size} connections to {self._peer} were in use for {timeout:.3g} s:"
                     " raise connection_pool. Nothing was sent"
                 )
-            connection = self._idle.pop() if self._idle else BlockingConnection(*self._arguments)
+            if self._idle:
+                connection = self._idle.pop()
+            else:
+                connection = BlockingConnection(*self._arguments, name=self._name)
             self._out.add(connection)
             return connection
 

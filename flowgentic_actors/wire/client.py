@@ -41,6 +41,7 @@ from flowgentic_actors.wire.session import (
     MAX_LOSSES,
     Pending,
     Session,
+    check_name,
     check_size,
     lethal,
     lost,
@@ -84,10 +85,19 @@ class AsyncConnection:
         peer: The actor's name, for messages.
         max_bytes: Largest message, bytes.
         role: What this connection is for.
+        name: What whoever is there has to be called: on a node, the port of an actor that is gone
+            may be another one's by now. Default: anything.
     """
 
     def __init__(
-        self, address: Destination, secret: bytes, peer: str, max_bytes: int, role: Role = "client"
+        self,
+        address: Destination,
+        secret: bytes,
+        peer: str,
+        max_bytes: int,
+        role: Role = "client",
+        *,
+        name: str | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._address = address
@@ -95,6 +105,7 @@ class AsyncConnection:
         self._peer = peer
         self._max_bytes = max_bytes
         self._role = role
+        self.name = name
         self._session: Session[_Answer] = Session()
         self._queue: deque[Pending[_Answer]] = deque()  # to be written, in order
         self._wire: _Wire | None = None
@@ -427,6 +438,7 @@ class _Wire(asyncio.Protocol):
                 if not self.welcomed.done() and messages:
                     welcome = messages[0]
                     if isinstance(welcome, Welcome):
+                        check_name(welcome.name, self._owner.name)
                         self.welcomed.set_result(welcome)
                         del messages[0]
                 if messages:

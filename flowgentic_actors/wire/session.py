@@ -17,6 +17,7 @@ from flowgentic_actors.errors import (
     MemoryFailedError,
     MemoryFullError,
     OutcomeUnknownError,
+    ProtocolError,
     RejectedError,
     ReplicaUnavailableError,
     RequestError,
@@ -148,6 +149,16 @@ def check_size(body: bytes, max_bytes: int, peer: str) -> None:
             f"a request of {len(body)} bytes to {peer} exceeds the limit of {max_bytes} (setting: "
             "max_message_bytes). Nothing was sent"
         )
+
+
+def check_name(found: str, expected: str | None) -> None:
+    """Refuse an actor that is not the one that is meant.
+
+    Raises:
+        ProtocolError: If it is another one.
+    """
+    if expected is not None and found != expected:
+        raise ProtocolError(f"{found} is at the address that was {expected}'s")
 
 
 def untrusted(pending: Pending[Waiter], peer: str, error: AuthenticationError) -> RequestError:

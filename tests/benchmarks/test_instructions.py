@@ -207,7 +207,7 @@ async def test_a_checkpoint_is_fetched(loopback: Loopback, ratios: Ratios) -> No
 
 async def test_an_item_is_stored(loopback: Loopback, ratios: Ratios) -> None:
     store = AsyncStore(loopback)
-    check(await ratios(store_puts(store), store_puts(InMemoryStore())), client=1.31, actor=3.42)
+    check(await ratios(store_puts(store), store_puts(InMemoryStore())), client=1.31, actor=3.5)
 
 
 async def test_an_item_is_fetched(loopback: Loopback, ratios: Ratios) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from tests.conftest import MODES, mode_params
+from tests.conftest import MODES, ONLY_MODE, mode_params
 from tests.contract.faces import SaverFace, StoreFace
 
+ALL = mode_params(*MODES, "inline-journal", "several-actors", "nodes")
 
-@pytest.fixture(params=mode_params(*MODES, "inline-journal", "several-actors"))
+
+@pytest.fixture(params=ALL if ONLY_MODE is None else [ONLY_MODE])
 def mode(request: pytest.FixtureRequest) -> str:
-    """Runs a test in every mode, with a local journal, and with several actors."""
+    """Runs a test in every mode, with a local journal, several actors, and several nodes."""
     return str(request.param)
 
 

@@ -1,11 +1,13 @@
 """Runs a command on a small cluster that exists only while the command runs, on this machine.
 
-    fakehosts.py [--nodes N] [--timeout SECONDS] [--keep FOLDER]... [--on HOST] -- COMMAND...
+    fakehosts.py [--nodes N] [--timeout SECONDS] [--keep FOLDER]... [--mute PROGRAM]... [--on HOST]
+                 -- COMMAND...
 
 There are a login host, `login`, and the hosts `node0`, `node1`, ... The command runs on `login`, or
 where `--on` says. To programs a host is a machine of its own: it has its own network interface and
 address, processes, /tmp, /dev/shm, System V IPC, host name and boot id. Hosts share all other files
-of this machine, and the folders below /tmp given by `--keep`.
+of this machine, and the folders below /tmp given by `--keep`. A program given by `--mute` does and
+says nothing there.
 
 Two commands are on PATH everywhere:
 
@@ -97,6 +99,8 @@ def outside(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="fakehosts-") as folder:
         settings = {**vars(options), "keep": [*options.keep, folder, os.fspath(Path.cwd())]}
         Path(folder, "settings").write_text(json.dumps(settings))
+        Path(folder, "mute").write_text("#!/bin/sh\n")
+        Path(folder, "mute").chmod(0o755)
         as_root = [] if os.geteuid() == 0 and not options.user_namespace else ["--map-root-user"]
         switch = subprocess.Popen(
             # Should this process be killed, then so is `unshare`, and with it the switch.
@@ -243,13 +247,16 @@ def make_host(folder: Path, host: Host) -> None:
     """Turn the fresh namespaces of this process into a machine, and plug it in."""
     private_mounts()
     run("mount", "-t", "tmpfs", "-o", f"size={_SHM_SIZE},mode=1777", "tmpfs", "/dev/shm")
-    keep = json.loads((folder / "settings").read_text())["keep"]
-    hide_tmp(sorted({Path(kept).resolve() for kept in keep}))
+    settings = json.loads((folder / "settings").read_text())
+    hide_tmp(sorted({Path(kept).resolve() for kept in settings["keep"]}))
     socket.sethostname(host.name)
     boot_id = folder / f"{host.name}.boot_id"
     boot_id.write_text(f"00000000-0000-4000-8000-{host.number:012d}\n")
     run("mount", "--bind", str(boot_id), "/proc/sys/kernel/random/boot_id")
     run("mount", "--bind", str(folder / "hosts"), "/etc/hosts")
+    for program in settings["mute"]:
+        if Path(program).exists():
+            run("mount", "--bind", str(folder / "mute"), program)
     run("ip", "link", "set", "lo", "up")
     with ask_switch(folder) as line:
         line.send(b"?")
@@ -325,6 +332,7 @@ def main(arguments: list[str]) -> Any:
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=120)
     parser.add_argument("--keep", action="append", default=[])
+    parser.add_argument("--mute", action="append", default=[])
     parser.add_argument("--on", default="login")
     parser.add_argument("--user-namespace", action="store_true")  # even as root
     parser.add_argument("command", nargs="+")

@@ -93,6 +93,8 @@ class Hosts:
         # The harness's own folder is in this test run's scratch; that is not a folder of the hosts.
         harness = fakehosts.python(
             *(f"--keep={folder}" for folder in keep),
+            # Asked six times by each host which GPUs there are: none, after a second each.
+            f"--mute={beside / 'dragon-config'}",
             *("--nodes", str(nodes), "--timeout", str(timeout), "--on", where),
             *("--", "env", "--unset=TMPDIR", *how, str(program), *arguments),
         )

@@ -124,6 +124,7 @@ class NodeMembers:
             joint=duty.joint,
             secret=self._secret,
             max_bytes=self._max_bytes,
+            name=name_of(duty.shard),
         )
         return Raw(_encode(part))
 
