@@ -1,0 +1,405 @@
+"""Nodes that are lost, cut off, and there again; `python -m flowgentic_actors.testing.nodes` is the
+long form. Groups of processes on this machine stand for them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from flowgentic_actors import MemoryCluster
+from flowgentic_actors.actors.ref import ActorRef
+from flowgentic_actors.cluster.client import RemoteClient
+from flowgentic_actors.cluster.status import ClusterStatus
+from flowgentic_actors.engine.commands import GetItem, PutItem
+from flowgentic_actors.errors import (
+    NotSentError,
+    PartialFailureError,
+    ReplicaUnavailableError,
+    RequestError,
+    ShardLostError,
+)
+from flowgentic_actors.testing.nodes import LocalNode, NodesPlan, run_nodes
+from flowgentic_actors.wire.addresses import Nowhere
+from tests.cluster.helpers import eventually, gone, in_fork, python, remove_orphan, wait_until
+from tests.conftest import SharedClusters
+from tests.unit.counter import until
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 40.0
+"""Seconds that anything may take on a busy machine before a test gives up."""
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {
+        "mode": "distributed",
+        "spawner": "subprocess",
+        "n_nodes": 3,
+        "replicas": 2,
+        "ack": "replica",
+        "node_timeout": 2.0,
+        "request_timeout": 20.0,
+        **changes,
+    }
+
+
+ONE_COPY = settings(n_nodes=2, replicas=1, ack="node")
+
+
+@pytest.fixture(scope="module")
+def shared(scratch: Path) -> Iterator[MemoryCluster]:
+    """Three nodes and two copies of each shard: for tests that heal what they cut."""
+    memory = MemoryCluster(**settings())
+    memory.open()
+    folder = str(Path(memory.handle.descriptor).parent)
+    SharedClusters.folders.add(folder)
+    yield memory
+    memory.close()
+    SharedClusters.folders.discard(folder)
+
+
+# ---------------------------------------------------------------------- what is looked at
+
+
+def node_of(memory: MemoryCluster, name: str) -> LocalNode:
+    return LocalNode(Path(memory.handle.descriptor).parent, name)
+
+
+def namespace_on(memory: MemoryCluster, shard: int) -> tuple[str, str]:
+    """A namespace whose items a shard keeps."""
+    table = memory.client.table
+    places = (("nodes", f"place-{n}") for n in range(100_000))
+    return next(place for place in places if table.of_namespace(place) == shard)
+
+
+def everywhere(memory: MemoryCluster, status: ClusterStatus) -> list[tuple[str, str]]:
+    return [namespace_on(memory, actor.shard) for actor in status.actors]
+
+
+def led_by(status: ClusterStatus, node: str) -> int:
+    """A shard that a node leads."""
+    return next(actor.shard for actor in status.actors if actor.node == node)
+
+
+async def kinds(memory: MemoryCluster) -> list[str]:
+    return [event.kind for event in await memory.recent_events()]
+
+
+async def until_node(memory: MemoryCluster, name: str, state: str) -> None:
+    """Wait until the host says that of a node, and that every shard has all its copies."""
+
+    async def so() -> bool:
+        try:
+            status = await memory.status()
+        except RequestError:
+            return False
+        states = {node.name: node.state for node in status.nodes}
+        whole = status.n_nodes < 2 or memory.config.replicas == 1
+        return states.get(name) == state and (
+            whole or all(actor.replica_ready for actor in status.actors)
+        )
+
+    await eventually(so, PATIENCE)
+
+
+async def acknowledged(
+    memory: MemoryCluster, namespace: tuple[str, str], key: str, number: int = 1
+) -> None:
+    """Write until that is acknowledged."""
+
+    async def so() -> bool:
+        try:
+            await memory.store.aput(namespace, key, {"v": number})
+        except RequestError:
+            return False
+        return True
+
+    await eventually(so, PATIENCE)
+
+
+async def expect(
+    memory: MemoryCluster, namespace: tuple[str, str], key: str, number: int = 1
+) -> None:
+    """Read until that is answered, and check it."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            item = await memory.store.aget(namespace, key)
+            break
+        except RequestError:
+            assert time.monotonic() < deadline, "it was not answered in time"
+            await asyncio.sleep(0.02)
+    assert item is not None
+    assert item.value == {"v": number}
+
+
+@asynccontextmanager
+async def cut(memory: MemoryCluster, name: str) -> AsyncIterator[None]:
+    """A node is cut off, and there again afterwards."""
+    node = node_of(memory, name)
+    await asyncio.to_thread(node.cut)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(node.heal)
+    await until_node(memory, name, "up")
+
+
+# ---------------------------------------------------------------------- two copies
+
+
+async def test_lost_and_cut_off_nodes_lose_nothing() -> None:
+    report = await run_nodes(NodesPlan(losses=1, cuts=1, seed=2, pause=0.3, items=300))
+    assert report.clean, str(report.findings)
+    assert report.blows == {"lose": 1, "cut": 1}
+    assert len(report.back) == len(report.copied) == 2
+    assert report.items_found == 300
+    assert report.acknowledged > 200
+    assert report.n_nodes == 2
+    assert report.events["node_lost"] >= 2
+    assert report.events["node_returned"] >= 1
+    assert report.events["shard_promoted"] >= 1
+    assert report.events["replica_ready"] >= 4
+    assert not report.events["shard_lost"]
+
+
+async def test_a_node_that_was_cut_off_answers_nobody_any_more(shared: MemoryCluster) -> None:
+    status = await shared.status()
+    shard = led_by(status, "node-1")
+    namespace = namespace_on(shared, shard)
+    assert isinstance(shared.client, RemoteClient)
+    path = shared.client._places.places[shard].path
+    descriptor = await asyncio.to_thread(shared.handle.read)
+    old = ActorRef("the old leader", path, descriptor.secret, descriptor.max_message_bytes, 2)
+    read = msgspec.msgpack.encode(GetItem(namespace, "key"))
+    write = msgspec.msgpack.encode(PutItem(namespace, "key", ("msgpack", b"\xc0")))
+
+    await shared.store.aput(namespace, "key", {"v": 1})
+    await old.ask(read, 20)
+    async with cut(shared, "node-1"):
+        asked = [asyncio.create_task(old.ask(body, 12)) for body in (read, write, read)]
+        await acknowledged(shared, namespace, "key", 2)
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(answer, RequestError) for answer in answers), answers
+    with pytest.raises(NotSentError):
+        await old.ask(read, 0.5)
+    await old.close()
+    await expect(shared, namespace, "key", 2)
+    assert {"node_lost", "shard_promoted", "node_returned", "replica_ready"} <= set(
+        await kinds(shared)
+    )
+
+
+def test_a_forked_child_finds_the_shards_while_a_node_is_cut_off(shared: MemoryCluster) -> None:
+    status = asyncio.run(shared.status())
+    name = next(actor.node for actor in status.actors if actor.node != "node-0")
+    namespace = namespace_on(shared, led_by(status, name))
+    node = node_of(shared, name)
+    shared.store.put(namespace, "before", {"v": 1})
+
+    def read_and_write() -> Any:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            try:
+                shared.store.put(namespace, "child", {"v": 2})
+                item = shared.store.get(namespace, "before")
+            except RequestError:
+                time.sleep(0.05)
+            else:
+                return item and item.value
+        return "not in time"
+
+    node.cut()
+    try:
+        assert in_fork(read_and_write, PATIENCE + 5) == {"v": 1}
+        item = shared.store.get(namespace, "child")
+        assert item is not None
+        assert item.value == {"v": 2}
+    finally:
+        node.heal()
+    asyncio.run(until_node(shared, name, "up"))
+
+
+async def test_ten_threads_lose_nothing_while_a_node_is_cut_off(shared: MemoryCluster) -> None:
+    status = await shared.status()
+    copies = [node for actor in status.actors for node in (actor.node, actor.replica_node)]
+    node = next(node for node in copies if node != "node-0")
+    places = everywhere(shared, status)
+    over = threading.Event()
+    stored: list[dict[tuple[tuple[str, str], str], int]] = [{} for _ in range(10)]
+    unexpected: list[BaseException] = []
+
+    def work(number: int) -> None:
+        count = 0
+        while not over.is_set():
+            count += 1
+            where = (places[count % len(places)], f"thread-{number}")
+            try:
+                shared.store.put(*where, {"v": count})
+                stored[number][where] = count
+                item = shared.store.get(*where)
+                assert item is not None
+                assert item.value["v"] == count
+            except RequestError:
+                continue
+            except BaseException as error:
+                unexpected.append(error)
+                raise
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    try:
+        async with cut(shared, node):
+            for place in places:
+                await acknowledged(shared, place, "key")
+    finally:
+        over.set()
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+    assert not unexpected
+    assert all(len(done) == len(places) for done in stored)
+    for done in stored:
+        for where, count in done.items():
+            item = await shared.store.aget(*where)
+            assert item is not None
+            assert item.value["v"] >= count  # one whose outcome is not known may have happened
+
+
+# ---------------------------------------------------------------------- one copy is left
+
+
+@pytest.mark.parametrize("degrade", [False, True])
+async def test_while_one_copy_is_left_writes_are_refused_unless_that_is_allowed(
+    degrade: bool,
+) -> None:
+    """The node's program alone is killed: its actors end with it."""
+    async with MemoryCluster(**settings(n_nodes=2, degrade=degrade)) as memory:
+        places = everywhere(memory, await memory.status())
+        for place in places:
+            await memory.store.aput(place, "key", {"v": 1})
+        program, *actors = await asyncio.to_thread(node_of(memory, "node-1").pids)
+        os.kill(program, signal.SIGKILL)
+        await until_node(memory, "node-1", "lost")
+        assert await asyncio.to_thread(lambda: all(map(gone, actors)))
+        for place in places:
+            if degrade:
+                await acknowledged(memory, place, "alone", 2)
+                await expect(memory, place, "alone", 2)
+            else:
+                await expect(memory, place, "key")  # the new leader is there
+                with pytest.raises(ReplicaUnavailableError, match="ack='replica'"):
+                    await memory.store.aput(place, "key", {"v": 2})
+            await expect(memory, place, "key")
+        status = await memory.status()
+        assert status.n_nodes == 1
+        assert [node.state for node in status.nodes] == ["up", "lost"]
+
+
+async def test_when_the_host_is_killed_everything_on_all_nodes_is_there_again() -> None:
+    async with MemoryCluster(**settings(n_nodes=2)) as memory:
+        before = await memory.status()
+        places = everywhere(memory, before)
+        for number, place in enumerate(places):
+            await memory.store.aput(place, "key", {"v": number})
+        os.kill(before.host_pid, signal.SIGKILL)
+        for number, place in enumerate(places):
+            await expect(memory, place, "key", number)
+            await acknowledged(memory, place, "after", number)
+            await expect(memory, place, "after", number)
+        await until_node(memory, "node-1", "up")
+        after = await memory.status()
+        assert after.host_pid != before.host_pid
+        assert [actor.node for actor in after.actors] == [actor.node for actor in before.actors]
+        assert "host_restarted" in await kinds(memory)
+
+
+# ---------------------------------------------------------------------- without a second copy
+
+
+async def test_a_lost_shard_is_said_to_be_lost_and_found_again_with_its_node() -> None:
+    async with MemoryCluster(**ONE_COPY) as memory:
+        status = await memory.status()
+        lost, kept = led_by(status, "node-1"), led_by(status, "node-0")
+        places = {shard: namespace_on(memory, shard) for shard in (lost, kept)}
+        for place in places.values():
+            await memory.store.aput(place, "key", {"v": 1})
+        async with cut(memory, "node-1"):
+            await until_node(memory, "node-1", "lost")
+
+            client = memory.client
+            assert isinstance(client, RemoteClient)
+            lost_ref = client._actors[lost]
+            await until(lambda: isinstance(lost_ref.address, Nowhere))
+            with pytest.raises(ShardLostError, match=f"shard-{lost} is lost: its node node-1"):
+                await memory.store.aget(places[lost], "key")
+            with pytest.raises(ShardLostError):
+                memory.store.put(places[lost], "key", {"v": 2})
+            with pytest.raises(PartialFailureError, match=f"shard-{lost} is lost"):
+                await memory.store.asearch(("nodes",))
+            assert await memory.store.aget(places[kept], "key") is not None
+            await memory.store.aput(places[kept], "key", {"v": 2})
+            states = {actor.shard: actor.state for actor in (await memory.status()).actors}
+            assert states == {lost: "lost", kept: "running"}
+        await expect(memory, places[lost], "key")
+        assert len(await memory.store.asearch(("nodes",))) == 2
+        assert {"shard_lost", "node_returned", "shard_found"} <= set(await kinds(memory))
+
+
+async def test_from_persist_path_a_lost_shard_is_opened_on_another_node(tmp_path: Path) -> None:
+    async with MemoryCluster(**ONE_COPY, persist_path=tmp_path / "memory") as memory:
+        places = everywhere(memory, await memory.status())
+        for place in places:
+            for number in range(20):
+                await memory.store.aput(place, f"key-{number}", {"v": number})
+        await asyncio.to_thread(node_of(memory, "node-1").lose)
+        for place in places:
+            await acknowledged(memory, place, "more")
+            assert len(await memory.store.asearch(place, limit=100)) == 21
+        assert "shard_moved" in await kinds(memory)
+        await until_node(memory, "node-1", "lost")
+
+
+# ---------------------------------------------------------------------- the owner's end
+
+OWNER = """
+    import asyncio, json, sys
+    from pathlib import Path
+    from flowgentic_actors import MemoryCluster
+    from flowgentic_actors.testing.nodes import LocalNode
+
+    async def main():
+        async with MemoryCluster(**json.loads(sys.argv[1])) as memory:
+            await memory.store.aput(("a", "b"), "key", {"v": 1})
+            status = await memory.status()
+            folder = Path(status.folder)
+            pids = [status.host_pid]
+            for node in status.nodes[1:]:
+                pids += LocalNode(folder, node.name).pids()
+            pids += [actor.pid for actor in status.actors]
+            print(json.dumps({"pids": pids, "folder": status.folder}))
+            await asyncio.sleep(60)
+
+    asyncio.run(main())
+"""
+
+
+def test_with_its_owner_all_nodes_end() -> None:
+    with python(OWNER, json.dumps(settings(n_nodes=2)), process_group=0) as process:
+        assert process.stdout is not None
+        cluster = json.loads(process.stdout.readline())
+        process.kill()
+    assert len(cluster["pids"]) >= 6
+    wait_until(lambda: all(map(gone, cluster["pids"])), 20)
+    remove_orphan(cluster["folder"])
