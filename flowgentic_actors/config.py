@@ -104,7 +104,7 @@ class MemoryConfig(BaseModel):
 
     fallback_to_local: bool = True
     """Without Dragon, go on in local mode (and say so once) instead of raising; never with
-    `persist_path` or `ack="disk"`, which a local cluster would not keep."""
+    `persist_path`, `ack="disk"` or `replicas=2`, which a local cluster would not keep."""
 
     scratch: Path | None = None
     """Folder for sockets and, without `persist_path`, journals: node-local and not in

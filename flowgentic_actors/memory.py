@@ -332,7 +332,8 @@ class MemoryCluster:
     def _may_fall_back(self) -> bool:
         # A memory that was to outlive the job must not silently become one that does not.
         config = self._config
-        return config.fallback_to_local and config.persist_path is None and config.ack != "disk"
+        lasts = config.persist_path is not None or config.ack == "disk" or config.replicas > 1
+        return config.fallback_to_local and not lasts
 
     @staticmethod
     async def _open_or_close(

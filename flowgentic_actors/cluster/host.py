@@ -52,9 +52,16 @@ from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.cluster.nodes.federation import PLAN_FILE, Federation, read_plan
+from flowgentic_actors.cluster.nodes.gathering import Gathering
 from flowgentic_actors.cluster.nodes.launching import DragonNodeLauncher, LocalNodeLauncher
 from flowgentic_actors.cluster.nodes.members import REPLICATED_FACTORY
-from flowgentic_actors.cluster.persist import MANIFEST, Manifest, StoredMemory, reopening
+from flowgentic_actors.cluster.persist import (
+    MANIFEST,
+    Manifest,
+    StoredMemory,
+    holds_memory,
+    reopening,
+)
 from flowgentic_actors.cluster.protocol import (
     AreYouThere,
     AwaitRanks,
@@ -88,6 +95,7 @@ from flowgentic_actors.cluster.status import (
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
+    ClusterOpenError,
     FlowgenticError,
     InvalidRequestError,
     ProtocolError,
@@ -114,6 +122,10 @@ _LONGEST = 7 * 86_400.0  # the owner's open_timeout ends a re-sharding sooner
 _ANSWER_MARGIN = 0.5  # an answer that says why it is late must not be late itself
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
 
+_ONE_NODE = (
+    "replicas=2 needs a second node, and there is this one alone: neither a Dragon runtime nor a "
+    "job with more nodes. Open it with replicas=1, or in an allocation of several nodes"
+)
 _GATHER_SHARE = 0.6  # of start_timeout, for the other nodes to join
 
 _FAREWELL = 3.0  # seconds for what Dragon does at the end of this process
@@ -357,6 +369,8 @@ class Host:
         """Take in the other nodes, if there are to be any; the names of all."""
         spec = self._spec
         if spec.nodes == 1 or spec.identity is None:
+            if spec.replicas > 1:
+                raise ClusterOpenError(_ONE_NODE)
             if spec.asked_nodes > 1:
                 detail = (
                     f"n_nodes={spec.asked_nodes}, and there is this one alone: neither a Dragon"
@@ -369,16 +383,19 @@ class Host:
         self._remote = TcpAddress(self._ip, port, spec.identity.certificate)
         dragon = spec.spawner == "dragon"
         launcher = DragonNodeLauncher() if dragon else LocalNodeLauncher(self._folder, spec.nodes)
-        federation = Federation(
+        gathering = Gathering(spec, launcher, spec.identity, self._ip, self._event)
+        nodes = await gathering.gather(time.monotonic() + _GATHER_SHARE * spec.start_timeout)
+        if spec.replicas > 1 and len(nodes) == 1:
+            await gathering.close()
+            raise ClusterOpenError(_ONE_NODE)
+        self._federation = Federation(
             spec,
-            launcher=launcher,
+            gathering=gathering,
             identity=spec.identity,
             ip=self._ip,
             supervisor=self._supervisor,
             on_event=self._event,
         )
-        nodes = await federation.gather(time.monotonic() + _GATHER_SHARE * spec.start_timeout)
-        self._federation = federation
         return nodes
 
     async def _listen(self, context: ssl.SSLContext) -> int:
@@ -421,9 +438,12 @@ class Host:
         spec = self._spec
         shards = spec.actors * len(nodes)
         if not spec.persist:
-            before = await on_daemon_thread(_FILE_TIMEOUT, read_plan, Path(spec.memory) / PLAN_FILE)
+            plan = Path(spec.memory) / PLAN_FILE
+            before = await on_daemon_thread(_FILE_TIMEOUT, read_plan, plan)
             if before is not None:
                 shards = len(before.shards)
+            spread = before is not None and before.is_spread
+            await on_daemon_thread(_FILE_TIMEOUT, self._check_spread, len(nodes), planned=spread)
         manifest, found = await on_daemon_thread(
             _LONGEST,
             self._memory.open,
@@ -469,6 +489,18 @@ class Host:
         ]
         if found is not None and found.instance != spec.instance:
             self._tell_reopened(manifest, found)
+
+    def _check_spread(self, nodes: int, *, planned: bool) -> None:
+        """Refuse an orphan of one node on several, and the other way round: each has its part."""
+        memory = Path(self._spec.memory)
+        if not (memory / MANIFEST).exists() or planned == (nodes > 1):
+            return
+        if planned or holds_memory(memory):
+            raise ClusterOpenError(
+                f"the memory that an earlier cluster named {self._spec.name!r} left is "
+                f"{'on several nodes' if planned else 'on this node alone'}: open it that way "
+                "(n_nodes), or choose another name="
+            )
 
     def _tell_reopened(self, manifest: Manifest, found: Manifest) -> None:
         what = "persist" if self._spec.persist else "orphan"
@@ -525,6 +557,8 @@ class Host:
             self._supervisor.link_lost(connection)
             return
         self._ranks.leave(connection)
+        if self._federation is not None:
+            self._federation.disconnected(connection)
         if connection is self._owner:
             self._owner_gone.set()
             if not (self._ended.is_set() and self._leaving.is_set()):
@@ -584,7 +618,7 @@ class Host:
             case AwaitRanks(size, wait):
                 return await self._ranks.wait(size, wait)
             case _:
-                return await self._answer_about_places(command)
+                return await self._answer_about_places(connection, command)
 
     async def _answer_owner(self, command: End | Shutdown) -> HostReply:
         if isinstance(command, End):
@@ -596,12 +630,14 @@ class Host:
         await self._ended.wait()
         return ShutdownReply(self._killed or {})
 
-    async def _answer_about_places(self, command: Describe | GetPlaces | Beat) -> HostReply:
+    async def _answer_about_places(
+        self, connection: Connection, command: Describe | GetPlaces | Beat
+    ) -> HostReply:
         federation = self._federation
         if isinstance(command, Beat):
             if federation is None:
                 raise InvalidRequestError("this cluster has one node")
-            return await federation.beat(command)
+            return await federation.beat(connection, command)
         if isinstance(command, GetPlaces):
             if federation is None:
                 return self._places()

@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         pid: The peer's process, from the operating system where it tells, else what the peer says.
         clogged: Whether the peer does not read what it is sent.
         on_clear: Called when it reads again.
+        timed_out: Whether the operating system gave it up, for its peer's machine does not answer.
     """
 
     def __init__(self, server: Server, context: ssl.SSLContext | None = None) -> None:
@@ -86,6 +87,7 @@ class Connection(asyncio.Protocol):
         self.session = b""
         self.pid = 0
         self.clogged = False
+        self.timed_out = False
         self.on_clear: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
@@ -222,6 +224,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything held for this peer."""
         if exc is not None:
+            self.timed_out = isinstance(exc, TimeoutError)
             logger.info("%r is lost: %s", self, exc)
         if self._patience is not None:
             self._patience.cancel()

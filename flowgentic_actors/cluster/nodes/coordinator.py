@@ -58,6 +58,12 @@ class ClusterPlan(Struct, kw_only=True):
     version: int
     shards: list[ShardPlan]
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether more nodes than one have a part of it."""
+        places = {node for plan in self.shards for node in (plan.leader, plan.follower, plan.lost)}
+        return len(places - {""}) > 1
+
 
 class Coordinator:
     """Decides for one cluster.

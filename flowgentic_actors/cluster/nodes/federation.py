@@ -13,34 +13,32 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
+from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator
 from flowgentic_actors.cluster.nodes.duties import Member
-from flowgentic_actors.cluster.nodes.joining import Join, JoinDesk, NodeSpec, Ticket
-from flowgentic_actors.cluster.nodes.launching import NodeLauncher
+from flowgentic_actors.cluster.nodes.gathering import Gathering
+from flowgentic_actors.cluster.nodes.joining import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
 from flowgentic_actors.cluster.nodes.members import NodeMembers, name_of
 from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant, Place, Places
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ActorStatus, NodeStatus, known_stats
-from flowgentic_actors.environment import machine
-from flowgentic_actors.errors import ActorFailedError, ClusterOpenError, FlowgenticError
+from flowgentic_actors.errors import ActorFailedError, ClusterOpenError
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.certificates import Identity, server_context
-from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.certificates import Identity
+from flowgentic_actors.wire.server import Connection
 
 PLAN_FILE: Final = "plan.json"
 """In a memory's folder: where the copies of its shards are, where each node stores its own."""
 
 _TICK: Final = 0.1
-_LAUNCH: Final = 30.0
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
 _LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1  # of node_timeout: over for sure when that is
-_MAX_BYTES: Final = 4 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ class Federation:
 
     Args:
         spec: What the host was told.
-        launcher: Starts the programs of the other nodes.
+        gathering: The programs of the other nodes.
         identity: What the host proves.
         ip: IP address of this node.
         supervisor: Of this node's actors.
@@ -61,29 +59,31 @@ class Federation:
         self,
         spec: HostSpec,
         *,
-        launcher: NodeLauncher,
+        gathering: Gathering,
         identity: Identity,
         ip: str,
         supervisor: Supervisor,
         on_event: Callable[[str, str, str], None],
     ) -> None:
         self._spec = spec
-        self._launcher = launcher
+        self._gathering = gathering
         self._identity = identity
         self._ip = ip
         self._supervisor = supervisor
         self._on_event = on_event
-        self._here = ""
-        self._machines: dict[str, str] = {}
-        self._joined: dict[str, Join] = {}
-        self._arrival = asyncio.Event()
-        self._desk = JoinDesk(self._take_in)
+        self._here = gathering.here
+        self._machines = gathering.machines
         self._coordinator: Coordinator | None = None
         self._members: NodeMembers | None = None
         self._plan_file: Path | None = None
         self._published = 0  # version of the plan that is on the disk
         self._known_here = 0
         self._news = asyncio.Event()
+        self._lines: dict[Connection, str] = {}  # that nodes ask over
+        self._hung_up: set[str] = set()  # nodes whose program has ended
+        self._restarts: dict[str, RestartPolicy] = {}
+        self._starting = asyncio.Lock()
+        self._spec_of: Callable[[str], NodeSpec] | None = None
         self._stir = asyncio.Event()
         self._events_to: dict[str, int] = {}
         self._end: EndNode | None = None
@@ -91,76 +91,7 @@ class Federation:
         self._killed: dict[str, dict[str, str]] = {}  # of each node that has ended
         self._left: set[str] = set()
         self._table: SlotTable | None = None
-        self._desk_server: Server | None = None
         self._lease = spec.node_timeout * _LEASE_SHARE
-
-    # ------------------------------------------------------------------ taking in
-
-    @property
-    def here(self) -> str:
-        """The host's own node."""
-        return self._here
-
-    async def gather(self, deadline: float) -> list[str]:
-        """Start the programs of the other nodes, and wait until they are there.
-
-        Args:
-            deadline: On the monotonic clock.
-
-        Returns:
-            The names of all nodes that there are, this one first.
-        """
-        self._here, others = await self._launcher.find()
-        self._machines[self._here] = machine()
-        wanted = others if not self._spec.nodes else others[: self._spec.nodes - 1]
-        if len(wanted) + 1 < self._spec.nodes:
-            self._on_event(
-                "fewer_nodes",
-                "",
-                f"n_nodes={self._spec.nodes}, and there are {len(wanted) + 1}: {self._here}"
-                + "".join(f", {node}" for node in wanted),
-            )
-        if not wanted:
-            return [self._here]
-        server = Server(self._desk, self._desk.secret, "the host", 0, _MAX_BYTES)
-        context = await on_daemon_thread(
-            _FILE_TIMEOUT, server_context, self._identity, Path(self._spec.folder)
-        )
-        port = await server.listen_tcp(self._ip, context)
-        address = TcpAddress(self._ip, port, self._identity.certificate)
-        try:
-            async with anyio.create_task_group() as tasks:
-                for node in wanted:
-                    tasks.start_soon(self._launch, node, address, deadline)
-            with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
-                while set(wanted) - set(self._joined):
-                    self._arrival.clear()
-                    await self._arrival.wait()
-        finally:
-            self._desk_server = server
-        missing = [node for node in wanted if node not in self._joined]
-        if missing:
-            self._on_event("node_missing", "", f"{', '.join(missing)} did not join in time")
-        return [self._here, *(node for node in wanted if node in self._joined)]
-
-    async def _launch(self, node: str, address: TcpAddress, deadline: float) -> None:
-        patience = max(1.0, deadline - time.monotonic())
-        ticket = Ticket(node, (address,), self._desk.secret, patience)
-        try:
-            await self._launcher.launch(node, ticket, min(_LAUNCH, patience))
-        except (FlowgenticError, OSError, TimeoutError) as error:
-            self._on_event("node_missing", "", f"{node} cannot be started: {error!r}")
-
-    def _take_in(self, join: Join) -> None:
-        """A node is there; each ticket counts once."""
-        if join.node in self._joined:
-            raise ClusterOpenError(f"{join.node} has joined already")
-        self._joined[join.node] = join
-        self._machines[join.node] = join.machine
-        if not self._launcher.folder(join.node):
-            return self._arrival.set()
-        self._machines[join.node] += f" {join.node}"  # it only stands for a machine of its own
-        return self._arrival.set()
 
     # ------------------------------------------------------------------ opening
 
@@ -181,7 +112,7 @@ class Federation:
 
         Args:
             tasks: The task group that owns what goes on.
-            nodes: What `gather` gave.
+            nodes: What `Gathering.gather` gave.
             table: Where each key lives.
             host: Where the nodes find the host.
             shards: Subfolder of each shard, by number, below the memory's folder.
@@ -228,7 +159,7 @@ class Federation:
         def spec_of(node: str) -> NodeSpec:
             return NodeSpec(
                 name=spec.name,
-                folder=self._launcher.folder(node),
+                folder=self._gathering.folder(node),
                 scratch=spec.scratch,
                 memory=spec.memory if spec.persist else "",
                 manifest=manifest,
@@ -252,9 +183,11 @@ class Federation:
                 max_message_bytes=spec.max_message_bytes,
             )
 
-        self._desk.release(spec_of)
-        tasks.start_soon(self._keep_time)
+        self._spec_of = spec_of
+        await self._gathering.hand_out(spec_of)
+        tasks.start_soon(self._keep_time, tasks)
         tasks.start_soon(self._keep_publishing)
+        tasks.start_soon(self._keep_order_here)
         await self._all_serve()
 
     async def _all_serve(self) -> None:
@@ -278,10 +211,12 @@ class Federation:
 
     # ------------------------------------------------------------------ beats
 
-    async def beat(self, beat: Beat) -> Grant:
+    async def beat(self, connection: Connection, beat: Beat) -> Grant:
         """Take what a node tells, and answer when there is something to say, or after a while."""
+        self._lines[connection] = beat.node
+        self._hung_up.discard(beat.node)
         node, coordinator = beat.node, self._coordinator
-        if coordinator is None or node not in self._joined:
+        if coordinator is None or node not in self._machines:
             raise ClusterOpenError(f"{node} is no node of this cluster")
         heard = self._events_to.get(node, 0)
         for number, (kind, actor, detail) in enumerate(beat.events, beat.events_from):
@@ -301,7 +236,11 @@ class Federation:
     def _has_news_for(self, beat: Beat) -> bool:
         if self._leave is not None or (self._end is not None and beat.ended is None):
             return True
-        return self._end is None and beat.known < self._published
+        coordinator = self._coordinator
+        assert coordinator is not None
+        if self._end is not None or self._published != coordinator.plan.version:
+            return False
+        return beat.known < coordinator.changed_for(beat.node)
 
     def _grant(self, beat: Beat) -> Grant:
         """A lease, and orders: of what is on the disk, and of nothing that is not."""
@@ -315,23 +254,54 @@ class Federation:
         end = self._end if beat.ended is None else None
         orders = None
         if self._published == coordinator.plan.version:
-            orders = coordinator.orders(node) if beat.known < self._published else None
+            if beat.known < coordinator.changed_for(node):
+                orders = coordinator.orders(node)
             coordinator.granted(node, time.monotonic())
             return Grant(self._lease, orders, end, events_to=events_to)
         return Grant(0.0, end=end, events_to=events_to)
 
-    async def _keep_time(self) -> None:
+    def disconnected(self, connection: Connection) -> None:
+        """A connection is gone: if its machine said so, what ended there is the node's program."""
+        node = self._lines.pop(connection, None)
+        if node is not None and not connection.timed_out:
+            self._hung_up.add(node)
+
+    async def _keep_time(self, tasks: TaskGroup) -> None:
         """Let the coordinator see time pass, for as long as the cluster lives."""
         coordinator = self._coordinator
         assert coordinator is not None
         while True:
             await anyio.sleep(_TICK)
             if self._end is None:
+                before = coordinator.nodes
                 coordinator.tick(time.monotonic())
+                for node in set(before) - set(coordinator.nodes):
+                    if node in self._hung_up:
+                        tasks.start_soon(self._start_again, node)
             if self._members is not None:
                 coordinator.heard(self._here, self._members.members())
             if coordinator.plan.version != self._published:
                 self._stir.set()
+
+    async def _start_again(self, node: str) -> None:
+        """Start the program of a node that is there, and whose last one is not."""
+        assert self._spec_of is not None
+        now = time.monotonic()
+        spec = self._spec
+        policy = self._restarts.setdefault(
+            node, RestartPolicy(spec.restart_intensity, spec.restart_period)
+        )
+        delay = policy.next_delay(now, 0.0)
+        if delay is None:
+            self._on_event("node_given_up", "", f"the program of {node} keeps ending")
+            return
+        await anyio.sleep(delay)
+        async with self._starting:
+            if self._end is not None or node in self._lines.values():
+                return
+            deadline = time.monotonic() + spec.start_timeout
+            if not await self._gathering.start_again(node, self._spec_of, deadline):
+                self._on_event("node_missing", "", f"{node} did not join again")
 
     def stir(self) -> None:
         """Look at this node's actors now: something has changed."""
@@ -347,6 +317,20 @@ class Federation:
             await self._publish()
             self._tell_news()
 
+    async def _keep_order_here(self) -> None:
+        """Do on this node what was decided, beside telling the others."""
+        coordinator, members = self._coordinator, self._members
+        assert coordinator is not None
+        assert members is not None
+        while self._end is None:
+            # What is not on the disk is not acted upon.
+            if self._known_here < self._published == coordinator.plan.version:
+                orders = coordinator.orders(self._here)
+                await members.carry_out(orders)
+                self._known_here = orders.version
+            else:
+                await self._news.wait()
+
     async def _publish(self) -> None:
         coordinator = self._coordinator
         assert coordinator is not None
@@ -358,10 +342,6 @@ class Federation:
             assert self._plan_file is not None
             await on_daemon_thread(_FILE_TIMEOUT, write_private, self._plan_file, encoded)
             self._published = version
-        if self._members is not None and self._end is None and self._known_here < self._published:
-            orders = coordinator.orders(self._here)
-            self._known_here = orders.version
-            await self._members.carry_out(orders)
 
     def _tell_news(self) -> None:
         self._news.set()
@@ -462,7 +442,7 @@ class Federation:
             with anyio.move_on_after(_LEAVING):
                 while others - self._left:
                     await self._news.wait()
-        await on_daemon_thread(_FILE_TIMEOUT, self._launcher.close)
+        await self._gathering.close()
 
 
 def _actor_status(

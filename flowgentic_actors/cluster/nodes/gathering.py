@@ -1,0 +1,145 @@
+"""Getting a cluster's nodes together: starts their programs, and hears from those that come up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.cluster.hostspec import HostSpec
+from flowgentic_actors.cluster.nodes.joining import Join, JoinDesk, NodeSpec, Ticket
+from flowgentic_actors.cluster.nodes.launching import NodeLauncher
+from flowgentic_actors.environment import machine
+from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
+from flowgentic_actors.wire.addresses import TcpAddress
+from flowgentic_actors.wire.certificates import Identity, server_context
+from flowgentic_actors.wire.server import Server
+
+_LAUNCH: Final = 30.0
+_FILE_TIMEOUT: Final = 30.0
+_MAX_BYTES: Final = 4 << 20
+
+
+class Gathering:
+    """The programs of the other nodes, from their start until they have their specs.
+
+    Args:
+        spec: What the host was told.
+        launcher: Starts them.
+        identity: What the host proves.
+        ip: IP address of this node.
+        on_event: Told what happens.
+
+    Attributes:
+        here: The host's own node.
+        machines: The machine of each node that there is or was, as `environment.machine` names it.
+    """
+
+    def __init__(
+        self,
+        spec: HostSpec,
+        launcher: NodeLauncher,
+        identity: Identity,
+        ip: str,
+        on_event: Callable[[str, str, str], None],
+    ) -> None:
+        self._spec = spec
+        self._launcher = launcher
+        self._identity = identity
+        self._ip = ip
+        self._on_event = on_event
+        self._awaited: set[str] = set()
+        self._arrival = asyncio.Event()
+        self._desk: JoinDesk | None = None
+        self._server: Server | None = None
+        self.here = ""
+        self.machines: dict[str, str] = {}
+
+    async def gather(self, deadline: float) -> list[str]:
+        """Start the programs of the other nodes, and wait until they are there.
+
+        Args:
+            deadline: On the monotonic clock.
+
+        Returns:
+            The names of all nodes that there are, this one first.
+        """
+        self.here, others = await self._launcher.find()
+        self.machines[self.here] = machine()
+        asked = self._spec.nodes
+        wanted = others[: asked - 1] if asked else others
+        if len(wanted) + 1 < asked:
+            there = ", ".join([self.here, *wanted])
+            self._on_event(
+                "fewer_nodes", "", f"n_nodes={asked}, and there are {len(wanted) + 1}: {there}"
+            )
+        missing = await self._start(wanted, deadline)
+        if missing:
+            self._on_event("node_missing", "", f"{', '.join(missing)} did not join in time")
+        return [self.here, *(node for node in wanted if node not in missing)]
+
+    async def hand_out(self, specs: Callable[[str], NodeSpec]) -> None:
+        """Tell those that are there what they have to know; nobody joins any more."""
+        if self._desk is not None and self._server is not None:
+            self._desk.release(specs)
+            await self._server.close()
+        self._desk = self._server = None
+
+    async def start_again(
+        self, node: str, specs: Callable[[str], NodeSpec], deadline: float
+    ) -> bool:
+        """Start the program of a node whose last one has ended; False when it does not join."""
+        missing = await self._start([node], deadline)
+        await self.hand_out(specs)
+        return not missing
+
+    async def close(self) -> None:
+        """End by force what does not end by itself, where that can be done from here."""
+        await on_daemon_thread(_FILE_TIMEOUT, self._launcher.close)
+
+    def folder(self, node: str) -> str:
+        """Where a node keeps its files, empty for the usual place."""
+        return self._launcher.folder(node)
+
+    async def _start(self, nodes: Sequence[str], deadline: float) -> list[str]:
+        """Start programs, and wait for them; those that did not join."""
+        if not nodes:
+            return []
+        self._awaited = set(nodes)
+        self._desk = JoinDesk(self._take_in)
+        self._server = Server(self._desk, self._desk.secret, "the host", 0, _MAX_BYTES)
+        folder = Path(self._spec.folder)
+        context = await on_daemon_thread(_FILE_TIMEOUT, server_context, self._identity, folder)
+        port = await self._server.listen_tcp(self._ip, context)
+        address = TcpAddress(self._ip, port, self._identity.certificate)
+        async with anyio.create_task_group() as tasks:
+            for node in nodes:
+                patience = max(1.0, deadline - time.monotonic())
+                ticket = Ticket(node, (address,), self._desk.secret, patience)
+                tasks.start_soon(self._launch, ticket)
+        with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
+            while self._awaited:
+                self._arrival.clear()
+                await self._arrival.wait()
+        return [node for node in nodes if node in self._awaited]
+
+    async def _launch(self, ticket: Ticket) -> None:
+        try:
+            await self._launcher.launch(ticket.node, ticket, min(_LAUNCH, ticket.patience))
+        except (FlowgenticError, OSError, TimeoutError) as error:
+            self._on_event("node_missing", "", f"{ticket.node} cannot be started: {error!r}")
+
+    def _take_in(self, join: Join) -> None:
+        """A node is there; each ticket counts once."""
+        if join.node not in self._awaited:
+            raise ClusterOpenError(f"{join.node} is not awaited, or has joined already")
+        self._awaited.discard(join.node)
+        self.machines[join.node] = join.machine
+        if self._launcher.folder(join.node):  # it only stands for a machine of its own
+            self.machines[join.node] += f" {join.node}"
+        self._arrival.set()
