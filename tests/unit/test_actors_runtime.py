@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import AsyncIterator
@@ -348,3 +349,42 @@ async def test_the_end_does_not_wait_for_answers_that_nobody_reads(path: Path) -
         async with asyncio.timeout(PATIENCE):
             await opened.runtime.drain(opened.server)
         assert not opened.server.connections
+
+
+async def test_what_is_answered_after_the_lease_is_held_until_the_next_one(path: Path) -> None:
+    async with served(path) as opened, raw_client(path) as raw:
+        client = await greeted(raw)
+        opened.runtime.extend(-math.inf)
+        client.send(add(0), add(1))
+        await until(lambda: opened.counter.total == 2)
+        await asyncio.sleep(0.05)
+        assert not client.frames
+        opened.runtime.extend(time.monotonic() - 1)  # over already
+        await asyncio.sleep(0.05)
+        assert not client.frames
+        opened.runtime.extend(math.inf)
+        await client.read(2)
+        assert [m.seq for m in client.frames[0] if isinstance(m, Reply)] == [0, 1]
+
+
+async def test_peers_are_answered_beside_the_mailbox_and_the_lease(path: Path) -> None:
+    async with served(path) as opened:
+        opened.runtime.extend(-math.inf)
+        opened.runtime.fence(fenced=True)
+        opened.counter.total = 7
+        peer = AsyncConnection(str(path), SECRET, "counter", LIMIT, "peer")
+        assert number(await peer.request(b"\xc0", PATIENCE)) == 7
+        await peer.close()
+
+
+async def test_an_actor_that_takes_no_clients_sends_them_away_until_it_does(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Counter, "takes_clients", False)
+    async with served(path) as opened, connection_to(path) as connection:
+        asked = asyncio.create_task(connection.request(command("add", 1), PATIENCE))
+        await asyncio.sleep(0.1)
+        assert not asked.done()
+        monkeypatch.setattr(Counter, "takes_clients", True)
+        assert number(await asked) == 1
+        assert opened.counter.total == 1
