@@ -10,7 +10,12 @@ id; and mend dragonhpc 0.15.0, whose waits spin:
 - `Queue.get(timeout)` begins every wait with a spin, and a group manager waits in slices of 0.3 s:
   a fifth of a core.
 
-Both wait with short naps instead. Other versions of dragonhpc are left alone, and so is a `Queue`
+- `dragon-tcp`, one or two on each node of several, waits for messages in slices of 0.1 s, each of which
+  begins with a spin: a quarter of a core. The slices are longer here, and the messages no later;
+- Local Services gives `dragon-tcp` 10 s to start, which a busy node does not always manage: it gets
+  a minute.
+
+The first two wait with short naps instead. Other versions of dragonhpc are left alone, and so is a `Queue`
 that is not the one that was looked at. No import of this package here: it must cost nothing.
 """
 
@@ -26,6 +31,8 @@ from typing import Any
 
 FIXED_VERSION = "0.15.0"
 FIXED_MODULE = "dragon.native.queue"
+CLIENT_MODULE = "dragon.transport.tcp.client"
+FACTS_MODULE = "dragon.infrastructure.facts"
 LAUNCHER_MODULE = "dragon.launcher.network_config"
 PRIMARY_VARIABLE = "FLOWGENTIC_DRAGON_PRIMARY"
 """Host name of the node on which a launcher's program is to run."""
@@ -35,6 +42,8 @@ OWNER_VARIABLE = "FLOWGENTIC_DDICT_OWNER"
 _NOTICE = 0.2  # seconds that Dragon has to notice the end of a process before that of the next
 _LAST = 3.0  # seconds after which a process does not wait for younger ones any more
 _FIRST_NAP, _LONGEST_NAP = 0.001, 0.05
+_SLICE = 1.0  # also what the end of a waiting `dragon-tcp` takes
+_START = 60
 
 
 # ---------------------------------------------------------------------- the user's own
@@ -165,6 +174,18 @@ def mend(module: ModuleType) -> None:
     queue.poll, queue.get = poll, get
 
 
+def lengthen(module: ModuleType) -> None:
+    """Give the module's `Client.recv` a longer slice, if it is as expected."""
+    receive = module.Client.recv
+    if receive.__defaults__ == (0.1,) and receive.__code__.co_varnames[:2] == ("self", "interval"):
+        receive.__defaults__ = (_SLICE,)
+
+
+def be_patient(module: ModuleType) -> None:
+    """Give a node's transport more time to start."""
+    module.TA_PING_TIMEOUT = max(_START, getattr(module, "TA_PING_TIMEOUT", 0))
+
+
 def prefer(module: ModuleType) -> None:
     """Have a launcher choose a node as its first, if it is not told another, and has that one."""
     config, primary = module.NetworkConfig, os.environ[PRIMARY_VARIABLE]
@@ -219,6 +240,8 @@ def _installed() -> str:
 
 if __name__ == "sitecustomize":
     sys.meta_path.insert(0, _Mender(FIXED_MODULE, mend))
+    sys.meta_path.insert(0, _Mender(CLIENT_MODULE, lengthen))
+    sys.meta_path.insert(0, _Mender(FACTS_MODULE, be_patient))
     if PRIMARY_VARIABLE in os.environ:
         sys.meta_path.insert(0, _Mender(LAUNCHER_MODULE, prefer))
     if _owner := os.environ.get(OWNER_VARIABLE):

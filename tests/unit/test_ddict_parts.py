@@ -168,6 +168,53 @@ def test_another_queue_is_left_alone() -> None:
     assert module.Queue is queue.SimpleQueue
 
 
+async def _recv(self: object, interval: float = 0.1) -> float:
+    return interval
+
+
+def test_what_waits_for_messages_of_other_nodes_waits_in_longer_slices() -> None:
+    module: Any = ModuleType("client_of_dragon")
+    module.Client = type("Client", (), {"recv": _recv})
+    sitecustomize.lengthen(module)
+    assert asyncio.run(module.Client().recv()) >= 0.5
+    assert asyncio.run(module.Client().recv(0.25)) == 0.25
+
+    async def other(self: object, patience: float = 0.3) -> float:
+        return patience
+
+    module.Client = type("Client", (), {"recv": other})
+    sitecustomize.lengthen(module)
+    assert asyncio.run(module.Client().recv()) == 0.3
+
+
+def test_a_launcher_prefers_the_node_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Node:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    class NetworkConfig:
+        def __init__(self, *names: str) -> None:
+            self.network_config = {str(n): Node(name) for n, name in enumerate(names)}
+            self.chosen: str | None = "nobody"
+
+        def _select_primary(self, primary_hostname: str | None = None) -> None:
+            self.chosen = primary_hostname
+
+    module: Any = ModuleType("launcher_of_dragon")
+    module.NetworkConfig = NetworkConfig
+    monkeypatch.setenv(sitecustomize.PRIMARY_VARIABLE, "b")
+    sitecustomize.prefer(module)
+    for names, told, chosen in [
+        (("a", "b"), None, "b"),
+        (("a", "b"), "a", "a"),  # the user's own choice
+        (("a", "c"), None, None),  # Dragon's way
+        (("b", "b"), None, None),
+    ]:
+        config = NetworkConfig(*names)
+        config._select_primary(told)
+        assert config.chosen == chosen
+
+
 @NEEDS_DRAGON[1]
 def test_the_workaround_is_still_needed() -> None:
     version = sitecustomize._installed()
