@@ -10,13 +10,14 @@ id; and mend dragonhpc 0.15.0, whose waits spin:
 - `Queue.get(timeout)` begins every wait with a spin, and a group manager waits in slices of 0.3 s:
   a fifth of a core.
 
-- `dragon-tcp`, one or two on each node of several, waits for messages in slices of 0.1 s, each of which
-  begins with a spin: a quarter of a core. The slices are longer here, and the messages no later;
+- `dragon-tcp`, one or two on each node of several, waits for messages in slices of 0.1 s, each of
+  which begins with a spin: a quarter of a core. The slices are longer here, and the messages no
+  later;
 - Local Services gives `dragon-tcp` 10 s to start, which a busy node does not always manage: it gets
   a minute.
 
-The first two wait with short naps instead. Other versions of dragonhpc are left alone, and so is a `Queue`
-that is not the one that was looked at. No import of this package here: it must cost nothing.
+The first two wait with short naps instead. Other versions of dragonhpc are left alone, and so is
+what is not as it was when it was looked at. No import of this package here: it must cost nothing.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -72,10 +73,47 @@ class Hosts:
                 the login host. `python` runs it on node0 with nothing around it.
             timeout: Seconds until all of it is ended by force, which fails the test.
         """
-        if isinstance(program, str):
-            (self.shared / "program.py").write_text(textwrap.dedent(program))
-            program = self.shared / "program.py"
         names = [f"node{number}" for number in range(nodes)]
+        if launcher == "dragon":
+            where = "login"
+            how = ["dragon", "-w", "ssh", "--hostlist", ",".join(names), "-t", "tcp"]
+        else:
+            where, how = "node0", [sys.executable]
+        file = self.write(program) if isinstance(program, str) else program
+        return self.run_command(
+            [*how, str(file), *arguments],
+            nodes=nodes,
+            on=where,
+            fixes=launcher == "dragon",
+            timeout=timeout,
+        )
+
+    def write(self, program: str) -> Path:
+        """Put a program's text where all hosts find it."""
+        file = self.shared / "program.py"
+        file.write_text(textwrap.dedent(program))
+        return file
+
+    def run_command(
+        self,
+        command: Sequence[str],
+        *,
+        nodes: int = 2,
+        on: str = "login",
+        fixes: bool = False,
+        keep: Sequence[Path] = (),
+        timeout: float = 90.0,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on them, to its end.
+
+        Args:
+            command: What to run; programs beside this Python are on PATH.
+            nodes: How many hosts there are besides the login host.
+            on: The host to run it on.
+            fixes: Whether Python has this package's fixes of Dragon from the beginning.
+            keep: Further folders that the hosts are to see, if they are below /tmp.
+            timeout: Seconds until all of it is ended by force, which fails the test.
+        """
         beside = Path(sys.executable).parent  # the launcher calls helpers of its own by name
         environ = {
             **os.environ,
@@ -83,20 +121,16 @@ class Hosts:
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
         }
-        if launcher == "dragon":
+        if fixes:
             environ = with_fixes(environ)
-            where = "login"
-            how = ["dragon", "-w", "ssh", "--hostlist", ",".join(names), "-t", "tcp"]
-        else:
-            where, how = "node0", [sys.executable]
-        keep = [ROOT, sys.prefix, sys.base_prefix, self.shared]
+        folders = [ROOT, sys.prefix, sys.base_prefix, self.shared, *keep]
         # The harness's own folder is in this test run's scratch; that is not a folder of the hosts.
         harness = fakehosts.python(
-            *(f"--keep={folder}" for folder in keep),
+            *(f"--keep={folder}" for folder in folders),
             # Asked six times by each host which GPUs there are: none, after a second each.
             f"--mute={beside / 'dragon-config'}",
-            *("--nodes", str(nodes), "--timeout", str(timeout), "--on", where),
-            *("--", "env", "--unset=TMPDIR", *how, str(program), *arguments),
+            *("--nodes", str(nodes), "--timeout", str(timeout), "--on", on),
+            *("--", "env", "--unset=TMPDIR", *command),
         )
         done = subprocess.run(
             harness,

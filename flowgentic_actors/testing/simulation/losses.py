@@ -149,7 +149,9 @@ class _Found:
         """A client was told."""
         for shard, leader in client.leaders.items():
             key = (client.number, shard)
-            if leader and leader not in self._dead and key not in self.clients:
+            if shard not in self._watched or not leader or leader in self._dead:
+                continue  # it was asked about an earlier loss, or does not know yet
+            if key not in self.clients:
                 self.clients[key] = self._cluster.agenda.now
                 self.leading.setdefault(shard, self._cluster.agenda.now)
 
