@@ -137,6 +137,8 @@ class ActorRuntime:
         self._lease = lease
         if self._held:
             self._send_held()
+        if len(self._mailbox) or self._ready:
+            self._schedule()
 
     def _send_held(self) -> None:
         held, self._held = self._held, []
@@ -177,6 +179,8 @@ class ActorRuntime:
                 raise ProtocolError(f"{type(message).__name__} is not a message for an actor")
         if self._scheduled or self._busy_since is not None or len(self._mailbox) or self._fenced:
             self._put_in_line(arrived)
+        elif now >= self._lease:
+            self._put_in_line(arrived)  # and nothing is stored either, where others may be by now
         elif arrived and not (self._broken or self._closed):
             # Through the mailbox each would wait for another turn of the event loop.
             self._idle.clear()
@@ -222,7 +226,7 @@ class ActorRuntime:
 
     def _run_batch(self) -> None:
         self._scheduled = False
-        if not (self._broken or self._fenced or self._closed):
+        if not (self._broken or self._fenced or self._closed or time.monotonic() >= self._lease):
             self._run(self._mailbox.take(BATCH))
 
     def _run(self, batch: list[Envelope]) -> None:

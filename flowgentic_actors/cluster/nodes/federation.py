@@ -38,6 +38,10 @@ PLAN_FILE: Final = "plan.json"
 _TICK: Final = 0.1
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
+_SHARED_GRACE: Final = 25.0
+"""A node without its host lets go of journals at `persist_path` before the next cluster takes hold of
+them, which is when their holder has been silent for `holder.SILENCE`."""
+
 _LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1  # of node_timeout: over for sure when that is
 
 logger = logging.getLogger(__name__)
@@ -177,7 +181,9 @@ class Federation:
                 supervision=self._supervisor.settings,
                 lease=self._lease,
                 heartbeat_interval=spec.heartbeat_interval,
-                rejoin_grace=spec.rejoin_grace,
+                rejoin_grace=(
+                    min(spec.rejoin_grace, _SHARED_GRACE) if spec.persist else spec.rejoin_grace
+                ),
                 open_timeout=spec.start_timeout,
                 orphans=spec.orphans,
                 max_message_bytes=spec.max_message_bytes,

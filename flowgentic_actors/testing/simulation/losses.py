@@ -143,7 +143,9 @@ class _Found:
 
     @property
     def all_know(self) -> bool:
-        return len(self.clients) >= len(self._watched) * len(self._cluster.clients)
+        clients = len(self._cluster.clients)
+        led = len(self.leading) == len(self._watched)
+        return led and len(self.clients) >= len(self._watched) * clients
 
     def look(self, client: Client) -> None:
         """A client was told."""
