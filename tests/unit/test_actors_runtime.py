@@ -351,20 +351,35 @@ async def test_the_end_does_not_wait_for_answers_that_nobody_reads(path: Path) -
         assert not opened.server.connections
 
 
-async def test_what_is_answered_after_the_lease_is_held_until_the_next_one(path: Path) -> None:
+async def test_past_its_lease_an_actor_does_nothing_until_it_has_another_one(path: Path) -> None:
     async with served(path) as opened, raw_client(path) as raw:
         client = await greeted(raw)
         opened.runtime.extend(-math.inf)
         client.send(add(0), add(1))
-        await until(lambda: opened.counter.total == 2)
         await asyncio.sleep(0.05)
-        assert not client.frames
         opened.runtime.extend(time.monotonic() - 1)  # over already
         await asyncio.sleep(0.05)
+        assert opened.counter.total == 0
         assert not client.frames
         opened.runtime.extend(math.inf)
         await client.read(2)
         assert [m.seq for m in client.frames[0] if isinstance(m, Reply)] == [0, 1]
+        assert opened.counter.total == 2
+
+
+async def test_what_is_committed_after_the_lease_is_answered_with_the_next_one(path: Path) -> None:
+    async with served(path) as opened, raw_client(path) as raw:
+        client = await greeted(raw)
+        waiting = opened.counter.commit_later = asyncio.get_running_loop().create_future()
+        client.send(add(0))
+        await until(lambda: opened.counter.total == 1)
+        opened.runtime.extend(-math.inf)
+        waiting.set_result(None)
+        await asyncio.sleep(0.05)
+        assert not client.frames
+        opened.runtime.extend(math.inf)
+        await client.read(1)
+        assert [m.seq for m in client.frames[0] if isinstance(m, Reply)] == [0]
 
 
 async def test_peers_are_answered_beside_the_mailbox_and_the_lease(path: Path) -> None:

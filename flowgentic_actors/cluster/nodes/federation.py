@@ -39,8 +39,8 @@ _TICK: Final = 0.1
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
 _SHARED_GRACE: Final = 25.0
-"""A node without its host lets go of journals at `persist_path` before the next cluster takes hold of
-them, which is when their holder has been silent for `holder.SILENCE`."""
+"""A node without its host lets go of journals at `persist_path` before the next cluster takes hold
+of them, which is when their holder has been silent for `holder.SILENCE`."""
 
 _LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1  # of node_timeout: over for sure when that is
 
