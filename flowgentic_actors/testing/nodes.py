@@ -64,9 +64,13 @@ class LocalNode:
         return [*alive, *(pid for pid in compactors if pid is not None)]
 
     def lose(self) -> None:
-        """End all of it at the same time. Blocks."""
+        """End all of it at the same time, for good: its disk is gone, too. Blocks."""
         self.cut()  # so that none sees another one's end
-        for pid in self.pids():
+        pids = self.pids()
+        # What is started in its place finds a file where its folder would have to be, and ends.
+        self.folder.rename(self.folder.parent.parent / f"lost-{self.name}")
+        self.folder.touch()
+        for pid in pids:
             _send(pid, signal.SIGKILL)
 
     def cut(self) -> None:

@@ -284,27 +284,45 @@ async def test_ten_threads_lose_nothing_while_a_node_is_cut_off(shared: MemoryCl
 async def test_while_one_copy_is_left_writes_are_refused_unless_that_is_allowed(
     degrade: bool,
 ) -> None:
-    """The node's program alone is killed: its actors end with it."""
     async with MemoryCluster(**settings(n_nodes=2, degrade=degrade)) as memory:
         places = everywhere(memory, await memory.status())
         for place in places:
             await memory.store.aput(place, "key", {"v": 1})
-        program, *actors = await asyncio.to_thread(node_of(memory, "node-1").pids)
-        os.kill(program, signal.SIGKILL)
+        await asyncio.to_thread(node_of(memory, "node-1").lose)
         await until_node(memory, "node-1", "lost")
-        assert await asyncio.to_thread(lambda: all(map(gone, actors)))
         for place in places:
+            await expect(memory, place, "key")  # the new leader is there
             if degrade:
                 await acknowledged(memory, place, "alone", 2)
                 await expect(memory, place, "alone", 2)
             else:
-                await expect(memory, place, "key")  # the new leader is there
                 with pytest.raises(ReplicaUnavailableError, match="ack='replica'"):
                     await memory.store.aput(place, "key", {"v": 2})
             await expect(memory, place, "key")
         status = await memory.status()
         assert status.n_nodes == 1
         assert [node.state for node in status.nodes] == ["up", "lost"]
+
+
+async def test_a_node_whose_program_is_killed_ends_its_actors_and_is_back() -> None:
+    async with MemoryCluster(**settings(n_nodes=2)) as memory:
+        places = everywhere(memory, await memory.status())
+        for place in places:
+            await memory.store.aput(place, "key", {"v": 1})
+        node = node_of(memory, "node-1")
+        program, *actors = await asyncio.to_thread(node.pids)
+        os.kill(program, signal.SIGKILL)
+
+        async def another_one() -> bool:
+            pids = await asyncio.to_thread(node.pids)
+            return len(pids) > len(actors) and not {program, *actors} & set(pids)
+
+        await eventually(another_one, PATIENCE)
+        assert await asyncio.to_thread(lambda: all(map(gone, actors)))
+        for place in places:
+            await expect(memory, place, "key")
+            await acknowledged(memory, place, "more")
+        await until_node(memory, "node-1", "up")
 
 
 async def test_when_the_host_is_killed_everything_on_all_nodes_is_there_again() -> None:
