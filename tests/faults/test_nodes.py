@@ -188,7 +188,7 @@ async def test_a_node_that_was_cut_off_answers_nobody_any_more(shared: MemoryClu
     await shared.store.aput(namespace, "key", {"v": 1})
     await old.ask(read, 20)
     async with cut(shared, "node-1"):
-        asked = [asyncio.create_task(old.ask(body, 12)) for body in (read, write, read)]
+        asked = [asyncio.create_task(old.ask(body, 8)) for body in (read, write, read)]
         await acknowledged(shared, namespace, "key", 2)
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(answer, RequestError) for answer in answers), answers
