@@ -675,9 +675,9 @@ async def test_an_actor_with_a_lease_answers_until_its_end_and_again_with_the_ne
     async with office(folder) as opened:
         child, ref = await added(opened, leased=True)
         asked = asyncio.create_task(ref.ask(command("add", 1), PATIENCE))
-        await until(lambda: child.stats.get("total") == 1)
-        await anyio.sleep(0.1)
+        await until(lambda: child.stats.get("mailbox_requests") == 1)
         assert not asked.done()
+        assert child.stats["total"] == 0
         opened.supervisor.extend(time.monotonic() + 3600)
         assert number(await asked) == 1
         os.kill(child.pid, signal.SIGKILL)
@@ -687,9 +687,9 @@ async def test_an_actor_with_a_lease_answers_until_its_end_and_again_with_the_ne
         opened.supervisor.tell("a", Raw(msgspec.msgpack.encode(40)))
         await until(lambda: child.stats.get("total") == 40)  # so it knows its lease, too
         asked = asyncio.create_task(ref.ask(command("add", 1), PATIENCE))
-        await until(lambda: child.stats.get("total") == 41)
-        await anyio.sleep(0.1)
+        await until(lambda: child.stats.get("mailbox_requests") == 1)
         assert not asked.done()
+        assert child.stats["total"] == 40
         opened.supervisor.extend(time.monotonic() + 3600)
         assert number(await asked) == 41
         await ref.close()

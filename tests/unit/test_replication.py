@@ -515,12 +515,15 @@ async def promoted(follower: Copy, term: int = 2) -> None:
     await follower.until_it_leads()
 
 
-async def test_a_write_that_is_sent_again_after_a_promotion_happens_once(place: Path) -> None:
+async def test_a_write_that_is_sent_again_after_a_promotion_happens_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with pair(place) as (leader, follower, client):
         await client.put("key")
-        leader.runtime.extend(-math.inf)  # it answers nobody any more, and does not know it yet
+        unsent: list[Any] = []
+        monkeypatch.setattr(leader.runtime, "_send", unsent.extend)
         writing = [asyncio.create_task(client.ask(put("key"))) for _ in range(3)]
-        await until(lambda: len(leader.runtime._held) == 3)
+        await until(lambda: len(unsent) == 3)
         before = await contents(leader.core)
         await follower.until_it_has_all_of(leader)
         position = follower.core.position
