@@ -323,7 +323,11 @@ class MemoryCluster:
             assert owner.descriptor is not None
             self._owner, self._handle = owner, owner.handle
             self._heed_signals(owner)
-            self._client = self._remote(owner.descriptor, description)
+            try:
+                self._client = self._remote(owner.descriptor, description)
+            except BaseException:
+                await self._close()
+                raise
             return None
         if not self._may_fall_back():
             raise DragonUnavailableError(f"Dragon not available: {reason}")

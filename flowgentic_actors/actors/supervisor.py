@@ -274,7 +274,8 @@ class Supervisor:
         elif child.life is not None:
             child.life.reason = "it is not wanted here any more"
             child.life.ended.set()
-        await child.over.wait()
+        with anyio.move_on_after(_EXIT_TIMEOUT if child.hosted is not None else None):
+            await child.over.wait()
         self._children.pop(name, None)
 
     def tell(self, name: str, body: Raw) -> None:

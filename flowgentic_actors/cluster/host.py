@@ -335,7 +335,8 @@ class Host:
             self._event("host_restarted", "", f"the one before {self._spec.reason}")
             if self._spec.tier_given_up:
                 self._event("ddict_given_up", "", self._spec.tier_given_up)
-            self._started.set()  # whoever attaches now waits for the actors themselves
+            if self._spec.nodes == 1:
+                self._started.set()  # whoever attaches now waits for the actors themselves
         try:
             nodes = await self._gather()
             await self._open_memory(nodes)
@@ -633,23 +634,22 @@ class Host:
     async def _answer_about_places(
         self, connection: Connection, command: Describe | GetPlaces | Beat
     ) -> HostReply:
-        federation = self._federation
         if isinstance(command, Beat):
-            if federation is None:
-                raise InvalidRequestError("this cluster has one node")
-            return await federation.beat(connection, command)
-        if isinstance(command, GetPlaces):
-            if federation is None:
-                return self._places()
-            return await federation.places(command.version, command.wait)
-        await self._started.wait()
+            if self._federation is None:
+                raise InvalidRequestError("this host has no other nodes, or not yet")
+            return await self._federation.beat(connection, command)
+        await self._started.wait()  # before that, nobody knows where the shards are
         if self._start_error is not None:
             raise RejectedError(self._start_error)
+        if isinstance(command, GetPlaces):
+            if self._federation is None:
+                return self._places()
+            return await self._federation.places(command.version, command.wait)
         return Description(
             self._spec.spawner,
             self._places(),
             self._spec.max_message_bytes,
-            changes=self._federation is not None,  # which there was not when it was asked
+            changes=self._federation is not None,
             host=self._remote,
         )
 

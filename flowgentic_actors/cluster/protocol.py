@@ -60,6 +60,7 @@ class Beat(Struct, tag=8, array_like=True, frozen=True):
 
     Attributes:
         node: Its name.
+        host: What the host that it joined calls itself: one that took its place has others.
         known: Version of the orders that it has carried out.
         members: How its copies of shards are doing.
         events: What happened there: kind, actor, detail.
@@ -68,6 +69,7 @@ class Beat(Struct, tag=8, array_like=True, frozen=True):
     """
 
     node: NodeName
+    host: str
     known: int
     members: tuple[Member, ...]
     events: tuple[tuple[str, str, str], ...]

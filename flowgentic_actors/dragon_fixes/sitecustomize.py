@@ -184,7 +184,7 @@ def lengthen(module: ModuleType) -> None:
 
 def be_patient(module: ModuleType) -> None:
     """Give a node's transport more time to start."""
-    module.TA_PING_TIMEOUT = max(_START, getattr(module, "TA_PING_TIMEOUT", 0))
+    vars(module)["TA_PING_TIMEOUT"] = max(_START, vars(module).get("TA_PING_TIMEOUT", 0))
 
 
 def prefer(module: ModuleType) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -73,6 +74,8 @@ class Following:
         self._connection = AsyncConnection(leader, secret, "the leader", most, "peer", name=name)
         self.core: ShardActor | None = None
         """The shard, as soon as there is one."""
+        self.took_at = 0.0
+        """When it took entries last, on the monotonic clock."""
 
     @property
     def complete(self) -> bool:
@@ -102,6 +105,7 @@ class Following:
                 elif isinstance(answer, Entries):
                     if answer.payloads:
                         core.follow(answer.first, answer.payloads)
+                        self.took_at = time.monotonic()
                 else:
                     raise ProtocolError(f"{type(answer).__name__} is no answer to Follow")
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from flowgentic_actors.wire.addresses import Address
 
 _RECOVERY = 7 * 86_400.0
 _FILE_TIMEOUT = 60.0
+_LAST_MOMENT, _QUIET = 2.0, 0.2  # for the leader's last entries, at most, and without any
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +135,12 @@ class ReplicatedShardActor:
         }
 
     async def drained(self) -> None:
-        """See `Actor.drained`."""
+        """Let the leader, which ends at the same time, finish what it has; see `Actor.drained`."""
+        following, until = self._following, time.monotonic() + _LAST_MOMENT
+        while following is not None and time.monotonic() < until:
+            await asyncio.sleep(_QUIET / 4)
+            if time.monotonic() > max(following.took_at, until - _LAST_MOMENT) + _QUIET:
+                break
         for task in (self._changing, self._task):
             if task is not None:
                 task.cancel()

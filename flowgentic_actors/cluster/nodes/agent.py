@@ -212,6 +212,7 @@ class NodeAgent:
         self._changed.clear()
         beat = Beat(
             self._node,
+            self._spec.host_id,
             self._known,
             self._members.members(),
             tuple(self._events),

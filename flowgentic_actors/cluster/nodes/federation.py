@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from flowgentic_actors.cluster.nodes.members import NodeMembers, name_of
 from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant, Place, Places
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ActorStatus, NodeStatus, known_stats
-from flowgentic_actors.errors import ActorFailedError, ClusterOpenError
+from flowgentic_actors.errors import ActorFailedError, ClusterOpenError, InvalidRequestError
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.certificates import Identity
 from flowgentic_actors.wire.server import Connection
@@ -36,6 +37,7 @@ PLAN_FILE: Final = "plan.json"
 """In a memory's folder: where the copies of its shards are, where each node stores its own."""
 
 _TICK: Final = 0.1
+_LOOPBACK: Final = "127.0.0.0/8"  # of processes that stand for nodes
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
 _SHARED_GRACE: Final = 25.0
@@ -96,6 +98,9 @@ class Federation:
         self._left: set[str] = set()
         self._table: SlotTable | None = None
         self._lease = spec.node_timeout * _LEASE_SHARE
+        self._leases = GrantedLeases(self._lease, spec.node_timeout, _TICK)
+        self._id = secrets.token_hex(8)
+        self._awaited: set[str] = set()  # nodes that have their spec, and have not been heard yet
 
     # ------------------------------------------------------------------ opening
 
@@ -133,17 +138,17 @@ class Federation:
         memory = Path(spec.memory)
         self._plan_file = memory / PLAN_FILE
         before = await on_daemon_thread(_FILE_TIMEOUT, read_plan, self._plan_file)
-        leases = GrantedLeases(self._lease, spec.node_timeout, _TICK)
         coordinator = self._coordinator = Coordinator(
             before or ClusterPlan(version=0, shards=[]),
             self._here,
             replicas=spec.replicas,
             degrade=spec.degrade,
             recovers=spec.persist,
-            leases=leases,
+            leases=self._leases,
         )
         for node in nodes:
             coordinator.joined(node)
+        self._awaited = set(nodes) - {self._here}
         if before is None or (spec.persist and spec.replicas == 1):
             coordinator.place([nodes[shard // spec.actors] for shard in range(len(shards))])
         else:
@@ -171,7 +176,8 @@ class Federation:
                 secret=spec.secret,
                 identity=self._identity,
                 host=host,
-                network=spec.network,
+                host_id=self._id,
+                network=spec.network if spec.spawner == "dragon" else _LOOPBACK,
                 spawner=spec.spawner,
                 uses_dragon=spec.tier_bytes > 0,
                 owns_runtime=spec.owns_runtime,
@@ -219,11 +225,14 @@ class Federation:
 
     async def beat(self, connection: Connection, beat: Beat) -> Grant:
         """Take what a node tells, and answer when there is something to say, or after a while."""
-        self._lines[connection] = beat.node
-        self._hung_up.discard(beat.node)
+        if beat.host != self._id:
+            return Grant(0.0, leave="keep")  # it is another host's, whose place this one has taken
         node, coordinator = beat.node, self._coordinator
         if coordinator is None or node not in self._machines:
-            raise ClusterOpenError(f"{node} is no node of this cluster")
+            raise InvalidRequestError(f"{node} is no node of this cluster")
+        self._lines[connection] = node
+        self._hung_up.discard(node)
+        self._awaited.discard(node)
         heard = self._events_to.get(node, 0)
         for number, (kind, actor, detail) in enumerate(beat.events, beat.events_from):
             if number >= heard:
@@ -278,12 +287,14 @@ class Federation:
         assert coordinator is not None
         while True:
             await anyio.sleep(_TICK)
-            if self._end is None:
-                before = coordinator.nodes
-                coordinator.tick(time.monotonic())
-                for node in set(before) - set(coordinator.nodes):
-                    if node in self._hung_up:
-                        tasks.start_soon(self._start_again, node)
+            for node in self._awaited:
+                self._leases.heard(node)  # it is on its way
+            before = coordinator.nodes
+            coordinator.tick(time.monotonic())
+            for node in set(before) - set(coordinator.nodes):
+                self._tell_news()
+                if node in self._hung_up and self._end is None:
+                    tasks.start_soon(self._start_again, node)
             if self._members is not None:
                 coordinator.heard(self._here, self._members.members())
             if coordinator.plan.version != self._published:
@@ -430,11 +441,12 @@ class Federation:
         self._tell_news()
         others = [node for node in coordinator.nodes if node != self._here]
         with anyio.move_on_after(timeout):
-            while set(others) - set(self._killed):
+            while set(others) & set(coordinator.nodes) - set(self._killed):
                 await self._news.wait()
         killed: dict[str, str] = {}
         for node in others:
-            found = self._killed.get(node, {"its actors": "the node did not answer"})
+            silent = "the node did not answer" if node in coordinator.nodes else "the node is lost"
+            found = self._killed.get(node, {"its actors": silent})
             killed |= {f"{name} on {node}": what for name, what in found.items()}
         return killed
 

@@ -100,6 +100,7 @@ class NodeSpec(Struct, frozen=True, kw_only=True):
         manifest: What its memory folder is to hold as manifest, where the memory is its own.
         shards: Subfolder of each shard, by number, below `memory`.
         host: Where the host listens.
+        host_id: What it calls itself; another host of the cluster starts nodes of its own.
         lease: Seconds.
         owns_runtime: Whether the Dragon runtime ends with the cluster.
         arguments: Arguments of every shard's actor, but for its folders.
@@ -115,6 +116,7 @@ class NodeSpec(Struct, frozen=True, kw_only=True):
     secret: bytes
     identity: Identity
     host: TcpAddress
+    host_id: str
     network: str | None
     spawner: str
     uses_dragon: bool
