@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from flowgentic_actors.testing.simulation import losses, placing, silence
-from flowgentic_actors.testing.simulation.cluster import ALL, SPARING, Manner, SimulatedCluster
+from flowgentic_actors.testing.simulation.cluster import SPARING, TODAY, Manner, SimulatedCluster
 from flowgentic_actors.testing.simulation.conditions import Chance, Conditions
 from flowgentic_actors.testing.simulation.plots import why_no_plots
 from flowgentic_actors.testing.simulation.silence import NEVER, Pause, watch
 
 NODES = 30
-MANNERS = pytest.mark.parametrize("manner", [ALL, SPARING], ids=lambda manner: manner.name)
+MANNERS = pytest.mark.parametrize("manner", [TODAY, SPARING], ids=lambda manner: manner.name)
 
 ROUGH = Conditions(loss=0.02, drift=0.02, starved_every=20.0, starved=0.4)
 """A bad network, clocks that drift apart by 4 %, and nodes that stand still all the time."""

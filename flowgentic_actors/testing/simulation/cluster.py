@@ -38,24 +38,23 @@ class Manner(Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: Of the manner.
-        concerned: Whether only the nodes are told whose orders have changed, and a lease needs
-            only these to be on the disk. Otherwise all are told of every change, and none gets a
-            lease while any change is not on the disk.
+        own: Whether a node's lease and orders need only what concerns it to be on the disk.
+            Otherwise nobody gets any while some change is not there.
         quiet: Whether a client that asks in vain is told so, instead of all places.
         once: Whether places are encoded once for all clients, with one certificate for all.
     """
 
     name: str
-    concerned: bool = False
+    own: bool = False
     quiet: bool = False
     once: bool = False
 
 
-ALL: Final = Manner(name="all")
-"""Everybody is told everything."""
+TODAY: Final = Manner(name="today")
+"""As `Federation` does it."""
 
-SPARING: Final = Manner(name="sparing", concerned=True, quiet=True, once=True)
-"""Everybody is told what concerns them."""
+SPARING: Final = Manner(name="sparing", own=True, quiet=True, once=True)
+"""As it could."""
 
 
 class SimulatedCluster:
@@ -73,7 +72,7 @@ class SimulatedCluster:
         nodes: int,
         seed: int,
         conditions: Conditions | None = None,
-        manner: Manner = ALL,
+        manner: Manner = TODAY,
     ) -> None:
         self.conditions = given = conditions or Conditions()
         self.agenda = Agenda()
@@ -206,9 +205,14 @@ class SimulatedCluster:
             self.agenda.after(self.conditions.heartbeat_interval, self._grant, question)
 
     def _has_news_for(self, question: Question) -> bool:
-        if self._manner.concerned:
-            return question.known < self.coordinator.changed_for(question.node) <= self._published
-        return question.known < self._published
+        changed = self.coordinator.changed_for(question.node)
+        return question.known < changed and self._is_ready(question.node)
+
+    def _is_ready(self, node: str) -> bool:
+        """Whether all that has to be on the disk before a node is told is there."""
+        if self._manner.own:
+            return self.coordinator.changed_for(node) <= self._published
+        return self.coordinator.plan.version == self._published
 
     def _grant(self, question: Question) -> None:
         node = question.node
@@ -216,12 +220,8 @@ class SimulatedCluster:
             return
         del self._polls[node]
         coordinator = self.coordinator
-        if self._manner.concerned:
-            ready = coordinator.changed_for(node) <= self._published
-            news = question.known < coordinator.changed_for(node)
-        else:
-            ready = coordinator.plan.version == self._published
-            news = question.known < self._published
+        ready = self._is_ready(node)
+        news = question.known < coordinator.changed_for(node)
         orders = coordinator.orders(node) if ready and news else None
         if ready:
             coordinator.granted(node, self.agenda.now)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from msgspec import Struct
 
 from flowgentic_actors.testing.simulation import losses, placing, silence
-from flowgentic_actors.testing.simulation.cluster import ALL, SPARING
+from flowgentic_actors.testing.simulation.cluster import SPARING, TODAY
 from flowgentic_actors.testing.simulation.losses import Cut, PowerLosses, Spread
 from flowgentic_actors.testing.simulation.placing import Balance, FanOut, Loads, Moved, Routing
 from flowgentic_actors.testing.simulation.silence import Day
@@ -77,7 +77,7 @@ def simulate(nodes: int, hours: float, seed: int, say: Callable[[str], None]) ->
     fans = [placing.fan_out(size, 20_000, seed) for size in (1, *sizes)]
     found, cuts = [], []
     several = max(2, nodes // 100)
-    for manner in (ALL, SPARING):
+    for manner in (TODAY, SPARING):
         for at_once, most in ((1, 20), (several, 5)):
             times = min(most, (nodes - 1) // (2 * at_once))
             say(f"power loss, {at_once} of {nodes} at once, {times} times, {manner.name}")
