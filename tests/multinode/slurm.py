@@ -7,7 +7,8 @@ Nothing is installed on this machine: where there is an `srun`, Dragon takes the
 of a cluster. What is in FOLDER is laid over /usr of the hosts alone, for as long as they exist.
 `login` gets the controller, each other host a daemon that runs jobs; COMMAND may use `srun`,
 `salloc`, `sbatch`, `squeue`, `scancel`, `scontrol` and `sinfo`. There is no accounting, and nobody
-clears up after a job: what it leaves running stays, for a test to find.
+clears up after a job: what it leaves running stays, for a test to find. SLURM's own logs go to the
+folder `slurm-log` in the working directory.
 
 It takes root, in earnest: both daemons set supplementary groups. Exit status: the command's, or
 125 when SLURM does not come up; stderr says why.
@@ -28,6 +29,7 @@ import time
 from pathlib import Path
 
 NOT_POSSIBLE = 125
+LOGS = "slurm-log"
 NODE_TIMEOUT = 10
 """Seconds after which the controller gives up a node that it does not hear of."""
 
@@ -100,6 +102,14 @@ def why_not(root: Path) -> str | None:
     return None
 
 
+def ends_of_logs(folder: Path) -> list[str]:
+    """The last lines of what SLURM wrote down where it was run."""
+    found: list[str] = []
+    for log in sorted((folder / LOGS).glob("*")):
+        found += [f"--- {log.name}", *log.read_text(errors="replace").splitlines()[-20:]]
+    return found
+
+
 def call(*command: str) -> None:
     """Run one of the system's commands."""
     subprocess.run(command, check=True)
@@ -145,8 +155,7 @@ def run(root: Path, command: list[str]) -> int:
         come_up(folder, root)
     except (OSError, subprocess.SubprocessError, TimeoutError) as error:
         print(f"slurm: {error}", file=sys.stderr)
-        for log in (folder / "log").glob("*"):
-            print(f"--- {log.name}", *log.read_text().splitlines()[-15:], sep="\n", file=sys.stderr)
+        print(*ends_of_logs(Path.cwd()), sep="\n", file=sys.stderr)
         return NOT_POSSIBLE
     try:
         return subprocess.call(command)
@@ -163,8 +172,9 @@ def come_up(folder: Path, root: Path) -> None:
     """
     lines = [line.split() for line in Path("/etc/hosts").read_text().splitlines()]
     nodes = {name: address for address, name in lines if name not in ("localhost", "login")}
-    for place in ("etc", "log", "lower/slurm"):
-        (folder / place).mkdir(parents=True)
+    logs = Path.cwd() / LOGS
+    for place in (folder / "etc", folder / "lower/slurm", logs):
+        place.mkdir(parents=True)
     (folder / "root").symlink_to(root)
     (folder / "key").touch(mode=0o600)
     (folder / "key").write_bytes(secrets.token_bytes(128))
@@ -172,7 +182,7 @@ def come_up(folder: Path, root: Path) -> None:
         f"NodeName={name} NodeAddr={address} CPUs=8 RealMemory=4000 State=UNKNOWN"
         for name, address in nodes.items()
     ]
-    all_of_it = _CONFIGURATION.format(log=folder / "log", nodes=",".join(nodes))
+    all_of_it = _CONFIGURATION.format(log=logs, nodes=",".join(nodes))
     partition = all_of_it.index("PartitionName")  # comes after the nodes it names
     text = "\n".join([all_of_it[:partition], *written, all_of_it[partition:]])
     (folder / "etc" / "slurm.conf").write_text(text)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import NEEDS_DRAGON
 from tests.multinode import slurm
-from tests.multinode.hosts import Hosts
+from tests.multinode.hosts import ROOT, Hosts
 from tests.multinode.test_memory import POWER_LOSS
 
 VARIABLE = "FLOWGENTIC_SLURM_ROOT"
@@ -50,7 +50,8 @@ class Slurm:
         """What a program has written for the test."""
         file = self.shared / f"{name}.json"
         outputs = [log.read_text() for log in sorted(self.shared.glob("*.out"))]
-        assert file.is_file(), "\n".join([done.stdout, done.stderr, *outputs])
+        logs = slurm.ends_of_logs(self.shared)
+        assert file.is_file(), "\n".join([done.stdout, done.stderr, *outputs, *logs])
         content: dict[str, Any] = json.loads(file.read_text())
         return content
 
@@ -68,7 +69,7 @@ def cluster(hosts: Hosts) -> Slurm:
     root = Path(os.environ.get(VARIABLE, "")).resolve()
     if VARIABLE not in os.environ:
         pytest.skip(
-            f"no SLURM: `python {Path(slurm.__file__).relative_to(Path.cwd())} unpack FOLDER` "
+            f"no SLURM: `python {Path(slurm.__file__).relative_to(ROOT)} unpack FOLDER` "
             f"fetches it (Debian, Ubuntu), {VARIABLE}=FOLDER names it"
         )
     if (reason := slurm.why_not(root)) is not None:
@@ -118,10 +119,11 @@ RANKS = """
 """
 
 
-@pytest.mark.parametrize("nodes", [2])
+@pytest.mark.parametrize("nodes", [2, 4])
 def test_the_ranks_of_a_step_have_one_memory(cluster: Slurm, nodes: int) -> None:
     program = cluster.write(RANKS)
-    done = cluster.run(f"srun -N {nodes} python {program.name}; look", nodes=nodes, timeout=400)
+    step = f"srun -N {nodes} --output=rank-%t.out python {program.name}; look"
+    done = cluster.run(step, nodes=nodes, timeout=400)
     ranks = [cluster.told(f"rank-{rank}", done) for rank in range(nodes)]
     print(ranks)
     names = [f"node{number}" for number in range(nodes)]
@@ -135,6 +137,21 @@ def test_the_ranks_of_a_step_have_one_memory(cluster: Slurm, nodes: int) -> None
         assert len(rank["reached"]) == nodes - 1
     assert cluster.left() == {f"left-{name}": "" for name in names}
     assert list((cluster.shared / ".flowgentic").iterdir()) == []
+
+
+def test_the_example_of_a_distributed_memory_runs_in_a_batch_job(cluster: Slurm) -> None:
+    example = ROOT / "examples" / "02_distributed_memory.py"
+    commands = f"""
+        sbatch --wait --nodes=2 --output=job.out --wrap "python {example}"
+        echo ended with $?
+        look
+    """
+    done = cluster.run(commands, nodes=2, timeout=300)
+    output = (cluster.shared / "job.out").read_text()
+    assert "ended with 0" in done.stdout, output
+    assert '2. distributed: True ["ada\'s tea"]' in output
+    assert "'is_distributed': True" in output
+    assert cluster.left() == {"left-node0": "", "left-node1": ""}
 
 
 COUNTERS = """
