@@ -309,6 +309,8 @@ class Host:
             if self._federation is not None:
                 tasks.start_soon(end_others, self._federation)
             here = await self._supervisor.stop(timeout, self._end_reason)
+        if self._federation is not None:
+            here = self._federation.that_matter(here)
         return here | elsewhere
 
     async def _stay(self) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.cluster.protocol import GetPlaces, Places
+from flowgentic_actors.cluster.protocol import Done, GetPlaces, Places
 from flowgentic_actors.errors import ClusterClosedError, RequestError
 from flowgentic_actors.wire.addresses import Address
 from flowgentic_actors.wire.blocking import BlockingPool
@@ -22,7 +22,8 @@ _PAUSE: Final = 0.2
 logger = logging.getLogger(__name__)
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Places).decode
+_answers: msgspec.msgpack.Decoder[Places | Done] = msgspec.msgpack.Decoder(Places | Done)
+_decode = _answers.decode
 
 
 class PlaceWatch:
@@ -67,6 +68,8 @@ class PlaceWatch:
                 logger.info("the host does not tell where the shards are: %s", error)
                 time.sleep(_PAUSE)
                 continue
+            if isinstance(places, Done):
+                continue  # all is as it was
             if places.version < self._version:
                 time.sleep(_PAUSE)  # a host that has just taken over, and does not know them yet
             elif places.version > self._version and not self._closed.is_set():

@@ -142,6 +142,8 @@ class Leading:
         """Why a write could not be acknowledged now; None when it can."""
         if not self._waits:
             return None
+        if self.sent_back:
+            return "the other copy has to be made anew"
         if self.caught_up:
             return None if self.follows else "the node of the other copy does not answer"
         return None if self._alone else "the other copy is not there yet, or not complete"
@@ -240,7 +242,7 @@ class Leading:
     def _follow(self, position: int, answer: Callable[[bytes], None]) -> None:
         end = self._journal.end
         if position > end or position < self._journal.log_from:
-            self._send_back(answer)
+            self._send_back(position, answer)
             return
         self.position = position
         if self._joint_from is None and end - position <= _RECENT:
@@ -296,14 +298,23 @@ class Leading:
             return  # it asks again, and is told so again; the host hears of its silence
         entries, _ = done.result()
         if entries and entries[0][0] != position:  # it was compacted meanwhile
-            self._send_back(answer)
+            self._send_back(position, answer)
             return
         answer(encode_peer(Entries(position, [payload for _, payload in entries])))
 
-    def _send_back(self, answer: Callable[[bytes], None]) -> None:
-        self.sent_back = self.sent_back or self.caught_up
-        self.caught_up, self._joint_from = False, None
-        self._on_change()
+    def _send_back(self, position: int, answer: Callable[[bytes], None]) -> None:
+        """Have a follower begin anew: at once, or, where the host counts on it, in another term.
+
+        Until then it keeps what it has, and nothing is acknowledged without it.
+        """
+        if self.caught_up:
+            if not self.sent_back:
+                self.sent_back = True
+                self._on_change()
+            later = encode_peer(Entries(position, []))
+            self._loop.call_later(HOLD / 4, answer, later)
+            return
+        self._joint_from = None
         answer(encode_peer(StartOver()))
 
     def _unpark(self, *, answered: bool = False) -> None:

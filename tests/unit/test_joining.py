@@ -58,6 +58,7 @@ def spec_of(node: str) -> NodeSpec:
         secret=SECRET,
         identity=IDENTITY,
         host=TcpAddress(HOST, 1, IDENTITY.certificate),
+        host_id="1234",
         network=None,
         spawner="subprocess",
         uses_dragon=False,

@@ -49,7 +49,6 @@ from flowgentic_actors.shard.peers import (
     PeerAnswer,
     PeerQuestion,
     SetPiece,
-    StartOver,
     decode_answer,
     encode_peer,
 )
@@ -435,7 +434,7 @@ async def test_a_follower_that_restarts_goes_on_where_it_was(place: Path) -> Non
             assert after.st_ino == before.st_ino  # it was not made anew
 
 
-async def test_a_follower_that_is_too_far_behind_starts_over(place: Path) -> None:
+async def test_a_follower_that_is_too_far_behind_starts_over_in_another_term(place: Path) -> None:
     async with pair(place, ack="node", alone=True) as (leader, follower, client):
         await follower.crash()
         for seed in range(2):
@@ -445,7 +444,25 @@ async def test_a_follower_that_is_too_far_behind_starts_over(place: Path) -> Non
         await follower.begin(follows(leader))
         await until(lambda: leader.leading.sent_back)
         assert leader.actor.stats()["sent_back"] == 1
+        term = await asyncio.to_thread(read_term, follower.folder)
+        assert term == 1  # the host still counts on what it has
+        leader.tell(leads(2, alone=True))
+        follower.tell(follows(leader, 2))
+        await until(lambda: leader.leading._term == 2)
         await check_equal(leader, follower)
+
+
+async def test_nothing_is_acknowledged_while_the_other_copy_has_to_be_made_anew(
+    place: Path,
+) -> None:
+    async with pair(place, alone=True) as (leader, _, client), peer_of(leader) as ask:
+        await client.put("before")
+        await ask(Follow(1, leader.core.position + 1))
+        with pytest.raises(ReplicaUnavailableError, match="made anew"):
+            await client.put("meanwhile")
+        leader.tell(leads(2, alone=True))
+        await until(lambda: leader.leading._term == 2)
+        await client.put("after")
 
 
 async def test_the_log_stays_while_a_copy_of_it_is_made(
@@ -708,7 +725,9 @@ async def test_peers_of_another_term_and_without_a_leader_are_refused(place: Pat
         async with peer_of(follower) as ask_follower:
             with pytest.raises(InvalidRequestError, match="leads nobody"):
                 await ask_follower(Follow(1, 0))
-        assert isinstance(await ask(Follow(1, leader.core.position + 1)), StartOver)
+        beyond = leader.core.position + 1
+        assert await ask(Follow(1, beyond)) == Entries(beyond, [])
+        assert leader.actor.stats()["sent_back"] == 1
         leader.tell(leads(2))
         follower.tell(follows(leader, 2))
         await noted(leader, leads(2))

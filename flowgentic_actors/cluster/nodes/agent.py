@@ -188,7 +188,8 @@ class NodeAgent:
         """Do what the host says."""
         if grant.end is not None:
             if self._ended is None:
-                self._ended = await self._supervisor.stop(grant.end.timeout, grant.end.reason)
+                ended = await self._supervisor.stop(grant.end.timeout, grant.end.reason)
+                self._ended = self._members.that_matter(ended)
             return
         if grant.orders is not None:
             # First of all, what is not wanted any more ends: the lease is not for that.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -25,7 +25,7 @@ from flowgentic_actors.cluster.nodes.gathering import Gathering
 from flowgentic_actors.cluster.nodes.joining import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
 from flowgentic_actors.cluster.nodes.members import NodeMembers, name_of
-from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant, Place, Places
+from flowgentic_actors.cluster.protocol import Beat, Done, EndNode, Grant, Place, Places
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ActorStatus, NodeStatus, known_stats
 from flowgentic_actors.errors import ActorFailedError, ClusterOpenError, InvalidRequestError
@@ -97,6 +97,7 @@ class Federation:
         self._killed: dict[str, dict[str, str]] = {}  # of each node that has ended
         self._left: set[str] = set()
         self._table: SlotTable | None = None
+        self._places: Places | None = None
         self._lease = spec.node_timeout * _LEASE_SHARE
         self._leases = GrantedLeases(self._lease, spec.node_timeout, _TICK)
         self._id = secrets.token_hex(8)
@@ -251,11 +252,9 @@ class Federation:
     def _has_news_for(self, beat: Beat) -> bool:
         if self._leave is not None or (self._end is not None and beat.ended is None):
             return True
-        coordinator = self._coordinator
+        node, coordinator = beat.node, self._coordinator
         assert coordinator is not None
-        if self._end is not None or self._published != coordinator.plan.version:
-            return False
-        return beat.known < coordinator.changed_for(beat.node)
+        return self._end is None and beat.known < coordinator.changed_for(node) <= self._published
 
     def _grant(self, beat: Beat) -> Grant:
         """A lease, and orders: of what is on the disk, and of nothing that is not."""
@@ -268,7 +267,7 @@ class Federation:
             return Grant(0.0, leave=self._leave, events_to=events_to)
         end = self._end if beat.ended is None else None
         orders = None
-        if self._published == coordinator.plan.version:
+        if coordinator.changed_for(node) <= self._published:
             if beat.known < coordinator.changed_for(node):
                 orders = coordinator.orders(node)
             coordinator.granted(node, time.monotonic())
@@ -366,15 +365,20 @@ class Federation:
 
     # ------------------------------------------------------------------ what clients hear
 
-    async def places(self, version: int, wait: float) -> Places:
-        """Where the shards are; waits a while when that is what the asker knows."""
+    async def places(self, version: int, wait: float) -> Places | Done:
+        """Where the shards are; after a while without news, that there is none."""
         with anyio.move_on_after(wait):
             while self._published <= version:
                 await self._news.wait()
-        return self.current_places()
+        return self.current_places() if self._published > version else Done()
 
     def current_places(self) -> Places:
         """Where the shards are now."""
+        if self._places is None or self._places.version != self._published:
+            self._places = self._make_places()
+        return self._places
+
+    def _make_places(self) -> Places:
         coordinator, table = self._coordinator, self._table
         assert coordinator is not None
         assert table is not None
@@ -449,6 +453,10 @@ class Federation:
             found = self._killed.get(node, {"its actors": silent})
             killed |= {f"{name} on {node}": what for name, what in found.items()}
         return killed
+
+    def that_matter(self, ended: Mapping[str, str]) -> dict[str, str]:
+        """Those of this node's actors that did not end in order and should have."""
+        return self._members.that_matter(ended) if self._members is not None else dict(ended)
 
     async def leave(self, *, remove: bool) -> None:
         """Let the other nodes go."""

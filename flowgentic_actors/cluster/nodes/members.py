@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -80,6 +80,11 @@ class NodeMembers:
             elif before != duty and told is not None:
                 self._supervisor.tell(name_of(shard), told)
 
+    def that_matter(self, ended: Mapping[str, str]) -> dict[str, str]:
+        """Those that did not end in order, but for second copies: the first ones have it all."""
+        copies = {name_of(duty.shard) for duty in self._duties.values() if duty.role == "follower"}
+        return {name: why for name, why in ended.items() if name not in copies}
+
     def members(self) -> tuple[Member, ...]:
         """How the copies are doing."""
         children = {child.spec.name: child for child in self._supervisor.children}
@@ -92,16 +97,16 @@ class NodeMembers:
     def _member(self, duty: Duty, child: Child) -> Member:
         serves = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
         stats = child.stats
-        if self._replicated:
+        if self._replicated and child.state is not ChildState.FAILED:
             term, leads = stats.get("term", 0), serves and bool(stats.get("leads", 0))
-        else:
+        else:  # of one that has failed, what it was to do
             term, leads = duty.term, serves
         port = child.port
         address = TcpAddress(self._host, port, self._certificate) if serves and port else None
         return Member(
             shard=duty.shard,
             state=child.state,
-            term=term if serves else 0,
+            term=term if serves or child.state is ChildState.FAILED else 0,
             leads=leads,
             caught_up=leads and bool(stats.get("caught_up", 0)),
             sent_back=leads and bool(stats.get("sent_back", 0)),
