@@ -23,7 +23,6 @@ from flowgentic_actors.cluster.protocol import (
     GetEvents,
     GetStatus,
     HostCommand,
-    Place,
     Places,
     StatusReply,
 )
@@ -42,7 +41,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.shard.bare import BareShard
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.group import Promise
-from flowgentic_actors.wire.addresses import Address, Nowhere
+from flowgentic_actors.wire.addresses import Nowhere
 from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -130,7 +129,7 @@ class RemoteClient:
         self._actors = [
             ActorRef(
                 place.name,
-                self._route(place) or "",
+                self._places.route(place, self._machine) or "",
                 descriptor.secret,
                 limit,
                 pool,
@@ -158,19 +157,15 @@ class RemoteClient:
             on_places=self._take_places,
         )
 
-    def _route(self, place: Place) -> Address | None:
-        """How this process reaches a shard, None while nobody does."""
-        if place.path and place.machine == self._machine:
-            return place.path
-        return place.address
-
     def _take_places(self, places: Places) -> None:
         """Go where the shards are now; callable from any thread."""
         self._places = places
         self.table = places.table
         for ref, place in zip(self._actors, places.places, strict=True):
-            address = self._route(place)
-            if place.lost:
+            address = places.route(place, self._machine)
+            if places.closing:
+                ref.move(Nowhere(places.closing, closing=True))
+            elif place.lost:
                 ref.move(Nowhere(place.lost))
             elif address is not None:
                 ref.move(address)

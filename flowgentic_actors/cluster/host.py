@@ -316,7 +316,10 @@ class Host:
     async def _stay(self) -> None:
         """Answer in the actors' place until the owner closes the cluster, or is gone."""
         await on_daemon_thread(_LONGEST, self.close_memory)
-        refusal = Refusal("closing", f"the cluster has ended in order: {self._end_reason}")
+        text = f"the cluster has ended in order: {self._end_reason}"
+        refusal = Refusal("closing", text)
+        if self._federation is not None:
+            self._federation.tell_end(text)
         spec = self._spec
         servers = [
             await refuse(address, name, spec.secret, spec.max_message_bytes, refusal)
@@ -604,7 +607,7 @@ class Host:
             self._open_requests -= 1
         connection.flush()
 
-    async def _answer(self, connection: Connection, command: HostCommand) -> HostReply:
+    async def _answer(self, connection: Connection, command: HostCommand) -> HostReply | Raw:
         match command:
             case GetStatus():
                 return StatusReply(self._status())
@@ -635,7 +638,7 @@ class Host:
 
     async def _answer_about_places(
         self, connection: Connection, command: Describe | GetPlaces | Beat
-    ) -> HostReply:
+    ) -> HostReply | Raw:
         if isinstance(command, Beat):
             if self._federation is None:
                 raise InvalidRequestError("this host has no other nodes, or not yet")

@@ -123,14 +123,16 @@ class Place(Struct, array_like=True, frozen=True):
         name: Its name.
         machine: The machine that it is on, as `environment.machine` names it.
         path: Its Unix socket, for clients on the same machine.
-        address: Where all others reach it, None for none.
+        host: Where all others reach it, empty for nowhere.
+        port: The same.
         lost: Why there is none, empty when there is one, or soon will be.
     """
 
     name: str
     machine: str
     path: str
-    address: Address | None = None
+    host: str = ""
+    port: int = 0
     lost: str = ""
 
 
@@ -141,11 +143,28 @@ class Places(Struct, tag=6, array_like=True, frozen=True):
         version: Grows with every change.
         table: Where each key lives.
         places: Of each shard.
+        certificate: What its actors prove to other machines: the same for all.
+        closing: Why there are none any more, once all have ended in order.
     """
 
     version: int
     table: SlotTable
     places: tuple[Place, ...]
+    certificate: str = ""
+    closing: str = ""
+
+    def route(self, place: Place, here: str) -> Address | None:
+        """How a process reaches a shard, None while nobody does.
+
+        Args:
+            place: One of these.
+            here: The machine of the process.
+        """
+        if place.path and place.machine == here:
+            return place.path
+        if not place.port:
+            return None
+        return TcpAddress(place.host, place.port, self.certificate)
 
 
 class Description(Struct, tag=1, array_like=True, frozen=True):

@@ -59,9 +59,11 @@ class Nowhere(Struct, frozen=True):
 
     Attributes:
         reason: Why.
+        closing: Whether it has ended in order, with all others.
     """
 
     reason: str
+    closing: bool = False
 
 
 Destination: TypeAlias = Address | Nowhere
@@ -70,6 +72,10 @@ Destination: TypeAlias = Address | Nowhere
 
 class NowhereError(ConnectionError):
     """Nobody is to be dialled: there is no such actor now."""
+
+    def __init__(self, nowhere: Nowhere) -> None:
+        super().__init__(nowhere.reason)
+        self.closing = nowhere.closing
 
 
 def describe(address: Destination) -> str:
@@ -122,7 +128,7 @@ def connect(
     """
     deadline = time.monotonic() + timeout
     if isinstance(address, Nowhere):
-        raise NowhereError(address.reason)
+        raise NowhereError(address)
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -172,7 +178,7 @@ async def dial(loop: asyncio.AbstractEventLoop, address: Destination) -> socket.
         OSError: If the server cannot be reached.
     """
     if isinstance(address, Nowhere):
-        raise NowhereError(address.reason)
+        raise NowhereError(address)
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         widen(sock)

@@ -95,7 +95,8 @@ class BlockingConnection:
                         delay = _FIRST_RETRY
                         continue
                     if isinstance(error, NowhereError):
-                        raise lost(pending, self._peer, str(error)) from error
+                        closing = error.closing
+                        raise lost(pending, self._peer, str(error), closing=closing) from error
                     if isinstance(error, AuthenticationError):
                         raise untrusted(pending, self._peer, error) from error
                     congested = isinstance(error, TimeoutError) and self._sock is not None

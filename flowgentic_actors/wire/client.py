@@ -335,7 +335,9 @@ class AsyncConnection:
                 return
             except NowhereError as error:
                 for pending in list(self._session):
-                    self._fail(pending, lost(pending, self._peer, str(error)))
+                    self._fail(
+                        pending, lost(pending, self._peer, str(error), closing=error.closing)
+                    )
                 return
             except (OSError, TimeoutError, WireError) as error:
                 self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")

@@ -171,8 +171,19 @@ def untrusted(pending: Pending[Waiter], peer: str, error: AuthenticationError) -
     return ActorUnavailableError(f"{peer}: {error}. Nothing was sent")
 
 
-def lost(pending: Pending[Waiter], peer: str, reason: str) -> RequestError:
-    """The error of a request to an actor that is not there any more."""
+def lost(
+    pending: Pending[Waiter], peer: str, reason: str, *, closing: bool = False
+) -> RequestError:
+    """The error of a request to an actor that is not there any more.
+
+    Args:
+        pending: The request.
+        peer: Name of the actor.
+        reason: Why it is not there.
+        closing: Whether it has ended in order, with all others.
+    """
+    if closing and not pending.sent:
+        return ClusterClosingError(f"{peer}: {reason}")
     if pending.sent:
         return OutcomeUnknownError(
             f"{peer} did not answer before it was lost: {reason}. A write may have happened"

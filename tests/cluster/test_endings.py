@@ -286,3 +286,27 @@ def test_lsf_tells_when_its_jobs_end(
     else:
         assert end == pytest.approx(time.time() + 60 * minutes, abs=5)
     assert job_end({"LSB_JOBID": "8"}) is None
+
+
+@pytest.mark.anyio
+async def test_after_the_end_calls_to_all_nodes_are_refused_at_once(tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    async with MemoryCluster(**SUBPROCESS, n_nodes=2, stop_file=stop) as memory:
+        for number in range(8):  # on both nodes
+            await memory.store.aput(("n", str(number)), "k", {"n": number})
+        stop.touch()
+        assert "stop file" in await memory.closing()
+
+        async def all_are_told() -> bool:
+            errors = await asyncio.gather(
+                *(memory.store.aget(("n", str(number)), "k") for number in range(8)),
+                return_exceptions=True,
+            )
+            return all(isinstance(error, ClusterClosingError) for error in errors)
+
+        await eventually(all_are_told)
+        begun = time.monotonic()
+        assert await all_are_told()
+        assert time.monotonic() - begun < memory.config.request_timeout / 3
+        with pytest.raises(ClusterClosingError):
+            memory.store.get(("n", "1"), "k")

@@ -13,6 +13,7 @@ from typing import Final, Literal
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
+from msgspec import Raw
 
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spec import write_private
@@ -47,6 +48,8 @@ of them, which is when their holder has been silent for `holder.SILENCE`."""
 _LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1  # of node_timeout: over for sure when that is
 
 logger = logging.getLogger(__name__)
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Federation:
@@ -98,6 +101,9 @@ class Federation:
         self._left: set[str] = set()
         self._table: SlotTable | None = None
         self._places: Places | None = None
+        self._closing = ""
+        self._encoded = Raw(b"")
+        self._encoded_of: Places | None = None
         self._lease = spec.node_timeout * _LEASE_SHARE
         self._leases = GrantedLeases(self._lease, spec.node_timeout, _TICK)
         self._id = secrets.token_hex(8)
@@ -365,12 +371,17 @@ class Federation:
 
     # ------------------------------------------------------------------ what clients hear
 
-    async def places(self, version: int, wait: float) -> Places | Done:
-        """Where the shards are; after a while without news, that there is none."""
+    async def places(self, version: int, wait: float) -> Raw | Done:
+        """Where the shards are, encoded; after a while without news, that there is none."""
         with anyio.move_on_after(wait):
             while self._published <= version:
                 await self._news.wait()
-        return self.current_places() if self._published > version else Done()
+        if self._published <= version:
+            return Done()
+        places = self.current_places()
+        if self._encoded_of is not places:  # once for all who ask
+            self._encoded, self._encoded_of = Raw(_encode(places)), places
+        return self._encoded
 
     def current_places(self) -> Places:
         """Where the shards are now."""
@@ -391,11 +402,12 @@ class Federation:
                     name_of(plan.shard),
                     self._machines.get(plan.leader, ""),
                     member.path if member is not None and there else "",
-                    member.address if member is not None and there else None,
+                    *_host_and_port(member if there else None),
                     f"its node {plan.lost} is lost, and had the only copy" if plan.lost else "",
                 )
             )
-        return Places(self._published, table, tuple(places))
+        certificate = self._identity.certificate
+        return Places(self._published, table, tuple(places), certificate, self._closing)
 
     def actors(self) -> tuple[ActorStatus, ...]:
         """How the shards are doing."""
@@ -454,6 +466,13 @@ class Federation:
             killed |= {f"{name} on {node}": what for name, what in found.items()}
         return killed
 
+    def tell_end(self, reason: str) -> None:
+        """Tell clients that all actors have ended in order, and why."""
+        if self._coordinator is not None:
+            self._closing = reason
+            self._coordinator.plan.version += 1
+            self._stir.set()
+
     def that_matter(self, ended: Mapping[str, str]) -> dict[str, str]:
         """Those of this node's actors that did not end in order and should have."""
         return self._members.that_matter(ended) if self._members is not None else dict(ended)
@@ -469,6 +488,12 @@ class Federation:
                 while others - self._left:
                     await self._news.wait()
         await self._gathering.close()
+
+
+def _host_and_port(member: Member | None) -> tuple[str, int]:
+    if member is None or not isinstance(member.address, TcpAddress):
+        return "", 0
+    return member.address.host, member.address.port
 
 
 def _actor_status(

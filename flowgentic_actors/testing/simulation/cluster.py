@@ -50,11 +50,11 @@ class Manner(Struct, frozen=True, kw_only=True):
     once: bool = False
 
 
-TODAY: Final = Manner(name="today")
-"""As `Federation` does it."""
+LAVISH: Final = Manner(name="lavish")
+"""As simply as can be, to compare with."""
 
 SPARING: Final = Manner(name="sparing", own=True, quiet=True, once=True)
-"""As it could."""
+"""As `Federation` does it."""
 
 
 class SimulatedCluster:
@@ -72,7 +72,7 @@ class SimulatedCluster:
         nodes: int,
         seed: int,
         conditions: Conditions | None = None,
-        manner: Manner = TODAY,
+        manner: Manner = SPARING,
     ) -> None:
         self.conditions = given = conditions or Conditions()
         self.agenda = Agenda()

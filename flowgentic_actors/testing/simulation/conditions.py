@@ -25,8 +25,10 @@ class Conditions(Struct, frozen=True, kw_only=True):
         drift: Largest deviation of a clock's rate.
         beat_cost: Processor time of the host for a beat and its answer, in seconds.
         places_cost: The same for telling one client where one shard is.
-        place_bytes: Bytes of one shard's place in what clients are told.
-        certificate_bytes: How many of these are the certificate, the same one for every shard.
+        place_bytes: Bytes of one shard's place in what clients are told, with a certificate of its
+            own.
+        certificate_bytes: How many of these are the certificate, the same one for every shard; told
+            sparingly, it is in there once for all.
         bandwidth: Bytes a second that the host's network card carries.
         publish: Median time to write the plan to the host's disk.
         promote: Median time until a follower leads that is told to.

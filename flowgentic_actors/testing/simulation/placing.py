@@ -205,7 +205,6 @@ class Loads(Struct, frozen=True, kw_only=True):
         nodes: How many nodes, with a shard each.
         table_bytes: Of the encoded table.
         places_bytes: Of all places, encoded.
-        certificate_bytes: How many of these are the same certificate, over and over.
         encode: Seconds to encode the places.
         decode: Seconds to decode them.
         plan_bytes: Of the plan on the disk.
@@ -220,7 +219,6 @@ class Loads(Struct, frozen=True, kw_only=True):
     nodes: int
     table_bytes: int
     places_bytes: int
-    certificate_bytes: int
     encode: float
     decode: float
     plan_bytes: int
@@ -247,7 +245,6 @@ def loads(nodes: int, heartbeat_interval: float = 0.5) -> Loads:
             host.heard(name, told[name])
     places = _places(nodes, CERTIFICATE)
     encoded = msgspec.msgpack.encode(places)
-    bare = len(msgspec.msgpack.encode(_places(nodes, "")))
     # Long before anybody's silence is too long.
     tick = _each(host.tick, [0.0] * 10)
     heard = _each(lambda name: host.heard(name, told[name]), names)
@@ -260,7 +257,6 @@ def loads(nodes: int, heartbeat_interval: float = 0.5) -> Loads:
         nodes=nodes,
         table_bytes=len(msgspec.msgpack.encode(places.table)),
         places_bytes=len(encoded),
-        certificate_bytes=len(encoded) - bare,
         encode=_each(msgspec.msgpack.encode, [places]),
         decode=_each(msgspec.msgpack.Decoder(Places).decode, [encoded]),
         plan_bytes=len(msgspec.json.encode(host.plan)),
@@ -303,8 +299,10 @@ def _places(shards: int, certificate: str) -> Places:
                 f"shard-{shard}",
                 f"{shard:032x} n{shard:04}",
                 f"/tmp/flowgentic-1000/job-1234567/shard-{shard}.sock",  # noqa: S108 - never used
-                TcpAddress(f"10.0.{shard // 250}.{shard % 250}", 40_000 + shard, certificate),
+                f"10.0.{shard // 250}.{shard % 250}",
+                40_000 + shard % 20_000,
             )
             for shard in range(shards)
         ),
+        certificate,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from msgspec import Struct
 
 from flowgentic_actors.testing.simulation import losses, placing, silence
-from flowgentic_actors.testing.simulation.cluster import SPARING, TODAY
+from flowgentic_actors.testing.simulation.cluster import LAVISH, SPARING
 from flowgentic_actors.testing.simulation.losses import Cut, PowerLosses, Spread
 from flowgentic_actors.testing.simulation.placing import Balance, FanOut, Loads, Moved, Routing
 from flowgentic_actors.testing.simulation.silence import Day
@@ -77,7 +77,7 @@ def simulate(nodes: int, hours: float, seed: int, say: Callable[[str], None]) ->
     fans = [placing.fan_out(size, 20_000, seed) for size in (1, *sizes)]
     found, cuts = [], []
     several = max(2, nodes // 100)
-    for manner in (TODAY, SPARING):
+    for manner in (LAVISH, SPARING):
         for at_once, most in ((1, 20), (several, 5)):
             times = min(most, (nodes - 1) // (2 * at_once))
             say(f"power loss, {at_once} of {nodes} at once, {times} times, {manner.name}")
@@ -245,7 +245,6 @@ def _loads(report: Report) -> str:
             f"{one.nodes:,}",
             f"{one.table_bytes:,}",
             f"{one.places_bytes:,}",
-            f"{one.places_bytes - one.certificate_bytes:,}",
             f"{one.plan_bytes:,}",
             f"{one.beats:,.0f}",
             f"{one.heard * 1e6:.1f}",
@@ -260,7 +259,6 @@ def _loads(report: Report) -> str:
         "nodes",
         "table, B",
         "places, B",
-        "without certificates, B",
         "plan, B",
         "beats/s",
         "heard, µs",
