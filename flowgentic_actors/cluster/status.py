@@ -19,8 +19,8 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
         node: Host name of the node it runs on.
         pid: Its process, None while it has none.
         epoch: Number of its incarnation, 1 for the first.
-        state: `starting`, `running`, `restarting`, `degraded` (in the host's own process), `failed`
-            or `stopped`.
+        state: `starting`, `running`, `restarting`, `degraded` (in the host's own process), `failed`,
+            `stopped`, or `lost` with its node.
         restarts: Times it was restarted.
         reason: Why it ended last, empty if it never did.
         requests: Requests handled by this incarnation.
@@ -138,7 +138,9 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
             `fallback_to_local`, `actor_running`, `actor_exited`, `actor_hosted`, `actor_failed`,
             `actor_stopped`, `actor_killed`, `actor_lingers`, `ddict_ready`, `ddict_lost`,
             `ddict_given_up`, `dragon_hung`, `host_restarted`, `journal_in_memory`,
-            `walltime_unknown`, `cluster_closing`.
+            `walltime_unknown`, `cluster_closing`; of several nodes, `fewer_nodes`, `node_missing`,
+            `node_lost`, `node_returned`, `node_given_up`, `shard_promoted`, `shard_moved`,
+            `shard_lost`, `shard_found`, `replica_begun`, `replica_ready`.
         actor: The actor concerned, or empty.
         detail: In words.
     """
