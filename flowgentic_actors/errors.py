@@ -51,7 +51,10 @@ constructed, with the field's name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class FlowgenticError(Exception):

@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -243,7 +243,8 @@ class Supervisor:
         Raises:
             ActorFailedError: If one of them failed for good.
         """
-        for child in [await self.add(tasks, spec) for spec in specs]:
+        epochs = await on_daemon_thread(_FILE_TIMEOUT, self._record.epochs)
+        for child in [self._add(tasks, spec, epochs, None) for spec in specs]:
             await child.settled.wait()
             if child.state is ChildState.FAILED:
                 raise ActorFailedError(f"{child.spec.name} does not start: {child.reason}")
@@ -257,6 +258,11 @@ class Supervisor:
             told: What each incarnation of it is told first; see `tell`.
         """
         epochs = await on_daemon_thread(_FILE_TIMEOUT, self._record.epochs)
+        return self._add(tasks, spec, epochs, told)
+
+    def _add(
+        self, tasks: TaskGroup, spec: ChildSpec, epochs: Mapping[str, int], told: Raw | None
+    ) -> Child:
         policy = RestartPolicy(self._settings.restart_intensity, self._settings.restart_period)
         child = Child(spec, policy, epochs.get(spec.name, 0))
         child.told = told

@@ -384,16 +384,19 @@ class Host:
                 self._event("fewer_nodes", "", f"{detail} runtime nor a job with more nodes")
             return [_node()]
         self._ip = "127.0.0.1" if spec.spawner != "dragon" else choose_address(spec.network)
-        context = await on_daemon_thread(_FILE_TIMEOUT, server_context, spec.identity, self._folder)
-        port = await self._listen(context)
-        self._remote = TcpAddress(self._ip, port, spec.identity.certificate)
         dragon = spec.spawner == "dragon"
         launcher = DragonNodeLauncher() if dragon else LocalNodeLauncher(self._folder, spec.nodes)
         gathering = Gathering(spec, launcher, spec.identity, self._ip, self._event)
         nodes = await gathering.gather(time.monotonic() + _GATHER_SHARE * spec.start_timeout)
-        if spec.replicas > 1 and len(nodes) == 1:
+        if len(nodes) == 1:
             await gathering.close()
-            raise ClusterOpenError(_ONE_NODE)
+            if spec.replicas > 1:
+                raise ClusterOpenError(_ONE_NODE)
+            self._ip = ""
+            return nodes
+        context = await on_daemon_thread(_FILE_TIMEOUT, server_context, spec.identity, self._folder)
+        port = await self._listen(context)
+        self._remote = TcpAddress(self._ip, port, spec.identity.certificate)
         self._federation = Federation(
             spec,
             gathering=gathering,

@@ -19,8 +19,8 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
         node: Host name of the node it runs on.
         pid: Its process, None while it has none.
         epoch: Number of its incarnation, 1 for the first.
-        state: `starting`, `running`, `restarting`, `degraded` (in the host's own process), `failed`,
-            `stopped`, or `lost` with its node.
+        state: `starting`, `running`, `restarting`, `degraded` (in the host's own process),
+            `failed`, `stopped`, or `lost` with its node.
         restarts: Times it was restarted.
         reason: Why it ended last, empty if it never did.
         requests: Requests handled by this incarnation.

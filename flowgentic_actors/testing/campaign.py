@@ -273,13 +273,17 @@ class _Campaign:
         plan, memory = self._plan, self._site.memory
         descriptor = await on_daemon_thread(_FILE_WAIT, memory.handle.read)
         description = await on_daemon_thread(60.0, describe, descriptor, plan.request_timeout)
+        direct = description.places
         links = [
-            FaultyLink(Path(f"{address}.relay"), address, f"{plan.seed}/{shard}")
-            for shard, address in enumerate(place.path for place in description.places.places)
+            FaultyLink(Path(f"{place.path}.relay"), place.path, f"{plan.seed}/{shard}")
+            for shard, place in enumerate(direct.places)
         ]
-        detour = msgspec.structs.replace(
-            description, addresses=tuple(str(link.path) for link in links)
+        relayed = tuple(
+            msgspec.structs.replace(place, path=str(link.path))
+            for place, link in zip(direct.places, links, strict=True)
         )
+        places = msgspec.structs.replace(direct, places=relayed)
+        detour = msgspec.structs.replace(description, places=places)
         client = RemoteClient(descriptor, detour, plan.request_timeout, 2)
         self.bench.store, self.bench.saver = AsyncStore(client), AsyncCheckpointSaver(client)
         self._site.links = links

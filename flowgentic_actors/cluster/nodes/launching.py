@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Final, Protocol
@@ -49,7 +50,7 @@ class DragonNodeLauncher:
     async def find(self) -> tuple[str, list[str]]:
         """The runtime's nodes; see `NodeLauncher.find`."""
         here, nodes = await on_daemon_thread(_FIND_TIMEOUT, dragon_nodes)
-        return here, [node for node in nodes if node != here]
+        return socket.gethostname(), [node for node in nodes if node != here]
 
     async def launch(self, node: str, ticket: Ticket, timeout: float) -> None:
         """Start a native process there; see `NodeLauncher.launch`."""
