@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -117,8 +118,7 @@ CONTRACT = f"""
         import pytest
 
         code = pytest.main([
-            "tests/contract/test_conformance.py::test_every_check_of_every_capability_passes",
-            "tests/contract/test_store.py", "tests/contract/test_saver.py",
+            *sys.argv[2:],
             "-q", "-p", "no:cacheprovider", "-k", "dragon-nodes and not inline and not subprocess",
             "--timeout", "60",
         ])
@@ -126,8 +126,22 @@ CONTRACT = f"""
 """
 
 
-def test_the_contract_holds_over_the_nodes_of_a_runtime(hosts: Hosts) -> None:
+CONFORMANCE = "tests/contract/test_conformance.py::test_every_check_of_every_capability_passes"
+ALL = [CONFORMANCE, "tests/contract/test_store.py", "tests/contract/test_saver.py"]
+
+# The whole takes some minutes: `FLOWGENTIC_LONG_TESTS=1 pytest tests/multinode`.
+LONG = pytest.mark.skipif("FLOWGENTIC_LONG_TESTS" not in os.environ, reason="takes minutes")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "tests"),
+    [(2, [CONFORMANCE]), pytest.param(2, ALL, marks=LONG), pytest.param(3, ALL, marks=LONG)],
+    ids=["conformance-2", "all-2", "all-3"],
+)
+def test_the_contract_holds_over_the_nodes_of_a_runtime(
+    hosts: Hosts, nodes: int, tests: list[str]
+) -> None:
     outcome = hosts.shared / "outcome"
-    done = hosts.run(CONTRACT, str(outcome), nodes=2, launcher="dragon", timeout=280)
+    done = hosts.run(CONTRACT, str(outcome), *tests, nodes=nodes, launcher="dragon", timeout=280)
     assert outcome.is_file(), done
     assert outcome.read_text() == "0", done.stdout
