@@ -25,6 +25,8 @@ from flowgentic_actors.errors import ActorStartError, FlowgenticError
 from flowgentic_actors.wire.messages import Ready, Stopped, ToServer
 from flowgentic_actors.wire.server import Server
 
+_LAST_MOMENT = 0.02
+
 logger = logging.getLogger(__name__)
 
 
@@ -108,6 +110,8 @@ class HostedActor:
             return
         serving.cancel()
         reason, server = broken.result()
+        await server.close()
+        await asyncio.sleep(_LAST_MOMENT)  # what was being accepted just now is closed, too
         await server.close()
         raise ActorStartError(reason)
 
