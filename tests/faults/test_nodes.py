@@ -421,3 +421,20 @@ def test_with_its_owner_all_nodes_end() -> None:
     assert len(cluster["pids"]) >= 6
     wait_until(lambda: all(map(gone, cluster["pids"])), 20)
     remove_orphan(cluster["folder"])
+
+
+async def test_a_node_that_takes_longer_than_its_lease_to_end_ends_in_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings: dict[str, Any] = {"node_timeout": 1.0, "close_timeout": 20.0}
+    async with MemoryCluster(
+        mode="distributed", spawner="subprocess", n_nodes=2, **settings
+    ) as memory:
+        status = await memory.status()
+        (pid,) = [actor.pid for actor in status.actors if actor.node != status.nodes[0].name]
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)  # it cannot end before it goes on
+        asyncio.get_running_loop().call_later(3.0, os.kill, pid, signal.SIGCONT)
+        begun = time.monotonic()
+    assert time.monotonic() - begun > 2.5
+    assert "did not end in order" not in caplog.text

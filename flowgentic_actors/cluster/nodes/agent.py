@@ -34,7 +34,7 @@ from flowgentic_actors.cluster.nodes.joining import Join, NodeSpec, join, take_t
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.nodes.members import NodeMembers, name_of
 from flowgentic_actors.cluster.persist import MANIFEST
-from flowgentic_actors.cluster.protocol import Beat, Grant
+from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.environment import inside_dragon, machine
 from flowgentic_actors.errors import FlowgenticError, ProtocolError, RequestError
@@ -117,6 +117,7 @@ class NodeAgent:
         self._events: deque[tuple[str, str, str]] = deque(maxlen=_MOST_EVENTS)
         self._events_from = 0
         self._changed = asyncio.Event()
+        self._ending: asyncio.Future[None] | None = None
         self._ended: dict[str, str] | None = None
         self._known = 0
         self.removes = False
@@ -153,7 +154,9 @@ class NodeAgent:
             try:
                 await self._obey(host)
             finally:
-                if self._ended is None:
+                if self._ending is not None:
+                    await self._ending
+                else:
                     with anyio.CancelScope(shield=True):
                         await self._supervisor.stop(_HURRY, "the host is gone")
             await server.close()
@@ -183,15 +186,19 @@ class NodeAgent:
                 self.removes = grant.leave == "remove"
                 return
             await self._take(grant, asked_at)
+            if grant.end is not None:
+                if self._ending is None:
+                    self._ending = asyncio.ensure_future(self._end(grant.end))
+                # Without leases meanwhile, its actors could not finish what they accepted.
+                await asyncio.wait({self._ending}, timeout=_PAUSE)
+
+    async def _end(self, end: EndNode) -> None:
+        ended = await self._supervisor.stop(end.timeout, end.reason)
+        self._ended = self._members.that_matter(ended)
 
     async def _take(self, grant: Grant, asked_at: float) -> None:
         """Do what the host says."""
-        if grant.end is not None:
-            if self._ended is None:
-                ended = await self._supervisor.stop(grant.end.timeout, grant.end.reason)
-                self._ended = self._members.that_matter(ended)
-            return
-        if grant.orders is not None:
+        if grant.orders is not None and self._ending is None:
             # First of all, what is not wanted any more ends: the lease is not for that.
             await self._members.carry_out(grant.orders)
             self._known = grant.orders.version
