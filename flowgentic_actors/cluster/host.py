@@ -51,6 +51,7 @@ from flowgentic_actors.cluster.folders import (
 from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
+from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.federation import PLAN_FILE, Federation, read_plan
 from flowgentic_actors.cluster.nodes.gathering import Gathering
 from flowgentic_actors.cluster.nodes.launching import DragonNodeLauncher, LocalNodeLauncher
@@ -475,7 +476,7 @@ class Host:
                 f"and end with this node. Set {setting}= to a folder on a disk if there is one",
             )
         settings = spec.shard.divided(len(nodes))
-        names = [f"shard-{shard}" for shard in range(shards)]
+        names = [name_of(shard) for shard in range(shards)]
         self._specs = [
             ChildSpec(
                 name=name,
@@ -611,23 +612,25 @@ class Host:
         connection.flush()
 
     async def _answer(self, connection: Connection, command: HostCommand) -> HostReply | Raw:
+        reply: HostReply | Raw = Done()
         match command:
+            case AreYouThere():
+                pass
+            case Enter(rank):
+                self._ranks.enter(connection, rank)
+            case AwaitRanks(size, wait):
+                reply = await self._ranks.wait(size, wait)
             case GetStatus():
-                return StatusReply(self._status())
+                reply = StatusReply(self._status())
             case GetEvents(start, wait):
-                return EventsReply(await self._events_from(start, wait))
+                reply = EventsReply(await self._events_from(start, wait))
             case End() | Shutdown():
                 if connection is not self._owner:
                     raise InvalidRequestError("only the cluster's owner may end it")
-                return await self._answer_owner(command)
-            case AreYouThere() | Enter():
-                if isinstance(command, Enter):
-                    self._ranks.enter(connection, command.rank)
-                return Done()
-            case AwaitRanks(size, wait):
-                return await self._ranks.wait(size, wait)
+                reply = await self._answer_owner(command)
             case _:
-                return await self._answer_about_places(connection, command)
+                reply = await self._answer_about_places(connection, command)
+        return reply
 
     async def _answer_owner(self, command: End | Shutdown) -> HostReply:
         if isinstance(command, End):
@@ -720,7 +723,7 @@ class Host:
 
     def _not_started(self, shard: int) -> ActorStatus:
         """An actor of which this host knows what hosts before it noted, and no more yet."""
-        name = f"shard-{shard}"
+        name = name_of(shard)
         epoch = self._epochs.get(name, 0)
         return ActorStatus(
             name=name,

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from flowgentic_actors.cluster.folders import OrphanLimits
+from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.wire.certificates import Identity
 
@@ -84,5 +85,5 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
 def actor_addresses(spec: HostSpec) -> dict[str, str]:
     """The sockets of a cluster's actors, by name, in the order of their shards."""
     folder = Path(spec.folder)
-    names = [f"shard-{shard}" for shard in range(spec.actors)]
+    names = [name_of(shard) for shard in range(spec.actors)]
     return {name: str(folder / f"{name}.sock") for name in names}

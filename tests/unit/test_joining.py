@@ -68,7 +68,6 @@ def spec_of(node: str) -> NodeSpec:
         replicated=True,
         supervision=SETTINGS,
         lease=2.0,
-        heartbeat_interval=0.5,
         rejoin_grace=60.0,
         open_timeout=60.0,
         orphans=OrphanLimits(1.0, 1),
@@ -107,7 +106,7 @@ async def opened(folder: Path) -> AsyncIterator[Desk]:
 
 
 async def joining(ticket: Ticket) -> NodeSpec:
-    who = Join(ticket.node, "machine", 77, "hostname")
+    who = Join(ticket.node, "machine")
     return await asyncio.to_thread(join, ticket, who)
 
 

@@ -30,9 +30,10 @@ from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.folders import MEMORY, claim_node_folder, root_folder
 from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
+from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.joining import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
-from flowgentic_actors.cluster.nodes.members import NodeMembers, name_of
+from flowgentic_actors.cluster.nodes.members import NodeMembers
 from flowgentic_actors.cluster.persist import MANIFEST
 from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
@@ -64,8 +65,7 @@ def main() -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
     )
     ticket = take_ticket()
-    hostname = socket.gethostname()
-    spec = join(ticket, Join(ticket.node, machine(), os.getpid(), hostname))
+    spec = join(ticket, Join(ticket.node, machine()))
     deadline = time.monotonic() + spec.open_timeout
     if spec.folder:
         root, name = Path(spec.folder).parent, Path(spec.folder).name
@@ -75,7 +75,7 @@ def main() -> int:
     folder, lock = claim_node_folder(root, name, spec.orphans, deadline)
     os.chdir(folder)  # Dragon writes files into the working directory
     _log_to(folder / "node.log")
-    logger.info("node %s of cluster %s on %s", ticket.node, spec.name, hostname)
+    logger.info("node %s of cluster %s on %s", ticket.node, spec.name, socket.gethostname())
     ProcessRecord(folder).note("node", 1, os.getpid())
     agent = NodeAgent(ticket.node, spec, folder)
     run_loop()(agent.run())

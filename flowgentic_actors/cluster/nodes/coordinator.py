@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
+from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders, name_of
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
 from flowgentic_actors.wire.addresses import Address
 
@@ -267,11 +267,11 @@ class Coordinator:
             plan.caught_up = True
             self.plan.version += 1
             self._changed[node] = self.plan.version
-            self._event("replica_ready", _name(plan), f"on {plan.follower}, for {node}")
+            self._event("replica_ready", name_of(plan.shard), f"on {plan.follower}, for {node}")
         if member.sent_back and plan.follower:
             # A term of its own: an older word that all was caught up must not count for it.
             self._change(plan, plan.leader, plan.follower)
-            self._event("replica_begun", _name(plan), f"on {plan.follower}, once more")
+            self._event("replica_begun", name_of(plan.shard), f"on {plan.follower}, once more")
             return
         if member.state == "failed" and plan.caught_up:
             self._replace_leader(plan)
@@ -280,7 +280,7 @@ class Coordinator:
 
     def _replace_leader(self, plan: ShardPlan) -> None:
         """Give a shard whose leader is lost another one, if any has what was acknowledged."""
-        name, old = _name(plan), plan.leader
+        name, old = name_of(plan.shard), plan.leader
         other = plan.follower if plan.caught_up else self._twins.get(plan.shard, "")
         if other in self._up:
             self._change(plan, other, "")
@@ -304,7 +304,7 @@ class Coordinator:
                 twin = plan.follower if node == plan.lost else plan.lost
                 self._change(plan, node, "")
                 self._note_twin(plan, twin)
-                self._event("shard_found", _name(plan), f"on {node}")
+                self._event("shard_found", name_of(plan.shard), f"on {node}")
         if self._settled:
             self._seek_followers()
 
@@ -320,7 +320,7 @@ class Coordinator:
         for plan in self.plan.shards:
             if plan.leader and not plan.follower and len(self._up) > 1:
                 self._change(plan, plan.leader, self._least_used(plan.leader))
-                self._event("replica_begun", _name(plan), f"on {plan.follower}")
+                self._event("replica_begun", name_of(plan.shard), f"on {plan.follower}")
 
     def _least_used(self, but: str) -> str:
         """The node with the fewest copies, but one; of several, the next one in their order."""
@@ -355,7 +355,3 @@ class Coordinator:
 
     def _event(self, kind: str, actor: str, detail: str) -> None:
         self._events.append(NodeEvent(kind, actor, detail))
-
-
-def _name(plan: ShardPlan) -> str:
-    return f"shard-{plan.shard}"

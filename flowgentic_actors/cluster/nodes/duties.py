@@ -80,3 +80,8 @@ class Member(Struct, array_like=True, frozen=True):
     restarts: int
     reason: str
     stats: dict[str, int]
+
+
+def name_of(shard: int) -> str:
+    """The name of a shard's actors, wherever they run."""
+    return f"shard-{shard}"

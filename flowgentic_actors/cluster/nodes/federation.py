@@ -21,11 +21,11 @@ from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator
-from flowgentic_actors.cluster.nodes.duties import Member
+from flowgentic_actors.cluster.nodes.duties import Member, name_of
 from flowgentic_actors.cluster.nodes.gathering import Gathering
 from flowgentic_actors.cluster.nodes.joining import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
-from flowgentic_actors.cluster.nodes.members import NodeMembers, name_of
+from flowgentic_actors.cluster.nodes.members import NodeMembers
 from flowgentic_actors.cluster.protocol import Beat, Done, EndNode, Grant, Place, Places
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ActorStatus, NodeStatus, known_stats
@@ -156,7 +156,7 @@ class Federation:
         for node in nodes:
             coordinator.joined(node)
         self._awaited = set(nodes) - {self._here}
-        if before is None or (spec.persist and spec.replicas == 1):
+        if before is None or spec.persist:
             coordinator.place([nodes[shard // spec.actors] for shard in range(len(shards))])
         else:
             coordinator.miss()
@@ -193,7 +193,6 @@ class Federation:
                 replicated=spec.replicas > 1,
                 supervision=self._supervisor.settings,
                 lease=self._lease,
-                heartbeat_interval=spec.heartbeat_interval,
                 rejoin_grace=(
                     min(spec.rejoin_grace, _SHARED_GRACE) if spec.persist else spec.rejoin_grace
                 ),
@@ -220,7 +219,7 @@ class Federation:
                 if not plan.leader:
                     continue
                 if member is not None and member.state == "failed":
-                    raise ActorFailedError(f"shard-{plan.shard} does not start: {member.reason}")
+                    raise ActorFailedError(f"{name_of(plan.shard)} does not start: {member.reason}")
                 waits = waits or member is None or not member.leads
                 waits = waits or bool(plan.follower and not plan.caught_up)
             if not waits:

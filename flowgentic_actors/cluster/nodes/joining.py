@@ -80,14 +80,10 @@ class Join(Struct, array_like=True, frozen=True):
     Attributes:
         node: The name on its ticket.
         machine: The machine that it is on, as `environment.machine` names it.
-        pid: Its process.
-        hostname: As it calls itself.
     """
 
     node: str
     machine: str
-    pid: int
-    hostname: str
 
 
 class NodeSpec(Struct, frozen=True, kw_only=True):
@@ -126,7 +122,6 @@ class NodeSpec(Struct, frozen=True, kw_only=True):
     replicated: bool
     supervision: SupervisorSettings
     lease: float
-    heartbeat_interval: float
     rejoin_grace: float
     open_timeout: float
     orphans: OrphanLimits

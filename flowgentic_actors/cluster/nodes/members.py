@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from flowgentic_actors.actors.supervisor import Child, ChildSpec, ChildState, Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
-from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
+from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders, name_of
 from flowgentic_actors.shard.member import Part
 from flowgentic_actors.wire.addresses import TcpAddress
 
@@ -132,8 +132,3 @@ class NodeMembers:
             name=name_of(duty.shard),
         )
         return Raw(_encode(part))
-
-
-def name_of(shard: int) -> str:
-    """The name of a shard's actor, wherever it runs."""
-    return f"shard-{shard}"
