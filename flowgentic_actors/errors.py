@@ -27,6 +27,7 @@
     │       ├── StorageError          the actor cannot write its journal: the disk is full, or fails
     │       │   ├── MemoryFullError   the shard holds as much as it may
     │       │   └── ReplicaUnavailableError   there is no second copy now
+    │       ├── SlotsMovedError       the key moves to another shard, and did until the deadline
     │       ├── ClusterClosingError   the cluster is ending, or has ended in order
     │       └── MemoryFailedError     a shard, or the whole cluster, has failed for good
     ├── ActorError                    the kernel: an actor's life
@@ -193,6 +194,13 @@ class MemoryFullError(StorageError):
 
 class ReplicaUnavailableError(StorageError):
     """There is no second copy of the shard now, and `ack="replica"` promises one (`degrade`)."""
+
+
+class SlotsMovedError(RejectedError):
+    """What is asked for moves, or has moved, to another shard.
+
+    The client asks there by itself. Users see this when it lasts until their deadline.
+    """
 
 
 class ClusterClosingError(RejectedError):

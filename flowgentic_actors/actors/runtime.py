@@ -21,6 +21,7 @@ from flowgentic_actors.errors import (
     ProtocolError,
     RejectedError,
     ReplicaUnavailableError,
+    SlotsMovedError,
 )
 from flowgentic_actors.wire.messages import (
     Cancel,
@@ -372,6 +373,8 @@ class ActorRuntime:
                 kind = "full"
             elif isinstance(error, ReplicaUnavailableError):
                 kind = "replica"
+            elif isinstance(error, SlotsMovedError):
+                kind = "moved"
             return Failure(envelope.seq, kind, sendable(str(error)))
         # Let it crash: the state may be half changed, so it is rebuilt from what is stored.
         logger.error("a request broke the actor", exc_info=error)

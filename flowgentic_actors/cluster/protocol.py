@@ -126,6 +126,7 @@ class Place(Struct, array_like=True, frozen=True):
         host: Where all others reach it, empty for nowhere.
         port: The same.
         lost: Why there is none, empty when there is one, or soon will be.
+        retired: Whether its slots are other shards' now, and it has ended.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Place(Struct, array_like=True, frozen=True):
     host: str = ""
     port: int = 0
     lost: str = ""
+    retired: bool = False
 
 
 class Places(Struct, tag=6, array_like=True, frozen=True):

@@ -90,6 +90,8 @@ class ListCheckpoints(Struct, tag=4, array_like=True, frozen=True, gc=False):
         facets: Metadata fields that must be equal.
         limit: At most this many (a page may hold fewer).
         after: Go on after this position of an earlier page.
+        table: Version of the table by which the shards that are asked were chosen, 0 where
+            that is of no interest: for one shard alone.
     """
 
     thread_id: Text | None = None
@@ -99,6 +101,7 @@ class ListCheckpoints(Struct, tag=4, array_like=True, frozen=True, gc=False):
     facets: Facets = {}
     limit: Limit | None = None
     after: Position | None = None
+    table: int = 0
 
 
 class DeleteThread(Struct, tag=5, array_like=True, frozen=True, gc=False):
@@ -161,6 +164,8 @@ class SearchItems(Struct, tag=9, array_like=True, frozen=True, gc=False):
         after: Go on after this position of an earlier page.
         refresh: Whether the lives of the items that are found begin anew.
         expired: Whether to give items whose time is over and that are still there.
+        table: Version of the table by which the shards that are asked were chosen, 0 where
+            that is of no interest: for one shard alone.
     """
 
     prefix: Namespace
@@ -170,6 +175,7 @@ class SearchItems(Struct, tag=9, array_like=True, frozen=True, gc=False):
     after: ItemPosition | None = None
     refresh: bool = False
     expired: bool = False
+    table: int = 0
 
 
 class RankItems(Struct, tag=16, array_like=True, frozen=True, gc=False):
@@ -190,6 +196,7 @@ class RankItems(Struct, tag=16, array_like=True, frozen=True, gc=False):
     after: RankPosition | None = None
     refresh: bool = False
     expired: bool = False
+    table: int = 0
 
 
 class Match(Struct, array_like=True, frozen=True, gc=False):
@@ -200,13 +207,18 @@ class Match(Struct, array_like=True, frozen=True, gc=False):
 
 
 class ListNamespaces(Struct, tag=10, array_like=True, frozen=True, gc=False):
-    """List the namespaces that hold items, sorted, cut to `max_depth` labels and made unique."""
+    """List the namespaces that hold items, sorted, cut to `max_depth` labels and made unique.
+
+    Attributes:
+        table: As in `SearchItems`.
+    """
 
     conditions: Annotated[tuple[Match, ...], Meta(max_length=64)]
     max_depth: Annotated[int, Meta(ge=1)] | None
     limit: Limit
     offset: Limit
     expired: bool = False
+    table: int = 0
 
 
 class GetChannelHistory(Struct, tag=11, array_like=True, frozen=True, gc=False):
@@ -235,9 +247,14 @@ class ReadThread(Struct, tag=12, array_like=True, frozen=True, gc=False):
 
 
 class FindRuns(Struct, tag=13, array_like=True, frozen=True, gc=False):
-    """The threads that have checkpoints of some runs."""
+    """The threads that have checkpoints of some runs.
+
+    Attributes:
+        table: As in `ListCheckpoints`.
+    """
 
     run_ids: Annotated[tuple[Text, ...], Meta(max_length=65_536)]
+    table: int = 0
 
 
 class DropRuns(Struct, tag=14, array_like=True, frozen=True, gc=False):
@@ -268,12 +285,14 @@ class ListThreads(Struct, tag=17, array_like=True, frozen=True, gc=False):
         limit: At most this many (a page may hold fewer).
         before: Only those that were last written to before this time.
         after: Go on after this position of an earlier page.
+        table: As in `ListCheckpoints`.
     """
 
     prefix: Text
     limit: Limit
     before: Micros | None = None
     after: ThreadPosition | None = None
+    table: int = 0
 
 
 CacheKey: TypeAlias = tuple[Namespace, Text]
@@ -300,9 +319,14 @@ class CacheSet(Struct, tag=19, array_like=True, frozen=True, gc=False):
 
 
 class CacheClear(Struct, tag=20, array_like=True, frozen=True, gc=False):
-    """Forget the cached values of some namespaces, or all."""
+    """Forget the cached values of some namespaces, or all.
+
+    Attributes:
+        table: As in `ListCheckpoints`.
+    """
 
     namespaces: Annotated[tuple[Namespace, ...], Meta(max_length=65_536)] | None = None
+    table: int = 0
 
 
 WriteCommand: TypeAlias = (

@@ -60,10 +60,12 @@ class Nowhere(Struct, frozen=True):
     Attributes:
         reason: Why.
         closing: Whether it has ended in order, with all others.
+        moved: Whether it has ended in order, and other shards have what it had.
     """
 
     reason: str
     closing: bool = False
+    moved: bool = False
 
 
 Destination: TypeAlias = Address | Nowhere
@@ -76,6 +78,7 @@ class NowhereError(ConnectionError):
     def __init__(self, nowhere: Nowhere) -> None:
         super().__init__(nowhere.reason)
         self.closing = nowhere.closing
+        self.moved = nowhere.moved
 
 
 def describe(address: Destination) -> str:

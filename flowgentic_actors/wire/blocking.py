@@ -95,8 +95,10 @@ class BlockingConnection:
                         delay = _FIRST_RETRY
                         continue
                     if isinstance(error, NowhereError):
-                        closing = error.closing
-                        raise lost(pending, self._peer, str(error), closing=closing) from error
+                        closing, moved = error.closing, error.moved
+                        raise lost(
+                            pending, self._peer, str(error), closing=closing, moved=moved
+                        ) from error
                     if isinstance(error, AuthenticationError):
                         raise untrusted(pending, self._peer, error) from error
                     congested = isinstance(error, TimeoutError) and self._sock is not None

@@ -129,7 +129,16 @@ class Reply(Struct, tag=2, array_like=True, frozen=True, gc=False):
 
 
 FailureKind: TypeAlias = Literal[
-    "invalid", "expired", "storage", "full", "replica", "unknown", "internal", "closing", "failed"
+    "invalid",
+    "expired",
+    "storage",
+    "full",
+    "replica",
+    "moved",
+    "unknown",
+    "internal",
+    "closing",
+    "failed",
 ]
 
 

@@ -23,6 +23,7 @@ from flowgentic_actors.errors import (
     RequestError,
     RequestExpiredError,
     ShardLostError,
+    SlotsMovedError,
     StorageError,
 )
 from flowgentic_actors.wire.messages import Failure, FailureKind
@@ -35,11 +36,15 @@ _FAILURES: dict[FailureKind, type[RejectedError]] = {  # and `unknown`, which is
     "storage": StorageError,
     "full": MemoryFullError,
     "replica": ReplicaUnavailableError,
+    "moved": SlotsMovedError,
     "internal": RejectedError,
     "closing": ClusterClosingError,
     "failed": MemoryFailedError,
 }
 
+_DEFINITE: Final = frozenset[FailureKind](("invalid", "moved"))
+"""Refusals that hold for earlier attempts as well: had one been carried out, the actor would answer
+it again, or knows that it would not have been."""
 
 MAX_LOSSES: Final = 4
 """Connections that a request may lose, alone on them, before it is held to end its actor."""
@@ -121,7 +126,7 @@ def refusal(failure: Failure, pending: Pending[Waiter], peer: str) -> RequestErr
     """The error that an actor's refusal becomes."""
     if failure.kind == "unknown":
         return OutcomeUnknownError(f"{peer}: {failure.text}: read before you repeat it")
-    if pending.attempts > 1 and failure.kind != "invalid":
+    if pending.attempts > 1 and failure.kind not in _DEFINITE:
         return OutcomeUnknownError(
             f"{peer}: {failure.text}. It was sent before, on a connection that was lost: a write "
             "may have happened then"
@@ -172,7 +177,12 @@ def untrusted(pending: Pending[Waiter], peer: str, error: AuthenticationError) -
 
 
 def lost(
-    pending: Pending[Waiter], peer: str, reason: str, *, closing: bool = False
+    pending: Pending[Waiter],
+    peer: str,
+    reason: str,
+    *,
+    closing: bool = False,
+    moved: bool = False,
 ) -> RequestError:
     """The error of a request to an actor that is not there any more.
 
@@ -181,6 +191,7 @@ def lost(
         peer: Name of the actor.
         reason: Why it is not there.
         closing: Whether it has ended in order, with all others.
+        moved: Whether it has ended in order, and other shards have what it had.
     """
     if closing and not pending.sent:
         return ClusterClosingError(f"{peer}: {reason}")
@@ -188,6 +199,8 @@ def lost(
         return OutcomeUnknownError(
             f"{peer} did not answer before it was lost: {reason}. A write may have happened"
         )
+    if moved:
+        return SlotsMovedError(f"{peer} has ended: {reason}. Nothing was sent")
     return ShardLostError(f"{peer} is lost: {reason}. Nothing was sent; other shards serve")
 
 

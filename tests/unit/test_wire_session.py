@@ -19,6 +19,8 @@ from flowgentic_actors.errors import (
     RejectedError,
     ReplicaUnavailableError,
     RequestExpiredError,
+    ShardLostError,
+    SlotsMovedError,
     StorageError,
 )
 from flowgentic_actors.wire.messages import Failure, FailureKind
@@ -26,6 +28,7 @@ from flowgentic_actors.wire.session import (
     Pending,
     Session,
     check_size,
+    lost,
     overdue,
     refusal,
     untrusted,
@@ -85,6 +88,7 @@ def test_every_refusal_but_one_is_an_error_that_says_nothing_happened() -> None:
         "storage": StorageError,
         "full": MemoryFullError,
         "replica": ReplicaUnavailableError,
+        "moved": SlotsMovedError,
         "unknown": OutcomeUnknownError,
         "internal": RejectedError,
         "closing": ClusterClosingError,
@@ -104,7 +108,8 @@ def test_a_refusal_says_nothing_about_an_earlier_attempt() -> None:
     for kind in get_args(FailureKind):
         error = refusal(Failure(0, kind, "because"), pending, "shard-0")
         # What is invalid is so each time; a write that was done would have been answered.
-        assert type(error) is (InvalidRequestError if kind == "invalid" else OutcomeUnknownError)
+        definite = {"invalid": InvalidRequestError, "moved": SlotsMovedError}
+        assert type(error) is definite.get(kind, OutcomeUnknownError)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +141,23 @@ def test_a_wrong_secret_does_not_hide_that_a_request_was_sent_before() -> None:
     assert type(untrusted(pending, "shard-0", error)) is ActorUnavailableError
     pending.attempts = 1
     assert type(untrusted(pending, "shard-0", error)) is OutcomeUnknownError
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ({}, ShardLostError),
+        ({"closing": True}, ClusterClosingError),
+        ({"moved": True}, SlotsMovedError),
+    ],
+)
+def test_a_request_to_an_actor_that_is_gone_says_whether_it_was_sent(
+    flags: dict[str, bool], error: type[Exception]
+) -> None:
+    (pending,) = opened(Session(), 1)
+    assert type(lost(pending, "shard-0", "because", **flags)) is error
+    pending.attempts = 1
+    assert type(lost(pending, "shard-0", "because", **flags)) is OutcomeUnknownError
 
 
 def test_a_request_above_the_limit_is_refused() -> None:
