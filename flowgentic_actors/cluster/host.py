@@ -16,6 +16,7 @@ import ssl
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -80,6 +81,7 @@ from flowgentic_actors.cluster.protocol import (
     HostReply,
     Place,
     Places,
+    Rebalance,
     Shutdown,
     ShutdownReply,
     StatusReply,
@@ -126,6 +128,10 @@ _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
 _ONE_NODE = (
     "replicas=2 needs a second node, and there is this one alone: neither a Dragon runtime nor a "
     "job with more nodes. Open it with replicas=1, or in an allocation of several nodes"
+)
+_NOT_SEVERAL = (
+    "this cluster was opened on one node, and has nothing that others could join: open it with "
+    "n_nodes=2 or more to add nodes to it, and to take them away, later"
 )
 _GATHER_SHARE = 0.6  # of start_timeout, for the other nodes to join
 
@@ -197,6 +203,7 @@ class Host:
         self._memory = StoredMemory(Path(spec.memory))
         self._let_go = False
         self._specs: list[ChildSpec] = []
+        self._manifest: Manifest | None = None
         address = str(self._folder / HOST_SOCKET)
         self._server = Server(self, spec.secret, spec.name, 0, spec.max_message_bytes)
         self._address = address
@@ -221,6 +228,7 @@ class Host:
             identity=spec.identity,
         )
         self._federation: Federation | None = None
+        self._actor_arguments: dict[str, str] = {}
         self._ip = ""
         self._remote: TcpAddress | None = None
         self._tasks: TaskGroup | None = None
@@ -386,9 +394,13 @@ class Host:
             return [_node()]
         self._ip = "127.0.0.1" if spec.spawner != "dragon" else choose_address(spec.network)
         dragon = spec.spawner == "dragon"
-        launcher = DragonNodeLauncher() if dragon else LocalNodeLauncher(self._folder, spec.nodes)
+        launcher = DragonNodeLauncher() if dragon else LocalNodeLauncher(self._folder)
         gathering = Gathering(spec, launcher, spec.identity, self._ip, self._event)
-        nodes = await gathering.gather(time.monotonic() + _GATHER_SHARE * spec.start_timeout)
+        before = await on_daemon_thread(_FILE_TIMEOUT, read_plan, Path(spec.memory) / PLAN_FILE)
+        nodes = await gathering.gather(
+            time.monotonic() + _GATHER_SHARE * spec.start_timeout,
+            before.nodes if before is not None and not spec.persist else (),
+        )
         if len(nodes) == 1:
             await gathering.close()
             if spec.replicas > 1:
@@ -427,31 +439,30 @@ class Host:
     ) -> None:
         spec = self._spec
         assert self._remote is not None
-        arguments = dict(self._specs[0].arguments)
-        del arguments["folder"], arguments["tier_folder"]
+        arguments = self._actor_arguments
         memory = Path(spec.memory)
+        assert self._manifest is not None
         await federation.open(
             tasks,
             nodes,
             even_table(len(self._specs), spec.namespace_depth),
             host=self._remote,
-            shards=tuple(
-                str(Path(child.arguments["folder"]).relative_to(memory)) for child in self._specs
-            ),
+            generation=self._manifest.subfolder,
             manifest=await on_daemon_thread(_FILE_TIMEOUT, (memory / MANIFEST).read_bytes),
-            factory=self._specs[0].factory,
+            factory=self._factory,
             arguments=arguments,
-            child_spec=self._specs.__getitem__,
+            child_spec=self._child_spec,
+            on_table=self._memory.note_table,
         )
 
     async def _open_memory(self, nodes: list[str]) -> None:
         spec = self._spec
-        shards = spec.actors * len(nodes)
+        shards, table = spec.actors * len(nodes), None
         if not spec.persist:
             plan = Path(spec.memory) / PLAN_FILE
             before = await on_daemon_thread(_FILE_TIMEOUT, read_plan, plan)
             if before is not None:
-                shards = len(before.shards)
+                shards, table = len(before.shards), before.table
             spread = before is not None and before.is_spread
             await on_daemon_thread(_FILE_TIMEOUT, self._check_spread, len(nodes), planned=spread)
         manifest, found = await on_daemon_thread(
@@ -462,6 +473,7 @@ class Host:
             shards=shards,
             namespace_depth=spec.namespace_depth,
             job=spec.job,
+            table=table,
             on_lost=lambda: os._exit(EXIT_REPLACED),  # the actors end with their links
         )
         node_local = not spec.persist or await on_daemon_thread(
@@ -475,30 +487,42 @@ class Host:
                 f"the journals are in {spec.memory}, on a file system in memory: they take memory, "
                 f"and end with this node. Set {setting}= to a folder on a disk if there is one",
             )
-        settings = spec.shard.divided(len(nodes))
-        names = [name_of(shard) for shard in range(shards)]
-        self._specs = [
-            ChildSpec(
-                name=name,
-                factory=SHARD_FACTORY if spec.replicas == 1 else REPLICATED_FACTORY,
-                arguments={
-                    "folder": str(folder),
-                    "ack": spec.ack,
-                    "appends": "direct" if node_local else "thread",
-                    "segment_bytes": str(spec.segment_bytes),
-                    "hot_bytes": str(spec.hot_bytes),
-                    "settings": settings.encode(),
-                    "tier_bytes": _text(spec.tier_bytes or None),
-                    "tier_managers": str(spec.tier_managers),
-                    "tier_folder": str(tier_folder(self._folder, name)),
-                },
-                address=str(self._folder / f"{name}.sock"),
-                host=self._ip,
-            )
-            for folder, name in zip(manifest.folders(Path(spec.memory)), names, strict=True)
-        ]
+        self._manifest = manifest
+        several = self._federation is not None
+        self._actor_arguments = {
+            "ack": spec.ack,
+            "appends": "direct" if node_local else "thread",
+            "segment_bytes": str(spec.segment_bytes),
+            "hot_bytes": str(spec.hot_bytes),
+            "settings": spec.shard.divided(len(nodes)).encode(),
+            "tier_bytes": _text(spec.tier_bytes or None),
+            "tier_managers": str(spec.tier_managers),
+            "claimed": "1" if several else "",
+        }
+        self._specs = [self._child_spec(shard) for shard in range(shards)]
         if found is not None and found.instance != spec.instance:
             self._tell_reopened(manifest, found)
+
+    @property
+    def _factory(self) -> str:
+        return SHARD_FACTORY if self._spec.replicas == 1 else REPLICATED_FACTORY
+
+    def _child_spec(self, shard: int) -> ChildSpec:
+        """A shard's actor on this node."""
+        assert self._manifest is not None
+        name = name_of(shard)
+        folder = Path(self._spec.memory) / self._manifest.subfolder / name
+        return ChildSpec(
+            name=name,
+            factory=self._factory,
+            arguments={
+                **self._actor_arguments,
+                "folder": str(folder),
+                "tier_folder": str(tier_folder(self._folder, name)),
+            },
+            address=str(self._folder / f"{name}.sock"),
+            host=self._ip,
+        )
 
     def _check_spread(self, nodes: int, *, planned: bool) -> None:
         """Refuse an orphan of one node on several, and the other way round: each has its part."""
@@ -643,12 +667,16 @@ class Host:
         return ShutdownReply(self._killed or {})
 
     async def _answer_about_places(
-        self, connection: Connection, command: Describe | GetPlaces | Beat
+        self, connection: Connection, command: Describe | GetPlaces | Beat | Rebalance
     ) -> HostReply | Raw:
         if isinstance(command, Beat):
             if self._federation is None:
                 raise InvalidRequestError("this host has no other nodes, or not yet")
             return await self._federation.beat(connection, command)
+        if isinstance(command, Rebalance):
+            if self._federation is None:
+                raise InvalidRequestError(_NOT_SEVERAL)
+            return await self._federation.rebalance(command)
         await self._started.wait()  # before that, nobody knows where the shards are
         if self._start_error is not None:
             raise RejectedError(self._start_error)
@@ -704,7 +732,8 @@ class Host:
         if self._federation is not None:
             actors = list(self._federation.actors())
         else:
-            actors = [_actor_status(shard, child) for shard, child in enumerate(children)]
+            slots = Counter(even_table(self._spec.actors, self._spec.namespace_depth).shards)
+            actors = [_actor_status(n, child, slots[n]) for n, child in enumerate(children)]
         nodes = self._federation.nodes() if self._federation is not None else ()
         if not nodes:
             nodes = (NodeStatus(name=_node(), state="up", leads=self._spec.actors, follows=0),)
@@ -736,7 +765,7 @@ class Host:
         )
 
 
-def _actor_status(shard: int, child: Child) -> ActorStatus:
+def _actor_status(shard: int, child: Child, slots: int) -> ActorStatus:
     alive = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
     return ActorStatus(
         name=child.spec.name,
@@ -747,6 +776,7 @@ def _actor_status(shard: int, child: Child) -> ActorStatus:
         state=child.state,
         restarts=child.restarts,
         reason=child.reason,
+        slots=slots,
         **known_stats(child.stats),
     )
 

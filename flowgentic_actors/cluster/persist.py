@@ -44,7 +44,9 @@ from flowgentic_actors.shard.reshard import reshard
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.lock import FileLock
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Format 1 has no tables; what has none is still written so, for versions that know no other."""
+
 MANIFEST: Final = "manifest.json"
 
 _UNFINISHED: Final = "manifest.new"
@@ -73,6 +75,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         created: When it was made.
         opened: When it was opened last.
         closed: When it was closed in order; None while it is open, and after an unclean end.
+        table: Which shard has which slot, None while they are spread as in the beginning.
     """
 
     format: int
@@ -85,10 +88,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created: float
     opened: float
     closed: float | None = None
+    table: SlotTable | None = None
+
+    @property
+    def subfolder(self) -> str:
+        """Folder of its generation, below the memory's."""
+        return f"{_GENERATION}{self.generation}"
+
+    @property
+    def slots(self) -> SlotTable:
+        """Which shard has which slot."""
+        return self.table or even_table(self.shards, self.namespace_depth)
 
     def folders(self, path: Path) -> list[Path]:
         """The folder of each shard of a memory."""
-        return [_generation(path, self.generation) / f"shard-{n}" for n in range(self.shards)]
+        return [path / self.subfolder / f"shard-{n}" for n in range(self.shards)]
 
 
 def reopening(path: Path, now: Manifest, found: Manifest) -> Iterator[tuple[str, str]]:
@@ -144,6 +158,7 @@ class StoredMemory:
         shards: int,
         namespace_depth: int,
         job: str = "",
+        table: SlotTable | None = None,
         on_lost: Callable[[], None] = lambda: None,
     ) -> tuple[Manifest, Manifest | None]:
         """Take hold of the memory, make it when it is not there, and re-shard it when needed.
@@ -155,6 +170,8 @@ class StoredMemory:
             shards: Shards that it shall have.
             namespace_depth: As in `MemoryConfig`.
             job: The scheduler's job, or empty.
+            table: Which of these shards has which slot, where that is known from elsewhere: then
+                the files are what they shall be.
             on_lost: Called on a thread when another cluster took the memory away.
 
         Returns:
@@ -169,9 +186,29 @@ class StoredMemory:
             try:
                 _make_path(self._disk, self._path)
                 self._hold.take(name, job, on_lost)
-                return self._open(name, instance, shards, namespace_depth)
+                return self._open(name, instance, shards, namespace_depth, table)
             except OSError as error:
                 raise _unusable(self._path, error) from error
+
+    def note_table(self, shards: int, table: SlotTable) -> None:
+        """Write down which shard has which slots, from now on.
+
+        Args:
+            shards: Shards that there are, those included that have none any more.
+            table: Which of them has which slot.
+
+        Raises:
+            OSError: If that is not possible; nothing has changed then.
+        """
+        assert self._manifest is not None
+        manifest = msgspec.structs.replace(
+            self._manifest, format=FORMAT, shards=shards, table=table
+        )
+        for folder in manifest.folders(self._path):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        self._disk.sync_folder(folder.parent)
+        write_manifest(self._disk, self._path, manifest)
+        self._manifest = manifest
 
     def announce_end(self) -> None:
         """Tell who wants to open it that it is let go soon; does not block."""
@@ -202,12 +239,17 @@ class StoredMemory:
         self._hold.forget()
 
     def _open(
-        self, name: str, instance: str, shards: int, namespace_depth: int
+        self,
+        name: str,
+        instance: str,
+        shards: int,
+        namespace_depth: int,
+        table: SlotTable | None,
     ) -> tuple[Manifest, Manifest | None]:
         found = _read_layout(self._path)
         now = time.time()
         manifest = Manifest(
-            format=FORMAT,
+            format=1 if table is None else FORMAT,
             generation=found.generation if found else 1,
             shards=shards,
             namespace_depth=namespace_depth,
@@ -216,13 +258,16 @@ class StoredMemory:
             version=_version(),
             created=found.created if found else now,
             opened=now,
+            table=table,
         )
         self._remove_generations(but=found.generation if found else None)
         if found is None:
             _make_generation(self._disk, self._path, manifest)
         else:
             self._await_actors(found.folders(self._path))
-            if (found.shards, found.namespace_depth) != (shards, namespace_depth):
+            layout = found.shards, found.namespace_depth
+            # By a table of its own, a shard may hold what is another one's by now.
+            if table is None and (found.table is not None or layout != (shards, namespace_depth)):
                 manifest = msgspec.structs.replace(manifest, generation=found.generation + 1)
                 self._reshard(found, manifest)
         write_manifest(self._disk, self._path, manifest)
@@ -256,7 +301,8 @@ class StoredMemory:
                 self._disk,
                 old.folders(self._path),
                 new.folders(self._path),
-                router(even_table(new.shards, new.namespace_depth)),
+                router(new.slots),
+                owner=router(old.slots),
                 progress=self._progress(what),
                 stop=self._stop,
             )
@@ -315,6 +361,7 @@ def copy_shards(
     new: list[Path],
     route: Callable[[Record], int],
     *,
+    owner: Callable[[Record], int] | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
     stop: threading.Event | None = None,
     live: bool = False,
@@ -324,7 +371,13 @@ def copy_shards(
         sources = [readers.enter_context(ShardReader(folder, live=live)) for folder in old]
         size = sum(source.total_bytes for source in sources)
         return reshard(
-            disk, sources, new, route, progress=lambda done: progress(done, size), stop=stop
+            disk,
+            sources,
+            new,
+            route,
+            owner=owner,
+            progress=lambda done: progress(done, size),
+            stop=stop,
         )
 
 

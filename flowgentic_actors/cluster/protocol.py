@@ -95,6 +95,36 @@ class AwaitRanks(Struct, tag=10, array_like=True, frozen=True):
     wait: Annotated[float, Meta(ge=0, le=60)]
 
 
+class Rebalance(Struct, tag=11, array_like=True, frozen=True):
+    """Spread the slots evenly over the nodes; answered when that is done, or after a while.
+
+    Attributes:
+        number: Of the call: asked again under the same one, it is waited for and not done anew.
+        nodes: Nodes to use, 0 for all that there are.
+        without: Nodes that are not to be used.
+        rate: Bytes that move in a second, at most.
+        wait: Seconds.
+    """
+
+    number: int
+    nodes: Annotated[int, Meta(ge=0)]
+    without: tuple[NodeName, ...]
+    rate: Annotated[int, Meta(gt=0)]
+    wait: Annotated[float, Meta(ge=0, le=60)]
+
+
+class RebalanceReply(Struct, tag=9, array_like=True, frozen=True):
+    """Whether it is done.
+
+    Attributes:
+        done: Whether nothing is under way any more.
+        error: Why not all of it was done, empty when it was.
+    """
+
+    done: bool
+    error: str = ""
+
+
 class RanksReply(Struct, tag=8, array_like=True, frozen=True):
     """The ranks that are there, and those that have not been yet."""
 
@@ -113,6 +143,7 @@ HostCommand: TypeAlias = (
     | End
     | GetPlaces
     | Beat
+    | Rebalance
 )
 
 
@@ -244,5 +275,13 @@ class Done(Struct, tag=5, array_like=True, frozen=True):
 
 
 HostReply: TypeAlias = (
-    Description | StatusReply | EventsReply | ShutdownReply | Done | Places | Grant | RanksReply
+    Description
+    | StatusReply
+    | EventsReply
+    | ShutdownReply
+    | Done
+    | Places
+    | Grant
+    | RanksReply
+    | RebalanceReply
 )

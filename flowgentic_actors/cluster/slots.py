@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
@@ -13,8 +12,13 @@ from typing import Final
 
 import msgspec
 
-SLOTS: Final = 4096
-_SHIFT: Final = 32 - SLOTS.bit_length() + 1
+from flowgentic_actors.engine.slots import (
+    SLOTS,
+    slot_of_cached,
+    slot_of_namespace,
+    slot_of_thread,
+)
+
 _MASK: Final = (1 << 64) - 1
 
 
@@ -33,33 +37,21 @@ class SlotTable(msgspec.Struct, frozen=True, array_like=True, dict=True):
 
     def of_thread(self, thread_id: str) -> int:
         """The shard of a thread: all of a thread's checkpoints share it."""
-        return self.shards[_slot("t", thread_id)]
+        return self.shards[slot_of_thread(thread_id)]
 
     def of_namespace(self, namespace: tuple[str, ...]) -> int:
         """The shard of the items in a namespace."""
-        return self.shards[_slot("n", *namespace[: self.namespace_depth])]
+        return self.shards[slot_of_namespace(namespace, self.namespace_depth)]
 
     def of_cached(self, key: tuple[tuple[str, ...], str]) -> int:
         """The shard of a cached value: those of one namespace are spread over all."""
-        return self.shards[_slot("c", *key[0], key[1])]
+        return self.shards[slot_of_cached(key)]
 
     def below(self, prefix: tuple[str, ...]) -> tuple[int, ...]:
         """The shards that may hold items below a prefix: one, or all when it is short."""
         if len(prefix) >= self.namespace_depth:
             return (self.of_namespace(prefix),)
         return self.owners
-
-    def slot_of_thread(self, thread_id: str) -> int:
-        """The slot of a thread."""
-        return _slot("t", thread_id)
-
-    def slot_of_namespace(self, namespace: tuple[str, ...]) -> int:
-        """The slot of the items in a namespace, which has at least `namespace_depth` labels."""
-        return _slot("n", *namespace[: self.namespace_depth])
-
-    def slot_of_cached(self, key: tuple[tuple[str, ...], str]) -> int:
-        """The slot of a cached value."""
-        return _slot("c", *key[0], key[1])
 
     @cached_property
     def owners(self) -> tuple[int, ...]:
@@ -179,12 +171,3 @@ def _score(slot: int, shard: int, weight: float) -> float:
 def _mark(kind: str, number: int) -> int:
     """A number's 64 bits that look like any others, the same in every process."""
     return int.from_bytes(blake2b(f"{kind} {number}".encode(), digest_size=8).digest(), "big")
-
-
-@lru_cache(maxsize=4096)
-def _slot(*labels: str) -> int:
-    # CRC-32 is the same in every process and version, unlike hash(); labels cannot contain NUL.
-    # It is linear, so ids that differ in one digit would crowd into few slots: the multiplication
-    # (Knuth's) spreads them, and the product's high bits are the slot.
-    crc = zlib.crc32("\0".join(labels).encode("utf-8", "surrogatepass"))
-    return ((crc * 0x9E3779B1) & 0xFFFF_FFFF) >> _SHIFT

@@ -42,6 +42,7 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
         ddict_reads: Those of them that came from the DDict.
         hot: Threads, and namespaces by their first labels, that take a large part of its requests,
             such as `thread 'abc' 61 %`; none while it has few, nor in a local cluster.
+        slots: Slots that it answers for, of 4,096 in all.
         replica_node: Node of its second copy, empty for none.
         replica_ready: Whether that copy has everything that was acknowledged.
         replica_lag: Bytes of journal that it does not have yet.
@@ -73,6 +74,7 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
     cold_reads: int = 0
     ddict_reads: int = 0
     hot: tuple[str, ...] = ()
+    slots: int = 0
     replica_node: str = ""
     replica_ready: bool = False
     replica_lag: int = 0
@@ -81,6 +83,7 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
 def known_stats(stats: Mapping[str, int]) -> dict[str, Any]:
     """Those of an actor's counters that its status tells."""
     known = {name: stats[name] for name in ActorStatus.__struct_fields__ if name in stats}
+    known.pop("slots", None)  # a table says that, and not the actor
     return {**known, "hot": hot_in(stats)}
 
 
@@ -89,7 +92,8 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: Its host name.
-        state: `up`, or `lost` when nothing is heard of it any more.
+        state: `up`, `lost` when nothing is heard of it any more, or `spare` when `rebalance` was
+            told to do without it.
         leads: Shards that it answers for.
         follows: Shards of which it has the second copy.
     """
@@ -140,7 +144,8 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
             `ddict_given_up`, `dragon_hung`, `host_restarted`, `journal_in_memory`,
             `walltime_unknown`, `cluster_closing`; of several nodes, `fewer_nodes`, `node_missing`,
             `node_lost`, `node_returned`, `node_given_up`, `shard_promoted`, `shard_moved`,
-            `shard_lost`, `shard_found`, `replica_begun`, `replica_ready`.
+            `shard_lost`, `shard_found`, `replica_begun`, `replica_ready`; of slots that move,
+            `rebalance_begun`, `slots_moved`, `slots_stayed`, `rebalanced`, `rebalance_failed`.
         actor: The actor concerned, or empty.
         detail: In words.
     """

@@ -125,7 +125,8 @@ class ItemQueries:
         return RankPage(rows, after, page.skipped)
 
     def _ranked(self, query: RankItems) -> Iterator[tuple[float, ItemPlace]]:
-        namespaces = self._items.namespaces(query.prefix) if query.prefix else None
+        every = not query.prefix and self._items.shown is None
+        namespaces = None if every else self._items.namespaces(query.prefix)
         return self._items.vectors.ranked(query.vector, namespaces)
 
     def _row(self, place: ItemPlace, item: StoredItem) -> ItemRow:

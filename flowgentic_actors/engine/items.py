@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from sys import intern
 
 from msgspec.structs import replace
@@ -54,6 +54,9 @@ class Items:
     Args:
         values: Keeps their values.
         searchable: Whether their vectors are kept to be searched.
+
+    Attributes:
+        shown: Whether searches and listings find the items of a namespace; None for all.
     """
 
     def __init__(self, values: Values, *, searchable: bool) -> None:
@@ -65,6 +68,7 @@ class Items:
         self._count = 0
         self.vectors = Vectors()
         self.bytes = 0
+        self.shown: Callable[[tuple[str, ...]], bool] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -245,7 +249,20 @@ class Items:
         for namespace in self._order.irange(minimum=first or prefix):
             if namespace[: len(prefix)] != prefix:
                 return
-            yield namespace
+            if self.shown is None or self.shown(namespace):
+                yield namespace
+
+    def hidden(self, most: int) -> Iterator[ItemsExpired | None]:
+        """What would remove all that is not shown, bit by bit; see `Shard.hidden`."""
+        for number, name in enumerate(list(self._namespaces)):
+            if number % most == most - 1:
+                yield None
+            namespace = self._namespaces.get(name)
+            if namespace is None or self.shown is None or self.shown(name):
+                continue
+            keys = list(namespace.items)
+            for start in range(0, len(keys), most):
+                yield ItemsExpired(tuple((name, key) for key in keys[start : start + most]))
 
     def below(
         self, prefix: tuple[str, ...], after: ItemPosition | None, now_us: int

@@ -235,6 +235,34 @@ class Shard:
         """
         self._replays.get(type(record), self._replay)(record, lsn)
 
+    # ------------------------------------------------------------------ a part of it
+
+    def show(
+        self,
+        threads: Callable[[str], bool] | None,
+        namespaces: Callable[[tuple[str, ...]], bool] | None,
+    ) -> None:
+        """Have searches and listings find some of what there is alone, from now on.
+
+        What is asked for by its key is found all the same.
+
+        Args:
+            threads: Whether a thread is shown, None for all.
+            namespaces: Whether the items of a namespace are, None for all.
+        """
+        self._threads.shown = threads
+        self._items.shown = namespaces
+
+    def hidden(self, most: int = MOST_EXPIRED) -> Iterator[Record | None]:
+        """What would remove all that is not shown: records to be carried out as they come.
+
+        Args:
+            most: Items or threads of one record. After having looked at as many and found nothing,
+                None is given: others may want a turn.
+        """
+        yield from self._threads.hidden(most)
+        yield from self._items.hidden(most)
+
     # ------------------------------------------------------------------ hot and cold
 
     def warm(self, lsn: int, record: Record, *, lasting: bool) -> None:

@@ -68,6 +68,9 @@ class Threads:
     Args:
         values: Keeps their values.
         retention: How much of them is kept.
+
+    Attributes:
+        shown: Whether listings find a thread; None for all.
     """
 
     def __init__(self, values: Values, retention: Retention) -> None:
@@ -79,6 +82,7 @@ class Threads:
         self._out_of_order = False  # records of several shards may come one shard after the other
         self.checkpoints = 0
         self.bytes = 0
+        self.shown: Callable[[str], bool] | None = None
 
     def __len__(self) -> int:
         return len(self._threads)
@@ -413,8 +417,8 @@ class Threads:
         return thread_id in self._threads
 
     def ids(self) -> Iterator[str]:
-        """The threads' ids."""
-        return iter(self._threads)
+        """The ids of the threads that are shown."""
+        return iter(self._threads) if self.shown is None else filter(self.shown, self._threads)
 
     def branches(self, thread_id: str) -> Mapping[str, Branch]:
         """The branches of a thread by namespace, none if it is not there."""
@@ -432,9 +436,22 @@ class Threads:
         return iter(self._threads.items())
 
     def newest_first(self) -> Iterator[tuple[str, Thread]]:
-        """The same, backwards."""
+        """Those that are shown, the other way round."""
         self._put_in_order()
-        return reversed(self._threads.items())
+        shown = self.shown
+        for thread_id, thread in reversed(self._threads.items()):
+            if shown is None or shown(thread_id):
+                yield thread_id, thread
+
+    def hidden(self, most: int) -> Iterator[ThreadsExpired | None]:
+        """What would remove all that is not shown, bit by bit; see `Shard.hidden`."""
+        ids = list(self._threads)
+        for start in range(0, len(ids), most):
+            shown = self.shown
+            if shown is None:
+                return
+            found = tuple(i for i in ids[start : start + most] if not shown(i))
+            yield ThreadsExpired(found) if found else None
 
     def _put_in_order(self) -> None:
         if self._out_of_order:
@@ -451,6 +468,8 @@ class Threads:
                     for entry in branch.entries.values():
                         self._note_run(thread_id, entry.facets)
         found = {thread_id for run_id in runs for thread_id in self._runs.get(run_id, ())}
+        if self.shown is not None:
+            found = set(filter(self.shown, found))
         return sorted(thread_id for thread_id in found if self._has_run(thread_id, runs))
 
     def _has_run(self, thread_id: str, runs: set[str]) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,8 @@ from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.engine.commands import (
     MAKES_ROOM,
     WRITES,
+    CacheGet,
+    CacheSet,
     Command,
     GetCheckpoint,
     GetItem,
@@ -32,6 +35,7 @@ from flowgentic_actors.errors import (
     ReplicaUnavailableError,
     StorageError,
 )
+from flowgentic_actors.shard.claims import Told
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.entries import (
@@ -45,6 +49,8 @@ from flowgentic_actors.shard.entries import (
 from flowgentic_actors.shard.hot import HotKeys, key_of, sampling
 from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
+from flowgentic_actors.shard.moving import Moving
+from flowgentic_actors.shard.peers import Give, read_question
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.upkeep import Upkeep
@@ -73,6 +79,10 @@ _DONE = _encode(DONE)
 _WRITES = frozenset(WRITES)
 
 
+def _nothing() -> None:
+    """In the place of what is told at the start."""
+
+
 class ShardActor:
     """Serves a shard whose every acknowledged write is in its journal.
 
@@ -82,6 +92,7 @@ class ShardActor:
             `"disk"`: when it survives the loss of power.
         appends: `"direct"`: the event loop appends to the journal, for files of this node.
             `"thread"`: a thread does, for file systems that may take their time.
+        claimed: Not empty: it has no clients before it is told which slots are its own.
         segment_bytes: Size of a journal segment; compaction is considered from this much garbage.
         hot_bytes: Bytes of values to keep in memory; empty for all.
         settings: How much it keeps: `ShardSettings.encode`; empty for the defaults.
@@ -100,6 +111,7 @@ class ShardActor:
         *,
         ack: Literal["node", "disk"] = "node",
         appends: Literal["direct", "thread"] = "direct",
+        claimed: str = "",
         segment_bytes: str = str(SEGMENT_BYTES),
         hot_bytes: str = "",
         settings: str = "",
@@ -125,8 +137,7 @@ class ShardActor:
         self._sessions = Sessions()
         self._hot_keys = HotKeys(time.monotonic())
         self._sampling = sampling()
-        self._durable = ack == "disk"
-        self._appends = appends == "thread"
+        self._durable, self._appends = ack == "disk", appends == "thread"
         self._syncer: Syncer | None = None
         self._journal = Journal(
             RealDisk(), path, durable=self._durable, segment_bytes=int(segment_bytes)
@@ -146,13 +157,27 @@ class ShardActor:
         self._cold_reads = 0
         self._fetches: set[asyncio.Task[bytes]] = set()
         self._leading: Leading | None = None
+        self._claimed = bool(claimed)
+        self._storing: list[asyncio.Future[None]] = []  # who waits for the next commit
+        self.moving = Moving(
+            self._shard,
+            self._journal,
+            self._worker,
+            keep=self._keep_moved,
+            stored=self._stored,
+            next_lsn=lambda: self._next_lsn,
+            lag=lambda: self._leading.lag if self._leading is not None else 0,
+            on_change=lambda: self._changed(),  # noqa: PLW0108 - it is another one later
+        )
+        """What it has to do with slots that move."""
+        self._upkeep.hold = self._holds_log
+        self._wake, self._changed = _nothing, _nothing
         self._tier_bytes = _number(tier_bytes) if why_no_ddict() is None else None
         if hot_limit is None:
             self._tier_bytes = None  # nothing is ever let go
         self._tier_from = (hot_limit or 0) // 2
         self._tier_wanted = False
-        self._tier_managers = int(tier_managers)
-        self._tier_folder = Path(tier_folder)
+        self._tier_made_of = int(tier_managers), Path(tier_folder)
         self._tier: DDictShard | None = None
         self._mirror: Mirror | None = None
         self._mirroring: asyncio.Task[None] | None = None
@@ -167,6 +192,8 @@ class ShardActor:
 
     def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
         """Begin what goes on beside the requests; see `Actor.start`."""
+        self._wake = wake
+        self._changed = partial(tell, "", "")  # no event, but the counters are of interest
         self._sweeping = asyncio.ensure_future(self._sweep(wake))
         self._sweeping.add_done_callback(_log_defect)
         if self._tier_bytes is None:
@@ -176,10 +203,11 @@ class ShardActor:
             tell(kind, detail)
             mirror.notice()
 
+        managers, folder = self._tier_made_of
         self._tier = DDictShard(
             total_bytes=self._tier_bytes,
-            managers=self._tier_managers,
-            folder=self._tier_folder,
+            managers=managers,
+            folder=folder,
             on_event=happened,
         )
         mirror = Mirror(self._shard, self._tier, self._scan, lambda: self._journal.end)
@@ -190,15 +218,20 @@ class ShardActor:
 
     @property
     def takes_clients(self) -> bool:
-        """Always; see `Actor.takes_clients`."""
-        return True
+        """Whether it knows its slots, if it has to; see `Actor.takes_clients`."""
+        return not self._claimed or self.moving.claims is not None
 
     def told(self, body: msgspec.Raw) -> None:
-        """Nothing has to be told to a shard that is alone; see `Actor.told`."""
+        """Answer for some slots from now on; see `Actor.told`."""
+        told = msgspec.msgpack.decode(body, type=Told)
+        self.moving.told(told.claim, told.secret, told.max_bytes)
 
-    def asked_by_peer(self, body: msgspec.Raw, answer: Callable[[bytes], None]) -> None:  # noqa: ARG002
-        """A shard that is alone has no peers; see `Actor.asked_by_peer`."""
-        raise RejectedError("this shard has one copy: nobody follows it")
+    def asked_by_peer(self, body: msgspec.Raw, answer: Callable[[bytes], None]) -> None:
+        """Answer another shard, which takes slots over; see `Actor.asked_by_peer`."""
+        question = read_question(body)
+        if not isinstance(question, Give):
+            raise RejectedError("this shard has one copy: nobody follows it")
+        self.moving.asked(question, answer)
 
     # ------------------------------------------------------------------ two copies
 
@@ -215,8 +248,11 @@ class ShardActor:
             on_change: Called when the follower has caught up, or has to start over.
         """
         self._leading = Leading(self._journal, self._worker, waits=waits, on_change=on_change)
-        self._upkeep.hold = lambda: self._leading is not None and self._leading.holds_log
         return self._leading
+
+    def _holds_log(self) -> bool:
+        """Whether the log must stay as it is: somebody who has no copy of it reads on in it."""
+        return self.moving.holds_log or (self._leading is not None and self._leading.holds_log)
 
     def follow(self, first: int, payloads: Sequence[bytes]) -> None:
         """Take entries of the leader's journal into this one.
@@ -261,6 +297,16 @@ class ShardActor:
 
     def commit(self) -> asyncio.Future[None] | None:
         """Append what was written to the journal, in one go; see `Actor.commit`."""
+        committed = self._commit()
+        if self._storing:
+            storing, self._storing = self._storing, []
+            if committed is None:
+                _settle(storing)
+            else:
+                committed.add_done_callback(partial(_settle, storing))
+        return committed
+
+    def _commit(self) -> asyncio.Future[None] | None:
         entries = self._unwritten.take()
         if self._durable or self._appends:
             return self._commit_later(entries)
@@ -296,6 +342,7 @@ class ShardActor:
             "replayed_writes": self._replayed,
             "sessions": len(self._sessions),
             **self._hot_keys.stats(time.monotonic()),
+            **self.moving.stats(),
         }
 
     async def drained(self) -> None:
@@ -309,6 +356,9 @@ class ShardActor:
         """Seal and close the journal."""
         for fetch in self._fetches:
             fetch.cancel()
+        for future in self._storing:
+            future.cancel()
+        self.moving.close()
         if self._leading is not None:
             self._leading.close()
         for task in (self._mirroring, self._sweeping):
@@ -326,6 +376,8 @@ class ShardActor:
     # ------------------------------------------------------------------ writes
 
     def _write(self, command: WriteCommand, call: Call) -> bytes:
+        if self.moving.claims is not None:
+            self.moving.claims.check(command)
         self._sessions.admit(call.session, call.low)
         now_us = self._clock.tick()
         answer, record = self._shard.plan(command, now_us)
@@ -368,10 +420,28 @@ class ShardActor:
             return False
         return True
 
+    def _keep_moved(self, record: Record, time_us: int) -> None:
+        """Carry out what another shard had, or has now.
+
+        Raises:
+            StorageError: If there is no room for it.
+        """
+        self._clock.saw(time_us)
+        self._keep(record, own_entry(record, time_us or self._clock.now()), urgent=True)
+
+    def _stored(self) -> asyncio.Future[None]:
+        """Have a commit soon; done when what was kept before is stored."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._storing.append(future)
+        self._wake()
+        return future
+
     async def _sweep(self, wake: Callable[[], None]) -> None:
         """Forget what is over, for as long as the actor lives."""
         while True:
             await asyncio.sleep(self._sweep_seconds)
+            if self.moving.takes:
+                continue  # what is not shown may have been refreshed where it is
             now_us = self._clock.now()
             while self._keep_own(self._shard.plan_expire(now_us), now_us):
                 wake()
@@ -424,6 +494,11 @@ class ShardActor:
 
     def _answer(self, query: Query) -> bytes:
         now_us = self._clock.now()
+        if (claims := self.moving.claims) is not None:
+            # Here, and not when it arrived: what is fetched first may not be its own any more.
+            claims.check(query)
+            if isinstance(query, CacheGet | CacheSet):
+                query = claims.cached(query)
         reply = self._shard.query(query, now_us)
         refreshed = self._shard.plan_refresh(query, reply, now_us)
         if refreshed is not None:
@@ -489,6 +564,24 @@ class ShardActor:
         self._shard.replay(entry.record, lsn)
         if not compacted:  # the set has its sessions in one piece
             self._sessions.remember(entry.session, entry.seq, entry.low, entry.reply, entry.time_us)
+
+
+def _settle(
+    storing: Sequence[asyncio.Future[None]], committed: asyncio.Future[None] | None = None
+) -> None:
+    """Tell those who wait for a commit what became of it."""
+    error = None
+    if committed is not None:
+        error = asyncio.CancelledError() if committed.cancelled() else committed.exception()
+    for future in storing:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(None)
+        elif isinstance(error, asyncio.CancelledError):
+            future.cancel()
+        else:
+            future.set_exception(error)
 
 
 def _log_defect(task: asyncio.Task[None]) -> None:

@@ -18,7 +18,7 @@ from flowgentic_actors.shard.peers import (
     CopySet,
     Entries,
     Follow,
-    PeerQuestion,
+    FollowerQuestion,
     SetPiece,
     StartOver,
     encode_peer,
@@ -223,7 +223,7 @@ class Leading:
 
     # ------------------------------------------------------------------ questions
 
-    def asked(self, question: PeerQuestion, answer: Callable[[bytes], None]) -> None:
+    def asked(self, question: FollowerQuestion, answer: Callable[[bytes], None]) -> None:
         """Answer a follower.
 
         Raises:

@@ -15,14 +15,14 @@ from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.errors import (
     FlowgenticError,
-    InvalidRequestError,
     JournalDamagedError,
     RejectedError,
 )
 from flowgentic_actors.shard.actor import ShardActor
+from flowgentic_actors.shard.claims import Claim
 from flowgentic_actors.shard.following import Following, is_incomplete, write_term
 from flowgentic_actors.shard.leading import Leading
-from flowgentic_actors.shard.peers import decode_question
+from flowgentic_actors.shard.peers import Give, read_question
 from flowgentic_actors.wire.addresses import Address
 
 _RECOVERY = 7 * 86_400.0
@@ -45,6 +45,7 @@ class Part(Struct, array_like=True, frozen=True):
         secret: The cluster's secret.
         max_bytes: Largest message.
         name: Name of the shard's actors, None for any.
+        claim: The slots that it answers for, if it leads; None for all.
     """
 
     leads: bool
@@ -56,6 +57,7 @@ class Part(Struct, array_like=True, frozen=True):
     secret: bytes
     max_bytes: int
     name: str | None = None
+    claim: Claim | None = None
 
 
 class ReplicatedShardActor:
@@ -111,14 +113,14 @@ class ReplicatedShardActor:
         return self._core.commit() if self._leading is not None and self._core else None
 
     def asked_by_peer(self, body: Raw, answer: Callable[[bytes], None]) -> None:
-        """Answer a follower; see `Actor.asked_by_peer`."""
-        if self._leading is None:
+        """Answer a follower, or a shard that takes slots over; see `Actor.asked_by_peer`."""
+        if self._leading is None or self._core is None:
             raise RejectedError("this copy leads nobody")
-        try:
-            question = decode_question.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidRequestError(f"not a question of a follower: {error}") from error
-        self._leading.asked(question, answer)
+        question = read_question(body)
+        if isinstance(question, Give):
+            self._core.moving.asked(question, answer)
+        else:
+            self._leading.asked(question, answer)
 
     def stats(self) -> dict[str, int]:
         """What the copy holds, and how far it is."""
@@ -169,6 +171,8 @@ class ReplicatedShardActor:
                 self._leading.arrange(
                     part.term, follower=part.follower, alone=part.alone, joint=part.joint
                 )
+                if part.claim is not None and self._core is not None:
+                    self._core.moving.told(part.claim, part.secret, part.max_bytes)
                 self._part = part  # after it: `stats` must not tell the last term's of this one
                 self._changed_state()
                 await on_daemon_thread(_FILE_TIMEOUT, write_term, self._folder, part.term)

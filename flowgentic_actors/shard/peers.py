@@ -1,11 +1,13 @@
-"""What a follower asks its leader, and what it is answered. Both are actors of one shard."""
+"""What actors ask each other: a follower its leader, a shard the one that gives it slots."""
 
 from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
+
+from flowgentic_actors.errors import InvalidRequestError
 
 Position: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 
@@ -36,7 +38,24 @@ class CopySet(Struct, tag=2, array_like=True, frozen=True):
     offset: Position
 
 
-PeerQuestion: TypeAlias = Follow | CopySet
+class Give(Struct, tag=3, array_like=True, frozen=True):
+    """What another shard's journal says about some slots, from a position on.
+
+    Attributes:
+        slots: The slots, packed.
+        position: LSN up to which all is known; 0 to begin.
+        log_from: As it was answered; before that position, only what is stored still is of
+            interest.
+    """
+
+    slots: Annotated[bytes, Meta(max_length=512)]
+    position: Position
+    log_from: Position
+
+
+FollowerQuestion: TypeAlias = Follow | CopySet
+
+PeerQuestion: TypeAlias = FollowerQuestion | Give
 
 
 class Entries(Struct, tag=1, array_like=True, frozen=True):
@@ -69,8 +88,38 @@ class StartOver(Struct, tag=3, array_like=True, frozen=True):
     """The log does not reach back that far: the follower has to begin with nothing."""
 
 
-PeerAnswer: TypeAlias = Entries | SetPiece | StartOver
+class Given(Struct, tag=4, array_like=True, frozen=True):
+    """A piece of it.
+
+    Attributes:
+        position: LSN to go on from.
+        log_from: LSN from which on everything is told, deletions too.
+        payloads: Entries.
+        left: Bytes of journal after the position.
+        last: Whether nothing more will come: the slots are held, and this was all.
+    """
+
+    position: Position
+    log_from: Position
+    payloads: list[bytes]
+    left: Position
+    last: bool = False
+
+
+PeerAnswer: TypeAlias = Entries | SetPiece | StartOver | Given
 
 encode_peer = msgspec.msgpack.Encoder().encode
-decode_question: msgspec.msgpack.Decoder[PeerQuestion] = msgspec.msgpack.Decoder(PeerQuestion)
+_questions: msgspec.msgpack.Decoder[PeerQuestion] = msgspec.msgpack.Decoder(PeerQuestion)
 decode_answer: msgspec.msgpack.Decoder[PeerAnswer] = msgspec.msgpack.Decoder(PeerAnswer)
+
+
+def read_question(body: Raw) -> PeerQuestion:
+    """Decode what a peer asks.
+
+    Raises:
+        InvalidRequestError: If it is no question.
+    """
+    try:
+        return _questions.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(f"not a question of a peer: {error}") from error

@@ -35,6 +35,7 @@ def reshard(
     folders: Sequence[Path],
     route: Route,
     *,
+    owner: Route | None = None,
     progress: Callable[[int], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> int:
@@ -45,6 +46,8 @@ def reshard(
         sources: The journals to read, open and written to by nobody but a live actor's appends.
         folders: Folder of each new shard; it is there and empty.
         route: Tells the shard of a record.
+        owner: Tells which of the sources a record counts in, by number; another one that has it had
+            it once, or was to get it. Default: the one that has it.
         progress: Called now and then with the bytes of entries written so far.
         stop: Set by whoever does not want it any more.
 
@@ -61,7 +64,7 @@ def reshard(
     union: dict[bytes, SessionState] = {}
     latest_us = written = 0
     try:
-        for source in sources:
+        for number, source in enumerate(sources):
             liveness, sessions, time_us = _survey(source, stop)
             latest_us = max(latest_us, time_us)
             for state in sessions.states():
@@ -70,7 +73,7 @@ def reshard(
                 if isinstance(found.entry, KeptSessions):
                     continue
                 remains = liveness.remains(found.lsn, found.payload, found.entry)
-                if remains is not None:
+                if remains is not None and (owner is None or owner(found.entry.record) == number):
                     _check(stop)
                     writers[route(found.entry.record)].put(remains)
                     written += len(remains)

@@ -54,7 +54,7 @@ def spec_of(node: str) -> NodeSpec:
         scratch="",
         memory="",
         manifest=b"{}",
-        shards=("one/shard-0",),
+        generation="generation-1",
         secret=SECRET,
         identity=IDENTITY,
         host=TcpAddress(HOST, 1, IDENTITY.certificate),

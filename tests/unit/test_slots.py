@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowgentic_actors.cluster.slots import SLOTS, SlotTable, even_table, moves, rebalanced
+from flowgentic_actors.cluster.slots import SlotTable, even_table, moves, rebalanced
+from flowgentic_actors.engine.slots import SLOTS
 
 EACH = even_table(SLOTS, 2)
 """A table in which every slot is a shard of its own."""
@@ -85,13 +86,6 @@ def test_labels_are_not_run_together() -> None:
 def test_the_first_table_never_changes() -> None:
     tables = bytes(even_table(7, 2).shards) + bytes(even_table(256, 2).shards)
     assert hashlib.blake2b(tables, digest_size=8).hexdigest() == "8a7fc1b6b58e8112"
-
-
-def test_the_slot_of_a_command_is_where_its_key_is() -> None:
-    for name in ("", "1", "\udc80", "thread-1"):
-        assert EACH.slot_of_thread(name) == EACH.of_thread(name)
-        assert EACH.slot_of_namespace(("a", name, "b")) == EACH.of_namespace(("a", name, "c"))
-        assert EACH.slot_of_cached((("a", name), "k")) == EACH.of_cached((("a", name), "k"))
 
 
 def test_a_table_travels() -> None:

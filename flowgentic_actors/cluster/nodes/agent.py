@@ -285,7 +285,7 @@ class NodeAgent:
 
     def _child_spec(self, shard: int) -> ChildSpec:
         name = name_of(shard)
-        folder = self._memory_folder() / self._spec.shards[shard]
+        folder = self._memory_folder() / self._spec.generation / name
         return ChildSpec(
             name=name,
             factory=self._spec.factory,

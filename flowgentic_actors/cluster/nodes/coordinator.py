@@ -11,9 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders, name_of
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
+from flowgentic_actors.cluster.slots import SlotTable
+from flowgentic_actors.engine.slots import SlotSet
+from flowgentic_actors.shard.claims import Claim, Pull
 from flowgentic_actors.wire.addresses import Address
 
 
@@ -37,6 +41,8 @@ class ShardPlan(Struct, kw_only=True):
             leader acknowledges nothing without it.
         lost: Node that had the only copy, while the shard is lost; if a follower is named then, it
             is lost as well, and its copy is as good.
+        since: Version of the table in which its slots changed last.
+        retired: Whether it has ended for good, after other shards got its slots.
     """
 
     shard: int
@@ -45,6 +51,28 @@ class ShardPlan(Struct, kw_only=True):
     follower: str = ""
     caught_up: bool = False
     lost: str = ""
+    since: int = 0
+    retired: bool = False
+
+
+class Move(Struct, frozen=True, kw_only=True):
+    """Slots that one shard takes over from another, while both serve.
+
+    Attributes:
+        number: Number of the attempt.
+        source: Shard that has them.
+        target: Shard that gets them.
+        slots: The slots, packed.
+        rate: Bytes in a second, at most.
+        held: Whether the source answers nothing about them any more, so that the rest can follow.
+    """
+
+    number: int
+    source: int
+    target: int
+    slots: bytes
+    rate: int
+    held: bool = False
 
 
 class ClusterPlan(Struct, kw_only=True):
@@ -53,16 +81,27 @@ class ClusterPlan(Struct, kw_only=True):
     Attributes:
         version: Grows with every change.
         shards: The plan of each shard, by number.
+        table: Which shard has which slot, None where that is decided elsewhere, once and for all.
+        moves: Slots that are on their way.
+        spare: Nodes that are there and get no copies.
     """
 
     version: int
     shards: list[ShardPlan]
+    table: SlotTable | None = None
+    moves: list[Move] = []
+    spare: list[str] = []
+
+    @property
+    def nodes(self) -> set[str]:
+        """The nodes that have a part of it."""
+        places = {node for plan in self.shards for node in (plan.leader, plan.follower, plan.lost)}
+        return places - {""}
 
     @property
     def is_spread(self) -> bool:
         """Whether more nodes than one have a part of it."""
-        places = {node for plan in self.shards for node in (plan.leader, plan.follower, plan.lost)}
-        return len(places - {""}) > 1
+        return len(self.nodes) > 1
 
 
 class Coordinator:
@@ -132,9 +171,9 @@ class Coordinator:
             plan = self.plan.shards[shard]
             if plan.leader == node:
                 alone = self._degrade or self._replicas == 1
-                joint = plan.caught_up
+                joint, claim = plan.caught_up, self._claim(plan)
                 duties.append(
-                    Duty(plan.shard, "leader", plan.term, None, plan.follower, alone, joint)
+                    Duty(plan.shard, "leader", plan.term, None, plan.follower, alone, joint, claim)
                 )
             elif plan.follower == node:
                 duties.append(Duty(plan.shard, "follower", plan.term, self._address(plan)))
@@ -154,6 +193,23 @@ class Coordinator:
             return None
         return member.address
 
+    def _claim(self, plan: ShardPlan) -> Claim | None:
+        """The slots of a shard."""
+        table = self.plan.table
+        if table is None:
+            return None
+        known, held, pull = 0, b"", None
+        for move in self.plan.moves:
+            if plan.shard in (move.source, move.target):
+                known = table.version
+            if move.source == plan.shard and move.held:
+                held = move.slots
+            if move.target == plan.shard:
+                source = self._address(self.plan.shards[move.source])
+                pull = Pull(move.number, source, name_of(move.source), move.slots, move.rate)
+        owned = SlotSet.pack(slot for slot, s in enumerate(table.shards) if s == plan.shard)
+        return Claim(plan.since, table.namespace_depth, owned, held, known, pull)
+
     # ------------------------------------------------------------------ what happens
 
     def place(self, shards_of: Sequence[str]) -> None:
@@ -164,10 +220,12 @@ class Coordinator:
         """
         terms = [plan.term + 1 for plan in self.plan.shards]
         terms += [1] * (len(shards_of) - len(terms))
+        since = self.plan.table.version if self.plan.table is not None else 0
         self.plan.shards = [
-            ShardPlan(shard=shard, leader=node, term=terms[shard])
+            ShardPlan(shard=shard, leader=node, term=terms[shard], since=since)
             for shard, node in enumerate(shards_of)
         ]
+        self.plan.moves, self.plan.spare = [], []
         self.plan.version += 1
         self._index()
         self._settled = True
@@ -178,6 +236,9 @@ class Coordinator:
         known = {plan.leader for plan in self.plan.shards} | {
             plan.follower for plan in self.plan.shards
         }
+        self.plan.moves = []  # what takes slots over, takes them anew
+        self.plan.version += 1
+        self._begun = self.plan.version
         missing = sorted(known - {""} - set(self._up))
         self._up |= {node: {} for node in missing}
         self._settled = True
@@ -214,6 +275,9 @@ class Coordinator:
             self.plan.version += 1  # followers, and clients, have to know
             for plan in moved:
                 self._changed[plan.follower] = self.plan.version
+                for move in self.plan.moves:
+                    if move.source == plan.shard:
+                        self._mark(move.target)
 
     def granted(self, node: str, now: float) -> None:
         """A lease leaves for a node, and with it the orders that it has not carried out."""
@@ -253,6 +317,105 @@ class Coordinator:
             self._change(plan, plan.leader, "")
             if caught_up:
                 self._note_twin(plan, follower)
+
+    # ------------------------------------------------------------------ slots that move
+
+    def use(self, nodes: Iterable[str]) -> None:
+        """Give copies to these nodes alone, from now on; those that others have stay there."""
+        wanted = {*nodes, self._host}
+        self.plan.spare = sorted(node for node in self._up if node not in wanted)
+        self.plan.version += 1
+        self._seek_followers()
+
+    def add_shards(self, places: Iterable[tuple[str, str]]) -> list[int]:
+        """Make shards that have no slots yet.
+
+        Args:
+            places: Node of the leader and of the follower of each, the latter empty for none.
+
+        Returns:
+            Their numbers.
+        """
+        numbers = []
+        for leader, follower in places:
+            plan = ShardPlan(shard=len(self.plan.shards), term=0)
+            self.plan.shards.append(plan)
+            self._change(plan, leader, follower)
+            numbers.append(plan.shard)
+        return numbers
+
+    def retire(self, shard: int) -> None:
+        """End a shard that has no slots any more."""
+        plan = self.plan.shards[shard]
+        assert self.plan.table is None or shard not in self.plan.table.owners
+        self._change(plan, "", "")
+        self._twins.pop(shard, None)
+        plan.retired = True
+
+    def move(self, number: int) -> Move | None:
+        """A move that is under way, None when it is not any more."""
+        return next((move for move in self.plan.moves if move.number == number), None)
+
+    def begin_move(self, source: int, target: int, slots: Iterable[int], rate: int) -> int:
+        """Have a shard take slots over from another one.
+
+        Args:
+            source: The shard that has them.
+            target: The other one.
+            slots: The slots.
+            rate: Bytes in a second, at most.
+
+        Returns:
+            The number of the move.
+        """
+        number = self.plan.version + 1
+        packed = SlotSet.pack(slots)
+        move = Move(number=number, source=source, target=target, slots=packed, rate=rate)
+        self.plan.moves.append(move)
+        self._mark(source, target)
+        return number
+
+    def hold(self, number: int) -> None:
+        """Have the source answer nothing any more about slots that are almost taken over."""
+        for index, move in enumerate(self.plan.moves):
+            if move.number == number:
+                self.plan.moves[index] = replace(move, held=True)
+                self._mark(move.source)
+
+    def commit(self, number: int) -> None:
+        """Slots are their new shard's from now on: it has all that there is of them."""
+        move, table = self.move(number), self.plan.table
+        assert move is not None
+        assert table is not None
+        shards = list(table.shards)
+        moved = SlotSet(move.slots)
+        for slot in moved:
+            assert shards[slot] == move.source
+            shards[slot] = move.target
+        table = SlotTable(table.version + 1, tuple(shards), table.namespace_depth)
+        self.plan.table = table
+        for shard in (move.source, move.target):
+            self.plan.shards[shard].since = table.version
+        self.plan.moves.remove(move)
+        self._mark(move.source, move.target)
+        name, count = name_of(move.target), len(moved)
+        self._event("slots_moved", name, f"{count} slots from {name_of(move.source)}")
+
+    def give_up(self, number: int, why: str) -> None:
+        """Slots stay where they are."""
+        move = self.move(number)
+        if move is None:
+            return
+        self.plan.moves.remove(move)
+        self._mark(move.source, move.target)
+        what = f"{len(SlotSet(move.slots))} slots stay with {name_of(move.source)}"
+        self._event("slots_stayed", name_of(move.target), f"{what}: {why}")
+
+    def _mark(self, *shards: int) -> None:
+        """The leaders of shards have something to do."""
+        self.plan.version += 1
+        for shard in shards:
+            self._changed[self.plan.shards[shard].leader] = self.plan.version
 
     # ------------------------------------------------------------------ what is decided
 
@@ -318,19 +481,26 @@ class Coordinator:
         if self._replicas == 1:
             return
         for plan in self.plan.shards:
-            if plan.leader and not plan.follower and len(self._up) > 1:
+            if plan.leader and not plan.follower and len({*self._usable(), plan.leader}) > 1:
                 self._change(plan, plan.leader, self._least_used(plan.leader))
                 self._event("replica_begun", name_of(plan.shard), f"on {plan.follower}")
 
     def _least_used(self, but: str) -> str:
         """The node with the fewest copies, but one; of several, the next one in their order."""
-        nodes = list(self._up)
-        after = nodes.index(but) + 1 if but in self._up else 0
+        nodes = self._usable()
+        after = nodes.index(but) + 1 if but in nodes else 0
         others = [node for node in nodes[after:] + nodes[:after] if node != but]
         return min(others, key=lambda node: len(self._copies.get(node, ())))
 
+    def _usable(self) -> list[str]:
+        """The nodes that may get copies."""
+        return [node for node in self._up if node not in self.plan.spare]
+
     def _change(self, plan: ShardPlan, leader: str, follower: str) -> None:
-        """Begin another term."""
+        """Begin another term; what was on its way from or to this shard has to begin anew."""
+        for move in list(self.plan.moves):
+            if plan.shard in (move.source, move.target):
+                self.give_up(move.number, f"{name_of(plan.shard)} was arranged anew")
         before = {plan.leader, plan.follower}
         plan.term += 1
         plan.leader, plan.follower, plan.caught_up, plan.lost = leader, follower, False, ""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from flowgentic_actors.shard.claims import Claim
 from flowgentic_actors.wire.addresses import Address
 
 NodeName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -25,6 +26,7 @@ class Duty(Struct, array_like=True, frozen=True):
         alone: Whether a leader that has no follower, or none that has caught up, may go on as if
             one copy were enough.
         joint: Whether the follower has caught up, so that nothing may be acknowledged without it.
+        claim: The slots that a leader answers for; None for all.
     """
 
     shard: int
@@ -34,6 +36,7 @@ class Duty(Struct, array_like=True, frozen=True):
     follower: str = ""
     alone: bool = True
     joint: bool = False
+    claim: Claim | None = None
 
 
 class Orders(Struct, array_like=True, frozen=True):

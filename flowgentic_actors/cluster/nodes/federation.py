@@ -6,7 +6,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,16 +21,32 @@ from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.hostspec import HostSpec
-from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator
+from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator, ShardPlan
 from flowgentic_actors.cluster.nodes.duties import Member, name_of
 from flowgentic_actors.cluster.nodes.gathering import Gathering
 from flowgentic_actors.cluster.nodes.joining import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
 from flowgentic_actors.cluster.nodes.members import NodeMembers
-from flowgentic_actors.cluster.protocol import Beat, Done, EndNode, Grant, Place, Places
+from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
+from flowgentic_actors.cluster.nodes.resizing import Resizing
+from flowgentic_actors.cluster.protocol import (
+    Beat,
+    Done,
+    EndNode,
+    Grant,
+    Place,
+    Places,
+    Rebalance,
+    RebalanceReply,
+)
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ActorStatus, NodeStatus, known_stats
-from flowgentic_actors.errors import ActorFailedError, ClusterOpenError, InvalidRequestError
+from flowgentic_actors.errors import (
+    ActorFailedError,
+    ClusterOpenError,
+    InvalidRequestError,
+    RejectedError,
+)
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.certificates import Identity
 from flowgentic_actors.wire.server import Connection
@@ -99,7 +116,9 @@ class Federation:
         self._leave: Literal["keep", "remove"] | None = None
         self._killed: dict[str, dict[str, str]] = {}  # of each node that has ended
         self._left: set[str] = set()
-        self._table: SlotTable | None = None
+        self._on_table: Callable[[int, SlotTable], None] | None = None
+        self._noted: SlotTable | None = None  # in the manifest
+        self._resizing: Resizing | None = None
         self._places: Places | None = None
         self._closing = ""
         self._encoded = Raw(b"")
@@ -118,30 +137,32 @@ class Federation:
         table: SlotTable,
         *,
         host: TcpAddress,
-        shards: tuple[str, ...],
+        generation: str,
         manifest: bytes,
         factory: str,
         arguments: dict[str, str],
         child_spec: Callable[[int], ChildSpec],
+        on_table: Callable[[int, SlotTable], None],
     ) -> None:
         """Place the shards, have the nodes start their actors, and wait until all serve.
 
         Args:
             tasks: The task group that owns what goes on.
             nodes: What `Gathering.gather` gave.
-            table: Where each key lives.
+            table: Where each key lives, if no earlier host decided it.
             host: Where the nodes find the host.
-            shards: Subfolder of each shard, by number, below the memory's folder.
+            generation: Folder below the memory's in which each shard has one.
             manifest: The memory's manifest.
             factory: Makes an actor.
             arguments: Its arguments, but for folders.
             child_spec: Makes the spec of a shard's actor on this node.
+            on_table: Writes down how many shards there are, and which has which slots. Blocks.
 
         Raises:
             FlowgenticError: If the shards cannot be placed, or an actor does not come up.
         """
         spec = self._spec
-        self._table = table
+        self._on_table = on_table
         memory = Path(spec.memory)
         self._plan_file = memory / PLAN_FILE
         before = await on_daemon_thread(_FILE_TIMEOUT, read_plan, self._plan_file)
@@ -156,10 +177,17 @@ class Federation:
         for node in nodes:
             coordinator.joined(node)
         self._awaited = set(nodes) - {self._here}
+        plan = coordinator.plan
         if before is None or spec.persist:
-            coordinator.place([nodes[shard // spec.actors] for shard in range(len(shards))])
+            shards = len(table.owners)
+            if plan.table is not None:  # whoever went by it, and is there still, has to hear
+                table = msgspec.structs.replace(table, version=plan.table.version + 1)
+            plan.table = table
+            coordinator.place([nodes[shard // spec.actors] for shard in range(shards)])
         else:
+            plan.table = plan.table or table
             coordinator.miss()
+        self._noted = plan.table
         self._members = NodeMembers(
             self._supervisor,
             tasks,
@@ -179,7 +207,7 @@ class Federation:
                 scratch=spec.scratch,
                 memory=spec.memory if spec.persist else "",
                 manifest=manifest,
-                shards=shards,
+                generation=generation,
                 secret=spec.secret,
                 identity=self._identity,
                 host=host,
@@ -202,6 +230,27 @@ class Federation:
             )
 
         self._spec_of = spec_of
+        self._resizing = Resizing(
+            tasks,
+            coordinator,
+            self._gathering,
+            specs=spec_of,
+            rebalancing=lambda rate: Rebalancing(
+                coordinator,
+                actors=spec.actors,
+                replicas=spec.replicas,
+                rate=rate,
+                start_timeout=spec.start_timeout,
+                changed=self._changed,
+                stir=self._stir.set,
+            ),
+            changed=self._changed,
+            stir=self._stir.set,
+            joined=self._take_in,
+            on_event=self._on_event,
+            replicas=spec.replicas,
+            start_timeout=spec.start_timeout,
+        )
         await self._gathering.hand_out(spec_of)
         tasks.start_soon(self._keep_time, tasks)
         tasks.start_soon(self._keep_publishing)
@@ -224,8 +273,28 @@ class Federation:
                 waits = waits or bool(plan.follower and not plan.caught_up)
             if not waits:
                 return
-            with anyio.move_on_after(_TICK):
-                await self._news.wait()
+            await self._changed()
+
+    async def _changed(self) -> None:
+        """Wait until something may have changed, or a moment has passed."""
+        with anyio.move_on_after(_TICK):
+            await self._news.wait()
+
+    # ------------------------------------------------------------------ more nodes, and fewer
+
+    async def rebalance(self, command: Rebalance) -> RebalanceReply:
+        """Spread the slots evenly over some nodes; see `Resizing.asked`."""
+        if self._resizing is None or self._end is not None:
+            raise RejectedError("this cluster is not open yet, or closing: nothing is moved now")
+        return await self._resizing.asked(command)
+
+    def _take_in(self, nodes: Sequence[str]) -> None:
+        """More nodes are there."""
+        assert self._coordinator is not None
+        for node in nodes:
+            self._coordinator.joined(node)
+        self._awaited |= set(nodes)
+        self._stir.set()
 
     # ------------------------------------------------------------------ beats
 
@@ -358,9 +427,14 @@ class Federation:
         for event in coordinator.take_events():
             self._on_event(*event)
         if coordinator.plan.version != self._published:
-            version = coordinator.plan.version
+            version, table = coordinator.plan.version, coordinator.plan.table
             encoded = msgspec.json.encode(coordinator.plan)
             assert self._plan_file is not None
+            assert self._on_table is not None
+            if table is not None and table != self._noted:
+                shards = len(coordinator.plan.shards)
+                await on_daemon_thread(_FILE_TIMEOUT, self._on_table, shards, table)
+                self._noted = table
             await on_daemon_thread(_FILE_TIMEOUT, write_private, self._plan_file, encoded)
             self._published = version
 
@@ -389,8 +463,9 @@ class Federation:
         return self._places
 
     def _make_places(self) -> Places:
-        coordinator, table = self._coordinator, self._table
+        coordinator = self._coordinator
         assert coordinator is not None
+        table = coordinator.plan.table
         assert table is not None
         places = []
         for plan in coordinator.plan.shards:
@@ -402,7 +477,8 @@ class Federation:
                     self._machines.get(plan.leader, ""),
                     member.path if member is not None and there else "",
                     *_host_and_port(member if there else None),
-                    f"its node {plan.lost} is lost, and had the only copy" if plan.lost else "",
+                    _why_lost(plan),
+                    plan.retired,
                 )
             )
         certificate = self._identity.certificate
@@ -411,18 +487,13 @@ class Federation:
     def actors(self) -> tuple[ActorStatus, ...]:
         """How the shards are doing."""
         coordinator = self._coordinator
-        if coordinator is None:
+        if coordinator is None or coordinator.plan.table is None:
             return ()
+        slots = Counter(coordinator.plan.table.shards)
         return tuple(
-            _actor_status(
-                plan.leader or plan.lost,
-                coordinator.member(plan.shard),
-                plan.shard,
-                plan.follower,
-                caught_up=plan.caught_up,
-                lost=bool(plan.lost),
-            )
+            _actor_status(plan, coordinator.member(plan.shard), slots[plan.shard])
             for plan in coordinator.plan.shards
+            if not plan.retired
         )
 
     def nodes(self) -> tuple[NodeStatus, ...]:
@@ -430,11 +501,11 @@ class Federation:
         coordinator = self._coordinator
         if coordinator is None:
             return ()
-        up = coordinator.nodes
+        up, spare = coordinator.nodes, coordinator.plan.spare
         return tuple(
             NodeStatus(
                 name=node,
-                state="up" if node in up else "lost",
+                state="lost" if node not in up else "spare" if node in spare else "up",
                 leads=sum(plan.leader == node for plan in coordinator.plan.shards),
                 follows=sum(plan.follower == node for plan in coordinator.plan.shards),
             )
@@ -489,27 +560,34 @@ class Federation:
         await self._gathering.close()
 
 
+def _why_lost(plan: ShardPlan) -> str:
+    if not plan.lost:
+        return ""
+    if plan.follower:
+        return f"its nodes {plan.lost} and {plan.follower} are lost, and no other has a copy"
+    return f"its node {plan.lost} is lost, and had the only copy"
+
+
 def _host_and_port(member: Member | None) -> tuple[str, int]:
     if member is None or not isinstance(member.address, TcpAddress):
         return "", 0
     return member.address.host, member.address.port
 
 
-def _actor_status(
-    node: str, member: Member | None, shard: int, follower: str, *, caught_up: bool, lost: bool
-) -> ActorStatus:
-    state = "lost" if lost else member.state if member is not None else "starting"
+def _actor_status(plan: ShardPlan, member: Member | None, slots: int) -> ActorStatus:
+    state = "lost" if plan.lost else member.state if member is not None else "starting"
     return ActorStatus(
-        name=name_of(shard),
-        shard=shard,
-        node=node,
+        name=name_of(plan.shard),
+        shard=plan.shard,
+        node=plan.leader or plan.lost,
         pid=member.pid or None if member is not None else None,
         epoch=member.epoch if member is not None else 0,
         state=state,
         restarts=member.restarts if member is not None else 0,
         reason=member.reason if member is not None else "",
-        replica_node=follower,
-        replica_ready=caught_up,
+        slots=slots,
+        replica_node=plan.follower,
+        replica_ready=plan.caught_up,
         **known_stats(member.stats if member is not None else {}),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -60,19 +60,22 @@ class Gathering:
         self.here = ""
         self.machines: dict[str, str] = {}
 
-    async def gather(self, deadline: float) -> list[str]:
+    async def gather(self, deadline: float, known: Collection[str] = ()) -> list[str]:
         """Start the programs of the other nodes, and wait until they are there.
 
         Args:
             deadline: On the monotonic clock.
+            known: Nodes that had a part in the cluster under an earlier host: they come first.
 
         Returns:
             The names of all nodes that there are, this one first.
         """
-        self.here, others = await self._launcher.find()
-        self.machines[self.here] = machine()
         asked = self._spec.nodes
-        wanted = others[: asked - 1] if asked else others
+        self.here, others = await self._launcher.find(max(asked, len({*known})))
+        self.machines[self.here] = machine()
+        others.sort(key=lambda node: node not in known)
+        most = max(asked - 1, len({*known} & {*others}))
+        wanted = others[:most] if asked else others
         if len(wanted) + 1 < asked:
             there = ", ".join([self.here, *wanted])
             self._on_event(
@@ -89,6 +92,22 @@ class Gathering:
             self._desk.release(specs)
             await self._server.close()
         self._desk = self._server = None
+
+    async def others(self, count: int) -> list[str]:
+        """The other nodes that there are, used or not.
+
+        Args:
+            count: Nodes that there shall be in all, where they can be made at will.
+        """
+        _, others = await self._launcher.find(count)
+        return others
+
+    async def add(self, nodes: Sequence[str], deadline: float) -> list[str]:
+        """Start the programs of more nodes; those that join, and wait for `hand_out`."""
+        missing = await self._start(nodes, deadline)
+        if missing:
+            self._on_event("node_missing", "", f"{', '.join(missing)} did not join in time")
+        return [node for node in nodes if node not in missing]
 
     async def start_again(
         self, node: str, specs: Callable[[str], NodeSpec], deadline: float

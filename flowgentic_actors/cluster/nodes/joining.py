@@ -94,7 +94,7 @@ class NodeSpec(Struct, frozen=True, kw_only=True):
         scratch: Where that one is, empty for `$TMPDIR`.
         memory: Folder of the memory; empty: in its private folder.
         manifest: What its memory folder is to hold as manifest, where the memory is its own.
-        shards: Subfolder of each shard, by number, below `memory`.
+        generation: Folder below `memory` in which each shard has one of its name.
         host: Where the host listens.
         host_id: What it calls itself; another host of the cluster starts nodes of its own.
         lease: Seconds.
@@ -108,7 +108,7 @@ class NodeSpec(Struct, frozen=True, kw_only=True):
     scratch: str
     memory: str
     manifest: bytes
-    shards: tuple[str, ...]
+    generation: str
     secret: bytes
     identity: Identity
     host: TcpAddress

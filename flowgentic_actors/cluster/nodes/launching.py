@@ -22,8 +22,12 @@ _PATIENCE: Final = 3.0  # with one that was told to leave
 class NodeLauncher(Protocol):
     """Starts programs on nodes."""
 
-    async def find(self) -> tuple[str, list[str]]:
-        """This node, and the others that there are."""
+    async def find(self, count: int) -> tuple[str, list[str]]:
+        """This node, and the others that there are.
+
+        Args:
+            count: Nodes that there shall be in all, where they can be made at will.
+        """
 
     async def launch(self, node: str, ticket: Ticket, timeout: float) -> None:
         """Start the program of a node.
@@ -47,7 +51,7 @@ class NodeLauncher(Protocol):
 class DragonNodeLauncher:
     """The other nodes of the Dragon runtime that this process runs in."""
 
-    async def find(self) -> tuple[str, list[str]]:
+    async def find(self, count: int) -> tuple[str, list[str]]:  # noqa: ARG002 - they are given
         """The runtime's nodes; see `NodeLauncher.find`."""
         here, nodes = await on_daemon_thread(_FIND_TIMEOUT, dragon_nodes)
         return socket.gethostname(), [node for node in nodes if node != here]
@@ -77,16 +81,16 @@ class LocalNodeLauncher:
 
     Args:
         folder: The cluster's folder, below which each of them has one.
-        count: Nodes, this one included.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._count = count
+        self._count = 1
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    async def find(self) -> tuple[str, list[str]]:
+    async def find(self, count: int) -> tuple[str, list[str]]:
         """The host's part and the others, by number; see `NodeLauncher.find`."""
+        self._count = max(self._count, count)
         return "node-0", [f"node-{number}" for number in range(1, self._count)]
 
     async def launch(self, node: str, ticket: Ticket, timeout: float) -> None:

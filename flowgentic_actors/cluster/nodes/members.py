@@ -14,6 +14,7 @@ from msgspec import Raw
 from flowgentic_actors.actors.supervisor import Child, ChildSpec, ChildState, Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders, name_of
+from flowgentic_actors.shard.claims import Told
 from flowgentic_actors.shard.member import Part
 from flowgentic_actors.wire.addresses import TcpAddress
 
@@ -72,7 +73,7 @@ class NodeMembers:
                     folder = Path(self._specs(shard).arguments["folder"])
                     await on_daemon_thread(_FILE_TIMEOUT, shutil.rmtree, folder, True)
         for shard, duty in wanted.items():
-            told = self._told(duty) if self._replicated else None
+            told = self._told(duty)
             before = self._duties.get(shard)
             self._duties[shard] = duty
             if before is None:
@@ -119,7 +120,11 @@ class NodeMembers:
             stats=stats,
         )
 
-    def _told(self, duty: Duty) -> Raw:
+    def _told(self, duty: Duty) -> Raw | None:
+        """What the actor hears of its duty, None for nothing."""
+        if not self._replicated:
+            told = Told(duty.claim, self._secret, self._max_bytes) if duty.claim else None
+            return Raw(_encode(told)) if told else None
         part = Part(
             leads=duty.role == "leader",
             term=duty.term,
@@ -130,5 +135,6 @@ class NodeMembers:
             secret=self._secret,
             max_bytes=self._max_bytes,
             name=name_of(duty.shard),
+            claim=duty.claim,
         )
         return Raw(_encode(part))

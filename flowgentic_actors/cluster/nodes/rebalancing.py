@@ -1,0 +1,224 @@
+"""Moving shards' slots until they are spread evenly over the nodes that are to be used.
+
+A shard is never moved as a whole: where one is wanted, an empty one is made, with both its copies,
+and slots move to it. One that has no place any more is emptied, and ends. So there is one way for
+data to move, and at no time fewer copies of anything than there shall be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+import anyio
+
+from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator
+from flowgentic_actors.cluster.nodes.duties import name_of
+from flowgentic_actors.cluster.slots import moves, rebalanced
+from flowgentic_actors.errors import RejectedError
+
+_ATTEMPTS: Final = 20  # to go on with what is left, when a node was lost or an actor ended
+_PAUSE: Final = 0.5
+_SILENCE: Final = 15.0  # seconds without a sign that what was ordered is being done
+_HELD: Final = 20.0  # seconds for which slots are held, at most: their callers wait
+_FAREWELL: Final = 1.0  # for clients to hear whom to ask, before a shard that has no slots ends
+
+
+class Layout(NamedTuple):
+    """How the shards shall be spread.
+
+    Attributes:
+        keep: Shards that stay where they are.
+        make: Node of the leader and of the follower of each new shard.
+        end: Shards that have no place.
+    """
+
+    keep: list[int]
+    make: list[tuple[str, str]]
+    end: list[int]
+
+
+def lay_out(plan: ClusterPlan, nodes: Sequence[str], *, actors: int, replicas: int) -> Layout:
+    """Give each node the same number of leaders, and let as many shards as can be stay.
+
+    Args:
+        plan: What there is.
+        nodes: The nodes to use, in their order.
+        actors: Leaders of each.
+        replicas: Copies of each shard.
+    """
+    two = replicas > 1 and len(nodes) > 1
+    keep: list[int] = []
+    leads, follows = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0)
+    for shard in plan.shards:
+        stays = leads.get(shard.leader, actors) < actors and not shard.retired
+        if stays and (not two or shard.follower in follows):
+            keep.append(shard.shard)
+            leads[shard.leader] += 1
+            if two:
+                follows[shard.follower] += 1
+    make = []
+    for index, node in enumerate(nodes):
+        others = [*nodes[index + 1 :], *nodes[:index]]
+        for _ in range(actors - leads[node]):
+            follower = min(others, key=follows.__getitem__) if two else ""
+            make.append((node, follower))
+            if two:
+                follows[follower] += 1
+    end = [shard.shard for shard in plan.shards if shard.leader and shard.shard not in keep]
+    return Layout(keep, make, end)
+
+
+class _BeginAnewError(Exception):
+    """What was planned cannot be done any more as it was."""
+
+
+class Rebalancing:
+    """Carries it out, one move at a time.
+
+    Args:
+        coordinator: What decides and is told.
+        actors: Leaders of each node.
+        replicas: Copies of each shard.
+        rate: Bytes that move in a second, at most.
+        start_timeout: Seconds in which a new actor has to serve.
+        changed: To be awaited until something may have changed, or a moment has passed.
+        stir: Called when something was decided.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        *,
+        actors: int,
+        replicas: int,
+        rate: int,
+        start_timeout: float,
+        changed: Callable[[], Awaitable[None]],
+        stir: Callable[[], None],
+    ) -> None:
+        self._coordinator = coordinator
+        self._actors = actors
+        self._replicas = replicas
+        self._rate = rate
+        self._start_timeout = start_timeout
+        self._changed = changed
+        self._stir = stir
+
+    async def run(self, nodes: Sequence[str]) -> None:
+        """Spread the slots over some nodes, and go on when one of them is lost meanwhile.
+
+        Args:
+            nodes: The nodes.
+
+        Raises:
+            RejectedError: If it cannot be done.
+        """
+        why = ""
+        for _ in range(_ATTEMPTS):
+            there = [node for node in nodes if node in self._coordinator.nodes]
+            plan = self._coordinator.plan
+            lost = [name_of(shard.shard) for shard in plan.shards if shard.lost]
+            if lost:
+                raise RejectedError(
+                    f"{', '.join(lost)}: lost with its node, so its slots cannot move. Bring the "
+                    "node back, or go on without what it had: open another cluster"
+                )
+            layout = lay_out(plan, there, actors=self._actors, replicas=self._replicas)
+            try:
+                await self._carry_out(layout)
+            except _BeginAnewError as error:
+                why = str(error)
+                await anyio.sleep(_PAUSE)
+            else:
+                return
+        raise RejectedError(f"slots were moved, but not all of them: {why}. Try again")
+
+    async def _carry_out(self, layout: Layout) -> None:
+        coordinator = self._coordinator
+        new = coordinator.add_shards(layout.make)
+        self._stir()
+        for shard in new:
+            await self._until(partial(self._serves, shard), self._start_timeout, shard)
+        table = coordinator.plan.table
+        assert table is not None
+        target = rebalanced(table, dict.fromkeys([*layout.keep, *new], 1.0))
+        for (source, taker), slots in sorted(moves(table, target).items()):
+            await self._move(source, taker, slots)
+        if not layout.end:
+            return
+        await anyio.sleep(_FAREWELL)
+        for shard in layout.end:
+            coordinator.retire(shard)
+            self._stir()
+
+    def _serves(self, shard: int) -> bool:
+        """Whether all copies of a new shard are there."""
+        plan, member = self._coordinator.plan.shards[shard], self._coordinator.member(shard)
+        if not plan.leader:
+            raise _BeginAnewError(f"the node of {name_of(shard)} was lost")
+        if member is not None and member.state == "failed":
+            where = f"{name_of(shard)} does not start on {plan.leader}"
+            raise RejectedError(f"{where}: {member.reason}")
+        return member is not None and member.leads and (plan.caught_up or not plan.follower)
+
+    async def _move(self, source: int, target: int, slots: Sequence[int]) -> None:
+        """Move slots from one shard to another.
+
+        Raises:
+            _BeginAnewError: If they stayed.
+        """
+        coordinator = self._coordinator
+        number = coordinator.begin_move(source, target, slots, self._rate)
+        self._stir()
+        try:
+            await self._until_near(target, number)
+            coordinator.hold(number)
+            self._stir()
+            await self._until(lambda: self._takes(target, number)["take_done"] > 0, _HELD, target)
+            coordinator.commit(number)
+        except _BeginAnewError as error:
+            coordinator.give_up(number, str(error))
+            raise
+        except BaseException:
+            coordinator.give_up(number, "it was given up")
+            raise
+        finally:
+            self._stir()
+
+    async def _until_near(self, target: int, number: int) -> None:
+        """Wait until a shard has almost all of what it takes over, for as long as it goes on."""
+        position, deadline = -1, 0.0
+        while True:
+            found = self._takes(target, number)
+            if found["take_near"]:
+                return
+            if found["take_position"] != position:
+                position, deadline = found["take_position"], time.monotonic() + _SILENCE
+            elif time.monotonic() > deadline:
+                raise _BeginAnewError(f"{name_of(target)} does not get on with the slots")
+            await self._changed()
+
+    def _takes(self, shard: int, number: int) -> Mapping[str, int]:
+        """How far a shard is that takes slots over."""
+        if self._coordinator.move(number) is None:
+            raise _BeginAnewError("a node was lost meanwhile")
+        member = self._coordinator.member(shard)
+        if member is None or not member.leads or member.stats.get("take") != number:
+            return _NOT_BEGUN
+        if member.stats["take_failed"]:
+            raise _BeginAnewError(f"{name_of(shard)} could not take the slots over; see its log")
+        return member.stats
+
+    async def _until(self, so: Callable[[], bool], timeout: float, shard: int) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + timeout
+        while not so():
+            if time.monotonic() > deadline:
+                raise _BeginAnewError(f"nothing was heard of {name_of(shard)} in time")
+            await self._changed()
+
+
+_NOT_BEGUN: Final = {"take_near": 0, "take_done": 0, "take_position": 0}

@@ -1,0 +1,120 @@
+"""The side of a shard that gives slots away: hands out what its journal has of them.
+
+It remembers nothing about who asks: the position is in the question, so neither its restart nor the
+other's costs more than a question that is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from flowgentic_actors.engine import Shard
+from flowgentic_actors.engine.slots import SlotSet, part_of
+from flowgentic_actors.errors import RejectedError
+from flowgentic_actors.shard.entries import (
+    Entry,
+    KeptSessions,
+    decode_entry,
+    encode_entry,
+    own_entry,
+)
+from flowgentic_actors.shard.peers import Give, Given, encode_peer
+from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.worker import Worker
+
+PIECE: Final = 64 << 10
+"""Bytes of journal that are looked through for one answer, about: clients wait meanwhile."""
+
+_HOLD: Final = 30.0  # seconds after a question for which the log stays as it is
+
+logger = logging.getLogger(__name__)
+
+
+class Giving:
+    """Answers those who take slots over.
+
+    Args:
+        shard: What the journal has made.
+        journal: The journal.
+        worker: The thread that reads it.
+        depth: Leading labels of a namespace that decide its slot.
+    """
+
+    def __init__(self, shard: Shard, journal: Journal, worker: Worker, depth: int) -> None:
+        self._shard = shard
+        self._journal = journal
+        self._worker = worker
+        self._depth = depth
+        self._until = 0.0
+        self.held = SlotSet()
+        """The slots about which nothing is answered any more."""
+        self.held_from = 0
+        """LSN from which on the journal says nothing more about those."""
+
+    @property
+    def holds_log(self) -> bool:
+        """Whether the log must stay as it is, for somebody reads on in it."""
+        return time.monotonic() < self._until
+
+    def asked(self, question: Give, answer: Callable[[bytes], None]) -> None:
+        """Answer a question.
+
+        Raises:
+            RejectedError: If the log that it needs is not there any more.
+        """
+        position, log_from = question.position, question.log_from
+        end = self._journal.end
+        if not position:
+            log_from = end
+        if position > end or (position and self._journal.compacted_to > log_from):
+            raise RejectedError("the journal was compacted meanwhile: begin anew")
+        self._until = time.monotonic() + _HOLD
+        if position >= end:
+            last = self._is_held(question.slots) and position >= self.held_from
+            answer(encode_peer(Given(position, log_from, [], 0, last)))
+            return
+        slots = SlotSet(question.slots)
+        reading = self._worker.submit(self._read, position, slots)
+        reading.add_done_callback(lambda done: self._answer(done, log_from, answer))
+
+    def _is_held(self, slots: bytes) -> bool:
+        wanted = int.from_bytes(slots, "little")
+        return wanted & int.from_bytes(self.held.packed, "little") == wanted
+
+    def _read(self, position: int, slots: SlotSet) -> tuple[list[tuple[int, Entry]], int]:
+        """What a piece of the journal says about some slots, and where it ends. Blocks."""
+        found: list[tuple[int, Entry]] = []
+        entries, position = self._journal.scan(position, PIECE)
+        for lsn, payload in entries:
+            entry = decode_entry(payload)
+            if isinstance(entry, KeptSessions):
+                continue
+            part = part_of(entry.record, slots.__contains__, self._depth)
+            if part is not None:
+                found.append((lsn, own_entry(part, entry.time_us)))
+        return found, position
+
+    def _answer(
+        self,
+        done: asyncio.Future[tuple[list[tuple[int, Entry]], int]],
+        log_from: int,
+        answer: Callable[[bytes], None],
+    ) -> None:
+        if done.cancelled():
+            return
+        if (error := done.exception()) is not None:
+            logger.error("the journal cannot be read for another shard", exc_info=error)
+            return  # it asks again, and is told so again; whoever ordered it gives it up
+        entries, position = done.result()
+        payloads = []
+        for lsn, entry in entries:
+            # What was deleted since then is told by the log, which is given as it is.
+            remains = entry.record if lsn >= log_from else self._shard.remains(lsn, entry.record)
+            if remains is not None:
+                payloads.append(encode_entry(own_entry(remains, entry.time_us)))
+        left = max(0, self._journal.end - position)
+        answer(encode_peer(Given(position, log_from, payloads, left)))

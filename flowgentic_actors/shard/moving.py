@@ -1,0 +1,205 @@
+"""Moving slots between shards while both serve: what one shard's actor does about it.
+
+The shard that gets them asks the one that has them for what is stored of them: first for what was
+written before a moment and is stored still, then for what has been written since. It keeps all of
+it, in its journal, and shows it to nobody. When it is near the end, the one that has them is told
+to hold them: it answers nothing about them any more, so there is an end. Whose they are is decided
+by whoever tells both, once all is stored; then one shows them, and the other forgets them.
+
+Records are absolute, so what is told twice, or is overtaken by what is told later, does no harm: no
+copy of one moment is needed. An attempt that ends anywhere has cost nothing but room, until what is
+not shown is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Final
+
+from flowgentic_actors.engine import Shard
+from flowgentic_actors.engine.commands import CacheClear
+from flowgentic_actors.engine.records import Record
+from flowgentic_actors.errors import RejectedError, StorageError
+from flowgentic_actors.shard.claims import Claim, Claims
+from flowgentic_actors.shard.giving import Giving
+from flowgentic_actors.shard.peers import Give
+from flowgentic_actors.shard.taking import Taking
+from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.worker import Worker
+
+_FULL: Final = 1.0  # seconds before what there is no room for is tried again
+
+logger = logging.getLogger(__name__)
+
+
+class Moving:
+    """What one shard has to do with slots; see the module.
+
+    Args:
+        shard: The shard.
+        journal: Its journal.
+        worker: The thread that reads the journal.
+        keep: Carries out a record that no client asked for, and has the next commit store it.
+        stored: Has a commit soon; its future is done when that is.
+        next_lsn: LSN after the last entry, those included that wait to be appended.
+        lag: Bytes of journal that the second copy does not have yet.
+        on_change: Called when the counters are of interest.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        journal: Journal,
+        worker: Worker,
+        *,
+        keep: Callable[[Record, int], None],
+        stored: Callable[[], asyncio.Future[None]],
+        next_lsn: Callable[[], int],
+        lag: Callable[[], int],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._shard = shard
+        self._journal = journal
+        self._worker = worker
+        self._keep = keep
+        self._stored = stored
+        self._next_lsn = next_lsn
+        self._lag = lag
+        self._on_change = on_change
+        self.claims: Claims | None = None
+        """What this shard answers for, None for everything."""
+        self._giving: Giving | None = None
+        self._taking: Taking | None = None
+        self._task: asyncio.Task[None] | None = None  # that takes, or forgets
+        self._stale = 0  # a move that an earlier incarnation began
+
+    def told(self, claim: Claim, secret: bytes, max_bytes: int) -> None:
+        """Answer for some slots from now on, and take over or give away others.
+
+        Args:
+            claim: The slots.
+            secret: The cluster's secret.
+            max_bytes: Largest message.
+        """
+        before = self.claims
+        self.claims = Claims(claim)
+        if before is None:
+            self._giving = Giving(self._shard, self._journal, self._worker, claim.depth)
+            self._stale = claim.pull.move if claim.pull is not None else 0
+        assert self._giving is not None
+        if claim.held != self._giving.held.packed:
+            self._giving.held, self._giving.held_from = self.claims.held, self._next_lsn()
+        if before is None or before.claim.owned != claim.owned:
+            # Whatever is cached for slots that come back some day would be out of date by then.
+            self._shard.query(CacheClear(), 0)
+        if before is None or before.claim.owned != claim.owned or claim.pull is not None:
+            self._shard.show(self.claims.shows_thread, self.claims.shows_namespace)
+        self._arrange(claim, before, secret, max_bytes)
+        self._on_change()
+
+    def _arrange(self, claim: Claim, before: Claims | None, secret: bytes, max_bytes: int) -> None:
+        """Take what is to be taken; if there is nothing, forget what is not this shard's."""
+        pull, taking = claim.pull, self._taking
+        if pull is None:
+            if before is None or before.claim.owned != claim.owned or before.claim.pull is not None:
+                self._begin(self._forget)
+            return
+        if pull.move == self._stale or pull.source is None:
+            return  # whoever ordered it hears that it is not done, or says more
+        if taking is not None and taking.move == pull.move:
+            taking.go_to(pull.source)
+            return
+        self._taking = Taking(
+            pull,
+            keep=self._keep,
+            stored=self._stored,
+            lag=self._lag,
+            on_change=self._on_change,
+            secret=secret,
+            max_bytes=max_bytes,
+        )
+        self._begin(partial(self._take, self._taking))
+
+    @property
+    def takes(self) -> bool:
+        """Whether there may be things here whose lives another shard decides about."""
+        return self.claims is not None and self.claims.claim.pull is not None
+
+    @property
+    def holds_log(self) -> bool:
+        """Whether the log must stay as it is for now."""
+        return self._giving is not None and self._giving.holds_log
+
+    def asked(self, question: Give, answer: Callable[[bytes], None]) -> None:
+        """Answer a shard that takes slots over from this one.
+
+        Raises:
+            RejectedError: If it has to begin anew, or nothing is given away here.
+        """
+        if self._giving is None:
+            raise RejectedError("this shard gives nothing away")
+        self._giving.asked(question, answer)
+
+    def stats(self) -> dict[str, int]:
+        """Counters for whoever ordered a move; callable from any thread."""
+        claims, taking = self.claims, self._taking
+        if claims is None:
+            return {}
+        found = {"slots": len(claims.owned)}
+        if taking is not None:
+            found["take"] = taking.move
+            found["take_position"] = taking.position
+            found["take_near"] = int(taking.near)
+            found["take_done"] = int(taking.done)
+            found["take_failed"] = int(bool(taking.failed))
+        return found
+
+    def close(self) -> None:
+        """End what goes on."""
+        if self._task is not None:
+            self._task.cancel()
+
+    # ------------------------------------------------------------------ beside the requests
+
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do something in the place of what was done so far."""
+        self._task = asyncio.ensure_future(self._after(self._task, work))
+        self._task.add_done_callback(_log_defect)
+
+    @staticmethod
+    async def _after(
+        before: asyncio.Task[None] | None, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        if before is not None:
+            before.cancel()
+            await asyncio.wait({before})
+        await work()
+
+    async def _take(self, taking: Taking) -> None:
+        await self._forget()  # an earlier attempt's
+        await taking.run()
+        if taking.failed:
+            logger.warning("slots could not be taken over: %s", taking.failed)
+
+    async def _forget(self) -> None:
+        """Remove what is not this shard's, a bit at a time: others get their turn in between."""
+        for record in self._shard.hidden():
+            while record is not None:
+                try:
+                    self._keep(record, 0)
+                    break
+                except StorageError:
+                    await asyncio.sleep(_FULL)
+            if record is not None:
+                await self._stored()
+            await asyncio.sleep(0)
+        if not self.takes:
+            self._shard.show(None, None)
+
+
+def _log_defect(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("moving slots ended for good", exc_info=error)

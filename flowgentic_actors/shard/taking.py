@@ -1,0 +1,143 @@
+"""The side of a shard that takes slots over: asks for all that is stored of them, and keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import Raw
+
+from flowgentic_actors.engine.records import Record
+from flowgentic_actors.errors import (
+    FlowgenticError,
+    InvalidRequestError,
+    ProtocolError,
+    RequestError,
+)
+from flowgentic_actors.shard.claims import Pull
+from flowgentic_actors.shard.entries import Entry, decode_entry
+from flowgentic_actors.shard.giving import PIECE
+from flowgentic_actors.shard.peers import Give, Given, decode_answer, encode_peer
+from flowgentic_actors.wire.addresses import Address
+from flowgentic_actors.wire.client import AsyncConnection
+
+NEAR: Final = 256 << 10
+"""Bytes of the other's journal that are left to be looked through when a move is near its end."""
+
+_IDLE: Final = 0.02  # seconds between two questions when there was nothing new
+_PAUSE: Final = 0.2  # after a question that was not answered
+_PATIENCE: Final = 5.0
+_WHOLE: Final = 10.0  # for the second copy to have everything, at the end
+
+logger = logging.getLogger(__name__)
+
+
+class Taking:
+    """One attempt to take slots over.
+
+    Args:
+        pull: What to take.
+        keep: Carries out a record, and has the next commit store it.
+        stored: Has a commit soon; its future is done when that is.
+        lag: Bytes of journal that the second copy does not have yet.
+        on_change: Called when `near`, `done` or `failed` has changed.
+        secret: The cluster's secret.
+        max_bytes: Largest message.
+    """
+
+    def __init__(
+        self,
+        pull: Pull,
+        *,
+        keep: Callable[[Record, int], None],
+        stored: Callable[[], asyncio.Future[None]],
+        lag: Callable[[], int],
+        on_change: Callable[[], None],
+        secret: bytes,
+        max_bytes: int,
+    ) -> None:
+        self.move = pull.move
+        self._pull = pull
+        self._keep = keep
+        self._stored = stored
+        self._lag = lag
+        self._on_change = on_change
+        most = max_bytes + PIECE  # the largest entry, and what was before it
+        assert pull.source is not None
+        self._connection = AsyncConnection(
+            pull.source, secret, "the shard that has the slots", most, "peer", name=pull.name
+        )
+        self.position = 0
+        """LSN in the other's journal up to which all is known here."""
+        self.near = False
+        """Whether there is so little left that the other one can hold the slots for the rest."""
+        self.done = False
+        """Whether all that there is of the slots is stored here, as safe as any write."""
+        self.failed = ""
+        """Why this attempt has no use any more."""
+
+    def go_to(self, source: Address) -> None:
+        """The other shard is somewhere else now."""
+        self._connection.move(source)
+
+    async def run(self) -> None:
+        """Take all of it over; ends when that is done, or cannot be."""
+        try:
+            await self._take()
+            async with asyncio.timeout(_WHOLE):
+                while self._lag():  # noqa: ASYNC110 - what another actor asks for changes it
+                    await asyncio.sleep(_IDLE)
+        except TimeoutError:
+            self.failed = "the second copy does not get what was taken over"
+        except FlowgenticError as error:
+            self.failed = str(error)
+        else:
+            self.done = True
+        finally:
+            await self._connection.close()
+        self._on_change()
+
+    async def _take(self) -> None:
+        log_from = 0
+        while True:
+            given = await self._ask(Give(self._pull.slots, self.position, log_from))
+            for payload in given.payloads:
+                entry = decode_entry(payload)
+                assert isinstance(entry, Entry)
+                self._keep(entry.record, entry.time_us)
+            if given.payloads:
+                await self._stored()
+            self.position, log_from = given.position, given.log_from
+            if given.last:
+                return
+            if not self.near and self.position >= log_from and given.left <= NEAR:
+                self.near = True
+                self._on_change()
+            pause = sum(map(len, given.payloads)) / self._pull.rate
+            await asyncio.sleep(pause if given.left else max(pause, _IDLE))
+
+    async def _ask(self, question: Give) -> Given:
+        """Ask until there is an answer.
+
+        Raises:
+            InvalidRequestError: If it is that all has to begin anew.
+        """
+        body = encode_peer(question)
+        while True:
+            try:
+                answer = await self._connection.request(body, _PATIENCE, _decode)
+            except InvalidRequestError:
+                raise
+            except RequestError as error:
+                logger.info("%s", error)
+                await asyncio.sleep(_PAUSE)
+                continue
+            if not isinstance(answer, Given):
+                raise ProtocolError(f"{type(answer).__name__} is no answer to Give")
+            return answer
+
+
+def _decode(reply: Raw) -> object:
+    return decode_answer.decode(reply)
