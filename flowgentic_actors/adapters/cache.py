@@ -8,8 +8,9 @@ from typing import Generic
 from langgraph.cache.base import BaseCache, FullKey, Namespace, ValueT
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from flowgentic_actors.adapters.plan import Ask, Plan, run, run_sync
+from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
 from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import CacheClear, CacheEntry, CacheGet, CacheKey, CacheSet
 
 _SECOND_US = 1_000_000
@@ -59,32 +60,47 @@ class AsyncCache(BaseCache[ValueT], Generic[ValueT]):
     # ------------------------------------------------------------------ plans
 
     def _get(self, keys: Sequence[FullKey]) -> Plan[dict[FullKey, ValueT]]:
-        by_shard: dict[int, list[CacheKey]] = {}
-        for namespace, key in keys:
-            place = tuple(namespace), str(key)
-            by_shard.setdefault(self._client.table.of_cached(place), []).append(place)
-        if not by_shard:
+        places = [(tuple(namespace), str(key)) for namespace, key in keys]
+        if not places:
             return {}
-        replies = yield [Ask(shard, CacheGet(tuple(asked))) for shard, asked in by_shard.items()]
-        found: dict[FullKey, ValueT] = {}
-        for asked, reply in zip(by_shard.values(), replies, strict=True):
-            for place, blob in zip(asked, reply.values, strict=True):
-                if blob is not None:
-                    found[place] = self.serde.loads_typed(blob)
-        return found
+
+        def ask(table: SlotTable) -> Plan[dict[FullKey, ValueT]]:
+            by_shard: dict[int, list[CacheKey]] = {}
+            for place in places:
+                by_shard.setdefault(table.of_cached(place), []).append(place)
+            replies = yield [Ask(s, CacheGet(tuple(asked))) for s, asked in by_shard.items()]
+            found: dict[FullKey, ValueT] = {}
+            for asked, reply in zip(by_shard.values(), replies, strict=True):
+                for place, blob in zip(asked, reply.values, strict=True):
+                    if blob is not None:
+                        found[place] = self.serde.loads_typed(blob)
+            return found
+
+        return (yield from over_table(self._client, ask))
 
     def _set(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> Plan[None]:
-        by_shard: dict[int, list[CacheEntry]] = {}
-        for (namespace, key), (value, ttl) in pairs.items():
-            place = tuple(namespace), str(key)
-            entry = CacheEntry(place, self.serde.dumps_typed(value), _ttl_us(ttl))
-            by_shard.setdefault(self._client.table.of_cached(place), []).append(entry)
-        if by_shard:
+        entries = [
+            CacheEntry((tuple(namespace), str(key)), self.serde.dumps_typed(value), _ttl_us(ttl))
+            for (namespace, key), (value, ttl) in pairs.items()
+        ]
+        if not entries:
+            return
+
+        def ask(table: SlotTable) -> Plan[None]:
+            by_shard: dict[int, list[CacheEntry]] = {}
+            for entry in entries:
+                by_shard.setdefault(table.of_cached(entry.key), []).append(entry)
             yield [Ask(shard, CacheSet(tuple(given))) for shard, given in by_shard.items()]
+
+        yield from over_table(self._client, ask)
 
     def _clear(self, namespaces: Sequence[Namespace] | None) -> Plan[None]:
         doomed = None if namespaces is None else tuple(tuple(ns) for ns in namespaces)
-        yield [Ask(shard, CacheClear(doomed)) for shard in self._client.table.below(())]
+
+        def ask(table: SlotTable) -> Plan[None]:
+            yield [Ask(shard, CacheClear(doomed, table.version)) for shard in table.owners]
+
+        return over_table(self._client, ask)
 
 
 def _ttl_us(seconds: float | None) -> int:

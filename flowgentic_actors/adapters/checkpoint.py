@@ -28,8 +28,9 @@ from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thr
 from flowgentic_actors.adapters.parts import KIND, MARK, find, load, read_manifest
 from flowgentic_actors.adapters.parts_known import RecentLists
 from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
-from flowgentic_actors.adapters.plan import Ask, Plan, ask_all, ask_all_sync, run, run_sync
+from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
 from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import (
     DeleteThread,
     DropRuns,
@@ -143,12 +144,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             limit: At most this many.
         """
         listing = self._listing(config, filter, before, limit)
-        while True:
-            while asks := listing.asks():
-                listing.feed(await ask_all(self._client, asks))
-            row = listing.pop()
-            if row is None:
-                return
+        while (row := await run(self._client, listing.next())) is not None:
             if (found := self._listed(row, filter)) is not None:
                 yield found
                 if listing.count():
@@ -229,12 +225,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
                 an earlier listing.
         """
         listing = self._thread_listing(prefix, limit, before)
-        while True:
-            while asks := listing.asks():
-                listing.feed(await ask_all(self._client, asks))
-            row = listing.pop()
-            if row is None:
-                return
+        while (row := await run(self._client, listing.next())) is not None:
             yield _thread_info(row)
             if listing.count():
                 return
@@ -267,12 +258,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     ) -> Iterator[CheckpointTuple]:
         """List checkpoints; see `alist`."""
         listing = self._listing(config, filter, before, limit)
-        while True:
-            while asks := listing.asks():
-                listing.feed(ask_all_sync(self._client, asks))
-            row = listing.pop()
-            if row is None:
-                return
+        while (row := run_sync(self._client, listing.next())) is not None:
             if (found := self._listed(row, filter)) is not None:
                 yield found
                 if listing.count():
@@ -323,12 +309,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     ) -> Iterator[ThreadInfo]:
         """List threads; see `athreads`."""
         listing = self._thread_listing(prefix, limit, before)
-        while True:
-            while asks := listing.asks():
-                listing.feed(ask_all_sync(self._client, asks))
-            row = listing.pop()
-            if row is None:
-                return
+        while (row := run_sync(self._client, listing.next())) is not None:
             yield _thread_info(row)
             if listing.count():
                 return
@@ -469,10 +450,14 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         runs = tuple(str(run_id) for run_id in run_ids)
         if not runs:
             return
-        table = self._client.table
-        found = yield [Ask(shard, FindRuns(runs)) for shard in table.below(())]
+
+        def ask(table: SlotTable) -> Plan[Any]:
+            return (yield [Ask(shard, FindRuns(runs, table.version)) for shard in table.owners])
+
+        found = yield from over_table(self._client, ask)
         threads = [thread_id for reply in found for thread_id in reply.thread_ids]
         if threads:
+            table = self._client.table
             yield [Ask(table.of_thread(t), DropRuns(t, runs)) for t in threads]
 
     def _prune(self, thread_ids: Sequence[str], strategy: str) -> Plan[None]:
@@ -493,9 +478,10 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         source, target = str(source), str(target)
         if source == target:
             return
-        table, replace = self._client.table, msgspec.structs.replace
+        replace = msgspec.structs.replace
         after: Position | None = None
         while True:
+            table = self._client.table
             page = yield Ask(table.of_thread(source), ReadThread(source, after))
             shard = table.of_thread(target)
             commands = (*page.checkpoints, *page.writes)
@@ -537,8 +523,6 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         _check_limit(limit)
         configurable = config.get("configurable", {}) if config else {}
         thread_id = str(configurable["thread_id"]) if "thread_id" in configurable else None
-        table = self._client.table
-        shards = table.below(()) if thread_id is None else (table.of_thread(thread_id),)
         facets = _facets({k: v for k, v in (wanted or {}).items() if v is not None})
         # A filter that the shard cannot decide is decided here, on more rows than are wanted.
         decided = len(facets) == len(wanted or {})
@@ -550,7 +534,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             facets,
             min(limit, _MOST) if limit is not None and decided else None,
         )
-        return Listing(shards, query, limit, checkpoint_position)
+        return Listing(self._client, query, limit, checkpoint_position)
 
     def _thread_listing(
         self, prefix: str, limit: int | None, before: datetime | ThreadInfo | None
@@ -562,7 +546,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             query = msgspec.structs.replace(query, after=after)
         elif before is not None:
             query = msgspec.structs.replace(query, before=max(0, micros_of(before)))
-        return Listing(self._client.table.below(()), query, limit, thread_position)
+        return Listing(self._client, query, limit, thread_position)
 
     def _listed(
         self, row: CheckpointRow, wanted: Mapping[str, Any] | None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from flowgentic_actors.adapters.plan import Ask
+from flowgentic_actors.adapters.plan import Ask, Plan, over_table
+from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.cluster.routing import shard_of
+from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import ListCheckpoints, ListThreads
 from flowgentic_actors.engine.model import Position, ThreadPosition
 from flowgentic_actors.engine.replies import CheckpointRow, ThreadRow
@@ -24,10 +27,11 @@ class _Page(Protocol[R]):
 class Listing(Generic[R]):
     """Asks shards for pages and gives out their rows, newest first over all of them.
 
-    Ask `asks`, `feed` the replies, `pop` a row, and begin again.
+    When slots have moved between shards, it goes on behind the last row that it gave out: each
+    shard is asked anew, and what is at hand of pages by the older table counts for nothing.
 
     Args:
-        shards: The shards to list.
+        client: How to reach the shards.
         query: What to list.
         limit: Rows wanted in all.
         position: Tells where a row is in the order: the greatest comes first.
@@ -35,42 +39,28 @@ class Listing(Generic[R]):
 
     def __init__(
         self,
-        shards: Iterable[int],
+        client: MemoryClient,
         query: ListCheckpoints | ListThreads,
         limit: int | None,
         position: Callable[[R], Any],
     ) -> None:
+        self._client = client
         self._query = query
         self._left = limit
         self._position = position
-        self._rows: dict[int, deque[R]] = {shard: deque() for shard in shards}
-        self._after: dict[int, Any] = dict.fromkeys(self._rows, query.after)
-        self._exhausted: set[int] = set(self._rows) if limit == 0 else set()
-        self._asked: list[int] = []
+        self._last: Any = query.after
+        self._version = 0  # of the table that the pages are by
+        self._rows: dict[int, deque[R]] = {}
+        self._after: dict[int, Any] = {}
+        self._exhausted: set[int] = set()
 
-    def asks(self) -> Sequence[Ask]:
-        """What must be asked before the next row is known."""
-        self._asked = [s for s, rows in self._rows.items() if not rows and s not in self._exhausted]
-        return [
-            Ask(shard, msgspec.structs.replace(self._query, after=self._after[shard]))
-            for shard in self._asked
-        ]
-
-    def feed(self, replies: Sequence[Any]) -> None:
-        """Take the replies to what was asked, in order."""
-        for shard, reply in zip(self._asked, replies, strict=True):
-            page: _Page[R] = reply
-            self._rows[shard].extend(page.rows)
-            self._after[shard] = page.after
-            if page.after is None:
-                self._exhausted.add(shard)
-
-    def pop(self) -> R | None:
-        """The next row, or None at the end."""
-        heads = [(self._position(rows[0]), shard) for shard, rows in self._rows.items() if rows]
-        if not heads:
+    def next(self) -> Plan[R | None]:
+        """The next row, None at the end."""
+        if self._left == 0:
             return None
-        return self._rows[max(heads)[1]].popleft()
+        if shard_of(self._client.table, self._query) is not None:  # the client goes after it
+            return (yield from self._next(self._client.table))
+        return (yield from over_table(self._client, self._next))
 
     def count(self) -> bool:
         """Count a row that was given out; True when no more are wanted."""
@@ -78,6 +68,38 @@ class Listing(Generic[R]):
             return False
         self._left -= 1
         return self._left <= 0
+
+    def _next(self, table: SlotTable) -> Plan[R | None]:
+        if table.version != self._version:
+            self._begin(table)
+        asked = [s for s, rows in self._rows.items() if not rows and s not in self._exhausted]
+        while asked:
+            pages: list[_Page[R]] = yield [
+                Ask(shard, msgspec.structs.replace(self._query, after=self._after[shard]))
+                for shard in asked
+            ]
+            for shard, page in zip(asked, pages, strict=True):
+                self._rows[shard].extend(page.rows)
+                self._after[shard] = page.after
+                if page.after is None:
+                    self._exhausted.add(shard)
+            asked = [s for s in asked if not self._rows[s] and s not in self._exhausted]
+        heads = [(self._position(rows[0]), shard) for shard, rows in self._rows.items() if rows]
+        if not heads:
+            return None
+        self._last, shard = max(heads)
+        return self._rows[shard].popleft()
+
+    def _begin(self, table: SlotTable) -> None:
+        """Forget what is at hand, and go on behind the last row that was given out."""
+        shard = shard_of(table, self._query)
+        self._version = table.version
+        self._query = msgspec.structs.replace(
+            self._query, table=table.version if shard is None else 0
+        )
+        self._rows = {s: deque() for s in (table.owners if shard is None else (shard,))}
+        self._after = dict.fromkeys(self._rows, self._last)
+        self._exhausted.clear()
 
 
 def checkpoint_position(row: CheckpointRow) -> Position:

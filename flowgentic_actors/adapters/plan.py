@@ -7,17 +7,22 @@ decided by who runs it.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Generator, Mapping, Sequence
+from time import monotonic
+from typing import Any, Final, TypeAlias, TypeVar
 
 from msgspec import Struct
 
 from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
-from flowgentic_actors.errors import PartialFailureError, RequestError
+from flowgentic_actors.errors import PartialFailureError, RequestError, SlotsMovedError
 
 T = TypeVar("T")
+
+MOVING: Final = 30.0
+"""Seconds for which what several shards are asked is begun anew, because slots move."""
 
 
 class Ask(Struct, frozen=True, gc=False):
@@ -97,24 +102,6 @@ def _error_of(asks: Sequence[Ask], answers: Sequence[Reply | Exception]) -> Exce
     return PartialFailureError(failed, shards) if len(failed) < shards else first
 
 
-async def ask_all(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply]:
-    """Ask everything at once and await all replies; an error is raised after the last of them."""
-    return replies(asks, await ask_each(client, asks))
-
-
-def ask_all_sync(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply]:
-    """Ask everything, one after the other; an error is raised after the last reply."""
-    return replies(asks, ask_each_sync(client, asks))
-
-
-def replies(asks: Sequence[Ask], answers: Sequence[Reply | Exception]) -> list[Reply]:
-    """The replies, or what they failed with, raised; see `Each`."""
-    error = _error_of(asks, answers)
-    if error is not None:
-        raise error
-    return [answer for answer in answers if not isinstance(answer, Exception)]
-
-
 async def ask_each(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Exception]:
     """Ask everything at once and await all answers."""
     if len(asks) == 1:
@@ -184,3 +171,24 @@ def over_shards(plans: Mapping[int, Plan[T]]) -> Plan[list[T]]:
             raise PartialFailureError(failed, len(plans)) from first
         raise first
     return [result for result in results if not isinstance(result, Exception)]
+
+
+def over_table(client: MemoryClient, plan_of: Callable[[SlotTable], Plan[T]]) -> Plan[T]:
+    """Carry out a plan that asks several shards, anew by the newest table when slots have moved.
+
+    Args:
+        client: Knows the table, and waits for a newer one before it says that slots have moved.
+        plan_of: The plan by a table. Its commands carry that one's version.
+    """
+    deadline = monotonic() + MOVING
+    while True:
+        try:
+            return (yield from plan_of(client.table))
+        except RequestError as error:
+            if not _slots_moved(error) or monotonic() >= deadline:
+                raise
+
+
+def _slots_moved(error: RequestError) -> bool:
+    failed = error.failed.values() if isinstance(error, PartialFailureError) else (error,)
+    return any(isinstance(each, SlotsMovedError) for each in failed)

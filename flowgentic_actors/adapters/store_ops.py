@@ -23,8 +23,9 @@ from langgraph.store.base import (
 )
 
 from flowgentic_actors.adapters.items import item_of, search_item_of
-from flowgentic_actors.adapters.plan import Ask, Plan, over_shards
+from flowgentic_actors.adapters.plan import Ask, Plan, over_shards, over_table
 from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import (
     DeleteItem,
     GetItem,
@@ -157,14 +158,21 @@ class Operations:
 
     def _over_shards(self, query: Search, order: Any) -> Plan[Sequence[Any]]:
         """The rows of one shard, or those of several in order."""
-        shards = self._client.table.below(query.prefix)
-        if len(shards) == 1:
-            return (yield from _search_shard(shards[0], query))
-        # Each shard gives its first offset + limit; which of them count is known only here.
-        first = query.limit + query.offset
-        wide = msgspec.structs.replace(query, limit=first, offset=0)
-        found = yield from over_shards({shard: _search_shard(shard, wide) for shard in shards})
-        return list(islice(merge(*found, key=order), query.offset, first))
+        table = self._client.table
+        if len(query.prefix) >= table.namespace_depth:
+            return (yield from _search_shard(table.of_namespace(query.prefix), query))
+
+        def ask(table: SlotTable) -> Plan[Sequence[Any]]:
+            asked, shards = msgspec.structs.replace(query, table=table.version), table.owners
+            if len(shards) == 1:
+                return (yield from _search_shard(shards[0], asked))
+            # Each shard gives its first offset + limit; which of them count is known only here.
+            first = query.limit + query.offset
+            wide = msgspec.structs.replace(asked, limit=first, offset=0)
+            found = yield from over_shards({shard: _search_shard(shard, wide) for shard in shards})
+            return list(islice(merge(*found, key=order), query.offset, first))
+
+        return (yield from over_table(self._client, ask))
 
     def _list_namespaces(self, op: ListNamespacesOp) -> Plan[Result]:
         limit, offset = window(op)
@@ -172,8 +180,14 @@ class Operations:
             Match(condition.match_type, tuple(condition.path))
             for condition in op.match_conditions or ()
         )
-        query = ListNamespaces(conditions, op.max_depth, limit + offset, 0, self._expired)
-        replies = yield [Ask(shard, query) for shard in self._client.table.below(())]
+
+        def ask(table: SlotTable) -> Plan[Any]:
+            query = ListNamespaces(
+                conditions, op.max_depth, limit + offset, 0, self._expired, table.version
+            )
+            return (yield [Ask(shard, query) for shard in table.owners])
+
+        replies = yield from over_table(self._client, ask)
         # Cut to max_depth, one namespace may come from several shards.
         found = sorted({namespace for reply in replies for namespace in reply.namespaces})
         return found[offset : offset + limit]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from concurrent.futures import Future
+from functools import partial
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -16,6 +19,7 @@ from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.handle import Descriptor
 from flowgentic_actors.cluster.local import LocalMemory
+from flowgentic_actors.cluster.news import News
 from flowgentic_actors.cluster.protocol import (
     Describe,
     Description,
@@ -23,25 +27,32 @@ from flowgentic_actors.cluster.protocol import (
     GetEvents,
     GetStatus,
     HostCommand,
+    Place,
     Places,
+    Rebalance,
+    RebalanceReply,
     StatusReply,
 )
+from flowgentic_actors.cluster.routing import outdated, shard_of
 from flowgentic_actors.cluster.slots import SlotTable, even_table
 from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus, known_stats
 from flowgentic_actors.cluster.watching import PlaceWatch
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
+from flowgentic_actors.engine.slots import SLOTS
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
     ClusterClosedError,
     ClusterClosingError,
     LocalClusterError,
     OutcomeUnknownError,
+    RejectedError,
+    SlotsMovedError,
 )
 from flowgentic_actors.shard.bare import BareShard
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.group import Promise
-from flowgentic_actors.wire.addresses import Nowhere
+from flowgentic_actors.wire.addresses import Destination, Nowhere
 from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -71,11 +82,16 @@ _CLOSE_MARGIN = 30.0  # the parts of closing have deadlines of their own
 logger = logging.getLogger(__name__)
 
 _NOT_PICKLED = "a live connection to the memory: send memory.handle and attach instead"
+_MOVING = 0.05  # a newer table is waited for so long: a move may be given up, too
+_REBALANCE_WAIT = 10.0  # one question whether it is done
 _EVENT_WAIT = 10.0  # one question for events; asked again for as long as somebody iterates
 
 
 class MemoryClient(Protocol):
     """Sends commands to shards.
+
+    Where slots can move between shards, a command about one key is sent after it. What is asked of
+    several shards has to be begun anew, by a newer table, when it fails with `SlotsMovedError`.
 
     Attributes:
         table: Which shard a key belongs to.
@@ -124,29 +140,23 @@ class RemoteClient:
         self._timeout = timeout
         self._closed = False
         self._forked = False
+        self._pool = pool
+        self._news = News()
         limit = descriptor.max_message_bytes
         self._host = ActorRef("the host", descriptor.address, descriptor.secret, limit, 2)
-        self._actors = [
-            ActorRef(
-                place.name,
-                self._places.route(place, self._machine) or "",
-                descriptor.secret,
-                limit,
-                pool,
-                exactly=self._changes,
-            )
-            for place in self._places.places
-        ]
+        self._actors: list[ActorRef] = []
         self._watch: PlaceWatch | None = None
+        self._take_places(self._places)
         if self._changes:
-            self._take_places(self._places)
             self._begin_to_watch()
             let_go_after_fork(self)
 
     @property
     def n_nodes(self) -> int:
         """Nodes that the shards are on."""
-        return len({place.machine for place in self._places.places if not place.lost})
+        return len(
+            {place.machine for place in self._places.places if not place.lost and not place.retired}
+        )
 
     def _begin_to_watch(self) -> None:
         self._watch = PlaceWatch(
@@ -159,39 +169,71 @@ class RemoteClient:
 
     def _take_places(self, places: Places) -> None:
         """Go where the shards are now; callable from any thread."""
-        self._places = places
+        for shard, place in enumerate(places.places):
+            destination = self._destination(places, place)
+            if shard == len(self._actors):
+                self._actors.append(self._ref(place.name, destination or ""))
+            elif destination is not None:
+                self._actors[shard].move(destination)
+        # A shard's number is known only once it can be asked; and who is forked in between hears of
+        # these places once more.
         self.table = places.table
-        for ref, place in zip(self._actors, places.places, strict=True):
-            address = places.route(place, self._machine)
-            if places.closing:
-                ref.move(Nowhere(places.closing, closing=True))
-            elif place.lost:
-                ref.move(Nowhere(place.lost))
-            elif address is not None:
-                ref.move(address)
+        self._places = places
+        self._news.tell()
+
+    def _destination(self, places: Places, place: Place) -> Destination | None:
+        if places.closing:
+            return Nowhere(places.closing, closing=True)
+        if place.retired:
+            return Nowhere("its slots are other shards' now", moved=True)
+        if place.lost:
+            return Nowhere(place.lost)
+        return places.route(place, self._machine)
+
+    def _ref(self, name: str, destination: Destination) -> ActorRef:
+        secret, limit = self._descriptor.secret, self._descriptor.max_message_bytes
+        return ActorRef(name, destination, secret, limit, self._pool, exactly=self._changes)
 
     def after_fork(self) -> None:
         """The thread that hears from the host is the parent's; the child's begins when needed."""
+        self._news.forget()
         if not self._closed:
             self._closed = self._forked = True
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(_NOT_PICKLED)
 
-    def ask(self, shard: int, command: Command) -> Coroutine[Any, Any, Reply]:
+    async def ask(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command; see `MemoryClient.ask`."""
         self._check_open()
-        return self._actors[shard].ask(_encode(command), self._timeout, _decode)
+        deadline = monotonic() + self._timeout
+        try:
+            return await self._actors[shard].ask(_encode(command), self._timeout, _decode)
+        except SlotsMovedError as error:
+            answers: list[Reply | Exception] = [error]
+        await self._follow([(shard, command)], answers, deadline)
+        answer = answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
         """Have shards carry out several commands; see `MemoryClient.ask_each`."""
         self._check_open()
+        deadline = monotonic() + self._timeout
+        answers = await self._ask_each_once(asks, self._timeout)
+        await self._follow(asks, answers, deadline)
+        return answers
+
+    async def _ask_each_once(
+        self, asks: Sequence[tuple[int, Command]], timeout: float
+    ) -> list[Reply | Exception]:
         # No task for each: a batch of a thousand would spend more on those than on its requests.
         begun: list[tuple[AsyncConnection, Pending[asyncio.Future[msgspec.Raw]]] | Exception] = []
         for shard, command in asks:
             connection = self._actors[shard].connection()
             try:
-                begun.append((connection, connection.begin(_encode(command), self._timeout)))
+                begun.append((connection, connection.begin(_encode(command), timeout)))
             except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
                 begun.append(error)
         answers: list[Reply | Exception] = []
@@ -213,10 +255,74 @@ class RemoteClient:
             raise
         return answers
 
+    async def _follow(
+        self,
+        asks: Sequence[tuple[int, Command]],
+        answers: list[Reply | Exception],
+        deadline: float,
+    ) -> None:
+        """Ask again what was refused because its slot moves, where that is by then.
+
+        Args:
+            asks: What was asked.
+            answers: The answers to it. Those of what is asked again are replaced.
+            deadline: When no more is asked.
+        """
+        refused = {
+            number: asks[number]
+            for number, answer in enumerate(answers)
+            if isinstance(answer, SlotsMovedError)
+        }
+        while refused:
+            worth_it = partial(self._any_outdated, list(refused.values()))
+            await self._news.wait(worth_it, min(deadline - monotonic(), _MOVING))
+            self._check_open()
+            table, left = self.table, deadline - monotonic()
+            again = {}
+            for number, (_, command) in refused.items():
+                shard = shard_of(table, command)
+                if shard is None:
+                    continue  # whoever asked several shards has to begin anew
+                if left > 0:
+                    again[number] = shard, command
+                else:
+                    answers[number] = self._still_moving(answers[number])
+            found = await self._ask_each_once(list(again.values()), left)
+            for number, answer in zip(list(again), found, strict=True):
+                answers[number] = answer
+                if not isinstance(answer, SlotsMovedError):
+                    del again[number]
+            refused = again
+
     def ask_sync(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command, blocking; see `MemoryClient.ask_sync`."""
         self._check_open()
-        return _decode(self._actors[shard].ask_sync(_encode(command), self._timeout))
+        deadline, left = monotonic() + self._timeout, self._timeout
+        while True:
+            try:
+                return _decode(self._actors[shard].ask_sync(_encode(command), left))
+            except SlotsMovedError as error:
+                refusal = error
+            worth_it = partial(self._any_outdated, [(shard, command)])
+            self._news.wait_sync(worth_it, min(deadline - monotonic(), _MOVING))
+            self._check_open()
+            where = shard_of(self.table, command)
+            if where is None:
+                raise refusal
+            left = deadline - monotonic()
+            if left <= 0:
+                raise self._still_moving(refusal)
+            shard = where
+
+    def _any_outdated(self, asks: Sequence[tuple[int, Command]]) -> bool:
+        table = self.table
+        return any(outdated(table, shard, command) for shard, command in asks)
+
+    def _still_moving(self, refusal: object) -> SlotsMovedError:
+        return SlotsMovedError(
+            f"{refusal}. It was asked for again and again for {self._timeout:.3g} s (setting: "
+            "request_timeout), and no shard has taken it over. Nothing happened: try again later"
+        )
 
     async def status(self) -> ClusterStatus:
         """The cluster's status, from its host."""
@@ -234,6 +340,27 @@ class RemoteClient:
     async def recent_events(self) -> list[ClusterEvent]:
         """The events so far that the host still keeps."""
         return list((await self._ask_host(GetEvents(0, 0.0), EventsReply, self._timeout)).events)
+
+    async def rebalance(
+        self, nodes: int, without: Collection[str], rate: int, timeout: float
+    ) -> None:
+        """Spread the slots over some nodes; see `MemoryCluster.rebalance`."""
+        number = secrets.randbits(62)
+        deadline = time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            wait = max(0.0, min(left, _REBALANCE_WAIT))
+            command = Rebalance(number, nodes, tuple(without), rate, wait)
+            reply = await self._ask_host(command, RebalanceReply, wait + self._timeout)
+            if reply.error:
+                raise RejectedError(f"the cluster was not rebalanced: {reply.error}")
+            if reply.done:
+                return
+            if left <= 0:
+                raise OutcomeUnknownError(
+                    f"rebalancing takes longer than timeout={timeout:g} s, and goes on: its end is "
+                    "among the events. To wait for it, call again when it is over"
+                )
 
     async def close(self) -> None:
         """Close every connection of this process."""
@@ -387,6 +514,7 @@ class InlineClient:
             epoch=1,
             state="running",
             requests=self._requests,
+            slots=SLOTS,
             **known_stats(size),
         )
         return ClusterStatus(
