@@ -23,6 +23,7 @@ from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import CacheGet, CacheSet, Command
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.engine.replies import Reply
+from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import OutcomeUnknownError, SlotsMovedError
 from flowgentic_actors.wire.addresses import Destination, Nowhere
 from flowgentic_actors.wire.session import Pending
@@ -70,7 +71,8 @@ class World:
     def places(self) -> Places:
         """What the host would say."""
         numbers = range(max(self._since) + 1)
-        places = (Place(f"shard-{n}", "", "", retired=n in self._retired) for n in numbers)
+        here, gone = machine(), self._retired
+        places = (Place(f"shard-{n}", here, f"/{n}", retired=n in gone) for n in numbers)
         return Places(self.table.version, self.table, tuple(places))
 
     def move(self, where: Mapping[int, int]) -> None:
