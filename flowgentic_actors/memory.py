@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
@@ -52,6 +52,7 @@ from flowgentic_actors.errors import (
     ClusterOpenError,
     DragonUnavailableError,
     FlowgenticError,
+    InvalidRequestError,
     LocalClusterError,
     RequestError,
 )
@@ -517,6 +518,50 @@ class MemoryCluster:
     async def status(self) -> ClusterStatus:
         """What runs, where, and what it holds."""
         return await self._opened().status()
+
+    async def rebalance(
+        self,
+        n_nodes: int | None = None,
+        *,
+        without: Collection[str] = (),
+        max_bytes_per_second: int = 32 << 20,
+        timeout: float = 3600.0,
+    ) -> None:
+        """Spread the memory evenly over more, fewer or other nodes, while it is used.
+
+        Threads and namespaces are kept in 4,096 slots, and only the slots that have to move do.
+        Those that are under way are answered by the shard that has them, but for a moment at the
+        end of each move, in which their callers wait. Nothing that was acknowledged is lost, also
+        when a node is lost meanwhile or this call is cancelled: what has moved stays there, the
+        rest stays where it is, and the next call goes on. A node that was away and is back gets its
+        part again.
+
+        Args:
+            n_nodes: Nodes to use, the host's own included. Default: all that there are. Where the
+                cluster has its nodes from a Dragon runtime, it has to be in one with as many.
+            without: Names of nodes (`status().nodes`) that are not to be used. They end up with
+                nothing on them, and may be taken away.
+            max_bytes_per_second: How fast to copy, so that enough is left for those who use it.
+            timeout: Seconds to wait for the end.
+
+        Raises:
+            RejectedError: If not all of it could be done, with the reason; what is done stays.
+            OutcomeUnknownError: If it takes longer than `timeout`; it goes on.
+            LocalClusterError: If this is a local cluster, which has one shard in one process.
+        """
+        if n_nodes is not None and n_nodes < 1:
+            raise InvalidRequestError(f"n_nodes must be at least 1, not {n_nodes}")
+        if max_bytes_per_second < 1:
+            raise InvalidRequestError(
+                f"max_bytes_per_second must be at least 1, not {max_bytes_per_second}"
+            )
+        client = self._opened()
+        if isinstance(client, InlineClient):
+            raise LocalClusterError(
+                "a local cluster is one shard in this process: there is nothing to move. Open it "
+                "with mode='distributed' and n_nodes=2 or more"
+            )
+        await client.rebalance(n_nodes or 0, tuple(without), max_bytes_per_second, timeout)
 
     def events(self, start: int = 0) -> AsyncGenerator[ClusterEvent, None]:
         """What happened and happens: starts, exits, restarts, fallbacks.

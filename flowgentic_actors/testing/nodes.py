@@ -1,11 +1,12 @@
-"""Nodes that are lost and cut off: writers and readers keep a history while that happens.
+"""Nodes that are lost, cut off, added and taken away: a history is kept while that happens.
 
-python -m flowgentic_actors.testing.nodes --losses 20 --cuts 20
+python -m flowgentic_actors.testing.nodes --losses 20 --cuts 20 --rebalances 20
 
 The nodes are groups of processes on this machine. All processes of one are killed at the same time
-(a loss), or stopped and continued later (a network that is cut, and heals). What happens to which
-node follows from the seed; how it meets what the workers do does not. Exit code 0: nothing was
-found.
+(a loss), or stopped and continued later (a network that is cut, and heals). While slots move to
+more, fewer or other nodes, actors are killed, and nodes cut off, about every second time. What
+happens to which node follows from the seed; how it meets what the workers do does not. Exit code 0:
+nothing was found.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from typing import Final, Literal, TypeAlias
 
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.threads import on_daemon_thread
-from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.cluster.status import ClusterEvent
 from flowgentic_actors.errors import RequestError
 from flowgentic_actors.memory import MemoryCluster
@@ -35,11 +35,12 @@ from flowgentic_actors.testing.faults import compactor_of
 from flowgentic_actors.testing.history import Finding, Outcome
 from flowgentic_actors.testing.workload import Bench, Fill, ItemWriter, Reader, ThreadWriter
 
-Blow: TypeAlias = Literal["lose", "cut"]
+Blow: TypeAlias = Literal["lose", "cut", "rebalance"]
 
 _BACK_WITHIN: Final = 60.0
 _FILE_WAIT: Final = 30.0
 _LOOK_EVERY: Final = 0.05
+_OFTEN: Final = 0.5
 _GOOD_WRITES: Final = {
     f"{what}: good" for what in ("put", "delete", "put checkpoint", "put writes", "delete thread")
 }
@@ -101,9 +102,10 @@ class NodesPlan:
     Attributes:
         losses: Nodes that are lost, in all.
         cuts: Nodes that are cut off for a while, in all.
+        rebalances: Times that other nodes are used, in all.
         seed: Decides what happens when, and what workers do.
-        nodes: Nodes of each cluster. A lost one does not come back: when two are left, the next
-            cluster begins.
+        nodes: Nodes of each cluster in the beginning. A lost one does not come back: when two are
+            left, the next cluster begins.
         actors: Memory actors of each node.
         items: Items that are there from the beginning and checked at the end.
         writers: Tasks that write items.
@@ -116,6 +118,7 @@ class NodesPlan:
 
     losses: int = 1
     cuts: int = 0
+    rebalances: int = 0
     seed: int = 0
     nodes: int = 3
     actors: int = 1
@@ -134,10 +137,12 @@ class NodesReport:
 
     Attributes:
         findings: What no correct memory does.
-        blows: Losses and cuts that happened.
-        back: Seconds from each to the moment in which every shard had acknowledged a write again.
+        blows: What happened.
+        back: Seconds from each loss or cut to the moment in which every shard had acknowledged a
+            write again.
         copied: Seconds from each loss, or the end of a cut, until every shard had two copies, and a
             node that was cut off was there again.
+        moved: Seconds that each rebalancing took.
         events: How many there were of each kind.
         outcomes: How many calls ended how.
         items_found: Unchanging items that were there at the ends of the clusters.
@@ -149,6 +154,7 @@ class NodesReport:
     blows: Counter[str] = field(default_factory=Counter)
     back: list[float] = field(default_factory=list)
     copied: list[float] = field(default_factory=list)
+    moved: list[float] = field(default_factory=list)
     events: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     items_found: int = 0
@@ -170,11 +176,11 @@ class NodesReport:
         calls = ", ".join(f"{what} {n}" for what, n in sorted(self.outcomes.items()))
         events = ", ".join(f"{kind} {n}" for kind, n in sorted(self.events.items()))
         return (
-            f"{self.blows['lose']} losses, {self.blows['cut']} cuts; {self.acknowledged} writes "
-            f"acknowledged, {self.items_found} fixed items found; slowest call "
-            f"{self.slowest:.2f} s\n"
+            f"{self.blows['lose']} losses, {self.blows['cut']} cuts, {self.blows['rebalance']} "
+            f"rebalances; {self.acknowledged} writes acknowledged, {self.items_found} fixed items "
+            f"found; slowest call {self.slowest:.2f} s\n"
             f"service back after {_spread(self.back)}; two copies again after "
-            f"{_spread(self.copied)}\n"
+            f"{_spread(self.copied)}; rebalanced within {_spread(self.moved)}\n"
             f"events: {events}\n"
             f"calls: {calls}\n"
             f"findings: {len(self.findings)} "
@@ -204,6 +210,7 @@ async def run_nodes(
     blows: list[Blow] = []
     blows += ["lose"] * plan.losses
     blows += ["cut"] * plan.cuts
+    blows += ["rebalance"] * plan.rebalances
     rng.shuffle(blows)
     report = NodesReport()
     number = 0
@@ -240,7 +247,7 @@ async def _one_cluster(
     ) as memory:
         round_ = _Round(plan, seed, memory, report, progress)
         await round_.run(blows)
-    for node in round_.nodes:
+    for node in round_.nodes.values():
         for pid in await on_daemon_thread(_FILE_WAIT, node.pids):
             round_.bench.findings.add("left", node.name, f"process {pid} runs after the end")
     report.findings += round_.bench.findings.list
@@ -265,7 +272,7 @@ class _Round:
         self._report = report
         self._rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self._probes = 0
-        self.nodes: list[LocalNode] = []
+        self.nodes: dict[str, LocalNode] = {}
         self.bench = Bench(
             memory.store,
             memory.checkpointer,
@@ -277,8 +284,7 @@ class _Round:
     async def run(self, blows: list[Blow]) -> None:
         """Fill, work, strike, verify."""
         plan, bench = self._plan, self.bench
-        folder = Path((await self._memory.status()).folder)
-        self.nodes = [LocalNode(folder, f"node-{number}") for number in range(1, plan.nodes)]
+        await self._look_at_nodes()
         fill = Fill(bench, plan.items)
         await fill.write()
         writers = [ItemWriter(bench, n) for n in range(plan.writers)]
@@ -291,13 +297,13 @@ class _Round:
             for reader in readers:
                 tasks.create_task(reader.run(stop))
             try:
-                there = list(self.nodes)
                 for blow in blows:
                     await asyncio.sleep(plan.pause * self._rng.uniform(0.5, 1.5))
-                    node = self._rng.choice(there)
-                    if blow == "lose":
-                        there.remove(node)
-                    await self._strike(blow, node)
+                    used = await self._look_at_nodes()
+                    if blow == "rebalance":
+                        await self._rebalance(used)
+                    else:
+                        await self._strike(blow, self._rng.choice(used))
                 await asyncio.sleep(plan.pause)
             finally:
                 stop.set()
@@ -308,6 +314,62 @@ class _Round:
         self._report.n_nodes = (await self._memory.status()).n_nodes
         events: list[ClusterEvent] = await self._memory.recent_events()
         self._report.events += Counter(event.kind for event in events)
+
+    async def _look_at_nodes(self) -> list[LocalNode]:
+        """The nodes that are used now, but for the host's own."""
+        status = await self._memory.status()
+        folder = Path(status.folder)
+        for node in status.nodes[1:]:
+            self.nodes.setdefault(node.name, LocalNode(folder, node.name))
+        return [self.nodes[node.name] for node in status.nodes[1:] if node.state == "up"]
+
+    async def _rebalance(self, used: list[LocalNode]) -> None:
+        """Use other nodes, and do harm meanwhile, or not."""
+        rng, report = self._rng, self._report
+        report.blows["rebalance"] += 1
+        without = {rng.choice(used).name} if len(used) > 1 and rng.random() < _OFTEN else set()
+        n_nodes = None if without else rng.randint(2, self._plan.nodes + 1)
+        what = f"rebalance without {min(without)}" if without else f"rebalance to {n_nodes}"
+        self._progress(what)
+        self.bench.findings.step("", what)
+        began, lost = time.monotonic(), await self._lost()
+        moving = asyncio.ensure_future(self._memory.rebalance(n_nodes, without=without))
+        try:
+            if rng.random() < _OFTEN:
+                await asyncio.sleep(rng.uniform(0.0, 3.0))
+                await self._harm(used)
+            await moving
+            report.moved.append(time.monotonic() - began)
+        except RequestError as error:
+            self.bench.findings.add("not rebalanced", what, str(error))
+        finally:
+            moving.cancel()
+        status = await self._memory.status()
+        lost = await self._lost() - lost
+        leads = {node.name: node.leads for node in status.nodes if node.state == "up"}
+        slots = [actor.slots for actor in status.actors]
+        even = set(leads.values()) == {self._plan.actors} and max(slots) - min(slots) < 2
+        if not (even or lost):  # with a node that was lost meanwhile it is uneven again
+            self.bench.findings.add("uneven", what, f"leaders {leads}, slots {slots}")
+        await self._settled(None, "up")
+
+    async def _lost(self) -> int:
+        """How often a node was lost so far."""
+        return sum(e.kind == "node_lost" for e in await self._memory.recent_events())
+
+    async def _harm(self, used: list[LocalNode]) -> None:
+        """Kill an actor, or cut a node off for a moment."""
+        rng = self._rng
+        if rng.random() < _OFTEN:
+            pids = [a.pid for a in (await self._memory.status()).actors if a.pid is not None]
+            self.bench.findings.step("", "an actor is killed")
+            _send(rng.choice(pids), signal.SIGKILL)
+            return
+        node = rng.choice(used)
+        self.bench.findings.step("", f"{node.name} is cut off")
+        await on_daemon_thread(_FILE_WAIT, node.cut)
+        await asyncio.sleep(rng.uniform(0.0, 1.5 * self._plan.node_timeout))
+        await on_daemon_thread(_FILE_WAIT, node.heal)
 
     async def _strike(self, blow: Blow, node: LocalNode) -> None:
         report = self._report
@@ -332,7 +394,7 @@ class _Round:
 
     async def _serves(self) -> bool:
         """Write to every shard until that is acknowledged."""
-        shards = range(self._plan.nodes * self._plan.actors)
+        shards = self._memory.client.table.owners
         return all(await asyncio.gather(*map(self._answers, shards)))
 
     async def _answers(self, shard: int) -> bool:
@@ -349,19 +411,19 @@ class _Round:
         return False
 
     def _probe(self, shard: int) -> tuple[str, str]:
-        shards = self._plan.nodes * self._plan.actors
-        table = even_table(shards, self._memory.config.namespace_depth)
+        table = self._memory.client.table
         places = (("campaign", f"probe-{n}") for n in range(100_000))
         return next(place for place in places if table.of_namespace(place) == shard)
 
-    async def _settled(self, node: LocalNode, state: str) -> bool:
+    async def _settled(self, node: LocalNode | None, state: str) -> bool:
         """Wait until a node is known to be lost, or there again, and every shard has two copies."""
         deadline = time.monotonic() + _BACK_WITHIN
         while time.monotonic() < deadline:
             with contextlib.suppress(RequestError):
                 status = await self._memory.status()
                 states = {known.name: known.state for known in status.nodes}
-                if states[node.name] == state and all(a.replica_ready for a in status.actors):
+                so = node is None or states[node.name] == state
+                if so and all(a.replica_ready for a in status.actors):
                     return True
             await asyncio.sleep(_LOOK_EVERY)
         self.bench.findings.add("one copy", "", f"not two of each shard in {_BACK_WITHIN:g} s")
@@ -380,7 +442,17 @@ def main() -> int:
     """Run it from the command line; exit code 0 when it is clean."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     plan = NodesPlan()
-    for name in ("losses", "cuts", "seed", "nodes", "actors", "items", "writers", "threads"):
+    for name in (
+        "losses",
+        "cuts",
+        "rebalances",
+        "seed",
+        "nodes",
+        "actors",
+        "items",
+        "writers",
+        "threads",
+    ):
         parser.add_argument(f"--{name}", type=int, default=getattr(plan, name))
     parser.add_argument("--readers", type=int, default=plan.readers)
     for name in ("pause", "node-timeout", "request-timeout"):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from flowgentic_actors.cluster.holder import HOLDER_FILE, SILENCE, Holder
 from flowgentic_actors.cluster.persist import (
+    FORMAT,
     MANIFEST,
     Manifest,
     StoredMemory,
@@ -96,7 +97,7 @@ def without_shard(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda path: change(path, format=2, shards="many"), "is of format 2"),
+        (lambda path: change(path, format=FORMAT + 1, shards="many"), "is of format"),
         (lambda path: (path / MANIFEST).write_text('{"format": 1, "gen'), "is damaged"),
         (lambda path: (path / MANIFEST).write_bytes(b"\xff\xfe"), "is damaged"),
         (lambda path: change(path, shards=0), "is damaged"),

@@ -236,9 +236,10 @@ class Coordinator:
         known = {plan.leader for plan in self.plan.shards} | {
             plan.follower for plan in self.plan.shards
         }
-        self.plan.moves = []  # what takes slots over, takes them anew
-        self.plan.version += 1
-        self._begun = self.plan.version
+        if self.plan.moves:
+            self.plan.moves = []  # slots that were on their way are moved anew, or stay
+            self.plan.version += 1
+            self._begun = self.plan.version
         missing = sorted(known - {""} - set(self._up))
         self._up |= {node: {} for node in missing}
         self._settled = True

@@ -155,7 +155,7 @@ class Rebalancing:
             self._stir()
 
     def _serves(self, shard: int) -> bool:
-        """Whether all copies of a new shard are there."""
+        """Whether all copies of a shard are there, so that what it takes over is as safe there."""
         plan, member = self._coordinator.plan.shards[shard], self._coordinator.member(shard)
         if not plan.leader:
             raise _BeginAnewError(f"the node of {name_of(shard)} was lost")
@@ -171,13 +171,19 @@ class Rebalancing:
             _BeginAnewError: If they stayed.
         """
         coordinator = self._coordinator
+        await self._until(partial(self._serves, target), self._start_timeout, target)
+        epoch = self._epoch(target)
         number = coordinator.begin_move(source, target, slots, self._rate)
         self._stir()
+
+        def done() -> bool:
+            return self._takes(target, number, epoch)["take_done"] > 0 and self._serves(target)
+
         try:
-            await self._until_near(target, number)
+            await self._until_near(target, number, epoch)
             coordinator.hold(number)
             self._stir()
-            await self._until(lambda: self._takes(target, number)["take_done"] > 0, _HELD, target)
+            await self._until(done, _HELD, target)
             coordinator.commit(number)
         except _BeginAnewError as error:
             coordinator.give_up(number, str(error))
@@ -188,11 +194,16 @@ class Rebalancing:
         finally:
             self._stir()
 
-    async def _until_near(self, target: int, number: int) -> None:
+    def _epoch(self, shard: int) -> int:
+        """Number of the incarnation that leads a shard."""
+        member = self._coordinator.member(shard)
+        return member.epoch if member is not None else 0
+
+    async def _until_near(self, target: int, number: int, epoch: int) -> None:
         """Wait until a shard has almost all of what it takes over, for as long as it goes on."""
         position, deadline = -1, 0.0
         while True:
-            found = self._takes(target, number)
+            found = self._takes(target, number, epoch)
             if found["take_near"]:
                 return
             if found["take_position"] != position:
@@ -201,11 +212,13 @@ class Rebalancing:
                 raise _BeginAnewError(f"{name_of(target)} does not get on with the slots")
             await self._changed()
 
-    def _takes(self, shard: int, number: int) -> Mapping[str, int]:
+    def _takes(self, shard: int, number: int, epoch: int) -> Mapping[str, int]:
         """How far a shard is that takes slots over."""
         if self._coordinator.move(number) is None:
             raise _BeginAnewError("a node was lost meanwhile")
         member = self._coordinator.member(shard)
+        if member is not None and member.epoch != epoch:
+            raise _BeginAnewError(f"{name_of(shard)} ended, and was started again")
         if member is None or not member.leads or member.stats.get("take") != number:
             return _NOT_BEGUN
         if member.stats["take_failed"]:

@@ -103,7 +103,7 @@ class Resizing:
         there = [node for node in coordinator.nodes if node != here]
         there.sort(key=lambda node: node in coordinator.plan.spare)  # those in use come first
         lost = set(self._gathering.machines) - set(coordinator.nodes)
-        others = await self._gathering.others(command.nodes)
+        others = await self._gathering.others(command.nodes + len(lost))
         # Nothing is asked of a node that was lost: it comes by itself, or it does not.
         new = [node for node in others if node not in there and node not in lost]
         strange = set(command.without) - {here, *there, *others, *lost}
