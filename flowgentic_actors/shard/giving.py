@@ -42,13 +42,22 @@ class Giving:
         journal: The journal.
         worker: The thread that reads it.
         depth: Leading labels of a namespace that decide its slot.
+        stored: Has a commit soon; its future is done when that is.
     """
 
-    def __init__(self, shard: Shard, journal: Journal, worker: Worker, depth: int) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        journal: Journal,
+        worker: Worker,
+        depth: int,
+        stored: Callable[[], asyncio.Future[None]],
+    ) -> None:
         self._shard = shard
         self._journal = journal
         self._worker = worker
         self._depth = depth
+        self._stored = stored
         self._until = 0.0
         self.held = SlotSet()
         """The slots about which nothing is answered any more."""
@@ -117,4 +126,12 @@ class Giving:
             if remains is not None:
                 payloads.append(encode_entry(own_entry(remains, entry.time_us)))
         left = max(0, self._journal.end - position)
-        answer(encode_peer(Given(position, log_from, payloads, left)))
+        given = encode_peer(Given(position, log_from, payloads, left))
+
+        def tell(stored: asyncio.Future[None]) -> None:
+            if not stored.cancelled() and stored.exception() is None:
+                answer(given)
+
+        # What replaced something has to be there for good, or that would be with nobody if a disk
+        # that fails took it back.
+        self._stored().add_done_callback(tell)

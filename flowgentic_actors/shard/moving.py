@@ -87,7 +87,9 @@ class Moving:
         before = self.claims
         self.claims = Claims(claim)
         if before is None:
-            self._giving = Giving(self._shard, self._journal, self._worker, claim.depth)
+            self._giving = Giving(
+                self._shard, self._journal, self._worker, claim.depth, self._stored
+            )
             self._stale = claim.pull.move if claim.pull is not None else 0
         assert self._giving is not None
         if claim.held != self._giving.held.packed:

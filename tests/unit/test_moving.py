@@ -7,14 +7,17 @@ anything gets the same commands: whatever is asked, two shards together answer w
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import numpy as np
 import pytest
@@ -75,12 +78,16 @@ from flowgentic_actors.engine.slots import (
 from flowgentic_actors.errors import (
     ColdValuesError,
     SlotsMovedError,
+    StorageError,
 )
+from flowgentic_actors.shard import actor as actor_module
 from flowgentic_actors.shard import giving, moving, taking
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.claims import Claim, Told
 from flowgentic_actors.shard.compactor import Compactor
+from flowgentic_actors.shard.peers import Give, Given
 from flowgentic_actors.shard.settings import ShardSettings
+from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.server import Server
 from tests.unit.counter import PATIENCE, SECRET, clear, until
@@ -1035,3 +1042,64 @@ async def test_what_is_read_at_the_source_meanwhile_is_not_over_at_the_target(
         assert isinstance(reply, ItemReply)
         assert reply.row is not None
         await until(lambda: both.target.shard.size().items == 0)  # its time is over as well
+
+
+# ---------------------------------------------------------------------- disks
+
+
+class FailingDisk(RealDisk):
+    """A disk whose syncs, once they are held, wait and then fail."""
+
+    def __init__(self) -> None:
+        self.held = threading.Event()
+        self.fails = threading.Event()
+
+    def sync(self, fd: int) -> None:
+        if threading.current_thread().name == "journal-sync" and self.held.is_set():
+            self.fails.wait(PATIENCE)
+            raise OSError(errno.EIO, "Input/output error")
+        super().sync(fd)
+
+
+async def test_what_a_failing_disk_takes_back_at_the_source_is_not_lost_on_the_way(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was given must not rest on a write that never came to be."""
+    disk = FailingDisk()
+    disks: list[RealDisk] = [disk]
+    monkeypatch.setattr(actor_module, "RealDisk", lambda: disks.pop() if disks else RealDisk())
+    monkeypatch.setattr(taking, "_PATIENCE", 0.3)
+    real, go_on = taking.Taking._ask, asyncio.Event()
+
+    async def ask(self: taking.Taking, question: Give) -> Given:
+        if question.position:
+            await go_on.wait()
+        return await real(self, question)
+
+    monkeypatch.setattr(taking.Taking, "_ask", ask)
+    async with two(place, ack="disk") as both:
+        namespace = namespace_in(set(both.slots))
+        first, second = PutItem(namespace, "k", ("", b"1")), PutItem(namespace, "k", ("", b"2"))
+        await both.do(first)
+        await both.do(PutItem(namespace, "large", ("", bytes(4000))))
+        disk.held.set()
+        position = both.source.core.position
+        writing = asyncio.create_task(both.clients[0].ask(second))
+        await until(lambda: both.source.core.position > position)
+        both.start_move()
+        with anyio.move_on_after(0.5):
+            await until(lambda: both.target.take("position"))
+        disk.fails.set()
+        with pytest.raises(StorageError):
+            await writing
+        await until(lambda: both.source.broken)
+        both.source.broken.clear()
+        await both.source.crash()
+        await both.source.begin(both.claim(both.source))
+        assert both.source.core.position == position
+        both.order()
+        go_on.set()
+        await both.do(PutItem(namespace, "small", ("", bytes(300))))
+        await both.finish()
+        await both.check()
+        assert await raw(both.target, GetItem(namespace, "k")) != ItemReply(None)
