@@ -24,7 +24,13 @@ from flowgentic_actors.engine.commands import (
     Query,
     WriteCommand,
 )
-from flowgentic_actors.engine.records import Record
+from flowgentic_actors.engine.records import (
+    BlobsKept,
+    CheckpointStored,
+    ItemStored,
+    Record,
+    WritesStored,
+)
 from flowgentic_actors.engine.shard import DONE
 from flowgentic_actors.errors import (
     ColdValuesError,
@@ -77,6 +83,7 @@ _decode_command = msgspec.msgpack.Decoder(Command).decode
 _encode = msgspec.msgpack.Encoder().encode
 _DONE = _encode(DONE)
 _WRITES = frozenset(WRITES)
+_STORING = (ItemStored, CheckpointStored, WritesStored, BlobsKept)
 
 
 def _nothing() -> None:
@@ -427,7 +434,9 @@ class ShardActor:
             StorageError: If there is no room for it.
         """
         self._clock.saw(time_us)
-        self._keep(record, own_entry(record, time_us or self._clock.now()), urgent=True)
+        entry = own_entry(record, time_us or self._clock.now())
+        # What is kept for deletions has to be there when it is to be forgotten again.
+        self._keep(record, entry, urgent=not isinstance(record, _STORING))
 
     def _stored(self) -> asyncio.Future[None]:
         """Have a commit soon; done when what was kept before is stored."""

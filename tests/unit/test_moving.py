@@ -81,7 +81,7 @@ from flowgentic_actors.errors import (
     StorageError,
 )
 from flowgentic_actors.shard import actor as actor_module
-from flowgentic_actors.shard import giving, moving, taking
+from flowgentic_actors.shard import giving, moving, taking, upkeep
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.claims import Claim, Told
 from flowgentic_actors.shard.compactor import Compactor
@@ -93,9 +93,11 @@ from flowgentic_actors.wire.server import Server
 from tests.unit.counter import PATIENCE, SECRET, clear, until
 from tests.unit.test_coordinator import coordinator, member
 from tests.unit.test_replication import LIMIT, Copy, compacted
+from tests.unit.test_shard_actor import SmallDisk
 
 pytestmark = pytest.mark.anyio
 
+compaction = Compactor.start
 DEPTH = 2
 SEGMENT = 16 << 10
 RATE = 1 << 30
@@ -1103,3 +1105,53 @@ async def test_what_a_failing_disk_takes_back_at_the_source_is_not_lost_on_the_w
         await both.finish()
         await both.check()
         assert await raw(both.target, GetItem(namespace, "k")) != ItemReply(None)
+
+
+class TinyDisk(SmallDisk):
+    room = 4 * (32 << 10)
+
+
+async def test_a_target_whose_disk_is_full_fails_and_forgets_what_it_has_taken(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept for deletions is not used up by what is taken over."""
+    monkeypatch.setattr(Compactor, "start", compaction)
+    monkeypatch.setattr(upkeep, "_MAKE_ROOM_EVERY", 0.05)
+    async with two(place, segment_bytes=str(TinyDisk.room // 4)) as both:
+        await both.target.end()
+        with monkeypatch.context() as patched:
+            patched.setattr(actor_module, "RealDisk", TinyDisk)
+            await both.target.begin(both.claim(both.target))
+        own = PutItem(namespace_in(owned(both, both.target)), "k", ("", bytes(1000)))
+        await both.do(own)
+        threads = [f"{n}" * 33 for n in range(100, 999)]
+        threads = [name for name in threads if slot_of_thread(name) in both.slots][:15]
+        for thread in threads:
+            for number in range(36):
+                blob = ("", bytes(60))
+                await both.do(PutCheckpoint(thread, "", f"{number}", None, blob, blob, {}, {}, {}))
+        both.start_move()
+        await until(lambda: both.target.take("failed"))
+        assert not both.target.take("done")
+        await both.do(PutItem(namespace_in(set(both.slots)), "k", BLOB))
+        await both.check_union()
+        both.give_up()
+        await both.forgotten()
+        await both.check_union()
+        monkeypatch.setattr(TinyDisk, "room", TinyDisk.room * 5 // 4)
+        full = both.target.stats()["journal_bytes"]
+        while both.target.stats()["journal_bytes"] > full / 2:
+            await patiently(both, own)
+        await both.check_union()
+
+
+async def patiently(both: Two, command: Command) -> None:
+    """Do what a full disk may refuse until space was won back."""
+    with anyio.fail_after(PATIENCE):
+        while True:
+            try:
+                await both.do(command)
+            except StorageError:
+                await anyio.sleep(0.05)
+            else:
+                return
