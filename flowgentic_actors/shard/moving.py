@@ -118,6 +118,7 @@ class Moving:
             pull,
             keep=self._keep,
             stored=self._stored,
+            end=lambda: self._journal.end,
             lag=self._lag,
             on_change=self._on_change,
             secret=secret,

@@ -41,7 +41,8 @@ class Taking:
         pull: What to take.
         keep: Carries out a record, and has the next commit store it.
         stored: Has a commit soon; its future is done when that is.
-        lag: Bytes of journal that the second copy does not have yet.
+        end: LSN after the last entry of its own journal.
+        lag: Bytes of that which the second copy does not have yet.
         on_change: Called when `near`, `done` or `failed` has changed.
         secret: The cluster's secret.
         max_bytes: Largest message.
@@ -53,6 +54,7 @@ class Taking:
         *,
         keep: Callable[[Record, int], None],
         stored: Callable[[], asyncio.Future[None]],
+        end: Callable[[], int],
         lag: Callable[[], int],
         on_change: Callable[[], None],
         secret: bytes,
@@ -62,6 +64,7 @@ class Taking:
         self._pull = pull
         self._keep = keep
         self._stored = stored
+        self._end = end
         self._lag = lag
         self._on_change = on_change
         most = max_bytes + PIECE  # the largest entry, and what was before it
@@ -86,8 +89,9 @@ class Taking:
         """Take all of it over; ends when that is done, or cannot be."""
         try:
             await self._take()
+            end = self._end()  # what is written from now on is others' business
             async with asyncio.timeout(_WHOLE):
-                while self._lag():  # noqa: ASYNC110 - what another actor asks for changes it
+                while self._end() - self._lag() < end:  # noqa: ASYNC110 - another actor changes it
                     await asyncio.sleep(_IDLE)
         except TimeoutError:
             self.failed = "the second copy does not get what was taken over"

@@ -12,7 +12,7 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ from flowgentic_actors.shard import giving, moving, taking, upkeep
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.claims import Claim, Told
 from flowgentic_actors.shard.compactor import Compactor
+from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.peers import Give, Given
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
@@ -92,7 +93,7 @@ from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.server import Server
 from tests.unit.counter import PATIENCE, SECRET, clear, until
 from tests.unit.test_coordinator import coordinator, member
-from tests.unit.test_replication import LIMIT, Copy, compacted
+from tests.unit.test_replication import LIMIT, Copy, caught_up, compacted, follows, leads
 from tests.unit.test_shard_actor import SmallDisk
 
 pytestmark = pytest.mark.anyio
@@ -1155,3 +1156,110 @@ async def patiently(both: Two, command: Command) -> None:
                 await anyio.sleep(0.05)
             else:
                 return
+
+
+# ---------------------------------------------------------------------- two copies
+
+
+class LeadingSide(Side):
+    """A target of which there is to be a second copy."""
+
+    def __init__(self, copy: Copy) -> None:
+        super().__init__(copy.folder, 1)
+        self.copy = copy
+        self.part = leads(alone=True)
+
+    async def begin(self, claim: Claim | None) -> None:
+        self.part = msgspec.structs.replace(self.part, claim=claim)
+        if not hasattr(self.copy, "actor"):
+            await self.copy.begin(self.part)
+        self.copy.tell(self.part)
+        await self.copy.until_it_leads()
+        self.core, self.claim, self.serves = self.copy.core, claim, True
+
+    def tell(self, claim: Claim | None) -> None:
+        if claim != self.claim:
+            self.claim, self.part = claim, msgspec.structs.replace(self.part, claim=claim)
+            self.copy.tell(self.part)
+
+    async def end(self) -> None:
+        self.serves = False
+        await self.copy.end()
+
+
+@asynccontextmanager
+async def with_copies(
+    place: Path, **arguments: str
+) -> AsyncIterator[tuple[Two, LeadingSide, Copy]]:
+    """A target that leads, with a follower that has caught up."""
+    both = Two(place)
+    target = LeadingSide(Copy(place / "b", "node", **arguments))
+    both.target, both.sides = target, (both.source, target)
+    await both.begin()
+    follower = Copy(place / "c", "node", **arguments)
+    await follower.begin(follows(target.copy))
+    await caught_up(target.copy)
+    try:
+        yield both, target, follower
+    finally:
+        await both.end()
+        await follower.end()
+
+
+async def test_slots_are_taken_over_when_the_second_copy_has_them(place: Path) -> None:
+    async with with_copies(place) as (both, target, follower):
+        await both.do_some(200)
+        await follower.crash()
+        both.start_move()
+        await both.near()
+        both.hold()
+        end = both.source.core.position
+        await until(lambda: target.take("position") == end)
+        await asyncio.sleep(0.2)
+        assert target.take("done") == target.take("failed") == 0
+        await follower.begin(follows(target.copy))
+        await both.done()
+        before = await stored(both, both.source)
+        both.commit()
+        both.order(both.source)
+        await target.copy.crash()
+
+        promoted = LeadingSide(follower)
+        promoted.part = leads(2, follower=False, alone=True)
+        await promoted.begin(both.claim(target))
+        both.sides = both.source, promoted
+        both.clients[1].connection.move(promoted.address)
+        assert await stored(both, promoted) == before
+        await both.check()
+        await both.forgotten()
+        both.sides = (both.source,)  # type: ignore[assignment]
+
+
+async def test_a_second_copy_that_is_always_a_little_behind_is_good_enough(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has to have what was taken over, and not all that was written since."""
+    monkeypatch.setattr(taking, "_WHOLE", 1.0)
+    send = Leading._send_from
+
+    def late(self: Leading, position: int, answer: Callable[[bytes], None]) -> None:
+        asyncio.get_running_loop().call_later(0.1, send, self, position, answer)
+
+    monkeypatch.setattr(Leading, "_send_from", late)
+    async with with_copies(place) as (both, target, _):
+        await both.do_some(50)
+        own = namespace_in(owned(both, target))
+
+        async def write() -> None:
+            while True:
+                await both.do(PutItem(own, "k", BLOB))
+
+        writing = asyncio.create_task(write())
+        try:
+            both.start_move()
+            await both.near()
+            both.hold()
+            await both.done()
+        finally:
+            writing.cancel()
+            await asyncio.wait([writing])
