@@ -48,6 +48,7 @@ class Claim(Struct, array_like=True, frozen=True):
         known: While slots may become others', or others' its own: version of the table that is in
             force. 0 otherwise.
         pull: Slots to take over.
+        held_for: Number of the move for which slots are held, 0 for none.
     """
 
     since: int
@@ -56,6 +57,7 @@ class Claim(Struct, array_like=True, frozen=True):
     held: bytes = b""
     known: int = 0
     pull: Pull | None = None
+    held_for: int = 0
 
 
 class Told(Struct, array_like=True, frozen=True):

@@ -1263,3 +1263,37 @@ async def test_a_second_copy_that_is_always_a_little_behind_is_good_enough(
         finally:
             writing.cancel()
             await asyncio.wait([writing])
+
+
+async def test_a_source_tells_for_which_attempt_it_holds_slots_and_from_where_on(
+    place: Path,
+) -> None:
+    """What it held for another one says nothing: it may have gone on in between."""
+    async with two(place) as both:
+        source, target = both.sides
+
+        def holds() -> tuple[int, int]:
+            return source.stats()["hold"], source.stats()["hold_from"]
+
+        await both.do_some(50)
+        assert holds() == (0, 0)
+        both.start_move()
+        await both.near()
+        both.hold()
+        await both.done()
+        assert holds() == (both.number, source.core.position)
+        assert target.take("position") == source.core.position
+
+        both.host.give_up(both.number, "again")
+        both.number = both.host.begin_move(0, 1, both.slots, RATE)
+        both.order(target)
+        await until(lambda: target.stats()["take"] == both.number and target.take("done"))
+        assert holds()[0] != both.number
+        stay = owned(both, source) - set(both.slots)
+        await both.do(PutItem(namespace_in(stay), "k", BLOB))
+        both.hold()
+        assert holds() == (both.number, source.core.position)
+        assert target.take("position") < source.core.position  # so it is not all
+
+        both.give_up()
+        assert holds()[0] == 0

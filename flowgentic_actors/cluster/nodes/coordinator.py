@@ -198,17 +198,17 @@ class Coordinator:
         table = self.plan.table
         if table is None:
             return None
-        known, held, pull = 0, b"", None
+        known, held, held_for, pull = 0, b"", 0, None
         for move in self.plan.moves:
             if plan.shard in (move.source, move.target):
                 known = table.version
             if move.source == plan.shard and move.held:
-                held = move.slots
+                held, held_for = move.slots, move.number
             if move.target == plan.shard:
                 source = self._address(self.plan.shards[move.source])
                 pull = Pull(move.number, source, name_of(move.source), move.slots, move.rate)
         owned = SlotSet.pack(slot for slot, s in enumerate(table.shards) if s == plan.shard)
-        return Claim(plan.since, table.namespace_depth, owned, held, known, pull)
+        return Claim(plan.since, table.namespace_depth, owned, held, known, pull, held_for)
 
     # ------------------------------------------------------------------ what happens
 

@@ -7,6 +7,7 @@ data to move, and at no time fewer copies of anything than there shall be.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -177,7 +178,10 @@ class Rebalancing:
         self._stir()
 
         def done() -> bool:
-            return self._takes(target, number, epoch)["take_done"] > 0 and self._serves(target)
+            taken = self._takes(target, number, epoch)
+            # Of an earlier attempt, the source may have held them, and then have gone on.
+            whole = taken["take_position"] >= self._held_from(source, number)
+            return taken["take_done"] > 0 and whole and self._serves(target)
 
         try:
             await self._until_near(target, number, epoch)
@@ -198,6 +202,13 @@ class Rebalancing:
         """Number of the incarnation that leads a shard."""
         member = self._coordinator.member(shard)
         return member.epoch if member is not None else 0
+
+    def _held_from(self, shard: int, number: int) -> float:
+        """LSN from which on a shard writes nothing more about slots that it holds for a move."""
+        member = self._coordinator.member(shard)
+        if member is None or member.stats.get("hold") != number:
+            return math.inf  # it has not heard of it
+        return member.stats["hold_from"]
 
     async def _until_near(self, target: int, number: int, epoch: int) -> None:
         """Wait until a shard has almost all of what it takes over, for as long as it goes on."""
