@@ -68,7 +68,7 @@ def lay_out(plan: ClusterPlan, nodes: Sequence[str], *, actors: int, replicas: i
             make.append((node, follower))
             if two:
                 follows[follower] += 1
-    end = [shard.shard for shard in plan.shards if shard.leader and shard.shard not in keep]
+    end = [p.shard for p in plan.shards if not p.retired and p.shard not in keep]
     return Layout(keep, make, end)
 
 
@@ -121,7 +121,8 @@ class Rebalancing:
         for _ in range(_ATTEMPTS):
             there = [node for node in nodes if node in self._coordinator.nodes]
             plan = self._coordinator.plan
-            lost = [name_of(shard.shard) for shard in plan.shards if shard.lost]
+            owners = plan.table.owners if plan.table is not None else ()
+            lost = [name_of(shard) for shard in owners if plan.shards[shard].lost]
             if lost:
                 raise RejectedError(
                     f"{', '.join(lost)}: lost with its node, so its slots cannot move. Bring the "
