@@ -83,16 +83,17 @@ class Giving:
             raise RejectedError("the journal was compacted meanwhile: begin anew")
         self._until = time.monotonic() + _HOLD
         if position >= end:
-            last = self._is_held(question.slots) and position >= self.held_from
+            last = self._is_all(question.slots, position)
             answer(encode_peer(Given(position, log_from, [], 0, last)))
             return
-        slots = SlotSet(question.slots)
-        reading = self._worker.submit(self._read, position, slots)
-        reading.add_done_callback(lambda done: self._answer(done, log_from, answer))
+        reading = self._worker.submit(self._read, position, SlotSet(question.slots))
+        reading.add_done_callback(lambda done: self._answer(done, question.slots, log_from, answer))
 
-    def _is_held(self, slots: bytes) -> bool:
+    def _is_all(self, slots: bytes, position: int) -> bool:
+        """Whether nothing about some slots comes after a position."""
         wanted = int.from_bytes(slots, "little")
-        return wanted & int.from_bytes(self.held.packed, "little") == wanted
+        held = int.from_bytes(self.held.packed, "little")
+        return wanted & held == wanted and position >= self.held_from
 
     def _read(self, position: int, slots: SlotSet) -> tuple[list[tuple[int, Entry]], int]:
         """What a piece of the journal says about some slots, and where it ends. Blocks."""
@@ -110,6 +111,7 @@ class Giving:
     def _answer(
         self,
         done: asyncio.Future[tuple[list[tuple[int, Entry]], int]],
+        slots: bytes,
         log_from: int,
         answer: Callable[[bytes], None],
     ) -> None:
@@ -126,7 +128,7 @@ class Giving:
             if remains is not None:
                 payloads.append(encode_entry(own_entry(remains, entry.time_us)))
         left = max(0, self._journal.end - position)
-        given = encode_peer(Given(position, log_from, payloads, left))
+        given = encode_peer(Given(position, log_from, payloads, left, self._is_all(slots, position)))
 
         def tell(stored: asyncio.Future[None]) -> None:
             if not stored.cancelled() and stored.exception() is None:

@@ -83,7 +83,7 @@ class ClusterPlan(Struct, kw_only=True):
         shards: The plan of each shard, by number.
         table: Which shard has which slot, None where that is decided elsewhere, once and for all.
         moves: Slots that are on their way.
-        spare: Nodes that are there and get no copies.
+        spare: Nodes that are there and get no copies, unless there are too few others.
     """
 
     version: int
@@ -494,8 +494,9 @@ class Coordinator:
         return min(others, key=lambda node: len(self._copies.get(node, ())))
 
     def _usable(self) -> list[str]:
-        """The nodes that may get copies."""
-        return [node for node in self._up if node not in self.plan.spare]
+        """The nodes that may get copies: spare ones too, where there is no second copy without."""
+        nodes = [node for node in self._up if node not in self.plan.spare]
+        return nodes if len(nodes) >= self._replicas else list(self._up)
 
     def _change(self, plan: ShardPlan, leader: str, follower: str) -> None:
         """Begin another term; what was on its way from or to this shard has to begin anew."""

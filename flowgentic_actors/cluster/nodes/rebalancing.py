@@ -23,7 +23,7 @@ from flowgentic_actors.errors import RejectedError
 _ATTEMPTS: Final = 20  # to go on with what is left, when a node was lost or an actor ended
 _PAUSE: Final = 0.5
 _SILENCE: Final = 15.0  # seconds without a sign that what was ordered is being done
-_HELD: Final = 20.0  # seconds for which slots are held, at most: their callers wait
+_HELD: Final = 5.0  # seconds for which slots are held, at most: their callers wait
 _FAREWELL: Final = 1.0  # for clients to hear whom to ask, before a shard that has no slots ends
 
 
