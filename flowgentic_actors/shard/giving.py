@@ -128,7 +128,8 @@ class Giving:
             if remains is not None:
                 payloads.append(encode_entry(own_entry(remains, entry.time_us)))
         left = max(0, self._journal.end - position)
-        given = encode_peer(Given(position, log_from, payloads, left, self._is_all(slots, position)))
+        last = self._is_all(slots, position)
+        given = encode_peer(Given(position, log_from, payloads, left, last))
 
         def tell(stored: asyncio.Future[None]) -> None:
             if not stored.cancelled() and stored.exception() is None:

@@ -1,4 +1,4 @@
-"""The memory on several Dragon nodes: one memory, TLS between them, a node that loses power."""
+"""The memory on several Dragon nodes: TLS, a node that is added, and one that loses power."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POWER_LOSS = """
 
     SETTINGS = dict(
         mode="distributed", spawner="dragon", fallback_to_local=False, open_timeout=200,
-        replicas=2, ack="replica", degrade=True,
+        n_nodes=2, replicas=2, ack="replica", degrade=True,
     )
 
     def on(node, command):
@@ -50,7 +50,13 @@ POWER_LOSS = """
                 number += 1
 
         writers = [asyncio.create_task(write(writer)) for writer in range(9)]
-        await asyncio.sleep(2)
+        await asyncio.sleep(1)
+        told["opened"] = (await memory.status()).n_nodes
+        begun = time.monotonic()
+        await memory.rebalance()  # over all nodes of the runtime
+        told["rebalanced"] = time.monotonic() - begun
+        told["refused"] = len(unknown)
+        await asyncio.sleep(1)
         status = await memory.status()
         told["before"] = status.n_nodes, sorted(actor.node for actor in status.actors)
         subprocess.run(["fakenode", "kill", "node1"], check=True)
@@ -94,16 +100,18 @@ POWER_LOSS = """
 """
 
 
-def test_a_node_that_loses_power_costs_nothing_that_was_acknowledged(hosts: Hosts) -> None:
+def test_a_node_is_added_and_another_loses_power_and_nothing_is_lost_by_that(hosts: Hosts) -> None:
     done = hosts.run(POWER_LOSS, nodes=3, launcher="python", timeout=280)
     file = hosts.shared / "told.json"
     assert file.is_file(), done
     told: dict[str, Any] = json.loads(file.read_text())
+    assert told["opened"] == 2
+    assert told["refused"] == 0  # nobody was refused anything while slots moved
     assert told["before"] == [3, ["node0", "node1", "node2"]]
     assert told["lost"] == told["phantoms"] == 0
     assert told["acknowledged"] > 0
     assert told["after"] == [2, ["node0", "node2"]]
-    assert {"node_lost", "shard_promoted", "replica_begun"} <= set(told["events"])
+    assert {"rebalanced", "node_lost", "shard_promoted", "replica_begun"} <= set(told["events"])
     assert told["back"] < 30  # calls waited for the second copy, and not for their deadlines
     assert {node: text.strip() for node, text in told["left"].items()} == {"node0": "", "node2": ""}
 
