@@ -71,6 +71,7 @@ class ActorRuntime:
         self._on_broken = on_broken
         self._max_reply = max_reply
         self._scheduled = False
+        self._woken = False  # and no batch since
         self._aside: dict[Connection, list[Envelope]] = {}  # for peers that do not read
         self._closing = False
         self._closing_text = ""
@@ -138,7 +139,7 @@ class ActorRuntime:
         self._lease = lease
         if self._held:
             self._send_held()
-        if len(self._mailbox) or self._ready:
+        if len(self._mailbox) or self._ready or self._woken:
             self._schedule()
 
     def _send_held(self) -> None:
@@ -218,6 +219,7 @@ class ActorRuntime:
 
     def wake(self) -> None:
         """Have a batch soon, be it an empty one: the actor has something to commit."""
+        self._woken = True
         self._schedule()
 
     def _schedule(self) -> None:
@@ -233,6 +235,7 @@ class ActorRuntime:
     def _run(self, batch: list[Envelope]) -> None:
         """Handle requests, commit, reply."""
         self._busy_since = time.monotonic()
+        self._woken = False
         replies = self._take_ready() if self._ready else []
         self._handle(batch, replies)
         try:

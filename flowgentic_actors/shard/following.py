@@ -76,6 +76,13 @@ class Following:
         """The shard, as soon as there is one."""
         self.took_at = 0.0
         """When it took entries last, on the monotonic clock."""
+        self._asks_since: float | None = None  # in vain
+
+    @property
+    def unanswered(self) -> float:
+        """Seconds for which it has asked in vain by now, 0 when it was answered."""
+        since = self._asks_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def complete(self) -> bool:
@@ -157,10 +164,14 @@ class Following:
         body = encode_peer(question)
         while True:
             try:
-                return await self._connection.request(body, _PATIENCE, _decode)
+                answer = await self._connection.request(body, _PATIENCE, _decode)
             except RequestError as error:
+                self._asks_since = self._asks_since or time.monotonic() - _PATIENCE
                 logger.info("%s", error)
                 await asyncio.sleep(_PAUSE)
+            else:
+                self._asks_since = None
+                return answer
 
 
 def _decode(reply: Raw) -> PeerAnswer:

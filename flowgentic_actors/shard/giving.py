@@ -59,8 +59,8 @@ class Giving:
         self._depth = depth
         self._stored = stored
         self._until = 0.0
-        self.held = SlotSet()
-        """The slots about which nothing is answered any more."""
+        self.held_for = 0
+        """Number of the move for which nothing is answered about its slots any more, 0 for none."""
         self.held_from = 0
         """LSN from which on the journal says nothing more about those."""
 
@@ -83,17 +83,15 @@ class Giving:
             raise RejectedError("the journal was compacted meanwhile: begin anew")
         self._until = time.monotonic() + _HOLD
         if position >= end:
-            last = self._is_all(question.slots, position)
+            last = self._is_all(question.move, position)
             answer(encode_peer(Given(position, log_from, [], 0, last)))
             return
         reading = self._worker.submit(self._read, position, SlotSet(question.slots))
-        reading.add_done_callback(lambda done: self._answer(done, question.slots, log_from, answer))
+        reading.add_done_callback(lambda done: self._answer(done, question.move, log_from, answer))
 
-    def _is_all(self, slots: bytes, position: int) -> bool:
-        """Whether nothing about some slots comes after a position."""
-        wanted = int.from_bytes(slots, "little")
-        held = int.from_bytes(self.held.packed, "little")
-        return wanted & held == wanted and position >= self.held_from
+    def _is_all(self, move: int, position: int) -> bool:
+        """Whether nothing about the slots of a move comes after a position."""
+        return move == self.held_for and position >= self.held_from
 
     def _read(self, position: int, slots: SlotSet) -> tuple[list[tuple[int, Entry]], int]:
         """What a piece of the journal says about some slots, and where it ends. Blocks."""
@@ -111,7 +109,7 @@ class Giving:
     def _answer(
         self,
         done: asyncio.Future[tuple[list[tuple[int, Entry]], int]],
-        slots: bytes,
+        move: int,
         log_from: int,
         answer: Callable[[bytes], None],
     ) -> None:
@@ -128,7 +126,7 @@ class Giving:
             if remains is not None:
                 payloads.append(encode_entry(own_entry(remains, entry.time_us)))
         left = max(0, self._journal.end - position)
-        last = self._is_all(slots, position)
+        last = self._is_all(move, position)
         given = encode_peer(Given(position, log_from, payloads, left, last))
 
         def tell(stored: asyncio.Future[None]) -> None:

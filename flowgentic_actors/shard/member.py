@@ -134,6 +134,7 @@ class ReplicatedShardActor:
             "caught_up": int(leading is not None and leading.caught_up),
             "sent_back": int(leading is not None and leading.sent_back),
             "replica_lag": leading.lag if leading is not None else 0,
+            "unanswered": int(following.unanswered) if following is not None else 0,
         }
 
     async def drained(self) -> None:

@@ -75,7 +75,6 @@ class Moving:
         self._taking: Taking | None = None
         self._task: asyncio.Task[None] | None = None  # that takes, or forgets
         self._stale = 0  # a move that an earlier incarnation began
-        self._hold = 0, 0  # for which move slots are held, and from which LSN on
 
     def told(self, claim: Claim, secret: bytes, max_bytes: int) -> None:
         """Answer for some slots from now on, and take over or give away others.
@@ -93,9 +92,8 @@ class Moving:
             )
             self._stale = claim.pull.move if claim.pull is not None else 0
         assert self._giving is not None
-        if (claim.held, claim.held_for) != (self._giving.held.packed, self._hold[0]):
-            self._giving.held, self._giving.held_from = self.claims.held, self._next_lsn()
-            self._hold = claim.held_for, self._giving.held_from
+        if claim.held_for != self._giving.held_for:
+            self._giving.held_for, self._giving.held_from = claim.held_for, self._next_lsn()
         if before is None or before.claim.owned != claim.owned:
             # Whatever is cached for slots that come back some day would be out of date by then.
             self._shard.query(CacheClear(), 0)
@@ -150,11 +148,11 @@ class Moving:
 
     def stats(self) -> dict[str, int]:
         """Counters for whoever ordered a move; callable from any thread."""
-        claims, taking = self.claims, self._taking
-        if claims is None:
+        claims, giving, taking = self.claims, self._giving, self._taking
+        if claims is None or giving is None:
             return {}
         found = {"slots": len(claims.owned)}
-        found["hold"], found["hold_from"] = self._hold
+        found["hold"], found["hold_from"] = giving.held_for, giving.held_from
         if taking is not None:
             found["take"] = taking.move
             found["take_position"] = taking.position

@@ -42,12 +42,14 @@ class Give(Struct, tag=3, array_like=True, frozen=True):
     """What another shard's journal says about some slots, from a position on.
 
     Attributes:
+        move: Number of the attempt to take them over.
         slots: The slots, packed.
         position: LSN up to which all is known; 0 to begin.
         log_from: As it was answered; before that position, only what is stored still is of
             interest.
     """
 
+    move: Position
     slots: Annotated[bytes, Meta(max_length=512)]
     position: Position
     log_from: Position

@@ -106,7 +106,7 @@ class Taking:
     async def _take(self) -> None:
         log_from = 0
         while True:
-            given = await self._ask(Give(self._pull.slots, self.position, log_from))
+            given = await self._ask(Give(self.move, self._pull.slots, self.position, log_from))
             for payload in given.payloads:
                 entry = decode_entry(payload)
                 assert isinstance(entry, Entry)

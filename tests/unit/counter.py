@@ -54,6 +54,7 @@ class Counter:
 
     def __init__(self) -> None:
         self.total = 0
+        self.commits = 0
         self.commit_error: Exception | None = None
         self.commit_later: asyncio.Future[None] | None = None
         self.on_call: Callable[[Call], None] = lambda call: None
@@ -107,6 +108,7 @@ class Counter:
         return msgspec.msgpack.encode(self.total)
 
     def commit(self) -> asyncio.Future[None] | None:
+        self.commits += 1
         if self.commit_error is not None:
             raise self.commit_error
         return self.commit_later

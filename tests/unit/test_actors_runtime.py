@@ -382,6 +382,16 @@ async def test_what_is_committed_after_the_lease_is_answered_with_the_next_one(p
         assert [m.seq for m in client.frames[0] if isinstance(m, Reply)] == [0]
 
 
+async def test_what_an_actor_was_woken_for_is_committed_with_the_next_lease(path: Path) -> None:
+    async with served(path) as opened:
+        opened.runtime.extend(-math.inf)
+        opened.runtime.wake()
+        await asyncio.sleep(0.05)
+        assert opened.counter.commits == 0
+        opened.runtime.extend(math.inf)
+        await until(lambda: opened.counter.commits == 1)
+
+
 async def test_peers_are_answered_beside_the_mailbox_and_the_lease(path: Path) -> None:
     async with served(path) as opened:
         opened.runtime.extend(-math.inf)

@@ -100,6 +100,55 @@ def caught_up(nodes: Collection[str] = NODES) -> Coordinator:
     return made
 
 
+def followed(host: Coordinator, shard: int, **changes: object) -> None:
+    """The follower of a shard tells how it is."""
+    node = host.plan.shards[shard].follower
+    duties = host.orders(node).duties
+    host.heard(node, [member(d, node, **(changes if d.shard == shard else {})) for d in duties])
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"state": "failed", "reason": "no disk"}, "no disk"),
+        ({"stats": {"unanswered": 15}}, "it does not reach a"),
+    ],
+)
+def test_a_node_that_cannot_follow_is_replaced_by_another_one(
+    changes: dict[str, object], why: str
+) -> None:
+    host = caught_up()
+    for node in NODES:
+        tell(host, node)
+    old = host.plan.shards[0].follower
+    followed(host, 0, **changes)
+    plan = host.plan.shards[0]
+    assert plan.leader == "a"
+    assert plan.follower not in ("a", old, "")
+    assert not plan.caught_up  # nobody is promoted before it has everything
+    assert [event for event in host.take_events() if why in event.detail and old in event.detail]
+
+    second = plan.follower
+    followed(host, 0, **changes)
+    third = host.plan.shards[0].follower
+    assert {third, second, old} == {"b", "c", "d"}
+    followed(host, 0, **changes)
+    assert host.plan.shards[0].follower == third  # there is nobody else
+    host.lost("b", "power")
+    host.joined("b")
+    if third != "b":
+        followed(host, 0, **changes)
+        assert host.plan.shards[0].follower == "b"  # one that was away is another one
+
+
+def test_a_follower_whose_leader_is_not_there_yet_waits() -> None:
+    host = caught_up()
+    old = host.plan.shards[0].follower
+    tell(host, "a", leads=False)
+    followed(host, 0, stats={"unanswered": 30})
+    assert host.plan.shards[0].follower == old
+
+
 def kinds(host: Coordinator) -> list[str]:
     return [event.kind for event in host.take_events()]
 

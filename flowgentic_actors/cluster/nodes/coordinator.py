@@ -8,7 +8,7 @@ simulation feeds it a thousand nodes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,6 +19,9 @@ from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.slots import SlotSet
 from flowgentic_actors.shard.claims import Claim, Pull
 from flowgentic_actors.wire.addresses import Address
+
+_UNANSWERED: Final = 10
+"""Seconds for which a follower has asked its leader in vain, when there is another node to ask."""
 
 
 class NodeEvent(NamedTuple):
@@ -140,6 +143,7 @@ class Coordinator:
         self._begun = plan.version  # the same for those of whom nothing changed since
         # Lost nodes whose copy of a shard is as good as its leader's, who knows of no later term.
         self._twins: dict[int, str] = {}
+        self._unfit: dict[int, set[str]] = {}  # nodes that could not follow a shard's leader
         self._index()
 
     # ------------------------------------------------------------------ what there is
@@ -425,7 +429,11 @@ class Coordinator:
         if member.shard >= len(self.plan.shards):
             return
         plan = self.plan.shards[member.shard]
-        if plan.leader != node or member.term != plan.term:
+        if member.term != plan.term:
+            return
+        if plan.follower == node:
+            self._note_follower(plan, member)
+        if plan.leader != node:
             return
         if member.caught_up and plan.follower and not (plan.caught_up or member.sent_back):
             plan.caught_up = True
@@ -442,9 +450,35 @@ class Coordinator:
             self._twins.pop(plan.shard, None)  # it would fail again
             self._seek_followers()
 
+    def _note_follower(self, plan: ShardPlan, member: Member) -> None:
+        """Have another node follow in the place of one that cannot, if there is any."""
+        leader = self.member(plan.shard)
+        if member.state == "failed":
+            why = member.reason
+        elif (
+            member.stats.get("unanswered", 0) >= _UNANSWERED and leader is not None and leader.leads
+        ):
+            why = f"it does not reach {plan.leader}, which is there"
+        else:
+            return
+        old = plan.follower
+        self._unfit.setdefault(plan.shard, set()).add(old)
+        if other := self._other_for(plan):
+            self._change(plan, plan.leader, other)
+            self._event(
+                "replica_begun", name_of(plan.shard), f"on {other}, for {old} cannot: {why}"
+            )
+
+    def _other_for(self, plan: ShardPlan) -> str:
+        """The node that is to follow, empty when there is none that could."""
+        unfit = self._unfit.get(plan.shard, set())
+        fit = [n for n in self._usable() if n != plan.leader and n not in unfit]
+        return self._least_used(plan.leader, fit) if fit else ""
+
     def _replace_leader(self, plan: ShardPlan) -> None:
         """Give a shard whose leader is lost another one, if any has what was acknowledged."""
         name, old = name_of(plan.shard), plan.leader
+        self._unfit.pop(plan.shard, None)  # they may reach another one
         other = plan.follower if plan.caught_up else self._twins.get(plan.shard, "")
         if other in self._up:
             self._change(plan, other, "")
@@ -463,6 +497,8 @@ class Coordinator:
 
     def _restore(self, node: str) -> None:
         """A node is there: what was lost with it is found, and it can keep copies of others."""
+        for unfit in self._unfit.values():
+            unfit.discard(node)
         for plan in self.plan.shards:
             if plan.lost and node in (plan.lost, plan.follower):
                 twin = plan.follower if node == plan.lost else plan.lost
@@ -482,15 +518,17 @@ class Coordinator:
         if self._replicas == 1:
             return
         for plan in self.plan.shards:
-            if plan.leader and not plan.follower and len({*self._usable(), plan.leader}) > 1:
-                self._change(plan, plan.leader, self._least_used(plan.leader))
-                self._event("replica_begun", name_of(plan.shard), f"on {plan.follower}")
+            if plan.leader and not plan.follower and (other := self._other_for(plan)):
+                self._change(plan, plan.leader, other)
+                self._event("replica_begun", name_of(plan.shard), f"on {other}")
 
-    def _least_used(self, but: str) -> str:
+    def _least_used(self, but: str, among: Sequence[str] | None = None) -> str:
         """The node with the fewest copies, but one; of several, the next one in their order."""
         nodes = self._usable()
         after = nodes.index(but) + 1 if but in nodes else 0
         others = [node for node in nodes[after:] + nodes[:after] if node != but]
+        if among is not None:
+            others = [node for node in others if node in among]
         return min(others, key=lambda node: len(self._copies.get(node, ())))
 
     def _usable(self) -> list[str]:
