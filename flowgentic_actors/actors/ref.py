@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Raw
 
 from flowgentic_actors.wire.addresses import Destination, describe
-from flowgentic_actors.wire.blocking import BlockingPool
+from flowgentic_actors.wire.blocking import BlockingCall, BlockingPool
 from flowgentic_actors.wire.client import Answered, AsyncConnection, as_it_is
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
@@ -75,6 +75,10 @@ class ActorRef:
     def ask_sync(self, body: bytes, timeout: float) -> Raw:
         """Send a request and block this thread, which may be an event loop's own."""
         return self._blocking.request(body, timeout)
+
+    def begin_sync(self, body: bytes, timeout: float) -> BlockingCall:
+        """Send a request, and have this thread wait for its answer later."""
+        return self._blocking.begin(body, timeout)
 
     async def close(self) -> None:
         """Close every connection of this process."""

@@ -113,14 +113,13 @@ async def ask_each(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Ex
 
 
 def ask_each_sync(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Exception]:
-    """Ask everything, one after the other."""
-    found: list[Reply | Exception] = []
-    for ask in asks:
+    """Ask everything at once and wait for all answers."""
+    if len(asks) == 1:
         try:
-            found.append(client.ask_sync(ask.shard, ask.command))
+            return [client.ask_sync(asks[0].shard, asks[0].command)]
         except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
-            found.append(error)
-    return found
+            return [error]
+    return client.ask_each_sync([(ask.shard, ask.command) for ask in asks])
 
 
 def each(plans: Sequence[Plan[T]]) -> Plan[list[T | Exception]]:

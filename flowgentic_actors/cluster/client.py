@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -53,6 +54,7 @@ from flowgentic_actors.shard.bare import BareShard
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.group import Promise
 from flowgentic_actors.wire.addresses import Destination, Nowhere
+from flowgentic_actors.wire.blocking import BlockingCall
 from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -116,6 +118,9 @@ class MemoryClient(Protocol):
 
     def ask_sync(self, shard: int, command: Command) -> Reply:
         """The same as `ask`, blocking; allowed on any thread, an event loop's own included."""
+
+    def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+        """The same as `ask_each`, blocking."""
 
 
 class RemoteClient:
@@ -314,6 +319,43 @@ class RemoteClient:
                 raise self._still_moving(refusal)
             shard = where
 
+    def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+        """Have shards carry out several commands, blocking; see `MemoryClient.ask_each_sync`."""
+        self._check_open()
+        answers: dict[int, Reply | Exception] = {}
+        waiting: dict[int, deque[int]] = {}  # of each shard one is under way, so that all work
+        for number, (shard, _) in enumerate(asks):
+            waiting.setdefault(shard, deque()).append(number)
+        under_way: dict[int, BlockingCall] = {}
+        try:
+            while waiting:
+                for shard, numbers in waiting.items():
+                    try:
+                        body = _encode(asks[numbers[0]][1])
+                        under_way[shard] = self._actors[shard].begin_sync(body, self._timeout)
+                    except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+                        answers[numbers[0]] = error
+                for shard, numbers in list(waiting.items()):
+                    number = numbers.popleft()
+                    call = under_way.pop(shard, None)
+                    if call is not None:
+                        answers[number] = self._finish(call, *asks[number])
+                    if not numbers:
+                        del waiting[shard]
+        finally:
+            for call in under_way.values():
+                call.give_up()
+        return [answers[number] for number in range(len(asks))]
+
+    def _finish(self, call: BlockingCall, shard: int, command: Command) -> Reply | Exception:
+        try:
+            try:
+                return _decode(call.finish())
+            except SlotsMovedError:
+                return self.ask_sync(shard, command)  # which knows where else to ask
+        except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+            return error
+
     def _any_outdated(self, asks: Sequence[tuple[int, Command]]) -> bool:
         table = self.table
         return any(outdated(table, shard, command) for shard, command in asks)
@@ -460,6 +502,10 @@ class InlineClient:
             calls = (self.ask(shard, command) for shard, command in asks)
             waited = await asyncio.gather(*calls, return_exceptions=True)
             return [_no_cancellation(answer) for answer in waited]
+        return self.ask_each_sync(asks)
+
+    def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+        """Have the shard carry out commands; see `MemoryClient.ask_each_sync`."""
         answers: list[Reply | Exception] = []
         for shard, command in asks:
             try:

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 
 from msgspec import Raw
 
@@ -48,6 +49,7 @@ from flowgentic_actors.wire.sockets import let_go_after_fork
 
 _READ = 1 << 18
 _LOOK = 1.0
+_AT_ONCE = 32 << 10  # bytes of a request that a socket takes without waiting for the other side
 _FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
 
 
@@ -77,22 +79,42 @@ class BlockingConnection:
         self._open: socket.socket | None = None  # in use, or on its way there
         self._sock: socket.socket | None = None
         self._channel: ClientChannel | None = None
+        self._congested = False  # what was begun was not taken in time
+        self._out: int | None = None  # the request that was sent on that socket last
 
     def request(self, body: bytes, timeout: float) -> Raw:
         """Send a request and wait for its answer; see `AsyncConnection.request`."""
+        return self.finish(self.begin(body, timeout))
+
+    def begin(self, body: bytes, timeout: float) -> Pending[None]:
+        """Send a request if there is a socket already; `finish`, or `close`, has to follow."""
         check_size(body, self._max_bytes, self._peer)
         pending = self._session.open(body, timeout, time.monotonic(), None)
-        delay, congested = _FIRST_RETRY, False
+        if self._sock is None or self._channel is None or len(body) > _AT_ONCE:
+            return pending
+        try:
+            self._send(self._sock, self._channel, pending)
+        except (OSError, WireError) as error:
+            self.close()  # `finish` makes another one
+            self._congested = isinstance(error, TimeoutError)
+        except BaseException:
+            self._give_up(pending)
+            raise
+        return pending
+
+    def finish(self, pending: Pending[None]) -> Raw:
+        """Wait for the answer to what was begun, and send it again where that is needed."""
+        delay, congested, self._congested = _FIRST_RETRY, self._congested, False
         cause: str | None = None
+        counted = 0  # attempts
         try:
             while time.monotonic() < pending.deadline:
-                attempts = pending.attempts
                 try:
                     return self._attempt(pending)
                 except (OSError, WireError) as error:
                     if self._dialled_after != self._moves:
                         self.close()  # nobody's fault: go on at the new address
-                        delay = _FIRST_RETRY
+                        delay, counted = _FIRST_RETRY, pending.attempts
                         continue
                     if isinstance(error, NowhereError):
                         closing, moved = error.closing, error.moved
@@ -104,7 +126,8 @@ class BlockingConnection:
                     congested = isinstance(error, TimeoutError) and self._sock is not None
                     cause = f"{type(error).__name__}: {error}".rstrip(": ")
                     self.close()
-                    pending.losses += pending.attempts - attempts
+                    pending.losses += pending.attempts - counted
+                    counted = pending.attempts
                     if pending.losses >= MAX_LOSSES and not isinstance(error, TimeoutError):
                         raise lethal(pending, self._peer) from error
                 pause = delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
@@ -114,11 +137,15 @@ class BlockingConnection:
         except RequestError:
             raise
         except BaseException:
-            # Whatever answer is still under way would be taken for the next request's.
-            self.close()
+            self._give_up(pending)
             raise
         finally:
             self._session.settle(pending.seq)
+
+    def _give_up(self, pending: Pending[None]) -> None:
+        # Whatever answer is still under way would be taken for the next request's.
+        self.close()
+        self._session.settle(pending.seq)
 
     def close(self) -> None:
         """Close the socket, if there is one."""
@@ -143,14 +170,19 @@ class BlockingConnection:
     def _let_go(self) -> None:
         if self._open is not None:
             self._open.close()
-        self._open = self._sock = self._channel = None
+        self._open = self._sock = self._channel = self._out = None
 
-    def _attempt(self, pending: Pending[None]) -> Raw:
-        sock, channel = self._connected(pending.deadline)
+    def _send(self, sock: socket.socket, channel: ClientChannel, pending: Pending[None]) -> None:
         left = max(0, round((pending.deadline - time.monotonic()) * 1000))
         channel.send(Request(pending.seq, self._session.low, left, NO_BODY), pending.body)
         self._write(sock, channel, pending.deadline)
         pending.attempts += 1  # a frame cut off by the deadline is never decoded
+        self._out = pending.seq
+
+    def _attempt(self, pending: Pending[None]) -> Raw:
+        sock, channel = self._connected(pending.deadline)
+        if self._out != pending.seq:
+            self._send(sock, channel, pending)
         while True:
             for message in self._read(sock, channel, pending.deadline):
                 match message:
@@ -238,6 +270,38 @@ def _left(deadline: float) -> float:
     return left
 
 
+class BlockingCall:
+    """A request that is under way.
+
+    Args:
+        connection: The connection that it has.
+        pending: The request.
+        done: Told when the connection may be another one's.
+    """
+
+    def __init__(
+        self,
+        connection: BlockingConnection,
+        pending: Pending[None],
+        done: Callable[[BlockingConnection], None],
+    ) -> None:
+        self._connection = connection
+        self._pending = pending
+        self._done = done
+
+    def finish(self) -> Raw:
+        """Wait for the answer; see `AsyncConnection.request`."""
+        try:
+            return self._connection.finish(self._pending)
+        finally:
+            self._done(self._connection)
+
+    def give_up(self) -> None:
+        """Wait for it no more."""
+        self._connection.close()
+        self._done(self._connection)
+
+
 class BlockingPool:
     """At most `size` blocking connections to one actor, made when needed.
 
@@ -269,13 +333,22 @@ class BlockingPool:
 
     def request(self, body: bytes, timeout: float) -> Raw:
         """Send a request over a connection of the pool; see `AsyncConnection.request`."""
+        return self.begin(body, timeout).finish()
+
+    def begin(self, body: bytes, timeout: float) -> BlockingCall:
+        """Send a request, or have `BlockingCall.finish` do so; that, or `give_up`, has to follow.
+
+        So several actors can be asked at the same time without a thread for each.
+        """
         started = time.monotonic()
         connection = self._check_out(timeout)
         try:
             left = max(0.001, timeout - (time.monotonic() - started))
-            return connection.request(body, left)
-        finally:
+            pending = connection.begin(body, left)
+        except BaseException:
             self._check_in(connection)
+            raise
+        return BlockingCall(connection, pending, self._check_in)
 
     def close(self) -> None:
         """Close what is idle now and what is out when it comes back."""

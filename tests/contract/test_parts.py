@@ -105,6 +105,11 @@ class Recording:
         self._note(command)
         return self._client.ask_sync(shard, command)
 
+    def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+        for _, command in asks:
+            self._note(command)
+        return self._client.ask_each_sync(asks)
+
     def _note(self, command: Command) -> None:
         if self.fails:
             raise ConnectionError("no luck")

@@ -137,6 +137,16 @@ class World:
         return self.table.of_namespace(record.namespace)
 
 
+class Begun:
+    """In the place of a `BlockingCall`."""
+
+    def __init__(self, finish: Callable[[], Raw]) -> None:
+        self.finish = finish
+
+    def give_up(self) -> None:
+        pass
+
+
 class Ref:
     """In the place of an `ActorRef`, with nothing between the client and the world."""
 
@@ -157,6 +167,9 @@ class Ref:
     def ask_sync(self, body: bytes, timeout: float) -> Raw:
         assert timeout > 0
         return self._reply(body)
+
+    def begin_sync(self, body: bytes, timeout: float) -> Begun:
+        return Begun(partial(self.ask_sync, body, timeout))
 
     async def ask(self, body: bytes, timeout: float, decode: Callable[[Raw], Reply]) -> Reply:
         assert timeout > 0

@@ -259,6 +259,9 @@ class Direct:
         return self.ask_sync(shard, command)
 
     async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+        return self.ask_each_sync(asks)
+
+    def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
         return [self.ask_sync(*ask) for ask in asks]
 
     def ask_sync(self, shard: int, command: Command) -> Reply:

@@ -104,6 +104,43 @@ def test_what_is_unfinished_is_sent_again_under_its_number(path: Path) -> None:
     assert len({hello.session for hello in peer.hellos}) == 1
 
 
+def test_what_is_begun_is_with_the_server_before_it_is_waited_for(path: Path) -> None:
+    with elsewhere(peer_at(path)) as (portal, peer), connection_to(path) as connection:
+        connection.request(body(0), 30)
+        peer.answer = silence
+        begun = connection.begin(body(1), 30)
+        portal.call(until, lambda: len(peer.requests) == 2)
+        portal.call(peer.send, echo(peer.requests[1:]))
+        assert number(connection.finish(begun)) == 1
+        assert [request.seq for request in peer.requests] == [0, 1]
+
+
+def test_what_is_begun_on_a_connection_that_is_lost_is_sent_again(path: Path) -> None:
+    def hang_up(requests: list[Request]) -> list[ToClient]:
+        if requests:
+            peer.answer = echo
+            peer.hang_up()
+        return []
+
+    with elsewhere(peer_at(path)) as (portal, peer), connection_to(path) as connection:
+        connection.request(body(0), 30)
+        peer.answer = hang_up
+        begun = connection.begin(body(1), 30)
+        portal.call(until, lambda: len(peer.requests) == 2)
+        assert number(connection.finish(begun)) == 1
+    assert [request.seq for request in peer.requests] == [0, 1, 1]
+    assert begun.losses == 1
+
+
+def test_what_is_given_up_is_not_the_next_ones_answer(path: Path) -> None:
+    with elsewhere(peer_at(path)) as (_, peer), pool_to(path, 1) as pool:
+        pool.request(body(0), 30)
+        peer.answer = silence
+        pool.begin(body("old"), 30).give_up()
+        peer.answer = echo
+        assert bytes(pool.request(body("new"), 30)) == body("new")
+
+
 def test_it_waits_for_a_server_that_comes_back(path: Path) -> None:
     with connection_to(path) as connection, ThreadPoolExecutor() as threads:
         with elsewhere(serving(path)):
