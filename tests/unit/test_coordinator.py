@@ -23,9 +23,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator, ShardPlan
+from flowgentic_actors.cluster.nodes.coordinator import Coordinator
 from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases, HeldLease
+from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
 
 TIMEOUT, TICK = 3.0, 0.1
 LEASE = TIMEOUT * (1 / (1 + DRIFT) - 0.1)

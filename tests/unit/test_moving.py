@@ -26,8 +26,9 @@ from msgspec import Raw
 from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
-from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator
+from flowgentic_actors.cluster.nodes.coordinator import Coordinator
 from flowgentic_actors.cluster.nodes.duties import name_of
+from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.cluster.slots import SlotTable, even_table
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import (
@@ -280,14 +281,14 @@ class Two:
 
     def start_move(self, rate: int = RATE) -> None:
         self.beat()
-        self.number = self.host.begin_move(0, 1, self.slots, rate)
+        self.number = self.host.moves.begin(0, 1, self.slots, rate)
         self.order()
 
     async def near(self) -> None:
         await until(lambda: self.target.take("near"))
 
     def hold(self) -> None:
-        self.host.hold(self.number)
+        self.host.moves.hold(self.number)
         self.order()
 
     async def done(self) -> None:
@@ -295,10 +296,10 @@ class Two:
         assert not self.target.take("failed")
 
     def commit(self) -> None:
-        self.host.commit(self.number)
+        self.host.moves.commit(self.number)
 
     def give_up(self) -> None:
-        self.host.give_up(self.number, "so it is")
+        self.host.moves.give_up(self.number, "so it is")
         self.order()
 
     async def moved(self) -> None:
@@ -879,7 +880,7 @@ async def test_a_target_that_ends_keeps_what_it_has_and_begins_nothing_by_itself
         assert "take" not in both.target.stats()
         await both.check_union()
 
-        both.host.give_up(both.number, "nothing happens")
+        both.host.moves.give_up(both.number, "nothing happens")
         both.start_move()  # it hears of both at once
         await both.do_some(20)
         await both.finish()
@@ -893,7 +894,7 @@ async def test_an_attempt_that_another_one_follows_is_forgotten_first(place: Pat
         await both.do_some(100)
         await begun_slowly(both)
         await until(lambda: both.target.hides)
-        both.host.give_up(both.number, "another one")
+        both.host.moves.give_up(both.number, "another one")
         for thread in THREADS:
             await both.do(DeleteThread(thread))
         for namespace in NAMESPACES:
@@ -1282,8 +1283,8 @@ async def test_slots_that_are_held_for_one_attempt_end_no_other_one(place: Path)
         assert holds() == (both.number, source.core.position)
         assert target.take("position") == source.core.position
 
-        both.host.give_up(both.number, "again")
-        both.number = both.host.begin_move(0, 1, both.slots, RATE)
+        both.host.moves.give_up(both.number, "again")
+        both.number = both.host.moves.begin(0, 1, both.slots, RATE)
         both.order(target)
         await until(lambda: target.stats()["take"] == both.number and target.take("near"))
         await asyncio.sleep(0.2)

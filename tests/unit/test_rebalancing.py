@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowgentic_actors.cluster.nodes import rebalancing
-from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator, ShardPlan
+from flowgentic_actors.cluster.nodes.coordinator import Coordinator
 from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
+from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.rebalancing import Layout, Rebalancing, lay_out
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.engine.slots import SLOTS, SlotSet
@@ -171,7 +172,7 @@ def test_who_takes_slots_over_hears_from_whom_and_who_has_them_that_they_may_go(
     assert claim(host, 0).known == claim(host, 1).known == 0
     third = claim(host, 2)
 
-    number = host.begin_move(0, 1, SOME, 77)
+    number = host.moves.begin(0, 1, SOME, 77)
 
     pull = claim(host, 1).pull
     assert pull is not None
@@ -186,10 +187,10 @@ def test_who_takes_slots_over_hears_from_whom_and_who_has_them_that_they_may_go(
 
 def test_who_has_the_slots_is_told_to_hold_them() -> None:
     host = opened()
-    number = host.begin_move(0, 1, SOME, 77)
+    number = host.moves.begin(0, 1, SOME, 77)
     before = host.changed_for("a")
 
-    host.hold(number)
+    host.moves.hold(number)
 
     assert list(SlotSet(claim(host, 0).held)) == list(SOME)
     assert claim(host, 0).held_for == number
@@ -200,7 +201,7 @@ def test_who_has_the_slots_is_told_to_hold_them() -> None:
 
 def test_a_source_that_serves_nowhere_is_not_asked_and_one_that_moved_is_found() -> None:
     host = opened()
-    host.begin_move(0, 1, SOME, 77)
+    host.moves.begin(0, 1, SOME, 77)
     before = host.changed_for("b")
 
     tell(host, "a", leads=False, address=None)
@@ -216,11 +217,11 @@ def test_a_source_that_serves_nowhere_is_not_asked_and_one_that_moved_is_found()
 
 def test_slots_are_their_new_shards_by_the_next_table() -> None:
     host = opened()
-    number = host.begin_move(0, 1, SOME, 77)
-    host.hold(number)
+    number = host.moves.begin(0, 1, SOME, 77)
+    host.moves.hold(number)
     before = {node: host.changed_for(node) for node in "abc"}
 
-    host.commit(number)
+    host.moves.commit(number)
 
     first, second, third = (claim(host, shard) for shard in range(3))
     assert host.plan.table is not None
@@ -234,16 +235,16 @@ def test_slots_are_their_new_shards_by_the_next_table() -> None:
     assert sum(len(SlotSet(c.owned)) for c in (first, second, third)) == SLOTS
     assert [host.changed_for(node) > before[node] for node in "abc"] == [True, True, False]
     assert kinds(host) == ["slots_moved"]
-    assert host.move(number) is None
+    assert host.moves.find(number) is None
 
 
 def test_what_is_decided_is_not_given_up() -> None:
     host = opened(replicas=2)
-    number = host.begin_move(0, 1, SOME, 77)
-    host.commit(number)
+    number = host.moves.begin(0, 1, SOME, 77)
+    host.moves.commit(number)
     table = host.plan.table
 
-    host.give_up(number, "too late")
+    host.moves.give_up(number, "too late")
     host.lost("b", "power")
     host.lost("c", "power")
 
@@ -255,11 +256,11 @@ def test_what_is_decided_is_not_given_up() -> None:
 def test_slots_that_stay_stay() -> None:
     host = opened()
     before = [claim(host, shard) for shard in range(3)]
-    number = host.begin_move(0, 1, SOME, 77)
-    host.hold(number)
+    number = host.moves.begin(0, 1, SOME, 77)
+    host.moves.hold(number)
 
-    host.give_up(number, "so it is")
-    host.give_up(number, "twice")
+    host.moves.give_up(number, "so it is")
+    host.moves.give_up(number, "twice")
 
     assert [claim(host, shard) for shard in range(3)] == before
     assert kinds(host) == ["slots_stayed"]
@@ -269,9 +270,9 @@ def test_no_two_attempts_have_the_same_number() -> None:
     host = opened()
     numbers = []
     for _ in range(5):
-        numbers.append(host.begin_move(0, 1, SOME, 77))
-        host.hold(numbers[-1])
-        host.give_up(numbers[-1], "again")
+        numbers.append(host.moves.begin(0, 1, SOME, 77))
+        host.moves.hold(numbers[-1])
+        host.moves.give_up(numbers[-1], "again")
     assert len(set(numbers)) == 5
     assert numbers == sorted(numbers)
 
@@ -282,36 +283,36 @@ def test_a_move_is_given_up_when_one_of_the_two_is_arranged_anew(node: str, held
     """By the node whose second copy it is that was lost, too: it is another term."""
     host = opened(replicas=2)
     shard = "ab".index(node)
-    number = host.begin_move(0, 1, SOME, 77)
+    number = host.moves.begin(0, 1, SOME, 77)
     if held:
-        host.hold(number)
+        host.moves.hold(number)
     follower = host.plan.shards[shard].follower
     term = host.plan.shards[shard].term
 
     host.lost(follower, "power")
 
     assert host.plan.shards[shard].term > term
-    assert host.move(number) is None
+    assert host.moves.find(number) is None
     assert not claim(host, 0).held
     assert "slots_stayed" in kinds(host)
 
 
 def test_a_move_goes_on_when_a_third_shard_is_arranged_anew() -> None:
     host = opened("abcde", replicas=2)  # e's shard has its second copy on a
-    number = host.begin_move(0, 2, SOME, 77)
+    number = host.moves.begin(0, 2, SOME, 77)
     host.lost("e", "power")
     assert host.plan.shards[4].leader == "a"
-    assert host.move(number) is not None
+    assert host.moves.find(number) is not None
 
 
 def test_the_next_host_moves_nothing_that_was_on_its_way() -> None:
     host = opened()
-    number = host.begin_move(0, 1, SOME, 77)
+    number = host.moves.begin(0, 1, SOME, 77)
     version = host.plan.version
 
     host.miss()
 
-    assert host.move(number) is None
+    assert host.moves.find(number) is None
     assert host.plan.version > version
     assert claim(host, 1).pull is None
 

@@ -10,14 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from msgspec import Struct
-from msgspec.structs import replace
-
 from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders, name_of
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
-from flowgentic_actors.cluster.slots import SlotTable
-from flowgentic_actors.engine.slots import SlotSet
-from flowgentic_actors.shard.claims import Claim, Pull
+from flowgentic_actors.cluster.nodes.moves import SlotMoves
+from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
 from flowgentic_actors.wire.addresses import Address
 
 _UNANSWERED: Final = 10
@@ -30,81 +26,6 @@ class NodeEvent(NamedTuple):
     kind: str
     actor: str
     detail: str
-
-
-class ShardPlan(Struct, kw_only=True):
-    """Where the copies of one shard are.
-
-    Attributes:
-        shard: Number of the shard.
-        term: Number of this arrangement.
-        leader: Node of the copy that answers, empty while the shard is lost.
-        follower: Node of the other copy, empty for none.
-        caught_up: Whether the follower has everything that was acknowledged; from then on the
-            leader acknowledges nothing without it.
-        lost: Node that had the only copy, while the shard is lost; if a follower is named then, it
-            is lost as well, and its copy is as good.
-        since: Version of the table in which its slots changed last.
-        retired: Whether it has ended for good, after other shards got its slots.
-    """
-
-    shard: int
-    term: int = 1
-    leader: str = ""
-    follower: str = ""
-    caught_up: bool = False
-    lost: str = ""
-    since: int = 0
-    retired: bool = False
-
-
-class Move(Struct, frozen=True, kw_only=True):
-    """Slots that one shard takes over from another, while both serve.
-
-    Attributes:
-        number: Number of the attempt.
-        source: Shard that has them.
-        target: Shard that gets them.
-        slots: The slots, packed.
-        rate: Bytes in a second, at most.
-        held: Whether the source answers nothing about them any more, so that the rest can follow.
-    """
-
-    number: int
-    source: int
-    target: int
-    slots: bytes
-    rate: int
-    held: bool = False
-
-
-class ClusterPlan(Struct, kw_only=True):
-    """What has to be on the disk before it is acted upon.
-
-    Attributes:
-        version: Grows with every change.
-        shards: The plan of each shard, by number.
-        table: Which shard has which slot, None where that is decided elsewhere, once and for all.
-        moves: Slots that are on their way.
-        spare: Nodes that are there and get no copies, unless there are too few others.
-    """
-
-    version: int
-    shards: list[ShardPlan]
-    table: SlotTable | None = None
-    moves: list[Move] = []
-    spare: list[str] = []
-
-    @property
-    def nodes(self) -> set[str]:
-        """The nodes that have a part of it."""
-        places = {node for plan in self.shards for node in (plan.leader, plan.follower, plan.lost)}
-        return places - {""}
-
-    @property
-    def is_spread(self) -> bool:
-        """Whether more nodes than one have a part of it."""
-        return len(self.nodes) > 1
 
 
 class Coordinator:
@@ -144,6 +65,8 @@ class Coordinator:
         # Lost nodes whose copy of a shard is as good as its leader's, who knows of no later term.
         self._twins: dict[int, str] = {}
         self._unfit: dict[int, set[str]] = {}  # nodes that could not follow a shard's leader
+        self.moves = SlotMoves(plan, address=self._address, changed=self._mark, tell=self._event)
+        """The slots that are on their way."""
         self._index()
 
     # ------------------------------------------------------------------ what there is
@@ -175,7 +98,7 @@ class Coordinator:
             plan = self.plan.shards[shard]
             if plan.leader == node:
                 alone = self._degrade or self._replicas == 1
-                joint, claim = plan.caught_up, self._claim(plan)
+                joint, claim = plan.caught_up, self.moves.claim(plan)
                 duties.append(
                     Duty(plan.shard, "leader", plan.term, None, plan.follower, alone, joint, claim)
                 )
@@ -196,23 +119,6 @@ class Coordinator:
         if member is None or not member.leads or member.term != plan.term:
             return None
         return member.address
-
-    def _claim(self, plan: ShardPlan) -> Claim | None:
-        """The slots of a shard."""
-        table = self.plan.table
-        if table is None:
-            return None
-        known, held, held_for, pull = 0, b"", 0, None
-        for move in self.plan.moves:
-            if plan.shard in (move.source, move.target):
-                known = table.version
-            if move.source == plan.shard and move.held:
-                held, held_for = move.slots, move.number
-            if move.target == plan.shard:
-                source = self._address(self.plan.shards[move.source])
-                pull = Pull(move.number, source, name_of(move.source), move.slots, move.rate)
-        owned = SlotSet.pack(slot for slot, s in enumerate(table.shards) if s == plan.shard)
-        return Claim(plan.since, table.namespace_depth, owned, held, known, pull, held_for)
 
     # ------------------------------------------------------------------ what happens
 
@@ -280,9 +186,8 @@ class Coordinator:
             self.plan.version += 1  # followers, and clients, have to know
             for plan in moved:
                 self._changed[plan.follower] = self.plan.version
-                for move in self.plan.moves:
-                    if move.source == plan.shard:
-                        self._mark(move.target)
+                if takers := self.moves.to(plan.shard):
+                    self._mark(*takers)
 
     def granted(self, node: str, now: float) -> None:
         """A lease leaves for a node, and with it the orders that it has not carried out."""
@@ -323,7 +228,7 @@ class Coordinator:
             if caught_up:
                 self._note_twin(plan, follower)
 
-    # ------------------------------------------------------------------ slots that move
+    # ------------------------------------------------------------------ more shards, and fewer
 
     def use(self, nodes: Iterable[str]) -> None:
         """Give copies to these nodes alone, from now on; those that others have stay there."""
@@ -356,65 +261,6 @@ class Coordinator:
         self._change(plan, "", "")
         self._twins.pop(shard, None)
         plan.retired = True
-
-    def move(self, number: int) -> Move | None:
-        """A move that is under way, None when it is not any more."""
-        return next((move for move in self.plan.moves if move.number == number), None)
-
-    def begin_move(self, source: int, target: int, slots: Iterable[int], rate: int) -> int:
-        """Have a shard take slots over from another one.
-
-        Args:
-            source: The shard that has them.
-            target: The other one.
-            slots: The slots.
-            rate: Bytes in a second, at most.
-
-        Returns:
-            The number of the move.
-        """
-        number = self.plan.version + 1
-        packed = SlotSet.pack(slots)
-        move = Move(number=number, source=source, target=target, slots=packed, rate=rate)
-        self.plan.moves.append(move)
-        self._mark(source, target)
-        return number
-
-    def hold(self, number: int) -> None:
-        """Have the source answer nothing any more about slots that are almost taken over."""
-        for index, move in enumerate(self.plan.moves):
-            if move.number == number:
-                self.plan.moves[index] = replace(move, held=True)
-                self._mark(move.source)
-
-    def commit(self, number: int) -> None:
-        """Slots are their new shard's from now on: it has all that there is of them."""
-        move, table = self.move(number), self.plan.table
-        assert move is not None
-        assert table is not None
-        shards = list(table.shards)
-        moved = SlotSet(move.slots)
-        for slot in moved:
-            assert shards[slot] == move.source
-            shards[slot] = move.target
-        table = SlotTable(table.version + 1, tuple(shards), table.namespace_depth)
-        self.plan.table = table
-        for shard in (move.source, move.target):
-            self.plan.shards[shard].since = table.version
-        self.plan.moves.remove(move)
-        self._mark(move.source, move.target)
-        name, count = name_of(move.target), len(moved)
-        self._event("slots_moved", name, f"{count} slots from {name_of(move.source)}")
-
-    def give_up(self, number: int, why: str) -> None:
-        """Slots stay where they are."""
-        move = self.move(number)
-        if move is None:
-            return
-        self.plan.moves.remove(move)
-        self._mark(move.source, move.target)
-        what = f"{len(SlotSet(move.slots))} slots stay with {name_of(move.source)}"
-        self._event("slots_stayed", name_of(move.target), f"{what}: {why}")
 
     def _mark(self, *shards: int) -> None:
         """The leaders of shards have something to do."""
@@ -538,9 +384,7 @@ class Coordinator:
 
     def _change(self, plan: ShardPlan, leader: str, follower: str) -> None:
         """Begin another term; what was on its way from or to this shard has to begin anew."""
-        for move in list(self.plan.moves):
-            if plan.shard in (move.source, move.target):
-                self.give_up(move.number, f"{name_of(plan.shard)} was arranged anew")
+        self.moves.give_up_of(plan.shard)
         before = {plan.leader, plan.follower}
         plan.term += 1
         plan.leader, plan.follower, plan.caught_up, plan.lost = leader, follower, False, ""

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -21,12 +20,14 @@ from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.hostspec import HostSpec
-from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator, ShardPlan
-from flowgentic_actors.cluster.nodes.duties import Member, name_of
+from flowgentic_actors.cluster.nodes.coordinator import Coordinator
+from flowgentic_actors.cluster.nodes.directory import actors_of, nodes_of, places_of
+from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.gathering import Gathering
 from flowgentic_actors.cluster.nodes.joining import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
 from flowgentic_actors.cluster.nodes.members import NodeMembers
+from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.nodes.resizing import Resizing
 from flowgentic_actors.cluster.protocol import (
@@ -34,13 +35,12 @@ from flowgentic_actors.cluster.protocol import (
     Done,
     EndNode,
     Grant,
-    Place,
     Places,
     Rebalance,
     RebalanceReply,
 )
 from flowgentic_actors.cluster.slots import SlotTable
-from flowgentic_actors.cluster.status import ActorStatus, NodeStatus, known_stats
+from flowgentic_actors.cluster.status import ActorStatus, NodeStatus
 from flowgentic_actors.errors import (
     ActorFailedError,
     ClusterOpenError,
@@ -463,54 +463,20 @@ class Federation:
         return self._places
 
     def _make_places(self) -> Places:
-        coordinator = self._coordinator
-        assert coordinator is not None
-        table = coordinator.plan.table
+        assert self._coordinator is not None
+        places = places_of(self._coordinator, self._machines)
+        table = self._coordinator.plan.table
         assert table is not None
-        places = []
-        for plan in coordinator.plan.shards:
-            member = coordinator.member(plan.shard)
-            there = member is not None and member.leads
-            places.append(
-                Place(
-                    name_of(plan.shard),
-                    self._machines.get(plan.leader, ""),
-                    member.path if member is not None and there else "",
-                    *_host_and_port(member if there else None),
-                    _why_lost(plan),
-                    plan.retired,
-                )
-            )
-        certificate = self._identity.certificate
-        return Places(self._published, table, tuple(places), certificate, self._closing)
+        return Places(self._published, table, places, self._identity.certificate, self._closing)
 
     def actors(self) -> tuple[ActorStatus, ...]:
         """How the shards are doing."""
-        coordinator = self._coordinator
-        if coordinator is None or coordinator.plan.table is None:
-            return ()
-        slots = Counter(coordinator.plan.table.shards)
-        return tuple(
-            _actor_status(plan, coordinator.member(plan.shard), slots[plan.shard])
-            for plan in coordinator.plan.shards
-            if not plan.retired
-        )
+        return actors_of(self._coordinator) if self._coordinator is not None else ()
 
     def nodes(self) -> tuple[NodeStatus, ...]:
         """How the nodes are doing."""
         coordinator = self._coordinator
-        if coordinator is None:
-            return ()
-        up, spare = coordinator.nodes, coordinator.plan.spare
-        return tuple(
-            NodeStatus(
-                name=node,
-                state="lost" if node not in up else "spare" if node in spare else "up",
-                leads=sum(plan.leader == node for plan in coordinator.plan.shards),
-                follows=sum(plan.follower == node for plan in coordinator.plan.shards),
-            )
-            for node in self._machines
-        )
+        return nodes_of(coordinator, self._machines) if coordinator is not None else ()
 
     # ------------------------------------------------------------------ ending
 
@@ -558,38 +524,6 @@ class Federation:
                 while others - self._left:
                     await self._news.wait()
         await self._gathering.close()
-
-
-def _why_lost(plan: ShardPlan) -> str:
-    if not plan.lost:
-        return ""
-    if plan.follower:
-        return f"its nodes {plan.lost} and {plan.follower} are lost, and no other has a copy"
-    return f"its node {plan.lost} is lost, and had the only copy"
-
-
-def _host_and_port(member: Member | None) -> tuple[str, int]:
-    if member is None or not isinstance(member.address, TcpAddress):
-        return "", 0
-    return member.address.host, member.address.port
-
-
-def _actor_status(plan: ShardPlan, member: Member | None, slots: int) -> ActorStatus:
-    state = "lost" if plan.lost else member.state if member is not None else "starting"
-    return ActorStatus(
-        name=name_of(plan.shard),
-        shard=plan.shard,
-        node=plan.leader or plan.lost,
-        pid=member.pid or None if member is not None else None,
-        epoch=member.epoch if member is not None else 0,
-        state=state,
-        restarts=member.restarts if member is not None else 0,
-        reason=member.reason if member is not None else "",
-        slots=slots,
-        replica_node=plan.follower,
-        replica_ready=plan.caught_up,
-        **known_stats(member.stats if member is not None else {}),
-    )
 
 
 def read_plan(path: Path) -> ClusterPlan | None:

@@ -15,8 +15,9 @@ from typing import Final, NamedTuple
 
 import anyio
 
-from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator
+from flowgentic_actors.cluster.nodes.coordinator import Coordinator
 from flowgentic_actors.cluster.nodes.duties import name_of
+from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.cluster.slots import moves, rebalanced
 from flowgentic_actors.errors import RejectedError
 
@@ -175,7 +176,7 @@ class Rebalancing:
         coordinator = self._coordinator
         await self._until(partial(self._serves, target), self._start_timeout, target)
         epoch = self._epoch(target)
-        number = coordinator.begin_move(source, target, slots, self._rate)
+        number = coordinator.moves.begin(source, target, slots, self._rate)
         self._stir()
 
         def done() -> bool:
@@ -186,15 +187,15 @@ class Rebalancing:
 
         try:
             await self._until_near(target, number, epoch)
-            coordinator.hold(number)
+            coordinator.moves.hold(number)
             self._stir()
             await self._until(done, _HELD, target)
-            coordinator.commit(number)
+            coordinator.moves.commit(number)
         except _BeginAnewError as error:
-            coordinator.give_up(number, str(error))
+            coordinator.moves.give_up(number, str(error))
             raise
         except BaseException:
-            coordinator.give_up(number, "it was given up")
+            coordinator.moves.give_up(number, "it was given up")
             raise
         finally:
             self._stir()
@@ -226,7 +227,7 @@ class Rebalancing:
 
     def _takes(self, shard: int, number: int, epoch: int) -> Mapping[str, int]:
         """How far a shard is that takes slots over."""
-        if self._coordinator.move(number) is None:
+        if self._coordinator.moves.find(number) is None:
             raise _BeginAnewError("a node was lost meanwhile")
         member = self._coordinator.member(shard)
         if member is not None and member.epoch != epoch:

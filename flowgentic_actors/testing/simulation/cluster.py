@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from flowgentic_actors.cluster.nodes.coordinator import ClusterPlan, Coordinator, NodeEvent
+from flowgentic_actors.cluster.nodes.coordinator import Coordinator, NodeEvent
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
+from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.testing.simulation.agenda import Agenda
 from flowgentic_actors.testing.simulation.conditions import Chance, Conditions
 from flowgentic_actors.testing.simulation.nodes import Network, Node, Question

@@ -1,0 +1,94 @@
+"""Where shards are, and how they and the nodes are doing, as clients and `status` are told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from flowgentic_actors.cluster.nodes.coordinator import Coordinator
+from flowgentic_actors.cluster.nodes.duties import Member, name_of
+from flowgentic_actors.cluster.nodes.plan import ShardPlan
+from flowgentic_actors.cluster.protocol import Place
+from flowgentic_actors.cluster.status import ActorStatus, NodeStatus, known_stats
+from flowgentic_actors.wire.addresses import TcpAddress
+
+
+def places_of(coordinator: Coordinator, machines: Mapping[str, str]) -> tuple[Place, ...]:
+    """Where each shard is.
+
+    Args:
+        coordinator: What decides.
+        machines: The machine of each node.
+    """
+    places = []
+    for plan in coordinator.plan.shards:
+        member = coordinator.member(plan.shard)
+        there = member is not None and member.leads
+        places.append(
+            Place(
+                name_of(plan.shard),
+                machines.get(plan.leader, ""),
+                member.path if member is not None and there else "",
+                *_host_and_port(member if there else None),
+                _why_lost(plan),
+                plan.retired,
+            )
+        )
+    return tuple(places)
+
+
+def actors_of(coordinator: Coordinator) -> tuple[ActorStatus, ...]:
+    """How the shards are doing, but for those that have ended for good."""
+    table = coordinator.plan.table
+    slots = Counter(table.shards if table is not None else ())
+    return tuple(
+        _actor_status(plan, coordinator.member(plan.shard), slots[plan.shard])
+        for plan in coordinator.plan.shards
+        if not plan.retired
+    )
+
+
+def nodes_of(coordinator: Coordinator, machines: Mapping[str, str]) -> tuple[NodeStatus, ...]:
+    """How the nodes are doing that there are or were."""
+    up, plan = coordinator.nodes, coordinator.plan
+    return tuple(
+        NodeStatus(
+            name=node,
+            state="lost" if node not in up else "spare" if node in plan.spare else "up",
+            leads=sum(shard.leader == node for shard in plan.shards),
+            follows=sum(shard.follower == node for shard in plan.shards),
+        )
+        for node in machines
+    )
+
+
+def _why_lost(plan: ShardPlan) -> str:
+    if not plan.lost:
+        return ""
+    if plan.follower:
+        return f"its nodes {plan.lost} and {plan.follower} are lost, and no other has a copy"
+    return f"its node {plan.lost} is lost, and had the only copy"
+
+
+def _host_and_port(member: Member | None) -> tuple[str, int]:
+    if member is None or not isinstance(member.address, TcpAddress):
+        return "", 0
+    return member.address.host, member.address.port
+
+
+def _actor_status(plan: ShardPlan, member: Member | None, slots: int) -> ActorStatus:
+    state = "lost" if plan.lost else member.state if member is not None else "starting"
+    return ActorStatus(
+        name=name_of(plan.shard),
+        shard=plan.shard,
+        node=plan.leader or plan.lost,
+        pid=member.pid or None if member is not None else None,
+        epoch=member.epoch if member is not None else 0,
+        state=state,
+        restarts=member.restarts if member is not None else 0,
+        reason=member.reason if member is not None else "",
+        slots=slots,
+        replica_node=plan.follower,
+        replica_ready=plan.caught_up,
+        **known_stats(member.stats if member is not None else {}),
+    )

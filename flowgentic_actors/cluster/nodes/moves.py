@@ -1,0 +1,124 @@
+"""Slots on their way from one shard to another: the part of the plan that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from msgspec.structs import replace
+
+from flowgentic_actors.cluster.nodes.duties import name_of
+from flowgentic_actors.cluster.nodes.plan import ClusterPlan, Move, ShardPlan
+from flowgentic_actors.cluster.slots import SlotTable
+from flowgentic_actors.engine.slots import SlotSet
+from flowgentic_actors.shard.claims import Claim, Pull
+from flowgentic_actors.wire.addresses import Address
+
+
+class SlotMoves:
+    """Begins, ends and gives up moves; what the leaders of shards hear of that.
+
+    Args:
+        plan: The plan.
+        address: Where the leader of a shard is, None while it serves nowhere.
+        changed: Told the shards whose leaders have something to do now.
+        tell: Told what was decided: kind, actor, detail.
+    """
+
+    def __init__(
+        self,
+        plan: ClusterPlan,
+        *,
+        address: Callable[[ShardPlan], Address | None],
+        changed: Callable[..., None],
+        tell: Callable[[str, str, str], None],
+    ) -> None:
+        self._plan = plan
+        self._address = address
+        self._mark = changed
+        self._tell = tell
+
+    def find(self, number: int) -> Move | None:
+        """A move that is under way, None when it is not any more."""
+        return next((move for move in self._plan.moves if move.number == number), None)
+
+    def begin(self, source: int, target: int, slots: Iterable[int], rate: int) -> int:
+        """Have a shard take slots over from another one.
+
+        Args:
+            source: The shard that has them.
+            target: The other one.
+            slots: The slots.
+            rate: Bytes in a second, at most.
+
+        Returns:
+            The number of the move.
+        """
+        number = self._plan.version + 1
+        packed = SlotSet.pack(slots)
+        move = Move(number=number, source=source, target=target, slots=packed, rate=rate)
+        self._plan.moves.append(move)
+        self._mark(source, target)
+        return number
+
+    def hold(self, number: int) -> None:
+        """Have the source answer nothing any more about slots that are almost taken over."""
+        for index, move in enumerate(self._plan.moves):
+            if move.number == number:
+                self._plan.moves[index] = replace(move, held=True)
+                self._mark(move.source)
+
+    def commit(self, number: int) -> None:
+        """Slots are their new shard's from now on: it has all that there is of them."""
+        move, table = self.find(number), self._plan.table
+        assert move is not None
+        assert table is not None
+        shards = list(table.shards)
+        moved = SlotSet(move.slots)
+        for slot in moved:
+            assert shards[slot] == move.source
+            shards[slot] = move.target
+        table = SlotTable(table.version + 1, tuple(shards), table.namespace_depth)
+        self._plan.table = table
+        for shard in (move.source, move.target):
+            self._plan.shards[shard].since = table.version
+        self._plan.moves.remove(move)
+        self._mark(move.source, move.target)
+        name, count = name_of(move.target), len(moved)
+        self._tell("slots_moved", name, f"{count} slots from {name_of(move.source)}")
+
+    def give_up(self, number: int, why: str) -> None:
+        """Slots stay where they are."""
+        move = self.find(number)
+        if move is None:
+            return
+        self._plan.moves.remove(move)
+        self._mark(move.source, move.target)
+        what = f"{len(SlotSet(move.slots))} slots stay with {name_of(move.source)}"
+        self._tell("slots_stayed", name_of(move.target), f"{what}: {why}")
+
+    def give_up_of(self, shard: int) -> None:
+        """A shard is arranged anew: what was on its way from or to it has to begin anew."""
+        for move in list(self._plan.moves):
+            if shard in (move.source, move.target):
+                self.give_up(move.number, f"{name_of(shard)} was arranged anew")
+
+    def to(self, source: int) -> list[int]:
+        """The shards that take slots over from one."""
+        return [move.target for move in self._plan.moves if move.source == source]
+
+    def claim(self, plan: ShardPlan) -> Claim | None:
+        """The slots of a shard."""
+        table = self._plan.table
+        if table is None:
+            return None
+        known, held, held_for, pull = 0, b"", 0, None
+        for move in self._plan.moves:
+            if plan.shard in (move.source, move.target):
+                known = table.version
+            if move.source == plan.shard and move.held:
+                held, held_for = move.slots, move.number
+            if move.target == plan.shard:
+                source = self._address(self._plan.shards[move.source])
+                pull = Pull(move.number, source, name_of(move.source), move.slots, move.rate)
+        owned = SlotSet.pack(slot for slot, s in enumerate(table.shards) if s == plan.shard)
+        return Claim(plan.since, table.namespace_depth, owned, held, known, pull, held_for)
