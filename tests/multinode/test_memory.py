@@ -103,7 +103,7 @@ POWER_LOSS = """
 def test_a_node_is_added_and_another_loses_power_and_nothing_is_lost_by_that(hosts: Hosts) -> None:
     done = hosts.run(POWER_LOSS, nodes=3, launcher="python", timeout=280)
     file = hosts.shared / "told.json"
-    assert file.is_file(), done
+    assert file.is_file(), f"{done.stdout}\n{done.stderr}"
     told: dict[str, Any] = json.loads(file.read_text())
     assert told["opened"] == 2
     assert told["refused"] == 0  # nobody was refused anything while slots moved
