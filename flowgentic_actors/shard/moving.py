@@ -148,14 +148,13 @@ class Moving:
 
     def stats(self) -> dict[str, int]:
         """Counters for whoever ordered a move; callable from any thread."""
-        claims, giving, taking = self.claims, self._giving, self._taking
-        if claims is None or giving is None:
+        claims, taking = self.claims, self._taking
+        if claims is None:
             return {}
         found = {"slots": len(claims.owned)}
-        found["hold"], found["hold_from"] = giving.held_for, giving.held_from
         if taking is not None:
             found["take"] = taking.move
-            found["take_position"] = taking.position
+            found["take_position"], found["take_steps"] = taking.position, taking.steps
             found["take_near"] = int(taking.near)
             found["take_done"] = int(taking.done)
             found["take_failed"] = int(bool(taking.failed))

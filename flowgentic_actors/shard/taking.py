@@ -27,6 +27,7 @@ NEAR: Final = 256 << 10
 """Bytes of the other's journal that are left to be looked through when a move is near its end."""
 
 _IDLE: Final = 0.02  # seconds between two questions when there was nothing new
+_STEP: Final = 2.0  # of a longer rest
 _PAUSE: Final = 0.2  # after a question that was not answered
 _PATIENCE: Final = 5.0
 _WHOLE: Final = 10.0  # for the second copy to have everything, at the end
@@ -74,6 +75,8 @@ class Taking:
         )
         self.position = 0
         """LSN in the other's journal up to which all is known here."""
+        self.steps = 0
+        """Grows for as long as this attempt gets on, be it slowly because it shall."""
         self.near = False
         """Whether there is so little left that the other one can hold the slots for the rest."""
         self.done = False
@@ -114,13 +117,20 @@ class Taking:
             if given.payloads:
                 await self._stored()
             self.position, log_from = given.position, given.log_from
+            self.steps += 1
             if given.last:
                 return
             if not self.near and self.position >= log_from and given.left <= NEAR:
                 self.near = True
                 self._on_change()
             pause = sum(map(len, given.payloads)) / self._pull.rate
-            await asyncio.sleep(pause if given.left else max(pause, _IDLE))
+            await self._rest(pause if given.left else max(pause, _IDLE))
+
+    async def _rest(self, seconds: float) -> None:
+        while seconds > 0:
+            await asyncio.sleep(min(seconds, _STEP))
+            seconds -= _STEP
+            self.steps += 1
 
     async def _ask(self, question: Give) -> Given:
         """Ask until there is an answer.

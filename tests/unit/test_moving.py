@@ -1272,7 +1272,9 @@ async def test_slots_that_are_held_for_one_attempt_end_no_other_one(place: Path)
         source, target = both.sides
 
         def holds() -> tuple[int, int]:
-            return source.stats()["hold"], source.stats()["hold_from"]
+            giving = source.core.moving._giving
+            assert giving is not None
+            return giving.held_for, giving.held_from
 
         await both.do_some(50)
         assert holds() == (0, 0)

@@ -7,7 +7,6 @@ data to move, and at no time fewer copies of anything than there shall be.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -180,10 +179,7 @@ class Rebalancing:
         self._stir()
 
         def done() -> bool:
-            taken = self._takes(target, number, epoch)
-            # Of an earlier attempt, the source may have held them, and then have gone on.
-            whole = taken["take_position"] >= self._held_from(source, number)
-            return taken["take_done"] > 0 and whole and self._serves(target)
+            return self._takes(target, number, epoch)["take_done"] > 0 and self._serves(target)
 
         try:
             await self._until_near(target, number, epoch)
@@ -205,22 +201,15 @@ class Rebalancing:
         member = self._coordinator.member(shard)
         return member.epoch if member is not None else 0
 
-    def _held_from(self, shard: int, number: int) -> float:
-        """LSN from which on a shard writes nothing more about slots that it holds for a move."""
-        member = self._coordinator.member(shard)
-        if member is None or member.stats.get("hold") != number:
-            return math.inf  # it has not heard of it
-        return member.stats["hold_from"]
-
     async def _until_near(self, target: int, number: int, epoch: int) -> None:
         """Wait until a shard has almost all of what it takes over, for as long as it goes on."""
-        position, deadline = -1, 0.0
+        steps, deadline = -1, 0.0
         while True:
             found = self._takes(target, number, epoch)
             if found["take_near"]:
                 return
-            if found["take_position"] != position:
-                position, deadline = found["take_position"], time.monotonic() + _SILENCE
+            if found["take_steps"] != steps:
+                steps, deadline = found["take_steps"], time.monotonic() + _SILENCE
             elif time.monotonic() > deadline:
                 raise _BeginAnewError(f"{name_of(target)} does not get on with the slots")
             await self._changed()
@@ -247,4 +236,4 @@ class Rebalancing:
             await self._changed()
 
 
-_NOT_BEGUN: Final = {"take_near": 0, "take_done": 0, "take_position": 0}
+_NOT_BEGUN: Final = {"take_near": 0, "take_done": 0, "take_steps": 0}
