@@ -45,6 +45,7 @@ from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
     ClusterClosedError,
     ClusterClosingError,
+    InvalidRequestError,
     LocalClusterError,
     OutcomeUnknownError,
     RejectedError,
@@ -75,7 +76,20 @@ def _plain(value: object) -> str:
     raise TypeError(f"{type(value).__name__} is nothing that a command may hold")
 
 
-_encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+
+
+def _encode(command: Command | HostCommand) -> bytes:
+    try:
+        return _encoder.encode(command)
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{error.object!r:.100} holds half of a surrogate pair, which is no character and "
+            "cannot be stored. It comes from text that was decoded with errors='surrogateescape', "
+            "or cut in its middle"
+        ) from error
+
+
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 _decode = _replies.decode
 

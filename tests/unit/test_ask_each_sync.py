@@ -8,9 +8,11 @@ from msgspec import Raw
 
 from flowgentic_actors.adapters.store import AsyncStore
 from flowgentic_actors.engine.commands import GetItem
-from flowgentic_actors.errors import OutcomeUnknownError
+from flowgentic_actors.errors import InvalidRequestError, OutcomeUnknownError
 from tests.unit import moving
 from tests.unit.moving import World
+
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
@@ -96,3 +98,13 @@ def test_an_error_of_one_shard_is_its_own(
     assert not isinstance(answers[0], Exception)
     assert isinstance(answers[1], OutcomeUnknownError)
     assert len(steps) == 4
+
+
+async def test_half_a_character_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = AsyncStore(World(2).connect(monkeypatch))
+    with pytest.raises(InvalidRequestError, match="half of a surrogate pair"):
+        await store.aput(("notes", "me"), "\udc80", {"n": 1})
+    with pytest.raises(InvalidRequestError, match="half of a surrogate pair"):
+        store.get(("notes", "\ud800"), "key")
+    with pytest.raises(InvalidRequestError, match="half of a surrogate pair"):
+        store.batch([GetOp(("notes", "\ud800"), "key"), GetOp(("notes", "me"), "key")])
