@@ -304,16 +304,8 @@ class ShardActor:
 
     def commit(self) -> asyncio.Future[None] | None:
         """Append what was written to the journal, in one go; see `Actor.commit`."""
-        committed = self._commit()
         if self._storing:
-            storing, self._storing = self._storing, []
-            if committed is None:
-                _settle(storing)
-            else:
-                committed.add_done_callback(partial(_settle, storing))
-        return committed
-
-    def _commit(self) -> asyncio.Future[None] | None:
+            return self._commit_and_tell()
         entries = self._unwritten.take()
         if self._durable or self._appends:
             return self._commit_later(entries)
@@ -324,6 +316,16 @@ class ShardActor:
             self._appended(self._waiting_bytes)
         self._shard.cool(self._next_lsn)
         return None
+
+    def _commit_and_tell(self) -> asyncio.Future[None] | None:
+        """Commit, and let those know who wait for it beside the requests."""
+        storing, self._storing = self._storing, []
+        committed = self.commit()
+        if committed is None:
+            _settle(storing)
+        else:
+            committed.add_done_callback(partial(_settle, storing))
+        return committed
 
     def _commit_leading(
         self, leading: Leading, entries: list[memoryview]
@@ -383,8 +385,8 @@ class ShardActor:
     # ------------------------------------------------------------------ writes
 
     def _write(self, command: WriteCommand, call: Call) -> bytes:
-        if self.moving.claims is not None:
-            self.moving.claims.check(command)
+        if (claims := self.moving.claims) is not None:
+            claims.check(command)
         self._sessions.admit(call.session, call.low)
         now_us = self._clock.tick()
         answer, record = self._shard.plan(command, now_us)

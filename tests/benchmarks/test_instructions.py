@@ -200,7 +200,7 @@ async def test_a_checkpoint_is_stored(loopback: Loopback, ratios: Ratios) -> Non
 
 async def test_writes_are_stored(loopback: Loopback, ratios: Ratios) -> None:
     saver = AsyncCheckpointSaver(loopback)
-    check(await ratios(writes(saver), writes(InMemorySaver())), client=3.36, actor=8.1)
+    check(await ratios(writes(saver), writes(InMemorySaver())), client=3.36, actor=8.2)
 
 
 async def test_a_checkpoint_is_fetched(loopback: Loopback, ratios: Ratios) -> None:
