@@ -44,6 +44,7 @@ SPEC_FILE: Final = "host.spec"
 _LOG_TAIL = 3000
 _ACTOR_GRACE = 1.0  # from the host's death to actors that have ended by themselves; they take ms
 _NODES_GRACE = 4.0  # the same, where other nodes have to be let go as well
+_LAUNCHES = 2  # of Dragon, for one host
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit
 _AFTER_DRAIN = 10.0  # from drained actors to a host, or a Dragon launcher, that is gone
 _GOOD_LIFE, _MOST_SHORT_LIVES = 60.0, 3  # before a host is made without DDicts
@@ -317,21 +318,36 @@ class HostKeeper:
             stale.unlink(missing_ok=True)
         spec_file = self._folder / SPEC_FILE
         write_private(spec_file, msgspec.json.encode(self._spec))
-        left = deadline - time.monotonic()
-        self._process = launch_host(
-            self._spec.spawner, self._folder, spec_file, left, nodes=self._spec.nodes
-        )
-        if not self._wants_host():  # and whoever closes may not wait for this thread any more
-            self._process.kill()
-        while not socket_path.exists():
+        attempts = 0
+        while not self._comes_up(socket_path, spec_file, deadline):
+            attempts += 1
             late = time.monotonic() > deadline or not self._wants_host()
-            if late or not self._process.running():
+            # What has run ended for a reason of its own. Dragon's launcher gives up before that now
+            # and then, on a busy machine, and succeeds the next time.
+            ran = self._spec.spawner != "dragon" or (self._folder / PID_FILE).exists()
+            if late or ran or attempts == _LAUNCHES:
                 raise ClusterOpenError(f"the host did not start{self.log_tail()}")
-            time.sleep(0.01)
+            logger.warning("Dragon's launcher ended before the host ran: it is started once more")
+            assert self._process is not None
+            self._process.kill()
         self._link = self._connect(deadline)
-        self._process.look()  # whatever becomes of it from now on, what it leaves is known
+        if self._process is not None:
+            self._process.look()  # whatever becomes of it from now on, what it leaves is known
         self._served_from = time.monotonic()
         return self._link
+
+    def _comes_up(self, socket_path: Path, spec_file: Path, deadline: float) -> bool:
+        """Start the host and wait for its socket; False when it ended, or it is too late."""
+        spec, left = self._spec, deadline - time.monotonic()
+        process = launch_host(spec.spawner, self._folder, spec_file, left, nodes=spec.nodes)
+        self._process = process
+        if not self._wants_host():  # and whoever closes may not wait for this thread any more
+            process.kill()
+        while not socket_path.exists():
+            if time.monotonic() > deadline or not self._wants_host() or not process.running():
+                return False
+            time.sleep(0.01)
+        return True
 
     def _connect(self, deadline: float) -> HostLink:
         while True:

@@ -603,6 +603,25 @@ async def test_a_dragon_that_does_not_come_up_falls_back_too(
 
 
 @pytest.mark.anyio
+@pytest.mark.dragon
+@NEEDS_DRAGON[1]
+async def test_a_dragon_that_fails_once_to_come_up_is_started_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = await asyncio.to_thread(flowgentic_actors.cluster.launch.dragon_launcher)
+    launcher = tmp_path / "dragon"
+    launcher.write_text(
+        f'#!/bin/sh\nif mkdir {tmp_path}/first; then exit 1; fi\nexec {real} "$@"\n'
+    )
+    launcher.chmod(0o755)
+    monkeypatch.setattr(flowgentic_actors.cluster.launch, "dragon_launcher", lambda: str(launcher))
+    async with MemoryCluster(mode="distributed", fallback_to_local=False) as memory:
+        await remembers(memory)
+        assert (await memory.status()).spawner == "dragon"
+    assert "started once more" in caplog.text
+
+
+@pytest.mark.anyio
 async def test_auto_is_local_outside_of_a_job_and_distributed_inside(
     no_dragon: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
