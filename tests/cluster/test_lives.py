@@ -24,7 +24,7 @@ import flowgentic_actors.cluster.launch
 import flowgentic_actors.memory
 from flowgentic_actors import ClusterEvent, ClusterHandle, MemoryCluster
 from flowgentic_actors.actors.spawn import ACTOR_MODULE
-from flowgentic_actors.environment import DESCRIPTOR_VARIABLE, SchedulerJob
+from flowgentic_actors.environment import DESCRIPTOR_VARIABLE, SchedulerJob, dragon_launcher
 from flowgentic_actors.errors import (
     ClusterClosedError,
     ClusterError,
@@ -608,7 +608,7 @@ async def test_a_dragon_that_does_not_come_up_falls_back_too(
 async def test_a_dragon_that_fails_once_to_come_up_is_started_once_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = await asyncio.to_thread(flowgentic_actors.cluster.launch.dragon_launcher)
+    real = await asyncio.to_thread(dragon_launcher)
     launcher = tmp_path / "dragon"
     launcher.write_text(
         f'#!/bin/sh\nif mkdir {tmp_path}/first; then exit 1; fi\nexec {real} "$@"\n'

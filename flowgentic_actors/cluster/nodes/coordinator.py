@@ -7,7 +7,7 @@ simulation feeds it a thousand nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders, name_of
@@ -317,9 +317,7 @@ class Coordinator:
 
     def _other_for(self, plan: ShardPlan) -> str:
         """The node that is to follow, empty when there is none that could."""
-        unfit = self._unfit.get(plan.shard, set())
-        fit = [n for n in self._usable() if n != plan.leader and n not in unfit]
-        return self._least_used(plan.leader, fit) if fit else ""
+        return self._least_used(plan.leader, self._unfit.get(plan.shard, set()))
 
     def _replace_leader(self, plan: ShardPlan) -> None:
         """Give a shard whose leader is lost another one, if any has what was acknowledged."""
@@ -368,14 +366,12 @@ class Coordinator:
                 self._change(plan, plan.leader, other)
                 self._event("replica_begun", name_of(plan.shard), f"on {other}")
 
-    def _least_used(self, but: str, among: Sequence[str] | None = None) -> str:
-        """The node with the fewest copies, but one; of several, the next one in their order."""
+    def _least_used(self, but: str, unfit: Container[str] = ()) -> str:
+        """The node with the fewest copies, but some; of several, the next one in their order."""
         nodes = self._usable()
         after = nodes.index(but) + 1 if but in nodes else 0
-        others = [node for node in nodes[after:] + nodes[:after] if node != but]
-        if among is not None:
-            others = [node for node in others if node in among]
-        return min(others, key=lambda node: len(self._copies.get(node, ())))
+        others = [n for n in nodes[after:] + nodes[:after] if n != but and n not in unfit]
+        return min(others, key=lambda node: len(self._copies.get(node, ())), default="")
 
     def _usable(self) -> list[str]:
         """The nodes that may get copies: spare ones too, where there is no second copy without."""
