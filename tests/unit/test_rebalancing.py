@@ -914,3 +914,34 @@ async def test_a_source_that_holds_for_an_earlier_attempt_does_not_count(
     await world.rebalance("abc")
     assert story == ["held", "over"]
     world.check("abc")
+
+
+def nodes_of_slots(world: World) -> list[str]:
+    table = world.host.plan.table
+    assert table is not None
+    return [world.host.plan.shards[shard].leader for shard in table.shards]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("size", [4, 12, 25])
+async def test_one_nodes_change_takes_few_slots_from_the_other_nodes(
+    replicas: int, size: int
+) -> None:
+    """1.2 / N of the slots; also where the second copies that a node had go elsewhere."""
+    nodes = "abcdefghijklmnopqrstuvwxyz"[: size + 1]
+    world = World(nodes[:-1], replicas=replicas)
+    before = nodes_of_slots(world)
+    world.join(nodes[-1])
+    await world.rebalance(nodes)
+    more = nodes_of_slots(world)
+    assert {there for was, there in zip(before, more, strict=True) if was != there} == {nodes[-1]}
+    assert sum(was != there for was, there in zip(before, more, strict=True)) <= 4915 / (size + 1)
+
+    gone = nodes[1]
+    await world.rebalance(nodes.replace(gone, ""))
+    less = nodes_of_slots(world)
+    assert {was for was, there in zip(more, less, strict=True) if was != there} == {gone}
+    assert sum(was != there for was, there in zip(more, less, strict=True)) <= 4915 / (size + 1)
+    assert gone not in less
+    held = Counter(less).values()
+    assert max(held) - min(held) <= 1

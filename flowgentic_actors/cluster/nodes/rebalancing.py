@@ -17,7 +17,7 @@ import anyio
 from flowgentic_actors.cluster.nodes.coordinator import Coordinator
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan
-from flowgentic_actors.cluster.slots import moves, rebalanced
+from flowgentic_actors.cluster.slots import SlotTable, moves, rebalanced
 from flowgentic_actors.errors import RejectedError
 
 _ATTEMPTS: Final = 20  # to go on with what is left, when a node was lost or an actor ended
@@ -146,7 +146,7 @@ class Rebalancing:
             await self._until(partial(self._serves, shard), self._start_timeout, shard)
         table = coordinator.plan.table
         assert table is not None
-        target = rebalanced(table, dict.fromkeys([*layout.keep, *new], 1.0))
+        target = self._target(table, layout, new)
         for (source, taker), slots in sorted(moves(table, target).items()):
             await self._move(source, taker, slots)
         if not layout.end:
@@ -155,6 +155,18 @@ class Rebalancing:
         for shard in layout.end:
             coordinator.retire(shard)
             self._stir()
+
+    def _target(self, table: SlotTable, layout: Layout, new: Sequence[int]) -> SlotTable:
+        """The table to reach: where only a second copy has no place, no slot leaves its node."""
+        shards = self._coordinator.plan.shards
+        heirs: dict[int, int] = {}
+        for shard in layout.end:
+            here = [n for n in new if shards[n].leader == shards[shard].leader]
+            if heir := [n for n in here if n not in heirs.values()]:
+                heirs[shard] = heir[0]
+        slots = tuple(heirs.get(shard, shard) for shard in table.shards)
+        weights = dict.fromkeys([*layout.keep, *new], 1.0)
+        return rebalanced(SlotTable(table.version, slots, table.namespace_depth), weights)
 
     def _serves(self, shard: int) -> bool:
         """Whether all copies of a shard are there, so that what it takes over is as safe there."""
