@@ -16,12 +16,7 @@ from flowgentic_actors.actors.threads import on_daemon_thread, run_blocking
 from flowgentic_actors.adapters.cache import AsyncCache
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
-from flowgentic_actors.cluster.client import (
-    InlineClient,
-    MemoryClient,
-    RemoteClient,
-    describe,
-)
+from flowgentic_actors.cluster.client import MemoryClient, RemoteClient, describe
 from flowgentic_actors.cluster.endings import (
     WALLTIME_UNKNOWN,
     refuse_stale,
@@ -30,6 +25,7 @@ from flowgentic_actors.cluster.endings import (
 )
 from flowgentic_actors.cluster.folders import descriptor_of
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor, is_export, read_export
+from flowgentic_actors.cluster.inline_client import InlineClient
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.owner import Owner
 from flowgentic_actors.cluster.protocol import Description

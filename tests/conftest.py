@@ -202,8 +202,9 @@ def never_block_the_loop() -> Iterator[None]:
     for function in guard.functions.values():
         # Sync calls block the thread that makes them, be it a loop's own: that is their contract.
         function.can_block_in("flowgentic_actors/wire/blocking.py", {"begin", "finish", "close"})
-        blocking = {"ask_sync", "ask_each_sync", "status"}
-        function.can_block_in("flowgentic_actors/cluster/client.py", blocking)
+        for client in ("client", "inline_client"):
+            blocking = {"ask_sync", "ask_each_sync", "status"}
+            function.can_block_in(f"flowgentic_actors/cluster/{client}.py", blocking)
         function.can_block_in("flowgentic_actors/actors/threads.py", {"run_blocking"})
         # What the kernel tells without asking any device.
         function.can_block_in("flowgentic_actors/environment.py", {"machine"})

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
-from concurrent.futures import Future
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol, TypeVar
@@ -17,9 +14,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from flowgentic_actors.actors.ref import ActorRef
-from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.handle import Descriptor
-from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.news import News
 from flowgentic_actors.cluster.protocol import (
     Describe,
@@ -35,25 +30,19 @@ from flowgentic_actors.cluster.protocol import (
     StatusReply,
 )
 from flowgentic_actors.cluster.routing import outdated, shard_of
-from flowgentic_actors.cluster.slots import SlotTable, even_table
-from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus, known_stats
+from flowgentic_actors.cluster.slots import SlotTable
+from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.cluster.watching import PlaceWatch
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
-from flowgentic_actors.engine.slots import SLOTS
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
     ClusterClosedError,
-    ClusterClosingError,
     InvalidRequestError,
-    LocalClusterError,
     OutcomeUnknownError,
     RejectedError,
     SlotsMovedError,
 )
-from flowgentic_actors.shard.bare import BareShard
-from flowgentic_actors.shard.settings import ShardSettings
-from flowgentic_actors.storage.group import Promise
 from flowgentic_actors.wire.addresses import Destination, Nowhere
 from flowgentic_actors.wire.blocking import BlockingCall
 from flowgentic_actors.wire.client import AsyncConnection
@@ -61,12 +50,6 @@ from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
 R = TypeVar("R", bound=msgspec.Struct)
-
-
-def _no_cancellation(answer: Reply | BaseException) -> Reply | Exception:
-    if isinstance(answer, BaseException) and not isinstance(answer, Exception):
-        raise answer
-    return answer
 
 
 def _plain(value: object) -> str:
@@ -93,11 +76,9 @@ def _encode(command: Command | HostCommand) -> bytes:
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 _decode = _replies.decode
 
-_CLOSE_MARGIN = 30.0  # the parts of closing have deadlines of their own
 
-logger = logging.getLogger(__name__)
-
-_NOT_PICKLED = "a live connection to the memory: send memory.handle and attach instead"
+NOT_PICKLED = "a live connection to the memory: send memory.handle and attach instead"
+"""Why a client does not travel."""
 _MOVING = 0.05  # a newer table is waited for so long: a move may be given up, too
 _REBALANCE_WAIT = 10.0  # one question whether it is done
 _EVENT_WAIT = 10.0  # one question for events; asked again for as long as somebody iterates
@@ -220,7 +201,7 @@ class RemoteClient:
             self._closed = self._forked = True
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError(_NOT_PICKLED)
+        raise TypeError(NOT_PICKLED)
 
     async def ask(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command; see `MemoryClient.ask`."""
@@ -454,200 +435,3 @@ def describe(descriptor: Descriptor, timeout: float) -> Description:
     finally:
         ref.close_blocking()
     return msgspec.msgpack.decode(answer, type=Description)
-
-
-class InlineClient:
-    """One shard in this process, called directly from any thread under a lock.
-
-    Args:
-        name: Name of the cluster, for status.
-        namespace_depth: As in `MemoryConfig`.
-        memory: The memory on disk, open, which this client closes; None for none.
-        timeout: Deadline of a call that waits for the disk, and of closing, seconds.
-        settings: How much the shard keeps, where there is no memory on disk.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        namespace_depth: int,
-        memory: LocalMemory | None = None,
-        timeout: float = 30.0,
-        settings: ShardSettings = ShardSettings(),  # noqa: B008 - immutable
-    ) -> None:
-        self.table = even_table(1, namespace_depth)
-        self.spawner = "inline"
-        self._name = name
-        self._shard = BareShard(settings)
-        self._memory = memory
-        self._timeout = timeout
-        self._requests = 0
-        self._opened = time.time()
-        self._events: list[ClusterEvent] = []
-        self._unusable: str | None = None
-        self._end_reason: str | None = None
-        let_go_after_fork(self)
-        self.event("cluster_opened", "in this process")
-        if memory is not None:
-            for kind, detail in memory.findings:
-                self.event(kind, detail)
-            memory.on_lost = lambda reason: self.event("memory_lost", reason)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError(_NOT_PICKLED)
-
-    async def ask(self, shard: int, command: Command) -> Reply:
-        """Have the shard carry out a command; see `MemoryClient.ask`."""
-        if self._memory is None:
-            return self.ask_sync(shard, command)
-        answer = self._begin(self._memory, command, asyncio.get_running_loop())
-        if not isinstance(answer, asyncio.Future):
-            assert not isinstance(answer, Future)
-            return answer
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await answer
-        except TimeoutError as error:
-            raise self._late() from error
-
-    async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
-        """Have the shard carry out several commands; see `MemoryClient.ask_each`."""
-        if self._memory is not None:
-            calls = (self.ask(shard, command) for shard, command in asks)
-            waited = await asyncio.gather(*calls, return_exceptions=True)
-            return [_no_cancellation(answer) for answer in waited]
-        return self.ask_each_sync(asks)
-
-    def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
-        """Have the shard carry out commands; see `MemoryClient.ask_each_sync`."""
-        answers: list[Reply | Exception] = []
-        for shard, command in asks:
-            try:
-                answers.append(self.ask_sync(shard, command))
-            except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
-                answers.append(error)
-        return answers
-
-    def ask_sync(self, shard: int, command: Command) -> Reply:  # noqa: ARG002 - there is one
-        """Have the shard carry out a command; see `MemoryClient.ask_sync`."""
-        if self._memory is not None:
-            answer = self._begin(self._memory, command, None)
-            if not isinstance(answer, Future):
-                assert not isinstance(answer, asyncio.Future)
-                return answer
-            try:
-                return answer.result(self._timeout)
-            except TimeoutError as error:
-                raise self._late() from error
-        if self._unusable is not None or self._end_reason is not None:
-            self._check_usable()
-        self._requests += 1
-        return self._shard.ask(command)
-
-    @property
-    def n_nodes(self) -> int:
-        """This one."""
-        return 1
-
-    def _begin(
-        self, memory: LocalMemory, command: Command, loop: asyncio.AbstractEventLoop | None
-    ) -> Reply | Promise[Reply]:
-        self._check_usable()
-        self._requests += 1
-        return memory.ask(command, loop)
-
-    def _late(self) -> OutcomeUnknownError:
-        return OutcomeUnknownError(
-            f"the journal was not written within {self._timeout:g} s (setting: request_timeout): "
-            "its file system does not answer"
-        )
-
-    async def status(self) -> ClusterStatus:
-        """The cluster's status."""
-        self._check_open()
-        size = self._shard.stats() if self._memory is None else self._memory.stats()
-        actor = ActorStatus(
-            name="shard-0",
-            shard=0,
-            node=os.uname().nodename,
-            pid=os.getpid(),
-            epoch=1,
-            state="running",
-            requests=self._requests,
-            slots=SLOTS,
-            **known_stats(size),
-        )
-        return ClusterStatus(
-            name=self._name,
-            mode="local",
-            spawner=self.spawner,
-            host_pid=os.getpid(),
-            uptime=time.time() - self._opened,
-            folder=str(self._memory.path) if self._memory is not None else "",
-            actors=(actor,),
-        )
-
-    async def events(self, start: int) -> AsyncGenerator[ClusterEvent, None]:
-        """Events from a number on, as they happen."""
-        while True:
-            self._check_open()
-            for event in self._events[start:]:
-                yield event
-                start = event.number + 1
-            await asyncio.sleep(0.1)
-
-    async def recent_events(self) -> list[ClusterEvent]:
-        """The events so far."""
-        self._check_open()
-        return list(self._events)
-
-    def event(self, kind: str, detail: str) -> None:
-        """Note that something happened."""
-        self._events.append(
-            ClusterEvent(
-                number=len(self._events), time=time.time(), kind=kind, actor="", detail=detail
-            )
-        )
-
-    def end(self, reason: str) -> None:
-        """Take no more commands; callable from any thread."""
-        if self._end_reason is None:
-            self._end_reason = reason
-            self.event("cluster_closing", reason)
-
-    async def close(self) -> None:
-        """Refuse everything from now on, and seal the memory on disk."""
-        forked, self._unusable = self._unusable == "forked", "closed"
-        self._shard.close()
-        if self._memory is not None and not forked:
-            orderly = await on_daemon_thread(self._timeout + _CLOSE_MARGIN, self._memory.close)
-            if not orderly:
-                logger.warning("the memory in %s was not closed in order", self._memory.path)
-
-    def close_now(self, reason: str) -> None:
-        """End, and seal the memory on disk. Blocks; callable from any thread."""
-        self.end(reason)
-        if self._memory is not None:
-            self._memory.close()
-
-    def after_fork(self) -> None:
-        """A forked child has a copy that nobody else sees: refuse to write into it."""
-        self._unusable = self._unusable or "forked"
-        self._shard.after_fork()
-        if self._memory is not None:
-            self._memory.after_fork()
-
-    def _check_usable(self) -> None:
-        self._check_open()
-        if self._end_reason is not None:
-            raise ClusterClosingError(f"the cluster has ended: {self._end_reason}")
-
-    def _check_open(self) -> None:
-        if self._unusable is None:
-            return
-        if self._unusable == "closed":
-            raise ClusterClosedError("this cluster was closed: use it inside its `async with`")
-        raise LocalClusterError(
-            "this process is a fork of the one that a local cluster lives in, and would write into "
-            "a copy that is lost: open the cluster with mode='distributed' to share it"
-        )

@@ -352,3 +352,22 @@ WRITES = (PutItem, PutCheckpoint, PutWrites, DeleteItem, DeleteThread, DropRuns,
 
 MAKES_ROOM = (DeleteThread, DropRuns, PruneThread, DeleteItem)
 """Those after which there is less: they are carried out on a full disk as well."""
+
+ABOUT_A_THREAD = (
+    PutCheckpoint,
+    PutWrites,
+    GetCheckpoint,
+    ListCheckpoints,
+    GetChannelHistory,
+    ReadThread,
+    DeleteThread,
+    DropRuns,
+    PruneThread,
+)
+"""Those that name one thread, or may: `thread_id`."""
+
+ABOUT_AN_ITEM = (PutItem, GetItem, DeleteItem)
+"""Those that name one item: `namespace` and `key`."""
+
+SEARCHES = (SearchItems, RankItems)
+"""Those that look below a `prefix`."""

@@ -10,23 +10,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from flowgentic_actors.engine.commands import (
-    Command,
-    DeleteItem,
-    DeleteThread,
-    DropRuns,
-    GetChannelHistory,
-    GetCheckpoint,
-    GetItem,
-    ListCheckpoints,
-    PruneThread,
-    PutCheckpoint,
-    PutItem,
-    PutWrites,
-    RankItems,
-    ReadThread,
-    SearchItems,
-)
+from flowgentic_actors.engine.commands import ABOUT_A_THREAD, ABOUT_AN_ITEM, SEARCHES, Command
 from flowgentic_actors.engine.records import (
     ItemDeleted,
     ItemsExpired,
@@ -40,21 +24,9 @@ SLOTS: Final = 4096
 
 _SHIFT: Final = 32 - SLOTS.bit_length() + 1
 
-_ABOUT_THREADS: Final = frozenset(
-    {
-        PutCheckpoint,
-        PutWrites,
-        GetCheckpoint,
-        ListCheckpoints,
-        GetChannelHistory,
-        ReadThread,
-        DeleteThread,
-        DropRuns,
-        PruneThread,
-    }
-)
-_ABOUT_ITEMS: Final = frozenset({PutItem, GetItem, DeleteItem})
-_SEARCHES: Final = frozenset({SearchItems, RankItems})
+_ABOUT_A_THREAD: Final = frozenset(ABOUT_A_THREAD)
+_ABOUT_AN_ITEM: Final = frozenset(ABOUT_AN_ITEM)
+_SEARCHES: Final = frozenset(SEARCHES)
 
 
 def slot_of_thread(thread_id: str) -> int:
@@ -86,9 +58,9 @@ def slot_of_command(command: Command, depth: int) -> int | None:
     """
     about: Any = command
     kind = type(command)
-    if kind in _ABOUT_THREADS:
+    if kind in _ABOUT_A_THREAD:
         return None if about.thread_id is None else _slot("t", about.thread_id)
-    if kind in _ABOUT_ITEMS:
+    if kind in _ABOUT_AN_ITEM:
         return _slot("n", *about.namespace[:depth])
     if kind in _SEARCHES and len(about.prefix) >= depth:
         return _slot("n", *about.prefix[:depth])

@@ -14,23 +14,7 @@ from math import sqrt
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
-from flowgentic_actors.engine.commands import (
-    Command,
-    DeleteItem,
-    DeleteThread,
-    DropRuns,
-    GetChannelHistory,
-    GetCheckpoint,
-    GetItem,
-    ListCheckpoints,
-    PruneThread,
-    PutCheckpoint,
-    PutItem,
-    PutWrites,
-    RankItems,
-    ReadThread,
-    SearchItems,
-)
+from flowgentic_actors.engine.commands import ABOUT_A_THREAD, ABOUT_AN_ITEM, SEARCHES, Command
 
 Key: TypeAlias = tuple[str, str]
 """(`"thread"`, its id) or (`"namespace"`, its first labels)."""
@@ -53,11 +37,9 @@ _THREAD, _NAMESPACE = attrgetter("thread_id"), attrgetter("namespace")
 _PREFIXED = attrgetter("prefix")
 
 _ABOUT: dict[type, Callable[[Command], Any]] = {
-    **dict.fromkeys((PutCheckpoint, PutWrites, GetCheckpoint, ListCheckpoints), _THREAD),
-    **dict.fromkeys((GetChannelHistory, ReadThread), _THREAD),
-    **dict.fromkeys((DeleteThread, DropRuns, PruneThread), _THREAD),
-    **dict.fromkeys((PutItem, GetItem, DeleteItem), _NAMESPACE),
-    **dict.fromkeys((SearchItems, RankItems), _PREFIXED),
+    **dict.fromkeys(ABOUT_A_THREAD, _THREAD),
+    **dict.fromkeys(ABOUT_AN_ITEM, _NAMESPACE),
+    **dict.fromkeys(SEARCHES, _PREFIXED),
 }
 
 
