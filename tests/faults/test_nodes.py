@@ -66,14 +66,15 @@ def shared(scratch: Path) -> Iterator[MemoryCluster]:
 # ---------------------------------------------------------------------- two copies
 
 
-async def test_lost_and_cut_off_nodes_lose_nothing() -> None:
-    report = await run_nodes(NodesPlan(losses=1, cuts=1, seed=2, pause=0.3, items=300))
+async def test_lost_and_cut_off_nodes_and_others_in_their_place_lose_nothing() -> None:
+    plan = NodesPlan(losses=1, cuts=1, rebalances=1, seed=4, pause=0.3, items=300)
+    report = await run_nodes(plan)
     assert report.clean, str(report.findings)
-    assert report.blows == {"lose": 1, "cut": 1}
+    assert report.blows == {"lose": 1, "cut": 1, "rebalance": 1}
+    assert len(report.moved) == 1
     assert len(report.back) == len(report.copied) == 2
     assert report.items_found == 300
     assert report.acknowledged > 200
-    assert report.n_nodes == 2
     assert report.events["node_lost"] >= 2
     assert report.events["node_returned"] >= 1
     assert report.events["shard_promoted"] >= 1

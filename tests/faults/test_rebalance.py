@@ -25,7 +25,6 @@ from flowgentic_actors.errors import (
     RejectedError,
     RequestError,
 )
-from flowgentic_actors.testing.nodes import NodesPlan, run_nodes
 from tests.cluster.helpers import eventually
 from tests.faults.nodes import PATIENCE, cut, kinds, led_by, node_of, settings, until_node
 from tests.unit.counter import until
@@ -124,14 +123,6 @@ async def test_nodes_come_and_go_while_the_memory_is_used() -> None:
         assert not wrong, wrong[:5]
         assert await all_there(memory)
         assert {"rebalance_begun", "slots_moved", "rebalanced"} <= set(await kinds(memory))
-
-
-async def test_under_kills_and_cuts_nothing_is_lost() -> None:
-    report = await run_nodes(NodesPlan(losses=0, rebalances=4, seed=5, pause=0.2, items=300))
-    assert report.clean, str(report.findings)
-    assert report.items_found == 300
-    assert len(report.moved) == 4
-    assert report.events["slots_moved"] >= 4
 
 
 async def test_where_nothing_has_to_move_nothing_does() -> None:
@@ -240,13 +231,10 @@ async def test_whoever_asks_may_go_and_another_call_waits_its_turn() -> None:
         assert await all_there(memory)
 
 
-@pytest.mark.parametrize("moves", ["before", "meanwhile"])
-async def test_after_the_host_was_killed_everything_is_there(moves: str) -> None:
+async def test_after_the_host_was_killed_in_the_middle_everything_is_there() -> None:
     async with MemoryCluster(**TWO) as memory:
         await fill(memory, 20_000)
         task = await begun(memory, 3)
-        if moves == "before":
-            await task
         os.kill((await memory.status()).host_pid, signal.SIGKILL)
         await asyncio.gather(task, return_exceptions=True)
         await until_node(memory, "node-2", "up")
@@ -266,7 +254,7 @@ async def found(memory: MemoryCluster) -> bool:
 # ---------------------------------------------------------------------- what outlives it
 
 
-@pytest.mark.parametrize("n_nodes", [1, 2, 3])
+@pytest.mark.parametrize("n_nodes", [1, 3])
 async def test_the_next_cluster_finds_what_was_moved(tmp_path: Path, n_nodes: int) -> None:
     path = tmp_path / "memory"
     async with MemoryCluster(**ONE_COPY, persist_path=path) as memory:

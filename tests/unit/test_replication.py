@@ -248,6 +248,8 @@ async def caught_up(leader: Copy) -> None:
 
 async def noted(leader: Copy, part: Part) -> None:
     """What the host does when it hears that a follower has caught up."""
+    await leader.until_it_leads()
+    await until(lambda: leader.leading._term == part.term)  # what is told takes a moment
     await caught_up(leader)
     leader.tell(msgspec.structs.replace(part, joint=True))
     await until(lambda: leader.leading._noted)
