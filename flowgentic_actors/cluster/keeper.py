@@ -358,7 +358,8 @@ class HostKeeper:
                     self._spec.max_message_bytes,
                 )
             except OSError:  # its socket is there a moment before it listens
-                if time.monotonic() > deadline or not self._wants_host():
+                gone = self._process is not None and not self._process.running()
+                if gone or time.monotonic() > deadline or not self._wants_host():
                     raise
                 time.sleep(0.01)
 

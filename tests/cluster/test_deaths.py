@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from flowgentic_actors import ClusterEvent, MemoryCluster
+from flowgentic_actors.cluster.folders import HOST_SOCKET
+from flowgentic_actors.cluster.keeper import HostKeeper
 from flowgentic_actors.errors import MemoryFailedError, OutcomeUnknownError, RequestError
 from flowgentic_actors.wire.session import MAX_LOSSES
 from tests.cluster.helpers import (
@@ -450,3 +452,21 @@ async def test_a_client_killed_amid_requests_and_answers_leaves_nothing() -> Non
         assert await memory.store.aget(("a",), "key") is not None
         (actor,) = (await memory.status()).actors
         assert actor.epoch == 1
+
+
+def test_a_host_that_died_after_it_made_its_socket_is_not_waited_for(tmp_path: Path) -> None:
+    class Dead:
+        def running(self) -> bool:
+            return False
+
+    class Spec:
+        secret = bytes(32)
+        max_message_bytes = 1 << 20
+
+    keeper: Any = object.__new__(HostKeeper)
+    keeper._folder, keeper._spec, keeper._process, keeper._closing = tmp_path, Spec, Dead(), False
+    (tmp_path / HOST_SOCKET).touch()  # nobody listens there
+    started = time.monotonic()
+    with pytest.raises(OSError, match="refused"):
+        keeper._connect(time.monotonic() + 60)
+    assert time.monotonic() - started < 10

@@ -183,17 +183,11 @@ async def kill_the_new_actor(memory: MemoryCluster) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-async def kill_an_old_actor(memory: MemoryCluster) -> None:
-    pid = next(actor.pid for actor in (await memory.status()).actors if actor.slots)
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-
-
 async def lose_the_new_node(memory: MemoryCluster) -> None:
     await asyncio.to_thread(node_of(memory, "node-2").lose)
 
 
-@pytest.mark.parametrize("harm", [kill_the_new_actor, kill_an_old_actor, lose_the_new_node])
+@pytest.mark.parametrize("harm", [kill_the_new_actor, lose_the_new_node])
 async def test_harm_in_the_middle_costs_nothing(
     harm: Callable[[MemoryCluster], Awaitable[None]],
 ) -> None:
