@@ -137,15 +137,11 @@ CONTRACT = f"""
 CONFORMANCE = "tests/contract/test_conformance.py::test_every_check_of_every_capability_passes"
 ALL = [CONFORMANCE, "tests/contract/test_store.py", "tests/contract/test_saver.py"]
 
-# The whole takes some minutes: `FLOWGENTIC_LONG_TESTS=1 pytest tests/multinode`.
-LONG = pytest.mark.skipif("FLOWGENTIC_LONG_TESTS" not in os.environ, reason="takes minutes")
 
-
-@pytest.mark.parametrize(
-    ("nodes", "tests"),
-    [(2, [CONFORMANCE]), pytest.param(2, ALL, marks=LONG), pytest.param(3, ALL, marks=LONG)],
-    ids=["conformance-2", "all-2", "all-3"],
-)
+# It takes some minutes: `FLOWGENTIC_LONG_TESTS=1 pytest tests/multinode`. In short, the contract runs
+# over processes that stand for nodes (mode "nodes").
+@pytest.mark.skipif("FLOWGENTIC_LONG_TESTS" not in os.environ, reason="takes minutes")
+@pytest.mark.parametrize(("nodes", "tests"), [(2, ALL), (3, ALL)], ids=["all-2", "all-3"])
 def test_the_contract_holds_over_the_nodes_of_a_runtime(
     hosts: Hosts, nodes: int, tests: list[str]
 ) -> None:
