@@ -138,7 +138,7 @@ CONFORMANCE = "tests/contract/test_conformance.py::test_every_check_of_every_cap
 ALL = [CONFORMANCE, "tests/contract/test_store.py", "tests/contract/test_saver.py"]
 
 
-# It takes some minutes: `FLOWGENTIC_LONG_TESTS=1 pytest tests/multinode`. In short, the contract runs
+# It takes minutes: `FLOWGENTIC_LONG_TESTS=1 pytest tests/multinode`. The short form is the contract
 # over processes that stand for nodes (mode "nodes").
 @pytest.mark.skipif("FLOWGENTIC_LONG_TESTS" not in os.environ, reason="takes minutes")
 @pytest.mark.parametrize(("nodes", "tests"), [(2, ALL), (3, ALL)], ids=["all-2", "all-3"])
