@@ -62,6 +62,7 @@ T = TypeVar("T")
 
 _Client: TypeAlias = InlineClient | RemoteClient
 _MARGIN = 30.0  # for killing and cleaning up beyond a deadline of their own
+_FASTEST = 1 << 40  # bytes a second: as good as without a limit
 
 _said: set[str] = set()
 
@@ -519,8 +520,8 @@ class MemoryCluster:
         self,
         n_nodes: int | None = None,
         *,
-        without: Collection[str] = (),
-        max_bytes_per_second: int = 32 << 20,
+        without: str | Collection[str] = (),
+        max_bytes_per_second: float = 32 << 20,
         timeout: float = 3600.0,
     ) -> None:
         """Spread the memory evenly over more, fewer or other nodes, while it is used.
@@ -535,9 +536,10 @@ class MemoryCluster:
         Args:
             n_nodes: Nodes to use, the host's own included. Default: all that there are. Where the
                 cluster has its nodes from a Dragon runtime, it has to be in one with as many.
-            without: Names of nodes (`status().nodes`) that are not to be used. They end up with
-                nothing on them, and may be taken away.
-            max_bytes_per_second: How fast to copy, so that enough is left for those who use it.
+            without: Name or names of nodes (`status().nodes`) that are not to be used. They end up
+                with nothing on them, and may be taken away.
+            max_bytes_per_second: How fast to copy, so that enough is left for those who use it;
+                `math.inf` for as fast as can be.
             timeout: Seconds to wait for the end.
 
         Raises:
@@ -557,7 +559,9 @@ class MemoryCluster:
                 "a local cluster is one shard in this process: there is nothing to move. Open it "
                 "with mode='distributed' and n_nodes=2 or more"
             )
-        await client.rebalance(n_nodes or 0, tuple(without), max_bytes_per_second, timeout)
+        names = (without,) if isinstance(without, str) else tuple(without)
+        rate = int(min(max_bytes_per_second, _FASTEST))
+        await client.rebalance(n_nodes or 0, names, rate, timeout)
 
     def events(self, start: int = 0) -> AsyncGenerator[ClusterEvent, None]:
         """What happened and happens: starts, exits, restarts, fallbacks.

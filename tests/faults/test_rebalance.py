@@ -294,7 +294,7 @@ async def test_what_is_not_possible_is_said() -> None:
             await memory.rebalance(2)
     async with MemoryCluster(**TWO) as memory:
         with pytest.raises(RejectedError, match="'node-7' is none of the nodes: node-0, node-1"):
-            await memory.rebalance(without=["node-7"])
+            await memory.rebalance(without="node-7")
         with pytest.raises(RejectedError, match="node-0 is the host's node"):
             await memory.rebalance(without=["node-0"])
         with pytest.raises(RejectedError, match="replicas=2 needs as many nodes"):

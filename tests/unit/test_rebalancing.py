@@ -334,6 +334,16 @@ def test_a_node_that_is_not_to_be_used_gets_no_copies_and_keeps_what_it_has() ->
     assert host.plan.spare == []
 
 
+def test_a_lost_node_that_is_not_to_be_used_gets_nothing_when_it_is_back() -> None:
+    host = opened("abc", replicas=2)
+    host.lost("c", "power")
+    host.use(["a", "b"], without=["c"])
+    host.joined("c")
+    assert host.plan.spare == ["c"]
+    host.lost("b", "power")  # with a alone there would be no second copy
+    assert {plan.follower for plan in host.plan.shards if plan.leader == "a"} == {"c"}
+
+
 def test_the_hosts_own_node_is_always_used() -> None:
     host = opened()
     host.use(["b"])

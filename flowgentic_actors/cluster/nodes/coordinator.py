@@ -230,10 +230,15 @@ class Coordinator:
 
     # ------------------------------------------------------------------ more shards, and fewer
 
-    def use(self, nodes: Iterable[str]) -> None:
-        """Give copies to these nodes alone, from now on; those that others have stay there."""
+    def use(self, nodes: Iterable[str], without: Iterable[str] = ()) -> None:
+        """Give copies to these nodes alone, from now on; those that others have stay there.
+
+        Args:
+            nodes: The nodes.
+            without: Nodes that shall get none, also when they are lost now and come back.
+        """
         wanted = {*nodes, self._host}
-        self.plan.spare = sorted(node for node in self._up if node not in wanted)
+        self.plan.spare = sorted({*self._up, *without} - wanted)
         self.plan.version += 1
         self._seek_followers()
 

@@ -193,6 +193,7 @@ class Rebalancing:
         def done() -> bool:
             return self._takes(target, number, epoch)["take_done"] > 0 and self._serves(target)
 
+        why = "whoever moved them was ended"
         try:
             await self._until_near(target, number, epoch)
             coordinator.moves.hold(number)
@@ -200,12 +201,10 @@ class Rebalancing:
             await self._until(done, _HELD, target)
             coordinator.moves.commit(number)
         except _BeginAnewError as error:
-            coordinator.moves.give_up(number, str(error))
-            raise
-        except BaseException:
-            coordinator.moves.give_up(number, "it was given up")
+            why = str(error)
             raise
         finally:
+            coordinator.moves.give_up(number, why)  # which is nothing, once it is decided
             self._stir()
 
     def _epoch(self, shard: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -14,8 +13,6 @@ from flowgentic_actors.cluster.nodes.joining import NodeSpec
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.protocol import Rebalance, RebalanceReply
 from flowgentic_actors.errors import FlowgenticError, InvalidRequestError, RejectedError
-
-logger = logging.getLogger(__name__)
 
 
 class Resizing:
@@ -88,7 +85,7 @@ class Resizing:
         try:
             nodes = await self._gather(command)
             self._on_event("rebalance_begun", "", f"over {', '.join(nodes)}")
-            self._coordinator.use(nodes)
+            self._coordinator.use(nodes, command.without)
             self._stir()
             await self._rebalancing(command.rate).run(nodes)
             self._on_event("rebalanced", "", f"over {', '.join(nodes)}")
@@ -122,14 +119,19 @@ class Resizing:
                 f"n_nodes={most}, and there are {len(usable) + 1}: {', '.join([here, *usable])}"
             )
         chosen = usable[: most - 1]
+        self._check_replicas(chosen)
         starting = [node for node in chosen if node not in there]
         if starting:
             joined = await self._gathering.add(starting, time.monotonic() + self._start_timeout)
             self._joined(joined)
             await self._gathering.hand_out(self._specs)
             chosen = [node for node in chosen if node in there or node in joined]
-        if self._replicas > len(chosen) + 1:
+            self._check_replicas(chosen)
+        return [here, *chosen]
+
+    def _check_replicas(self, others: Sequence[str]) -> None:
+        if self._replicas > len(others) + 1:
+            here = self._gathering.here
             raise InvalidRequestError(
                 f"replicas={self._replicas} needs as many nodes, and {here} would be alone"
             )
-        return [here, *chosen]
