@@ -22,6 +22,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,38 +166,75 @@ def claim_node_folder(
         time.sleep(_ENDING_POLL)
 
 
-def retire(folder: Path) -> bool:
+def retire(folder: Path) -> None:
     """Remove a cluster's folder, but for the memory in it if that holds anything.
 
-    Returns:
-        Whether there is such a memory.
+    For who holds one of its locks.
     """
-    end_tiers(folder)
-    if not (folder / MEMORY).is_dir() or not holds_memory(folder / MEMORY):
+    if not _reduce(folder):
+        remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a cluster's folder with all that is in it; for who holds one of its locks.
+
+    The locks go last: a folder without them passes for one of a dead cluster, which others sweep.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        _clear(folder)
+    with contextlib.suppress(FileNotFoundError), _root_locked(folder.parent):
         shutil.rmtree(folder, ignore_errors=True)
-        return False
+
+
+def _reduce(folder: Path) -> bool:
+    """Remove all but the locks and a memory that holds anything; whether there is such a memory."""
+    end_tiers(folder)
+    memory = folder / MEMORY
+    keep = memory.is_dir() and holds_memory(memory)
+    with contextlib.suppress(FileNotFoundError):
+        _clear(folder, *([MEMORY] if keep else []))
+    return keep
+
+
+def _clear(folder: Path, *kept: str) -> None:
     for path in folder.iterdir():
+        if path.name in (OWNER_LOCK, HOST_LOCK, *kept):
+            continue
         if path.is_dir() and not path.is_symlink():
-            if path.name != MEMORY:
-                shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in (OWNER_LOCK, HOST_LOCK):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
-    return True
 
 
 def _sweep(root: Path, wanted: Path, limits: OrphanLimits) -> None:
     """Retire what dead clusters left, and remove the orphans that are too old or too much."""
     orphans: list[tuple[float, int, Path]] = []
     for folder in root.iterdir():
-        if folder.is_dir() and not is_live(folder) and retire(folder) and folder != wanted:
-            files = [path.stat() for path in (folder / MEMORY).rglob("*")]
-            ended = max(file.st_mtime for file in files)
-            orphans.append((ended, sum(512 * file.st_blocks for file in files), folder))
+        if not folder.is_dir() or is_live(folder):
+            continue
+        if not _reduce(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        elif folder != wanted:
+            orphans.append((*_age_and_size(folder / MEMORY), folder))
     total = 0
     for ended, size, folder in sorted(orphans, reverse=True):
         total += size
         if time.time() - ended > limits.ttl or total > limits.bytes:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _age_and_size(memory: Path) -> tuple[float, int]:
+    """When anything changed last in a folder, and what it takes on the disk.
+
+    An actor may outlive its cluster by seconds and remove files meanwhile.
+    """
+    ended, size = 0.0, 0
+    for parent, folders, files in os.walk(memory):
+        for name in (*folders, *files):
+            with contextlib.suppress(FileNotFoundError):
+                found = Path(parent, name).lstat()
+                ended, size = max(ended, found.st_mtime), size + 512 * found.st_blocks
+    return ended, size
 
 
 def is_live(folder: Path) -> bool:
@@ -226,10 +264,11 @@ def descriptor_of(name: str, scratch: Path | None = None) -> Path:
     folder = root_folder(scratch) / name
     descriptor = folder / DESCRIPTOR
     if not descriptor.is_file() or not is_live(folder):
-        found = folder.parent.glob(f"*/{DESCRIPTOR}")
-        live = sorted(f.parent.name for f in found if is_live(f.parent))
+        root = folder.parent
+        found = [path.parent.name for path in _found(root, f"*/{DESCRIPTOR}")]
+        live = sorted(name for name in found if is_live(root / name))
         raise ClusterNotFoundError(
-            f"no live cluster is named {name!r} in {folder.parent}; there: {', '.join(live) or '-'}"
+            f"no live cluster is named {name!r} in {root}; there: {', '.join(live) or '-'}"
         )
     return descriptor
 
@@ -254,8 +293,13 @@ def find_memory(target: str, scratch: Path | None = None) -> Path:
     if not named:
         what = "is no memory: it has no" if folder.is_dir() else "is not there, so it has no"
         raise PersistError(f"{folder} {what} {MANIFEST}. Give a persist_path, or a cluster's name")
-    found = {path.parent.parent.name for path in root.glob(f"*/*/{MANIFEST}")}
+    found = {path.parts[0] for path in _found(root, f"*/*/{MANIFEST}")}
     raise PersistError(
         f"there is no folder {target!r} here, and no cluster of that name in {root}; there: "
         f"{', '.join(sorted(found)) or '-'}"
     )
+
+
+def _found(root: Path, pattern: str) -> list[Path]:
+    """What there is below a folder; unlike `Path.glob`, this bears with folders that vanish."""
+    return [Path(path) for path in glob(pattern, root_dir=root)]  # noqa: PTH207

@@ -7,7 +7,6 @@ from any thread and its owner's loop may do what it likes in between.
 from __future__ import annotations
 
 import secrets
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from flowgentic_actors.cluster.folders import (
     PERSIST_LINK,
     OrphanLimits,
     claim_folder,
+    remove_folder,
     retire,
     root_folder,
 )
@@ -231,7 +231,7 @@ class Owner:
         end_tiers(self._folder)
         drained = keeper is None or keeper.drained
         if clean and drained and self._config.persist_path is None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_folder(self._folder)
         else:
             retire(self._folder)
         if self._lock is not None:

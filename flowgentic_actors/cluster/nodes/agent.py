@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import sys
 import time
@@ -28,7 +27,7 @@ from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.spawn_dragon import DragonSpawner
 from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
-from flowgentic_actors.cluster.folders import MEMORY, claim_node_folder, root_folder
+from flowgentic_actors.cluster.folders import MEMORY, claim_node_folder, remove_folder, root_folder
 from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.joining import Join, NodeSpec, join, take_ticket
@@ -81,7 +80,7 @@ def main() -> int:
     run_loop()(agent.run())
     end_tiers(folder)
     if agent.removes:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
     lock.release()
     if spec.owns_runtime:
         end_runtime(os.environ.get(RUNTIME_VARIABLE, ""))
