@@ -86,7 +86,7 @@ _WRITES = frozenset(WRITES)
 _STORING = (ItemStored, CheckpointStored, WritesStored, BlobsKept)
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     """In the place of what is told at the start."""
 
 
@@ -111,6 +111,9 @@ class ShardActor:
     Raises:
         JournalError: If the journal cannot be used.
     """
+
+    _tell: Callable[[str, str], None]
+    _wake: Callable[[], None]
 
     def __init__(
         self,
@@ -174,11 +177,11 @@ class ShardActor:
             stored=self._stored,
             next_lsn=lambda: self._next_lsn,
             lag=lambda: self._leading.lag if self._leading is not None else 0,
-            on_change=lambda: self._changed(),  # noqa: PLW0108 - it is another one later
+            tell=lambda kind, detail: self._tell(kind, detail),  # noqa: PLW0108 - another one later
         )
         """What it has to do with slots that move."""
         self._upkeep.hold = self._holds_log
-        self._wake, self._changed = _nothing, _nothing
+        self._wake, self._tell = _nothing, _nothing
         self._tier_bytes = _number(tier_bytes) if why_no_ddict() is None else None
         if hot_limit is None:
             self._tier_bytes = None  # nothing is ever let go
@@ -199,8 +202,7 @@ class ShardActor:
 
     def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
         """Begin what goes on beside the requests; see `Actor.start`."""
-        self._wake = wake
-        self._changed = partial(tell, "", "")  # no event, but the counters are of interest
+        self._tell, self._wake = tell, wake
         self._sweeping = asyncio.ensure_future(self._sweep(wake))
         self._sweeping.add_done_callback(_log_defect)
         if self._tier_bytes is None:

@@ -46,7 +46,7 @@ class Moving:
         stored: Has a commit soon; its future is done when that is.
         next_lsn: LSN after the last entry, those included that wait to be appended.
         lag: Bytes of journal that the second copy does not have yet.
-        on_change: Called when the counters are of interest.
+        tell: Reports an event (kind, detail), and the counters; with an empty kind, those alone.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Moving:
         stored: Callable[[], asyncio.Future[None]],
         next_lsn: Callable[[], int],
         lag: Callable[[], int],
-        on_change: Callable[[], None],
+        tell: Callable[[str, str], None],
     ) -> None:
         self._shard = shard
         self._journal = journal
@@ -68,7 +68,7 @@ class Moving:
         self._stored = stored
         self._next_lsn = next_lsn
         self._lag = lag
-        self._on_change = on_change
+        self._tell = tell
         self.claims: Claims | None = None
         """What this shard answers for, None for everything."""
         self._giving: Giving | None = None
@@ -100,7 +100,7 @@ class Moving:
         if before is None or before.claim.owned != claim.owned or claim.pull is not None:
             self._shard.show(self.claims.shows_thread, self.claims.shows_namespace)
         self._arrange(claim, before, secret, max_bytes)
-        self._on_change()
+        self._tell("", "")
 
     def _arrange(self, claim: Claim, before: Claims | None, secret: bytes, max_bytes: int) -> None:
         """Take what is to be taken; if there is nothing, forget what is not this shard's."""
@@ -120,7 +120,7 @@ class Moving:
             stored=self._stored,
             end=lambda: self._journal.end,
             lag=self._lag,
-            on_change=self._on_change,
+            on_change=partial(self._tell, "", ""),
             secret=secret,
             max_bytes=max_bytes,
         )
@@ -185,7 +185,7 @@ class Moving:
         await self._forget()  # an earlier attempt's
         await taking.run()
         if taking.failed:
-            logger.warning("slots could not be taken over: %s", taking.failed)
+            self._tell("slots_not_taken", taking.failed)
 
     async def _forget(self) -> None:
         """Remove what is not this shard's, a bit at a time: others get their turn in between."""

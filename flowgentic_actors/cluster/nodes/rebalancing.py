@@ -235,7 +235,9 @@ class Rebalancing:
         if member is None or not member.leads or member.stats.get("take") != number:
             return _NOT_BEGUN
         if member.stats["take_failed"]:
-            raise _BeginAnewError(f"{name_of(shard)} could not take the slots over; see its log")
+            raise _BeginAnewError(
+                f"{name_of(shard)} could not take the slots over (event slots_not_taken)"
+            )
         return member.stats
 
     async def _until(self, so: Callable[[], bool], timeout: float, shard: int) -> None:
