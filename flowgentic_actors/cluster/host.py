@@ -53,10 +53,11 @@ from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.cluster.nodes.duties import name_of
-from flowgentic_actors.cluster.nodes.federation import PLAN_FILE, Federation, read_plan
+from flowgentic_actors.cluster.nodes.federation import Federation
 from flowgentic_actors.cluster.nodes.gathering import Gathering
 from flowgentic_actors.cluster.nodes.launching import DragonNodeLauncher, LocalNodeLauncher
 from flowgentic_actors.cluster.nodes.members import REPLICATED_FACTORY
+from flowgentic_actors.cluster.nodes.planfile import PlanFile
 from flowgentic_actors.cluster.persist import (
     MANIFEST,
     Manifest,
@@ -396,7 +397,7 @@ class Host:
         dragon = spec.spawner == "dragon"
         launcher = DragonNodeLauncher() if dragon else LocalNodeLauncher(self._folder)
         gathering = Gathering(spec, launcher, spec.identity, self._ip, self._event)
-        before = await on_daemon_thread(_FILE_TIMEOUT, read_plan, Path(spec.memory) / PLAN_FILE)
+        before = await on_daemon_thread(_FILE_TIMEOUT, PlanFile(Path(spec.memory)).read)
         nodes = await gathering.gather(
             time.monotonic() + _GATHER_SHARE * spec.start_timeout,
             before.nodes if before is not None and not spec.persist else (),
@@ -459,8 +460,7 @@ class Host:
         spec = self._spec
         shards, table = spec.actors * len(nodes), None
         if not spec.persist:
-            plan = Path(spec.memory) / PLAN_FILE
-            before = await on_daemon_thread(_FILE_TIMEOUT, read_plan, plan)
+            before = await on_daemon_thread(_FILE_TIMEOUT, PlanFile(Path(spec.memory)).read)
             if before is not None:
                 shards, table = len(before.shards), before.table
             spread = before is not None and before.is_spread
@@ -673,13 +673,13 @@ class Host:
             if self._federation is None:
                 raise InvalidRequestError("this host has no other nodes, or not yet")
             return await self._federation.beat(connection, command)
+        await self._started.wait()  # before that, nobody knows where the shards are
+        if self._start_error is not None:
+            raise RejectedError(self._start_error)
         if isinstance(command, Rebalance):
             if self._federation is None:
                 raise InvalidRequestError(_NOT_SEVERAL)
             return await self._federation.rebalance(command)
-        await self._started.wait()  # before that, nobody knows where the shards are
-        if self._start_error is not None:
-            raise RejectedError(self._start_error)
         if isinstance(command, GetPlaces):
             if self._federation is None:
                 return self._places()

@@ -16,7 +16,6 @@ from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from flowgentic_actors.actors.restarts import RestartPolicy
-from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.hostspec import HostSpec
@@ -28,6 +27,7 @@ from flowgentic_actors.cluster.nodes.joining import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
 from flowgentic_actors.cluster.nodes.members import NodeMembers
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan
+from flowgentic_actors.cluster.nodes.planfile import PlanFile
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.nodes.resizing import Resizing
 from flowgentic_actors.cluster.protocol import (
@@ -43,7 +43,6 @@ from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ActorStatus, NodeStatus
 from flowgentic_actors.errors import (
     ActorFailedError,
-    ClusterOpenError,
     InvalidRequestError,
     RejectedError,
 )
@@ -51,10 +50,8 @@ from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.certificates import Identity
 from flowgentic_actors.wire.server import Connection
 
-PLAN_FILE: Final = "plan.json"
-"""In a memory's folder: where the copies of its shards are, where each node stores its own."""
-
 _TICK: Final = 0.1
+_DISK_PAUSE: Final = 1.0  # before what could not be written is written once more
 _LOOPBACK: Final = "127.0.0.0/8"  # of processes that stand for nodes
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
@@ -101,7 +98,7 @@ class Federation:
         self._machines = gathering.machines
         self._coordinator: Coordinator | None = None
         self._members: NodeMembers | None = None
-        self._plan_file: Path | None = None
+        self._plan_file: PlanFile | None = None
         self._published = 0  # version of the plan that is on the disk
         self._known_here = 0
         self._news = asyncio.Event()
@@ -118,6 +115,7 @@ class Federation:
         self._left: set[str] = set()
         self._on_table: Callable[[int, SlotTable], None] | None = None
         self._noted: SlotTable | None = None  # in the manifest
+        self._told_of_disk = False
         self._resizing: Resizing | None = None
         self._places: Places | None = None
         self._closing = ""
@@ -163,9 +161,8 @@ class Federation:
         """
         spec = self._spec
         self._on_table = on_table
-        memory = Path(spec.memory)
-        self._plan_file = memory / PLAN_FILE
-        before = await on_daemon_thread(_FILE_TIMEOUT, read_plan, self._plan_file)
+        plan_file = self._plan_file = PlanFile(Path(spec.memory))
+        before = await on_daemon_thread(_FILE_TIMEOUT, plan_file.read)
         coordinator = self._coordinator = Coordinator(
             before or ClusterPlan(version=0, shards=[]),
             self._here,
@@ -404,8 +401,19 @@ class Federation:
         while True:
             await self._stir.wait()
             self._stir.clear()
-            await self._publish()
-            self._tell_news()
+            try:
+                await self._publish()
+            except (OSError, TimeoutError) as error:
+                # Nobody acts upon what is not there. A host that ended would not have more room.
+                logger.warning("what was decided cannot be written down: %s", error)
+                if not self._told_of_disk:
+                    self._on_event("plan_not_written", "", f"{error} (setting: scratch)")
+                self._told_of_disk = True
+                await anyio.sleep(_DISK_PAUSE)
+                self._stir.set()
+            else:
+                self._told_of_disk = False
+                self._tell_news()
 
     async def _keep_order_here(self) -> None:
         """Do on this node what was decided, beside telling the others."""
@@ -431,11 +439,11 @@ class Federation:
             encoded = msgspec.json.encode(coordinator.plan)
             assert self._plan_file is not None
             assert self._on_table is not None
-            if table is not None and table != self._noted:
+            if self._spec.persist and table is not None and table != self._noted:
                 shards = len(coordinator.plan.shards)
                 await on_daemon_thread(_FILE_TIMEOUT, self._on_table, shards, table)
                 self._noted = table
-            await on_daemon_thread(_FILE_TIMEOUT, write_private, self._plan_file, encoded)
+            await on_daemon_thread(_FILE_TIMEOUT, self._plan_file.write, encoded)
             self._published = version
 
     def _tell_news(self) -> None:
@@ -524,17 +532,3 @@ class Federation:
                 while others - self._left:
                     await self._news.wait()
         await self._gathering.close()
-
-
-def read_plan(path: Path) -> ClusterPlan | None:
-    """The plan in a file, None when there is none. Blocks.
-
-    Raises:
-        ClusterOpenError: If it is damaged.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=ClusterPlan)
-    except FileNotFoundError:
-        return None
-    except (msgspec.DecodeError, OSError) as error:
-        raise ClusterOpenError(f"{path} cannot be read: {error}") from error

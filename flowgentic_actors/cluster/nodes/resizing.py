@@ -89,8 +89,11 @@ class Resizing:
             self._stir()
             await self._rebalancing(command.rate).run(nodes)
             self._on_event("rebalanced", "", f"over {', '.join(nodes)}")
-        except (FlowgenticError, OSError, TimeoutError) as failure:
-            error = str(failure) or repr(failure)
+        except FlowgenticError as failure:
+            error = str(failure)
+        except (OSError, TimeoutError) as failure:
+            error = f"on the host's node, {failure!r} (setting: scratch)"
+        if error:
             self._on_event("rebalance_failed", "", error)
         self._reply = RebalanceReply(True, error)
 

@@ -1,0 +1,94 @@
+"""The plan on the disk, where it has to be before anybody acts upon it.
+
+Two files take turns, so whatever ends a writing at any point leaves the other one whole. Both are
+longer than they need be and are written in place: what has to be decided on a full disk, such as
+who takes the place of a lost node, has its room already.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from flowgentic_actors.cluster.nodes.plan import ClusterPlan
+from flowgentic_actors.errors import ClusterOpenError
+
+_NAMES: Final = ("plan.json", "plan-2.json")
+_SMALLEST: Final = 16 << 10  # bytes
+
+
+class _Written(msgspec.Struct):
+    """What a file holds; half of one plan and half of another pass for none."""
+
+    checksum: int
+    plan: msgspec.Raw
+
+
+class PlanFile:
+    """A cluster's plan in its memory's folder. Everything here blocks.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = [folder / name for name in _NAMES]
+        self._next = 0
+
+    def read(self) -> ClusterPlan | None:
+        """The plan that was written last, None when there is none.
+
+        Raises:
+            ClusterOpenError: If what is there is damaged.
+        """
+        found: dict[int, ClusterPlan] = {}
+        trouble: Exception | None = None
+        for number, path in enumerate(self._paths):
+            try:
+                found[number] = _decode(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except (ValueError, OSError) as error:
+                trouble = error  # if the other one is whole, the writing of this one was cut off
+        if not found:
+            if trouble is not None:
+                raise ClusterOpenError(f"{self._paths[0]} cannot be read: {trouble}") from trouble
+            return None
+        latest = max(found, key=lambda number: found[number].version)
+        self._next = 1 - latest
+        return found[latest]
+
+    def write(self, plan: bytes) -> None:
+        """Write an encoded plan.
+
+        Raises:
+            OSError: If that is not possible; the one before is there still.
+        """
+        whole = msgspec.json.encode(_Written(zlib.crc32(plan), msgspec.Raw(plan)))
+        _overwrite(self._paths[self._next], whole)
+        self._next = 1 - self._next
+
+
+def _decode(data: bytes) -> ClusterPlan:
+    written = msgspec.json.decode(data, type=_Written)
+    if zlib.crc32(written.plan) != written.checksum:
+        raise ValueError("it is not what was written")
+    return msgspec.json.decode(written.plan, type=ClusterPlan)
+
+
+def _overwrite(path: Path, data: bytes) -> None:
+    """Put data in the place of what a file holds, with space behind it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size < len(data):
+            size = max(2 * len(data), _SMALLEST)
+        rest = memoryview(data.ljust(size))
+        while rest:
+            rest = rest[os.pwrite(descriptor, rest, size - len(rest)) :]
+    finally:
+        os.close(descriptor)
