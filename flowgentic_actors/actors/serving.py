@@ -17,7 +17,7 @@ from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.actors.threads import on_daemon_thread
-from flowgentic_actors.wire.certificates import server_context
+from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.messages import Noted, Pong, Ready, Stopped, ToServer, sendable
 from flowgentic_actors.wire.server import Server
 

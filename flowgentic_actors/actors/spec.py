@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from flowgentic_actors.wire.certificates import Identity
+from flowgentic_actors.wire.identity import Identity
 
 BOOT = (
     "import sys; sys.path.insert(0, {root!r}); import {package}; sys.path.append(sys.path.pop(0)); "

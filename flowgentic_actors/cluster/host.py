@@ -108,7 +108,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.certificates import server_context
+from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
 from flowgentic_actors.wire.server import Connection, Server

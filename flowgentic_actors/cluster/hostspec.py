@@ -9,7 +9,7 @@ import msgspec
 from flowgentic_actors.cluster.folders import OrphanLimits
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.shard.settings import ShardSettings
-from flowgentic_actors.wire.certificates import Identity
+from flowgentic_actors.wire.identity import Identity
 
 
 class HostSpec(msgspec.Struct, frozen=True, kw_only=True):

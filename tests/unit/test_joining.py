@@ -25,7 +25,8 @@ from flowgentic_actors.cluster.nodes.joining import (
 )
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.certificates import new_identity, server_context
+from flowgentic_actors.wire.certificates import new_identity
+from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.server import Server
 from tests.unit.counter import PATIENCE, SECRET, until
 

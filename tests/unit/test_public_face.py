@@ -59,11 +59,14 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert not modules_after("import flowgentic_actors") & heavy
 
 
-@pytest.mark.parametrize("program", ["cluster.host", "actors.process", "shard.actor"])
-def test_hosts_and_actors_import_no_langgraph(program: str) -> None:
+PROGRAMS = ["cluster.host", "cluster.nodes.agent", "actors.process", "shard.member"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_hosts_and_actors_start_without_what_only_their_openers_need(program: str) -> None:
     imported = modules_after(f"import flowgentic_actors.{program}")
 
-    assert not imported & {"langgraph", "langchain_core", "pydantic", "dragon"}
+    assert not imported & {"langgraph", "langchain_core", "pydantic", "dragon", "cryptography"}
 
 
 def test_every_error_has_one_root_and_its_place_in_the_tree() -> None:

@@ -44,9 +44,10 @@ from flowgentic_actors.wire.addresses import (
     unanswered,
 )
 from flowgentic_actors.wire.blocking import BlockingConnection, BlockingPool
-from flowgentic_actors.wire.certificates import Identity, new_identity, server_context
+from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.handshake import GREETING
+from flowgentic_actors.wire.identity import Identity, server_context
 from flowgentic_actors.wire.messages import Request, ToClient
 from flowgentic_actors.wire.server import Connection, Server
 from flowgentic_actors.wire.session import MAX_LOSSES

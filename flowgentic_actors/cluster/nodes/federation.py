@@ -47,7 +47,7 @@ from flowgentic_actors.errors import (
     RejectedError,
 )
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.certificates import Identity
+from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.server import Connection
 
 _TICK: Final = 0.1

@@ -17,7 +17,7 @@ from flowgentic_actors.cluster.nodes.launching import NodeLauncher
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.certificates import Identity, server_context
+from flowgentic_actors.wire.identity import Identity, server_context
 from flowgentic_actors.wire.server import Server
 
 _LAUNCH: Final = 30.0

@@ -24,7 +24,7 @@ from flowgentic_actors.cluster.folders import OrphanLimits
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, ProtocolError
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.blocking import BlockingConnection
-from flowgentic_actors.wire.certificates import Identity
+from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
 from flowgentic_actors.wire.server import Connection
 

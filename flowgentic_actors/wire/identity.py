@@ -1,0 +1,52 @@
+"""What a cluster's servers show to those who dial over TCP."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+
+class Identity(Struct, frozen=True):
+    """What a cluster's servers prove themselves with.
+
+    Attributes:
+        certificate: PEM; everybody may know it.
+        key: PEM; whoever has it is the cluster.
+    """
+
+    certificate: str
+    key: str
+
+    def __repr__(self) -> str:
+        return "<Identity>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the inherited one shows every field
+        return []
+
+
+def server_context(identity: Identity, folder: Path) -> ssl.SSLContext:
+    """What a server needs to accept connections over TCP. Blocks.
+
+    Args:
+        identity: The cluster's certificate and key.
+        folder: Private; a file with the key is there for a moment, because `ssl` reads files only.
+
+    Raises:
+        OSError: If the file cannot be written, or certificate and key are none.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0  # nobody resumes; what a client never reads would spoil its close
+    descriptor, path = tempfile.mkstemp(dir=folder, prefix="identity-")  # mode 0600
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(identity.certificate + identity.key)
+        context.load_cert_chain(path)
+    finally:
+        Path(path).unlink()
+    return context
