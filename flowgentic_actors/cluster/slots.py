@@ -58,6 +58,14 @@ class SlotTable(msgspec.Struct, frozen=True, array_like=True, dict=True):
         """The shards that have any slot; where shards were removed, some numbers are missing."""
         return tuple(sorted(set(self.shards)))
 
+    @cached_property
+    def slots(self) -> dict[int, list[int]]:
+        """The slots of each shard that has any."""
+        found: dict[int, list[int]] = {}
+        for slot, shard in enumerate(self.shards):
+            found.setdefault(shard, []).append(slot)
+        return found
+
 
 def even_table(shards: int, namespace_depth: int) -> SlotTable:
     """Spread the slots evenly over a number of shards."""

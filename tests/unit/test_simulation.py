@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from flowgentic_actors.testing.simulation import losses, placing, silence
+from flowgentic_actors.testing.simulation import losses, placing, resizing, silence
 from flowgentic_actors.testing.simulation.cluster import LAVISH, SPARING, Manner, SimulatedCluster
 from flowgentic_actors.testing.simulation.conditions import Chance, Conditions
 from flowgentic_actors.testing.simulation.plots import why_no_plots
@@ -91,6 +91,42 @@ def test_the_same_seed_finds_the_same() -> None:
 
     assert msgspec.json.encode(runs[0]) == msgspec.json.encode(runs[1])
     assert losses.cut_off(NODES, 9, 5.0, 8, SPARING).curve != runs[0].curve
+
+
+# ---------------------------------------------------------------------- nodes come and go
+
+
+@pytest.mark.parametrize("change", resizing.CHANGES)
+@pytest.mark.parametrize("conditions", [Conditions(), ROUGH], ids=["usual", "rough"])
+def test_slots_move_and_somebody_answers_who_has_them(
+    change: resizing.Change, conditions: Conditions
+) -> None:
+    found = resizing.resized(12, change, 1, conditions=conditions)
+
+    assert (found.two_answered, found.unstored) == (0, 0)
+    assert found.copied >= found.needed > 0
+    if conditions.loss < 0.01:  # otherwise, others are lost as well
+        assert found.most_led == 1
+        assert found.silences.most < 1.0
+        if change in ("one more", "one less"):
+            assert (found.left, found.begun_anew) == (found.needed, 0)
+
+
+def test_slots_that_are_another_shards_too_soon_would_be_found() -> None:
+    """The simulation's own eyes: a move that is decided before anything was copied."""
+    cluster = SimulatedCluster(12, 1)
+    cluster.open(30.0)
+    cluster.nodes["n0005"].paused_until = cluster.agenda.now + 1.0  # and has a lease meanwhile
+    number = cluster.coordinator.moves.begin(5, 6, [5 * 4096 // 12 + 9], 1 << 20)
+    cluster.coordinator.moves.commit(number)
+    cluster.run(2.0)
+
+    assert {name for _, name in cluster.unstored} == {"n0006"}
+    assert {(one, other) for _, _, one, other in cluster.two_answered} <= {
+        ("n0005", "n0006"),
+        ("n0006", "n0005"),
+    }
+    assert cluster.two_answered
 
 
 # ---------------------------------------------------------------------- pauses
@@ -176,6 +212,6 @@ def test_the_command_prints_tables(tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
     assert ran.returncode == 0, ran.stderr
-    for words in ("Busiest shard", "Loss of power", "cut off", "Pauses", "Finding a shard"):
+    for words in ("Busiest shard", "Loss of power", "cut off", "Slots that", "Pauses", "Finding"):
         assert words in ran.stdout
     assert len(list(tmp_path.glob("scale-*.png"))) == (5 if draws else 0)

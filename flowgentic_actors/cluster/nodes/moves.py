@@ -120,5 +120,5 @@ class SlotMoves:
             if move.target == plan.shard:
                 source = self._address(self._plan.shards[move.source])
                 pull = Pull(move.number, source, name_of(move.source), move.slots, move.rate)
-        owned = SlotSet.pack(slot for slot, s in enumerate(table.shards) if s == plan.shard)
+        owned = SlotSet.pack(table.slots.get(plan.shard, ()))
         return Claim(plan.since, table.namespace_depth, owned, held, known, pull, held_for)

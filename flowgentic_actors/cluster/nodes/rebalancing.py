@@ -87,6 +87,8 @@ class Rebalancing:
         start_timeout: Seconds in which a new actor has to serve.
         changed: To be awaited until something may have changed, or a moment has passed.
         stir: Called when something was decided.
+        sleep: Lets seconds pass.
+        now: A clock, in seconds.
     """
 
     def __init__(
@@ -99,6 +101,8 @@ class Rebalancing:
         start_timeout: float,
         changed: Callable[[], Awaitable[None]],
         stir: Callable[[], None],
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._coordinator = coordinator
         self._actors = actors
@@ -107,6 +111,8 @@ class Rebalancing:
         self._start_timeout = start_timeout
         self._changed = changed
         self._stir = stir
+        self._sleep = sleep
+        self._now = now
 
     async def run(self, nodes: Sequence[str]) -> None:
         """Spread the slots over some nodes, and go on when one of them is lost meanwhile.
@@ -133,7 +139,7 @@ class Rebalancing:
                 await self._carry_out(layout)
             except _BeginAnewError as error:
                 why = str(error)
-                await anyio.sleep(_PAUSE)
+                await self._sleep(_PAUSE)
             else:
                 return
         raise RejectedError(f"slots were moved, but not all of them: {why}. Try again")
@@ -151,7 +157,7 @@ class Rebalancing:
             await self._move(source, taker, slots)
         if not layout.end:
             return
-        await anyio.sleep(_FAREWELL)
+        await self._sleep(_FAREWELL)
         for shard in layout.end:
             coordinator.retire(shard)
             self._stir()
@@ -220,8 +226,8 @@ class Rebalancing:
             if found["take_near"]:
                 return
             if found["take_steps"] != steps:
-                steps, deadline = found["take_steps"], time.monotonic() + _SILENCE
-            elif time.monotonic() > deadline:
+                steps, deadline = found["take_steps"], self._now() + _SILENCE
+            elif self._now() > deadline:
                 raise _BeginAnewError(f"{name_of(target)} does not get on with the slots")
             await self._changed()
 
@@ -242,9 +248,9 @@ class Rebalancing:
 
     async def _until(self, so: Callable[[], bool], timeout: float, shard: int) -> None:
         """Wait until something is so."""
-        deadline = time.monotonic() + timeout
+        deadline = self._now() + timeout
         while not so():
-            if time.monotonic() > deadline:
+            if self._now() > deadline:
                 raise _BeginAnewError(f"nothing was heard of {name_of(shard)} in time")
             await self._changed()
 

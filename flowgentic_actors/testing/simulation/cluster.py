@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -11,13 +11,17 @@ from msgspec import Struct
 from flowgentic_actors.cluster.nodes.coordinator import Coordinator, NodeEvent
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan
-from flowgentic_actors.testing.simulation.agenda import Agenda
+from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
+from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.engine.slots import SLOTS
+from flowgentic_actors.testing.simulation.agenda import Agenda, Course
 from flowgentic_actors.testing.simulation.conditions import Chance, Conditions
-from flowgentic_actors.testing.simulation.nodes import Network, Node, Question
+from flowgentic_actors.testing.simulation.nodes import Network, Node, Part, Question
 
 TICK: Final = 0.1
 LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1
 _CLIENT_WAITS: Final = 1.0
+_START_TIMEOUT: Final = 120.0
 _TELL: Final = 1e-6  # processor time to look at one node, or at one client, that waits
 
 
@@ -76,12 +80,17 @@ class SimulatedCluster:
         manner: Manner = SPARING,
     ) -> None:
         self.conditions = given = conditions or Conditions()
+        self.slot_bytes = given.shard_bytes * nodes / SLOTS
         self.agenda = Agenda()
         self.chance = Chance(seed, given)
         self.network = Network(self.agenda, self.chance, given.loss)
         self.events: list[tuple[float, NodeEvent]] = []
         self.two_answered: list[tuple[float, int, str, str]] = []
-        """When, for which shard, and who: must stay empty."""
+        """When, for which shard or slot, and who: must stay empty."""
+        self.unstored: set[tuple[int, str]] = set()
+        """Slots that a node answers for without having what is stored there: must stay empty."""
+        self.silences: list[float] = []
+        """For how long nobody answered for a slot that moved."""
         self.counts: Counter[str] = Counter()
         self.on_places: Callable[[Client], None] = lambda _client: None
         self.watched: frozenset[int] = frozenset()
@@ -93,7 +102,7 @@ class SimulatedCluster:
         names = [f"n{number:04}" for number in range(nodes)]
         self.host = names[0]
         self.coordinator = Coordinator(
-            ClusterPlan(version=0, shards=[]),
+            ClusterPlan(version=0, shards=[], table=even_table(nodes, 2)),
             self.host,
             replicas=2,
             degrade=True,
@@ -103,9 +112,13 @@ class SimulatedCluster:
         for name in names:
             self.coordinator.joined(name)
         self.coordinator.place(names)
+        self._lease = lease
         self.nodes = {name: Node(name, self, lease) for name in names}
         self.clients: list[Client] = []
         self._leaders: dict[int, set[str]] = {}
+        self._answering: dict[int, set[tuple[str, int]]] = {}
+        self._silent: dict[int, float] = {}
+        self._course = Course(self.agenda, TICK)
         self._polls: dict[str, Question] = {}
         self._numbers: dict[str, int] = {}
         self._waiting: dict[int, Client] = {}
@@ -127,6 +140,19 @@ class SimulatedCluster:
         self.agenda.run(self.agenda.now + seconds)
 
     def open(self, most: float) -> None:
+        """Let time pass until every shard has two whole copies, then have all slots hold data.
+
+        Raises:
+            TimeoutError: If that takes too long.
+        """
+        self.settle(most)
+        for node in self.nodes.values():
+            for part in node.parts.values():
+                leader = self.nodes[self.coordinator.plan.shards[part.duty.shard].leader]
+                part.slots.stored = set(leader.parts[part.duty.shard].slots.answered)
+        self.unstored.clear()
+
+    def settle(self, most: float) -> None:
         """Let time pass until every shard has two whole copies.
 
         Raises:
@@ -145,6 +171,41 @@ class SimulatedCluster:
             client.version = self._published
             self.clients.append(client)
             self.agenda.after(self.chance.random.uniform(0, 1), self._client_asks, client)
+
+    def join(self) -> str:
+        """A node comes; it has nothing yet.
+
+        Returns:
+            Its name.
+        """
+        name = f"n{len(self.nodes):04}"
+        self.nodes[name] = Node(name, self, self._lease)
+        self.coordinator.joined(name)
+        self.nodes[name].ask()
+        return name
+
+    def rebalance(self, nodes: list[str], without: Sequence[str] = ()) -> Course:
+        """Begin to spread the slots over some nodes.
+
+        Returns:
+            What is under way.
+        """
+        self._course = course = Course(self.agenda, TICK)
+        self.coordinator.use(nodes, without)
+        self._stir()
+        rebalancing = Rebalancing(
+            self.coordinator,
+            actors=1,
+            replicas=2,
+            rate=self.conditions.move_rate,
+            start_timeout=_START_TIMEOUT,
+            changed=course.changed,
+            stir=self._stir,
+            sleep=course.sleep,
+            now=lambda: self.agenda.now,
+        )
+        course.begin(rebalancing.run(nodes))
+        return course
 
     def restore(self, names: set[str]) -> None:
         """The network of nodes that are cut off heals."""
@@ -187,6 +248,7 @@ class SimulatedCluster:
 
     def _hear_own(self) -> None:
         self.coordinator.heard(self.host, self.nodes[self.host]._told())  # noqa: SLF001
+        self._course.news()
 
     def ask_host(self, question: Question) -> None:
         """A beat has arrived; one that was sent again after a later one is not listened to."""
@@ -198,6 +260,7 @@ class SimulatedCluster:
 
     def _beat(self, question: Question) -> None:
         self.coordinator.heard(question.node, question.members)
+        self._course.news()
         self._stir()
         self._polls[question.node] = question
         if self._has_news_for(question):
@@ -318,8 +381,36 @@ class SimulatedCluster:
                 for name in sorted(there - {node.name}):
                     if self.nodes[name].may_answer(shard):
                         self.two_answered.append((self.agenda.now, shard, node.name, name))
+            if node.may_answer(shard):
+                self._look_at_slots(node, part)
+
+    def _look_at_slots(self, node: Node, part: Part) -> None:
+        """Look whether the slots of a shard are another one's, too, and their data is there."""
+        me = (node.name, part.duty.shard)
+        for slot in part.slots.answered:
+            if part.leads and slot not in part.slots.stored:
+                self.unstored.add((slot, node.name))
+            there = self._answering.setdefault(slot, set())
+            there.add(me)
+            if len(there) == 1:
+                continue
+            for name, shard in sorted(there - {me}):
+                other = self.nodes[name].parts.get(shard)
+                if other is None or slot not in other.slots.answered:
+                    there.discard((name, shard))
+                elif shard != part.duty.shard and self.nodes[name].may_answer(shard):
+                    self.two_answered.append((self.agenda.now, slot, node.name, name))
+
+    def claimed(self, before: frozenset[int], after: frozenset[int]) -> None:
+        """A leader answers for other slots from now on."""
+        for slot in before - after:
+            self._silent.setdefault(slot, self.agenda.now)
+        for slot in after - before:
+            if slot in self._silent:
+                self.silences.append(self.agenda.now - self._silent.pop(slot))
 
     @property
     def complete(self) -> bool:
         """Whether every shard has two whole copies."""
-        return all(plan.caught_up and plan.leader for plan in self.coordinator.plan.shards)
+        shards = self.coordinator.plan.shards
+        return all(plan.caught_up and plan.leader for plan in shards if not plan.retired)

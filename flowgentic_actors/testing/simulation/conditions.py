@@ -34,6 +34,9 @@ class Conditions(Struct, frozen=True, kw_only=True):
         promote: Median time until a follower leads that is told to.
         remove: Time to end one actor that is not wanted any more.
         copy: Median time to copy a shard to a new follower.
+        start: Median time until a new actor serves.
+        shard_bytes: What is stored in one shard, all its slots alike.
+        move_rate: Bytes a second that a slot moves with.
         gc: Median of short pauses of a node's event loop; each message may meet one.
         starved_every: Mean seconds between two moments in which a node gets no processor time.
         starved: Median of how long those take.
@@ -60,6 +63,9 @@ class Conditions(Struct, frozen=True, kw_only=True):
     promote: float = 0.05
     remove: float = 0.03
     copy: float = 2.0
+    start: float = 1.0
+    shard_bytes: int = 64 << 20
+    move_rate: int = 32 << 20
     gc: float = 0.01
     starved_every: float = 300.0
     starved: float = 0.15

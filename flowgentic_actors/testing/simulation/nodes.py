@@ -7,12 +7,16 @@ from typing import Any, NamedTuple, Protocol
 
 from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
 from flowgentic_actors.cluster.nodes.leases import HeldLease
+from flowgentic_actors.engine.slots import SlotSet
+from flowgentic_actors.shard.claims import Pull
 from flowgentic_actors.testing.simulation.agenda import Agenda
 from flowgentic_actors.testing.simulation.conditions import RETRIES, Chance, Conditions
 
 _PAUSE = 0.1  # between two questions that were not answered
 _PROBE = 1.0
 _COPY_AGAIN = 0.2
+_TAKE = 2.0  # seconds of taking slots over until there is a sign of it
+_IDLE = 0.02  # between two questions for the rest
 
 
 class Question(NamedTuple):
@@ -81,12 +85,44 @@ class Surroundings(Protocol):
     chance: Chance
     conditions: Conditions
     nodes: dict[str, Node]
+    slot_bytes: float
 
     def ask_host(self, question: Question) -> None:
         """A question has arrived."""
 
     def answers_now(self, node: Node) -> None:
         """A node may answer from now on, with these duties."""
+
+    def claimed(self, before: frozenset[int], after: frozenset[int]) -> None:
+        """A leader answers for other slots from now on."""
+
+
+class Slots:
+    """The slots of one copy."""
+
+    def __init__(self) -> None:
+        self.answered: frozenset[int] = frozenset()
+        self.stored: set[int] = set()
+        """Those whose data is here."""
+        self.move = 0  # that is being, or was last, taken over
+        self.near = False
+        self.done = False
+        self.steps = 0
+
+    def begin(self, move: int) -> None:
+        """Take slots over."""
+        self.move, self.near, self.done = move, False, False
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """As an actor tells them."""
+        return {
+            "take": self.move,
+            "take_near": self.near,
+            "take_done": self.done,
+            "take_failed": 0,
+            "take_steps": self.steps,
+        }
 
 
 class Part:
@@ -102,6 +138,7 @@ class Part:
         self.leads = False
         self.caught_up = False
         self.copying = 0  # term of the copy that is under way
+        self.slots = Slots()
 
 
 class Node:
@@ -200,6 +237,7 @@ class Node:
             elif part.duty == duty:
                 continue
             self._take(self.parts[shard], duty)
+            self._claim(self.parts[shard])
         self.known = orders.version
         self._members = None
         self._go_on(asked_at, lease)
@@ -232,7 +270,7 @@ class Node:
                     epoch=1,
                     restarts=0,
                     reason="",
-                    stats={},
+                    stats=part.slots.stats,
                 )
                 for shard, part in self.parts.items()
             )
@@ -247,7 +285,9 @@ class Node:
         if duty.role == "leader":
             if part.term != duty.term:
                 part.caught_up = False
-            begins = 0.001 if part.leads else cluster.chance.around(cluster.conditions.promote, 0.5)
+            given = cluster.conditions
+            usual = given.promote if part.term else given.start
+            begins = 0.001 if part.leads else cluster.chance.around(usual, 0.5)
             cluster.agenda.after(begins, self._lead, part, duty.term)
         elif duty.leader is not None and part.copying != duty.term:
             part.copying = duty.term
@@ -276,6 +316,7 @@ class Node:
             return
         part.term = duty.term
         if theirs is not None and theirs.leads and theirs.term == duty.term:
+            part.slots.stored = set(theirs.slots.stored)
             theirs.caught_up = True
             leader.follower_caught_up()
 
@@ -283,3 +324,67 @@ class Node:
         """A copy is whole: the host has to know."""
         if self._awake(self.follower_caught_up):
             self._changed()
+
+    # ------------------------------------------------------------------ slots
+
+    def _claim(self, part: Part) -> None:
+        """Answer for other slots, and take some over."""
+        slots, claim, before = part.slots, part.duty.claim, part.slots.answered
+        if claim is None:
+            slots.answered = frozenset()
+        else:
+            slots.answered = frozenset(SlotSet(claim.owned)) - frozenset(SlotSet(claim.held))
+            if claim.pull is None:
+                slots.move = 0
+                slots.stored &= set(SlotSet(claim.owned))
+            elif claim.pull.source is not None and claim.pull.move != slots.move:
+                slots.begin(claim.pull.move)
+                size = len(SlotSet(claim.pull.slots)) * self._cluster.slot_bytes
+                self._pull(part, claim.pull.move, size)
+        self._cluster.claimed(before, slots.answered)
+
+    def _pull(self, part: Part, move: int, left: float) -> None:
+        """Copy what is left, then wait until the other one holds the slots, for the rest."""
+        cluster, slots = self._cluster, part.slots
+        pull = part.duty.claim.pull if part.duty.claim is not None else None
+        if pull is None or pull.move != move or self.parts.get(part.duty.shard) is not part:
+            return
+        if not self._awake(self._pull, part, move, left):
+            return
+        source = self._source(pull)
+        if source is None:
+            cluster.agenda.after(_COPY_AGAIN, self._pull, part, move, left)
+            return
+        slots.steps += 1
+        self._members = None
+        if left:
+            seconds = min(left / pull.rate, _TAKE)
+            cluster.agenda.after(seconds, self._pull, part, move, left - seconds * pull.rate)
+            return
+        claim = source.duty.claim
+        if claim is not None and claim.held_for == move:
+            taken = set(SlotSet(pull.slots)) & source.slots.stored
+            slots.done = True
+            for copy in (part, self._second(part)):
+                if copy is not None:
+                    copy.slots.stored |= taken
+            self._changed()
+            return
+        if not slots.near:
+            slots.near = True
+            self._changed()
+        wait = _IDLE + cluster.chance.latency() + cluster.chance.latency()
+        cluster.agenda.after(wait, self._pull, part, move, 0.0)
+
+    def _source(self, pull: Pull) -> Part | None:
+        """The copy that has the slots, if it answers."""
+        name, _, shard = str(pull.source).partition(":")
+        node = self._cluster.nodes[name]
+        part = node.parts.get(int(shard))
+        reached = node.powered and self._cluster.network.joins(self.name, name)
+        return part if reached and part is not None and part.leads else None
+
+    def _second(self, part: Part) -> Part | None:
+        """The other copy, if it has all that this one has."""
+        other = self._cluster.nodes.get(part.duty.follower)
+        return other.parts.get(part.duty.shard) if other is not None and part.caught_up else None

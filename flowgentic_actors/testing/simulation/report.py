@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
 
-from flowgentic_actors.testing.simulation import losses, placing, silence
+from flowgentic_actors.testing.simulation import losses, placing, resizing, silence
 from flowgentic_actors.testing.simulation.cluster import LAVISH, SPARING
 from flowgentic_actors.testing.simulation.losses import Cut, PowerLosses, Spread
 from flowgentic_actors.testing.simulation.placing import Balance, FanOut, Loads, Moved, Routing
+from flowgentic_actors.testing.simulation.resizing import CHANGES, Resized
 from flowgentic_actors.testing.simulation.silence import Day
 
 _LENGTHS = tuple(length / 20 for length in range(40, 73))  # 2.0 to 3.6 s
@@ -26,6 +27,7 @@ class Report(Struct, frozen=True, kw_only=True):
         moved: By number of shards.
         losses: By manner and number of nodes that are lost at once.
         cuts: By manner.
+        resized: By what was changed.
         day: Of pauses.
         paused: Share of nodes that are lost, by length of a pause.
         resumed: The same, by how much later than the host a node goes on.
@@ -41,6 +43,7 @@ class Report(Struct, frozen=True, kw_only=True):
     moved: list[Moved]
     losses: list[tuple[str, PowerLosses]]
     cuts: list[tuple[str, Cut]]
+    resized: list[Resized]
     day: Day
     paused: list[tuple[float, float]]
     resumed: list[tuple[float, float]]
@@ -57,6 +60,7 @@ class Report(Struct, frozen=True, kw_only=True):
             self.day.lost
             or any(found.two_answered or found.others_lost for found in ran)
             or any(found.two_answered or found.others_lost or found.lost for found in cuts)
+            or any(found.two_answered or found.unstored for found in self.resized)
         )
 
 
@@ -86,6 +90,10 @@ def simulate(nodes: int, hours: float, seed: int, say: Callable[[str], None]) ->
         say(f"a cut, {manner.name}")
         cut = losses.cut_off(nodes, 3 * nodes // 10, 10.0, seed, manner)
         cuts.append((manner.name, cut))
+    changes = []
+    for change in CHANGES:
+        say(f"slots move: {change}")
+        changes.append(resizing.resized(nodes, change, seed))
     say(f"{hours:g} hours of pauses")
     return Report(
         nodes=nodes,
@@ -95,6 +103,7 @@ def simulate(nodes: int, hours: float, seed: int, say: Callable[[str], None]) ->
         moved=moved,
         losses=found,
         cuts=cuts,
+        resized=changes,
         day=silence.day(nodes, hours, seed),
         paused=silence.lost_by_length(_LENGTHS, 1000, seed),
         resumed=silence.lost_by_length(_LENGTHS, 300, seed, suspended=True),
@@ -116,6 +125,7 @@ def markdown(report: Report) -> str:
             _moved(report),
             _losses(report),
             _cuts(report),
+            _resized(report),
             _silence(report),
             _loads(report),
             _fans(report),
@@ -214,6 +224,33 @@ def _cuts(report: Report) -> str:
         "most led, nodes that lead nothing",
     ]
     return "Nodes that are cut off:\n\n" + _table(head, rows)
+
+
+def _resized(report: Report) -> str:
+    rows = [
+        [
+            one.change,
+            f"{one.needed} / {one.left} / {one.copied}",
+            str(one.begun_anew),
+            f"{one.seconds:.0f} s",
+            f"{one.silences.p50:.3f} / {one.silences.p99:.3f} / {one.silences.most:.3f} s",
+            f"{one.two_answered} / {one.unstored}",
+            str(one.most_led),
+            f"{one.busy * 100:.0f} %",
+        ]
+        for one in report.resized
+    ]
+    head = [
+        "nodes",
+        "slots that had to leave their node / left it / were copied",
+        "moves begun anew",
+        "took",
+        "a slot was not answered for, p50 / p99 / max",
+        "two answered / answered without the data",
+        "most led",
+        "host busy",
+    ]
+    return "Slots that move while all serve:\n\n" + _table(head, rows)
 
 
 def _silence(report: Report) -> str:
