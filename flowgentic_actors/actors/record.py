@@ -1,6 +1,6 @@
 """Which processes a supervisor has let go on: whoever takes over from it must know.
 
-One line for each process, appended before it may open anything. A process is named by pid and start
+One line for each process, there before it may open anything. A process is named by pid and start
 time, so a pid that was given to somebody else since is never taken for it.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Final
 
 import msgspec
 
+from flowgentic_actors.storage.room import overwrite
+
 RECORD_FILE: Final = "processes.jsonl"
 
 _POLL = 0.01
+_noting = threading.Lock()
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -53,25 +57,24 @@ class ProcessRecord:
         self._path = folder / RECORD_FILE
 
     def note(self, name: str, epoch: int, pid: int) -> None:
-        """Append a process, which lives. Blocks for a moment."""
-        line = msgspec.json.encode(Entry(name, epoch, pid, _look_at(pid)[0] or 0)) + b"\n"
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+        """Add a process, which lives. Blocks for a moment."""
+        line = msgspec.json.encode(Entry(name, epoch, pid, _look_at(pid)[0] or 0))
+        with _noting:
+            overwrite(self._path, b"".join(before + b"\n" for before in (*self._lines(), line)))
 
     def entries(self) -> list[Entry]:
         """Every process so far, in order."""
-        try:
-            lines = self._path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
         found = []
-        for line in lines:
+        for line in self._lines():
             with contextlib.suppress(msgspec.DecodeError):  # a last line that was cut by a kill
                 found.append(msgspec.json.decode(line, type=Entry))
         return found
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return self._path.read_bytes().rstrip(b" ").splitlines()
+        except FileNotFoundError:
+            return []
 
     def epochs(self) -> dict[str, int]:
         """The highest epoch of each actor so far."""

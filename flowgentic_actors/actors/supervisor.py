@@ -23,9 +23,10 @@ from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.refusal import Refusal, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy, was_killed
 from flowgentic_actors.actors.spawn import Spawned, Spawner
-from flowgentic_actors.actors.spec import ActorSpec, write_private
+from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.errors import ActorFailedError, ActorStartError, ProtocolError
+from flowgentic_actors.storage.room import overwrite
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.messages import (
     Broken,
@@ -480,7 +481,7 @@ class Supervisor:
         settings = self._settings
         spec_file = self._folder / f"{child.spec.name}.spec"
         encoded = msgspec.json.encode(self._spec_of(child))
-        await on_daemon_thread(_FILE_TIMEOUT, write_private, spec_file, encoded)
+        await on_daemon_thread(_FILE_TIMEOUT, overwrite, spec_file, encoded)
         log_file = self._folder / f"{child.spec.name}.log"
         life.spawned = await self._spawner.spawn(spec_file, log_file, settings.start_timeout)
         if life.watch is None and life.spawned.pid is not None:

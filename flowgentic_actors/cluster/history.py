@@ -29,12 +29,18 @@ class History:
     def __init__(self, folder: Path) -> None:
         path = folder / HISTORY_FILE
         self._events: deque[ClusterEvent] = deque(maxlen=_KEPT)
-        with contextlib.suppress(FileNotFoundError):
-            for line in path.read_bytes().splitlines():
-                with contextlib.suppress(msgspec.DecodeError):  # a last line, cut by a kill
-                    self._events.append(msgspec.json.decode(line, type=ClusterEvent))
-        write_private(path, b"".join(msgspec.json.encode(e) + b"\n" for e in self._events))
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        noted = path.read_bytes() if path.exists() else b""
+        lines = noted.splitlines()
+        for line in lines:
+            with contextlib.suppress(msgspec.DecodeError):  # a line that was cut by a kill
+                self._events.append(msgspec.json.decode(line, type=ClusterEvent))
+        if len(lines) > _KEPT:
+            with contextlib.suppress(OSError):  # as below
+                write_private(path, b"".join(msgspec.json.encode(e) + b"\n" for e in self._events))
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if noted and not noted.endswith(b"\n"):
+            with contextlib.suppress(OSError):
+                os.write(self._fd, b"\n")
         self.next_number = self._events[-1].number + 1 if self._events else 0
 
     def add(self, kind: str, actor: str, detail: str) -> None:

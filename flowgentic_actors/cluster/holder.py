@@ -32,6 +32,7 @@ from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.errors import PersistError, PersistHeldError
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.log import boot_id
+from flowgentic_actors.storage.room import overwrite
 
 HOLDER_LOCK: Final = "holder.lock"
 HOLDER_FILE: Final = "holder.json"
@@ -95,6 +96,7 @@ class Hold:
         self._folder = folder
         self._lock = FileLock(folder / HOLDER_LOCK)
         self._holder: Holder | None = None
+        self._locks = False
         self._wake = threading.Event()
         self._ended = False
         self._thread: threading.Thread | None = None
@@ -121,7 +123,7 @@ class Hold:
         Raises:
             PersistHeldError: If a live cluster has it open.
         """
-        locks = self._take_lock()
+        locks = self._locks = self._take_lock()
         self._holder = Holder(
             name=name,
             host=os.uname().nodename,
@@ -224,9 +226,16 @@ class Hold:
 
     def _write(self, holder: Holder) -> None:
         # A name of its own: without locks another one may be writing at the same moment.
+        path, encoded = self._folder / HOLDER_FILE, msgspec.json.encode(holder)
         unfinished = self._folder / f"{HOLDER_FILE}.{holder.token}"
-        write_private(unfinished, msgspec.json.encode(holder))
-        unfinished.replace(self._folder / HOLDER_FILE)
+        try:
+            write_private(unfinished, encoded)
+            unfinished.replace(path)
+        except OSError as error:
+            unfinished.with_name(f"{unfinished.name}.new").unlink(missing_ok=True)
+            if error.errno != errno.ENOSPC or not (self._locks and path.exists()):
+                raise
+            overwrite(path, encoded)  # in the place of one that has died, and is as long
 
     def _is_own(self, holder: Holder | None) -> bool:
         return (

@@ -107,6 +107,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
+from flowgentic_actors.storage.room import overwrite
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.interfaces import choose_address
@@ -159,10 +160,11 @@ def main() -> int:
         logger.error("another host runs in %s", spec.folder)
         return 1
     os.chdir(spec.folder)  # Dragon writes files into the working directory
-    Path(spec.folder, PID_FILE).write_text(str(os.getpid()))
+    overwrite(Path(spec.folder, PID_FILE), str(os.getpid()).encode())
     ProcessRecord(Path(spec.folder)).note("host", spec.restarts + 1, os.getpid())
     if spec.owns_runtime:
-        Path(spec.folder, RUNTIME_FILE).write_text(os.environ.get(RUNTIME_VARIABLE, ""))
+        runtime = os.environ.get(RUNTIME_VARIABLE, "")
+        overwrite(Path(spec.folder, RUNTIME_FILE), runtime.encode())
     host = Host(spec)
     anyio.run(host.run)
     end_tiers(Path(spec.folder))
@@ -305,7 +307,10 @@ class Host:
             return
         self._end_reason = reason
         # A host that takes over must not begin anew. A few bytes to a node-local file.
-        write_private(self._folder / ENDING_FILE, reason.encode(errors="replace"))
+        try:
+            write_private(self._folder / ENDING_FILE, reason.encode(errors="replace"))
+        except OSError as error:  # the disk is full, say: that is no reason not to end
+            logger.warning("cannot note that this cluster ends: %s (setting: scratch)", error)
         self._ending.set()
 
     async def _end_actors(self, timeout: float) -> dict[str, str]:
@@ -432,7 +437,7 @@ class Host:
                 raise
             logger.warning("port %d is taken: who attached from another node is cut off", before)
             port = await self._server.listen_tcp(self._ip, context)
-        await on_daemon_thread(_FILE_TIMEOUT, file.write_text, str(port))
+        await on_daemon_thread(_FILE_TIMEOUT, overwrite, file, str(port).encode())
         return port
 
     async def _open_federation(

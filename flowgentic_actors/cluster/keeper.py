@@ -23,7 +23,6 @@ import msgspec
 from flowgentic_actors.actors.record import ProcessRecord, end_all
 from flowgentic_actors.actors.refusal import Refusal, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy
-from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.cluster.folders import HOST_SOCKET, PID_FILE
 from flowgentic_actors.cluster.hostlink import HostLink, readable
 from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
@@ -38,6 +37,7 @@ from flowgentic_actors.cluster.protocol import (
     ShutdownReply,
 )
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
+from flowgentic_actors.storage.room import overwrite
 
 SPEC_FILE: Final = "host.spec"
 
@@ -314,17 +314,17 @@ class HostKeeper:
 
     def _start(self, deadline: float) -> HostLink:
         socket_path = self._folder / HOST_SOCKET
-        for stale in (socket_path, self._folder / PID_FILE):
-            stale.unlink(missing_ok=True)
+        socket_path.unlink(missing_ok=True)
+        overwrite(self._folder / PID_FILE, b"")
         spec_file = self._folder / SPEC_FILE
-        write_private(spec_file, msgspec.json.encode(self._spec))
+        overwrite(spec_file, msgspec.json.encode(self._spec))
         attempts = 0
         while not self._comes_up(socket_path, spec_file, deadline):
             attempts += 1
             late = time.monotonic() > deadline or not self._wants_host()
             # What has run ended for a reason of its own. Dragon's launcher gives up before that now
             # and then, on a busy machine, and succeeds the next time.
-            ran = self._spec.spawner != "dragon" or (self._folder / PID_FILE).exists()
+            ran = self._spec.spawner != "dragon" or (self._folder / PID_FILE).read_text().strip()
             if late or ran or attempts == _LAUNCHES:
                 raise ClusterOpenError(f"the host did not start{self.log_tail()}")
             logger.warning("Dragon's launcher ended before the host ran: it is started once more")

@@ -142,7 +142,7 @@ class _NodesLauncher(_DragonLauncher):
     def kill(self) -> None:
         super().kill()
         with contextlib.suppress(OSError):  # its host never came up
-            end_runtime((self._folder / RUNTIME_FILE).read_text())
+            end_runtime((self._folder / RUNTIME_FILE).read_text().rstrip())
         remove_unused(self._segments)
 
 

@@ -270,7 +270,9 @@ class StoredMemory:
             if table is None and (found.table is not None or layout != (shards, namespace_depth)):
                 manifest = msgspec.structs.replace(manifest, generation=found.generation + 1)
                 self._reshard(found, manifest)
-        write_manifest(self._disk, self._path, manifest)
+        # What is the same to the next host of one cluster needs no room on a disk that is full.
+        if found is None or manifest != msgspec.structs.replace(found, opened=manifest.opened):
+            write_manifest(self._disk, self._path, manifest)
         self._remove_generations(but=manifest.generation)
         self._manifest = manifest
         return manifest, found

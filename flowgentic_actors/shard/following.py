@@ -27,6 +27,7 @@ from flowgentic_actors.shard.peers import (
     decode_answer,
     encode_peer,
 )
+from flowgentic_actors.storage.room import overwrite
 from flowgentic_actors.wire.addresses import Address
 from flowgentic_actors.wire.client import AsyncConnection
 
@@ -188,9 +189,7 @@ def read_term(folder: Path) -> int | None:
 
 def write_term(folder: Path, term: int) -> None:
     """Note that a folder holds a copy of a term. Blocks."""
-    temporary = folder / f"{TERM_FILE}.new"
-    temporary.write_text(str(term))
-    temporary.replace(folder / TERM_FILE)
+    overwrite(folder / TERM_FILE, str(term).encode())
 
 
 def empty(folder: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ def server_context(identity: Identity, folder: Path) -> ssl.SSLContext:
 
     Args:
         identity: The cluster's certificate and key.
-        folder: Private; a file with the key is there for a moment, because `ssl` reads files only.
+        folder: Private; where the kernel has no files without a name, one with the key is there for
+            a moment, because `ssl` reads files only.
 
     Raises:
         OSError: If the file cannot be written, or certificate and key are none.
@@ -42,11 +45,23 @@ def server_context(identity: Identity, folder: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0  # nobody resumes; what a client never reads would spoil its close
-    descriptor, path = tempfile.mkstemp(dir=folder, prefix="identity-")  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(identity.certificate + identity.key)
+    with _file_of((identity.certificate + identity.key).encode(), folder) as path:
         context.load_cert_chain(path)
-    finally:
-        Path(path).unlink()
     return context
+
+
+@contextlib.contextmanager
+def _file_of(data: bytes, folder: Path) -> Iterator[str]:
+    """A file that no disk ever has, nor needs room for, where the kernel can."""
+    if hasattr(os, "memfd_create"):
+        descriptor, path = os.memfd_create("identity"), ""
+    else:
+        descriptor, path = tempfile.mkstemp(dir=folder, prefix="identity-")  # mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            yield path or f"/proc/self/fd/{descriptor}"
+    finally:
+        if path:
+            Path(path).unlink()

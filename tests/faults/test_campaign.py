@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,8 +20,9 @@ from flowgentic_actors.testing.faults import (
     WedgeDDict,
 )
 from flowgentic_actors.testing.links import Cut, FaultyLink
-from tests.cluster.helpers import ROOT, eventually, is_orphan
+from tests.cluster.helpers import eventually, is_orphan
 from tests.conftest import NEEDS_DRAGON
+from tests.faults.small_disk import small_disk
 
 pytestmark = pytest.mark.anyio
 
@@ -61,32 +59,10 @@ async def test_killed_hosts_lose_nothing() -> None:
 
 
 def test_a_full_disk_loses_nothing(scratch: Path) -> None:
-    """On a small file system of its own, which a namespace of the user's makes possible."""
-    disk = scratch / "disk"
-    disk.mkdir()
-    inside = ["unshare", "--user", "--map-root-user", "--mount"]
-    mount = f"mount -t tmpfs -o size=96m tmpfs {disk}"
-    campaign = (
-        f"{sys.executable} -m flowgentic_actors.testing.campaign --actions fill-disk --count 1 "
-        f"--seed 23 --items 200 --scratch {disk} --compaction"
-    )
-
-    def run(script: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*inside, "sh", "-c", script],
-            env={**os.environ, "PYTHONPATH": ROOT},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    try:
-        if shutil.which("unshare") is None or run(mount).returncode:
-            pytest.skip("no file system can be mounted here for this test")
-        ended = run(f"{mount} && exec {campaign}")
-    finally:
-        disk.rmdir()
+    campaign = "-m flowgentic_actors.testing.campaign --actions fill-disk --count 1 --compaction"
+    with small_disk(scratch, "96m") as disk:
+        given = [*campaign.split(), "--seed", "23", "--items", "200", "--scratch", str(disk.path)]
+        ended = disk.run(*given, timeout=120)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "fill-disk: 1 happened" in ended.stdout
     assert "StorageError" in ended.stdout, "the disk was not full for any write"

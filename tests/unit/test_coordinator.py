@@ -142,6 +142,25 @@ def test_a_node_that_cannot_follow_is_replaced_by_another_one(
         assert host.plan.shards[0].follower == "b"  # one that was away is another one
 
 
+def test_a_node_that_could_not_follow_tries_once_more_when_there_is_no_other() -> None:
+    host = caught_up("ab")
+    term = host.plan.shards[0].term
+    terms = []
+    for second in range(150):
+        host.tick(float(second))
+        followed(host, 0, state="failed", reason="no space", term=term)
+        terms.append(host.plan.shards[0].term)
+    plan = host.plan.shards[0]
+    assert (plan.follower, plan.caught_up) == ("b", False)
+    assert (terms[50], terms[70], terms[-1]) == (
+        term,
+        term + 1,
+        term + 1,
+    )  # which works
+    events = [event for event in host.take_events() if event.kind == "replica_begun"]
+    assert [event.detail for event in events] == ["on b, once more"]
+
+
 def test_a_follower_whose_leader_is_not_there_yet_waits() -> None:
     host = caught_up()
     old = host.plan.shards[0].follower

@@ -19,6 +19,9 @@ from flowgentic_actors.wire.addresses import Address
 _UNANSWERED: Final = 10
 """Seconds for which a follower has asked its leader in vain, when there is another node to ask."""
 
+_TRY_AGAIN: Final = 60.0
+"""Seconds after which a node may follow again that could not: its disk was full, say."""
+
 
 class NodeEvent(NamedTuple):
     """Something that was decided, in the words of `ClusterEvent`."""
@@ -65,6 +68,7 @@ class Coordinator:
         # Lost nodes whose copy of a shard is as good as its leader's, who knows of no later term.
         self._twins: dict[int, str] = {}
         self._unfit: dict[int, set[str]] = {}  # nodes that could not follow a shard's leader
+        self._forgive_at: float | None = None  # on the clock of `tick`
         self.moves = SlotMoves(plan, address=self._address, changed=self._mark, tell=self._event)
         """The slots that are on their way."""
         self._index()
@@ -203,6 +207,13 @@ class Coordinator:
             silent = "nothing was heard of it for"
             self._lose({node: f"{silent} {self._leases.silence(node):.1f} s" for node in lost})
             self._seek_followers()
+        if not self._unfit:
+            self._forgive_at = None
+        elif self._forgive_at is None:
+            self._forgive_at = now + _TRY_AGAIN
+        elif now >= self._forgive_at:
+            self._forgive_at = None
+            self._try_again()
 
     def lost(self, node: str, reason: str) -> None:
         """A node is not there any more, and nothing on it answers."""
@@ -319,6 +330,17 @@ class Coordinator:
             self._event(
                 "replica_begun", name_of(plan.shard), f"on {other}, for {old} cannot: {why}"
             )
+
+    def _try_again(self) -> None:
+        """Forget who could not follow; where nobody else could, the same one tries once more."""
+        shards = sorted(self._unfit)
+        self._unfit.clear()
+        for plan in [self.plan.shards[shard] for shard in shards]:
+            follower = self.follower(plan.shard)
+            if plan.leader and follower is not None and follower.state == "failed":
+                other = self._other_for(plan)
+                self._change(plan, plan.leader, other)
+                self._event("replica_begun", name_of(plan.shard), f"on {other}, once more")
 
     def _other_for(self, plan: ShardPlan) -> str:
         """The node that is to follow, empty when there is none that could."""

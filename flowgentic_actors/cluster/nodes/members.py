@@ -76,10 +76,17 @@ class NodeMembers:
             told = self._told(duty)
             before = self._duties.get(shard)
             self._duties[shard] = duty
+            if before is not None and before.term != duty.term and self._has_failed(shard):
+                await self._supervisor.remove(name_of(shard))  # what was wrong may be right by now
+                before = None
             if before is None:
                 await self._supervisor.add(self._tasks, self._specs(shard), told)
             elif before != duty and told is not None:
                 self._supervisor.tell(name_of(shard), told)
+
+    def _has_failed(self, shard: int) -> bool:
+        states = [c.state for c in self._supervisor.children if c.spec.name == name_of(shard)]
+        return states == [ChildState.FAILED]
 
     def that_matter(self, ended: Mapping[str, str]) -> dict[str, str]:
         """Those that did not end in order, but for second copies: the first ones have it all."""

@@ -7,7 +7,6 @@ who takes the place of a lost node, has its room already.
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 from typing import Final
@@ -16,6 +15,7 @@ import msgspec
 
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.errors import ClusterOpenError
+from flowgentic_actors.storage.room import overwrite
 
 _NAMES: Final = ("plan.json", "plan-2.json")
 _SMALLEST: Final = 16 << 10  # bytes
@@ -69,7 +69,7 @@ class PlanFile:
             OSError: If that is not possible; the one before is there still.
         """
         whole = msgspec.json.encode(_Written(zlib.crc32(plan), msgspec.Raw(plan)))
-        _overwrite(self._paths[self._next], whole)
+        overwrite(self._paths[self._next], whole, _SMALLEST)
         self._next = 1 - self._next
 
 
@@ -78,17 +78,3 @@ def _decode(data: bytes) -> ClusterPlan:
     if zlib.crc32(written.plan) != written.checksum:
         raise ValueError("it is not what was written")
     return msgspec.json.decode(written.plan, type=ClusterPlan)
-
-
-def _overwrite(path: Path, data: bytes) -> None:
-    """Put data in the place of what a file holds, with space behind it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size < len(data):
-            size = max(2 * len(data), _SMALLEST)
-        rest = memoryview(data.ljust(size))
-        while rest:
-            rest = rest[os.pwrite(descriptor, rest, size - len(rest)) :]
-    finally:
-        os.close(descriptor)

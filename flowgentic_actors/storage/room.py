@@ -1,0 +1,40 @@
+"""Small files that have their room on the disk before it is needed.
+
+A full disk must not keep an actor from being started again, or a copy from being promoted: what has
+to be noted for that goes in the place of what was noted before.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+_LEAST: Final = 4096  # bytes: less takes as much of a disk
+
+
+def overwrite(path: Path, data: bytes, least: int = _LEAST) -> None:
+    """Put data in the place of what a file holds, and fill up with spaces; it never gets smaller.
+
+    Readable by this user alone. What is cut off in the middle leaves a part of both, so either
+    nobody reads it then, or it has to be told. Blocks.
+
+    Args:
+        path: The file; made when it is not there.
+        data: What to write, without spaces at the end that mean anything.
+        least: Bytes that the file has at least, from then on.
+
+    Raises:
+        OSError: If that is not possible. There is no room on a full disk for more than the file
+            had before.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size < len(data) or not size:
+            size = max(2 * len(data), least)
+        rest = memoryview(data.ljust(size))
+        while rest:
+            rest = rest[os.pwrite(descriptor, rest, size - len(rest)) :]
+    finally:
+        os.close(descriptor)

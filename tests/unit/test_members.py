@@ -1,0 +1,81 @@
+"""What orders mean for the actors of a node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from flowgentic_actors.actors.supervisor import ChildState
+from flowgentic_actors.cluster.nodes.duties import Duty, Orders, name_of
+from flowgentic_actors.cluster.nodes.members import NodeMembers
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class _Spec:
+    name: str
+    arguments: dict[str, str]
+
+
+@dataclass
+class _Child:
+    spec: _Spec
+    state: ChildState = ChildState.RUNNING
+
+
+@dataclass
+class _Supervisor:
+    """Notes what it is asked for."""
+
+    asked: list[str] = field(default_factory=list)
+    all: dict[str, _Child] = field(default_factory=dict)
+
+    @property
+    def children(self) -> list[_Child]:
+        return list(self.all.values())
+
+    async def add(self, _tasks: object, spec: _Spec, _told: object) -> None:
+        self.asked.append(f"add {spec.name}")
+        self.all[spec.name] = _Child(spec)
+
+    async def remove(self, name: str) -> None:
+        self.asked.append(f"remove {name}")
+        del self.all[name]
+
+    def tell(self, name: str, _body: object) -> None:
+        self.asked.append(f"tell {name}")
+
+    def take(self) -> list[str]:
+        asked, self.asked = self.asked, []
+        return asked
+
+
+async def test_one_that_has_failed_is_started_again_by_another_term_alone(tmp_path: Path) -> None:
+    supervisor = _Supervisor()
+    members = NodeMembers(
+        cast("Any", supervisor),
+        cast("Any", None),
+        lambda shard: cast("Any", _Spec(name_of(shard), {"folder": str(tmp_path / str(shard))})),
+        host="127.0.0.1",
+        certificate="",
+        secret=b"",
+        max_bytes=1000,
+        replicated=True,
+    )
+
+    async def ordered(term: int, follower: str = "b") -> list[str]:
+        duties = (Duty(0, "leader", term, follower=follower), Duty(1, "follower", term))
+        await members.carry_out(Orders(term, duties))
+        return supervisor.take()
+
+    assert await ordered(1) == ["add shard-0", "add shard-1"]
+    assert await ordered(2) == ["tell shard-0", "tell shard-1"]
+    supervisor.all["shard-1"].state = ChildState.FAILED
+    assert await ordered(2) == []
+    assert await ordered(2, follower="c") == ["tell shard-0"]
+    assert await ordered(3) == ["tell shard-0", "remove shard-1", "add shard-1"]
+    assert await ordered(4) == ["tell shard-0", "tell shard-1"]
