@@ -74,6 +74,7 @@ def simulate(nodes: int, hours: float, seed: int, say: Callable[[str], None]) ->
         say: Told what is under way.
     """
     sizes = [size for size in (10, 30, 100, 300) if size < nodes] + [nodes]
+    tries = min(1000, 10 * nodes)
     say("placing keys")
     balances = [placing.balance(size, 100_000, seed) for size in sizes]
     moved = [placing.moved(size) for size in sizes]
@@ -105,8 +106,8 @@ def simulate(nodes: int, hours: float, seed: int, say: Callable[[str], None]) ->
         cuts=cuts,
         resized=changes,
         day=silence.day(nodes, hours, seed),
-        paused=silence.lost_by_length(_LENGTHS, 1000, seed),
-        resumed=silence.lost_by_length(_LENGTHS, 300, seed, suspended=True),
+        paused=silence.lost_by_length(_LENGTHS, tries, seed),
+        resumed=silence.lost_by_length(_LENGTHS, tries * 3 // 10, seed, suspended=True),
         loads=loads,
         routing=placing.routing(nodes),
         fans=fans,
