@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.storage.room import overwrite
+from flowgentic_actors.storage.private import overwrite
 
 RECORD_FILE: Final = "processes.jsonl"
 

@@ -26,7 +26,7 @@ from flowgentic_actors.actors.spawn import Spawned, Spawner
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.errors import ActorFailedError, ActorStartError, ProtocolError
-from flowgentic_actors.storage.room import overwrite
+from flowgentic_actors.storage.private import overwrite
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.messages import (
     Broken,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterNotFoundError
+from flowgentic_actors.storage.private import write_private
 from flowgentic_actors.wire.addresses import Address, TcpAddress
 
 _EXPORT_PREFIX = "flowgentic:"

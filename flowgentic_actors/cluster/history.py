@@ -11,8 +11,8 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.cluster.status import ClusterEvent
+from flowgentic_actors.storage.private import write_private
 
 HISTORY_FILE: Final = "events.jsonl"
 

@@ -28,11 +28,10 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.errors import PersistError, PersistHeldError
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.log import boot_id
-from flowgentic_actors.storage.room import overwrite
+from flowgentic_actors.storage.private import overwrite, write_private
 
 HOLDER_LOCK: Final = "holder.lock"
 HOLDER_FILE: Final = "holder.json"

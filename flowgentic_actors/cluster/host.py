@@ -31,7 +31,6 @@ from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.refusal import Refusal, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.spawn_dragon import DragonSpawner
-from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.actors.supervisor import (
     Child,
     ChildSpec,
@@ -107,7 +106,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
-from flowgentic_actors.storage.room import overwrite
+from flowgentic_actors.storage.private import overwrite, write_private
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.interfaces import choose_address

@@ -37,7 +37,7 @@ from flowgentic_actors.cluster.protocol import (
     ShutdownReply,
 )
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
-from flowgentic_actors.storage.room import overwrite
+from flowgentic_actors.storage.private import overwrite
 
 SPEC_FILE: Final = "host.spec"
 

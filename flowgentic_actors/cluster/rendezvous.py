@@ -19,12 +19,12 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.actors.spec import write_private
 from flowgentic_actors.cluster.handle import Descriptor
 from flowgentic_actors.cluster.hostlink import HostLink
 from flowgentic_actors.cluster.protocol import AwaitRanks, Enter, RanksReply
 from flowgentic_actors.environment import StepRank
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
+from flowgentic_actors.storage.private import write_private
 
 _FOLDER: Final = ".flowgentic"
 _POLL: Final = 0.1

@@ -27,7 +27,7 @@ from flowgentic_actors.shard.peers import (
     decode_answer,
     encode_peer,
 )
-from flowgentic_actors.storage.room import overwrite
+from flowgentic_actors.storage.private import overwrite
 from flowgentic_actors.wire.addresses import Address
 from flowgentic_actors.wire.client import AsyncConnection
 

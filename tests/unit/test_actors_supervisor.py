@@ -23,7 +23,7 @@ from flowgentic_actors.actors.exits import ProcessWatch
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned, SubprocessSpawner, _Child
-from flowgentic_actors.actors.spec import ActorSpec, write_private
+from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.actors.supervisor import Child, ChildSpec, ChildState
 from flowgentic_actors.errors import (
     ActorFailedError,
@@ -34,6 +34,7 @@ from flowgentic_actors.errors import (
     RequestError,
     RequestExpiredError,
 )
+from flowgentic_actors.storage.private import write_private
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.messages import Ready, Request, Started, ToServer

@@ -1,7 +1,7 @@
-"""Small files that have their room on the disk before it is needed.
+"""Small files that only this user can read: written anew, or in the place of what is there.
 
-A full disk must not keep an actor from being started again, or a copy from being promoted: what has
-to be noted for that goes in the place of what was noted before.
+The latter needs no room on a disk that is full. That must not keep an actor from being started
+again, or a copy from being promoted, so what has to be noted for that has its room beforehand.
 """
 
 from __future__ import annotations
@@ -11,6 +11,15 @@ from pathlib import Path
 from typing import Final
 
 _LEAST: Final = 4096  # bytes: less takes as much of a disk
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only this user can read, whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    temporary.replace(path)
 
 
 def overwrite(path: Path, data: bytes, least: int = _LEAST) -> None:

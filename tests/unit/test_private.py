@@ -16,7 +16,7 @@ from flowgentic_actors.cluster.history import HISTORY_FILE, History
 from flowgentic_actors.cluster.holder import HOLDER_FILE, Hold, is_held, read_holder
 from flowgentic_actors.cluster.persist import MANIFEST, StoredMemory
 from flowgentic_actors.shard.following import TERM_FILE, read_term, write_term
-from flowgentic_actors.storage.room import overwrite
+from flowgentic_actors.storage.private import overwrite
 
 
 @pytest.fixture
