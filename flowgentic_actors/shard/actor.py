@@ -82,7 +82,6 @@ _LAST_WORK = 5.0  # of the journal's thread, when the actor closes
 _decode_command = msgspec.msgpack.Decoder(Command).decode
 _encode = msgspec.msgpack.Encoder().encode
 _DONE = _encode(DONE)
-_WRITES = frozenset(WRITES)
 _STORING = (ItemStored, CheckpointStored, WritesStored, BlobsKept)
 
 
@@ -292,7 +291,7 @@ class ShardActor:
             command = _decode_command(call.body)
             if next(self._sampling):
                 self._hot_keys.saw(key_of(command), time.monotonic())
-            if type(command) not in _WRITES:
+            if not isinstance(command, WRITES):
                 return self._query(command)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequestError(f"not a command: {error}") from error
