@@ -386,8 +386,9 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             outgoing = Outgoing(command, values, new_versions, dumps, known)
             command = outgoing.command()
             size = _size(command)
-        self._backlog.begin(thread_id, size)
+        write = object()
         try:
+            self._backlog.begin(thread_id, size, write)
             reply = yield Ask(shard, command)
             while isinstance(reply, MissingBlobs):
                 # Values that came with no new version and that the shard has never seen, or parts
@@ -395,8 +396,10 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
                 outgoing = outgoing or Outgoing(command, values, new_versions, dumps, known)
                 outgoing.send_again(reply.channels)
                 reply = yield Ask(shard, outgoing.command())
-        finally:
-            self._backlog.end(thread_id, size)
+            self._backlog.end(thread_id, write)
+        except BaseException:  # of a signal's handler, too, and within `end`: no `finally` would do
+            self._backlog.end(thread_id, write)
+            raise
         if isinstance(reply, Conflict):
             raise ThreadConflictError(
                 f"thread {thread_id!r} was written to by somebody else: its latest checkpoint is "
@@ -436,11 +439,14 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         )
         command = PutWrites(thread_id, ns, checkpoint_id, task_id, task_path, stored)
         size = sum([len(write.value[1]) for write in stored])
-        self._backlog.begin(thread_id, size)
+        write = object()
         try:
+            self._backlog.begin(thread_id, size, write)
             yield Ask(self._client.table.of_thread(thread_id), command)
-        finally:
-            self._backlog.end(thread_id, size)
+            self._backlog.end(thread_id, write)
+        except BaseException:  # as above
+            self._backlog.end(thread_id, write)
+            raise
 
     def _delete_thread(self, thread_id: str) -> Plan[None]:
         thread_id = str(thread_id)

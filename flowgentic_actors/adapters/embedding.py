@@ -88,7 +88,7 @@ class Index:
     async def _together(self, documents: Sequence[str]) -> Mapping[str, bytes]:
         loop = asyncio.get_running_loop()
         waiting = self._waiting.get(loop)
-        if waiting is None:
+        if waiting is None or waiting.task.done():  # it failed before it took its texts
             waiting = self._waiting[loop] = _Round(loop.create_task(self._embed_round(loop)))
         waiting.texts.update(dict.fromkeys(documents))
         waiting.callers += 1

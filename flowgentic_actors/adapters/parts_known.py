@@ -82,6 +82,8 @@ class RecentLists:
             if branch:
                 self._branches[thread_id, ns] = branch
                 self._parts += branch.weight
+            if self._parts > _REMEMBERED:  # counted anew: a call that was interrupted miscounts
+                self._parts = sum(branch.weight for branch in self._branches.values())
             while self._parts > _REMEMBERED and len(self._branches) > 1:
                 self._parts -= self._branches.popitem(last=False)[1].weight
 

@@ -17,7 +17,12 @@ from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
-from flowgentic_actors.errors import PartialFailureError, RequestError, SlotsMovedError
+from flowgentic_actors.errors import (
+    FlowgenticError,
+    PartialFailureError,
+    RequestError,
+    SlotsMovedError,
+)
 
 T = TypeVar("T")
 
@@ -34,6 +39,9 @@ class Ask(Struct, frozen=True, gc=False):
 
 class Each(list[Ask]):
     """Questions that have nothing to do with each other: errors are given in place of replies.
+
+    Only errors of ours are given. Any other exception, such as one that a signal's handler raises,
+    ends all that is under way.
 
     For any other sequence of questions the first error is raised in the plan, after the last
     answer; a `PartialFailureError` when they went to several shards and some of those answered.
@@ -63,6 +71,9 @@ async def run(client: MemoryClient, plan: Plan[T]) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
+    except BaseException:
+        plan.close()  # at once: a traceback that somebody keeps would keep it alive
+        raise
 
 
 def run_sync(client: MemoryClient, plan: Plan[T]) -> T:
@@ -74,6 +85,9 @@ def run_sync(client: MemoryClient, plan: Plan[T]) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
+    except BaseException:
+        plan.close()
+        raise
 
 
 def _several(asks: Asks) -> Sequence[Ask]:
@@ -107,7 +121,7 @@ async def ask_each(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Ex
     if len(asks) == 1:
         try:
             return [await client.ask(asks[0].shard, asks[0].command)]
-        except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+        except FlowgenticError as error:
             return [error]
     return await client.ask_each([(ask.shard, ask.command) for ask in asks])
 
@@ -117,7 +131,7 @@ def ask_each_sync(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Exc
     if len(asks) == 1:
         try:
             return [client.ask_sync(asks[0].shard, asks[0].command)]
-        except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+        except FlowgenticError as error:
             return [error]
     return client.ask_each_sync([(ask.shard, ask.command) for ask in asks])
 
@@ -136,7 +150,7 @@ def each(plans: Sequence[Plan[T]]) -> Plan[list[T | Exception]]:
             asks[index] = next(plan) if answers is None else _go_on(plan, asked, answers)
         except StopIteration as end:
             results[index] = end.value
-        except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+        except FlowgenticError as error:
             results[index] = error
 
     for index in range(len(plans)):

@@ -38,6 +38,7 @@ from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
     ClusterClosedError,
+    FlowgenticError,
     InvalidRequestError,
     OutcomeUnknownError,
     RejectedError,
@@ -234,7 +235,7 @@ class RemoteClient:
             connection = self._actors[shard].connection()
             try:
                 begun.append((connection, connection.begin(_encode(command), timeout)))
-            except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+            except FlowgenticError as error:
                 begun.append(error)
         answers: list[Reply | Exception] = []
         try:
@@ -244,7 +245,7 @@ class RemoteClient:
                     continue
                 try:
                     answers.append(_decode(await one[1].waiter))
-                except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+                except FlowgenticError as error:
                     answers.append(error)
         except BaseException:
             for one in begun[len(answers) :]:
@@ -328,7 +329,7 @@ class RemoteClient:
                     try:
                         body = _encode(asks[numbers[0]][1])
                         under_way[shard] = self._actors[shard].begin_sync(body, self._timeout)
-                    except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+                    except FlowgenticError as error:
                         answers[numbers[0]] = error
                 for shard, numbers in list(waiting.items()):
                     number = numbers.popleft()
@@ -348,7 +349,7 @@ class RemoteClient:
                 return _decode(call.finish())
             except SlotsMovedError:
                 return self.ask_sync(shard, command)  # which knows where else to ask
-        except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+        except FlowgenticError as error:
             return error
 
     def _any_outdated(self, asks: Sequence[tuple[int, Command]]) -> bool:

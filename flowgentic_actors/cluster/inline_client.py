@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import Future
 
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.client import NOT_PICKLED
@@ -20,12 +19,13 @@ from flowgentic_actors.engine.slots import SLOTS
 from flowgentic_actors.errors import (
     ClusterClosedError,
     ClusterClosingError,
+    FlowgenticError,
     LocalClusterError,
     OutcomeUnknownError,
 )
 from flowgentic_actors.shard.bare import BareShard
 from flowgentic_actors.shard.settings import ShardSettings
-from flowgentic_actors.storage.group import Promise
+from flowgentic_actors.storage.group import Blocking, Promise
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
 _CLOSE_MARGIN = 30.0  # the parts of closing have deadlines of their own
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def _no_cancellation(answer: Reply | BaseException) -> Reply | Exception:
-    if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+    if isinstance(answer, BaseException) and not isinstance(answer, FlowgenticError):
         raise answer
     return answer
 
@@ -85,12 +85,15 @@ class InlineClient:
             return self.ask_sync(shard, command)
         answer = self._begin(self._memory, command, asyncio.get_running_loop())
         if not isinstance(answer, asyncio.Future):
-            assert not isinstance(answer, Future)
+            assert not isinstance(answer, Blocking)
             return answer
+        deadline = asyncio.timeout(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with deadline:
                 return await answer
         except TimeoutError as error:
+            if not deadline.expired():
+                raise  # somebody else's, a signal handler's say
             raise self._late() from error
 
     async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
@@ -107,7 +110,7 @@ class InlineClient:
         for shard, command in asks:
             try:
                 answers.append(self.ask_sync(shard, command))
-            except Exception as error:  # noqa: BLE001 - raised by whoever it concerns
+            except FlowgenticError as error:
                 answers.append(error)
         return answers
 
@@ -115,13 +118,12 @@ class InlineClient:
         """Have the shard carry out a command; see `MemoryClient.ask_sync`."""
         if self._memory is not None:
             answer = self._begin(self._memory, command, None)
-            if not isinstance(answer, Future):
+            if not isinstance(answer, Blocking):
                 assert not isinstance(answer, asyncio.Future)
                 return answer
-            try:
-                return answer.result(self._timeout)
-            except TimeoutError as error:
-                raise self._late() from error
+            if not answer.wait(self._timeout):
+                raise self._late()
+            return answer.result()
         if self._unusable is not None or self._end_reason is not None:
             self._check_usable()
         self._requests += 1

@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future
+from functools import partial
+from queue import Empty, SimpleQueue
 from time import monotonic
 
 
 class News:
-    """Wakes those who wait. It has no lock, which a forked child might find taken for ever."""
+    """Wakes those who wait.
+
+    It has no lock, which a forked child, or a thread that was interrupted by an exception, might
+    leave locked for ever.
+    """
 
     def __init__(self) -> None:
-        self._waiting: set[Future[None]] = set()
+        self._waiting: set[Callable[[], object]] = set()
 
     def tell(self) -> None:
         """Have everybody look again; callable from any thread."""
         with contextlib.suppress(KeyError):  # nobody is left
             while True:
-                future = self._waiting.pop()
-                if future.set_running_or_notify_cancel():
-                    future.set_result(None)
+                self._waiting.pop()()
 
     def forget(self) -> None:
         """Forget who waits: in a forked child, those are the parent's."""
@@ -30,31 +33,39 @@ class News:
     async def wait(self, condition: Callable[[], bool], seconds: float) -> None:
         """Wait until something is so, but no longer than that."""
         deadline = monotonic() + seconds
+        loop = asyncio.get_running_loop()
         while not condition() and (left := deadline - monotonic()) > 0:
-            future = self._expect()
-            heard = asyncio.wrap_future(future)
+            heard: asyncio.Future[None] = loop.create_future()
+            wake = partial(_tell_loop, loop, heard)
+            self._waiting.add(wake)
             try:
+                # Looked at after this as well: what is told in between is not missed.
                 if not condition():
                     await asyncio.wait([heard], timeout=left)
             finally:
-                self._waiting.discard(future)
-                heard.cancel()
+                self._waiting.discard(wake)
 
     def wait_sync(self, condition: Callable[[], bool], seconds: float) -> None:
         """The same, blocking."""
         deadline = monotonic() + seconds
         while not condition() and (left := deadline - monotonic()) > 0:
-            future = self._expect()
+            heard: SimpleQueue[None] = SimpleQueue()
+            wake = partial(heard.put, None)
+            self._waiting.add(wake)
             try:
                 if not condition():
-                    future.result(left)
-            except TimeoutError:
+                    heard.get(timeout=left)
+            except Empty:
                 return
             finally:
-                self._waiting.discard(future)
+                self._waiting.discard(wake)
 
-    def _expect(self) -> Future[None]:
-        # The condition is looked at after this as well: what is told in between is not missed.
-        future: Future[None] = Future()
-        self._waiting.add(future)
-        return future
+
+def _tell_loop(loop: asyncio.AbstractEventLoop, heard: asyncio.Future[None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(_tell, heard)
+
+
+def _tell(heard: asyncio.Future[None]) -> None:
+    if not heard.done():
+        heard.set_result(None)

@@ -70,8 +70,8 @@ class Branch:
         if entry.deltas:
             self._deltas = True
         if self._uses is not None:
-            self._count(old, -1)
-            self._count(entry, 1)
+            _count(self._uses, old, -1)
+            _count(self._uses, entry, 1)
         return old
 
     def pop(self, checkpoint_id: str) -> StoredCheckpoint | None:
@@ -79,13 +79,15 @@ class Branch:
         entry = self.entries.pop(checkpoint_id, None)
         if entry is not None:
             del self.order[bisect_left(self.order, checkpoint_id)]
-            self._count(entry, -1)
+            if self._uses is not None:
+                _count(self._uses, entry, -1)
         return entry
 
-    def _count(self, entry: StoredCheckpoint | None, change: int) -> None:
-        if self._uses is not None and entry is not None:
-            for place in entry.versions.items():
-                self._uses[place] = self._uses.get(place, 0) + change
+    def restore(self) -> None:
+        """Derive all that can be derived from what is stored, after an interrupted change."""
+        self.order = sorted(self.entries)
+        self._uses = None
+        self._deltas = any(entry.deltas for entry in self.entries.values())
 
     # ------------------------------------------------------------------ what may go
 
@@ -95,14 +97,16 @@ class Branch:
         From the first question on uses are counted, so the next ones cost their answer.
         """
         if self._uses is None:
-            self._uses = {}
+            uses: dict[Place, int] = {}  # an interrupted question leaves none half made
             for entry in self.entries.values():
-                self._count(entry, 1)
+                _count(uses, entry, 1)
+            self._uses = uses
+        used = self._uses
         gone: dict[Place, int] = {}
         for checkpoint_id in checkpoint_ids:
             for place in self.entries[checkpoint_id].versions.items():
                 gone[place] = gone.get(place, 0) + 1
-        return (p for p, n in gone.items() if p in self.blobs and self._uses[p] == n)
+        return (p for p, n in gone.items() if p in self.blobs and used[p] == n)
 
     def unused(self) -> Iterator[Place]:
         """The places of values that no checkpoint has."""
@@ -183,3 +187,9 @@ class Branch:
         for writes in self.writes.values():
             for write in writes.values():
                 yield write.value
+
+
+def _count(uses: dict[Place, int], entry: StoredCheckpoint | None, change: int) -> None:
+    if entry is not None:
+        for place in entry.versions.items():
+            uses[place] = uses.get(place, 0) + change

@@ -68,6 +68,11 @@ class Cache:
                     self._remove(key)
         return _DONE
 
+    def redo(self, command: CacheCommand, now_us: int) -> None:
+        """Carry out a command again that was interrupted; see `Shard.redo`."""
+        self.bytes = sum(entry.size for entry in self._entries.values())
+        self.answer(command, now_us)
+
     def _get(self, key: CacheKey, now_us: int) -> Blob | None:
         entry = self._entries.get(key)
         if entry is not None and entry.expires_us and entry.expires_us <= now_us:

@@ -94,8 +94,13 @@ class Expiry:
     def _tidy(self) -> None:
         """Make the queue anew when most of it is about items that are gone."""
         if len(self._queue) > 2 * len(self.lives) + _NEGLIGIBLE:
-            self._queue = [(life.expires_us, place) for place, life in self.lives.items()]
-            heapify(self._queue)
+            self.restore()
+
+    def restore(self) -> None:
+        """Make the queue anew from the lives."""
+        queue = [(life.expires_us, place) for place, life in self.lives.items()]
+        heapify(queue)
+        self._queue = queue
 
     def next_us(self) -> int | None:
         """When there may be something over, None while nothing expires."""

@@ -142,6 +142,24 @@ class Items:
                 for place in places:
                     self._delete(place)
 
+    def restore(self, places: Iterable[ItemPlace]) -> None:
+        """Be consistent again after a change of some items was interrupted; see `Shard.redo`."""
+        for place in places:
+            namespace = self._namespaces.get(place[0])
+            if namespace is not None:
+                namespace.order = None
+                if not namespace.items:
+                    del self._namespaces[place[0]]
+            if self.find(place) is None:
+                self._expiry.forget(place)
+        self._order = None
+        self._expiry.restore()
+        self.vectors.restore(lambda place: self.find(place) is not None)
+        stored = [namespace.items.values() for namespace in self._namespaces.values()]
+        self._count = sum(map(len, stored))
+        sizes = sum(item.size for items in stored for item in items)
+        self.bytes = sizes + self.vectors.total_bytes
+
     def store(self, record: ItemStored, lsn: int) -> None:
         """Carry out the record of an item; see `Shard.replay`."""
         namespace = self._namespaces.get(record.namespace)

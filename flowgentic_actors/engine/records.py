@@ -128,3 +128,17 @@ ThreadRecord: TypeAlias = (
 ItemRecord: TypeAlias = ItemStored | ItemDeleted | ItemsRefreshed | ItemsExpired
 
 Record: TypeAlias = ThreadRecord | ItemRecord
+
+RECORDS = (
+    CheckpointStored,
+    WritesStored,
+    ThreadDeleted,
+    CheckpointsDropped,
+    BlobsKept,
+    ThreadsExpired,
+    ItemStored,
+    ItemDeleted,
+    ItemsRefreshed,
+    ItemsExpired,
+)
+"""Their types, to tell them from commands."""

@@ -39,6 +39,7 @@ from flowgentic_actors.engine.records import (
     ItemStored,
     Record,
     ThreadDeleted,
+    ThreadsExpired,
     WritesStored,
 )
 from flowgentic_actors.engine.replies import (
@@ -206,7 +207,7 @@ class Shard:
                 return None
         return self._items.plan_refresh(((row.namespace, row.key) for row in rows), now_us)
 
-    def plan_trim(self, record: Record) -> CheckpointsDropped | None:
+    def plan_trim(self, record: Command | Record) -> CheckpointsDropped | None:
         """Decide what is too much in a thread after a record was carried out."""
         if self._retention.keep_last is not None and isinstance(record, CheckpointStored):
             return self._threads.plan_trim(record.thread_id, record.checkpoint_ns)
@@ -234,6 +235,35 @@ class Shard:
             lsn: Address of the journal entry that holds it.
         """
         self._replays.get(type(record), self._replay)(record, lsn)
+
+    def redo(self, begun: Command | Record, now_us: int) -> None:
+        """Have what an exception interrupted, at whichever instruction, take effect as a whole.
+
+        The dictionaries of threads, checkpoints and items hold the truth: counts, orders and
+        indexes are derived from them anew, which takes a pass over the items or the threads, and
+        the record is carried out once more. May be interrupted itself, and called again.
+
+        Only for a shard that keeps all values in memory.
+
+        Args:
+            begun: The record, or the command about cached values. Other commands change nothing.
+            now_us: The time, as for `query`.
+        """
+        match begun:
+            case CacheGet() | CacheSet() | CacheClear():
+                self._cache.redo(begun, now_us)
+                return
+            case ItemStored(namespace, key) | ItemDeleted(namespace, key):
+                self._items.restore([(namespace, key)])
+            case ItemsRefreshed(places) | ItemsExpired(places):
+                self._items.restore(places)
+            case ThreadsExpired(thread_ids):
+                self._threads.restore(thread_ids)
+            case CheckpointStored() | WritesStored() | CheckpointsDropped() | ThreadDeleted():
+                self._threads.restore([begun.thread_id])
+            case _:
+                return
+        self.replay(begun)
 
     # ------------------------------------------------------------------ a part of it
 

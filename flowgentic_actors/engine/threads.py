@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -22,6 +22,7 @@ from flowgentic_actors.engine.records import (
     WritesStored,
 )
 from flowgentic_actors.engine.replies import Conflict, MissingBlobs
+from flowgentic_actors.engine.thread import Thread
 from flowgentic_actors.engine.values import Value, Values
 
 RUN_ID = "run_id"
@@ -38,28 +39,6 @@ class Retention(NamedTuple):
 
     keep_last: int | None = None
     ttl_us: int | None = None
-
-
-class Thread:
-    """One thread.
-
-    Attributes:
-        branches: By checkpoint namespace.
-        updated_us: When it was last written to.
-        bytes: Bytes of its values.
-    """
-
-    __slots__ = ("branches", "bytes", "updated_us")
-
-    def __init__(self) -> None:
-        self.branches: dict[str, Branch] = {}
-        self.updated_us = 0
-        self.bytes = 0
-
-    @property
-    def checkpoints(self) -> int:
-        """How many it has."""
-        return sum(len(branch.entries) for branch in self.branches.values())
 
 
 class Threads:
@@ -216,6 +195,19 @@ class Threads:
 
     # ------------------------------------------------------------------ writes, carried out
 
+    def restore(self, thread_ids: Iterable[str]) -> None:
+        """Be consistent again after a change of some threads was interrupted; see `Shard.redo`."""
+        for thread_id in thread_ids:
+            thread = self._threads.get(thread_id)
+            if thread is not None:
+                thread.restore()
+                if not thread.branches:
+                    del self._threads[thread_id]
+        self._runs = None
+        self._out_of_order = True
+        self.checkpoints = sum(thread.checkpoints for thread in self._threads.values())
+        self.bytes = sum(thread.bytes for thread in self._threads.values())
+
     def replay(self, record: ThreadRecord, lsn: int) -> None:
         """Carry out a record; see `Shard.replay`."""
         match record:
@@ -251,7 +243,7 @@ class Threads:
             self._drop(thread, old.metadata)
         self._store_blobs(thread, branch, record, lsn)
         if self._runs is not None:
-            self._note_run(record.thread_id, record.facets)
+            _note_run(self._runs, record.thread_id, record.facets)
         self._touch(record.thread_id, thread, record.time_us)
 
     def _store_blobs(
@@ -455,18 +447,19 @@ class Threads:
 
     def _put_in_order(self) -> None:
         if self._out_of_order:
-            self._out_of_order = False
             by_time = sorted(self._threads.items(), key=lambda kv: (kv[1].updated_us, kv[0]))
             self._threads = OrderedDict(by_time)
+            self._out_of_order = False
 
     def of_runs(self, runs: set[str]) -> list[str]:
         """The threads that have checkpoints of some runs, sorted."""
         if self._runs is None:  # from the first question on: most shards are never asked
-            self._runs = {}
+            known: dict[str, set[str]] = {}  # an interrupted search leaves none half made
             for thread_id, thread in self._threads.items():
                 for branch in thread.branches.values():
                     for entry in branch.entries.values():
-                        self._note_run(thread_id, entry.facets)
+                        _note_run(known, thread_id, entry.facets)
+            self._runs = known
         found = {thread_id for run_id in runs for thread_id in self._runs.get(run_id, ())}
         if self.shown is not None:
             found = set(filter(self.shown, found))
@@ -479,11 +472,11 @@ class Threads:
             for entry in branch.entries.values()
         )
 
-    def _note_run(self, thread_id: str, facets: Mapping[str, Scalar]) -> None:
-        if self._runs is not None:
-            run_id = facets.get(RUN_ID)
-            if isinstance(run_id, str):
-                self._runs.setdefault(run_id, set()).add(thread_id)
+
+def _note_run(runs: dict[str, set[str]], thread_id: str, facets: Mapping[str, Scalar]) -> None:
+    run_id = facets.get(RUN_ID)
+    if isinstance(run_id, str):
+        runs.setdefault(run_id, set()).add(thread_id)
 
 
 def _writes_stored(command: PutWrites, writes: tuple[Write, ...], now_us: int) -> WritesStored:

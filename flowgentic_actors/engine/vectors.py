@@ -7,9 +7,9 @@ docs/explanation/search.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flowgentic_actors.engine.expiry import ItemPlace
 from flowgentic_actors.engine.model import Vector
@@ -81,6 +81,17 @@ class Vectors:
             if not matrix.total_bytes:
                 del self._matrices[size]
 
+    def restore(self, is_stored: Callable[[ItemPlace], bool]) -> None:
+        """Be consistent again after `put` or `drop` was interrupted.
+
+        What it was about is either not stored, or has to be put once more.
+
+        Args:
+            is_stored: Whether there is an item at a place; vectors of others are dropped.
+        """
+        restored = {size: matrix.restored(is_stored) for size, matrix in self._matrices.items()}
+        self._matrices = {size: matrix for size, matrix in restored.items() if matrix.total_bytes}
+
     def size_of(self, place: ItemPlace) -> int:
         """Bytes of an item's vectors."""
         return sum(m.rows_of(place) * size for size, m in self._matrices.items())
@@ -141,10 +152,13 @@ class _Matrix:
     def add(self, place: ItemPlace, data: bytes) -> None:
         import numpy as np  # noqa: PLC0415
 
-        row = self._free.pop() if self._free else self._new_row()
         vector = np.frombuffer(data, "<f4").astype(np.float64)
         norm = np.linalg.norm(vector)
-        self._rows[row] = vector / norm if norm else 0.0
+        self._keep(place, vector / norm if norm else 0.0)
+
+    def _keep(self, place: ItemPlace, values: Any) -> None:
+        row = self._free.pop() if self._free else self._new_row()
+        self._rows[row] = values
         self._places[row] = place
         group = self._groups.get(place[0])
         if group is None:
@@ -154,6 +168,14 @@ class _Matrix:
         rows = group.keys.setdefault(place[1], [])
         rows.append(row)
         self._several += len(rows) == 2
+
+    def restored(self, is_stored: Callable[[ItemPlace], bool]) -> _Matrix:
+        """Another one with the rows of the items that are stored."""
+        other = _Matrix(int(self._rows.shape[1]))
+        for values, place in zip(self._rows, self._places, strict=False):  # the last may have none
+            if place is not None and is_stored(place):
+                other._keep(place, values)
+        return other
 
     def _new_row(self) -> int:
         import numpy as np  # noqa: PLC0415

@@ -7,6 +7,7 @@ import threading
 import msgspec
 
 from flowgentic_actors.engine.commands import WRITES, Command
+from flowgentic_actors.engine.records import Record
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.settings import ShardSettings
@@ -24,6 +25,9 @@ class BareShard:
         self._mutex = threading.Lock()
         self._clock = Clock()
         self._shard = settings.make_shard()
+        # What is under way. An exception may come at any instruction (a signal's handler raises):
+        # whoever comes next finds it here, and completes it first.
+        self._begun: Command | Record | None = None
         self._sweeper = Sweeper(self._sweep, settings.sweep_seconds)
 
     def ask(self, command: Command) -> Reply:
@@ -33,22 +37,31 @@ class BareShard:
             InvalidRequestError: If it cannot be carried out as it stands.
         """
         with self._mutex:
+            if self._begun is not None:
+                self._complete()
             shard, now_us = self._shard, self._clock.tick()
             if not isinstance(command, WRITES):
-                return shard.apply(command, now_us).reply
+                self._begun = command
+                reply = shard.apply(command, now_us).reply
+                self._begun = None
+                return reply
             reply, record = shard.plan(command, now_us)
             if record is not None:
+                self._begun = record
                 shard.replay(record)
                 trimmed = shard.plan_trim(record)
                 if trimmed is not None:
                     shard.replay(trimmed)
                 if shard.any_expires:
                     self._sweeper.start()
+                self._begun = None
             return reply
 
     def stats(self) -> dict[str, int]:
         """What the shard holds."""
         with self._mutex:
+            if self._begun is not None:
+                self._complete()
             return msgspec.structs.asdict(self._shard.size())
 
     def close(self) -> None:
@@ -59,11 +72,26 @@ class BareShard:
         """Be usable in a forked child, for whoever asks for its state there."""
         self._mutex = threading.Lock()  # another thread may have held the old one
 
+    def _complete(self) -> None:
+        begun = self._begun
+        if begun is not None:
+            self._shard.redo(begun, self._clock.tick())
+            trimmed = self._shard.plan_trim(begun)
+            if trimmed is not None:
+                self._shard.replay(trimmed)
+            if self._shard.any_expires:
+                self._sweeper.start()
+            self._begun = None
+
     def _sweep(self) -> None:
         more = True
         while more:
             with self._mutex:  # others get their turn in between
+                if self._begun is not None:
+                    self._complete()
                 record = self._shard.plan_expire(self._clock.tick())
                 more = record is not None
                 if record is not None:
+                    self._begun = record
                     self._shard.replay(record)
+                    self._begun = None

@@ -45,6 +45,7 @@ class Compactor:
         self._worker = worker
         self._call = call
         self._not_before = 0.0
+        self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self.running = False
@@ -61,12 +62,17 @@ class Compactor:
 
     def start(self) -> None:
         """Begin to compact what is sealed; called by the journal's owner."""
-        self.running = True
         call = self._call or asyncio.get_running_loop().call_soon_threadsafe
         sealed_to = self._journal.sealed_to
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._run, args=(call, sealed_to), name="compaction", daemon=True
-        ).start()
+        )
+        self.running = True
+        self._thread.start()
+
+    def restore(self) -> None:
+        """Be ready again when `start` was interrupted before its thread ran."""
+        self.running = self.running and self._thread is not None and self._thread.is_alive()
 
     def close(self) -> None:
         """End a compaction that is under way; the journal does not miss it."""

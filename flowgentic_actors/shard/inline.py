@@ -17,7 +17,7 @@ from flowgentic_actors.engine.commands import (
     Query,
     WriteCommand,
 )
-from flowgentic_actors.engine.records import Record
+from flowgentic_actors.engine.records import RECORDS, Record
 from flowgentic_actors.engine.replies import Done, Reply
 from flowgentic_actors.errors import (
     JournalError,
@@ -25,6 +25,7 @@ from flowgentic_actors.errors import (
     OutcomeUnknownError,
     StorageError,
 )
+from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.compactor import Compactor
@@ -81,7 +82,8 @@ class JournaledShard:
         self._ceilings = settings.ceilings
         self._clock = Clock()
         self._sweeper = Sweeper(self._sweep, settings.sweep_seconds)
-        self._waiting_bytes = 0  # of entries that are not appended yet
+        # What is under way: an exception in its middle leaves it here, as in a `BareShard`.
+        self._begun: Command | Record | None = None
         self._error: Exception | None = None
         self._foreign = False  # whether the files are another cluster's by now
         self._closed = False
@@ -90,6 +92,7 @@ class JournaledShard:
             disk or RealDisk(), folder, durable=durable, segment_bytes=segment_bytes
         )
         self._worker = Worker("journal")
+        self._worker.start()  # here, where no caller's call can be interrupted in it
         self._compactor = Compactor(self._journal, folder, self._worker, self._as_owner)
         self._group: GroupCommit[Reply] | None = None
         grouped = durable or appends == "thread"
@@ -133,6 +136,8 @@ class JournaledShard:
         with self._mutex:
             if self._error is not None:
                 raise self._error
+            if self._begun is not None:
+                self._complete()
             if isinstance(command, WRITES):
                 return self._write(command, loop)
             return self._read(command, loop)
@@ -140,6 +145,8 @@ class JournaledShard:
     def stats(self) -> dict[str, int]:
         """What the shard holds."""
         with self._mutex:
+            if self._begun is not None and self._error is None:
+                self._complete()
             return {
                 **msgspec.structs.asdict(self._shard.size()),
                 "journal_bytes": self._journal.size,
@@ -194,9 +201,11 @@ class JournaledShard:
 
     def _read(self, query: Query, loop: asyncio.AbstractEventLoop | None) -> Reply | Promise[Reply]:
         now_us = self._clock.now()
+        self._begun = query
         reply = self._shard.query(query, now_us)
         refreshed = self._shard.plan_refresh(query, reply, now_us)
         payloads = self._keep_own(refreshed, now_us)
+        self._begun = None
         return reply if self._group is None else self._group.commit(reply, payloads, loop)
 
     # ------------------------------------------------------------------ writes
@@ -205,17 +214,17 @@ class JournaledShard:
         self, command: WriteCommand, loop: asyncio.AbstractEventLoop | None
     ) -> Reply | Promise[Reply]:
         now_us = self._clock.tick()
-        planned = self._shard.plan(command, now_us)
+        reply, record = self._shard.plan(command, now_us)
         payloads: list[bytes] = []
-        if planned.record is not None:
-            self._ceilings.check(self._shard, planned.record)
-            payloads += self._keep(planned.record, now_us, urgent=isinstance(command, MAKES_ROOM))
-            payloads += self._keep_own(self._shard.plan_trim(planned.record), now_us)
+        if record is not None:
+            self._ceilings.check(self._shard, record)
+            payloads += self._keep(record, now_us, urgent=isinstance(command, MAKES_ROOM))
+            payloads += self._keep_own(self._shard.plan_trim(record), now_us)
             if self._shard.any_expires:
                 self._sweeper.start()
-        if self._group is None:
-            return planned.reply
-        return self._group.commit(planned.reply, payloads, loop)
+        answer = reply if self._group is None else self._group.commit(reply, payloads, loop)
+        self._begun = None
+        return answer
 
     def _keep(self, record: Record, now_us: int, *, urgent: bool) -> list[bytes]:
         """Append a record and carry it out; or have it carried out and returned, to be committed.
@@ -225,10 +234,13 @@ class JournaledShard:
         """
         payload = encode_entry(own_entry(record, now_us))
         size = len(payload) + ENTRY_OVERHEAD
-        self._upkeep.check_room(size + self._waiting_bytes, urgent=urgent)
-        if self._group is not None:
+        group = self._group
+        waiting = 0 if group is None else group.waiting_bytes
+        self._upkeep.check_room(size + waiting, urgent=urgent)
+        if not isinstance(self._begun, RECORDS):  # otherwise this is a part of what is under way
+            self._begun = record
+        if group is not None:
             self._shard.replay(record)
-            self._waiting_bytes += size
             return [payload]
         self._append(payload)
         self._shard.replay(record)
@@ -244,6 +256,29 @@ class JournaledShard:
         except StorageError:
             return []
 
+    def _complete(self) -> None:
+        """Have what was interrupted take effect as a whole, here and in the journal.
+
+        Its entry may be in the journal twice then, which is the same as once.
+        """
+        begun, now_us = self._begun, self._clock.now()
+        if begun is None:
+            return
+        payloads: list[bytes] = []
+        if isinstance(begun, RECORDS):
+            payloads.append(encode_entry(own_entry(begun, now_us)))
+            self._upkeep.restore()
+            if self._group is None:
+                self._mend()
+                self._append(payloads[0])
+        self._shard.redo(begun, now_us)
+        payloads += self._keep_own(self._shard.plan_trim(begun), now_us)
+        if self._shard.any_expires:
+            self._sweeper.start()
+        if self._group is not None:
+            self._group.commit(_DONE, payloads, None)
+        self._begun = None
+
     def _sweep(self) -> None:
         """Forget what is over."""
         more = True
@@ -251,6 +286,8 @@ class JournaledShard:
             with self._mutex:  # others get their turn in between
                 if self._closed or self._error is not None:
                     return
+                if self._begun is not None:
+                    self._complete()
                 now_us = self._clock.now()
                 record = self._shard.plan_expire(now_us)
                 before = self._shard.next_expiry_us()
@@ -258,6 +295,7 @@ class JournaledShard:
                 more = record is not None and self._shard.next_expiry_us() != before
                 if self._group is not None and payloads:
                     self._group.commit(_DONE, payloads, None)
+                self._begun = None
 
     def _append(self, payload: bytes) -> None:
         try:
@@ -267,6 +305,8 @@ class JournaledShard:
             self.fail(told)
             raise told from error
         except OSError as error:
+            if is_foreign(error):
+                raise
             self.fail(StorageError(f"the journal could not be written earlier: {error}. {REOPEN}"))
             raise OutcomeUnknownError(
                 f"the journal could not be written, nor the attempt be undone: {error}. {REOPEN}"
@@ -275,9 +315,16 @@ class JournaledShard:
     def _committed(self, payloads: list[bytes]) -> None:
         with self._mutex:
             size = sum(len(payload) + ENTRY_OVERHEAD for payload in payloads)
-            self._waiting_bytes -= size
             if not self._closed:
                 self._upkeep.after_append(size)
+
+    def _mend(self) -> None:
+        try:
+            self._journal.mend()
+        except OSError as error:
+            if not is_foreign(error):
+                self.fail(StorageError(f"the journal cannot be put in order: {error}. {REOPEN}"))
+            raise
 
     def _as_owner(self, function: Callable[[], None]) -> None:
         with self._mutex:

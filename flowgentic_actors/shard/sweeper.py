@@ -27,8 +27,9 @@ class Sweeper:
     def start(self) -> None:
         """Begin, unless it was begun or closed already."""
         if self._thread is None and not self._closed.is_set():
-            self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+            thread.start()
+            self._thread = thread  # only now: an interrupted start is made again
 
     def close(self) -> None:
         """End, without waiting for it."""

@@ -6,18 +6,57 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
+from queue import SimpleQueue
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from flowgentic_actors.errors import JournalError, OutcomeUnknownError, StorageError
 from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 
 T = TypeVar("T")
 
 REOPEN: Final = "Close this cluster and open it again: what was acknowledged is kept"
 
 
-Promise: TypeAlias = Future[T] | asyncio.Future[T]
+class Blocking(Generic[T]):
+    """What a thread waits for.
+
+    Made of one lock: a thread that is interrupted while it waits for a `concurrent.futures.Future`
+    may leave that locked, and whoever has the result for it would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._settled = threading.Lock()
+        self._settled.acquire()
+        self._value: T | None = None
+        self._error: Exception | None = None
+
+    def set_result(self, value: T) -> None:
+        """Tell the result; once."""
+        self._value = value
+        self._settled.release()
+
+    def set_exception(self, error: Exception) -> None:
+        """Tell that there is none; once."""
+        self._error = error
+        self._settled.release()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait, once, for at most so many seconds; False when nothing was told by then."""
+        return self._settled.acquire(timeout=timeout)
+
+    def result(self) -> T:
+        """The result that was waited for.
+
+        Raises:
+            Exception: What was told in its place.
+        """
+        if self._error is not None:
+            raise self._error
+        return cast("T", self._value)
+
+
+Promise: TypeAlias = Blocking[T] | asyncio.Future[T]
 """What a caller waits for: on an event loop, or blocking a thread."""
 
 
@@ -27,7 +66,7 @@ class _Waiter(NamedTuple, Generic[T]):
     loop: asyncio.AbstractEventLoop | None
 
     def settle(self, error: Exception | None) -> None:
-        if self.promise.done():
+        if isinstance(self.promise, asyncio.Future) and self.promise.done():
             return  # who does not wait any more changes nothing
         if error is not None:
             self.promise.set_exception(error)
@@ -61,14 +100,23 @@ class GroupCommit(Generic[T]):
         self._on_committed = on_committed
         self._on_failed = on_failed
         self._synced = journal.end
-        self._wake = threading.Condition()
+        # A plain lock is let go of whatever interrupts the caller; a condition's may be left held.
+        self._lock = threading.Lock()
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._payloads: list[bytes] = []
+        self._payload_bytes = 0
         self._waiters: list[_Waiter[T]] = []
+        self._under_way_bytes = 0
         self._under_way = False
         self._refused: Exception | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="journal-commit", daemon=True)
         self._thread.start()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of entries that are not committed yet, overhead included."""
+        return self._payload_bytes + self._under_way_bytes
 
     def commit(
         self, value: T, payloads: Sequence[bytes], loop: asyncio.AbstractEventLoop | None
@@ -83,48 +131,52 @@ class GroupCommit(Generic[T]):
         Raises:
             RequestError: From the future, when it cannot be committed.
         """
-        promise: Promise[T] = Future() if loop is None else loop.create_future()
+        promise: Promise[T] = Blocking() if loop is None else loop.create_future()
         waiter = _Waiter(value, promise, loop)
-        with self._wake:
+        with self._lock:
             if self._refused is not None:
                 waiter.settle(self._refused)
             elif not (payloads or self._under_way or self._waiters):
                 waiter.settle(None)
             else:
                 self._payloads += payloads
+                self._payload_bytes += _size(payloads)  # exact again with the next commit
                 self._waiters.append(waiter)
-                self._wake.notify()
+        self._wake.put(None)
         return promise
 
     def refuse(self, error: Exception) -> None:
         """Commit nothing more; whoever waits for a commit that has not begun gets the error."""
-        with self._wake:
+        with self._lock:
             self._refused = self._refused or error
             waiters, self._waiters = self._waiters, []
             self._payloads = []
+            self._payload_bytes = 0
         _settle(waiters, error)
 
     def close(self, timeout: float) -> bool:
         """Commit what waits and end the thread; False when it did not end in time."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
+        self._closed = True
+        self._wake.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
-            with self._wake:
-                while not self._waiters and not self._closed:
-                    self._wake.wait()
-                if not self._waiters:
-                    return
+            self._wake.get()
+            with self._lock:
                 payloads, self._payloads = self._payloads, []
                 waiters, self._waiters = self._waiters, []
-                self._under_way = True
+                self._under_way = bool(payloads or waiters)
+                self._under_way_bytes, self._payload_bytes = _size(payloads), 0
+            if not payloads and not waiters:
+                if self._closed:
+                    return
+                continue
             error = self._commit(payloads) if payloads else None
-            with self._wake:
+            with self._lock:
                 self._under_way = False
+                self._under_way_bytes = 0
             _settle(waiters, error)
 
     def _commit(self, payloads: list[bytes]) -> Exception | None:
@@ -157,6 +209,10 @@ class GroupCommit(Generic[T]):
         except OSError as error:
             self._journal.give_up(self._synced, error)
         self._synced = plan.position
+
+
+def _size(payloads: Sequence[bytes]) -> int:
+    return sum([len(payload) + ENTRY_OVERHEAD for payload in payloads])
 
 
 def _settle(waiters: Sequence[_Waiter[T]], error: Exception | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError
+from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.storage.disk import Disk
 from flowgentic_actors.storage.log import SEGMENT_BYTES, SegmentLog, SyncPlan
 from flowgentic_actors.storage.segment import Segment
@@ -200,8 +201,22 @@ class Journal:
         try:
             self._log.append(payloads)
         except OSError as error:
+            if is_foreign(error):
+                raise
             self._take_back(error)
         return self._log.end
+
+    def mend(self) -> None:
+        """After an `append` that was interrupted by something else than a failure to write.
+
+        Raises:
+            JournalError: If the journal cannot be put in order.
+            OSError: See `append`.
+        """
+        try:
+            self._log.mend()
+        except OSError as error:
+            self._take_back(error)
 
     def plan_sync(self) -> SyncPlan:
         """What to `sync` so that everything appended so far is on the medium."""

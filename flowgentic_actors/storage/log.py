@@ -178,7 +178,11 @@ class SegmentLog:
     def end(self) -> int:
         """LSN of the next entry."""
         active = self._active()
-        return active.end if active else self._recovered_to or 0
+        if active is not None:
+            return active.end
+        # After the last one was sealed the next one may not be there yet.
+        last = self._segments[-1].end if self._segments else 0
+        return max(last, self._recovered_to or 0)
 
     @property
     def start(self) -> int:
@@ -287,6 +291,27 @@ class SegmentLog:
         if active is not None:
             active.capacity = active.offset(active.end)
             self._disk.truncate(active.fd, active.capacity)
+
+    def mend(self) -> None:
+        """After an `append` that an exception of any kind interrupted: leave nothing half done.
+
+        Its entries are in the log, all of them, or not.
+
+        Raises:
+            OSError: If that fails.
+        """
+        names = set(self._disk.names(self._folder))
+        for segment in self._segments:
+            if segment.sealed and not self._durable and segment.path.suffix != SEALED:
+                sealed = segment.path.with_suffix(SEALED)
+                if sealed.name in names:
+                    segment.path = sealed
+                else:
+                    self._name_sealed(segment)
+        active = self._active()
+        if active is not None:  # behind the last entry there must be nothing but zeros
+            self._disk.truncate(active.fd, active.offset(active.end))
+            self._disk.allocate(active.fd, active.capacity)
 
     def cut(self, lsn: int) -> None:
         """Forget the entries of the active segment from an LSN on; `take_back` removes them.
@@ -422,23 +447,28 @@ class SegmentLog:
     def _begin(self, first: int, size: int) -> Segment:
         """Seal what was written to and begin the segment for a batch of `size` bytes."""
         spare = self._take_spare(size)
-        active = self._active()
-        if active is not None:
-            self._seal(active)
-        path = self._folder / f"{first:016x}{ACTIVE}"
-        self._disk.rename(spare.path, path)  # so that no .seg is without its header
-        segment = Segment(
-            self._disk,
-            path,
-            spare.fd,
-            first,
-            first,
-            sealed=False,
-            boot=self._boot,
-            capacity=spare.capacity,
-        )
-        with self._lock:
-            self._segments.append(segment)
+        try:
+            active = self._active()
+            if active is not None:
+                self._seal(active)
+            path = self._folder / f"{first:016x}{ACTIVE}"
+            self._disk.rename(spare.path, path)  # so that no .seg is without its header
+            segment = Segment(
+                self._disk,
+                path,
+                spare.fd,
+                first,
+                first,
+                sealed=False,
+                boot=self._boot,
+                capacity=spare.capacity,
+            )
+            with self._lock:
+                self._segments.append(segment)
+        except BaseException:
+            if all(segment.fd != spare.fd for segment in self._segments):
+                self._disk.close(spare.fd)  # an empty file: removed, or replaced, later
+            raise
         return segment
 
     def _take_spare(self, size: int, least: int | None = None) -> _Spare:

@@ -57,10 +57,14 @@ class Worker:
 
     def put(self, job: Callable[[], None]) -> None:
         """Run a job after those before it, for nobody who waits; it must not raise."""
+        self.start()
+        self._jobs.put(job)
+
+    def start(self) -> None:
+        """Begin to wait for jobs, which `put` does otherwise."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
-        self._jobs.put(job)
 
     def close(self, timeout: float) -> None:
         """End the thread after what was submitted; wait for that, within a bound."""

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, TypeAlias
 from msgspec import Meta, Struct
 
 from flowgentic_actors.errors import AuthenticationError
+from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.wire.sockets import widen
 
 SERVER_NAME: Final = "flowgentic-actors"
@@ -165,6 +166,8 @@ def connect(
             raise _taken_over(address, error) from error
         except OSError as error:
             secured.close()
+            if is_foreign(error):
+                raise
             failure = error
         except BaseException:
             secured.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 from msgspec import Raw
 
@@ -20,6 +21,7 @@ from flowgentic_actors.errors import (
     RequestError,
     WireError,
 )
+from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.wire.addresses import Destination, NowhereError, connect, hang_up, unanswered
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.client import CONNECT_TIMEOUT
@@ -51,6 +53,7 @@ _READ = 1 << 18
 _LOOK = 1.0
 _AT_ONCE = 32 << 10  # bytes of a request that a socket takes without waiting for the other side
 _FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
+_LOOK_AGAIN = 0.05  # seconds
 
 
 class BlockingConnection:
@@ -95,6 +98,9 @@ class BlockingConnection:
         try:
             self._send(self._sock, self._channel, pending)
         except (OSError, WireError) as error:
+            if is_foreign(error):
+                self._give_up(pending)
+                raise
             self.close()  # `finish` makes another one
             self._congested = isinstance(error, TimeoutError)
         except BaseException:
@@ -112,6 +118,8 @@ class BlockingConnection:
                 try:
                     return self._attempt(pending)
                 except (OSError, WireError) as error:
+                    if is_foreign(error):
+                        raise
                     if self._dialled_after != self._moves:
                         self.close()  # nobody's fault: go on at the new address
                         delay, counted = _FIRST_RETRY, pending.attempts
@@ -256,8 +264,8 @@ def _read_watching(sock: ssl.SSLSocket, deadline: float) -> bytes:
         sock.settimeout(min(left, _LOOK))
         try:
             return sock.recv(_READ)
-        except TimeoutError:
-            if left <= _LOOK:
+        except TimeoutError as error:
+            if left <= _LOOK or is_foreign(error):
                 raise
         if unanswered(sock):
             raise ConnectionAbortedError("the actor's node does not answer any more")
@@ -274,38 +282,44 @@ class BlockingCall:
     """A request that is under way.
 
     Args:
-        connection: The connection that it has.
+        pool: Whose connection it has.
+        connection: The connection.
         pending: The request.
-        done: Told when the connection may be another one's.
     """
 
     def __init__(
-        self,
-        connection: BlockingConnection,
-        pending: Pending[None],
-        done: Callable[[BlockingConnection], None],
+        self, pool: BlockingPool, connection: BlockingConnection, pending: Pending[None]
     ) -> None:
+        self._pool = pool
         self._connection = connection
         self._pending = pending
-        self._done = done
 
     def finish(self) -> Raw:
         """Wait for the answer; see `AsyncConnection.request`."""
         try:
-            return self._connection.finish(self._pending)
-        finally:
-            self._done(self._connection)
+            body = self._connection.finish(self._pending)
+        except RequestError:
+            self._pool.check_in(self._connection)
+            raise
+        except BaseException:
+            self._pool.discard(self._connection)
+            raise
+        self._pool.check_in(self._connection)
+        return body
 
     def give_up(self) -> None:
         """Wait for it no more."""
-        self._connection.close()
-        self._done(self._connection)
+        self._pool.discard(self._connection)
 
 
 class BlockingPool:
     """At most `size` blocking connections to one actor, made when needed.
 
-    A connection belongs to a call while the call lasts, never to a thread.
+    A connection belongs to a call while the call lasts. It is noted under the call's thread: an
+    exception, of a signal's handler say, may end a call before the connection is given back, and
+    the thread's next call finds it then, and closes it.
+
+    The lock is a plain one, since Python lets go of that whatever comes; of a condition it may not.
     """
 
     def __init__(
@@ -326,9 +340,10 @@ class BlockingPool:
         let_go_after_fork(self)
 
     def _reset(self) -> None:
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._freed: SimpleQueue[None] = SimpleQueue()  # wakes one who waits for a connection
         self._idle: list[BlockingConnection] = []
-        self._out: set[BlockingConnection] = set()
+        self._out: dict[int, BlockingConnection] = {}  # by thread
         self._closed = False
 
     def request(self, body: bytes, timeout: float) -> Raw:
@@ -345,25 +360,27 @@ class BlockingPool:
         try:
             left = max(0.001, timeout - (time.monotonic() - started))
             pending = connection.begin(body, left)
-        except BaseException:
-            self._check_in(connection)
+        except RequestError:
+            self.check_in(connection)
             raise
-        return BlockingCall(connection, pending, self._check_in)
+        except BaseException:
+            self.discard(connection)
+            raise
+        return BlockingCall(self, connection, pending)
 
     def close(self) -> None:
         """Close what is idle now and what is out when it comes back."""
-        with self._condition:
+        with self._lock:
             self._closed = True
             for connection in self._idle:
                 connection.close()
             self._idle.clear()
-            self._condition.notify_all()
 
     def move(self, address: Destination) -> None:
         """Have every call go on at another address; see `BlockingConnection.move`."""
-        with self._condition:
+        with self._lock:
             self._arguments = (address, *self._arguments[1:])
-            for connection in self._out:
+            for connection in self._out.values():
                 connection.move(address)
             for connection in self._idle:
                 connection.move(address)
@@ -371,34 +388,65 @@ class BlockingPool:
 
     def after_fork(self) -> None:
         """Close the child's copies and begin anew: another thread may have held the lock."""
-        for connection in [*self._idle, *self._out]:
+        for connection in [*self._idle, *self._out.values()]:
             connection.after_fork()
         self._reset()
 
+    def check_in(self, connection: BlockingConnection) -> None:
+        """Take back a connection whose call was answered, or refused."""
+        thread = threading.get_ident()
+        with self._lock:
+            if self._out.get(thread) is not connection or self._closed:
+                connection.close()
+            if self._out.get(thread) is connection:
+                del self._out[thread]
+                if not self._closed:
+                    self._idle.append(connection)
+        if self._freed.empty():
+            self._freed.put(None)
+
+    def discard(self, connection: BlockingConnection) -> None:
+        """Close a connection whose call ended in any other way: its answer may be under way."""
+        connection.close()
+        self.check_in(connection)
+
     def _check_out(self, timeout: float) -> BlockingConnection:
-        with self._condition:
-            free = self._condition.wait_for(
-                lambda: self._closed or self._idle or len(self._out) < self._size, timeout
-            )
-            if self._closed:
-                raise ClusterClosedError(f"the connections to {self._peer} are closed")
-            if not free:
+        deadline = time.monotonic() + timeout
+        connection = self._take()
+        while connection is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise ActorUnavailableError(
                     f"all {self._size} connections to {self._peer} were in use for {timeout:.3g} s:"
                     " raise connection_pool. Nothing was sent"
                 )
+            with contextlib.suppress(Empty):  # or nobody gave one back who was told to
+                self._freed.get(timeout=min(left, _LOOK_AGAIN))
+            connection = self._take()
+            if connection is None:
+                self._forget_dead_threads()
+        return connection
+
+    def _take(self) -> BlockingConnection | None:
+        """A connection for this thread, None while all are in use."""
+        thread = threading.get_ident()
+        with self._lock:
+            if self._closed:
+                raise ClusterClosedError(f"the connections to {self._peer} are closed")
+            interrupted = self._out.pop(thread, None)
+            if interrupted is not None:
+                interrupted.close()
             if self._idle:
-                connection = self._idle.pop()
-            else:
+                connection = self._out[thread] = self._idle.pop()
+            elif len(self._out) < self._size:
                 connection = BlockingConnection(*self._arguments, name=self._name)
-            self._out.add(connection)
+                self._out[thread] = connection
+            else:
+                return None
             return connection
 
-    def _check_in(self, connection: BlockingConnection) -> None:
-        with self._condition:
-            self._out.discard(connection)
-            if self._closed:
-                connection.close()
-            else:
-                self._idle.append(connection)
-            self._condition.notify()
+    def _forget_dead_threads(self) -> None:
+        alive = {thread.ident for thread in threading.enumerate()}
+        with self._lock:
+            for thread in [thread for thread in self._out if thread not in alive]:
+                self._out.pop(thread).close()

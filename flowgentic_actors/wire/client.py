@@ -23,6 +23,7 @@ from flowgentic_actors.errors import (
     ProtocolError,
     WireError,
 )
+from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.wire.addresses import Destination, NowhereError, dial, secure, unanswered
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.frames import FRAME_TARGET
@@ -63,6 +64,7 @@ they are made, nor the caller while the actor is at work."""
 
 _FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
 _LOOK = 1.0
+_LOST = 0.1  # seconds after which a flush that was asked for is taken to have been interrupted
 _WRITE_BUFFER = 4 << 20  # bytes in the transport beyond which requests wait unsent
 
 
@@ -116,7 +118,7 @@ class AsyncConnection:
         self._fruitless = 0  # connections lost in a row before they answered anything
         self._suspects = 0  # requests below this number are sent one by one
         self._alone: Pending[_Answer] | None = None  # the one of them that is out
-        self._flushing = False
+        self._flush_at = 0.0  # when a flush was asked for that has not begun, 0 for never
         self._closed = False
         self._guard: AsyncGenerator[None, None] | None = None
         let_go_after_fork(self)
@@ -157,18 +159,22 @@ class AsyncConnection:
         if len(body) > self._max_bytes:
             check_size(body, self._max_bytes, self._peer)
         answer: _Answer = asyncio.Future(loop=self._loop)
-        pending = self._session.open(body, timeout, monotonic(), answer)
-        self._queue.append(pending)
-        if self._wire is not None and (
-            self._session.alone  # nobody is on the way whom it could share a frame with
-            or len(self._queue) == TOGETHER
-        ):
-            self._flush()
-        elif not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-        if pending.deadline < self._alarm_at:
-            self._arm(pending.deadline)
+        now = monotonic()
+        try:
+            pending = self._session.open(body, timeout, now, answer)
+            self._queue.append(pending)
+            if self._wire is not None and (
+                self._session.alone  # nobody is on the way whom it could share a frame with
+                or len(self._queue) == TOGETHER
+            ):
+                self._flush()
+            elif not self._flush_at:
+                self._flush_soon()
+            if not now < self._alarm_at <= pending.deadline:
+                self._arm(pending.deadline)
+        except BaseException:
+            self._interrupted()
+            raise
         return pending
 
     async def close(self) -> None:
@@ -218,33 +224,49 @@ class AsyncConnection:
     # ------------------------------------------------------------------ sending
 
     def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        self._loop.call_soon(self._flush)
+        self._flush_at = monotonic()
+
+    def _interrupted(self) -> None:
+        """Something raised in the middle of a change, a signal's handler say: begin anew.
+
+        What is unfinished is sent again over another connection, under its old number.
+        """
+        self._flush_soon()
+        if self._wire is not None:
+            self._wire.end()
 
     def _flush(self) -> None:
-        self._flushing = False
-        wire = self._wire
-        if wire is None:
-            if len(self._session) and self._connecting is None and not self._closed:
-                self._connecting = self._loop.create_task(self._connect())
-                self._connecting.add_done_callback(self._connected)
-            return
-        now, low = monotonic(), self._session.low
-        queue, send = self._queue, wire.channel.send
-        size = 0
-        while queue and not wire.congested and self._alone is None:
-            pending = queue.popleft()
-            if not pending.waiter.done():
-                left = int((pending.deadline - now) * 1000) if pending.deadline > now else 0
-                size += send(Request(pending.seq, low, left, NO_BODY), pending.body)
-                pending.attempts += 1
-                if pending.seq < self._suspects:
-                    self._alone = pending
-                if size >= FRAME_TARGET:
-                    wire.write()  # and see whether the actor keeps up
-                    size = 0
-        wire.write()
+        self._flush_at = 0.0
+        try:
+            wire = self._wire
+            if wire is None:
+                self._begin_to_connect()
+                return
+            now, low = monotonic(), self._session.low
+            queue, send = self._queue, wire.channel.send
+            size = 0
+            while queue and not wire.congested and self._alone is None:
+                pending = queue.popleft()
+                if not pending.waiter.done():
+                    left = int((pending.deadline - now) * 1000) if pending.deadline > now else 0
+                    size += send(Request(pending.seq, low, left, NO_BODY), pending.body)
+                    pending.attempts += 1
+                    if pending.seq < self._suspects:
+                        self._alone = pending
+                    if size >= FRAME_TARGET:
+                        wire.write()  # and see whether the actor keeps up
+                        size = 0
+            wire.write()
+        except BaseException:
+            self._interrupted()
+            raise
+
+    def _begin_to_connect(self) -> None:
+        idle = self._connecting is None or self._connecting.done()
+        if len(self._session) and idle and not self._closed:
+            self._connecting = self._loop.create_task(self._connect())
+            self._connecting.add_done_callback(self._connected)
 
     def give_up(self, pending: Pending[_Answer]) -> None:
         """Wait for an answer no longer; a request that was not sent yet never is."""
@@ -277,6 +299,8 @@ class AsyncConnection:
             else:
                 raise ProtocolError(f"{type(message).__name__} is not a message for a client")
         self._fruitless = 0
+        if self._flush_at and monotonic() - self._flush_at > _LOST:
+            self._flush_soon()
 
     def _fail(self, pending: Pending[_Answer], error: FlowgenticError) -> None:
         self._session.settle(pending.seq)
@@ -284,7 +308,6 @@ class AsyncConnection:
             pending.waiter.set_exception(error)
 
     def _lost(self, reason: str) -> None:
-        self._wire = None
         self._last_error = reason
         self._fruitless += 1
         if self._fruitless > 1:
@@ -295,6 +318,7 @@ class AsyncConnection:
             if alone.losses >= MAX_LOSSES:
                 self._fail(alone, lethal(alone, self._peer))
         self._queue = deque(self._session)
+        self._wire = None
         if self._queue:
             self._flush_soon()
 
@@ -307,6 +331,16 @@ class AsyncConnection:
         self._alarm_at = deadline
 
     def _ring(self) -> None:
+        try:
+            self._fail_overdue()
+        finally:
+            earliest = min((p.deadline for p in self._session), default=math.inf)
+            if earliest < math.inf:
+                self._arm(earliest)
+            if self._wire is not None and self._wire.is_closing():
+                self._lost("the connection was closed")  # and nobody could tell
+
+    def _fail_overdue(self) -> None:
         self._alarm, self._alarm_at = None, math.inf
         now = monotonic()
         for pending in [p for p in self._session if p.deadline <= now]:
@@ -315,9 +349,6 @@ class AsyncConnection:
             error = overdue(pending, self._peer, congested=congested, cause=cause)
             self.give_up(pending)
             self._fail(pending, error)
-        earliest = min((p.deadline for p in self._session), default=None)
-        if earliest is not None:
-            self._arm(earliest)
 
     # ------------------------------------------------------------------ connecting
 
@@ -340,6 +371,8 @@ class AsyncConnection:
                     self._fail(pending, why)
                 return
             except (OSError, TimeoutError, WireError) as error:
+                if is_foreign(error):
+                    raise
                 self._last_error = f"{type(error).__name__}: {error}".rstrip(": ")
             else:
                 self._queue = deque(self._session)
@@ -412,10 +445,14 @@ class _Wire(asyncio.Protocol):
         # uvloop's transports are not subclasses of asyncio's, though they are transports
         transport = cast("asyncio.Transport", transport)
         self._transport = transport
-        transport.set_write_buffer_limits(high=_WRITE_BUFFER)
-        self.write()
-        if self.sock.family != socket.AF_UNIX:
-            self._look()
+        try:
+            transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+            self.write()
+            if self.sock.family != socket.AF_UNIX:
+                self._look()
+        except BaseException:
+            transport.abort()
+            raise
 
     def _look(self) -> None:
         """See once a second whether the actor's node still answers at all."""
@@ -445,14 +482,17 @@ class _Wire(asyncio.Protocol):
                         del messages[0]
                 if messages:
                     self._owner._received(messages)  # noqa: SLF001 - one object in two parts
+            if self.channel.pending:
+                self.write()
         except WireError as error:
             self._reason = str(error)
             if not self.welcomed.done():
                 self.welcomed.set_exception(error)
             self.end()
-        else:
-            if self.channel.pending:
-                self.write()
+        except BaseException:
+            # A signal's handler raised: what was read is half dealt with. It is asked for again.
+            self.end()
+            raise
 
     def pause_writing(self) -> None:
         """Hold requests back: the actor reads slower than we write."""
@@ -460,8 +500,16 @@ class _Wire(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """Send what was held back."""
-        self.congested = False
-        self._owner._flush_soon()  # noqa: SLF001
+        try:
+            self.congested = False
+            self._owner._flush_soon()  # noqa: SLF001
+        except BaseException:
+            self.end()
+            raise
+
+    def is_closing(self) -> bool:
+        """Whether the connection has ended, or is about to."""
+        return self._transport is not None and self._transport.is_closing()
 
     def end(self) -> None:
         """Close at once."""
@@ -472,6 +520,13 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits."""
+        try:
+            self._tell_end(exc)
+        except BaseException:
+            asyncio.get_running_loop().call_soon(self._tell_end, exc)
+            raise
+
+    def _tell_end(self, exc: Exception | None) -> None:
         if self._watch is not None:
             self._watch.cancel()
         self.ended.set()

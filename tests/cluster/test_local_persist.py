@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.shard import upkeep
 from flowgentic_actors.shard.inline import JournaledShard
 from flowgentic_actors.storage.disk import RealDisk
+from flowgentic_actors.storage.group import Blocking
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
 from tests.cluster.helpers import in_fork, python, wait_until
 from tests.cluster.test_persist import check, fill, settings
@@ -220,8 +220,9 @@ def blob(n: int) -> tuple[str, bytes]:
 
 def ask(shard: JournaledShard, command: Command) -> Reply:
     answer = shard.ask(command, None)
-    if isinstance(answer, Future):
-        return answer.result(10)
+    if isinstance(answer, Blocking):
+        assert answer.wait(10)
+        return answer.result()
     assert not isinstance(answer, asyncio.Future)
     return answer
 
@@ -339,11 +340,12 @@ def test_threads_and_loops_share_a_sync_and_reads_wait_for_it(tmp_path: Path) ->
     wait_until(lambda: shard.stats()["items"] == 111)
     read = shard.ask(GetItem(("a",), "key-1"), None)
     assert not done
-    assert isinstance(read, Future)
+    assert isinstance(read, Blocking)
     disk.release.set()
     for thread in threads:
         thread.join(10)
-    assert isinstance(read.result(10), ItemReply)
+    assert read.wait(10)
+    assert isinstance(read.result(), ItemReply)
     assert len(done) == 110
     assert disk.syncs - before <= 3
     assert shard.close()

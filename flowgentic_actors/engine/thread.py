@@ -1,0 +1,34 @@
+"""A thread: its branches, when it was last written to, and how large it is."""
+
+from __future__ import annotations
+
+from flowgentic_actors.engine.branch import Branch
+
+
+class Thread:
+    """One thread.
+
+    Attributes:
+        branches: By checkpoint namespace.
+        updated_us: When it was last written to.
+        bytes: Bytes of its values.
+    """
+
+    __slots__ = ("branches", "bytes", "updated_us")
+
+    def __init__(self) -> None:
+        self.branches: dict[str, Branch] = {}
+        self.updated_us = 0
+        self.bytes = 0
+
+    @property
+    def checkpoints(self) -> int:
+        """How many it has."""
+        return sum(len(branch.entries) for branch in self.branches.values())
+
+    def restore(self) -> None:
+        """Derive all that can be derived from what is stored, after an interrupted change."""
+        self.branches = {ns: branch for ns, branch in self.branches.items() if branch}
+        for branch in self.branches.values():
+            branch.restore()
+        self.bytes = sum(v.size for branch in self.branches.values() for v in branch.all_values())
