@@ -383,8 +383,10 @@ class Supervisor:
                 await self._bring_up(child, life)
                 await self._watch(life)
                 reason = life.reason
-            except (ActorStartError, OSError, TimeoutError) as error:
+            except (ActorStartError, TimeoutError) as error:
                 reason = life.reason or str(error) or type(error).__name__
+            except OSError as error:
+                reason = life.reason or f"cannot use {self._folder}: {error} (setting: scratch)"
             finally:
                 code = await self._confirm_exit(child, life)
             if self._stopping.is_set() or child.unwanted.is_set():

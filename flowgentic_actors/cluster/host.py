@@ -51,6 +51,7 @@ from flowgentic_actors.cluster.folders import (
 from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
+from flowgentic_actors.cluster.logs import log_tail, with_last_line
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.federation import Federation
 from flowgentic_actors.cluster.nodes.gathering import Gathering
@@ -126,10 +127,6 @@ _LONGEST = 7 * 86_400.0  # the owner's open_timeout ends a re-sharding sooner
 _ANSWER_MARGIN = 0.5  # an answer that says why it is late must not be late itself
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
 
-_ONE_NODE = (
-    "replicas=2 needs a second node, and there is this one alone: neither a Dragon runtime nor a "
-    "job with more nodes. Open it with replicas=1, or in an allocation of several nodes"
-)
 _NOT_SEVERAL = (
     "this cluster was opened on one node, and has nothing that others could join: open it with "
     "n_nodes=2 or more to add nodes to it, and to take them away, later"
@@ -371,7 +368,11 @@ class Host:
             await self._begin_actors(tasks, nodes)
         except FlowgenticError as error:
             if not self._spec.restarts:
-                self._start_error = f"{error}{await self._log_tail()}"
+                logs = (self._folder / f"{spec.name}.log" for spec in self._specs)
+                tail = await on_daemon_thread(_FILE_TIMEOUT, log_tail, *logs)
+                if tail:
+                    logger.error("the actors' logs end with:\n%s", tail)  # noqa: TRY400 - theirs
+                self._start_error = with_last_line(str(error), tail)
         self._started.set()
 
     async def _begin_actors(self, tasks: TaskGroup, nodes: list[str]) -> None:
@@ -389,8 +390,6 @@ class Host:
         """Take in the other nodes, if there are to be any; the names of all."""
         spec = self._spec
         if spec.nodes == 1 or spec.identity is None:
-            if spec.replicas > 1:
-                raise ClusterOpenError(_ONE_NODE)
             if spec.asked_nodes > 1:
                 detail = (
                     f"n_nodes={spec.asked_nodes}, and there is this one alone: neither a Dragon"
@@ -409,7 +408,8 @@ class Host:
         if len(nodes) == 1:
             await gathering.close()
             if spec.replicas > 1:
-                raise ClusterOpenError(_ONE_NODE)
+                found = gathering.missing or "there is no other node in the Dragon runtime"
+                raise ClusterOpenError(f"replicas=2 needs a second node: {found}")
             self._ip = ""
             return nodes
         context = await on_daemon_thread(_FILE_TIMEOUT, server_context, spec.identity, self._folder)
@@ -551,16 +551,6 @@ class Host:
             self._let_go = True
             self._memory.close(orderly=self._killed == {})
 
-    async def _log_tail(self) -> str:
-        """What the actors' logs end with: the reader of the error cannot open them any more."""
-
-        def read() -> str:
-            logs = [self._folder / f"{spec.name}.log" for spec in self._specs]
-            return "".join(log.read_text(errors="replace")[-2000:] for log in logs if log.exists())
-
-        tail = await on_daemon_thread(10.0, read)
-        return f"\nThe actors' logs end with:\n{tail}" if tail.strip() else ""
-
     async def _expect_owner(self) -> None:
         await anyio.sleep(_OWNER_TIMEOUT)
         if self._owner is None:
@@ -631,13 +621,20 @@ class Host:
         except RejectedError as error:
             connection.send(Failure(request.seq, "internal", sendable(str(error))))
         except TimeoutError:
-            text = sendable(f"the host is not ready yet: {self._memory.doing}")
+            text = sendable(self._doing())
             connection.send(Failure(request.seq, "expired", text))
         else:
             connection.send(Reply(request.seq, Raw(_encode(reply))))
         finally:
             self._open_requests -= 1
         connection.flush()
+
+    def _doing(self) -> str:
+        """What whoever attaches has to wait for."""
+        if self._manifest is None:
+            return self._memory.doing
+        late = [c.spec.name for c in self._supervisor.children if not c.settled.is_set()]
+        return f"{', '.join(late) or 'another node'} does not serve yet"
 
     async def _answer(self, connection: Connection, command: HostCommand) -> HostReply | Raw:
         reply: HostReply | Raw = Done()
