@@ -439,7 +439,13 @@ class MemoryCluster:
 
     def _remote(self, descriptor: Descriptor, description: Description) -> RemoteClient:
         config = self._config
-        return RemoteClient(descriptor, description, config.request_timeout, config.connection_pool)
+        return RemoteClient(
+            descriptor,
+            description,
+            config.request_timeout,
+            config.connection_pool,
+            logs=self._owner is None,
+        )
 
     # ------------------------------------------------------------------ what users use
 

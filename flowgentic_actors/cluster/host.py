@@ -16,7 +16,6 @@ import ssl
 import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -32,9 +31,7 @@ from flowgentic_actors.actors.refusal import Refusal, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.spawn_dragon import DragonSpawner
 from flowgentic_actors.actors.supervisor import (
-    Child,
     ChildSpec,
-    ChildState,
     Supervisor,
     SupervisorSettings,
 )
@@ -66,7 +63,6 @@ from flowgentic_actors.cluster.persist import (
     reopening,
 )
 from flowgentic_actors.cluster.protocol import (
-    AreYouThere,
     AwaitRanks,
     Beat,
     Describe,
@@ -88,13 +84,10 @@ from flowgentic_actors.cluster.protocol import (
     StatusReply,
 )
 from flowgentic_actors.cluster.ranks import Ranks
+from flowgentic_actors.cluster.reporting import Reporter
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.cluster.status import (
-    ActorStatus,
     ClusterEvent,
-    ClusterStatus,
-    NodeStatus,
-    known_stats,
 )
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.environment import machine
@@ -187,7 +180,6 @@ class Host:
         self._news = asyncio.Event()
         self._started = asyncio.Event()  # whoever attaches may go on
         self._brought_up = asyncio.Event()  # the actors serve, or will not
-        self._epochs = ProcessRecord(self._folder).epochs()
         self._start_error: str | None = None
         self._ending = asyncio.Event()
         self._end_reason = ""
@@ -226,6 +218,8 @@ class Host:
             on_event=self._event,
             identity=spec.identity,
         )
+        epochs = ProcessRecord(self._folder).epochs()
+        self._reporter = Reporter(spec, self._supervisor, epochs, self._ending.is_set)
         self._federation: Federation | None = None
         self._actor_arguments: dict[str, str] = {}
         self._ip = ""
@@ -639,14 +633,12 @@ class Host:
     async def _answer(self, connection: Connection, command: HostCommand) -> HostReply | Raw:
         reply: HostReply | Raw = Done()
         match command:
-            case AreYouThere():
-                pass
             case Enter(rank):
                 self._ranks.enter(connection, rank)
             case AwaitRanks(size, wait):
                 reply = await self._ranks.wait(size, wait)
             case GetStatus():
-                reply = StatusReply(self._status())
+                reply = StatusReply(await self._reporter.status(self._federation))
             case GetEvents(start, wait):
                 reply = EventsReply(await self._events_from(start, wait))
             case End() | Shutdown():
@@ -727,59 +719,6 @@ class Host:
             with anyio.move_on_after(wait):
                 await self._news.wait()
         return self._history.since(start)
-
-    def _status(self) -> ClusterStatus:
-        children = self._supervisor.children
-        if self._federation is not None:
-            actors = list(self._federation.actors())
-        else:
-            slots = Counter(even_table(self._spec.actors, self._spec.namespace_depth).shards)
-            actors = [_actor_status(n, child, slots[n]) for n, child in enumerate(children)]
-        nodes = self._federation.nodes() if self._federation is not None else ()
-        if not nodes:
-            nodes = (NodeStatus(name=_node(), state="up", leads=self._spec.actors, follows=0),)
-        return ClusterStatus(
-            name=self._spec.name,
-            mode="distributed",
-            spawner=self._spec.spawner,
-            host_pid=os.getpid(),
-            uptime=time.time() - self._spec.opened,
-            host_restarts=self._spec.restarts,
-            folder=self._spec.folder,
-            actors=tuple(actors or map(self._not_started, range(self._spec.actors))),
-            n_nodes=sum(node.state == "up" for node in nodes),
-            nodes=nodes,
-        )
-
-    def _not_started(self, shard: int) -> ActorStatus:
-        """An actor of which this host knows what hosts before it noted, and no more yet."""
-        name = name_of(shard)
-        epoch = self._epochs.get(name, 0)
-        return ActorStatus(
-            name=name,
-            shard=shard,
-            node="",
-            pid=None,
-            epoch=epoch,
-            state=ChildState.STOPPED if self._ending.is_set() else ChildState.STARTING,
-            restarts=epoch,
-        )
-
-
-def _actor_status(shard: int, child: Child, slots: int) -> ActorStatus:
-    alive = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
-    return ActorStatus(
-        name=child.spec.name,
-        shard=shard,
-        node=child.node,
-        pid=child.pid if alive else None,
-        epoch=child.epoch,
-        state=child.state,
-        restarts=child.restarts,
-        reason=child.reason,
-        slots=slots,
-        **known_stats(child.stats),
-    )
 
 
 def _node() -> str:

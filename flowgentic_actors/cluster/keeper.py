@@ -29,10 +29,11 @@ from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.launch import LOG_FILE, HostProcess, launch_host
 from flowgentic_actors.cluster.logs import last_line, log_tail
 from flowgentic_actors.cluster.protocol import (
-    AreYouThere,
     Describe,
     Description,
     End,
+    EventsReply,
+    GetEvents,
     HostCommand,
     Shutdown,
     ShutdownReply,
@@ -81,6 +82,7 @@ class HostKeeper:
         self._trouble = ""  # what did not end in order
         self._given_up = False
         self._orders: deque[HostCommand] = deque()
+        self._next_event = 0  # that is not in this program's log yet
         self._wake_read, self._wake_write = os.pipe()
         self._thread: threading.Thread | None = None
 
@@ -188,7 +190,8 @@ class HostKeeper:
                 while self._orders:
                     self._link.ask(self._orders[0], self._silence, self._is_hopeless)
                     self._orders.popleft()
-                self._link.ask(AreYouThere(), self._silence, self._is_hopeless)
+                news = GetEvents(self._next_event, 0.0)
+                self._log_events(self._link.ask(news, self._silence, self._is_hopeless))
                 if not self._process.running():
                     return _RUNTIME_DIED
                 if beats % 20 == 0:
@@ -209,6 +212,11 @@ class HostKeeper:
         except FlowgenticError as error:
             return f"talks nonsense: {error}"
         return ""
+
+    def _log_events(self, answer: msgspec.Raw) -> None:
+        for event in msgspec.msgpack.decode(answer, type=EventsReply).events:
+            event.log(self._name, logger)
+            self._next_event = event.number + 1
 
     def _restart(self, reason: str) -> bool:
         """Start another host; False when it is given up or none is needed any more."""
