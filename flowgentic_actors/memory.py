@@ -314,8 +314,12 @@ class MemoryCluster:
             owner = Owner(self._config, spawner)
             try:
                 description = await self._open_or_close(owner.open, owner.close, timeout)
-            except ClusterOpenError as error:
-                if spawner != "dragon" or not self._may_fall_back():
+            except ClusterError as error:
+                falls_back = spawner == "dragon" and self._may_fall_back()
+                if owner.host_log:
+                    level = logging.INFO if falls_back else logging.ERROR
+                    logger.log(level, "the log of its host ends with:\n%s", owner.host_log)
+                if not (falls_back and isinstance(error, ClusterOpenError)):
                     raise
                 return str(error)
             assert owner.descriptor is not None
@@ -435,7 +439,13 @@ class MemoryCluster:
 
     def _remote(self, descriptor: Descriptor, description: Description) -> RemoteClient:
         config = self._config
-        return RemoteClient(descriptor, description, config.request_timeout, config.connection_pool)
+        return RemoteClient(
+            descriptor,
+            description,
+            config.request_timeout,
+            config.connection_pool,
+            logs=self._owner is None,
+        )
 
     # ------------------------------------------------------------------ what users use
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import anyio
 import msgspec
@@ -18,6 +19,7 @@ from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from flowgentic_actors.actors.exits import ProcessWatch
+from flowgentic_actors.actors.hearing import first_of
 from flowgentic_actors.actors.hosted import HostedActor
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.refusal import Refusal, refuse
@@ -46,6 +48,8 @@ from flowgentic_actors.wire.server import Connection, Server
 
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit; the kernel takes milliseconds
 _FILE_TIMEOUT = 30.0
+SILENCE: Final = 3.0
+"""Seconds without an answer after which an actor's silence is an event."""
 _FIRST_ATTEMPTS = 2  # restarts of an actor that has never run: what fails then is not a crash
 
 
@@ -111,6 +115,10 @@ class Incarnation:
     node: str = ""
     busy: float = 0.0
     silence: float = 0.0  # seconds of pings without an answer
+    silent: bool = False  # and that has been told
+    asked: int = 0  # number of the last ping
+    answered: int = 0
+    pong: asyncio.Event = field(default_factory=asyncio.Event)  # replaced with every answer
     served_from: float = float("inf")  # on the monotonic clock; never, so far
     reason: str = ""  # why it is being ended, when we know before the exit
     started: asyncio.Event = field(default_factory=asyncio.Event)
@@ -123,6 +131,20 @@ class Incarnation:
     def ends(self) -> list[asyncio.Event]:
         """Set, any of them, when this life is over."""
         return [self.ended, self.watch.gone] if self.watch else [self.ended]
+
+    def ping(self) -> int:
+        """Ask for a sign of life, and the counters; returns the number of the question."""
+        assert self.link is not None
+        self.asked += 1
+        self.link.send(Ping(self.asked))
+        return self.asked
+
+    def heard(self, number: int) -> None:
+        """Take the answer to a ping, 0 for what was told without one."""
+        self.silence = 0.0
+        self.answered = max(self.answered, number)
+        self.pong.set()
+        self.pong = asyncio.Event()
 
     def expect(self, event: asyncio.Event, what: str) -> None:
         """Make sure that a step of starting was reached.
@@ -150,6 +172,8 @@ class Child:
         self.node = ""
         self.has_run = epoch > 0
         self.stats: dict[str, int] = {}
+        self.as_of: float | None = None  # of the counters, seconds since the Unix epoch
+        self.last_heard: float | None = None
         self.reason = ""
         self.life: Incarnation | None = None
         self.hosted: HostedActor | None = None
@@ -164,6 +188,18 @@ class Child:
         if self.hosted is not None:
             return self.hosted.port
         return self.life.port if self.life is not None else 0
+
+    def count(self, stats: dict[str, int]) -> None:
+        """Take its counters of this moment."""
+        self.stats, self.as_of = stats, time.time()
+        self.last_heard = self.as_of
+
+    def ask_hosted(self) -> float:
+        """Take the counters of an actor in this process; returns how long its batch has taken."""
+        assert self.hosted is not None
+        busy, stats = self.hosted.status()
+        self.count(stats)
+        return busy
 
     def tell(self, message: Tell | Lease) -> None:
         """Send it to the incarnation that lives, if one does."""
@@ -333,19 +369,21 @@ class Supervisor:
         if connection not in self._links:
             raise ProtocolError(f"{type(message).__name__} on a link that has not started")
         child, life = self._links[connection]
+        child.last_heard = time.time()
         match message:
             case Ready(_, port):
                 life.port = port
                 life.ready.set()
-            case Pong(_, busy, stats):
-                life.silence = 0.0
-                life.busy, child.stats = busy, stats
+            case Pong(number, busy, stats):
+                life.busy = busy
+                child.count(stats)
+                life.heard(number)
             case Noted(kind, detail):
                 self._on_event(kind, child.spec.name, detail)
             case Broken(reason):
                 life.reason = reason
             case Stopped(stats):
-                child.stats = stats
+                child.count(stats)
                 life.stopped.set()
             case _:
                 raise ProtocolError(f"{type(message).__name__} is not a message for a supervisor")
@@ -378,13 +416,15 @@ class Supervisor:
         while not (self._stopping.is_set() or child.unwanted.is_set()):
             child.epoch += 1
             life = child.life = Incarnation(child.epoch)
-            child.stats = {}
+            child.stats, child.as_of = {}, None
             try:
                 await self._bring_up(child, life)
-                await self._watch(life)
+                await self._watch(child, life)
                 reason = life.reason
-            except (ActorStartError, OSError, TimeoutError) as error:
+            except (ActorStartError, TimeoutError) as error:
                 reason = life.reason or str(error) or type(error).__name__
+            except OSError as error:
+                reason = life.reason or f"cannot use {self._folder}: {error} (setting: scratch)"
             finally:
                 code = await self._confirm_exit(child, life)
             if self._stopping.is_set() or child.unwanted.is_set():
@@ -414,7 +454,7 @@ class Supervisor:
         if child.told is not None:
             hosted.tell(child.told)
         hosted.extend(self._lease)
-        await _first(hosted.ready, hosted.ended, self._stopping)
+        await first_of(hosted.ready, hosted.ended, self._stopping)
         if hosted.ready.is_set():
             child.state, child.pid, child.node = ChildState.DEGRADED, os.getpid(), _node()
             self._on_event(
@@ -440,9 +480,9 @@ class Supervisor:
         stuck = 0
         while not (hosted.ended.is_set() or self._stopping.is_set()):
             with anyio.move_on_after(self._settings.heartbeat_interval):
-                await _first(hosted.ended, self._stopping)
+                await first_of(hosted.ended, self._stopping)
             try:
-                busy, child.stats = hosted.status()
+                busy = child.ask_hosted()
             except Exception as error:  # noqa: BLE001 - an actor's defect, whatever it is
                 hosted.reason = f"{type(error).__name__}: {error}"
                 return
@@ -487,7 +527,7 @@ class Supervisor:
         if life.watch is None and life.spawned.pid is not None:
             life.watch = ProcessWatch(life.spawned.pid, life.spawned.reap)
         with anyio.move_on_after(settings.start_timeout):
-            await _first(life.started, *life.ends)
+            await first_of(life.started, *life.ends)
         life.expect(life.started, "connect")
         assert life.link is not None
         child.pid, child.node = life.link.pid, life.node
@@ -501,8 +541,8 @@ class Supervisor:
             life.link.send(Lease(self._lease))
         async with anyio.create_task_group() as tasks:
             # Recovering a large journal takes as long as it takes, as long as pings are answered.
-            tasks.start_soon(self._heartbeat, life)
-            await _first(life.ready, *life.ends)
+            tasks.start_soon(self._heartbeat, child, life)
+            await first_of(life.ready, *life.ends)
             tasks.cancel_scope.cancel()
         life.expect(life.ready, "serve")
         child.state = ChildState.RUNNING
@@ -513,13 +553,13 @@ class Supervisor:
         )
         child.settled.set()
 
-    async def _watch(self, life: Incarnation) -> None:
+    async def _watch(self, child: Child, life: Incarnation) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._heartbeat, life)
-            await _first(*life.ends)
+            tasks.start_soon(self._heartbeat, child, life)
+            await first_of(*life.ends)
             tasks.cancel_scope.cancel()
 
-    async def _heartbeat(self, life: Incarnation) -> None:
+    async def _heartbeat(self, child: Child, life: Incarnation) -> None:
         """Ping until the actor is silent or stuck for too long, then mark it as ended.
 
         What counts is pings, not the clock: when a scheduler suspends the whole job, actors and
@@ -527,13 +567,12 @@ class Supervisor:
         """
         settings = self._settings
         life.silence = 0.0
-        number = stuck = 0
+        stuck = 0
         while not life.ended.is_set():
-            assert life.link is not None
-            life.link.send(Ping(number))
-            number += 1
+            life.ping()
             await anyio.sleep(settings.heartbeat_interval)
             life.silence += settings.heartbeat_interval
+            self._tell_silence(child, life)
             stuck = stuck + 1 if life.busy > settings.busy_timeout else 0
             if life.silence > settings.hang_timeout:
                 life.reason = f"no answer to pings for {life.silence:.1f} s: stopped or hung"
@@ -541,6 +580,16 @@ class Supervisor:
             elif stuck > 1:
                 life.reason = f"one batch took more than {life.busy:.1f} s: stuck"
                 life.ended.set()
+
+    def _tell_silence(self, child: Child, life: Incarnation) -> None:
+        settings = self._settings
+        silent = life.silence > max(SILENCE, settings.heartbeat_interval)
+        if silent and not life.silent:
+            detail = f"no answer for {SILENCE:g} s; after hang_timeout, {settings.hang_timeout:g} s"
+            self._on_event("actor_silent", child.spec.name, f"{detail}, it is replaced")
+        elif life.silent and not silent:
+            self._on_event("actor_answers", child.spec.name, "again")
+        life.silent = silent
 
     async def _confirm_exit(self, child: Child, life: Incarnation) -> int | None:
         # Without a watch the process never showed up; when it does, it is not let go on.
@@ -556,7 +605,7 @@ class Supervisor:
                 # beside it would be two.
                 child.state = ChildState.RESTARTING
                 self._on_event("actor_lingers", child.spec.name, "killed, and not gone yet")
-                await _first(life.watch.gone, self._stopping)
+                await first_of(life.watch.gone, self._stopping)
             life.watch.close()
         return life.spawned.reap() if life.spawned else None
 
@@ -577,9 +626,9 @@ class Supervisor:
         if life.link is not None and served:
             life.link.send(Drain(reason))
             with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
-                await _first(life.stopped, life.ended)
+                await first_of(life.stopped, life.ended)
             with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
-                await _first(life.watch.gone if life.watch else life.ended)
+                await first_of(life.watch.gone if life.watch else life.ended)
         orderly = life.stopped.is_set()
         life.ended.set()
         if life.watch is not None:
@@ -599,20 +648,6 @@ class Supervisor:
 
 def _node() -> str:
     return socket.gethostname()
-
-
-async def _first(*events: asyncio.Event) -> None:
-    """Wait until any of the events is set."""
-    if any(event.is_set() for event in events):
-        return
-    async with anyio.create_task_group() as tasks:
-
-        async def wait(event: asyncio.Event) -> None:
-            await event.wait()
-            tasks.cancel_scope.cancel()
-
-        for event in events:
-            tasks.start_soon(wait, event)
 
 
 def _describe_exit(code: int | None) -> str:

@@ -32,7 +32,7 @@ from flowgentic_actors.cluster.protocol import (
 from flowgentic_actors.cluster.routing import outdated, shard_of
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
-from flowgentic_actors.cluster.watching import PlaceWatch
+from flowgentic_actors.cluster.watching import EventLog, PlaceWatch
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.environment import machine
@@ -127,10 +127,17 @@ class RemoteClient:
         description: How to reach its actors.
         timeout: Deadline of each call, seconds.
         pool: Blocking connections to each actor.
+        logs: Whether to write warnings of the cluster's events into this program's log.
     """
 
     def __init__(
-        self, descriptor: Descriptor, description: Description, timeout: float, pool: int
+        self,
+        descriptor: Descriptor,
+        description: Description,
+        timeout: float,
+        pool: int,
+        *,
+        logs: bool = False,
     ) -> None:
         self.table = description.places.table
         self.spawner = description.spawner
@@ -146,9 +153,10 @@ class RemoteClient:
         limit = descriptor.max_message_bytes
         self._host = ActorRef("the host", descriptor.address, descriptor.secret, limit, 2)
         self._actors: list[ActorRef] = []
-        self._watch: PlaceWatch | None = None
+        self._logs = logs
+        self._watches: list[PlaceWatch | EventLog] = []
         self._take_places(self._places)
-        if self._changes:
+        if self._changes or self._logs:
             self._begin_to_watch()
             let_go_after_fork(self)
 
@@ -160,13 +168,14 @@ class RemoteClient:
         )
 
     def _begin_to_watch(self) -> None:
-        self._watch = PlaceWatch(
-            self._descriptor.address,
-            self._descriptor.secret,
-            self._descriptor.max_message_bytes,
-            version=self._places.version,
-            on_places=self._take_places,
-        )
+        told = self._descriptor
+        host = told.address, told.secret, told.max_message_bytes
+        self._watches = []
+        if self._changes:
+            version = self._places.version
+            self._watches.append(PlaceWatch(*host, version=version, on_places=self._take_places))
+        if self._logs:
+            self._watches.append(EventLog(*host, told.name))
 
     def _take_places(self, places: Places) -> None:
         """Go where the shards are now; callable from any thread."""
@@ -403,8 +412,8 @@ class RemoteClient:
     async def close(self) -> None:
         """Close every connection of this process."""
         self._closed, self._forked = True, False
-        if self._watch is not None:
-            self._watch.close()
+        for watch in self._watches:
+            watch.close()
         for ref in [self._host, *self._actors]:
             await ref.close()
 

@@ -16,7 +16,6 @@ import ssl
 import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -32,9 +31,7 @@ from flowgentic_actors.actors.refusal import Refusal, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.spawn_dragon import DragonSpawner
 from flowgentic_actors.actors.supervisor import (
-    Child,
     ChildSpec,
-    ChildState,
     Supervisor,
     SupervisorSettings,
 )
@@ -51,6 +48,7 @@ from flowgentic_actors.cluster.folders import (
 from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
+from flowgentic_actors.cluster.logs import log_tail, with_last_line
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.federation import Federation
 from flowgentic_actors.cluster.nodes.gathering import Gathering
@@ -65,7 +63,6 @@ from flowgentic_actors.cluster.persist import (
     reopening,
 )
 from flowgentic_actors.cluster.protocol import (
-    AreYouThere,
     AwaitRanks,
     Beat,
     Describe,
@@ -87,13 +84,10 @@ from flowgentic_actors.cluster.protocol import (
     StatusReply,
 )
 from flowgentic_actors.cluster.ranks import Ranks
+from flowgentic_actors.cluster.reporting import Reporter
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.cluster.status import (
-    ActorStatus,
     ClusterEvent,
-    ClusterStatus,
-    NodeStatus,
-    known_stats,
 )
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.environment import machine
@@ -126,10 +120,6 @@ _LONGEST = 7 * 86_400.0  # the owner's open_timeout ends a re-sharding sooner
 _ANSWER_MARGIN = 0.5  # an answer that says why it is late must not be late itself
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
 
-_ONE_NODE = (
-    "replicas=2 needs a second node, and there is this one alone: neither a Dragon runtime nor a "
-    "job with more nodes. Open it with replicas=1, or in an allocation of several nodes"
-)
 _NOT_SEVERAL = (
     "this cluster was opened on one node, and has nothing that others could join: open it with "
     "n_nodes=2 or more to add nodes to it, and to take them away, later"
@@ -190,7 +180,6 @@ class Host:
         self._news = asyncio.Event()
         self._started = asyncio.Event()  # whoever attaches may go on
         self._brought_up = asyncio.Event()  # the actors serve, or will not
-        self._epochs = ProcessRecord(self._folder).epochs()
         self._start_error: str | None = None
         self._ending = asyncio.Event()
         self._end_reason = ""
@@ -229,6 +218,8 @@ class Host:
             on_event=self._event,
             identity=spec.identity,
         )
+        epochs = ProcessRecord(self._folder).epochs()
+        self._reporter = Reporter(spec, self._supervisor, epochs, self._ending.is_set)
         self._federation: Federation | None = None
         self._actor_arguments: dict[str, str] = {}
         self._ip = ""
@@ -371,7 +362,11 @@ class Host:
             await self._begin_actors(tasks, nodes)
         except FlowgenticError as error:
             if not self._spec.restarts:
-                self._start_error = f"{error}{await self._log_tail()}"
+                logs = (self._folder / f"{spec.name}.log" for spec in self._specs)
+                tail = await on_daemon_thread(_FILE_TIMEOUT, log_tail, *logs)
+                if tail:
+                    logger.error("the actors' logs end with:\n%s", tail)  # noqa: TRY400 - theirs
+                self._start_error = with_last_line(str(error), tail)
         self._started.set()
 
     async def _begin_actors(self, tasks: TaskGroup, nodes: list[str]) -> None:
@@ -389,8 +384,6 @@ class Host:
         """Take in the other nodes, if there are to be any; the names of all."""
         spec = self._spec
         if spec.nodes == 1 or spec.identity is None:
-            if spec.replicas > 1:
-                raise ClusterOpenError(_ONE_NODE)
             if spec.asked_nodes > 1:
                 detail = (
                     f"n_nodes={spec.asked_nodes}, and there is this one alone: neither a Dragon"
@@ -409,7 +402,8 @@ class Host:
         if len(nodes) == 1:
             await gathering.close()
             if spec.replicas > 1:
-                raise ClusterOpenError(_ONE_NODE)
+                found = gathering.missing or "there is no other node in the Dragon runtime"
+                raise ClusterOpenError(f"replicas=2 needs a second node: {found}")
             self._ip = ""
             return nodes
         context = await on_daemon_thread(_FILE_TIMEOUT, server_context, spec.identity, self._folder)
@@ -551,16 +545,6 @@ class Host:
             self._let_go = True
             self._memory.close(orderly=self._killed == {})
 
-    async def _log_tail(self) -> str:
-        """What the actors' logs end with: the reader of the error cannot open them any more."""
-
-        def read() -> str:
-            logs = [self._folder / f"{spec.name}.log" for spec in self._specs]
-            return "".join(log.read_text(errors="replace")[-2000:] for log in logs if log.exists())
-
-        tail = await on_daemon_thread(10.0, read)
-        return f"\nThe actors' logs end with:\n{tail}" if tail.strip() else ""
-
     async def _expect_owner(self) -> None:
         await anyio.sleep(_OWNER_TIMEOUT)
         if self._owner is None:
@@ -631,7 +615,7 @@ class Host:
         except RejectedError as error:
             connection.send(Failure(request.seq, "internal", sendable(str(error))))
         except TimeoutError:
-            text = sendable(f"the host is not ready yet: {self._memory.doing}")
+            text = sendable(self._doing())
             connection.send(Failure(request.seq, "expired", text))
         else:
             connection.send(Reply(request.seq, Raw(_encode(reply))))
@@ -639,17 +623,22 @@ class Host:
             self._open_requests -= 1
         connection.flush()
 
+    def _doing(self) -> str:
+        """What whoever attaches has to wait for."""
+        if self._manifest is None:
+            return self._memory.doing
+        late = [c.spec.name for c in self._supervisor.children if not c.settled.is_set()]
+        return f"{', '.join(late) or 'another node'} does not serve yet"
+
     async def _answer(self, connection: Connection, command: HostCommand) -> HostReply | Raw:
         reply: HostReply | Raw = Done()
         match command:
-            case AreYouThere():
-                pass
             case Enter(rank):
                 self._ranks.enter(connection, rank)
             case AwaitRanks(size, wait):
                 reply = await self._ranks.wait(size, wait)
             case GetStatus():
-                reply = StatusReply(self._status())
+                reply = StatusReply(await self._reporter.status(self._federation))
             case GetEvents(start, wait):
                 reply = EventsReply(await self._events_from(start, wait))
             case End() | Shutdown():
@@ -730,59 +719,6 @@ class Host:
             with anyio.move_on_after(wait):
                 await self._news.wait()
         return self._history.since(start)
-
-    def _status(self) -> ClusterStatus:
-        children = self._supervisor.children
-        if self._federation is not None:
-            actors = list(self._federation.actors())
-        else:
-            slots = Counter(even_table(self._spec.actors, self._spec.namespace_depth).shards)
-            actors = [_actor_status(n, child, slots[n]) for n, child in enumerate(children)]
-        nodes = self._federation.nodes() if self._federation is not None else ()
-        if not nodes:
-            nodes = (NodeStatus(name=_node(), state="up", leads=self._spec.actors, follows=0),)
-        return ClusterStatus(
-            name=self._spec.name,
-            mode="distributed",
-            spawner=self._spec.spawner,
-            host_pid=os.getpid(),
-            uptime=time.time() - self._spec.opened,
-            host_restarts=self._spec.restarts,
-            folder=self._spec.folder,
-            actors=tuple(actors or map(self._not_started, range(self._spec.actors))),
-            n_nodes=sum(node.state == "up" for node in nodes),
-            nodes=nodes,
-        )
-
-    def _not_started(self, shard: int) -> ActorStatus:
-        """An actor of which this host knows what hosts before it noted, and no more yet."""
-        name = name_of(shard)
-        epoch = self._epochs.get(name, 0)
-        return ActorStatus(
-            name=name,
-            shard=shard,
-            node="",
-            pid=None,
-            epoch=epoch,
-            state=ChildState.STOPPED if self._ending.is_set() else ChildState.STARTING,
-            restarts=epoch,
-        )
-
-
-def _actor_status(shard: int, child: Child, slots: int) -> ActorStatus:
-    alive = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
-    return ActorStatus(
-        name=child.spec.name,
-        shard=shard,
-        node=child.node,
-        pid=child.pid if alive else None,
-        epoch=child.epoch,
-        state=child.state,
-        restarts=child.restarts,
-        reason=child.reason,
-        slots=slots,
-        **known_stats(child.stats),
-    )
 
 
 def _node() -> str:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw
 
 from flowgentic_actors.cluster.protocol import HostCommand
-from flowgentic_actors.errors import ProtocolError, RejectedError
+from flowgentic_actors.errors import ProtocolError, RejectedError, RequestExpiredError
 from flowgentic_actors.wire.addresses import Address, connect
 from flowgentic_actors.wire.channel import client_channel
 from flowgentic_actors.wire.messages import Failure, Hello, Reply, Request, Role, Welcome
@@ -74,6 +74,7 @@ class HostLink:
             TimeoutError: If there was no answer; the connection is of no use any more.
             OSError: If the connection broke.
             WireError: If what came is not our protocol.
+            RequestExpiredError: If the host could not answer in time, and says why.
             RejectedError: If the host refused.
         """
         self._seq += 1
@@ -92,8 +93,8 @@ class HostLink:
                 match message:
                     case Reply(seq, answer) if seq == self._seq:
                         return answer
-                    case Failure(seq, _, text) if seq == self._seq:
-                        raise RejectedError(f"the host: {text}")
+                    case Failure(seq, kind, text) if seq == self._seq:
+                        raise (RequestExpiredError if kind == "expired" else RejectedError)(text)
                     case _:
                         raise ProtocolError(f"unexpected {type(message).__name__} from the host")
 

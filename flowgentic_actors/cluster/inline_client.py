@@ -151,6 +151,7 @@ class InlineClient:
         """The cluster's status."""
         self._check_open()
         size = self._shard.stats() if self._memory is None else self._memory.stats()
+        now = time.time()
         actor = ActorStatus(
             name="shard-0",
             shard=0,
@@ -158,6 +159,8 @@ class InlineClient:
             pid=os.getpid(),
             epoch=1,
             state="running",
+            as_of=now,
+            last_heard=now,
             requests=self._requests,
             slots=SLOTS,
             **known_stats(size),

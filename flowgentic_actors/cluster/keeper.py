@@ -26,27 +26,29 @@ from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.cluster.folders import HOST_SOCKET, PID_FILE
 from flowgentic_actors.cluster.hostlink import HostLink, readable
 from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
-from flowgentic_actors.cluster.launch import HostProcess, launch_host
+from flowgentic_actors.cluster.launch import LOG_FILE, HostProcess, launch_host
+from flowgentic_actors.cluster.logs import last_line, log_tail
 from flowgentic_actors.cluster.protocol import (
-    AreYouThere,
     Describe,
     Description,
     End,
+    EventsReply,
+    GetEvents,
     HostCommand,
     Shutdown,
     ShutdownReply,
 )
-from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
+from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, RequestExpiredError
 from flowgentic_actors.storage.private import overwrite
 
 SPEC_FILE: Final = "host.spec"
 
-_LOG_TAIL = 3000
 _ACTOR_GRACE = 1.0  # from the host's death to actors that have ended by themselves; they take ms
 _NODES_GRACE = 4.0  # the same, where other nodes have to be let go as well
 _LAUNCHES = 2  # of Dragon, for one host
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit
 _AFTER_DRAIN = 10.0  # from drained actors to a host, or a Dragon launcher, that is gone
+_NOT_OPENED = 3.0  # for a host that failed to open the cluster to end; it has next to nothing to do
 _GOOD_LIFE, _MOST_SHORT_LIVES = 60.0, 3  # before a host is made without DDicts
 _DIED = "has died"
 _RUNTIME_DIED = "lost the runtime that it ran in"
@@ -80,6 +82,7 @@ class HostKeeper:
         self._trouble = ""  # what did not end in order
         self._given_up = False
         self._orders: deque[HostCommand] = deque()
+        self._next_event = 0  # that is not in this program's log yet
         self._wake_read, self._wake_write = os.pipe()
         self._thread: threading.Thread | None = None
 
@@ -91,12 +94,14 @@ class HostKeeper:
         """Start the host, wait until its actors serve, and keep it from then on.
 
         Raises:
-            FlowgenticError: If that failed; `close` cleans up.
-            OSError: The same.
+            ClusterOpenError: If that failed, with the reason; `close` cleans up.
         """
-        link = self._start(deadline)
-        answer = link.ask(Describe(), max(1.0, deadline - time.monotonic()))
-        description = msgspec.msgpack.decode(answer, type=Description)
+        try:
+            link = self._start(deadline)
+            answer = link.ask(Describe(), max(1.0, deadline - time.monotonic()))
+            description = msgspec.msgpack.decode(answer, type=Description)
+        except (FlowgenticError, OSError) as error:
+            raise self._not_opened(error) from error
         self._thread = threading.Thread(target=self._keep, name="flowgentic:keeper", daemon=True)
         self._thread.start()
         return description
@@ -121,12 +126,16 @@ class HostKeeper:
         """
         self._shut_down = True
         self._stop()
-        if self._thread is not None:
+        patience = _AFTER_DRAIN
+        if self._thread is None:  # it never served
+            patience = _NOT_OPENED if self._link is not None else 0.0
+            self._close_link()  # and at that, a host that lives ends
+        else:
             self._thread.join(timeout + _AFTER_DRAIN)
             if self._thread.is_alive():
                 self._trouble = "the thread that looks after its host is stuck"
         trouble = self._trouble
-        if self._process is not None and not self._process.wait(0.5 if trouble else _AFTER_DRAIN):
+        if self._process is not None and not self._process.wait(0.5 if trouble else patience):
             trouble = trouble or "its host did not end and was killed"
         left = self._end_processes()
         if left:
@@ -142,18 +151,12 @@ class HostKeeper:
     def after_fork(self) -> None:
         """A forked child keeps nothing: close its copies."""
         self._thread = None
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        self._close_link()
         self._close_descriptors()
 
     def log_tail(self) -> str:
-        """What the host's log ends with, for an error's reader."""
-        try:
-            text = (self._folder / "host.log").read_text(errors="replace").strip()
-        except OSError:
-            return ""
-        return f"\nThe host's log ends with:\n{text[-_LOG_TAIL:]}" if text else ""
+        """What the host's log ends with, until `close`."""
+        return log_tail(self._folder / LOG_FILE)
 
     # ------------------------------------------------------------------ the thread
 
@@ -187,7 +190,8 @@ class HostKeeper:
                 while self._orders:
                     self._link.ask(self._orders[0], self._silence, self._is_hopeless)
                     self._orders.popleft()
-                self._link.ask(AreYouThere(), self._silence, self._is_hopeless)
+                news = GetEvents(self._next_event, 0.0)
+                self._log_events(self._link.ask(news, self._silence, self._is_hopeless))
                 if not self._process.running():
                     return _RUNTIME_DIED
                 if beats % 20 == 0:
@@ -208,6 +212,11 @@ class HostKeeper:
         except FlowgenticError as error:
             return f"talks nonsense: {error}"
         return ""
+
+    def _log_events(self, answer: msgspec.Raw) -> None:
+        for event in msgspec.msgpack.decode(answer, type=EventsReply).events:
+            event.log(self._name, logger)
+            self._next_event = event.number + 1
 
     def _restart(self, reason: str) -> bool:
         """Start another host; False when it is given up or none is needed any more."""
@@ -326,7 +335,7 @@ class HostKeeper:
             # and then, on a busy machine, and succeeds the next time.
             ran = self._spec.spawner != "dragon" or (self._folder / PID_FILE).read_text().strip()
             if late or ran or attempts == _LAUNCHES:
-                raise ClusterOpenError(f"the host did not start{self.log_tail()}")
+                raise ClusterOpenError(self._why_not_started(late=late))
             logger.warning("Dragon's launcher ended before the host ran: it is started once more")
             assert self._process is not None
             self._process.kill()
@@ -335,6 +344,38 @@ class HostKeeper:
             self._process.look()  # whatever becomes of it from now on, what it leaves is known
         self._served_from = time.monotonic()
         return self._link
+
+    def _why_not_started(self, *, late: bool) -> str:
+        assert self._process is not None
+        what = "Dragon's launcher" if self._spec.spawner == "dragon" else "the cluster's host"
+        if late and self._process.running():
+            return (
+                f"{what} did not come up within {self._open_timeout:g} s (setting: open_timeout)"
+                f"{self._last_words()}"
+            )
+        return f"{what} did not start: its process {self._process.ending()}{self._last_words()}"
+
+    def _last_words(self) -> str:
+        line = last_line(self.log_tail())
+        return f". The last line of its log: {line}" if line else ". It wrote nothing to its log"
+
+    def _not_opened(self, error: FlowgenticError | OSError) -> FlowgenticError:
+        """What the opener is told: the reason first, and no more than concerns it."""
+        match error:
+            case ClusterOpenError():
+                return error
+            case RequestExpiredError() | TimeoutError():
+                return ClusterOpenError(
+                    f"the cluster is not open after {self._open_timeout:g} s (setting: "
+                    f"open_timeout): {error}"
+                )
+            case OSError() if self._process is not None and not self._process.running():
+                return ClusterOpenError(self._why_not_started(late=False))
+            case OSError():
+                return ClusterOpenError(
+                    f"the cluster cannot be opened in {self._folder}: {error} (setting: scratch)"
+                )
+        return ClusterOpenError(f"the cluster cannot be opened: {error}")
 
     def _comes_up(self, socket_path: Path, spec_file: Path, deadline: float) -> bool:
         """Start the host and wait for its socket; False when it ended, or it is too late."""
@@ -363,11 +404,14 @@ class HostKeeper:
                     raise
                 time.sleep(0.01)
 
-    def _end_processes(self) -> list[int]:
-        """End host and actors; returns the pids of those that do not go."""
+    def _close_link(self) -> None:
         if self._link is not None:
             self._link.close()
             self._link = None
+
+    def _end_processes(self) -> list[int]:
+        """End host and actors; returns the pids of those that do not go."""
+        self._close_link()
         process, self._process = self._process, None
         if process is not None and self._spec.nodes == 1:
             process.kill()

@@ -34,6 +34,7 @@ from flowgentic_actors.environment import (
 from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
 
 HOST_MODULE = "flowgentic_actors.cluster.host"
+LOG_FILE = "host.log"
 _POLL = 0.02
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit
 
@@ -49,6 +50,9 @@ class HostProcess(Protocol):
 
     def let_go(self) -> None:
         """The host has ended its work, and ends by itself from now on."""
+
+    def ending(self) -> str:
+        """How it ended, as a predicate."""
 
     def wait(self, timeout: float) -> bool:
         """Wait until it and what started it are gone; False when they are not in time."""
@@ -70,12 +74,23 @@ class _Launched:
         if self._process.returncode is not None:
             return False
         try:
-            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-            return os.waitid(os.P_PID, self._process.pid, flags) is None
+            return self._exit() is None
         except AttributeError:  # not on this platform
             return self._process.poll() is None
         except ChildProcessError:  # this program ignores SIGCHLD: the kernel reaps
             return False
+
+    def _exit(self) -> os.waitid_result | None:
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._process.pid, flags)
+
+    def ending(self) -> str:
+        with contextlib.suppress(AttributeError, ChildProcessError):
+            if (found := self._exit()) is not None:
+                exited = found.si_code == os.CLD_EXITED
+                how = "ended with exit code" if exited else "was killed by signal"
+                return f"{how} {found.si_status}"
+        return "ended"
 
     def look(self) -> None:
         pass
@@ -156,6 +171,9 @@ class _InRuntime:
         pid = self._pid()
         return pid is None or _alive(pid)
 
+    def ending(self) -> str:
+        return "ended"
+
     def look(self) -> None:
         pass  # what Dragon keeps for it is the runtime's own, which lives on
 
@@ -200,7 +218,7 @@ def launch_host(
         ClusterOpenError: If the host could not be started.
     """
     command = python_command(HOST_MODULE, str(spec_file))
-    log_file = folder / "host.log"
+    log_file = folder / LOG_FILE
     if spawner == "subprocess":
         return _Launched(_popen(command, folder, log_file, dict(os.environ)))
     reason = why_no_dragon()

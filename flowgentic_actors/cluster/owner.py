@@ -34,14 +34,17 @@ from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.environment import inside_dragon, job_hosts, machine, scheduler_job
 from flowgentic_actors.errors import (
     ClusterOpenError,
-    DragonUnavailableError,
-    FlowgenticError,
     PersistError,
 )
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.sockets import check_path, let_go_after_fork
+
+_ONE_NODE = (
+    "replicas=2 needs a second node, and there is this one alone: neither a Dragon runtime nor a "
+    "job with more nodes. Open it with replicas=1, or in an allocation of several nodes"
+)
 
 
 class Owner:
@@ -57,6 +60,8 @@ class Owner:
         self._one_at_a_time = threading.Lock()
         self._trouble = ""
         self.descriptor: Descriptor | None = None
+        self.host_log = ""
+        """After an `open` that failed: what the host's log ended with."""
 
     @property
     def handle(self) -> ClusterHandle:
@@ -76,25 +81,21 @@ class Owner:
         root = root_folder(config.scratch)
         self._check_persist_path(root, deadline)
         limits = OrphanLimits(config.orphan_ttl, config.orphan_bytes)
-        self._folder, self._lock = claim_folder(root, config.name, limits, deadline)
-        let_go_after_fork(self)
         try:
+            self._folder, self._lock = claim_folder(root, config.name, limits, deadline)
+            let_go_after_fork(self)
             return self._bring_up(deadline)
-        except DragonUnavailableError:
+        except OSError as error:
             self._clean_up()
-            raise
-        except (FlowgenticError, OSError) as error:
-            tail = self._keeper.log_tail() if self._keeper else ""
+            raise ClusterOpenError(
+                f"cannot use {root}, where clusters keep sockets and journals: {error} (setting: "
+                "scratch)"
+            ) from error
+        except BaseException as error:
+            self.host_log = self._keeper.log_tail() if self._keeper else ""
             self._clean_up()
             if isinstance(error, ClusterOpenError):
-                raise
-            self._check_persist_path(root, deadline)  # somebody else may have been faster
-            raise ClusterOpenError(
-                f"the cluster did not come up within {config.open_timeout:g} s (setting: "
-                f"open_timeout): {error}{tail}"
-            ) from error
-        except BaseException:
-            self._clean_up()
+                self._check_persist_path(root, deadline)  # another cluster may have been faster
             raise
 
     def close(self) -> str:
@@ -137,6 +138,8 @@ class Owner:
 
     def _bring_up(self, deadline: float) -> Description:
         config, secret = self._config, new_secret()
+        if config.replicas > 1 and self._nodes() == 1:
+            raise ClusterOpenError(_ONE_NODE)
         check_path(str(self._folder / f"shard-{config.actors_per_node}.sock"))
         memory = self._folder / MEMORY
         if config.persist_path is not None:

@@ -599,6 +599,6 @@ def _try(lock: FileLock) -> bool:
 
 def _unusable(path: Path, error: OSError) -> PersistError:
     return PersistError(
-        f"cannot use {path}: {error}. Set persist_path= to a folder that this user can write to, "
-        "with room for twice the memory when it is re-sharded"
+        f"cannot use {path}: {error}. Set persist_path= (or scratch=, where it is not set) to a "
+        "folder that this user can write to, with room for twice the memory when it is re-sharded"
     )

@@ -21,7 +21,7 @@ class GetStatus(Struct, tag=2, array_like=True, frozen=True):
 
 
 class GetEvents(Struct, tag=3, array_like=True, frozen=True):
-    """The events from a number on; waits a while when there is none yet."""
+    """The events from a number on; waits a while when there is none yet. The owner's heartbeat."""
 
     start: Annotated[int, Meta(ge=0)]
     wait: Annotated[float, Meta(ge=0, le=60)]
@@ -31,10 +31,6 @@ class Shutdown(Struct, tag=4, array_like=True, frozen=True):
     """End the cluster in order; only its owner may ask. Answered when all actors have ended."""
 
     timeout: Annotated[float, Meta(gt=0)]
-
-
-class AreYouThere(Struct, tag=5, array_like=True, frozen=True):
-    """The owner's heartbeat."""
 
 
 class End(Struct, tag=6, array_like=True, frozen=True):
@@ -66,6 +62,8 @@ class Beat(Struct, tag=8, array_like=True, frozen=True):
         events: What happened there: kind, actor, detail.
         events_from: Number of the first of them; the host has heard of those before it.
         ended: Once its actors have ended: those that did not end in order, and why.
+        asked: Number of the last question (`Grant.asks`) that it has heard.
+        answered: The same of the last one that it has answered: `members` are not older.
     """
 
     node: NodeName
@@ -75,6 +73,8 @@ class Beat(Struct, tag=8, array_like=True, frozen=True):
     events: tuple[tuple[str, str, str], ...]
     events_from: int = 0
     ended: dict[str, str] | None = None
+    asked: int = 0
+    answered: int = 0
 
 
 class Enter(Struct, tag=9, array_like=True, frozen=True):
@@ -139,7 +139,6 @@ HostCommand: TypeAlias = (
     | GetStatus
     | GetEvents
     | Shutdown
-    | AreYouThere
     | End
     | GetPlaces
     | Beat
@@ -239,6 +238,7 @@ class Grant(Struct, tag=7, array_like=True, frozen=True):
         end: Whether to end its actors; said again and again until it has.
         leave: Whether to end altogether, and what becomes of what is stored there.
         events_to: Number of the first event that the host has not heard of.
+        asks: Number of a question: the node shall ask its actors for their counters now.
     """
 
     lease: float
@@ -246,6 +246,7 @@ class Grant(Struct, tag=7, array_like=True, frozen=True):
     end: EndNode | None = None
     leave: Literal["keep", "remove"] | None = None
     events_to: int = 0
+    asks: int = 0
 
 
 class StatusReply(Struct, tag=2, array_like=True, frozen=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -19,6 +20,10 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
         node: Host name of the node it runs on.
         pid: Its process, None while it has none.
         epoch: Number of its incarnation, 1 for the first.
+        as_of: When the counters below were so, seconds since the Unix epoch by its node's clock:
+            the moment of the call, or earlier for an actor that did not answer within a second.
+            None while this incarnation has told none, and for a shard whose node is lost.
+        last_heard: When it last gave a sign of life, on the same clock; None for never.
         state: `starting`, `running`, `restarting`, `degraded` (in the host's own process),
             `failed`, `stopped`, or `lost` with its node.
         restarts: Times it was restarted.
@@ -54,6 +59,8 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
     pid: int | None
     epoch: int
     state: str
+    as_of: float | None = None
+    last_heard: float | None = None
     restarts: int = 0
     reason: str = ""
     requests: int = 0
@@ -96,16 +103,18 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
             told to do without it.
         leads: Shards that it answers for.
         follows: Shards of which it has the second copy.
+        last_heard: When the host last heard of it, seconds since the Unix epoch; None for never.
     """
 
     name: str
     state: str
     leads: int
     follows: int
+    last_heard: float | None = None
 
 
 class ClusterStatus(Struct, frozen=True, kw_only=True):
-    """A cluster at one moment; counters are as fresh as the last heartbeat.
+    """A cluster at the moment of the call; an actor's `as_of` tells where its counters are older.
 
     Attributes:
         name: Its name.
@@ -132,6 +141,30 @@ class ClusterStatus(Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeStatus, ...] = ()
 
 
+WARNINGS: Final = frozenset(
+    {
+        "actor_exited",
+        "actor_failed",
+        "actor_hosted",
+        "actor_killed",
+        "actor_lingers",
+        "actor_silent",
+        "ddict_given_up",
+        "ddict_lost",
+        "dragon_hung",
+        "fewer_nodes",
+        "host_restarted",
+        "node_given_up",
+        "node_lost",
+        "node_missing",
+        "plan_not_written",
+        "rebalance_failed",
+        "shard_lost",
+    }
+)
+"""Kinds of events that are warnings in the log of whoever uses the cluster."""
+
+
 class ClusterEvent(Struct, frozen=True, kw_only=True):
     """Something that happened.
 
@@ -139,10 +172,10 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
         number: Counts up from 0.
         time: Seconds since the Unix epoch.
         kind: `cluster_opened`, `persist_reopened`, `orphan_reopened`, `resharded`,
-            `fallback_to_local`, `actor_running`, `actor_exited`, `actor_hosted`, `actor_failed`,
-            `actor_stopped`, `actor_killed`, `actor_lingers`, `ddict_ready`, `ddict_lost`,
-            `ddict_given_up`, `dragon_hung`, `host_restarted`, `journal_in_memory`,
-            `walltime_unknown`, `cluster_closing`; of several nodes, `fewer_nodes`, `node_missing`,
+            `fallback_to_local`, `actor_running`, `actor_silent`, `actor_answers`, `actor_exited`,
+            `actor_hosted`, `actor_failed`, `actor_stopped`, `actor_killed`, `actor_lingers`,
+            `ddict_ready`, `ddict_lost`, `ddict_given_up`, `dragon_hung`, `host_restarted`,
+            `journal_in_memory`, `walltime_unknown`, `cluster_closing`; of several nodes, `fewer_nodes`, `node_missing`,
             `node_lost`, `node_returned`, `node_given_up`, `shard_promoted`, `shard_moved`,
             `shard_lost`, `shard_found`, `replica_begun`, `replica_ready`; of slots that move,
             `rebalance_begun`, `slots_moved`, `slots_stayed`, `slots_not_taken`, `rebalanced`,
@@ -156,3 +189,9 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
     kind: str
     actor: str
     detail: str
+
+    def log(self, cluster: str, logger: logging.Logger) -> None:
+        """Warn of it in a log, if it is of a kind that its users have to know of."""
+        if self.kind in WARNINGS:
+            what = f"{self.kind} {self.actor}".rstrip()
+            logger.warning("cluster %s: %s: %s", cluster, what, self.detail)

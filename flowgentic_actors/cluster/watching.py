@@ -1,4 +1,7 @@
-"""Hearing from the host where the shards are, on a thread: calls that block need it, too."""
+"""Hearing from the host on threads: where the shards are, and what users have to be warned of.
+
+Calls that block need to know where the shards are, too, so it cannot be the event loop's work.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.cluster.protocol import Done, GetPlaces, Places
+from flowgentic_actors.cluster.protocol import Done, EventsReply, GetEvents, GetPlaces, Places
 from flowgentic_actors.errors import ClusterClosedError, RequestError
 from flowgentic_actors.wire.addresses import Address
 from flowgentic_actors.wire.blocking import BlockingPool
@@ -18,8 +21,10 @@ from flowgentic_actors.wire.blocking import BlockingPool
 _WAIT: Final = 1.0  # for news; the thread ends within it once it is not wanted any more
 _PATIENCE: Final = 4.0
 _PAUSE: Final = 0.2
+_EVENTS_PAUSE: Final = 2.0  # between two questions for events, which are short
 
 logger = logging.getLogger(__name__)
+users_logger = logging.getLogger("flowgentic_actors")
 
 _encode = msgspec.msgpack.Encoder().encode
 _answers: msgspec.msgpack.Decoder[Places | Done] = msgspec.msgpack.Decoder(Places | Done)
@@ -76,3 +81,44 @@ class PlaceWatch:
                 self._version = places.version
                 self._on_places(places)
                 body = _encode(GetPlaces(self._version, _WAIT))
+
+
+class EventLog:
+    """Writes what users have to be warned of into this program's log, until it is closed.
+
+    For programs that attached; in the opener's, the host's keeper does that.
+
+    Args:
+        host: Where the host is.
+        secret: The cluster's secret.
+        max_bytes: Largest message.
+        name: The cluster's name.
+    """
+
+    def __init__(self, host: Address, secret: bytes, max_bytes: int, name: str) -> None:
+        self._pool = BlockingPool(host, secret, "the host", max_bytes, 1)
+        self._name = name
+        self._closed = threading.Event()
+        threading.Thread(target=self._run, name="flowgentic:events", daemon=True).start()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._closed.set()
+        self._pool.close()
+
+    def _run(self) -> None:
+        start, is_new = 0, False  # what happened before this program attached is no news
+        while not self._closed.is_set():
+            try:
+                answer = self._pool.request(_encode(GetEvents(start, 0.0)), _PATIENCE)
+            except ClusterClosedError:
+                return
+            except RequestError as error:
+                logger.info("the host does not tell its events: %s", error)
+            else:
+                for event in msgspec.msgpack.decode(answer, type=EventsReply).events:
+                    start = event.number + 1
+                    if is_new and not self._closed.is_set():
+                        event.log(self._name, users_logger)
+                is_new = True
+            self._closed.wait(_EVENTS_PAUSE)

@@ -9,12 +9,10 @@ import multiprocessing
 import os
 import pickle
 import signal
-import textwrap
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psutil
@@ -23,7 +21,6 @@ import pytest
 import flowgentic_actors.cluster.launch
 import flowgentic_actors.memory
 from flowgentic_actors import ClusterEvent, ClusterHandle, MemoryCluster
-from flowgentic_actors.actors.spawn import ACTOR_MODULE
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE, SchedulerJob, dragon_launcher
 from flowgentic_actors.errors import (
     ClusterClosedError,
@@ -35,7 +32,7 @@ from flowgentic_actors.errors import (
     LocalClusterError,
 )
 from flowgentic_actors.wire.client import _Wire as Wire
-from tests.cluster.helpers import ROOT, eventually, in_fork, output_of, wait_until
+from tests.cluster.helpers import eventually, in_fork, output_of, wait_until
 from tests.conftest import NEEDS_DRAGON, SETTINGS, mode_params
 from tests.contract.faces import checkpoint_of, config_of, unique
 
@@ -465,30 +462,6 @@ async def test_a_cluster_that_is_left_by_cancellation_leaves_nothing(mode: str) 
             await asyncio.wait_for(task, 10)
 
 
-async def fails_to_open(**settings: Any) -> str:
-    """What the error says."""
-    with pytest.raises(ClusterOpenError) as caught:
-        async with MemoryCluster(**{**SETTINGS["subprocess"], **settings}):
-            pass
-    return str(caught.value)
-
-
-@pytest.mark.anyio
-async def test_a_scratch_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    assert "scratch=" in await fails_to_open(scratch=file)
-    assert "scratch=" in await fails_to_open(scratch=tmp_path / "missing")
-    long = tmp_path / ("x" * 100)
-    long.mkdir()
-    assert "scratch=" in await fails_to_open(scratch=long)
-    mine = tmp_path / f"flowgentic-{os.geteuid()}"
-    mine.mkdir(mode=0o755)
-    mine.chmod(0o755)
-    assert "0700" in await fails_to_open(scratch=tmp_path)
-    assert [path.name for path in mine.iterdir()] == []
-
-
 @pytest.mark.anyio
 async def test_a_relative_scratch_folder_works(
     scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -502,33 +475,6 @@ async def test_a_relative_scratch_folder_works(
         await remembers(memory)
         async with MemoryCluster.attach("relative", scratch=folder) as attached:
             await remembers(attached)
-
-
-@pytest.mark.anyio
-async def test_a_host_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", "/bin/false")
-    assert "host did not start" in await fails_to_open()
-    monkeypatch.setattr("sys.executable", "/nowhere/python")
-    assert "/nowhere/python" in await fails_to_open()
-
-
-@pytest.mark.anyio
-async def test_an_actor_that_does_not_start_is_told_with_its_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = f"""
-        import os, sys
-        if any({ACTOR_MODULE!r} in argument for argument in sys.orig_argv):
-            print("broken on purpose", file=sys.stderr, flush=True)
-            os._exit(1)
-    """
-    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(broken))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-
-    told = await fails_to_open()
-
-    assert "shard-0 does not start" in told
-    assert "broken on purpose" in told
 
 
 # ---------------------------------------------------------------------- without Dragon

@@ -21,6 +21,7 @@ from typing import Final
 import anyio
 import msgspec
 
+from flowgentic_actors.actors.hearing import hear
 from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
@@ -29,6 +30,7 @@ from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.folders import MEMORY, claim_node_folder, remove_folder, root_folder
 from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
+from flowgentic_actors.cluster.nodes.asking import HEARING
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.joining import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
@@ -119,6 +121,7 @@ class NodeAgent:
         self._ending: asyncio.Future[None] | None = None
         self._ended: dict[str, str] | None = None
         self._known = 0
+        self._asked = self._answered = 0  # questions of the host about the actors
         self.removes = False
 
     async def run(self) -> None:
@@ -140,6 +143,7 @@ class NodeAgent:
         await server.listen(address)
         host = AsyncConnection(spec.host, spec.secret, "the host", spec.max_message_bytes)
         async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
             self._members = NodeMembers(
                 self._supervisor,
                 tasks,
@@ -197,12 +201,20 @@ class NodeAgent:
 
     async def _take(self, grant: Grant, asked_at: float) -> None:
         """Do what the host says."""
+        if grant.asks > self._asked:
+            self._asked = grant.asks
+            self._tasks.start_soon(self._hear, grant.asks)
         if grant.orders is not None and self._ending is None:
             # First of all, what is not wanted any more ends: the lease is not for that.
             await self._members.carry_out(grant.orders)
             self._known = grant.orders.version
         if grant.lease > 0:
             self._supervisor.extend(self._lease.granted(asked_at))
+
+    async def _hear(self, question: int) -> None:
+        await hear(self._supervisor.children, HEARING)
+        self._answered = max(self._answered, question)
+        self._changed.set()
 
     async def _is_hopeless(self, granted_at: float) -> bool:
         """Whether there is no host to wait for any more."""
@@ -225,6 +237,8 @@ class NodeAgent:
             tuple(self._events),
             self._events_from,
             self._ended,
+            self._asked,
+            self._answered,
         )
         patience = self._spec.lease
         question = asyncio.ensure_future(host.request(_encode(beat), patience, _decode))

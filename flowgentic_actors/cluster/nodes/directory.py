@@ -48,8 +48,16 @@ def actors_of(coordinator: Coordinator) -> tuple[ActorStatus, ...]:
     )
 
 
-def nodes_of(coordinator: Coordinator, machines: Mapping[str, str]) -> tuple[NodeStatus, ...]:
-    """How the nodes are doing that there are or were."""
+def nodes_of(
+    coordinator: Coordinator, machines: Mapping[str, str], heard: Mapping[str, float]
+) -> tuple[NodeStatus, ...]:
+    """How the nodes are doing that there are or were.
+
+    Args:
+        coordinator: What decides.
+        machines: The machine of each node.
+        heard: When each was heard last.
+    """
     up, plan = coordinator.nodes, coordinator.plan
     return tuple(
         NodeStatus(
@@ -57,6 +65,7 @@ def nodes_of(coordinator: Coordinator, machines: Mapping[str, str]) -> tuple[Nod
             state="lost" if node not in up else "spare" if node in plan.spare else "up",
             leads=sum(shard.leader == node for shard in plan.shards),
             follows=sum(shard.follower == node for shard in plan.shards),
+            last_heard=heard.get(node),
         )
         for node in machines
     )
@@ -87,6 +96,8 @@ def _actor_status(plan: ShardPlan, member: Member | None, slots: int) -> ActorSt
         state=state,
         restarts=member.restarts if member is not None else 0,
         reason=member.reason if member is not None else "",
+        as_of=member.as_of if member is not None else None,
+        last_heard=member.last_heard if member is not None else None,
         slots=slots,
         replica_node=plan.follower,
         replica_ready=plan.caught_up,

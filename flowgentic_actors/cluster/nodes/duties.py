@@ -68,6 +68,8 @@ class Member(Struct, array_like=True, frozen=True):
         restarts: Times it was restarted.
         reason: Why it ended last.
         stats: Its counters.
+        as_of: When they were so; see `ActorStatus`.
+        last_heard: When it last gave a sign of life.
     """
 
     shard: int
@@ -83,6 +85,8 @@ class Member(Struct, array_like=True, frozen=True):
     restarts: int
     reason: str
     stats: dict[str, int]
+    as_of: float | None = None
+    last_heard: float | None = None
 
 
 def name_of(shard: int) -> str:

@@ -19,6 +19,7 @@ from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.hostspec import HostSpec
+from flowgentic_actors.cluster.nodes.asking import NodeAsking
 from flowgentic_actors.cluster.nodes.coordinator import Coordinator
 from flowgentic_actors.cluster.nodes.directory import actors_of, nodes_of, places_of
 from flowgentic_actors.cluster.nodes.duties import name_of
@@ -121,6 +122,7 @@ class Federation:
         self._closing = ""
         self._encoded = Raw(b"")
         self._encoded_of: Places | None = None
+        self._asking = NodeAsking(self._tell_news)
         self._lease = spec.node_timeout * _LEASE_SHARE
         self._leases = GrantedLeases(self._lease, spec.node_timeout, _TICK)
         self._id = secrets.token_hex(8)
@@ -311,6 +313,7 @@ class Federation:
                 self._on_event(kind, actor, detail)
         self._events_to[node] = max(heard, beat.events_from + len(beat.events))
         coordinator.heard(node, beat.members)
+        self._asking.heard(node, beat.answered)
         self._stir.set()
         if beat.ended is not None:
             self._killed[node] = beat.ended
@@ -322,6 +325,8 @@ class Federation:
 
     def _has_news_for(self, beat: Beat) -> bool:
         if self._leave is not None or (self._end is not None and beat.ended is None):
+            return True
+        if beat.asked < self._asking.number:
             return True
         node, coordinator = beat.node, self._coordinator
         assert coordinator is not None
@@ -342,8 +347,8 @@ class Federation:
             if beat.known < coordinator.changed_for(node):
                 orders = coordinator.orders(node)
             coordinator.granted(node, time.monotonic())
-            return Grant(self._lease, orders, end, events_to=events_to)
-        return Grant(0.0, end=end, events_to=events_to)
+            return Grant(self._lease, orders, end, None, events_to, self._asking.number)
+        return Grant(0.0, None, end, None, events_to, self._asking.number)
 
     def disconnected(self, connection: Connection) -> None:
         """A connection is gone: if its machine said so, what ended there is the node's program."""
@@ -477,6 +482,11 @@ class Federation:
         assert table is not None
         return Places(self._published, table, places, self._identity.certificate, self._closing)
 
+    async def hear(self, timeout: float) -> None:
+        """Have the other nodes ask their actors how they are doing; see `actors.hearing.hear`."""
+        if self._coordinator is not None:
+            await self._asking.ask(set(self._coordinator.nodes) - {self._here}, timeout)
+
     def actors(self) -> tuple[ActorStatus, ...]:
         """How the shards are doing."""
         return actors_of(self._coordinator) if self._coordinator is not None else ()
@@ -484,7 +494,10 @@ class Federation:
     def nodes(self) -> tuple[NodeStatus, ...]:
         """How the nodes are doing."""
         coordinator = self._coordinator
-        return nodes_of(coordinator, self._machines) if coordinator is not None else ()
+        if coordinator is None:
+            return ()
+        heard = {**self._asking.heard_at, self._here: time.time()}
+        return nodes_of(coordinator, self._machines, heard)
 
     # ------------------------------------------------------------------ ending
 

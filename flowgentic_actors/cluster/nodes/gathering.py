@@ -21,6 +21,7 @@ from flowgentic_actors.wire.identity import Identity, server_context
 from flowgentic_actors.wire.server import Server
 
 _LAUNCH: Final = 30.0
+_LOOK: Final = 0.2  # between two looks whether a program has ended
 _FILE_TIMEOUT: Final = 30.0
 _MAX_BYTES: Final = 4 << 20
 
@@ -38,6 +39,7 @@ class Gathering:
     Attributes:
         here: The host's own node.
         machines: The machine of each node that there is or was, as `environment.machine` names it.
+        missing: Which nodes did not join when they were started last, and why; empty for none.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class Gathering:
         self._ip = ip
         self._on_event = on_event
         self._awaited: set[str] = set()
+        self._hopeless: dict[str, str] = {}  # nodes that will not join, and why
         self._arrival = asyncio.Event()
         self._desk: JoinDesk | None = None
         self._server: Server | None = None
         self.here = ""
         self.machines: dict[str, str] = {}
+        self.missing = ""
 
     async def gather(self, deadline: float, known: Collection[str] = ()) -> list[str]:
         """Start the programs of the other nodes, and wait until they are there.
@@ -82,8 +86,6 @@ class Gathering:
                 "fewer_nodes", "", f"n_nodes={asked}, and there are {len(wanted) + 1}: {there}"
             )
         missing = await self._start(wanted, deadline)
-        if missing:
-            self._on_event("node_missing", "", f"{', '.join(missing)} did not join in time")
         return [self.here, *(node for node in wanted if node not in missing)]
 
     async def hand_out(self, specs: Callable[[str], NodeSpec]) -> None:
@@ -105,8 +107,6 @@ class Gathering:
     async def add(self, nodes: Sequence[str], deadline: float) -> list[str]:
         """Start the programs of more nodes; those that join, and wait for `hand_out`."""
         missing = await self._start(nodes, deadline)
-        if missing:
-            self._on_event("node_missing", "", f"{', '.join(missing)} did not join in time")
         return [node for node in nodes if node not in missing]
 
     async def start_again(
@@ -129,7 +129,7 @@ class Gathering:
         """Start programs, and wait for them; those that did not join."""
         if not nodes:
             return []
-        self._awaited = set(nodes)
+        self._awaited, self._hopeless = set(nodes), {}
         self._desk = JoinDesk(self._take_in)
         self._server = Server(self._desk, self._desk.secret, "the host", 0, _MAX_BYTES)
         folder = Path(self._spec.folder)
@@ -142,16 +142,25 @@ class Gathering:
                 ticket = Ticket(node, (address,), self._desk.secret, patience)
                 tasks.start_soon(self._launch, ticket)
         with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
-            while self._awaited:
+            while self._awaited - self._hopeless.keys():
                 self._arrival.clear()
-                await self._arrival.wait()
-        return [node for node in nodes if node in self._awaited]
+                with anyio.move_on_after(_LOOK):
+                    await self._arrival.wait()
+                self._hopeless |= await on_daemon_thread(_FILE_TIMEOUT, self._launcher.ended)
+        missing = [node for node in nodes if node in self._awaited]
+        why = (f"{node} {self._hopeless.get(node, 'did not join in time')}" for node in missing)
+        self.missing = "; ".join(why)
+        if missing:
+            self._on_event("node_missing", "", self.missing)
+        return missing
 
     async def _launch(self, ticket: Ticket) -> None:
         try:
             await self._launcher.launch(ticket.node, ticket, min(_LAUNCH, ticket.patience))
-        except (FlowgenticError, OSError, TimeoutError) as error:
-            self._on_event("node_missing", "", f"{ticket.node} cannot be started: {error!r}")
+        except TimeoutError:
+            pass  # it may have been started all the same
+        except (FlowgenticError, OSError) as error:
+            self._hopeless[ticket.node] = f"cannot be started: {error}"
 
     def _take_in(self, join: Join) -> None:
         """A node is there; each ticket counts once."""

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from flowgentic_actors.actors.spawn_dragon import dragon_nodes, start_dragon_process
 from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.cluster.logs import log_tail, with_last_line
 from flowgentic_actors.cluster.nodes.joining import TICKET_VARIABLE, Ticket
 
 AGENT_MODULE: Final = "flowgentic_actors.cluster.nodes.agent"
@@ -41,6 +42,9 @@ class NodeLauncher(Protocol):
             OSError, TimeoutError, ActorStartError: If it could not be started.
         """
 
+    def ended(self) -> dict[str, str]:
+        """Programs that have ended, where that can be told, and how, by node. Blocks."""
+
     def folder(self, node: str) -> str:
         """Where a node keeps its files, empty for the usual place."""
 
@@ -67,6 +71,10 @@ class DragonNodeLauncher:
             node=node,
             environ={**os.environ, TICKET_VARIABLE: ticket.write()},
         )
+
+    def ended(self) -> dict[str, str]:
+        """Nothing: Dragon is not asked about processes that may have been killed."""
+        return {}
 
     def folder(self, node: str) -> str:  # noqa: ARG002 - the same on all
         """The usual place on a machine of its own."""
@@ -97,6 +105,16 @@ class LocalNodeLauncher:
         """Start a child process; see `NodeLauncher.launch`."""
         self._children[node] = await on_daemon_thread(timeout, self._start, ticket)
 
+    def ended(self) -> dict[str, str]:
+        """The child processes that have ended."""
+        return {
+            node: with_last_line(
+                f"ended with exit code {child.returncode}", log_tail(self._log_file(node))
+            )
+            for node, child in self._children.items()
+            if child.poll() is not None
+        }
+
     def folder(self, node: str) -> str:
         """Below the cluster's own folder."""
         return str(self._folder / "nodes" / node)
@@ -110,9 +128,11 @@ class LocalNodeLauncher:
                 child.kill()
                 child.wait()
 
+    def _log_file(self, node: str) -> Path:
+        return self._folder / f"{node}.log"
+
     def _start(self, ticket: Ticket) -> subprocess.Popen[bytes]:
-        log_file = self._folder / f"{ticket.node}.log"
-        with log_file.open("ab") as log:
+        with self._log_file(ticket.node).open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - our own program
                 python_command(AGENT_MODULE),
                 stdin=subprocess.DEVNULL,

@@ -125,6 +125,8 @@ class NodeMembers:
             restarts=child.restarts,
             reason=child.reason,
             stats=stats,
+            as_of=child.as_of,
+            last_heard=child.last_heard,
         )
 
     def _told(self, duty: Duty) -> Raw | None:

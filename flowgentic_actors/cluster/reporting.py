@@ -1,0 +1,119 @@
+"""What a host tells about its cluster when it is asked: what its actors say at that moment."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import anyio
+
+from flowgentic_actors.actors.hearing import hear
+from flowgentic_actors.actors.supervisor import Child, ChildState, Supervisor
+from flowgentic_actors.cluster.hostspec import HostSpec
+from flowgentic_actors.cluster.nodes.duties import name_of
+from flowgentic_actors.cluster.nodes.federation import Federation
+from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.cluster.status import ActorStatus, ClusterStatus, NodeStatus, known_stats
+
+_HEARING: Final = 1.0  # seconds for the actors to answer; what is older says so
+
+
+class Reporter:
+    """Makes the status of a host's cluster.
+
+    Args:
+        spec: What the host was told.
+        supervisor: Of the actors on this node.
+        epochs: Of the last incarnation of each actor under earlier hosts.
+        is_ending: Whether the cluster's work is ending.
+    """
+
+    def __init__(
+        self,
+        spec: HostSpec,
+        supervisor: Supervisor,
+        epochs: Mapping[str, int],
+        is_ending: Callable[[], bool],
+    ) -> None:
+        self._spec = spec
+        self._supervisor = supervisor
+        self._epochs = epochs
+        self._is_ending = is_ending
+
+    async def status(self, federation: Federation | None) -> ClusterStatus:
+        """Ask all actors, and tell what they answered within a second, or had told before.
+
+        Args:
+            federation: The nodes, None for this one alone.
+        """
+        left = anyio.current_effective_deadline() - anyio.current_time()
+        timeout = min(_HEARING, left / 2)  # an answer that is partly old is better than none
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hear, self._supervisor.children, timeout)
+            if federation is not None:
+                tasks.start_soon(federation.hear, timeout)
+        if federation is not None:
+            federation.stir()
+        return self._status(federation)
+
+    def _status(self, federation: Federation | None) -> ClusterStatus:
+        spec = self._spec
+        if federation is not None:
+            actors, nodes = list(federation.actors()), federation.nodes()
+        else:
+            slots = Counter(even_table(spec.actors, spec.namespace_depth).shards)
+            children = enumerate(self._supervisor.children)
+            actors, nodes = [_actor_status(n, child, slots[n]) for n, child in children], ()
+        if not nodes:
+            here, now = socket.gethostname(), time.time()
+            nodes = (
+                NodeStatus(name=here, state="up", leads=spec.actors, follows=0, last_heard=now),
+            )
+        return ClusterStatus(
+            name=spec.name,
+            mode="distributed",
+            spawner=spec.spawner,
+            host_pid=os.getpid(),
+            uptime=time.time() - spec.opened,
+            host_restarts=spec.restarts,
+            folder=spec.folder,
+            actors=tuple(actors or map(self._not_started, range(spec.actors))),
+            n_nodes=sum(node.state == "up" for node in nodes),
+            nodes=nodes,
+        )
+
+    def _not_started(self, shard: int) -> ActorStatus:
+        """An actor of which this host knows what hosts before it noted, and no more yet."""
+        name = name_of(shard)
+        epoch = self._epochs.get(name, 0)
+        return ActorStatus(
+            name=name,
+            shard=shard,
+            node="",
+            pid=None,
+            epoch=epoch,
+            state=ChildState.STOPPED if self._is_ending() else ChildState.STARTING,
+            restarts=epoch,
+        )
+
+
+def _actor_status(shard: int, child: Child, slots: int) -> ActorStatus:
+    alive = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
+    return ActorStatus(
+        name=child.spec.name,
+        shard=shard,
+        node=child.node,
+        pid=child.pid if alive else None,
+        epoch=child.epoch,
+        state=child.state,
+        as_of=child.as_of,
+        last_heard=child.last_heard,
+        restarts=child.restarts,
+        reason=child.reason,
+        slots=slots,
+        **known_stats(child.stats),
+    )

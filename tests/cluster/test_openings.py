@@ -1,0 +1,191 @@
+"""Openings that fail: at once, and with the reason first."""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowgentic_actors import MemoryCluster
+from flowgentic_actors.actors.spawn import ACTOR_MODULE
+from flowgentic_actors.cluster.launch import HOST_MODULE
+from flowgentic_actors.cluster.nodes.launching import AGENT_MODULE
+from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
+from tests.cluster.helpers import ROOT
+from tests.conftest import SETTINGS, mode_params
+from tests.faults.small_disk import small_disk
+
+pytestmark = pytest.mark.anyio
+
+AT_ONCE = 8.0
+"""Seconds for what takes one, on a busy machine; waiting for what never comes takes 10 and more."""
+
+
+async def fails_to_open(**settings: Any) -> str:
+    """What the error says."""
+    with pytest.raises(ClusterOpenError) as caught:
+        async with MemoryCluster(**{**SETTINGS["subprocess"], **settings}):
+            pass
+    return str(caught.value)
+
+
+async def test_a_scratch_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert "scratch=" in await fails_to_open(scratch=file)
+    assert "scratch=" in await fails_to_open(scratch=tmp_path / "missing")
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    assert "scratch=" in await fails_to_open(scratch=long)
+    mine = tmp_path / f"flowgentic-{os.geteuid()}"
+    mine.mkdir(mode=0o755)
+    mine.chmod(0o755)
+    assert "0700" in await fails_to_open(scratch=tmp_path)
+    assert [path.name for path in mine.iterdir()] == []
+
+
+async def test_a_host_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    assert "host did not start: its process ended with exit code 1" in await fails_to_open()
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    assert "/nowhere/python" in await fails_to_open()
+
+
+# ---------------------------------------------------------------------- at once, with the reason
+
+
+@pytest.fixture
+def breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have the processes of one kind break at their start."""
+
+    def break_(module: str, how: str) -> None:
+        code = f"""
+            import os, sys
+            if any({module!r} in argument for argument in sys.orig_argv):
+                {how}
+        """
+        (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(code))
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+
+    return break_
+
+
+EXITS = "print('broken on purpose', file=sys.stderr, flush=True); os._exit(1)"
+
+
+@pytest.mark.parametrize(
+    ("module", "how", "settings", "reason"),
+    [
+        (ACTOR_MODULE, EXITS, {}, "shard-0 does not start.*broken on purpose"),
+        (HOST_MODULE, EXITS, {}, "host did not start.*exit code 1.*broken on purpose"),
+        (
+            HOST_MODULE,
+            "sys.modules['anyio'] = None",
+            {},
+            "host did not start.*ModuleNotFoundError.*anyio",
+        ),
+        (
+            AGENT_MODULE,
+            EXITS,
+            {"n_nodes": 2, "replicas": 2},
+            "needs a second node: node-1 ended with exit code 1.*broken on purpose",
+        ),
+    ],
+)
+async def test_a_process_that_breaks_at_its_start_is_told_at_once(
+    module: str,
+    how: str,
+    settings: dict[str, Any],
+    reason: str,
+    breaks: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    breaks(module, how)
+    began = time.monotonic()
+    told = await fails_to_open(**settings)
+    assert time.monotonic() - began < AT_ONCE
+    assert re.search(reason, told), told
+    assert "open_timeout" not in told
+    assert "\n" not in told
+    assert ("broken on purpose" if how == EXITS else "Traceback") in caplog.text
+
+
+async def test_a_second_node_that_is_not_there_is_told_at_once() -> None:
+    began = time.monotonic()
+    told = await fails_to_open(replicas=2)
+    assert time.monotonic() - began < AT_ONCE
+    assert told.startswith("replicas=2 needs a second node")
+
+
+@pytest.mark.parametrize("mode", mode_params("inline", "subprocess", "dragon"))
+async def test_a_damaged_journal_is_named_and_not_the_deadline(
+    mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "memory"
+    async with MemoryCluster(mode="local", persist_path=path) as memory:
+        for number in range(20):
+            await memory.store.aput(("a",), str(number), {"v": "x" * 100})
+    (journal,) = path.glob("generation-1/shard-0/*.sealed")
+    data = bytearray(journal.read_bytes())
+    data[1000:1100] = b"\xff" * 100
+    journal.write_bytes(data)
+
+    began = time.monotonic()
+    with pytest.raises(FlowgenticError) as caught:
+        async with MemoryCluster(**SETTINGS[mode], persist_path=path):
+            pass
+    assert time.monotonic() - began < AT_ONCE or mode == "dragon"
+    told = str(caught.value)
+    assert f"{journal}: the entry at byte" in told
+    assert "open_timeout" not in told
+    assert "\n" not in told
+    assert mode == "inline" or "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("module", "timeout", "reason"),
+    [
+        (HOST_MODULE, 1, r"host did not come up within 1 s \(setting: open_timeout\)"),
+        (
+            ACTOR_MODULE,
+            5,
+            r"after 5 s \(setting: open_timeout\): shard-0 does not serve yet",
+        ),
+    ],
+)
+async def test_what_is_waited_for_in_vain_is_named_with_the_setting(
+    module: str, timeout: float, reason: str, breaks: Any
+) -> None:
+    breaks(module, "import time; time.sleep(60)")
+    began = time.monotonic()
+    told = await fails_to_open(open_timeout=timeout)
+    assert time.monotonic() - began < timeout + AT_ONCE
+    assert re.match(f"the cluster.*{reason}", told), told
+
+
+async def test_a_full_scratch_folder_is_told_with_its_setting(scratch: Path) -> None:
+    program = """
+        import asyncio, sys
+        from flowgentic_actors import MemoryCluster
+        from flowgentic_actors.errors import ClusterOpenError
+
+        async def main():
+            await MemoryCluster(
+                mode="distributed", spawner="subprocess", scratch=sys.argv[1]
+            ).__aenter__()
+
+        try:
+            asyncio.run(main())
+        except ClusterOpenError as error:
+            print(error)
+    """
+    for size in ("4k", "20k"):  # not even a folder; no room for an actor
+        with small_disk(scratch, size) as disk:
+            run = disk.run("-c", textwrap.dedent(program), str(disk.path), timeout=30)
+        assert "No space left on device" in run.stdout, run.stderr
+        assert "(setting: scratch)" in run.stdout
