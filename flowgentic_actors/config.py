@@ -84,7 +84,7 @@ class MemoryConfig(BaseModel):
 
     degrade: bool = False
     """With `ack="replica"`, while there is one copy only: acknowledge what is in that one, instead
-    of refusing writes with `ReplicaUnavailableError`."""
+    of having writes wait for a second one (`ReplicaUnavailableError` if none comes)."""
 
     node_timeout: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = 3.0
     """Silence after which a node counts as lost. Its actors answer nothing from a little earlier

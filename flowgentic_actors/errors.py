@@ -12,7 +12,7 @@
     │   ├── ClusterClosedError        used before it was opened or after it was closed
     │   └── LocalClusterError         asked of a local cluster what only processes can do
     ├── RequestError                  a call on the memory failed
-    │   ├── NotSentError              it never left this process: nothing happened
+    │   ├── NotSentError              it never left this process, or was a read: nothing happened
     │   │   ├── ActorUnavailableError the actor was out of reach until the deadline
     │   │   ├── BackpressureError     the actor's mailbox stayed full until the deadline
     │   │   └── ShardLostError        the shard's node is lost, and it had the only copy
@@ -115,11 +115,11 @@ class RequestError(FlowgenticError):
 
 
 class NotSentError(RequestError):
-    """The request never left this process. Nothing happened; it is safe to try again."""
+    """The request never left this process, or was a read. Nothing happened: try again safely."""
 
 
 class ActorUnavailableError(NotSentError):
-    """The actor could not be reached before the deadline."""
+    """The actor could not be reached, or did not answer a read, before the deadline."""
 
 
 class BackpressureError(NotSentError):
@@ -131,7 +131,17 @@ class ShardLostError(NotSentError):
 
 
 class OutcomeUnknownError(RequestError):
-    """The request was sent and no answer came: a write may or may not have happened."""
+    """The write was sent and no answer came: it may or may not have happened.
+
+    Attributes:
+        reason: Why there is no answer, without what that means for a write; may be empty.
+        ask_again: Whether a read that ended so is worth asking again.
+    """
+
+    def __init__(self, message: str = "", *, reason: str = "", ask_again: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.ask_again = ask_again
 
 
 class PartialFailureError(RequestError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import Raw, Struct
+
+from flowgentic_actors.errors import RejectedError
 
 
 class Call(Struct, gc=False):
@@ -23,6 +25,18 @@ class Call(Struct, gc=False):
     seq: int
     low: int
     body: Raw
+
+
+class Postponed(NamedTuple):
+    """In the place of a reply: the request cannot be carried out now, and has changed nothing.
+
+    Attributes:
+        until: Done when the request is worth another try, in which it may be postponed again.
+        otherwise: The refusal that its caller gets when its deadline comes first.
+    """
+
+    until: asyncio.Future[None]
+    otherwise: RejectedError
 
 
 class Actor(Protocol):
@@ -59,11 +73,12 @@ class Actor(Protocol):
             RejectedError: If it is refused.
         """
 
-    def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:
+    def handle(self, call: Call) -> bytes | asyncio.Future[bytes] | Postponed:
         """Carry out one request and return the encoded reply, which is held until `commit`.
 
         A reply that takes a while is returned as a future, which the actor settles within a bound;
         it goes on with other requests meanwhile, and the commit that follows covers the reply.
+        A postponed request is handed over again later, before all that came after it.
 
         Raises:
             RejectedError: If the request is refused; the caller is told and the actor goes on.

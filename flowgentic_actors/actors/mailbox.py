@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.wire.server import Connection
@@ -37,6 +38,7 @@ class Mailbox:
         self._queue: deque[Envelope] = deque()
         self._paused: set[Connection] = set()
         self._cancelled: set[tuple[Connection, int]] = set()
+        self._reserved = 0  # requests that wait elsewhere, and count
         self.bytes = 0
         self.most_requests = 0
         self.most_bytes = 0
@@ -47,7 +49,8 @@ class Mailbox:
     @property
     def full(self) -> bool:
         """Whether the bound is reached."""
-        return len(self._queue) >= self._max_requests or self.bytes >= self._max_bytes
+        waiting = len(self._queue) + self._reserved
+        return waiting >= self._max_requests or self.bytes >= self._max_bytes
 
     def put(self, envelope: Envelope) -> None:
         """Add a request, and pause its connection when that fills the mailbox."""
@@ -59,14 +62,8 @@ class Mailbox:
         """Take out up to `most` requests, oldest first, without those that were given up."""
         taken = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
         self.bytes -= sum(map(_size, taken))
-        if (
-            self._paused
-            and len(self._queue) * 2 <= self._max_requests
-            and self.bytes * 2 <= self._max_bytes
-        ):
-            paused, self._paused = self._paused, set()
-            for connection in paused:
-                connection.resume()
+        if self._paused:
+            self._resume_when_half_empty()
         if self._cancelled:
             given_up = self._cancelled.intersection(map(_name, taken))
             self._cancelled -= given_up
@@ -82,9 +79,29 @@ class Mailbox:
         for connection in {envelope.connection for envelope in envelopes}:
             self._keep_bound(connection)
 
+    def reserve(self, envelope: Envelope) -> None:
+        """Count a request that was taken out and waits elsewhere."""
+        self._reserved += 1
+        self.bytes += _size(envelope)
+        self._keep_bound(envelope.connection)
+
+    def release(self, envelopes: Iterable[Envelope]) -> None:
+        """Count requests no longer that were reserved for."""
+        for envelope in envelopes:
+            self._reserved -= 1
+            self.bytes -= _size(envelope)
+        self._resume_when_half_empty()
+
+    def _resume_when_half_empty(self) -> None:
+        waiting = len(self._queue) + self._reserved
+        if waiting * 2 <= self._max_requests and self.bytes * 2 <= self._max_bytes:
+            paused, self._paused = self._paused, set()
+            for connection in paused:
+                connection.resume()
+
     def _keep_bound(self, connection: Connection) -> None:
         """Pause a connection that has just filled the mailbox."""
-        self.most_requests = max(self.most_requests, len(self._queue))
+        self.most_requests = max(self.most_requests, len(self._queue) + self._reserved)
         self.most_bytes = max(self.most_bytes, self.bytes)
         if self.full and connection not in self._paused:
             self._paused.add(connection)

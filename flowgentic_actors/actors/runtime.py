@@ -11,8 +11,9 @@ from functools import partial
 from itertools import chain
 from typing import TypeAlias
 
-from flowgentic_actors.actors.actor import Actor
+from flowgentic_actors.actors.actor import Actor, Postponed
 from flowgentic_actors.actors.mailbox import Envelope, Mailbox
+from flowgentic_actors.actors.postponing import PostponedRequests
 from flowgentic_actors.errors import (
     FlowgenticError,
     InvalidRequestError,
@@ -73,6 +74,7 @@ class ActorRuntime:
         self._scheduled = False
         self._woken = False  # and no batch since
         self._aside: dict[Connection, list[Envelope]] = {}  # for peers that do not read
+        self._postponed = PostponedRequests(mailbox, self._schedule, self._refuse_due)
         self._closing = False
         self._closing_text = ""
         self._fenced = False
@@ -118,7 +120,7 @@ class ActorRuntime:
         self._closing = True
         self._closing_text = f"the cluster is closing{reason and f': {reason}'}"
         server.stop_listening()
-        for envelope in chain.from_iterable(self._aside.values()):
+        for envelope in chain(*self._aside.values(), self._postponed.clear()):
             self._refuse_late(envelope.connection, envelope.seq)
         self._aside.clear()
         await self._idle.wait()
@@ -139,7 +141,7 @@ class ActorRuntime:
         self._lease = lease
         if self._held:
             self._send_held()
-        if len(self._mailbox) or self._ready or self._woken:
+        if len(self._mailbox) or self._ready or self._woken or self._postponed.waiting:
             self._schedule()
 
     def _send_held(self) -> None:
@@ -177,12 +179,15 @@ class ActorRuntime:
                 self._put_in_line(arrived)
                 arrived = []
                 self._mailbox.cancel(connection, message.seq)
+                self._postponed.cancel(connection, message.seq)
             else:
                 raise ProtocolError(f"{type(message).__name__} is not a message for an actor")
         if self._scheduled or self._busy_since is not None or len(self._mailbox) or self._fenced:
             self._put_in_line(arrived)
         elif now >= self._lease:
             self._put_in_line(arrived)  # and nothing is stored either, where others may be by now
+        elif self._postponed.waiting:
+            self._put_in_line(arrived)  # behind those that came before
         elif arrived and not (self._broken or self._closed):
             # Through the mailbox each would wait for another turn of the event loop.
             self._idle.clear()
@@ -213,6 +218,7 @@ class ActorRuntime:
     def disconnected(self, connection: Connection) -> None:
         """Forget a connection; what waits in the mailbox is still carried out."""
         self._mailbox.forget(connection)
+        self._postponed.forget(connection)
         self._aside.pop(connection, None)  # its caller asks again if it still wants to know
 
     # ------------------------------------------------------------------ batches
@@ -230,6 +236,8 @@ class ActorRuntime:
     def _run_batch(self) -> None:
         self._scheduled = False
         if not (self._broken or self._fenced or self._closed or time.monotonic() >= self._lease):
+            if self._postponed.waiting:
+                self._postponed.put_back()
             self._run(self._mailbox.take(BATCH))
 
     def _run(self, batch: list[Envelope]) -> None:
@@ -270,7 +278,15 @@ class ActorRuntime:
             self._send(replies)
         elif isinstance(error, OutcomeUnknownError):
             text = sendable(str(error))
-            self._send([(each, Failure(each.seq, "unknown", text)) for each, _ in replies])
+            self._send(
+                [
+                    (
+                        each,
+                        reply if isinstance(reply, Failure) else Failure(each.seq, "unknown", text),
+                    )
+                    for each, reply in replies
+                ]
+            )
         elif isinstance(error, FlowgenticError):
             self._not_committed(replies, error)
         else:
@@ -330,6 +346,8 @@ class ActorRuntime:
             if isinstance(reply, bytes):
                 size += len(reply)
                 replies.append((envelope, self._checked(envelope, reply)))
+            elif isinstance(reply, Postponed):
+                self._postpone(envelope, reply)
             else:
                 self._later += 1
                 reply.add_done_callback(partial(self._answered_later, envelope))
@@ -340,6 +358,15 @@ class ActorRuntime:
             self._refuse_late(envelope.connection, envelope.seq)
         else:
             self._aside.setdefault(envelope.connection, []).append(envelope)
+
+    def _postpone(self, envelope: Envelope, postponed: Postponed) -> None:
+        if self._closing:
+            self._refuse_late(envelope.connection, envelope.seq)
+        else:
+            self._postponed.add(envelope, postponed)
+
+    def _refuse_due(self, envelope: Envelope, error: RejectedError) -> None:
+        self._send([(envelope, self._failure(envelope, error))])
 
     def _go_on_with(self, connection: Connection) -> None:
         if connection in self._aside:

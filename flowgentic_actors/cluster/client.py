@@ -29,7 +29,7 @@ from flowgentic_actors.cluster.protocol import (
     RebalanceReply,
     StatusReply,
 )
-from flowgentic_actors.cluster.routing import outdated, shard_of
+from flowgentic_actors.cluster.routing import failed, outdated, shard_of, worth_asking_again
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.cluster.watching import EventLog, PlaceWatch
@@ -219,7 +219,7 @@ class RemoteClient:
         deadline = monotonic() + self._timeout
         try:
             return await self._actors[shard].ask(_encode(command), self._timeout, _decode)
-        except SlotsMovedError as error:
+        except (SlotsMovedError, OutcomeUnknownError) as error:
             answers: list[Reply | Exception] = [error]
         await self._follow([(shard, command)], answers, deadline)
         answer = answers[0]
@@ -271,57 +271,68 @@ class RemoteClient:
         answers: list[Reply | Exception],
         deadline: float,
     ) -> None:
-        """Ask again what was refused because its slot moves, where that is by then.
+        """Ask again what is worth it, where its slot is by then.
 
         Args:
             asks: What was asked.
             answers: The answers to it. Those of what is asked again are replaced.
             deadline: When no more is asked.
         """
-        refused = {
-            number: asks[number]
-            for number, answer in enumerate(answers)
-            if isinstance(answer, SlotsMovedError)
-        }
-        while refused:
-            worth_it = partial(self._any_outdated, list(refused.values()))
+        errors = [n for n, answer in enumerate(answers) if isinstance(answer, Exception)]
+        again = {n: asks[n] for n in errors if worth_asking_again(asks[n][1], answers[n])}
+        while again and monotonic() < deadline:
+            worth_it = partial(self._any_outdated, list(again.values()))
             await self._news.wait(worth_it, min(deadline - monotonic(), _MOVING))
             self._check_open()
-            table, left = self.table, deadline - monotonic()
-            again = {}
-            for number, (_, command) in refused.items():
-                shard = shard_of(table, command)
-                if shard is None:
-                    continue  # whoever asked several shards has to begin anew
-                if left > 0:
-                    again[number] = shard, command
-                else:
-                    answers[number] = self._still_moving(answers[number])
+            again = {
+                number: (shard, command)
+                for number, (before, command) in again.items()
+                if (shard := self._shard_for(command, before, answers[number])) is not None
+            }
+            if (left := deadline - monotonic()) <= 0:
+                break
             found = await self._ask_each_once(list(again.values()), left)
             for number, answer in zip(list(again), found, strict=True):
                 answers[number] = answer
-                if not isinstance(answer, SlotsMovedError):
+                if not worth_asking_again(asks[number][1], answer):
                     del again[number]
-            refused = again
+        for number in errors:
+            answer = answers[number]
+            if isinstance(answer, Exception):
+                answers[number] = self._failed(asks[number][1], answer, late=number in again)
+
+    def _shard_for(self, command: Command, before: int, answer: object) -> int | None:
+        """The shard to ask next; None when whoever asked several shards has to begin anew."""
+        shard = shard_of(self.table, command)
+        return before if shard is None and not isinstance(answer, SlotsMovedError) else shard
+
+    def _failed(self, command: Command, error: Exception, *, late: bool) -> Exception:
+        if late and isinstance(error, SlotsMovedError):
+            return self._still_moving(error)
+        return failed(command, error)
 
     def ask_sync(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command, blocking; see `MemoryClient.ask_sync`."""
         self._check_open()
-        deadline, left = monotonic() + self._timeout, self._timeout
+        return self._ask_sync(shard, command, monotonic() + self._timeout, self._timeout)
+
+    def _ask_sync(self, shard: int, command: Command, deadline: float, left: float) -> Reply:
         while True:
             try:
                 return _decode(self._actors[shard].ask_sync(_encode(command), left))
-            except SlotsMovedError as error:
+            except (SlotsMovedError, OutcomeUnknownError) as error:
                 refusal = error
+            if not worth_asking_again(command, refusal):
+                raise failed(command, refusal)
             worth_it = partial(self._any_outdated, [(shard, command)])
             self._news.wait_sync(worth_it, min(deadline - monotonic(), _MOVING))
             self._check_open()
-            where = shard_of(self.table, command)
+            where = self._shard_for(command, shard, refusal)
             if where is None:
                 raise refusal
             left = deadline - monotonic()
             if left <= 0:
-                raise self._still_moving(refusal)
+                raise self._failed(command, refusal, late=True)
             shard = where
 
     def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
@@ -334,6 +345,7 @@ class RemoteClient:
         under_way: dict[int, BlockingCall] = {}
         try:
             while waiting:
+                deadline = monotonic() + self._timeout
                 for shard, numbers in waiting.items():
                     try:
                         body = _encode(asks[numbers[0]][1])
@@ -344,7 +356,7 @@ class RemoteClient:
                     number = numbers.popleft()
                     call = under_way.pop(shard, None)
                     if call is not None:
-                        answers[number] = self._finish(call, *asks[number])
+                        answers[number] = self._finish(call, *asks[number], deadline)
                     if not numbers:
                         del waiting[shard]
         finally:
@@ -352,12 +364,17 @@ class RemoteClient:
                 call.give_up()
         return [answers[number] for number in range(len(asks))]
 
-    def _finish(self, call: BlockingCall, shard: int, command: Command) -> Reply | Exception:
+    def _finish(
+        self, call: BlockingCall, shard: int, command: Command, deadline: float
+    ) -> Reply | Exception:
         try:
             try:
                 return _decode(call.finish())
-            except SlotsMovedError:
-                return self.ask_sync(shard, command)  # which knows where else to ask
+            except (SlotsMovedError, OutcomeUnknownError) as error:
+                left = deadline - monotonic()
+                if left <= 0 or not worth_asking_again(command, error):
+                    return self._failed(command, error, late=True)
+                return self._ask_sync(shard, command, deadline, left)
         except FlowgenticError as error:
             return error
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from flowgentic_actors.cluster.slots import SlotTable
-from flowgentic_actors.engine.commands import Command
+from flowgentic_actors.engine.commands import WRITES, Command
 from flowgentic_actors.engine.slots import slot_of_command
+from flowgentic_actors.errors import (
+    ActorUnavailableError,
+    OutcomeUnknownError,
+    SlotsMovedError,
+)
 
 
 def shard_of(table: SlotTable, command: Command) -> int | None:
@@ -29,3 +34,21 @@ def outdated(table: SlotTable, shard: int, command: Command) -> bool:
     if now is not None:
         return now != shard
     return 0 < getattr(command, "table", 0) < table.version
+
+
+def worth_asking_again(command: Command, answer: object) -> bool:
+    """Whether to ask again, by the newest table: slots have moved, or a read was not answered."""
+    if isinstance(answer, OutcomeUnknownError):
+        return answer.ask_again and not isinstance(command, WRITES)
+    return isinstance(answer, SlotsMovedError)
+
+
+def failed(command: Command, error: Exception) -> Exception:
+    """The error that a command ends with: a read has no unknown outcome."""
+    if not isinstance(error, OutcomeUnknownError) or isinstance(command, WRITES):
+        return error
+    read = ActorUnavailableError(
+        f"{error.reason or error}. It was a read, which changes nothing: try again"
+    )
+    read.__cause__ = error
+    return read

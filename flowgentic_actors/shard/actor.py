@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from flowgentic_actors.actors.actor import Call
+from flowgentic_actors.actors.actor import Call, Postponed
 from flowgentic_actors.engine.commands import (
     MAKES_ROOM,
     WRITES,
@@ -38,7 +38,6 @@ from flowgentic_actors.errors import (
     JournalError,
     JournalLockedError,
     RejectedError,
-    ReplicaUnavailableError,
     StorageError,
 )
 from flowgentic_actors.shard.claims import Told
@@ -285,7 +284,7 @@ class ShardActor:
         self._upkeep.after_append(size)
         self._shard.cool(lsn)
 
-    def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:
+    def handle(self, call: Call) -> bytes | asyncio.Future[bytes] | Postponed:
         """Carry out a command; see `Actor.handle`."""
         try:
             command = _decode_command(call.body)
@@ -295,11 +294,10 @@ class ShardActor:
                 return self._query(command)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequestError(f"not a command: {error}") from error
-        if self._leading is not None and (reason := self._leading.why_not()):
-            raise ReplicaUnavailableError(
-                f"{reason}, and ack='replica' acknowledges nothing that is in one copy only "
-                "(setting: degrade). Reads go on"
-            )
+        if self._leading is not None and not self._leading.may_write:
+            if (claims := self.moving.claims) is not None:
+                claims.check(command)  # what is not this shard's has nothing to wait for here
+            return self._leading.postpone()
         remembered = self._sessions.recall(call.session, call.seq)
         return self._write(command, call) if remembered is None else remembered
 

@@ -13,7 +13,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from flowgentic_actors.errors import OutcomeUnknownError, RejectedError
+from flowgentic_actors.actors.actor import Postponed
+from flowgentic_actors.errors import (
+    OutcomeUnknownError,
+    RejectedError,
+    ReplicaUnavailableError,
+)
 from flowgentic_actors.shard.peers import (
     CopySet,
     Entries,
@@ -41,7 +46,8 @@ _RECENT: Final = 8 << 20  # bytes of entries kept in memory for a follower that 
 _COPY_SILENCE: Final = 30.0  # a copy that nobody asks on for is over
 
 _ONE_COPY: Final = (
-    "it was written on one node, and the node of the other copy was lost before it had it"
+    "it was written on one node, the node of the other copy was lost before it had it, and there "
+    "is no other node"
 )
 
 logger = logging.getLogger(__name__)
@@ -88,6 +94,7 @@ class Leading:
         self._joint_from: int | None = None  # from here on nothing is acknowledged alone
         self._noted = False  # by the host, who promotes no follower of which it has not heard
         self._looking: asyncio.TimerHandle | None = None
+        self._writable: asyncio.Future[None] | None = None  # that postponed writes wait for
         self.caught_up = False
         """Whether the follower has had everything that was acknowledged, in this term."""
         self.sent_back = False
@@ -112,13 +119,15 @@ class Leading:
             self.sent_back = False
             self._heard = 0.0
             self._unpark()
-            self._let_go(alone=alone)
+            if alone or not follower:
+                self._let_go(alone=alone)  # otherwise the follower of this term will have it
         if joint and not (self.caught_up or self.sent_back):
             self.caught_up, self._joint_from = True, 0
             self._heard = time.monotonic()  # it gets a moment to ask
         self._expected, self._alone = follower, alone
         self._noted = self._noted or joint
         self._settle()
+        self._tell_writers()
         if not follower:
             self._recent.clear()
             self._recent_bytes = 0
@@ -138,15 +147,54 @@ class Leading:
         """Whether a follower has asked a short while ago."""
         return time.monotonic() < self._heard + SILENCE
 
-    def why_not(self) -> str | None:
-        """Why a write could not be acknowledged now; None when it can."""
+    # ------------------------------------------------------------------ postponed writes
+
+    @property
+    def may_write(self) -> bool:
+        """Whether a write that is carried out now can be acknowledged."""
         if not self._waits:
-            return None
+            return True
         if self.sent_back:
-            return "the other copy has to be made anew"
+            return False
+        return self.follows if self.caught_up else self._alone
+
+    def postpone(self) -> Postponed:
+        """What becomes of a write while `may_write` is false: it waits for the second copy.
+
+        It is not carried out before: reads go on meanwhile, and must not see it.
+
+        Raises:
+            ReplicaUnavailableError: If no second copy is to come.
+        """
+        if not self._expected:
+            raise ReplicaUnavailableError(
+                "there is no other node for the second copy now, and ack='replica' acknowledges "
+                "nothing that is in one copy only (settings: degrade, n_nodes). Nothing was "
+                "written. Reads go on"
+            )
+        if self._writable is None:
+            self._writable = self._loop.create_future()
+        return Postponed(
+            self._writable,
+            ReplicaUnavailableError(
+                f"there was no second copy until the deadline (setting: request_timeout): "
+                f"{self._missing()}. ack='replica' acknowledges nothing that is in one copy only "
+                "(setting: degrade). Nothing was written: try again later. Reads go on"
+            ),
+        )
+
+    def _tell_writers(self) -> None:
+        if self._writable is not None and (self.may_write or not self._expected):
+            self._writable.set_result(None)
+            self._writable = None
+
+    def _missing(self) -> str:
+        """What is wrong with the second copy while `may_write` is false."""
+        if self.sent_back:
+            return "it has to be made anew"
         if self.caught_up:
-            return None if self.follows else "the node of the other copy does not answer"
-        return None if self._alone else "the other copy is not there yet, or not complete"
+            return "its node does not answer"
+        return "it is not complete yet"
 
     # ------------------------------------------------------------------ writes
 
@@ -178,6 +226,8 @@ class Leading:
         if self._waiting and (not wrote or self._waiting[-1].position == position):
             return self._waiting[-1].future
         if not self.caught_up and (not wrote or not self._alone or self._joint_from is None):
+            if self._waiting and not self._alone:
+                return self._waiting[-1].future  # what is seen of those is in one copy, for now
             return None  # with one copy only, what is read may be in one copy only
         future: asyncio.Future[None] = self._loop.create_future()
         self._waiting.append(_Waiting(position, future))
@@ -238,6 +288,8 @@ class Leading:
                 self._copy(offset, answer)
             case Follow(_, position):
                 self._follow(position, answer)
+        if self._writable is not None:
+            self._tell_writers()
 
     def _follow(self, position: int, answer: Callable[[bytes], None]) -> None:
         end = self._journal.end
@@ -359,3 +411,5 @@ class Leading:
         for _, future in self._waiting:
             future.cancel()
         self._waiting.clear()
+        if self._writable is not None:
+            self._writable.cancel()

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Raw, Struct
 
-from flowgentic_actors.actors.actor import Call
+from flowgentic_actors.actors.actor import Call, Postponed
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.errors import (
     FlowgenticError,
@@ -101,7 +101,7 @@ class ReplicatedShardActor:
             self._changing = asyncio.ensure_future(self._change())
             self._changing.add_done_callback(self._changed)
 
-    def handle(self, call: Call) -> bytes | asyncio.Future[bytes]:
+    def handle(self, call: Call) -> bytes | asyncio.Future[bytes] | Postponed:
         """Carry out a command; see `Actor.handle`."""
         assert self._core is not None  # no client is let in before
         return self._core.handle(call)

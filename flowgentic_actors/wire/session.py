@@ -125,22 +125,32 @@ class Session(Generic[Waiter]):
 def refusal(failure: Failure, pending: Pending[Waiter], peer: str) -> RequestError:
     """The error that an actor's refusal becomes."""
     if failure.kind == "unknown":
-        return OutcomeUnknownError(f"{peer}: {failure.text}: read before you repeat it")
+        return _unknown(f"{peer}: {failure.text}", "Read before you repeat it")
     if pending.attempts > 1 and failure.kind not in _DEFINITE:
-        return OutcomeUnknownError(
-            f"{peer}: {failure.text}. It was sent before, on a connection that was lost: a write "
-            "may have happened then"
+        return _unknown(
+            f"{peer}: {failure.text}",
+            "It was sent before, on a connection that was lost: a write may have happened then",
         )
     return _FAILURES[failure.kind](f"{peer}: {failure.text}")
 
 
 def lethal(pending: Pending[Waiter], peer: str) -> RequestError:
     """The error of a request that seems to end its actor each time it gets there."""
-    return OutcomeUnknownError(
+    return _unknown(
         f"{peer} ended {pending.losses} times in a row while it had this request and no other from "
-        "here: the request seems to be what ends it, and is not sent again. A write may have "
-        "happened: read before you repeat it, and see memory.events() for how the actor ended"
+        "here: the request seems to be what ends it, and is not sent again. See memory.events() "
+        "for how the actor ended",
+        ask_again=False,
     )
+
+
+def _unknown(
+    reason: str,
+    meaning: str = "A write may have happened: read before you repeat it",
+    *,
+    ask_again: bool = True,
+) -> OutcomeUnknownError:
+    return OutcomeUnknownError(f"{reason}. {meaning}", reason=reason, ask_again=ask_again)
 
 
 def check_size(body: bytes, max_bytes: int, peer: str) -> None:
@@ -169,9 +179,8 @@ def check_name(found: str, expected: str | None) -> None:
 def untrusted(pending: Pending[Waiter], peer: str, error: AuthenticationError) -> RequestError:
     """The error of a request that waits while its actor's address answers with another secret."""
     if pending.sent:
-        return OutcomeUnknownError(
-            f"{peer} did not answer before its connection was lost; since then: {error}. A write "
-            "may have happened"
+        return _unknown(
+            f"{peer} did not answer before its connection was lost; since then: {error}"
         )
     return ActorUnavailableError(f"{peer}: {error}. Nothing was sent")
 
@@ -196,9 +205,7 @@ def lost(
     if closing and not pending.sent:
         return ClusterClosingError(f"{peer}: {reason}")
     if pending.sent:
-        return OutcomeUnknownError(
-            f"{peer} did not answer before it was lost: {reason}. A write may have happened"
-        )
+        return _unknown(f"{peer} did not answer before it was lost: {reason}")
     if moved:
         return SlotsMovedError(f"{peer} has ended: {reason}. Nothing was sent")
     return ShardLostError(f"{peer} is lost: {reason}. Nothing was sent; other shards serve")
@@ -217,11 +224,8 @@ def overdue(
     """
     waited = f"{pending.timeout:.3g} s (setting: request_timeout)"
     if pending.sent:
-        return OutcomeUnknownError(
-            f"{peer} did not answer within {waited}"
-            + (f"; connection lost: {cause}" if cause else "")
-            + ". A write may have happened: read before you repeat it"
-        )
+        lost_since = f"; connection lost: {cause}" if cause else ""
+        return _unknown(f"{peer} did not answer within {waited}{lost_since}")
     if congested:
         return BackpressureError(
             f"{peer} took no more requests for {waited}: its mailbox is full. Nothing was sent; "

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from flowgentic_actors.actors.actor import Call
+from flowgentic_actors.actors.actor import Call, Postponed
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.engine.commands import (
@@ -286,6 +286,7 @@ async def contents(core: ShardActor) -> list[Any]:
     found: list[Any] = []
     for query in (ListCheckpoints(), SearchItems((), b"", 4096, 0)):
         reply = core.handle(Call(b"r" * 16, 0, 0, Raw(_encode(query))))
+        assert not isinstance(reply, Postponed)
         found.append(_replies.decode(await reply if isinstance(reply, asyncio.Future) else reply))
     sessions = [(s.session, s.low, s.replies) for s in core._sessions.states()]
     return [*found, sorted(sessions)]
@@ -618,7 +619,7 @@ async def test_a_copy_that_was_never_whole_does_not_lead(place: Path) -> None:
 # ---------------------------------------------------------------------- waiting for the follower
 
 
-async def test_without_its_follower_a_leader_refuses_writes_and_answers_reads(
+async def test_without_its_follower_writes_wait_unapplied_and_reads_are_answered(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leading, "SILENCE", 0.4)
@@ -627,42 +628,83 @@ async def test_without_its_follower_a_leader_refuses_writes_and_answers_reads(
         await follower.crash()
         await until(lambda: not leader.leading.follows)
         position = leader.core.position
-        with pytest.raises(ReplicaUnavailableError, match=r"does not answer.*degrade"):
-            await client.put("refused")
-        assert leader.core.position == position
+        waiting = [asyncio.create_task(client.put("key", size)) for size in (1, 2, 3)]
+        given_up = asyncio.create_task(client.put("given up"))
+        with pytest.raises(ReplicaUnavailableError, match=r"request_timeout.*does not answer"):
+            await client.put("refused", timeout=1.0)
+        given_up.cancel()
         assert await client.get("key") == value("key")
-        assert await client.get("refused") is None
+        assert leader.core.position == position
         monkeypatch.setattr(leading, "SILENCE", PATIENCE)
         await follower.begin(follows(leader))
-        await until(lambda: leader.leading.follows)
-        await client.put("again")
+        await asyncio.gather(*waiting)
+        assert await client.get("key") == value("key", 3)  # in the order in which they were sent
+        assert [await client.get(key) for key in ("refused", "given up")] == [None, None]
         await check_equal(leader, follower)
 
 
-@pytest.mark.parametrize("alone", [False, True])
-async def test_writes_that_wait_when_a_term_ends_are_let_go(place: Path, alone: bool) -> None:
+async def test_writes_that_wait_unapplied_are_bounded_by_the_mailbox(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leading, "SILENCE", 0.2)
     async with pair(place) as (leader, follower, client):
         await follower.crash()
-        writing = asyncio.create_task(client.put("waits"))
-        reading = asyncio.create_task(client.get("waits"))
+        await until(lambda: not leader.leading.follows)
+        mailbox = leader.runtime._mailbox
+        monkeypatch.setattr(mailbox, "_max_bytes", 200_000)
+        waiting = [asyncio.create_task(client.put(f"key-{n}", 20_000)) for n in range(300)]
+        await until(lambda: mailbox.full)
+        await asyncio.sleep(0.2)
+        assert mailbox.bytes < 3_000_000  # half of it: the bound, and what one frame brings
+        monkeypatch.setattr(leading, "SILENCE", PATIENCE)
+        await follower.begin(follows(leader))
+        await asyncio.gather(*waiting)
+        assert await client.get("key-299") == value("key-299", 20_000)
+        assert mailbox.bytes == len(mailbox) == 0
+        assert not mailbox.full
+
+
+@pytest.mark.parametrize("then", ["another follower", "one copy is enough", "no other node"])
+async def test_what_becomes_of_writes_under_way_when_the_follower_is_lost(
+    place: Path, then: str
+) -> None:
+    async with pair(place) as (leader, follower, client):
+        await follower.crash()
+        writing = asyncio.create_task(client.put("key"))
+        reading = asyncio.create_task(client.get("key"))
         await until(lambda: leader.leading._waiting)
         assert not writing.done()
-        leader.tell(leads(2, alone=alone))
-        if alone:
-            await writing
-            assert await reading == value("waits")
-        else:
-            with pytest.raises(OutcomeUnknownError, match="written on one node"):
+        if then == "no other node":
+            leader.tell(leads(2, follower=False))
+            with pytest.raises(OutcomeUnknownError, match="no other"):
                 await writing
-            with pytest.raises(OutcomeUnknownError, match="written on one node"):
+            with pytest.raises(OutcomeUnknownError):  # a client asks again: this one is simple
                 await reading
-            with pytest.raises(ReplicaUnavailableError, match="not there yet"):
+            with pytest.raises(ReplicaUnavailableError, match="no other node"):
                 await client.put("refused")
-        assert await client.get("waits") == value("waits")
-        await follower.begin(follows(leader, 2))
+            assert await client.get("key") == value("key")
+        elif then == "one copy is enough":
+            leader.tell(leads(2, alone=True))
+            await writing
+            assert await reading == value("key")
+        else:
+            leader.tell(leads(2))
+            await until(lambda: leader.leading._term == 2)
+            later = asyncio.create_task(client.put("later"))
+            reading_too = asyncio.create_task(client.get("key"))
+            await asyncio.sleep(0.2)
+            assert not any(t.done() for t in (writing, reading, later, reading_too))
+        alone = then == "one copy is enough"
+        other = Copy(place / "c")
+        await other.begin(follows(leader, 2))
+        leader.tell(leads(2, alone=alone))
         await noted(leader, leads(2, alone=alone))
+        if then == "another follower":
+            await asyncio.gather(writing, later)
+            assert await reading == await reading_too == value("key")
         await client.put("more")
-        await check_equal(leader, follower)
+        await check_equal(leader, other)
+        await other.end()
 
 
 async def test_nothing_is_acknowledged_before_the_host_has_noted_the_follower(place: Path) -> None:

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from flowgentic_actors.actors.actor import Call
+from flowgentic_actors.actors.actor import Call, Postponed
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import (
     Command,
@@ -95,6 +95,7 @@ class Caller:
         reply = self.actor.handle(
             Call(self.session, self.seq, self.seq, Raw(msgspec.msgpack.encode(command)))
         )
+        assert not isinstance(reply, Postponed)
         encoded = await reply if isinstance(reply, asyncio.Future) else reply
         committed = self.actor.commit()
         if committed is not None:

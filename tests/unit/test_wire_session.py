@@ -95,7 +95,7 @@ def test_every_refusal_but_one_is_an_error_that_says_nothing_happened() -> None:
         "failed": MemoryFailedError,
     }
     unknown = errors.pop("unknown")
-    assert str(unknown) == "shard-0: because: read before you repeat it"
+    assert str(unknown) == "shard-0: because. Read before you repeat it"
     for error in errors.values():
         assert isinstance(error, RejectedError)
         assert str(error) == "shard-0: because"
