@@ -21,12 +21,21 @@ Promise: TypeAlias = Future[T] | asyncio.Future[T]
 """What a caller waits for: on an event loop, or blocking a thread."""
 
 
-class _Waiter(NamedTuple, Generic[T]):
+class Waiter(NamedTuple, Generic[T]):
+    """Somebody who waits for a value.
+
+    Attributes:
+        value: What they are told.
+        promise: Where they wait for it.
+        loop: The event loop that they wait on, None for a thread.
+    """
+
     value: T
     promise: Promise[T]
     loop: asyncio.AbstractEventLoop | None
 
     def settle(self, error: Exception | None) -> None:
+        """Tell them the value, or raise an error where they wait; on their loop, if any."""
         if self.promise.done():
             return  # who does not wait any more changes nothing
         if error is not None:
@@ -63,7 +72,7 @@ class GroupCommit(Generic[T]):
         self._synced = journal.end
         self._wake = threading.Condition()
         self._payloads: list[bytes] = []
-        self._waiters: list[_Waiter[T]] = []
+        self._waiters: list[Waiter[T]] = []
         self._under_way = False
         self._refused: Exception | None = None
         self._closed = False
@@ -84,7 +93,7 @@ class GroupCommit(Generic[T]):
             RequestError: From the future, when it cannot be committed.
         """
         promise: Promise[T] = Future() if loop is None else loop.create_future()
-        waiter = _Waiter(value, promise, loop)
+        waiter = Waiter(value, promise, loop)
         with self._wake:
             if self._refused is not None:
                 waiter.settle(self._refused)
@@ -102,7 +111,7 @@ class GroupCommit(Generic[T]):
             self._refused = self._refused or error
             waiters, self._waiters = self._waiters, []
             self._payloads = []
-        _settle(waiters, error)
+        settle_all(waiters, error)
 
     def close(self, timeout: float) -> bool:
         """Commit what waits and end the thread; False when it did not end in time."""
@@ -125,7 +134,7 @@ class GroupCommit(Generic[T]):
             error = self._commit(payloads) if payloads else None
             with self._wake:
                 self._under_way = False
-            _settle(waiters, error)
+            settle_all(waiters, error)
 
     def _commit(self, payloads: list[bytes]) -> Exception | None:
         """Commit payloads; what their callers are to be told when that failed."""
@@ -159,9 +168,9 @@ class GroupCommit(Generic[T]):
         self._synced = plan.position
 
 
-def _settle(waiters: Sequence[_Waiter[T]], error: Exception | None) -> None:
+def settle_all(waiters: Sequence[Waiter[T]], error: Exception | None) -> None:
     """Tell all who wait; each event loop once, since waking it lets it have the interpreter."""
-    of_loop: dict[asyncio.AbstractEventLoop, list[_Waiter[T]]] = {}
+    of_loop: dict[asyncio.AbstractEventLoop, list[Waiter[T]]] = {}
     for waiter in waiters:
         if waiter.loop is None:
             waiter.settle(error)
@@ -172,6 +181,6 @@ def _settle(waiters: Sequence[_Waiter[T]], error: Exception | None) -> None:
             loop.call_soon_threadsafe(_settle_here, waiting, error)
 
 
-def _settle_here(waiters: Sequence[_Waiter[T]], error: Exception | None) -> None:
+def _settle_here(waiters: Sequence[Waiter[T]], error: Exception | None) -> None:
     for waiter in waiters:
         waiter.settle(error)

@@ -26,6 +26,7 @@ class Worker:
         self._name = name
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
 
     def submit(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -58,8 +59,11 @@ class Worker:
     def put(self, job: Callable[[], None]) -> None:
         """Run a job after those before it, for nobody who waits; it must not raise."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            with self._starting:  # whoever appends may be another thread than whoever reads
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                    thread.start()
+                    self._thread = thread
         self._jobs.put(job)
 
     def close(self, timeout: float) -> None:
