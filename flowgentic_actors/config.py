@@ -285,13 +285,13 @@ class MemoryConfig(BaseModel):
     def _check_persist_path(self) -> None:
         if self.persist_path is None:
             return
-        path = self.persist_path.absolute()
+        path = self.persist_path  # asking where the program is would block an event loop
         if path.is_relative_to("/dev/shm"):  # noqa: S108
             raise ValueError(
                 "persist_path must not be in /dev/shm: it is memory of this node, and "
                 "dragon-cleanup empties it"
             )
-        if self.scratch is not None and path.is_relative_to(self.scratch.absolute()):
+        if self.scratch is not None and path.is_relative_to(self.scratch):
             raise ValueError(
                 f"persist_path must not be in scratch ({self.scratch}), which need not outlive "
                 "the job"

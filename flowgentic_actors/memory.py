@@ -174,11 +174,11 @@ class MemoryCluster:
         if reason is None:
             reason = await self._open_in_step(timeout)
         if self._client is None:
-            await on_daemon_thread(timeout, refuse_stale, self._config.stop_file)
+            stop_file = await on_daemon_thread(timeout, refuse_stale, self._config.stop_file)
             self._client = await self._open_local(timeout)
             if reason:
                 self._fall_back(reason, self._client)
-            self._watch_for_the_end(self._client)
+            self._watch_for_the_end(self._client, stop_file)
         return self
 
     async def __aexit__(
@@ -231,7 +231,8 @@ class MemoryCluster:
         rank = step_rank()
         if rank is None:
             return await self._open_distributed(timeout)
-        place = self._rendezvous = Rendezvous(rank, self._config.rendezvous)
+        place = await on_daemon_thread(timeout, Rendezvous, rank, self._config.rendezvous)
+        self._rendezvous = place
         if rank.rank > 0:
             return await on_daemon_thread(timeout, self._attach_in_step, place)
         await on_daemon_thread(timeout, place.begin)
@@ -298,7 +299,7 @@ class MemoryCluster:
                 )
             settings = shard_settings(config, 1)
             return InlineClient(name, config.namespace_depth, settings=settings)
-        memory = LocalMemory(config, config.persist_path, name)
+        memory = await on_daemon_thread(timeout, LocalMemory, config, config.persist_path, name)
         try:
             await self._open_or_close(memory.open, memory.close, timeout)
         except BaseException:
@@ -383,7 +384,7 @@ class MemoryCluster:
         for actions in (on_sigterm, *on_stop_signal.values()):
             actions.remove(key)
 
-    def _watch_for_the_end(self, client: InlineClient) -> None:
+    def _watch_for_the_end(self, client: InlineClient, stop_file: Path | None) -> None:
         """What a host does for a distributed cluster."""
         config = self._config
         if config.persist_path is not None:
@@ -391,8 +392,8 @@ class MemoryCluster:
         warning = config.stop_signal
         if warning is not None:
             on_stop_signal[warning].add(client, lambda: client.end(f"signal {warning}"))
-        if config.stop_file is not None:
-            watch_stop_file(config.stop_file.absolute(), self._unwatch, client.end)
+        if stop_file is not None:
+            watch_stop_file(stop_file, self._unwatch, client.end)
         if config.walltime_margin is not None:
             watch_walltime(
                 config.walltime_margin,

@@ -203,14 +203,11 @@ def never_block_the_loop() -> Iterator[None]:
         # Sync calls block the thread that makes them, be it a loop's own: that is their contract.
         function.can_block_in("flowgentic_actors/wire/blocking.py", {"begin", "finish", "close"})
         for client in ("client", "inline_client"):
-            blocking = {"ask_sync", "ask_each_sync", "status"}
+            blocking = {"ask_sync", "ask_each_sync"}
             function.can_block_in(f"flowgentic_actors/cluster/{client}.py", blocking)
         function.can_block_in("flowgentic_actors/actors/threads.py", {"run_blocking"})
-        # What the kernel tells without asking any device.
-        function.can_block_in("flowgentic_actors/environment.py", {"machine"})
-        # The actor's append to its node-local journal is direct: 0.5 us, 100 us through a thread;
-        # so is the allocation of a segment that the thread did not get done in time.
-        function.can_block_in("flowgentic_actors/storage/journal.py", {"append", "no_room"})
+        # The append to a node-local journal is direct: 0.5 us, 100 us through a thread.
+        function.can_block_in("flowgentic_actors/storage/journal.py", {"append"})
     guard.activate()
     yield
     guard.deactivate()

@@ -21,8 +21,11 @@ _FILE_INTERVAL = 1.0
 _LONGEST_WAIT = 60.0
 
 
-def refuse_stale(path: Path | None) -> None:
+def refuse_stale(path: Path | None) -> Path | None:
     """Refuse a stop file that is there before the work has begun. Blocks.
+
+    Returns:
+        Its absolute path: the program may change its folder.
 
     Raises:
         ClusterOpenError: If it is.
@@ -32,6 +35,7 @@ def refuse_stale(path: Path | None) -> None:
             f"the stop file {path} is there already, left by an earlier job perhaps: remove it, or "
             "choose another (setting: stop_file)"
         )
+    return None if path is None else path.absolute()
 
 
 def watch_stop_file(path: Path, stop: threading.Event, on_end: Callable[[str], None]) -> None:

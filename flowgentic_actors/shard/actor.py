@@ -56,6 +56,7 @@ from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
 from flowgentic_actors.shard.moving import Moving
 from flowgentic_actors.shard.peers import Give, read_question
+from flowgentic_actors.shard.room import RoomWanted, WaitingCalls
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.upkeep import Upkeep
@@ -158,11 +159,14 @@ class ShardActor:
             self._compactor,
             self._worker,
             garbage_allowed=int(segment_bytes),
-            may_block=not self._appends,
+            waits=not self._appends,
         )
+        self.room = WaitingCalls(
+            self._journal, self._worker, handle=self._handle, refusal=self._upkeep.refusal
+        )
+        """Who waits for room in the journal."""
         self._unwritten = Unwritten()
-        self._waiting_bytes = 0  # of entries that are not appended yet
-        self._cold_reads = 0
+        self._waiting_bytes, self._cold_reads = 0, 0  # the bytes: of entries not appended yet
         self._fetches: set[asyncio.Task[bytes]] = set()
         self._leading: Leading | None = None
         self._claimed = bool(claimed)
@@ -180,9 +184,9 @@ class ShardActor:
         """What it has to do with slots that move."""
         self._upkeep.hold = self._holds_log
         self._wake, self._tell = _nothing, _nothing
-        self._tier_bytes = _number(tier_bytes) if why_no_ddict() is None else None
-        if hot_limit is None:
-            self._tier_bytes = None  # nothing is ever let go
+        # Without a limit, nothing is ever let go.
+        tier = hot_limit is not None and why_no_ddict() is None
+        self._tier_bytes = _number(tier_bytes) if tier else None
         self._tier_from = (hot_limit or 0) // 2
         self._tier_wanted = False
         self._tier_made_of = int(tier_managers), Path(tier_folder)
@@ -269,6 +273,7 @@ class ShardActor:
             payloads: The entries.
 
         Raises:
+            RoomWanted: If a segment has to be allocated first; nothing has changed then.
             JournalError: If they do not follow what is there, or cannot be written.
         """
         if first != self._journal.end:
@@ -286,6 +291,14 @@ class ShardActor:
 
     def handle(self, call: Call) -> bytes | asyncio.Future[bytes] | Postponed:
         """Carry out a command; see `Actor.handle`."""
+        if self.room.waiting:
+            return self.room.wait(call, None)
+        try:
+            return self._handle(call)
+        except RoomWanted as wanted:
+            return self.room.wait(call, wanted)
+
+    def _handle(self, call: Call) -> bytes | asyncio.Future[bytes] | Postponed:
         try:
             command = _decode_command(call.body)
             if next(self._sampling):
@@ -366,6 +379,7 @@ class ShardActor:
             fetch.cancel()
         for future in self._storing:
             future.cancel()
+        self.room.close()
         self.moving.close()
         if self._leading is not None:
             self._leading.close()
@@ -418,17 +432,25 @@ class ShardActor:
         self._next_lsn += size
         self._waiting_bytes += size
 
-    def _keep_own(self, record: Record | None, now_us: int) -> bool:
-        """Carry out what the shard decided by itself; not on a full disk, where it has to wait."""
+    def _keep_own(self, record: Record | None, now_us: int, *, once: bool = False) -> bool:
+        """Carry out what the shard decided by itself; not on a full disk, where it has to wait.
+
+        Args:
+            record: What it decided, None for nothing.
+            now_us: Its time.
+            once: Whether it is not decided again: `RoomWanted` is raised then.
+        """
         if record is None:
             return False
         try:
             self._keep(record, own_entry(record, now_us), urgent=True)
-        except StorageError:
+        except StorageError as error:
+            if once and isinstance(error, RoomWanted):
+                raise
             return False
         return True
 
-    def _keep_moved(self, record: Record, time_us: int) -> None:
+    async def _keep_moved(self, record: Record, time_us: int) -> None:
         """Carry out what another shard had, or has now.
 
         Raises:
@@ -436,8 +458,14 @@ class ShardActor:
         """
         self._clock.saw(time_us)
         entry = own_entry(record, time_us or self._clock.now())
-        # What is kept for deletions has to be there when it is to be forgotten again.
-        self._keep(record, entry, urgent=not isinstance(record, _STORING))
+        while True:
+            try:
+                # What is kept for deletions has to be there when it is to be forgotten again.
+                self._keep(record, entry, urgent=not isinstance(record, _STORING))
+            except RoomWanted as wanted:
+                await self.room.make(wanted)
+            else:
+                return
 
     def _stored(self) -> asyncio.Future[None]:
         """Have a commit soon; done when what was kept before is stored."""
@@ -512,7 +540,7 @@ class ShardActor:
         reply = self._shard.query(query, now_us)
         refreshed = self._shard.plan_refresh(query, reply, now_us)
         if refreshed is not None:
-            self._keep_own(refreshed, now_us)
+            self._keep_own(refreshed, now_us, once=True)
         return _encode(reply)
 
     async def _query_cold(self, query: Query, lsns: Sequence[int]) -> bytes:
@@ -527,6 +555,9 @@ class ShardActor:
                         return self._answer(query)
                     except ColdValuesError as cold:
                         lsns = cold.lsns
+                    except RoomWanted as wanted:
+                        lsns = ()
+                        await self.room.make(wanted)
         except TimeoutError as error:
             raise StorageError(
                 f"reading the journal took more than {_FETCH_TIMEOUT:g} s: its disk does not answer"

@@ -19,10 +19,11 @@ import msgspec
 
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.records import Record
+from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.storage.disk import Disk, RealDisk
-from flowgentic_actors.storage.log import SegmentLog
+from flowgentic_actors.storage.segment import SEALED, Segment
 from flowgentic_actors.storage.sets import open_newest, write_set
 
 MODULE = "flowgentic_actors.shard.compaction"
@@ -72,7 +73,7 @@ def compact(disk: Disk, folder: Path, sealed_to: int) -> Path | None:
     def entries() -> Iterator[tuple[int, bytes]]:
         if previous is not None:
             yield from previous.entries()
-        yield from SegmentLog(disk, folder, durable=False).read_sealed(start, sealed_to)
+        yield from _read_sealed(disk, folder, start, sealed_to)
 
     liveness, kept = _survey(entries(), start)
 
@@ -90,6 +91,32 @@ def compact(disk: Disk, folder: Path, sealed_to: int) -> Path | None:
     finally:
         if previous is not None:
             previous.close()
+
+
+def _read_sealed(disk: Disk, folder: Path, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (LSN, payload) from the sealed files between two LSNs; another process has the log.
+
+    Raises:
+        JournalDamagedError: If an entry is not what was written, or a segment is missing.
+    """
+    expected = start
+    for name in disk.names(folder):
+        if not name.endswith(SEALED) or int(name.partition(".")[0], 16) >= end:
+            continue
+        segment = Segment.open(disk, folder / name)
+        try:
+            if segment.first > expected:
+                raise JournalDamagedError(f"{folder}: the log at {expected} is missing")
+            for lsn, payload in segment.entries():
+                if payload is None:
+                    raise segment.damage(lsn)
+                if lsn >= start:
+                    yield lsn, payload
+        finally:
+            segment.close()
+        expected = max(expected, segment.end)
+    if expected < end:
+        raise JournalDamagedError(f"{folder}: the log from {expected} to {end} is missing")
 
 
 def _survey(entries: Iterable[tuple[int, bytes]], start: int) -> tuple[Liveness, bytes]:

@@ -27,6 +27,7 @@ from flowgentic_actors.shard.peers import (
     decode_answer,
     encode_peer,
 )
+from flowgentic_actors.shard.room import RoomWanted
 from flowgentic_actors.storage.private import overwrite
 from flowgentic_actors.wire.addresses import Address
 from flowgentic_actors.wire.client import AsyncConnection
@@ -112,12 +113,20 @@ class Following:
                     await on_daemon_thread(_FILE_TIMEOUT, core.close)
                 elif isinstance(answer, Entries):
                     if answer.payloads:
-                        core.follow(answer.first, answer.payloads)
+                        await self._take(core, answer)
                         self.took_at = time.monotonic()
                 else:
                     raise ProtocolError(f"{type(answer).__name__} is no answer to Follow")
         finally:
             await self._connection.close()
+
+    @staticmethod
+    async def _take(core: ShardActor, entries: Entries) -> None:
+        while True:
+            try:
+                return core.follow(entries.first, entries.payloads)
+            except RoomWanted as wanted:
+                await core.room.make(wanted)
 
     async def _begin(self) -> ShardActor:
         """Make a copy of the leader's set, and the shard on it."""

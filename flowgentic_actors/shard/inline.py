@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -20,6 +20,7 @@ from flowgentic_actors.engine.commands import (
 from flowgentic_actors.engine.records import RECORDS, Record
 from flowgentic_actors.engine.replies import Done, Reply
 from flowgentic_actors.errors import (
+    ClusterClosedError,
     JournalError,
     JournalLockedError,
     OutcomeUnknownError,
@@ -30,11 +31,19 @@ from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.entries import KeptSessions, decode_entry, encode_entry, own_entry
+from flowgentic_actors.shard.room import RoomWanted, WaitingLine
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.sweeper import Sweeper
 from flowgentic_actors.shard.upkeep import Upkeep
 from flowgentic_actors.storage.disk import Disk, RealDisk
-from flowgentic_actors.storage.group import REOPEN, GroupCommit, Promise
+from flowgentic_actors.storage.group import (
+    REOPEN,
+    Blocking,
+    GroupCommit,
+    Promise,
+    Waiter,
+    settle_all,
+)
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.log import SEGMENT_BYTES
@@ -43,6 +52,16 @@ from flowgentic_actors.storage.worker import Worker
 
 _LAST_WORK: Final = 5.0  # of the journal's thread, when the shard closes
 _DONE: Final = Done()
+_CLOSED: Final = "the cluster was closed before there was room in its journal: nothing was written"
+
+
+class _WaitingCommand(NamedTuple):
+    command: Command
+    promise: Promise[Reply]
+    loop: asyncio.AbstractEventLoop | None
+
+    def answer(self, reply: Reply | None, error: Exception | None = None) -> None:
+        settle_all([Waiter(reply, self.promise, self.loop)], error)
 
 
 class JournaledShard:
@@ -102,7 +121,14 @@ class JournaledShard:
             self._compactor,
             self._worker,
             garbage_allowed=segment_bytes,
-            may_block=not grouped,
+            waits=not grouped,
+        )
+        self._line: WaitingLine[_WaitingCommand] = WaitingLine(
+            self._journal,
+            self._worker,
+            carry_out=self._carry_out,
+            refuse=lambda waiting, error: waiting.answer(None, self._upkeep.refusal(error)),
+            call=self._as_owner,
         )
         try:
             self._replay()
@@ -121,14 +147,17 @@ class JournaledShard:
     def ask(
         self, command: Command, loop: asyncio.AbstractEventLoop | None
     ) -> Reply | Promise[Reply]:
-        """Have the shard carry out a command; blocks no longer than an append to a local file.
+        """Have the shard carry out a command.
+
+        It blocks no longer than a write to a file that is open and allocated. All other work on
+        files is the journal's thread's, and what depends on it waits for it.
 
         Args:
             command: The command.
             loop: The running event loop that asks, None for a thread that may block.
 
         Returns:
-            The reply, or a future of it when it has to wait for a commit.
+            The reply, or a future of it when it has to wait for a commit, or for room.
 
         Raises:
             RequestError: If it was not, or may not have been, carried out.
@@ -138,9 +167,15 @@ class JournaledShard:
                 raise self._error
             if self._begun is not None:
                 self._complete()
-            if isinstance(command, WRITES):
-                return self._write(command, loop)
-            return self._read(command, loop)
+            if self._line.waiting:
+                return self._wait_for_room(command, loop, None)
+            try:
+                if isinstance(command, WRITES):
+                    return self._write(command, loop)
+                return self._read(command, loop)
+            except RoomWanted as wanted:
+                self._begun = None
+                return self._wait_for_room(command, loop, wanted)
 
     def stats(self) -> dict[str, int]:
         """What the shard holds."""
@@ -181,6 +216,8 @@ class JournaledShard:
         ended = self._group.close(_LAST_WORK) if self._group is not None else True
         self._worker.close(_LAST_WORK)
         with self._mutex:
+            while self._line.waiting:
+                self._line.waiting.popleft().answer(None, ClusterClosedError(_CLOSED))
             try:
                 if not ended:
                     return False  # its thread hangs in the file system, with the files in use
@@ -199,12 +236,43 @@ class JournaledShard:
         """Let go of what a forked child must not keep from others."""
         self._file_lock.forget()
 
+    def _wait_for_room(
+        self,
+        command: Command,
+        loop: asyncio.AbstractEventLoop | None,
+        wanted: RoomWanted | None,
+    ) -> Promise[Reply]:
+        promise: Promise[Reply] = Blocking() if loop is None else loop.create_future()
+        self._line.join(_WaitingCommand(command, promise, loop), wanted)
+        return promise
+
+    def _carry_out(self, waiting: _WaitingCommand) -> None:
+        try:
+            if self._error is not None:
+                raise self._error
+            if self._begun is not None:
+                self._complete()
+            command, loop = waiting.command, waiting.loop
+            answer = (
+                self._write(command, loop)
+                if isinstance(command, WRITES)
+                else self._read(command, loop)
+            )
+        except RoomWanted:
+            self._begun = None
+            raise
+        except Exception as error:  # noqa: BLE001 - raised where the answer is expected
+            waiting.answer(None, error)
+        else:
+            assert not isinstance(answer, asyncio.Future | Blocking)  # only what is direct waits
+            waiting.answer(answer)
+
     def _read(self, query: Query, loop: asyncio.AbstractEventLoop | None) -> Reply | Promise[Reply]:
         now_us = self._clock.now()
         self._begun = query
         reply = self._shard.query(query, now_us)
         refreshed = self._shard.plan_refresh(query, reply, now_us)
-        payloads = self._keep_own(refreshed, now_us)
+        payloads = self._keep_own(refreshed, now_us, once=True)
         self._begun = None
         return reply if self._group is None else self._group.commit(reply, payloads, loop)
 
@@ -247,13 +315,21 @@ class JournaledShard:
         self._upkeep.after_append(size)
         return []
 
-    def _keep_own(self, record: Record | None, now_us: int) -> list[bytes]:
-        """Keep what the shard decided by itself; not on a full disk, where it has to wait."""
+    def _keep_own(self, record: Record | None, now_us: int, *, once: bool = False) -> list[bytes]:
+        """Keep what the shard decided by itself; not on a full disk, where it has to wait.
+
+        Args:
+            record: What it decided, None for nothing.
+            now_us: Its time.
+            once: Whether it is not decided again: `RoomWanted` is raised then.
+        """
         if record is None:
             return []
         try:
             return self._keep(record, now_us, urgent=True)
-        except StorageError:
+        except StorageError as error:
+            if once and isinstance(error, RoomWanted):
+                raise
             return []
 
     def _complete(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -55,7 +55,7 @@ class Moving:
         journal: Journal,
         worker: Worker,
         *,
-        keep: Callable[[Record, int], None],
+        keep: Callable[[Record, int], Awaitable[None]],
         stored: Callable[[], asyncio.Future[None]],
         next_lsn: Callable[[], int],
         lag: Callable[[], int],
@@ -192,7 +192,7 @@ class Moving:
         for record in self._shard.hidden():
             while record is not None:
                 try:
-                    self._keep(record, 0)
+                    await self._keep(record, 0)
                     break
                 except StorageError:
                     await asyncio.sleep(_FULL)

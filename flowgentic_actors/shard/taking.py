@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from msgspec import Raw
@@ -53,7 +53,7 @@ class Taking:
         self,
         pull: Pull,
         *,
-        keep: Callable[[Record, int], None],
+        keep: Callable[[Record, int], Awaitable[None]],
         stored: Callable[[], asyncio.Future[None]],
         end: Callable[[], int],
         lag: Callable[[], int],
@@ -113,7 +113,7 @@ class Taking:
             for payload in given.payloads:
                 entry = decode_entry(payload)
                 assert isinstance(entry, Entry)
-                self._keep(entry.record, entry.time_us)
+                await self._keep(entry.record, entry.time_us)
             if given.payloads:
                 await self._stored()
             self.position, log_from = given.position, given.log_from

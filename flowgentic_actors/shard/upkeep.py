@@ -9,6 +9,7 @@ from typing import Final
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.errors import StorageError
 from flowgentic_actors.shard.compactor import Compactor
+from flowgentic_actors.shard.room import RoomWanted
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
 
@@ -26,7 +27,8 @@ class Upkeep:
         compactor: Its compactor.
         worker: Its thread.
         garbage_allowed: Bytes of garbage beyond which compaction is considered.
-        may_block: Whether the owner may allocate a segment that was not prepared in time.
+        waits: Whether what has no room waits until a segment is allocated; otherwise whoever
+            appends allocates it.
     """
 
     def __init__(
@@ -37,14 +39,14 @@ class Upkeep:
         worker: Worker,
         *,
         garbage_allowed: int,
-        may_block: bool,
+        waits: bool,
     ) -> None:
         self._journal = journal
         self._shard = shard
         self._compactor = compactor
         self._worker = worker
         self._garbage_allowed = garbage_allowed
-        self._may_block = may_block
+        self._waits = waits
         self._preparing = False
         self._room_made = 0.0
         self._room = 0  # that there is at least since the last append
@@ -52,6 +54,7 @@ class Upkeep:
         self._look_after = garbage_allowed // _LOOKS
         self.hold: Callable[[], bool] = lambda: False
         """Whether the log must stay as it is for now."""
+        journal.on_begin(self._prepare)
 
     def check_room(self, size: int, *, urgent: bool) -> None:
         """Refuse a write that the journal has no room for.
@@ -61,17 +64,24 @@ class Upkeep:
             urgent: Whether it wins space back.
 
         Raises:
+            RoomWanted: If there is none before a segment is allocated.
             StorageError: If there is none.
         """
-        if size <= self._room:
+        if size <= self._room or self._journal.has_room(size, urgent=urgent):
             return
-        error = self._journal.no_room(size, urgent=urgent, may_block=self._may_block)
-        if error is None:
-            return
+        shortage = self._journal.no_space
+        if self._waits and (urgent or shortage is None):
+            self._prepare()
+            raise RoomWanted(size, urgent=urgent)
+        if shortage is not None:
+            raise self.refusal(shortage)
+
+    def refusal(self, error: OSError) -> StorageError:
+        """The error of a write that there is no room for; tries to win some back."""
         if time.monotonic() >= self._room_made + _MAKE_ROOM_EVERY:
             self._room_made = time.monotonic()
             self._make_room()
-        raise StorageError(
+        return StorageError(
             f"no room for this write in the journal: {error}. Free space there, delete what is "
             "not needed, or open the cluster with scratch= (or persist_path=) elsewhere. Reads go "
             "on, and what was acknowledged is kept"
@@ -118,10 +128,8 @@ class Upkeep:
             self._worker.put(self._prepare_now)
 
     def _prepare_now(self) -> None:
-        try:
-            self._journal.prepare()
-        finally:
-            self._preparing = False
+        self._preparing = False  # what is wanted from now on is another job
+        self._journal.prepare()
 
     def _live_bytes(self) -> int:
         size = self._shard.size()

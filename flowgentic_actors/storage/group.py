@@ -60,12 +60,21 @@ Promise: TypeAlias = Blocking[T] | asyncio.Future[T]
 """What a caller waits for: on an event loop, or blocking a thread."""
 
 
-class _Waiter(NamedTuple, Generic[T]):
+class Waiter(NamedTuple, Generic[T]):
+    """Somebody who waits for a value.
+
+    Attributes:
+        value: What they are told.
+        promise: Where they wait for it.
+        loop: The event loop that they wait on, None for a thread.
+    """
+
     value: T
     promise: Promise[T]
     loop: asyncio.AbstractEventLoop | None
 
     def settle(self, error: Exception | None) -> None:
+        """Tell the value, or raise an error where it is waited for; on that loop, if any."""
         if isinstance(self.promise, asyncio.Future) and self.promise.done():
             return  # who does not wait any more changes nothing
         if error is not None:
@@ -105,7 +114,7 @@ class GroupCommit(Generic[T]):
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._payloads: list[bytes] = []
         self._payload_bytes = 0
-        self._waiters: list[_Waiter[T]] = []
+        self._waiters: list[Waiter[T]] = []
         self._under_way_bytes = 0
         self._under_way = False
         self._refused: Exception | None = None
@@ -132,7 +141,7 @@ class GroupCommit(Generic[T]):
             RequestError: From the future, when it cannot be committed.
         """
         promise: Promise[T] = Blocking() if loop is None else loop.create_future()
-        waiter = _Waiter(value, promise, loop)
+        waiter = Waiter(value, promise, loop)
         with self._lock:
             if self._refused is not None:
                 waiter.settle(self._refused)
@@ -152,7 +161,7 @@ class GroupCommit(Generic[T]):
             waiters, self._waiters = self._waiters, []
             self._payloads = []
             self._payload_bytes = 0
-        _settle(waiters, error)
+        settle_all(waiters, error)
 
     def close(self, timeout: float) -> bool:
         """Commit what waits and end the thread; False when it did not end in time."""
@@ -177,7 +186,7 @@ class GroupCommit(Generic[T]):
             with self._lock:
                 self._under_way = False
                 self._under_way_bytes = 0
-            _settle(waiters, error)
+            settle_all(waiters, error)
 
     def _commit(self, payloads: list[bytes]) -> Exception | None:
         """Commit payloads; what their callers are to be told when that failed."""
@@ -215,9 +224,9 @@ def _size(payloads: Sequence[bytes]) -> int:
     return sum([len(payload) + ENTRY_OVERHEAD for payload in payloads])
 
 
-def _settle(waiters: Sequence[_Waiter[T]], error: Exception | None) -> None:
+def settle_all(waiters: Sequence[Waiter[T]], error: Exception | None) -> None:
     """Tell all who wait; each event loop once, since waking it lets it have the interpreter."""
-    of_loop: dict[asyncio.AbstractEventLoop, list[_Waiter[T]]] = {}
+    of_loop: dict[asyncio.AbstractEventLoop, list[Waiter[T]]] = {}
     for waiter in waiters:
         if waiter.loop is None:
             waiter.settle(error)
@@ -228,6 +237,6 @@ def _settle(waiters: Sequence[_Waiter[T]], error: Exception | None) -> None:
             loop.call_soon_threadsafe(_settle_here, waiting, error)
 
 
-def _settle_here(waiters: Sequence[_Waiter[T]], error: Exception | None) -> None:
+def _settle_here(waiters: Sequence[Waiter[T]], error: Exception | None) -> None:
     for waiter in waiters:
         waiter.settle(error)

@@ -6,7 +6,7 @@ since the older one, so a set that is damaged costs nothing but time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -129,31 +129,39 @@ class Journal:
 
     # ------------------------------------------------------------------ space
 
-    def no_room(self, size: int, *, urgent: bool, may_block: bool) -> OSError | None:
-        """Why entries of so many bytes, overhead included, would not fit; None when they do.
+    def has_room(self, size: int, *, urgent: bool) -> bool:
+        """Whether entries of so many bytes, overhead included, fit into what is allocated.
 
         Args:
             size: Bytes that wait to be appended, those of earlier requests too.
             urgent: Whether they win space back, and so may use what is kept for that.
-            may_block: Whether to allocate a segment now when none was prepared in time.
         """
-        kept = 0 if urgent else self._urgent_bytes
-        if self._log.has_room(size, kept=kept):
-            return None
-        if may_block and (urgent or self._no_space is None):
-            # Urgent entries make do with what closing the last segment has freed.
-            least = self._urgent_bytes // 2 if urgent else None
-            try:
-                self._log.make_room(size + kept, least)
-            except OSError as error:
-                self._no_space = error
-                return error
-            return None
+        return self._log.has_room(size, kept=0 if urgent else self._urgent_bytes)
+
+    @property
+    def no_space(self) -> OSError | None:
+        """Why no segment could be allocated when that was last tried; None when one could."""
         return self._no_space
+
+    def make_room(self, size: int, *, urgent: bool) -> OSError | None:
+        """Allocate the next segment, for entries that `has_room` has no room for. Blocks.
+
+        Returns:
+            Why that is not possible, None when it is done.
+        """
+        try:
+            self._log.settle()  # which frees what is left of the last segment
+            # Urgent entries make do with what that has freed.
+            kept, least = (0, self._urgent_bytes // 2) if urgent else (self._urgent_bytes, None)
+            self._log.make_room(size + kept, least)
+        except OSError as error:
+            self._no_space = error
+            return error
+        return None
 
     @property
     def room(self) -> int:
-        """Bytes of entries for which `no_room` finds room without asking for any."""
+        """Bytes of entries that fit into what is allocated, but for what is kept."""
         return self._log.room(kept=self._urgent_bytes)
 
     @property
@@ -161,13 +169,20 @@ class Journal:
         """Whether it is time to `prepare`."""
         return self._log.nearly_full()
 
-    def prepare(self) -> None:
-        """Allocate the next segment ahead of its need. Blocks; callable from any thread.
+    def on_begin(self, call: Callable[[], None]) -> None:
+        """Have a function called by whoever appends to another segment: time to `prepare`."""
+        self._log.on_begin = call
 
-        A full disk is no error here: `no_room` tells, until a later call succeeds.
+    def prepare(self) -> None:
+        """Finish the last segment's file and allocate the next one's ahead of its need.
+
+        Blocks; callable from any thread. A full disk is no error here: `no_space` tells, until a
+        later call succeeds.
         """
         try:
-            self._log.prepare()
+            self._log.settle()
+            if self._no_space is not None or self._log.nearly_full():
+                self._log.prepare()
         except OSError as error:
             self._no_space = error
         else:

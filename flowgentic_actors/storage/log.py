@@ -9,10 +9,14 @@ the machine itself went down since (the boot id tells), what is in a `.seg` may 
 pages reach the medium in any order. Everything from the first bad entry on is cut then, later
 segments included: none of it was acknowledged as on disk.
 
-Nothing here waits for the medium but `sync` and `prepare`, which belong on a thread; a caller that
-promises durability waits for a `sync` that began after its append. Reopening seals what it found;
-the first append begins another segment, so what was recovered is never written to again and a log
-can be opened, and read, on a disk that is full.
+`append` only writes to a file that is open and allocated, so an event loop may call it. Whatever
+else there is to do with files belongs on a thread: allocating the next segment (`prepare`,
+`make_room`), and cutting and naming the last ones (`settle`). A segment may so have entries before
+it has its name; the LSN in their checksums tells where they belong, should the process die then.
+
+A caller that promises durability waits for a `sync` that began after its append. Reopening seals
+what it found; the first append begins another segment, so what was recovered is never written to
+again and a log can be opened, and read, on a disk that is full.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import itertools
 import logging
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -32,6 +36,7 @@ from flowgentic_actors.storage.segment import (
     DATA,
     ENTRY_OVERHEAD,
     SEALED,
+    SPARE,
     Segment,
     encode,
     header,
@@ -40,8 +45,6 @@ from flowgentic_actors.storage.segment import (
 logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES: Final = 16 << 20
-
-_SPARE: Final = ".spare"
 
 
 def boot_id() -> bytes:
@@ -102,8 +105,12 @@ class SegmentLog:
         self._unsynced: list[Segment] = []
         self._spare: _Spare | None = None
         self._lock = threading.Lock()  # of both: appending, preparing, forgetting may be 3 threads
+        self._settling = threading.Lock()  # never taken on an event loop
         self._spares = itertools.count()
         self._recovered_to: int | None = None
+        self._fresh = False  # nothing was allocated since `recover`
+        self.on_begin: Callable[[], None] = lambda: None
+        """Called by whoever appends, when it is time to `settle`."""
 
     # ------------------------------------------------------------------ opening
 
@@ -117,38 +124,60 @@ class SegmentLog:
             JournalDamagedError: If an entry is not what was written, or a segment is missing.
             JournalError: If a file was written by another version.
         """
-        paths = self._find()
-        expected = start
-        while paths:
-            path = paths.pop(0)
-            segment = Segment.open(self._disk, path)
+        names = self._disk.names(self._folder)
+        paths = [self._folder / name for name in names if name.endswith((ACTIVE, SEALED))]
+        spares = [self._folder / name for name in names if name.endswith(SPARE)]
+        expected, whole = start, True
+        while paths and whole:
+            segment = Segment.open(self._disk, paths.pop(0))
             self._segments.append(segment)
             if segment.first > expected:
                 raise JournalDamagedError(
                     f"{self._folder}: the log from {expected} to {segment.first} is missing; "
                     "restore the folder from a copy"
                 )
-            rebooted = segment.boot != self._boot
-            whole = True
-            for lsn, payload in segment.entries():
-                if payload is None:
-                    whole = False
-                    self._cut(segment, last=not paths, rebooted=rebooted)
-                elif lsn >= start:
-                    yield lsn, payload
+            whole = yield from self._entries(segment, start, last=not paths)
             expected = max(expected, segment.end)
-            if not whole:
-                break
         for path in paths:  # written after what the machine lost, and acknowledged to nobody
             self._disk.unlink(path)
+        expected = yield from self._unnamed(spares, start, expected)
         self._finish_recovery(expected)
 
-    def _find(self) -> list[Path]:
-        """The segments' files, oldest first; removes a spare one that was never used."""
-        names = self._disk.names(self._folder)
-        for name in [name for name in names if name.endswith(_SPARE)]:
-            self._disk.unlink(self._folder / name)
-        return [self._folder / name for name in names if name.endswith((ACTIVE, SEALED))]
+    def _entries(
+        self, segment: Segment, start: int, *, last: bool
+    ) -> Generator[tuple[int, bytes], None, bool]:
+        """Yield the entries of one segment; whether all of it is one."""
+        whole = True
+        for lsn, payload in segment.entries():
+            if payload is None:
+                whole = False
+                self._cut(segment, last=last, rebooted=segment.boot != self._boot)
+            elif lsn >= start:
+                yield lsn, payload
+        return whole
+
+    def _unnamed(
+        self, paths: list[Path], start: int, expected: int
+    ) -> Generator[tuple[int, bytes], None, int]:
+        """Yield what is in segments that were not named yet, and remove the files without any."""
+        begun = []
+        for path in paths:
+            if (segment := Segment.open_spare(self._disk, path)) is None:
+                self._disk.unlink(path)
+            else:
+                begun.append(segment)
+        while found := next((each for each in begun if each.begins_at(expected)), None):
+            begun.remove(found)
+            self._segments.append(found)
+            yield from self._entries(found, start, last=True)
+            expected = found.end
+        for segment in begun:  # the first append to it was interrupted, or the machine lost some
+            try:
+                self._cut(segment, last=True, rebooted=segment.boot != self._boot)
+            finally:
+                segment.close()
+            self._disk.unlink(segment.path)
+        return expected
 
     def _finish_recovery(self, end: int) -> None:
         for segment in list(self._segments):
@@ -158,9 +187,10 @@ class SegmentLog:
                 self._disk.unlink(segment.path)
             elif not segment.sealed:
                 self._seal(segment)
+        self.settle()
         if self._unsynced:
             self.sync(self.plan_sync())
-        self._recovered_to = end
+        self._recovered_to, self._fresh = end, True
 
     @staticmethod
     def _cut(segment: Segment, *, last: bool, rebooted: bool) -> None:
@@ -300,14 +330,11 @@ class SegmentLog:
         Raises:
             OSError: If that fails.
         """
-        names = set(self._disk.names(self._folder))
-        for segment in self._segments:
-            if segment.sealed and not self._durable and segment.path.suffix != SEALED:
-                sealed = segment.path.with_suffix(SEALED)
-                if sealed.name in names:
-                    segment.path = sealed
-                else:
-                    self._name_sealed(segment)
+        with self._settling:
+            names = set(self._disk.names(self._folder))
+            for segment in self._segments:
+                segment.find_file(names)
+        self.settle()
         active = self._active()
         if active is not None:  # behind the last entry there must be nothing but zeros
             self._disk.truncate(active.fd, active.offset(active.end))
@@ -336,12 +363,25 @@ class SegmentLog:
             OSError: If that failed. It must not be tried again: the kernel may have dropped what
                 it could not write, and would call the next attempt a success.
         """
+        self.settle()
+        trimmed = [segment for segment in plan.segments if segment.trimmed]
         for segment in plan.segments:
             self._disk.sync(segment.fd)
-        for segment in plan.segments:
-            if segment.sealed and segment.path.suffix != SEALED:
-                self._name_sealed(segment)
+        with self._settling:
+            for segment in trimmed:
+                segment.settle(synced=True)
         self._disk.sync_folder(self._folder)
+
+    def settle(self) -> None:
+        """Cut and name the files of the segments. Blocks; callable from any thread.
+
+        Raises:
+            OSError: If that is not possible now; nothing is lost, and a later call may succeed.
+        """
+        with self._settling:
+            # Oldest first: recovery takes no segment that is not cut for one before another.
+            for segment in [*self._segments]:
+                segment.settle(synced=not self._durable)
 
     def prepare(self) -> None:
         """Make the next segment's file ahead of its need. Blocks; callable from any thread."""
@@ -369,41 +409,14 @@ class SegmentLog:
             self._segments = [segment for segment in self._segments if segment not in needless]
         return needless
 
-    def read_sealed(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (LSN, payload) from the sealed files between two LSNs, and change nothing.
-
-        For a process that looks at another one's log; there is no need to `recover` first.
-
-        Raises:
-            JournalDamagedError: If an entry is not what was written, or a segment is missing.
-        """
-        expected = start
-        for name in self._disk.names(self._folder):
-            if not name.endswith(SEALED) or int(name.partition(".")[0], 16) >= end:
-                continue
-            segment = Segment.open(self._disk, self._folder / name)
-            try:
-                if segment.first > expected:
-                    raise JournalDamagedError(f"{self._folder}: the log at {expected} is missing")
-                for lsn, payload in segment.entries():
-                    if payload is None:
-                        raise segment.damage(lsn)
-                    if lsn >= start:
-                        yield lsn, payload
-            finally:
-                segment.close()
-            expected = max(expected, segment.end)
-        if expected < end:
-            raise JournalDamagedError(
-                f"{self._folder}: the log from {expected} to {end} is missing"
-            )
-
     def close(self) -> None:
         """Seal the last segment and close every file; as they are when `recover` did not end."""
         active = self._active()
-        if active is not None and self._recovered_to is not None:
-            self._seal(active)
-            if self._durable:
+        if self._recovered_to is not None:
+            if active is not None:
+                self._seal(active)
+            self.settle()
+            if self._durable and self._unsynced:
                 self.sync(self.plan_sync())
         self.abandon()
 
@@ -426,17 +439,10 @@ class SegmentLog:
         self._segments.clear()
 
     def _seal(self, segment: Segment) -> None:
-        self._disk.truncate(segment.fd, segment.offset(segment.end))
+        """Write to a segment no more; `settle` has to follow."""
         segment.sealed = True
-        if not self._durable:
-            self._name_sealed(segment)
-        elif segment not in self._unsynced:
+        if self._durable and segment not in self._unsynced:
             self._unsynced.append(segment)
-
-    def _name_sealed(self, segment: Segment) -> None:
-        path = segment.path.with_suffix(SEALED)
-        self._disk.rename(segment.path, path)
-        segment.path = path
 
     def _active(self) -> Segment | None:
         """The segment that is written to, if one was begun."""
@@ -446,16 +452,15 @@ class SegmentLog:
 
     def _begin(self, first: int, size: int) -> Segment:
         """Seal what was written to and begin the segment for a batch of `size` bytes."""
+        ahead = self._spare is not None
         spare = self._take_spare(size)
         try:
             active = self._active()
             if active is not None:
                 self._seal(active)
-            path = self._folder / f"{first:016x}{ACTIVE}"
-            self._disk.rename(spare.path, path)  # so that no .seg is without its header
             segment = Segment(
                 self._disk,
-                path,
+                spare.path,
                 spare.fd,
                 first,
                 first,
@@ -467,8 +472,12 @@ class SegmentLog:
                 self._segments.append(segment)
         except BaseException:
             if all(segment.fd != spare.fd for segment in self._segments):
-                self._disk.close(spare.fd)  # an empty file: removed, or replaced, later
+                self._offer(spare)
             raise
+        if ahead:
+            self.on_begin()
+        else:
+            self.settle()  # whoever allocates here, waits for files anyway
         return segment
 
     def _take_spare(self, size: int, least: int | None = None) -> _Spare:
@@ -498,11 +507,15 @@ class SegmentLog:
         self._disk.unlink(spare.path)
 
     def _create(self, size: int) -> _Spare:
-        path = self._folder / f"{next(self._spares)}{_SPARE}"
+        path = self._folder / f"{next(self._spares)}{SPARE}"
         fd = self._disk.create(path, size)
         self._disk.write(fd, header(self._boot), 0)
         if self._durable:
             self._disk.sync(fd)
+        if self._fresh:  # it is known already what it begins with
+            self._fresh = False
+            spare, path = path, self._folder / f"{self.end:016x}{ACTIVE}"
+            self._disk.rename(spare, path)  # now: no .seg may be without its header
         return _Spare(fd, path, size)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -25,6 +25,8 @@ from flowgentic_actors.storage.disk import BlockReader, Disk
 FORMAT: Final = 2
 ACTIVE: Final = ".seg"
 SEALED: Final = ".sealed"
+SPARE: Final = ".spare"
+"""Of a file that is allocated ahead; it may have entries before it is named after the first."""
 
 _MAGIC: Final = b"FGAS"
 _HEADER = struct.Struct("!4sI16sI")
@@ -93,9 +95,10 @@ class Segment:
         fd: Its descriptor.
         first: LSN of its first entry.
         end: LSN after its last entry.
-        sealed: Whether it is complete and cut to its length.
+        sealed: Whether it is complete.
         boot: What told the start of the machine in which it was begun from others.
         capacity: Bytes of the file that are allocated.
+        trimmed: Whether the file of a complete one is cut to its length.
     """
 
     disk: Disk
@@ -106,6 +109,7 @@ class Segment:
     sealed: bool
     boot: bytes
     capacity: int = 0
+    trimmed: bool = False
 
     @classmethod
     def open(cls, disk: Disk, path: Path) -> Self:
@@ -122,7 +126,70 @@ class Segment:
             disk.close(fd)
             raise
         first = int(path.stem, 16)
-        return cls(disk, path, fd, first, first, sealed=path.suffix == SEALED, boot=boot)
+        sealed = path.suffix == SEALED
+        return cls(disk, path, fd, first, first, sealed=sealed, boot=boot, trimmed=sealed)
+
+    @classmethod
+    def open_spare(cls, disk: Disk, path: Path) -> Self | None:
+        """Open a file that may have been written to before it was named, None when it was not.
+
+        Raises:
+            JournalDamagedError: If it was, and its header is not what was written.
+            JournalError: If it was written by another version.
+        """
+        segment = cls(disk, path, disk.open(path), 0, 0, sealed=False, boot=b"")
+        try:
+            if segment.bytes_after_end():
+                segment.boot = _boot_of(path, disk.read(segment.fd, _HEADER.size, 0))
+                return segment
+        except BaseException:
+            segment.close()
+            raise
+        segment.close()
+        return None
+
+    def begins_at(self, lsn: int) -> bool:
+        """Whether the first entry is one of an LSN; if so, it is the segment's first from now on.
+
+        For a file without a segment's name.
+        """
+        self.first = self.end = lsn
+        try:
+            self.read(lsn)
+        except JournalDamagedError:
+            return False
+        return True
+
+    def settle(self, *, synced: bool) -> None:
+        """Give the file the length and the name that its segment has by now. Blocks.
+
+        Args:
+            synced: Whether a complete one may be named so: what is in it is on the medium, or
+                nobody waits for that.
+        """
+        if self.path.suffix == SPARE:
+            self._rename(f"{self.first:016x}{ACTIVE}")
+        if self.sealed and not self.trimmed:
+            self.disk.truncate(self.fd, self.offset(self.end))
+            self.trimmed = True
+        if self.trimmed and synced and self.path.suffix != SEALED:
+            self._rename(f"{self.first:016x}{SEALED}")
+
+    def find_file(self, names: Collection[str]) -> None:
+        """Know the file's name again, after a rename in `settle` that was interrupted.
+
+        Args:
+            names: The files in its folder.
+        """
+        for suffix in (ACTIVE, SEALED):
+            name = f"{self.first:016x}{suffix}"
+            if self.path.name not in names and name in names:
+                self.path = self.path.with_name(name)
+
+    def _rename(self, name: str) -> None:
+        path = self.path.with_name(name)
+        self.disk.rename(self.path, path)
+        self.path = path
 
     def close(self) -> None:
         """Close the file."""

@@ -26,6 +26,7 @@ class Worker:
         self._name = name
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
 
     def submit(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -63,8 +64,11 @@ class Worker:
     def start(self) -> None:
         """Begin to wait for jobs, which `put` does otherwise."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            with self._starting:  # whoever appends may be another thread than whoever reads
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                    thread.start()
+                    self._thread = thread
 
     def close(self, timeout: float) -> None:
         """End the thread after what was submitted; wait for that, within a bound."""

@@ -30,14 +30,26 @@ def entries(log: SegmentLog) -> list[bytes]:
     return [payload for _, payload in log.recover(0)]
 
 
-def write_all(disk: SimulatedDisk, *, durable: bool) -> tuple[list[bytes], list[bytes]]:
-    """Append the batches until the disk crashes: what was acknowledged, what was under way."""
+def write_all(
+    disk: SimulatedDisk, *, durable: bool, ahead: bool = False
+) -> tuple[list[bytes], list[bytes]]:
+    """Append the batches until the disk crashes: what was acknowledged, what was under way.
+
+    Args:
+        disk: The disk.
+        durable: Whether each batch is synced.
+        ahead: Whether segments are allocated ahead, so that a thread names them later.
+    """
     acknowledged: list[bytes] = []
     batch: list[bytes] = []
     try:
         log = open_log(disk, durable=durable)
         assert entries(log) == []
-        for batch in BATCHES:
+        for number, batch in enumerate(BATCHES):
+            if ahead and number % 4 == 0:
+                log.settle()
+            if ahead:
+                log.prepare()
             log.append(batch)
             if durable:
                 log.sync(log.plan_sync())
@@ -49,36 +61,39 @@ def write_all(disk: SimulatedDisk, *, durable: bool) -> tuple[list[bytes], list[
     return acknowledged, batch
 
 
-def operations(*, durable: bool) -> int:
+def operations(*, durable: bool, ahead: bool = False) -> int:
     disk = SimulatedDisk()
-    write_all(disk, durable=durable)
+    write_all(disk, durable=durable, ahead=ahead)
     return disk.operations
 
 
-def test_process_death_at_any_operation_loses_nothing_acknowledged() -> None:
-    for crash_at in range(operations(durable=False)):
+@pytest.mark.parametrize("ahead", [True, False])
+def test_process_death_at_any_operation_loses_nothing_acknowledged(*, ahead: bool) -> None:
+    for crash_at in range(operations(durable=False, ahead=ahead)):
         disk = SimulatedDisk(crash_at)
-        acknowledged, under_way = write_all(disk, durable=False)
+        acknowledged, under_way = write_all(disk, durable=False, ahead=ahead)
         found = entries(open_log(disk.after_process_death()))
         assert found[: len(acknowledged)] == acknowledged, crash_at
         assert found == [*acknowledged, *under_way][: len(found)], crash_at
 
 
+@pytest.mark.parametrize("ahead", [True, False])
 @pytest.mark.parametrize("seed", [None, *range(8)])
-def test_power_loss_at_any_operation_loses_nothing_synced(seed: int | None) -> None:
-    for crash_at in range(operations(durable=True)):
+def test_power_loss_at_any_operation_loses_nothing_synced(seed: int | None, *, ahead: bool) -> None:
+    for crash_at in range(operations(durable=True, ahead=ahead)):
         disk = SimulatedDisk(crash_at)
-        acknowledged, under_way = write_all(disk, durable=True)
+        acknowledged, under_way = write_all(disk, durable=True, ahead=ahead)
         rng = None if seed is None else random.Random(seed * 1000 + crash_at)
         found = entries(open_log(disk.after_power_loss(rng), durable=True, boot=AFTER))
         assert found[: len(acknowledged)] == acknowledged, crash_at
         assert found == [*acknowledged, *under_way][: len(found)], crash_at
 
 
-def test_a_crash_while_recovering_changes_nothing() -> None:
-    for crash_at in range(operations(durable=False)):
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_crash_while_recovering_changes_nothing(*, ahead: bool) -> None:
+    for crash_at in range(operations(durable=False, ahead=ahead)):
         first = SimulatedDisk(crash_at)
-        write_all(first, durable=False)
+        write_all(first, durable=False, ahead=ahead)
         expected = entries(open_log(first.after_process_death()))
         for second_crash in range(8):
             again = first.after_process_death()
@@ -99,12 +114,14 @@ def test_what_was_cut_off_is_not_in_the_way_of_what_is_appended_next() -> None:
     assert before[: len(acknowledged)] == acknowledged
 
 
-@pytest.fixture
-def written() -> tuple[SimulatedDisk, list[bytes]]:
+@pytest.fixture(params=["named", "not named yet"])
+def written(request: pytest.FixtureRequest) -> tuple[SimulatedDisk, list[bytes]]:
     disk = SimulatedDisk()
     log = open_log(disk)
     entries(log)
     for batch in BATCHES[:4]:
+        if request.param == "not named yet":
+            log.prepare()
         log.append(batch)
     return disk, [payload for batch in BATCHES[:4] for payload in batch]
 
@@ -142,8 +159,9 @@ def test_a_log_cut_at_any_byte_of_its_last_segment_keeps_its_whole_entries(
 
 def test_a_missing_segment_is_detected(written: tuple[SimulatedDisk, list[bytes]]) -> None:
     disk, _ = written
-    disk.unlink(min(disk._files))
-    with pytest.raises(JournalDamagedError, match="is missing"):
+    used = {path: bytes(file.data[64:]).strip(b"\0") for path, file in disk._files.items()}
+    disk.unlink(min(path for path, data in used.items() if data))
+    with pytest.raises(JournalDamagedError, match=r"is missing|not what was written"):
         entries(open_log(disk))
 
 
@@ -169,6 +187,41 @@ def test_forgotten_segments_are_removed_and_the_rest_is_found(tmp_path: Path) ->
     log.close()
     log = SegmentLog(RealDisk(), tmp_path, durable=False, segment_bytes=600)
     assert [lsn for lsn, _ in log.recover(middle)] == [a for a in addresses if a >= middle]
+    log.close()
+
+
+def test_an_append_to_what_is_allocated_only_writes(tmp_path: Path) -> None:
+    """An event loop appends, and may do nothing else to a file."""
+
+    class OnlyWrites(RealDisk):
+        appending = False
+
+        def create(self, path: Path, size: int) -> int:
+            assert not self.appending
+            return super().create(path, size)
+
+        def rename(self, source: Path, target: Path) -> None:
+            assert not self.appending
+            super().rename(source, target)
+
+        def truncate(self, fd: int, size: int) -> None:
+            assert not self.appending
+            super().truncate(fd, size)
+
+    disk = OnlyWrites()
+    log = SegmentLog(disk, tmp_path, durable=False, segment_bytes=600)
+    list(log.recover(0))
+    for batch in BATCHES:
+        log.make_room(800)
+        disk.appending = True
+        log.append(batch)
+        disk.appending = False
+    log.close()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".sealed"}
+    log = SegmentLog(disk, tmp_path, durable=False, segment_bytes=600)
+    assert [payload for _, payload in log.recover(0)] == [
+        each for batch in BATCHES for each in batch
+    ]
     log.close()
 
 
