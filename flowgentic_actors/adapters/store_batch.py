@@ -56,7 +56,6 @@ class Batch:
         self._puts: dict[tuple[tuple[str, ...], str], _Put] = {}
         self.queries: list[str] = []
         for number, op in enumerate(self._ops):
-            check(op)
             if isinstance(op, PutOp):
                 command = operations.change_of(op, expected)
                 place = command.namespace, command.key
@@ -65,7 +64,9 @@ class Batch:
                 if index is not None and isinstance(command, PutItem):
                     texts = index.texts(dict(op.value or {}), op.index)
                 self._puts[place] = _Put(number, command, texts)
-            elif isinstance(op, SearchOp) and index is not None and op.query:
+                continue
+            check(op)
+            if isinstance(op, SearchOp) and index is not None and op.query:
                 self.queries.append(op.query)
         self.documents = [text for put in self._puts.values() for _, text in put.texts]
 
