@@ -350,8 +350,10 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
 
     def _get(self, config: RunnableConfig) -> Plan[CheckpointTuple | None]:
         thread_id, ns, checkpoint_id = identify(config)
-        shard = self._client.table.of_thread(thread_id)
-        reply = yield Ask(shard, GetCheckpoint(thread_id, ns, checkpoint_id))
+        query = GetCheckpoint(thread_id, ns, checkpoint_id)
+        if not (thread_id + ns + (checkpoint_id or "")).isascii():
+            check(query)
+        reply = yield Ask(self._client.table.of_thread(thread_id), query)
         if reply.row is None:
             check(CheckpointPlace(thread_id, ns, checkpoint_id))
             return None
