@@ -398,8 +398,10 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             if c in values and c in versions and c not in known
         }
         if not values.keys() <= versions.keys():
+            unversioned = tuple([c for c in values if c not in versions])
+            check(GetChannelHistory(thread_id, ns, None, unversioned))  # their names
             versions[MARK] = 0
-            for channel in values.keys() - versions.keys():
+            for channel in unversioned:
                 versions[channel] = no_version()
                 blobs[channel] = dumps(values[channel])
         command = PutCheckpoint(
