@@ -11,6 +11,8 @@ from langgraph.store.base import Op, PutOp, Result, SearchOp
 from flowgentic_actors.adapters.plan import Plan, each
 from flowgentic_actors.adapters.store_ops import Change, Operations, check
 from flowgentic_actors.engine.commands import PutItem
+from flowgentic_actors.engine.limits import ItemPlace
+from flowgentic_actors.engine.limits import check as within_limits
 from flowgentic_actors.engine.model import Vector
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class Batch:
                 texts = []
                 if index is not None and isinstance(command, PutItem):
                     texts = index.texts(dict(op.value or {}), op.index)
+                    within_limits(ItemPlace(*place, tuple([path for path, _ in texts])))
                 self._puts[place] = _Put(number, command, texts)
                 continue
             check(op)

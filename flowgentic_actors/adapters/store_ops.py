@@ -114,8 +114,6 @@ class Operations:
             expected = whole("expected_version", expected)
         if op.value is None:
             return DeleteItem(namespace, key, expected)
-        if op.index:
-            within_limits(ItemPlace(namespace, key, tuple(op.index)))
         blob = self._serde.dumps_typed(dict(op.value))
         return PutItem(namespace, key, blob, _ttl_us(op), expected)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from langgraph.store.base import GetOp, PutOp, SearchOp
 
-from flowgentic_actors import MemoryCluster
+from flowgentic_actors import AsyncStore, MemoryCluster
 from flowgentic_actors.errors import FlowgenticError, InvalidRequestError
 from tests.contract.faces import SaverFace, StoreFace, checkpoint_of, config_of, unique
 
@@ -58,13 +58,24 @@ async def test_places_of_items_have_limits(store: StoreFace) -> None:
         "filter: .* bytes, at most 65,536",
         lambda: store.search((root,), filter={"text": LONG}),
     )
-    await expect_refused(
-        f"index: {LONG_WORDS}", lambda: store.put((root,), "k", {"v": 1}, index=[LONG])
-    )
     assert await store.search((root,)) == []
     at_most = (root, *DEEP[2:])
     await store.put(at_most, LONG[1:], {"v": 1})
     assert await store.value(at_most, LONG[1:]) == {"v": 1}
+
+
+async def test_what_is_embedded_of_an_item_has_limits(memory: MemoryCluster) -> None:
+    index: Any = {"dims": 1, "embed": lambda texts: [[1.0] for _ in texts], "fields": ["text"]}
+    store, root = AsyncStore(memory.client, index=index), unique()
+    value = {"text": "a", LONG: "b"}
+    await expect_refused(
+        f"index: {LONG_WORDS}", lambda: store.aput((root,), "k", value, index=[LONG])
+    )
+    await expect_refused(
+        "index: 65,537 entries, at most 65,536",
+        lambda: store.aput((root,), "k", {"tags": ["a"] * 65_537}, index=["tags[*]"]),
+    )
+    assert await store.asearch((root,)) == []
 
 
 async def test_an_impossible_operation_keeps_its_batch_from_being_done(store: StoreFace) -> None:
