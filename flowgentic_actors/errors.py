@@ -166,7 +166,7 @@ class RejectedError(RequestError):
     """The actor refused the request. Nothing happened."""
 
 
-class InvalidRequestError(RejectedError):
+class InvalidRequestError(RejectedError, ValueError):
     """The request cannot be carried out as it stands; sending it again will not help."""
 
 

@@ -21,6 +21,7 @@ from blockbuster import BlockBuster
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.environment import why_no_dragon
+from tests.wired import wire
 
 MODES = ["inline", "subprocess", "dragon"]
 """Every way to run the memory."""
@@ -54,7 +55,7 @@ def settings_of(mode: str) -> dict[str, Any]:
     """The settings of a mode; a local cluster's journal gets a folder of its own."""
     if mode == "inline-journal":
         return {"mode": "local", "persist_path": Path(tempfile.mkdtemp()) / "memory"}
-    return SETTINGS[mode]
+    return SETTINGS["inline" if mode == "inline-wire" else mode]
 
 
 NO_DRAGON = why_no_dragon()
@@ -229,6 +230,8 @@ class SharedClusters:
         if mode not in self._open:
             memory = MemoryCluster(**settings_of(mode))
             asyncio.run(memory.__aenter__())
+            if mode == "inline-wire":
+                wire(memory)
             self._open[mode] = memory
             if memory.is_distributed:
                 self.folders.add(str(Path(memory.handle.descriptor).parent))

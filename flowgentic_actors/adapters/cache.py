@@ -8,10 +8,12 @@ from typing import Generic
 from langgraph.cache.base import BaseCache, FullKey, Namespace, ValueT
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from flowgentic_actors.adapters.ids import text_of
 from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import CacheClear, CacheEntry, CacheGet, CacheKey, CacheSet
+from flowgentic_actors.engine.limits import check
 
 _SECOND_US = 1_000_000
 _LONGEST = 2**40  # seconds: for ever, and its microseconds fit into a number of the wire
@@ -60,31 +62,33 @@ class AsyncCache(BaseCache[ValueT], Generic[ValueT]):
     # ------------------------------------------------------------------ plans
 
     def _get(self, keys: Sequence[FullKey]) -> Plan[dict[FullKey, ValueT]]:
-        places = [(tuple(namespace), str(key)) for namespace, key in keys]
-        if not places:
+        given = {_place(namespace, key): (namespace, key) for namespace, key in keys}
+        if not given:
             return {}
+        check(CacheGet(tuple(given)))
 
         def ask(table: SlotTable) -> Plan[dict[FullKey, ValueT]]:
             by_shard: dict[int, list[CacheKey]] = {}
-            for place in places:
+            for place in given:
                 by_shard.setdefault(table.of_cached(place), []).append(place)
             replies = yield [Ask(s, CacheGet(tuple(asked))) for s, asked in by_shard.items()]
             found: dict[FullKey, ValueT] = {}
             for asked, reply in zip(by_shard.values(), replies, strict=True):
                 for place, blob in zip(asked, reply.values, strict=True):
                     if blob is not None:
-                        found[place] = self.serde.loads_typed(blob)
+                        found[given[place]] = self.serde.loads_typed(blob)
             return found
 
         return (yield from over_table(self._client, ask))
 
     def _set(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> Plan[None]:
         entries = [
-            CacheEntry((tuple(namespace), str(key)), self.serde.dumps_typed(value), _ttl_us(ttl))
+            CacheEntry(_place(namespace, key), self.serde.dumps_typed(value), _ttl_us(ttl))
             for (namespace, key), (value, ttl) in pairs.items()
         ]
         if not entries:
             return
+        check(CacheGet(tuple([entry.key for entry in entries])))
 
         def ask(table: SlotTable) -> Plan[None]:
             by_shard: dict[int, list[CacheEntry]] = {}
@@ -95,12 +99,21 @@ class AsyncCache(BaseCache[ValueT], Generic[ValueT]):
         yield from over_table(self._client, ask)
 
     def _clear(self, namespaces: Sequence[Namespace] | None) -> Plan[None]:
-        doomed = None if namespaces is None else tuple(tuple(ns) for ns in namespaces)
+        doomed = None if namespaces is None else tuple([_labels(ns) for ns in namespaces])
+        check(CacheClear(doomed))
 
         def ask(table: SlotTable) -> Plan[None]:
             yield [Ask(shard, CacheClear(doomed, table.version)) for shard in table.owners]
 
         return over_table(self._client, ask)
+
+
+def _place(namespace: Namespace, key: object) -> CacheKey:
+    return _labels(namespace), text_of("key", key)
+
+
+def _labels(namespace: Namespace) -> tuple[str, ...]:
+    return tuple([text_of("namespace", label) for label in namespace])
 
 
 def _ttl_us(seconds: float | None) -> int:

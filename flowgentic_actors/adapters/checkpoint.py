@@ -17,15 +17,23 @@ from langgraph.checkpoint.base import (
     CheckpointMetadata,
     CheckpointTuple,
     DeltaChannelHistory,
-    get_checkpoint_id,
     get_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.backlog import Backlog
+from flowgentic_actors.adapters.facets import MetadataFilter, facets_of, sendable
+from flowgentic_actors.adapters.ids import identify, optional, text_of, texts_of, thread_of, whole
 from flowgentic_actors.adapters.items import micros_of, time_of
 from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thread_position
-from flowgentic_actors.adapters.parts import KIND, MARK, find, load, read_manifest
+from flowgentic_actors.adapters.parts import (
+    KIND,
+    MARK,
+    find,
+    load,
+    no_version,
+    read_manifest,
+)
 from flowgentic_actors.adapters.parts_known import RecentLists
 from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
 from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
@@ -44,16 +52,24 @@ from flowgentic_actors.engine.commands import (
     PutWrites,
     ReadThread,
 )
-from flowgentic_actors.engine.model import Position, Scalar, ThreadPosition, Write
+from flowgentic_actors.engine.limits import (
+    UNFIT,
+    CheckpointHead,
+    CheckpointPlace,
+    WritesHead,
+    check,
+    decode_checkpoint,
+    decode_writes,
+    encode,
+)
+from flowgentic_actors.engine.model import Position, ThreadPosition, Write
 from flowgentic_actors.engine.replies import CheckpointRow, Conflict, MissingBlobs, ThreadRow
 from flowgentic_actors.errors import InvalidRequestError, ThreadConflictError
 
 BACKLOG = 64 << 20
 """Bytes of one thread that may wait to be acknowledged, unless something else is said."""
 
-_INT64 = 2**63
 _MOST = 2**53
-_NO_SCALAR = object()
 _REPLAY = "__pregel_replay_state"  # LangGraph's: this run replays a checkpoint of its parent graph
 
 
@@ -143,9 +159,10 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             before: Only checkpoints with an id below this config's.
             limit: At most this many.
         """
-        listing = self._listing(config, filter, before, limit)
+        wanted = MetadataFilter(filter)
+        listing = self._listing(config, wanted, before, limit)
         while (row := await run(self._client, listing.next())) is not None:
-            if (found := self._listed(row, filter)) is not None:
+            if (found := self._listed(row, wanted)) is not None:
                 yield found
                 if listing.count():
                     return
@@ -257,9 +274,10 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """List checkpoints; see `alist`."""
-        listing = self._listing(config, filter, before, limit)
+        wanted = MetadataFilter(filter)
+        listing = self._listing(config, wanted, before, limit)
         while (row := run_sync(self._client, listing.next())) is not None:
-            if (found := self._listed(row, filter)) is not None:
+            if (found := self._listed(row, wanted)) is not None:
                 yield found
                 if listing.count():
                     return
@@ -331,10 +349,13 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     # ------------------------------------------------------------------ plans
 
     def _get(self, config: RunnableConfig) -> Plan[CheckpointTuple | None]:
-        thread_id, ns, checkpoint_id = _identify(config)
-        shard = self._client.table.of_thread(thread_id)
-        reply = yield Ask(shard, GetCheckpoint(thread_id, ns, checkpoint_id))
+        thread_id, ns, checkpoint_id = identify(config)
+        query = GetCheckpoint(thread_id, ns, checkpoint_id)
+        if not (thread_id + ns + (checkpoint_id or "")).isascii():
+            check(query)
+        reply = yield Ask(self._client.table.of_thread(thread_id), query)
         if reply.row is None:
+            check(CheckpointPlace(thread_id, ns, checkpoint_id))
             return None
         found = self._tuple(reply.row, remember=True)
         if self._detects_conflicts and checkpoint_id:
@@ -350,34 +371,52 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     ) -> Plan[RunnableConfig]:
         # Everything is serialized or copied before the first question: LangGraph goes on changing
         # some of these containers while the caller waits.
-        thread_id, ns, parent_id = _identify(config)
+        thread_id, ns, parent_id = identify(config)
         dumps = self.serde.dumps_typed
         body: dict[str, Any] = dict(checkpoint)
         values: dict[str, Any] = dict(body.pop("channel_values"))
-        versions: dict[str, Any] = dict(body.pop("channel_versions"))
-        unversioned = {c: v for c, v in values.items() if c not in versions}
-        if unversioned:
-            body["channel_values"] = unversioned
+        merged = get_checkpoint_metadata(config, metadata)
+        head = CheckpointHead(
+            thread_id,
+            ns,
+            checkpoint["id"],
+            parent_id,
+            facets_of(merged),
+            body.pop("channel_versions"),
+            tuple(merged.get("counters_since_delta_snapshot") or ()),
+        )
+        try:
+            head = decode_checkpoint(encode(head))
+        except UNFIT:
+            head = _mended(head)
+        versions = head.channel_versions
+        checkpoint_id = body["id"] = head.checkpoint_id
         known = self._lists.of(thread_id, ns, parent_id)
         blobs = {
             c: dumps(values[c])
             for c in new_versions
             if c in values and c in versions and c not in known
         }
-        merged = get_checkpoint_metadata(config, metadata)
+        if not values.keys() <= versions.keys():
+            unversioned = tuple([c for c in values if c not in versions])
+            check(GetChannelHistory(thread_id, ns, None, unversioned))  # their names
+            versions[MARK] = 0
+            for channel in unversioned:
+                versions[channel] = no_version()
+                blobs[channel] = dumps(values[channel])
         command = PutCheckpoint(
             thread_id,
             ns,
-            checkpoint["id"],
+            checkpoint_id,
             parent_id,
             dumps(body),
             dumps(merged),
-            _facets(merged),
+            head.metadata,
             versions,
             blobs,
-            tuple([c for c in values if c in versions and c not in blobs]),
-            tuple(merged.get("counters_since_delta_snapshot") or ()),
-            self._must_follow(config, merged.get("source")),
+            tuple([c for c in values if c not in blobs]),
+            head.deltas,
+            self._must_follow(config, parent_id, merged.get("source")),
         )
         shard = self._client.table.of_thread(thread_id)
         size = _size(command)
@@ -407,16 +446,15 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
                 "thread again and decide anew (setting: detect_conflicts)"
             )
         if outgoing is not None and ((lists := outgoing.lists()) or known):
-            self._lists.remember(thread_id, ns, checkpoint["id"], lists)
-        return _config(thread_id, ns, checkpoint["id"])
+            self._lists.remember(thread_id, ns, checkpoint_id, lists)
+        return _config(thread_id, ns, checkpoint_id)
 
-    def _must_follow(self, config: RunnableConfig, source: object) -> bool:
+    def _must_follow(self, config: RunnableConfig, parent_id: str | None, source: object) -> bool:
         if not self._detects_conflicts or source == "fork":
             return False
         configurable = config.get("configurable", {})
-        parent_id = configurable.get("checkpoint_id")
         if parent_id:
-            return not isinstance(parent_id, _Addressed)
+            return not isinstance(configurable["checkpoint_id"], _Addressed)
         # A subgraph that is replayed from before its first checkpoint has no parent to name.
         return not configurable.get(_REPLAY)
 
@@ -427,18 +465,26 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         task_id: str,
         task_path: str,
     ) -> Plan[None]:
-        thread_id, ns, checkpoint_id = _identify(config)
+        thread_id, ns, checkpoint_id = identify(config)
         if not checkpoint_id:
             raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
+        try:
+            head = WritesHead(thread_id, ns, checkpoint_id, task_id, task_path, [*dict(writes)])
+            head = decode_writes(encode(head))
+        except UNFIT:
+            task_id, task_path = text_of("task_id", task_id), text_of("task_path", task_path)
+            channels = [channel for channel, _ in writes]
+            head = check(WritesHead(thread_id, ns, checkpoint_id, task_id, task_path, channels))
         dumps = self.serde.dumps_typed
-        stored = tuple(
-            [
-                Write(WRITES_IDX_MAP.get(channel, index), channel, dumps(value))
-                for index, (channel, value) in enumerate(writes)
-            ]
+        stored: list[Write] = []
+        size = 0
+        for index, (channel, value) in enumerate(writes):
+            blob = dumps(value)
+            size += len(blob[1])
+            stored.append(Write(WRITES_IDX_MAP.get(channel, index), channel, blob))
+        command = PutWrites(
+            thread_id, ns, checkpoint_id, head.task_id, head.task_path, tuple(stored)
         )
-        command = PutWrites(thread_id, ns, checkpoint_id, task_id, task_path, stored)
-        size = sum([len(write.value[1]) for write in stored])
         write = object()
         try:
             self._backlog.begin(thread_id, size, write)
@@ -449,13 +495,14 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             raise
 
     def _delete_thread(self, thread_id: str) -> Plan[None]:
-        thread_id = str(thread_id)
-        yield Ask(self._client.table.of_thread(thread_id), DeleteThread(thread_id))
+        command = check(DeleteThread(text_of("thread_id", thread_id)))
+        yield Ask(self._client.table.of_thread(command.thread_id), command)
 
     def _delete_for_runs(self, run_ids: Sequence[str]) -> Plan[None]:
-        runs = tuple(str(run_id) for run_id in run_ids)
+        runs = tuple(texts_of("run_ids", run_ids))
         if not runs:
             return
+        check(FindRuns(runs))
 
         def ask(table: SlotTable) -> Plan[Any]:
             return (yield [Ask(shard, FindRuns(runs, table.version)) for shard in table.owners])
@@ -471,19 +518,21 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             raise InvalidRequestError(
                 f"prune: strategy must be 'keep_latest' or 'delete', not {strategy!r}"
             )
-        threads = [str(thread_id) for thread_id in thread_ids]
-        keep = strategy == "keep_latest"
+        table, keep = self._client.table, strategy == "keep_latest"
         asks = [
-            Ask(self._client.table.of_thread(t), PruneThread(t, 1) if keep else DeleteThread(t))
-            for t in threads
+            Ask(table.of_thread(t), check(PruneThread(t, 1) if keep else DeleteThread(t)))
+            for t in texts_of("thread_ids", thread_ids)
         ]
         if asks:
             yield asks
 
     def _copy_thread(self, source: str, target: str) -> Plan[None]:
-        source, target = str(source), str(target)
+        source = text_of("source_thread_id", source)
+        target = text_of("target_thread_id", target)
         if source == target:
             return
+        check(ReadThread(source))
+        check(CheckpointPlace(target, "", None))
         replace = msgspec.structs.replace
         after: Position | None = None
         while True:
@@ -502,8 +551,8 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     ) -> Plan[Mapping[str, DeltaChannelHistory]]:
         if not channels:
             return {}
-        thread_id, ns, checkpoint_id = _identify(config)
-        command = GetChannelHistory(thread_id, ns, checkpoint_id, tuple(channels))
+        thread_id, ns, checkpoint_id = identify(config)
+        command = check(GetChannelHistory(thread_id, ns, checkpoint_id, tuple(channels)))
         reply = yield Ask(self._client.table.of_thread(thread_id), command)
         loads = self.serde.loads_typed
         found: dict[str, DeltaChannelHistory] = {}
@@ -522,31 +571,30 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     def _listing(
         self,
         config: RunnableConfig | None,
-        wanted: Mapping[str, Any] | None,
+        wanted: MetadataFilter,
         before: RunnableConfig | None,
         limit: int | None,
     ) -> Listing[CheckpointRow]:
-        _check_limit(limit)
+        limit = _limit(limit)
         configurable = config.get("configurable", {}) if config else {}
-        thread_id = str(configurable["thread_id"]) if "thread_id" in configurable else None
-        facets = _facets({k: v for k, v in (wanted or {}).items() if v is not None})
-        # A filter that the shard cannot decide is decided here, on more rows than are wanted.
-        decided = len(facets) == len(wanted or {})
+        below = before["configurable"].get("checkpoint_id") if before else None
         query = ListCheckpoints(
-            thread_id,
-            _text(configurable.get("checkpoint_ns")),
-            _text(configurable.get("checkpoint_id")) or None,
-            _text(get_checkpoint_id(before)) if before else None,
-            facets,
-            min(limit, _MOST) if limit is not None and decided else None,
+            thread_of(configurable["thread_id"]) if "thread_id" in configurable else None,
+            optional("checkpoint_ns", configurable.get("checkpoint_ns")),
+            optional("checkpoint_id", configurable.get("checkpoint_id")) or None,
+            optional("before: checkpoint_id", below),
+            wanted.facets,
+            # What the shard cannot decide is decided here, on more rows than are wanted.
+            min(limit, _MOST) if limit is not None and wanted.decided else None,
         )
+        check(query)
         return Listing(self._client, query, limit, checkpoint_position)
 
     def _thread_listing(
         self, prefix: str, limit: int | None, before: datetime | ThreadInfo | None
     ) -> Listing[ThreadRow]:
-        _check_limit(limit)
-        query = ListThreads(prefix, _MOST if limit is None else min(limit, _MOST))
+        limit = _limit(limit)
+        query = check(ListThreads(prefix, _MOST if limit is None else min(limit, _MOST)))
         if isinstance(before, ThreadInfo):
             after = ThreadPosition(micros_of(before.updated_at), before.thread_id)
             query = msgspec.structs.replace(query, after=after)
@@ -554,12 +602,9 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             query = msgspec.structs.replace(query, before=max(0, micros_of(before)))
         return Listing(self._client, query, limit, thread_position)
 
-    def _listed(
-        self, row: CheckpointRow, wanted: Mapping[str, Any] | None
-    ) -> CheckpointTuple | None:
+    def _listed(self, row: CheckpointRow, wanted: MetadataFilter) -> CheckpointTuple | None:
         found = self._tuple(row)
-        metadata: Mapping[str, Any] = found.metadata
-        if wanted and any(metadata.get(k) != v for k, v in wanted.items()):
+        if not wanted.matches(found.metadata):
             return None
         if self._detects_conflicts:
             found.config["configurable"]["checkpoint_id"] = _Addressed(row.checkpoint_id)
@@ -568,7 +613,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     def _tuple(self, row: CheckpointRow, *, remember: bool = False) -> CheckpointTuple:
         loads = self.serde.loads_typed
         body: Checkpoint = loads(row.checkpoint)
-        values = body.get("channel_values", {})  # those without a version, if any
+        values = body.get("channel_values", {})  # without a version, of an earlier release
         versions, blobs = row.versions, row.blobs
         if MARK in versions:
             versions, blobs, lists = find(versions, blobs)
@@ -589,30 +634,22 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         )
 
 
-def _identify(config: RunnableConfig) -> tuple[str, str, str | None]:
-    """Thread, namespace and checkpoint of a config, the only parts of it that travel."""
-    named = config.get("configurable", {}).get
-    thread_id = named("thread_id")
-    if thread_id is None:
-        raise InvalidRequestError(
-            "the config names no thread: pass {'configurable': {'thread_id': ...}}"
-        )
-    ns, checkpoint_id = named("checkpoint_ns"), named("checkpoint_id")
-    return (
-        thread_id if type(thread_id) is str else str(thread_id),
-        (ns if type(ns) is str else _text(ns)) or "",
-        (checkpoint_id if type(checkpoint_id) is str else _text(checkpoint_id)) or None,
-    )
+def _mended(head: CheckpointHead) -> CheckpointHead:
+    """What cannot be sent as it is: with its id as text, and with facets that can be sent.
+
+    Raises:
+        InvalidRequestError: If it cannot be sent then either.
+    """
+    head.checkpoint_id = text_of("checkpoint['id']", head.checkpoint_id)
+    head.metadata = sendable(head.metadata)
+    return check(head)
 
 
-def _text(value: object) -> str | None:
-    """An id as plain text, whatever kind of text it is."""
-    return str.__str__(value) if isinstance(value, str) else None
-
-
-def _check_limit(limit: int | None) -> None:
+def _limit(limit: int | None) -> int | None:
+    limit = None if limit is None else whole("limit", limit)
     if limit is not None and limit < 0:
         raise InvalidRequestError(f"limit must be at least 0, not {limit}")
+    return limit
 
 
 def _thread_info(row: ThreadRow) -> ThreadInfo:
@@ -634,28 +671,3 @@ def _config(thread_id: str, ns: str, checkpoint_id: str) -> RunnableConfig:
             "checkpoint_id": checkpoint_id,
         }
     }
-
-
-def _facets(metadata: Mapping[str, Any]) -> dict[str, Scalar]:
-    """The fields that a shard can compare: scalars that travel without loss."""
-    facets: dict[str, Scalar] = {}
-    for name, value in metadata.items():
-        kind = type(value)
-        if kind is str or (kind is int and -_INT64 <= value < _INT64):
-            facets[name] = value
-        elif (facet := _scalar(value)) is not _NO_SCALAR:
-            facets[name] = facet
-    return facets
-
-
-def _scalar(value: object) -> Any:
-    """A value as plain data, an enum's text included, or `_NO_SCALAR`."""
-    if isinstance(value, int):
-        if isinstance(value, bool):
-            return value
-        return int(value) if -_INT64 <= value < _INT64 else _NO_SCALAR
-    if value is None:
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    return float(value) if isinstance(value, float) else _NO_SCALAR

@@ -24,6 +24,7 @@ from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, TypeAlias
+from uuid import uuid4
 
 import msgspec
 
@@ -36,6 +37,8 @@ MARK: Final = HIDDEN
 
 KIND: Final = "fga.parts"
 """The type of a manifest's blob."""
+
+_NO_VERSION: Final = HIDDEN + "unversioned:"
 
 _DIGEST = 16
 
@@ -101,6 +104,19 @@ def name_of(blob: Blob) -> str:
     return _name(digest.digest()[:_DIGEST])
 
 
+def no_version() -> str:
+    """A place for the value of a channel to which its checkpoint gives no version.
+
+    The shard finds the value by it as it finds any other, for histories as well. Such a checkpoint
+    has the `MARK`.
+    """
+    return _NO_VERSION + uuid4().hex
+
+
+def _is_no_version(version: Version) -> bool:
+    return isinstance(version, str) and version.startswith(_NO_VERSION)
+
+
 def manifest_of(version: Version, parts: tuple[Part, ...]) -> Blob:
     """What is stored as a list's own value."""
     digests = b"".join([a2b_base64(part.name[1:] + "==") for part in parts])
@@ -137,13 +153,13 @@ def find(versions: dict[str, Version], blobs: dict[str, Blob]) -> Found:
         for channel, blob in blobs.items()
         if blob[0] == KIND
     }
-    if not lists:
+    if not lists and not any(map(_is_no_version, versions.values())):
         return Found(versions, blobs, lists)
     whole = {c: b for c, b in blobs.items() if c[:1] != HIDDEN and c not in lists}
     own = {
         channel: lists[channel].version if channel in lists else version
         for channel, version in versions.items()
-        if channel[:1] != HIDDEN
+        if channel[:1] != HIDDEN and not _is_no_version(version)
     }
     return Found(own, whole, lists)
 

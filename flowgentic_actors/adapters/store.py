@@ -23,7 +23,7 @@ from langgraph.store.base import (
 
 from flowgentic_actors.adapters.plan import run, run_sync
 from flowgentic_actors.adapters.store_batch import Batch
-from flowgentic_actors.adapters.store_ops import Operations, check, conflict
+from flowgentic_actors.adapters.store_ops import Operations, conflict
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.engine.replies import Conflict
 
@@ -163,13 +163,13 @@ class AsyncStore(BaseStore):
         self, namespace: tuple[str, ...], key: str, *, expected_version: int | None = None
     ) -> None:
         """Remove an item, if it is there; see `aput` for `expected_version`."""
-        await self._arun([PutOp(namespace, str(key), None)], expected_version)
+        await self._arun([PutOp(namespace, key, None)], expected_version)
 
     def delete(
         self, namespace: tuple[str, ...], key: str, *, expected_version: int | None = None
     ) -> None:
         """Remove an item, blocking; see `adelete`."""
-        self._run([PutOp(namespace, str(key), None)], expected_version)
+        self._run([PutOp(namespace, key, None)], expected_version)
 
     # ------------------------------------------------------------------ carrying out
 
@@ -194,9 +194,7 @@ class AsyncStore(BaseStore):
     def _get_op(self, namespace: tuple[str, ...], key: str, refresh: bool | None) -> GetOp:
         if refresh is None:
             refresh = self.ttl_config is None or self.ttl_config.get("refresh_on_read", True)
-        op = GetOp(namespace, str(key), refresh)
-        check(op)
-        return op
+        return GetOp(namespace, key, refresh)
 
     def _put_op(
         self,
@@ -209,6 +207,4 @@ class AsyncStore(BaseStore):
         if tuple(namespace)[:1] == (_RESERVED,):
             raise InvalidNamespaceError(f"Root label for namespace cannot be {_RESERVED!r}")
         minutes = (self.ttl_config or {}).get("default_ttl") if ttl is NOT_PROVIDED else ttl
-        op = PutOp(namespace, str(key), value, index, minutes)  # type: ignore[arg-type]
-        check(op)
-        return op
+        return PutOp(namespace, key, value, index, minutes)  # type: ignore[arg-type]

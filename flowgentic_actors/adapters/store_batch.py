@@ -11,6 +11,8 @@ from langgraph.store.base import Op, PutOp, Result, SearchOp
 from flowgentic_actors.adapters.plan import Plan, each
 from flowgentic_actors.adapters.store_ops import Change, Operations, check
 from flowgentic_actors.engine.commands import PutItem
+from flowgentic_actors.engine.limits import ItemPlace
+from flowgentic_actors.engine.limits import check as within_limits
 from flowgentic_actors.engine.model import Vector
 
 if TYPE_CHECKING:
@@ -56,7 +58,6 @@ class Batch:
         self._puts: dict[tuple[tuple[str, ...], str], _Put] = {}
         self.queries: list[str] = []
         for number, op in enumerate(self._ops):
-            check(op)
             if isinstance(op, PutOp):
                 command = operations.change_of(op, expected)
                 place = command.namespace, command.key
@@ -64,8 +65,11 @@ class Batch:
                 texts = []
                 if index is not None and isinstance(command, PutItem):
                     texts = index.texts(dict(op.value or {}), op.index)
+                    within_limits(ItemPlace(*place, tuple([path for path, _ in texts])))
                 self._puts[place] = _Put(number, command, texts)
-            elif isinstance(op, SearchOp) and index is not None and op.query:
+                continue
+            check(op)
+            if isinstance(op, SearchOp) and index is not None and op.query:
                 self.queries.append(op.query)
         self.documents = [text for put in self._puts.values() for _, text in put.texts]
 

@@ -22,6 +22,8 @@ from langgraph.store.base import (
     validate_op_namespace,
 )
 
+from flowgentic_actors.adapters.facets import replaced
+from flowgentic_actors.adapters.ids import text_of, whole
 from flowgentic_actors.adapters.items import item_of, search_item_of
 from flowgentic_actors.adapters.plan import Ask, Plan, over_shards, over_table
 from flowgentic_actors.cluster.client import MemoryClient
@@ -35,7 +37,9 @@ from flowgentic_actors.engine.commands import (
     RankItems,
     SearchItems,
 )
-from flowgentic_actors.engine.model import ItemPosition, RankPosition
+from flowgentic_actors.engine.limits import ItemPlace
+from flowgentic_actors.engine.limits import check as within_limits
+from flowgentic_actors.engine.model import MAX_LABELS, MAX_TEXT, ItemPosition, RankPosition
 from flowgentic_actors.engine.replies import Conflict, ScoredRow
 from flowgentic_actors.errors import InvalidRequestError, VersionConflictError
 
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 
 _MOST = 2**52  # more than any shard holds; a limit and an offset of it still fit into one number
 _MINUTE_US = 60_000_000
+_plain_text = str.__str__
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
 Search: TypeAlias = SearchItems | RankItems
@@ -77,10 +82,10 @@ class Operations:
             InvalidRequestError: If it is impossible.
             InvalidNamespaceError: If its namespace is.
         """
-        check(op)
         if isinstance(op, PutOp):
             return self.change(self.change_of(op, expected))
-        return self._get(op) if isinstance(op, GetOp) else self.read(op, None)
+        check(op)
+        return self.read(op, None)
 
     def read(self, op: Op, embedded: Embedded | None) -> Plan[Result]:
         """The plan of an operation that was checked and changes nothing."""
@@ -102,9 +107,11 @@ class Operations:
             InvalidRequestError: If it is impossible.
             InvalidNamespaceError: If its namespace is.
         """
-        namespace, key = tuple(op.namespace), str(op.key)
+        namespace, key = place_of(op)
         if not namespace:
             raise InvalidNamespaceError("Namespace cannot be empty.")
+        if expected is not None:
+            expected = whole("expected_version", expected)
         if op.value is None:
             return DeleteItem(namespace, key, expected)
         blob = self._serde.dumps_typed(dict(op.value))
@@ -118,8 +125,14 @@ class Operations:
         return None
 
     def query_of(self, op: GetOp) -> GetItem:
-        """The query of a get."""
-        return GetItem(tuple(op.namespace), str(op.key), bool(op.refresh_ttl), self._expired)
+        """The query of a get.
+
+        Raises:
+            InvalidRequestError: If it is impossible.
+            InvalidNamespaceError: If its namespace is.
+        """
+        namespace, key = place_of(op)
+        return GetItem(namespace, key, bool(op.refresh_ttl), self._expired)
 
     def item(self, reply: Any) -> Item | None:
         """What a get found."""
@@ -130,27 +143,19 @@ class Operations:
         return self.item((yield Ask(self._client.table.of_namespace(query.namespace), query)))
 
     def _search(self, op: SearchOp) -> Plan[Any]:
-        limit, offset = window(op)
-        query = SearchItems(
-            tuple(op.namespace_prefix),
-            _encode_filter(op.filter),
-            limit,
-            offset,
-            refresh=bool(op.refresh_ttl),
-            expired=self._expired,
-        )
+        query = _search_of(op, self._expired)
         found = yield from self._over_shards(query, _place)
         return [search_item_of(row, None, self._serde) for row in found]
 
     def _rank(self, op: SearchOp, vector: bytes) -> Plan[Any]:
-        limit, offset = window(op)
+        unranked = _search_of(op, self._expired)
         query = RankItems(
-            tuple(op.namespace_prefix),
-            _encode_filter(op.filter),
+            unranked.prefix,
+            unranked.filter,
             vector,
-            limit,
-            offset,
-            refresh=bool(op.refresh_ttl),
+            unranked.limit,
+            unranked.offset,
+            refresh=unranked.refresh,
             expired=self._expired,
         )
         found = yield from self._over_shards(query, _rank)
@@ -175,22 +180,17 @@ class Operations:
         return (yield from over_table(self._client, ask))
 
     def _list_namespaces(self, op: ListNamespacesOp) -> Plan[Result]:
-        limit, offset = window(op)
-        conditions = tuple(
-            Match(condition.match_type, tuple(condition.path))
-            for condition in op.match_conditions or ()
-        )
+        query = _listing_of(op, self._expired)
+        last = query.limit + query.offset
 
         def ask(table: SlotTable) -> Plan[Any]:
-            query = ListNamespaces(
-                conditions, op.max_depth, limit + offset, 0, self._expired, table.version
-            )
-            return (yield [Ask(shard, query) for shard in table.owners])
+            asked = msgspec.structs.replace(query, limit=last, offset=0, table=table.version)
+            return (yield [Ask(shard, asked) for shard in table.owners])
 
         replies = yield from over_table(self._client, ask)
         # Cut to max_depth, one namespace may come from several shards.
         found = sorted({namespace for reply in replies for namespace in reply.namespaces})
-        return found[offset : offset + limit]
+        return found[query.offset : last]
 
 
 def conflict(command: Change, reply: Conflict) -> VersionConflictError:
@@ -211,13 +211,66 @@ def check(op: Op) -> None:
         InvalidRequestError: If it is not.
         InvalidNamespaceError: If its namespace is not.
     """
-    validate_op_namespace(op)
     if isinstance(op, (GetOp, PutOp)):
+        place_of(op)
         return
-    if isinstance(op, (SearchOp, ListNamespacesOp)):
-        window(op)
+    validate_op_namespace(op)
+    if isinstance(op, SearchOp):
+        within_limits(_search_of(op, expired=False))
+    elif isinstance(op, ListNamespacesOp):
+        within_limits(_listing_of(op, expired=False))
     else:
         raise InvalidRequestError(f"{type(op).__name__} is not a store operation")
+
+
+def place_of(op: GetOp | PutOp) -> tuple[tuple[str, ...], str]:
+    """The labels and the key of an item as plain text.
+
+    Those of an item to delete may be of any length: it may be there from an earlier version.
+
+    Raises:
+        InvalidRequestError: If there cannot be such an item.
+        InvalidNamespaceError: If there cannot be such a namespace.
+    """
+    key = op.key if type(op.key) is str else text_of("key", op.key)
+    try:
+        labels = tuple(map(_plain_text, op.namespace))
+    except TypeError:
+        validate_op_namespace(op)
+        raise
+    joined = "".join(labels)
+    if "." in joined or "\0" in joined or not all(labels):
+        validate_op_namespace(op)
+    if (
+        len(joined) + len(key) > MAX_TEXT
+        or len(labels) > MAX_LABELS
+        or not (joined.isascii() and key.isascii())
+    ):
+        deletes = isinstance(op, PutOp) and op.value is None
+        within_limits(DeleteItem(labels, key) if deletes else ItemPlace(labels, key))
+    return labels, key
+
+
+def _search_of(op: SearchOp, expired: bool) -> SearchItems:
+    limit, offset = window(op)
+    return SearchItems(
+        tuple(op.namespace_prefix),
+        _encode_filter(op.filter),
+        limit,
+        offset,
+        refresh=bool(op.refresh_ttl),
+        expired=expired,
+    )
+
+
+def _listing_of(op: ListNamespacesOp, expired: bool) -> ListNamespaces:
+    limit, offset = window(op)
+    conditions = tuple(
+        Match(condition.match_type, tuple(condition.path))
+        for condition in op.match_conditions or ()
+    )
+    depth = None if op.max_depth is None else whole("max_depth", op.max_depth)
+    return ListNamespaces(conditions, depth, limit, offset, expired)
 
 
 def _search_shard(shard: int, query: Search) -> Plan[Sequence[Any]]:
@@ -249,7 +302,10 @@ def _encode_filter(conditions: dict[str, Any] | None) -> bytes:
         return b""
     try:
         _check_plain(conditions, "filter")
-        return msgspec.msgpack.encode(conditions)
+        try:
+            return msgspec.msgpack.encode(conditions)
+        except UnicodeEncodeError:
+            return msgspec.msgpack.encode(_replaced(conditions))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidRequestError(f"filter holds what no shard can compare: {error}") from error
 
@@ -269,6 +325,18 @@ def _check_plain(value: object, where: str) -> None:
         )
 
 
+def _replaced(value: Any) -> Any:
+    """A filter on text as it is stored; see `facets.replaced`."""
+    match value:
+        case str():
+            return replaced(value)
+        case dict():
+            return {_replaced(name): _replaced(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [_replaced(inner) for inner in value]
+    return value
+
+
 def _ttl_us(op: PutOp) -> int:
     if op.ttl is None:
         return 0
@@ -279,9 +347,10 @@ def _ttl_us(op: PutOp) -> int:
 
 def window(op: SearchOp | ListNamespacesOp) -> tuple[int, int]:
     """Limit and offset of an operation, within what a shard takes."""
-    for name, value in (("limit", op.limit), ("offset", op.offset)):
+    limit, offset = whole("limit", op.limit), whole("offset", op.offset)
+    for name, value in (("limit", limit), ("offset", offset)):
         if value < 0:
             raise InvalidRequestError(f"{name} must be at least 0, not {value}")
     if isinstance(op, ListNamespacesOp) and op.max_depth is not None and op.max_depth < 1:
         raise InvalidRequestError(f"max_depth must be at least 1, not {op.max_depth}")
-    return min(op.limit, _MOST), min(op.offset, _MOST)
+    return min(limit, _MOST), min(offset, _MOST)

@@ -47,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "snapshot":
             return snapshot.run_snapshot(snapshot.SnapshotOptions(**options))
         return bench.run_bench(bench.BenchOptions(**options))
-    except ValueError as error:
-        parser.error(str(error))
     except FlowgenticError as error:
         print(f"flowgentic-actors {command}: {error}", file=sys.stderr)
         return 1
+    except ValueError as error:
+        parser.error(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

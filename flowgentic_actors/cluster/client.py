@@ -34,12 +34,12 @@ from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.cluster.watching import EventLog, PlaceWatch
 from flowgentic_actors.engine.commands import Command
+from flowgentic_actors.engine.limits import UNFIT, encode, refusal
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
     ClusterClosedError,
     FlowgenticError,
-    InvalidRequestError,
     OutcomeUnknownError,
     RejectedError,
     SlotsMovedError,
@@ -53,25 +53,11 @@ from flowgentic_actors.wire.sockets import let_go_after_fork
 R = TypeVar("R", bound=msgspec.Struct)
 
 
-def _plain(value: object) -> str:
-    """A `StrEnum`, say, as the text that it is: users' labels and ids may be of any such type."""
-    if isinstance(value, str):
-        return str.__str__(value)
-    raise TypeError(f"{type(value).__name__} is nothing that a command may hold")
-
-
-_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
-
-
 def _encode(command: Command | HostCommand) -> bytes:
     try:
-        return _encoder.encode(command)
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(
-            f"{error.object!r:.100} holds half of a surrogate pair, which is no character and "
-            "cannot be stored. It comes from text that was decoded with errors='surrogateescape', "
-            "or cut in its middle"
-        ) from error
+        return encode(command)
+    except UNFIT as error:
+        raise refusal(command, error) from error
 
 
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)

@@ -1,4 +1,8 @@
-"""What a shard can be asked to do. Those that change something for good are `WRITES`."""
+"""What a shard can be asked to do. Those that change something for good are `WRITES`.
+
+What stores something is limited by its types. What names a thread to read, or anything to delete,
+is not: a local memory of an earlier version may hold ids of any length.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from flowgentic_actors.engine.model import (
+    MAX_ENTRIES,
+    MAX_FILTER,
     Blob,
     Blobs,
     Channels,
@@ -52,8 +58,8 @@ class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True, gc=False):
     facets: Facets
     versions: Channels
     blobs: Blobs
-    present: Annotated[tuple[Text, ...], Meta(max_length=65_536)] = ()
-    deltas: Annotated[tuple[Text, ...], Meta(max_length=65_536)] = ()
+    present: Annotated[tuple[Text, ...], Meta(max_length=MAX_ENTRIES)] = ()
+    deltas: Annotated[tuple[Text, ...], Meta(max_length=MAX_ENTRIES)] = ()
     follows: bool = False
 
 
@@ -68,15 +74,15 @@ class PutWrites(Struct, tag=2, array_like=True, frozen=True, gc=False):
     checkpoint_id: Text
     task_id: Text
     task_path: Text
-    writes: Annotated[tuple[Write, ...], Meta(max_length=1_000_000)]
+    writes: tuple[Write, ...]
 
 
 class GetCheckpoint(Struct, tag=3, array_like=True, frozen=True, gc=False):
     """Fetch one checkpoint, the latest of its branch when no id is given."""
 
-    thread_id: Text
-    checkpoint_ns: Text
-    checkpoint_id: Text | None
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str | None
 
 
 class ListCheckpoints(Struct, tag=4, array_like=True, frozen=True, gc=False):
@@ -94,10 +100,10 @@ class ListCheckpoints(Struct, tag=4, array_like=True, frozen=True, gc=False):
             that is of no interest: for one shard alone.
     """
 
-    thread_id: Text | None = None
-    checkpoint_ns: Text | None = None
-    checkpoint_id: Text | None = None
-    before: Text | None = None
+    thread_id: str | None = None
+    checkpoint_ns: str | None = None
+    checkpoint_id: str | None = None
+    before: str | None = None
     facets: Facets = {}
     limit: Limit | None = None
     after: Position | None = None
@@ -107,7 +113,7 @@ class ListCheckpoints(Struct, tag=4, array_like=True, frozen=True, gc=False):
 class DeleteThread(Struct, tag=5, array_like=True, frozen=True, gc=False):
     """Forget everything of a thread."""
 
-    thread_id: Text
+    thread_id: str
 
 
 class PutItem(Struct, tag=6, array_like=True, frozen=True, gc=False):
@@ -128,14 +134,14 @@ class PutItem(Struct, tag=6, array_like=True, frozen=True, gc=False):
     value: Blob
     ttl_us: Micros = 0
     expected: int | None = None
-    vectors: Annotated[tuple[Vector, ...], Meta(max_length=65_536)] = ()
+    vectors: Annotated[tuple[Vector, ...], Meta(max_length=MAX_ENTRIES)] = ()
 
 
 class DeleteItem(Struct, tag=7, array_like=True, frozen=True, gc=False):
     """Remove an item if it is there, and has the version expected."""
 
-    namespace: Namespace
-    key: Text
+    namespace: tuple[str, ...]
+    key: str
     expected: int | None = None
 
 
@@ -169,7 +175,7 @@ class SearchItems(Struct, tag=9, array_like=True, frozen=True, gc=False):
     """
 
     prefix: Namespace
-    filter: Annotated[bytes, Meta(max_length=64 * 1024)]
+    filter: Annotated[bytes, Meta(max_length=MAX_FILTER)]
     limit: Limit
     offset: Limit
     after: ItemPosition | None = None
@@ -189,7 +195,7 @@ class RankItems(Struct, tag=16, array_like=True, frozen=True, gc=False):
     """
 
     prefix: Namespace
-    filter: Annotated[bytes, Meta(max_length=64 * 1024)]
+    filter: Annotated[bytes, Meta(max_length=MAX_FILTER)]
     vector: Annotated[bytes, Meta(min_length=4, max_length=4 * 65_536)]
     limit: Limit
     offset: Limit
@@ -229,10 +235,10 @@ class GetChannelHistory(Struct, tag=11, array_like=True, frozen=True, gc=False):
         channels: The channels; each is followed until an ancestor has a value for it.
     """
 
-    thread_id: Text
-    checkpoint_ns: Text
-    checkpoint_id: Text | None
-    channels: Annotated[tuple[Text, ...], Meta(max_length=65_536)]
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str | None
+    channels: Annotated[tuple[Text, ...], Meta(max_length=MAX_ENTRIES)]
 
 
 class ReadThread(Struct, tag=12, array_like=True, frozen=True, gc=False):
@@ -242,7 +248,7 @@ class ReadThread(Struct, tag=12, array_like=True, frozen=True, gc=False):
         after: Go on after this position of an earlier page.
     """
 
-    thread_id: Text
+    thread_id: str
     after: Position | None = None
 
 
@@ -253,15 +259,15 @@ class FindRuns(Struct, tag=13, array_like=True, frozen=True, gc=False):
         table: As in `ListCheckpoints`.
     """
 
-    run_ids: Annotated[tuple[Text, ...], Meta(max_length=65_536)]
+    run_ids: Annotated[tuple[Text, ...], Meta(max_length=MAX_ENTRIES)]
     table: int = 0
 
 
 class DropRuns(Struct, tag=14, array_like=True, frozen=True, gc=False):
     """Forget the checkpoints of some runs in a thread, their writes, and what only they had."""
 
-    thread_id: Text
-    run_ids: Annotated[tuple[Text, ...], Meta(max_length=65_536)]
+    thread_id: str
+    run_ids: Annotated[tuple[Text, ...], Meta(max_length=MAX_ENTRIES)]
 
 
 class PruneThread(Struct, tag=15, array_like=True, frozen=True, gc=False):
@@ -273,7 +279,7 @@ class PruneThread(Struct, tag=15, array_like=True, frozen=True, gc=False):
         keep: How many of each namespace.
     """
 
-    thread_id: Text
+    thread_id: str
     keep: Annotated[int, Meta(ge=1)]
 
 
@@ -309,13 +315,13 @@ class CacheEntry(Struct, array_like=True, frozen=True, gc=False):
 class CacheGet(Struct, tag=18, array_like=True, frozen=True, gc=False):
     """Fetch cached values."""
 
-    keys: Annotated[tuple[CacheKey, ...], Meta(max_length=65_536)]
+    keys: Annotated[tuple[CacheKey, ...], Meta(max_length=MAX_ENTRIES)]
 
 
 class CacheSet(Struct, tag=19, array_like=True, frozen=True, gc=False):
     """Cache values."""
 
-    entries: Annotated[tuple[CacheEntry, ...], Meta(max_length=65_536)]
+    entries: Annotated[tuple[CacheEntry, ...], Meta(max_length=MAX_ENTRIES)]
 
 
 class CacheClear(Struct, tag=20, array_like=True, frozen=True, gc=False):
@@ -325,7 +331,7 @@ class CacheClear(Struct, tag=20, array_like=True, frozen=True, gc=False):
         table: As in `ListCheckpoints`.
     """
 
-    namespaces: Annotated[tuple[Namespace, ...], Meta(max_length=65_536)] | None = None
+    namespaces: Annotated[tuple[Namespace, ...], Meta(max_length=MAX_ENTRIES)] | None = None
     table: int = 0
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta, Struct
 
-Text: TypeAlias = Annotated[str, Meta(max_length=64 * 1024)]
+MAX_TEXT: Final = 65_536
+"""Most characters of an id, a label, a key, or the name of a channel or a field."""
+
+MAX_LABELS: Final = 64
+"""Most labels of a namespace."""
+
+MAX_FILTER: Final = 65_536
+"""Most bytes of an encoded item filter."""
+
+MAX_ENTRIES: Final = 65_536
+"""Most channels of a checkpoint, fields of its metadata, or ids in one request."""
+
+Text: TypeAlias = Annotated[str, Meta(max_length=MAX_TEXT)]
 """Thread ids, checkpoint ids, namespace labels, keys: any text of reasonable length."""
 
 Blob: TypeAlias = tuple[Annotated[str, Meta(max_length=256)], bytes]
@@ -15,11 +27,11 @@ Blob: TypeAlias = tuple[Annotated[str, Meta(max_length=256)], bytes]
 Version: TypeAlias = int | float | Annotated[str, Meta(max_length=256)]
 """A channel's version (see LangGraph's `get_next_version`)."""
 
-Namespace: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=64)]
+Namespace: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=MAX_LABELS)]
 Scalar: TypeAlias = bool | int | float | str | None
-Channels: TypeAlias = Annotated[dict[Text, Version], Meta(max_length=65_536)]
-Blobs: TypeAlias = Annotated[dict[Text, Blob], Meta(max_length=65_536)]
-Facets: TypeAlias = Annotated[dict[Text, Scalar], Meta(max_length=65_536)]
+Channels: TypeAlias = Annotated[dict[Text, Version], Meta(max_length=MAX_ENTRIES)]
+Blobs: TypeAlias = Annotated[dict[Text, Blob], Meta(max_length=MAX_ENTRIES)]
+Facets: TypeAlias = Annotated[dict[Text, Scalar], Meta(max_length=MAX_ENTRIES)]
 Limit: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 
 Micros: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
@@ -47,23 +59,23 @@ class Write(Struct, array_like=True, frozen=True, gc=False):
 class Position(Struct, array_like=True, frozen=True, order=True, gc=False):
     """Where a listing of checkpoints stopped; the next page begins after it."""
 
-    checkpoint_id: Text
-    thread_id: Text
-    checkpoint_ns: Text
+    checkpoint_id: str
+    thread_id: str
+    checkpoint_ns: str
 
 
 class ItemPosition(Struct, array_like=True, frozen=True, order=True, gc=False):
     """Where a search stopped; the next page begins after it."""
 
-    namespace: Namespace
-    key: Text
+    namespace: tuple[str, ...]
+    key: str
 
 
 class ThreadPosition(Struct, array_like=True, frozen=True, order=True, gc=False):
     """Where a listing of threads stopped; the next page begins after it."""
 
     updated_us: int
-    thread_id: Text
+    thread_id: str
 
 
 class Vector(Struct, array_like=True, frozen=True, gc=False):

@@ -29,9 +29,10 @@ _ABOUT_AN_ITEM: Final = frozenset(ABOUT_AN_ITEM)
 _SEARCHES: Final = frozenset(SEARCHES)
 
 
+@lru_cache(maxsize=4096)
 def slot_of_thread(thread_id: str) -> int:
     """The slot of a thread: all of its checkpoints share it."""
-    return _slot("t", thread_id)
+    return _hash("t", thread_id)
 
 
 def slot_of_namespace(namespace: tuple[str, ...], depth: int) -> int:
@@ -59,7 +60,7 @@ def slot_of_command(command: Command, depth: int) -> int | None:
     about: Any = command
     kind = type(command)
     if kind in _ABOUT_A_THREAD:
-        return None if about.thread_id is None else _slot("t", about.thread_id)
+        return None if about.thread_id is None else slot_of_thread(about.thread_id)
     if kind in _ABOUT_AN_ITEM:
         return _slot("n", *about.namespace[:depth])
     if kind in _SEARCHES and len(about.prefix) >= depth:
@@ -126,10 +127,12 @@ class SlotSet:
 _BITS: Final = bytes.maketrans(b"01", b"\x00\x01")
 
 
-@lru_cache(maxsize=4096)
-def _slot(*labels: str) -> int:
+def _hash(*labels: str) -> int:
     # CRC-32 is the same in every process and version, unlike hash(); labels cannot contain NUL.
     # It is linear, so ids that differ in one digit would crowd into few slots: the multiplication
     # (Knuth's) spreads them, and the product's high bits are the slot.
     crc = zlib.crc32("\0".join(labels).encode("utf-8", "surrogatepass"))
     return ((crc * 0x9E3779B1) & 0xFFFF_FFFF) >> _SHIFT
+
+
+_slot = lru_cache(maxsize=4096)(_hash)

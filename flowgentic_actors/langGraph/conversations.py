@@ -8,8 +8,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Self
+from uuid import UUID
 from weakref import WeakValueDictionary
 
+from flowgentic_actors.adapters.ids import text_of
+from flowgentic_actors.engine.limits import check_text
 from flowgentic_actors.langGraph.short_term import ShortTermMemory
 from flowgentic_actors.langGraph.short_term_config import MemoryConfig
 from flowgentic_actors.langGraph.summary import Model
@@ -72,7 +75,7 @@ class ShortTermMemories:
         """The conversation of a user in a thread; an empty one if there is none yet.
 
         Raises:
-            TypeError: If an id is no string.
+            TypeError: If an id is no string and no UUID.
             ValueError: If an id is empty.
         """
         key = _key(user_id, thread_id)
@@ -122,11 +125,15 @@ class ShortTermMemories:
 
     def threads(self, user_id: str) -> list[str]:
         """The threads of a user whose conversations are kept, sorted."""
+        user_id = label_of("user_id", user_id)
         with self._lock:
             return sorted(thread for user, thread in self._kept if user == user_id)
 
     def forget(self, user_id: str, thread_id: str | None = None) -> None:
         """Clear a user's conversation in a thread, or in all of them, and keep it no more."""
+        user_id = label_of("user_id", user_id)
+        if thread_id is not None:
+            thread_id = label_of("thread_id", thread_id)
         self._forget(lambda key: key[0] == user_id and thread_id in (None, key[1]))
 
     def clear(self) -> None:
@@ -180,10 +187,24 @@ class ShortTermMemories:
         return memory
 
 
+def label_of(name: str, value: object) -> str:
+    """The id of a user or a thread as text.
+
+    Args:
+        name: Its name.
+        value: Text, or a `uuid.UUID`.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If it is empty, or holds half of a surrogate pair.
+    """
+    if not isinstance(value, str | UUID):
+        raise TypeError(f"{name} is a {type(value).__name__}: it must be a string")
+    text = text_of(name, value)
+    if not text:
+        raise ValueError(f"{name} is empty: conversations without a name would be mixed")
+    return check_text(name, text)
+
+
 def _key(user_id: object, thread_id: object) -> _Key:
-    for name, value in (("user_id", user_id), ("thread_id", thread_id)):
-        if not isinstance(value, str):
-            raise TypeError(f"{name} is a {type(value).__name__}: it must be a string")
-        if not value:
-            raise ValueError(f"{name} is empty: conversations without a name would be mixed")
-    return str(user_id), str(thread_id)
+    return label_of("user_id", user_id), label_of("thread_id", thread_id)

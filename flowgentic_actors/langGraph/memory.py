@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from langchain_core.messages import BaseMessage
 
-from flowgentic_actors.langGraph.conversations import DEFAULT_THREAD, ShortTermMemories
+from flowgentic_actors.langGraph.conversations import DEFAULT_THREAD, ShortTermMemories, label_of
 from flowgentic_actors.langGraph.distributed_config import DistributedMemoryConfig
 from flowgentic_actors.langGraph.distributed_memory import (
     DistributedMemoryManager,
@@ -194,8 +194,13 @@ class LangraphMemoryManager:
         """Forget the conversations of everybody, of a user, or of a user in one thread.
 
         The messages that are indexed in the store stay there: `aclear` removes those as well.
+
+        Raises:
+            ValueError: If a thread is given and no user.
         """
         if user_id is None:
+            if thread_id is not None:
+                raise ValueError("thread_id without a user_id: say whose conversation it is")
             self._conversations.clear()
         else:
             self._conversations.forget(user_id, thread_id)
@@ -208,8 +213,9 @@ class LangraphMemoryManager:
         store = self.get_store() if self._has_index else None
         if store is None:
             return
-        labels = [label for label in (user_id, thread_id) if label is not None]
-        prefix = (SHORT_TERM, *map(_label, labels))
+        ids = {"user_id": user_id, "thread_id": thread_id}
+        labels = [_label(name, given) for name, given in ids.items() if given is not None]
+        prefix = (SHORT_TERM, *labels)
         while found := await store.asearch(prefix, limit=1000):
             for item in found:
                 await store.adelete(item.namespace, item.key)
@@ -299,9 +305,9 @@ class LangraphMemoryManager:
 
 
 def _namespace(user_id: str, thread_id: str) -> tuple[str, ...]:
-    return SHORT_TERM, _label(user_id), _label(thread_id)
+    return SHORT_TERM, _label("user_id", user_id), _label("thread_id", thread_id)
 
 
-def _label(text: str) -> str:
-    """Any text as a label, which may not hold a period."""
-    return quote(text, safe=" @:/+").replace(".", "%2E")
+def _label(name: str, value: str) -> str:
+    """An id as a label, which may not hold a period."""
+    return quote(label_of(name, value), safe=" @:/+").replace(".", "%2E")

@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from flowgentic_actors.engine.limits import plain
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import JournalDamagedError
 
@@ -43,7 +44,7 @@ class KeptSessions(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False
 JournalEntry: TypeAlias = Entry | KeptSessions
 
 _decoder: msgspec.msgpack.Decoder[JournalEntry] = msgspec.msgpack.Decoder(JournalEntry)
-_encoder = msgspec.msgpack.Encoder()
+_encoder = msgspec.msgpack.Encoder(enc_hook=plain)
 encode_entry = _encoder.encode
 """Encode a `JournalEntry`."""
 

@@ -8,12 +8,12 @@ from flowgentic_actors import MemoryCluster
 from tests.conftest import MODES, ONLY_MODE, mode_params
 from tests.contract.faces import SaverFace, StoreFace
 
-ALL = mode_params(*MODES, "inline-journal", "several-actors", "nodes")
+ALL = mode_params(*MODES, "inline-journal", "inline-wire", "several-actors", "nodes")
 
 
 @pytest.fixture(params=ALL if ONLY_MODE is None else [ONLY_MODE])
 def mode(request: pytest.FixtureRequest) -> str:
-    """Runs a test in every mode, with a local journal, several actors, and several nodes."""
+    """Runs a test in every mode, with a local journal, encoded, several actors, several nodes."""
     return str(request.param)
 
 

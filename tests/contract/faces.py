@@ -146,7 +146,7 @@ def unique() -> str:
     return uuid4().hex
 
 
-def config_of(thread_id: str, ns: str | None = "", checkpoint_id: str | None = None) -> Any:
+def config_of(thread_id: Any, ns: Any = "", checkpoint_id: Any = None) -> Any:
     """A config as LangGraph makes them."""
     given = {"thread_id": thread_id, "checkpoint_ns": ns, "checkpoint_id": checkpoint_id}
     return {"configurable": {name: value for name, value in given.items() if value is not None}}

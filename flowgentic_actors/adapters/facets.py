@@ -1,0 +1,82 @@
+"""The fields of metadata by which a shard selects checkpoints, and filters on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from flowgentic_actors.engine.model import MAX_TEXT, Scalar
+
+_INT64 = 2**63
+_NO_SCALAR = object()
+
+
+def facets_of(metadata: Mapping[str, Any]) -> dict[str, Scalar]:
+    """The fields that a shard can compare: scalars that travel without loss."""
+    facets: dict[str, Scalar] = {}
+    for name, value in metadata.items():
+        kind = type(value)
+        if kind is str or (kind is int and -_INT64 <= value < _INT64):
+            facets[name] = value
+        elif (facet := _scalar(value)) is not _NO_SCALAR:
+            facets[name] = facet
+    return facets
+
+
+def sendable(facets: Mapping[Any, Scalar]) -> dict[str, Scalar]:
+    """Facets as a command can hold them: without names that are no text, or too long a one."""
+    return {
+        replaced(str.__str__(name)): replaced(value) if isinstance(value, str) else value
+        for name, value in facets.items()
+        if isinstance(name, str) and len(name) <= MAX_TEXT
+    }
+
+
+def replaced(text: str) -> str:
+    """Text as LangGraph's serializer stores it: "?" for each half of a surrogate pair."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+class MetadataFilter:
+    """A filter on the metadata of checkpoints.
+
+    Args:
+        wanted: Fields and the values that they must be equal to. A UUID also equals its text.
+
+    Attributes:
+        facets: The part of it that a shard can decide.
+        decided: Whether that is all of it.
+    """
+
+    __slots__ = ("_wanted", "decided", "facets")
+
+    def __init__(self, wanted: Mapping[str, Any] | None) -> None:
+        self._wanted = {
+            name: replaced(value) if type(value) is str else value
+            for name, value in (wanted or {}).items()
+        }
+        given = {name: value for name, value in self._wanted.items() if value is not None}
+        self.facets = sendable(facets_of(given))
+        self.decided = len(self.facets) == len(self._wanted)
+
+    def matches(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint's metadata is wanted."""
+        return all(_equal(metadata.get(name), value) for name, value in self._wanted.items())
+
+
+def _equal(found: Any, wanted: Any) -> bool:
+    return bool(found == wanted) or (isinstance(wanted, UUID) and found == str(wanted))
+
+
+def _scalar(value: object) -> Any:
+    """A value as plain data, an enum's text included, or `_NO_SCALAR`."""
+    if isinstance(value, int):
+        if isinstance(value, bool):
+            return value
+        return int(value) if -_INT64 <= value < _INT64 else _NO_SCALAR
+    if value is None:
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    return float(value) if isinstance(value, float) else _NO_SCALAR

@@ -1,0 +1,88 @@
+"""Ids as the text that is stored, made from what users give for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Number
+from operator import index
+
+from langchain_core.runnables import RunnableConfig
+
+from flowgentic_actors.errors import InvalidRequestError
+
+
+def text_of(name: str, value: object) -> str:
+    """Make an id text: a `uuid.UUID` or a number becomes `str()` of it, as in LangGraph's savers.
+
+    Args:
+        name: The field's name.
+        value: Text of any type, or a scalar that has a text of its own.
+
+    Raises:
+        InvalidRequestError: If it is none, such as None, bytes, a collection, or an object whose
+            text is an address.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
+    kind = type(value)
+    has_text = isinstance(value, Number) or kind.__str__ is not object.__str__
+    if not has_text or hasattr(kind, "__iter__"):
+        raise InvalidRequestError(
+            f"{name} is {value!r:.100}, of type {kind.__name__}: give text, a number or a UUID"
+        )
+    return str(value)
+
+
+def texts_of(name: str, values: Iterable[object]) -> list[str]:
+    """Make several ids text; see `text_of`."""
+    if isinstance(values, str):
+        raise InvalidRequestError(f"{name} is {values!r:.100}, one text: give a list of ids")
+    return [text_of(name, value) for value in values]
+
+
+def identify(config: RunnableConfig) -> tuple[str, str, str | None]:
+    """Thread, namespace and checkpoint of a config, the only parts of it that travel.
+
+    An empty checkpoint id is none, as in LangGraph's savers.
+
+    Raises:
+        InvalidRequestError: If it names no thread, or one of them cannot be text.
+    """
+    named = config.get("configurable", {}).get
+    thread_id, ns = named("thread_id"), named("checkpoint_ns")
+    checkpoint_id = named("checkpoint_id")
+    if type(thread_id) is not str:
+        thread_id = thread_of(thread_id)
+    if type(ns) is not str:
+        ns = optional("checkpoint_ns", ns) or ""
+    if type(checkpoint_id) is not str:
+        checkpoint_id = optional("checkpoint_id", checkpoint_id)
+    return thread_id, ns, checkpoint_id or None
+
+
+def thread_of(thread_id: object) -> str:
+    """The thread that a config names; see `identify`."""
+    if thread_id is None:
+        raise InvalidRequestError(
+            "the config names no thread: pass {'configurable': {'thread_id': ...}}"
+        )
+    return text_of("thread_id", thread_id)
+
+
+def optional(name: str, value: object) -> str | None:
+    """An id that may be None; see `text_of`."""
+    return None if value is None else text_of(name, value)
+
+
+def whole(name: str, value: object) -> int:
+    """A number of any whole type, NumPy's among them, as an int.
+
+    Raises:
+        InvalidRequestError: If it is none.
+    """
+    try:
+        return int(index(value))  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidRequestError(
+            f"{name} is {value!r:.100}, of type {type(value).__name__}: give a whole number"
+        ) from None

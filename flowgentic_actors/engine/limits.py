@@ -1,0 +1,211 @@
+"""Enforces the limits of the commands' types where a command is made, in every mode.
+
+The types say what a command may hold (`engine.model`), and decoding enforces it on the other side
+of a socket. A shard in this process decodes nothing: what it took beyond the limits could neither
+be sent to an actor nor be read from a journal again. So callers check what they are about to ask.
+
+What names a thread to read, or anything to delete, is not limited in length: a local memory of an
+earlier version may hold it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, inspect
+
+from flowgentic_actors.engine.model import (
+    MAX_ENTRIES,
+    Channels,
+    Facets,
+    Namespace,
+    Text,
+)
+from flowgentic_actors.errors import InvalidRequestError
+
+S = TypeVar("S", bound=Struct)
+
+_INT64: Final = 2**63
+
+
+class CheckpointHead(Struct, array_like=True, gc=False):
+    """What a `PutCheckpoint` holds beside values."""
+
+    thread_id: Text
+    checkpoint_ns: Text
+    checkpoint_id: Text
+    parent_id: Text | None
+    metadata: Facets
+    channel_versions: Channels
+    deltas: Annotated[tuple[Text, ...], Meta(max_length=MAX_ENTRIES)]
+
+
+class WritesHead(Struct, array_like=True, gc=False):
+    """What a `PutWrites` holds beside values."""
+
+    thread_id: Text
+    checkpoint_ns: Text
+    checkpoint_id: Text
+    task_id: Text
+    task_path: Text
+    channel: list[Text]
+
+
+class CheckpointPlace(Struct, array_like=True, gc=False):
+    """Where a checkpoint can be stored."""
+
+    thread_id: Text
+    checkpoint_ns: Text
+    checkpoint_id: Text | None
+
+
+class ItemPlace(Struct, array_like=True, gc=False):
+    """Where an item can be stored, and what it can be found by."""
+
+    namespace: Namespace
+    key: Text
+    index: Annotated[tuple[Text, ...], Meta(max_length=MAX_ENTRIES)] = ()
+
+
+def plain(value: object) -> str:
+    """Encode a `StrEnum`, say, as the text that it is: labels and ids may be of any such type."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError(f"{type(value).__name__} is nothing that a command may hold")
+
+
+encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
+
+UNFIT: Final = (msgspec.ValidationError, UnicodeEncodeError, TypeError, OverflowError)
+"""What encoding, or decoding into a type of this module, raises for what is beyond the limits."""
+
+
+decode_checkpoint: Final = msgspec.msgpack.Decoder(CheckpointHead).decode
+decode_writes: Final = msgspec.msgpack.Decoder(WritesHead).decode
+
+
+def check(fields: S) -> S:
+    """Refuse what cannot be sent or stored.
+
+    Args:
+        fields: A command without values, or a struct of this module.
+
+    Returns:
+        What would arrive.
+
+    Raises:
+        InvalidRequestError: If it is beyond a limit; the text names the field.
+    """
+    try:
+        arrived: S = _decoder(type(fields)).decode(encode(fields))
+    except UNFIT as error:
+        raise refusal(fields, error) from None
+    return arrived
+
+
+def check_text(name: str, text: str) -> str:
+    """Refuse text that cannot be stored; see `check`."""
+    if fault := _fault(_TEXT, text, name):
+        raise InvalidRequestError(fault)
+    return text
+
+
+def refusal(fields: Struct, error: Exception) -> InvalidRequestError:
+    """The error in words of what was found to be beyond the limits.
+
+    Args:
+        fields: As in `check`.
+        error: How it was found, for what has no words here.
+    """
+    return InvalidRequestError(_fault(_info(type(fields)), fields, "") or str(error))
+
+
+@cache
+def _decoder(kind: type[Struct]) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)
+
+
+@cache
+def _info(kind: type[Struct]) -> inspect.Type:
+    return inspect.type_info(kind)
+
+
+_SCALARS: Final[dict[Any, tuple[Any, str]]] = {
+    inspect.StrType: (str, "text"),
+    inspect.BytesType: ((bytes, bytearray, memoryview), "bytes"),
+    inspect.IntType: (int, "a whole number"),
+    inspect.FloatType: (float, "a number"),
+    inspect.BoolType: (bool, "true or false"),
+    inspect.NoneType: (type(None), "None"),
+}
+
+_TEXT: Final = inspect.type_info(Text)
+_ANY: Final = object, "anything"
+
+_LABELS: Final = frozenset({"namespace", "namespaces", "prefix", "path", "keys"})
+"""The fields whose entries are labels."""
+
+
+def _fault(kind: Any, value: Any, name: str) -> str | None:
+    """What is wrong with a value of a type, None for nothing."""
+    scalar = _SCALARS.get(type(kind))
+    if scalar is not None:
+        if not _is_a(scalar[0], value):
+            found = type(value).__name__
+            return f"{name}: {value!r:.100} is of type {found}, and must be {scalar[1]}"
+        return _fault_of_scalar(kind, value, name)
+    if isinstance(kind, inspect.Metadata):
+        return _fault(kind.type, value, name)
+    if isinstance(kind, inspect.UnionType):
+        fitting = (k for k in kind.types if _is_a(_SCALARS.get(type(k), _ANY)[0], value))
+        return _fault(next(fitting, kind.types[0]), value, name)
+    parts: list[tuple[Any, Any, str]] = []
+    match kind:
+        case inspect.StructType():
+            parts = [(f.type, getattr(value, f.name), f.name) for f in kind.fields]
+        case inspect.VarTupleType() | inspect.ListType():
+            parts = [(kind.item_type, item, name) for item in value]
+        case inspect.TupleType():
+            parts = [(k, v, name) for k, v in zip(kind.item_types, value, strict=True)]
+        case inspect.DictType():
+            parts = [(kind.key_type, key, name) for key in value]
+            parts += [(kind.value_type, v, f"{name}[{k!r:.100}]") for k, v in value.items()]
+    unit = "labels" if name in _LABELS else "entries"
+    if too_many := _too_many(value, getattr(kind, "max_length", None), unit, name):
+        return too_many
+    return next((fault for part in parts if (fault := _fault(*part))), None)
+
+
+def _is_a(kind: Any, value: object) -> bool:
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _fault_of_scalar(kind: Any, value: Any, name: str) -> str | None:
+    match kind:
+        case inspect.StrType():
+            return _too_many(value, kind.max_length, "characters", name) or _half(value, name)
+        case inspect.BytesType():
+            return _too_many(value, kind.max_length, "bytes", name)
+        case inspect.IntType() if not -_INT64 <= value < 2 * _INT64:
+            return f"{name}: {value:.3e} has more than 64 bits"
+    return None
+
+
+def _too_many(value: Any, most: int | None, unit: str, name: str) -> str | None:
+    if most is None or len(value) <= most:
+        return None
+    return f"{name}: {len(value):,} {unit}, at most {most:,}"
+
+
+def _half(text: str, name: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return (
+            f"{name}: {text!r:.100} holds half of a surrogate pair, which is no character and "
+            "cannot be stored. It comes from text that was decoded with errors='surrogateescape', "
+            "or cut in its middle"
+        )
+    return None
