@@ -18,7 +18,7 @@ import contextlib
 import os
 import secrets
 import shutil
-import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +27,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowgentic_actors.cluster.persist import MANIFEST, holds_memory
+from flowgentic_actors.cluster.private import (
+    make_socket_folder,
+    private_folder,
+    remove_socket_folder,
+)
 from flowgentic_actors.cluster.tiers import end_tiers
 from flowgentic_actors.errors import (
     ClusterExistsError,
@@ -69,24 +74,19 @@ def root_folder(scratch: Path | None) -> Path:
     """
     root = _root_path(scratch)
     parent = root.parent
+    try:
+        str(root).encode()
+    except UnicodeEncodeError as error:
+        raise ClusterOpenError(
+            f"{str(root)!a} is no text in the file system's encoding of this process, "
+            f"{sys.getfilesystemencoding()}: start it with PYTHONUTF8=1, or set scratch="
+        ) from error
     if parent.is_relative_to("/dev/shm"):  # noqa: S108
         raise ClusterOpenError(
             f"{parent} is in /dev/shm, which dragon-cleanup empties: set scratch= (or $TMPDIR) to "
             "a folder on a disk of this node"
         )
-    try:
-        root.mkdir(mode=0o700, exist_ok=True)
-        found = root.lstat()
-    except OSError as error:
-        raise ClusterOpenError(
-            f"cannot make the folder {root}: {error}. Set scratch= to a writable, node-local folder"
-        ) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise ClusterOpenError(
-            f"{root} must be a folder of mode 0700 that belongs to this user: it holds the "
-            "clusters' secrets. Remove it, or set scratch= to another folder"
-        )
-    return root
+    return private_folder(root)
 
 
 @contextlib.contextmanager
@@ -122,6 +122,7 @@ def claim_folder(
             _sweep(root, folder, limits)
             if not is_live(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
+                make_socket_folder(folder)
                 lock = FileLock(folder / OWNER_LOCK)
                 lock.acquire()
                 return folder, lock
@@ -157,6 +158,7 @@ def claim_node_folder(
             folder.mkdir(mode=0o700, exist_ok=True)
             lock = FileLock(folder / HOST_LOCK)
             if not _locked(folder, OWNER_LOCK) and lock.acquire():
+                make_socket_folder(folder)
                 return folder, lock
         if time.monotonic() > deadline:
             raise ClusterExistsError(
@@ -204,6 +206,7 @@ def _clear(folder: Path, *kept: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    remove_socket_folder(folder)
 
 
 def _sweep(root: Path, wanted: Path, limits: OrphanLimits) -> None:

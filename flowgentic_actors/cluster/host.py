@@ -62,6 +62,7 @@ from flowgentic_actors.cluster.persist import (
     holds_memory,
     reopening,
 )
+from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol import (
     AwaitRanks,
     Beat,
@@ -195,7 +196,7 @@ class Host:
         self._let_go = False
         self._specs: list[ChildSpec] = []
         self._manifest: Manifest | None = None
-        address = str(self._folder / HOST_SOCKET)
+        address = str(socket_folder(self._folder) / HOST_SOCKET)
         self._server = Server(self, spec.secret, spec.name, 0, spec.max_message_bytes)
         self._address = address
         self._supervisor = Supervisor(
@@ -518,7 +519,7 @@ class Host:
                 "folder": str(folder),
                 "tier_folder": str(tier_folder(self._folder, name)),
             },
-            address=str(self._folder / f"{name}.sock"),
+            address=str(socket_folder(self._folder) / f"{name}.sock"),
             host=self._ip,
         )
 

@@ -175,11 +175,12 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
             `fallback_to_local`, `actor_running`, `actor_silent`, `actor_answers`, `actor_exited`,
             `actor_hosted`, `actor_failed`, `actor_stopped`, `actor_killed`, `actor_lingers`,
             `ddict_ready`, `ddict_lost`, `ddict_given_up`, `dragon_hung`, `host_restarted`,
-            `journal_in_memory`, `walltime_unknown`, `cluster_closing`; of several nodes, `fewer_nodes`, `node_missing`,
-            `node_lost`, `node_returned`, `node_given_up`, `shard_promoted`, `shard_moved`,
-            `shard_lost`, `shard_found`, `replica_begun`, `replica_ready`; of slots that move,
-            `rebalance_begun`, `slots_moved`, `slots_stayed`, `slots_not_taken`, `rebalanced`,
-            `rebalance_failed`; `plan_not_written` when the host's disk is full.
+            `journal_in_memory`, `walltime_unknown`, `cluster_closing`; of several nodes,
+            `fewer_nodes`, `node_missing`, `node_lost`, `node_returned`, `node_given_up`,
+            `shard_promoted`, `shard_moved`, `shard_lost`, `shard_found`, `replica_begun`,
+            `replica_ready`; of slots that move, `rebalance_begun`, `slots_moved`, `slots_stayed`,
+            `slots_not_taken`, `rebalanced`, `rebalance_failed`; `plan_not_written` when the host's
+            disk is full.
         actor: The actor concerned, or empty.
         detail: In words.
     """

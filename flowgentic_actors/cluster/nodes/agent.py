@@ -36,6 +36,7 @@ from flowgentic_actors.cluster.nodes.joining import Join, NodeSpec, join, take_t
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.nodes.members import NodeMembers
 from flowgentic_actors.cluster.persist import MANIFEST
+from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.environment import inside_dragon, machine
@@ -127,7 +128,7 @@ class NodeAgent:
     async def run(self) -> None:
         """Serve until the host wants this node to end, or is gone."""
         spec = self._spec
-        address = str(self._folder / NODE_SOCKET)
+        address = str(socket_folder(self._folder) / NODE_SOCKET)
         self._ip = await on_daemon_thread(_FILE_TIMEOUT, choose_address, spec.network)
         self._supervisor = Supervisor(
             self._folder,
@@ -307,7 +308,7 @@ class NodeAgent:
                 "folder": str(folder),
                 "tier_folder": str(tier_folder(self._folder, name)),
             },
-            address=str(self._folder / f"{name}.sock"),
+            address=str(socket_folder(self._folder) / f"{name}.sock"),
             host=self._ip,
             leased=True,
         )
