@@ -90,7 +90,8 @@ def root_folder(scratch: Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def _root_locked(root: Path) -> Iterator[None]:
+def root_locked(root: Path) -> Iterator[None]:
+    """Hold the lock of this user's folder for clusters, for a moment. Blocks."""
     lock = FileLock(root / ".lock")
     lock.acquire(wait=True)  # held for milliseconds
     try:
@@ -118,7 +119,7 @@ def claim_folder(
     """
     folder = root / (name or f"memory-{secrets.token_hex(4)}")
     while True:
-        with _root_locked(root):
+        with root_locked(root):
             _sweep(root, folder, limits)
             if not is_live(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -153,7 +154,7 @@ def claim_node_folder(
     """
     folder = root / name
     while True:
-        with _root_locked(root):
+        with root_locked(root):
             _sweep(root, folder, limits)
             folder.mkdir(mode=0o700, exist_ok=True)
             lock = FileLock(folder / HOST_LOCK)
@@ -184,7 +185,7 @@ def remove_folder(folder: Path) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         _clear(folder)
-    with contextlib.suppress(FileNotFoundError), _root_locked(folder.parent):
+    with contextlib.suppress(FileNotFoundError), root_locked(folder.parent):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -35,7 +35,7 @@ async def test_actors_and_nodes_have_the_openers_path_in_its_order(
     async with MemoryCluster(**SETTINGS[mode]) as memory:
         await memory.store.aput(("a",), "k", {})
     seen = json.loads((tmp_path / "seen").read_text())
-    wanted = [str(Path.cwd() / entry) for entry in sys.path]  # noqa: ASYNC240
+    wanted = [str(Path.cwd() / entry) for entry in sys.path]
     assert [entry for entry in seen if entry in wanted] == wanted
 
 
@@ -70,7 +70,7 @@ async def test_a_scratch_folder_too_long_for_sockets_is_used_through_a_short_one
         async with MemoryCluster.attach("long", scratch=long) as attached:
             item = await attached.store.aget(("a",), "k")
             assert item is not None
-    assert not any(path.exists() for path in (folder, sockets))  # noqa: ASYNC240
+    assert not any(path.exists() for path in (folder, sockets))
 
 
 async def test_the_short_folder_is_refused_where_others_could_write(
