@@ -124,7 +124,7 @@ class MemoryConfig(BaseModel):
 
     scratch: AnyPath | None = None
     """Folder for sockets and, without `persist_path`, journals: node-local and not in
-    `/dev/shm`. Default: `$TMPDIR`."""
+    `/dev/shm`. Sockets are below `/tmp` where its path is too long for them. Default: `$TMPDIR`."""
 
     persist_path: AnyPath | None = None
     """Folder that keeps the memory beyond the cluster's end, on a disk that the next job can
