@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -47,7 +48,7 @@ async def test_a_program_that_embeds_python_uses_its_environments_interpreter(
     if told is None:
         async with MemoryCluster(**SETTINGS["subprocess"]) as memory:
             await memory.store.aput(("a",), "k", {})
-    assert Path(interpreter()).is_relative_to(sys.prefix)
+    assert Path(await asyncio.to_thread(interpreter)).is_relative_to(sys.prefix)
     for prefix in ("prefix", "exec_prefix", "base_prefix"):
         monkeypatch.setattr(sys, prefix, str(tmp_path))
     with pytest.raises(ClusterOpenError, match=f"sys.executable is {told or None!r}.*uWSGI"):
