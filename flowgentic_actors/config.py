@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Self
 
@@ -38,10 +40,24 @@ def _embeds(embed: Any) -> Any:
     )
 
 
+def _path(path: Path) -> Path:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{str(path)!a} is no path in this process, whose file names are in "
+            f"{sys.getfilesystemencoding()}: start it with PYTHONUTF8=1"
+        ) from error
+    return path
+
+
 def _network(text: str) -> str:
     if "/" in text:
         ipaddress.ip_network(text, strict=False)
     return text
+
+
+AnyPath = Annotated[Path, AfterValidator(_path)]
 
 
 class StoreIndex(TypedDict):
@@ -106,11 +122,11 @@ class MemoryConfig(BaseModel):
     """Without Dragon, go on in local mode (and say so once) instead of raising; never with
     `persist_path`, `ack="disk"` or `replicas=2`, which a local cluster would not keep."""
 
-    scratch: Path | None = None
+    scratch: AnyPath | None = None
     """Folder for sockets and, without `persist_path`, journals: node-local and not in
-    `/dev/shm`. Default: `$TMPDIR`."""
+    `/dev/shm`. Sockets are below `/tmp` where its path is too long for them. Default: `$TMPDIR`."""
 
-    persist_path: Path | None = None
+    persist_path: AnyPath | None = None
     """Folder that keeps the memory beyond the cluster's end, on a disk that the next job can
     reach; opened again by the next cluster that is given it, in any mode and with any number of
     actors. It is made when it is not there. Default: the memory ends with its cluster."""
@@ -184,7 +200,7 @@ class MemoryConfig(BaseModel):
     open_timeout: Seconds = 60.0
     """Deadline of opening the cluster."""
 
-    rendezvous: Path | None = None
+    rendezvous: AnyPath | None = None
     """Folder in which the ranks of one job step (`srun -N 4 python program.py`) find the cluster
     that the first of them opens; all nodes must see it. Default: `.flowgentic` in the home."""
 
@@ -199,7 +215,7 @@ class MemoryConfig(BaseModel):
     """A scheduler's warning, such as `sbatch --signal=USR1@60` sends, at which the cluster ends its
     work in order: what was accepted is finished, further calls get `ClusterClosingError`."""
 
-    stop_file: Path | None = None
+    stop_file: AnyPath | None = None
     """A file at whose appearance the cluster ends its work in order."""
 
     walltime_margin: Seconds | None = None

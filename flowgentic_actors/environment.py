@@ -214,10 +214,29 @@ def without_dragon(environ: Mapping[str, str]) -> dict[str, str]:
 
 def dragon_launcher() -> str | None:
     """Path of the `dragon` command that belongs to this Python, or of one on PATH."""
-    beside = Path(sys.executable).parent / "dragon"
-    if beside.is_file() and os.access(beside, os.X_OK):
-        return str(beside)
+    folders = [Path(sys.prefix) / "bin"]
+    if sys.executable:
+        folders.insert(0, Path(sys.executable).parent)
+    if packages := _dragon_folder():
+        folders.append(packages / "bin")  # `pip install --target`
+    for folder in folders:
+        command = folder / "dragon"
+        if command.is_file() and os.access(command, os.X_OK):
+            return str(command)
     return shutil.which("dragon")
+
+
+def with_dragon(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which Dragon's own programs find Dragon where this process does."""
+    path = environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, [*path, str(_dragon_folder())]))}
+
+
+def _dragon_folder() -> Path | None:
+    """The folder that the package dragonhpc is installed in."""
+    spec = importlib.util.find_spec("dragon")
+    found = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return Path(found[0]).parent if found else None
 
 
 def why_no_dragon() -> str | None:

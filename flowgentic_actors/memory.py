@@ -29,7 +29,7 @@ from flowgentic_actors.cluster.inline_client import InlineClient
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.owner import Owner
 from flowgentic_actors.cluster.protocol import Description
-from flowgentic_actors.cluster.rendezvous import Note, Rendezvous
+from flowgentic_actors.cluster.rendezvous import Rendezvous
 from flowgentic_actors.cluster.signals import on_sigterm, on_stop_signal
 from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
@@ -233,18 +233,18 @@ class MemoryCluster:
             return await self._open_distributed(timeout)
         place = await on_daemon_thread(timeout, Rendezvous, rank, self._config.rendezvous)
         self._rendezvous = place
-        if rank.rank > 0:
+        if rank.rank == 0:
+            await on_daemon_thread(timeout, place.begin, self._config.scratch)
+        if not place.is_first:
             return await on_daemon_thread(timeout, self._attach_in_step, place)
-        await on_daemon_thread(timeout, place.begin)
         try:
             reason = await self._open_distributed(timeout)
         except BaseException as error:
-            note = Note(error=f"{type(error).__name__}: {error}")
-            await on_daemon_thread(timeout, place.announce, note)
+            told = f"{type(error).__name__}: {error}"
+            await on_daemon_thread(timeout, place.announce, None, error=told)
             raise
-        descriptor = self._owner.descriptor if self._owner is not None else None
-        note = Note(descriptor=descriptor, local=descriptor is None, error=reason or "")
-        await on_daemon_thread(timeout, place.announce, note)
+        descriptor, local = self._owner.descriptor if self._owner else None, self._owner is None
+        await on_daemon_thread(timeout, place.announce, descriptor, local=local, error=reason or "")
         return reason
 
     def _attach_in_step(self, place: Rendezvous) -> str | None:
@@ -270,7 +270,7 @@ class MemoryCluster:
             return
         config, descriptor = self._config, self._owner.descriptor if self._owner else None
         longest = config.ranks_timeout
-        if place.rank.rank > 0:
+        if not place.is_first:
             place.leave()
             return
         if descriptor is not None and not failed:

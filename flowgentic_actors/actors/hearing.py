@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 if TYPE_CHECKING:
-    from flowgentic_actors.actors.supervisor import Child
+    from flowgentic_actors.actors.child import Child
 
 
 async def first_of(*events: asyncio.Event) -> None:

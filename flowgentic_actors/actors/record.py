@@ -42,8 +42,7 @@ class Entry(msgspec.Struct, frozen=True):
 
     def alive(self) -> bool:
         """Whether that very process still runs; one that is dead and not reaped does not."""
-        started, dead = _look_at(self.pid)
-        return started == self.started and not dead
+        return is_alive(self.pid, self.started)
 
 
 class ProcessRecord:
@@ -58,7 +57,7 @@ class ProcessRecord:
 
     def note(self, name: str, epoch: int, pid: int) -> None:
         """Add a process, which lives. Blocks for a moment."""
-        line = msgspec.json.encode(Entry(name, epoch, pid, _look_at(pid)[0] or 0))
+        line = msgspec.json.encode(Entry(name, epoch, pid, started_at(pid)))
         with _noting:
             overwrite(self._path, b"".join(before + b"\n" for before in (*self._lines(), line)))
 
@@ -106,6 +105,17 @@ def _wait(entries: list[Entry], timeout: float) -> list[Entry]:
     ):
         time.sleep(_POLL)
     return entries
+
+
+def started_at(pid: int) -> int:
+    """When a process was started, in the kernel's ticks; 0 where the kernel does not tell."""
+    return _look_at(pid)[0] or 0
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether the process that was started then still runs; one that is dead and not reaped not."""
+    found, dead = _look_at(pid)
+    return found == started and not dead
 
 
 def _look_at(pid: int) -> tuple[int | None, bool]:

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Protocol
 
-from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.python import python_command
 
 ACTOR_MODULE = "flowgentic_actors.actors.process"
 

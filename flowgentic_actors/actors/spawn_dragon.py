@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from flowgentic_actors.actors.spawn import ACTOR_MODULE, Spawned, SubprocessSpawner
-from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.dragon_fixes import with_fixes
 from flowgentic_actors.environment import without_dragon
 from flowgentic_actors.errors import ActorStartError
+from flowgentic_actors.python import python_command
 
 _PATIENCE: Final = 15.0  # for what takes a second on a busy machine
 

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import msgspec
 
 from flowgentic_actors.wire.identity import Identity
-
-BOOT = (
-    "import sys; sys.path.insert(0, {root!r}); import {package}; sys.path.append(sys.path.pop(0)); "
-    "from {module} import main; sys.exit(main())"
-)
 
 
 class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,15 +46,3 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"ActorSpec(name={self.name!r}, epoch={self.epoch}, secret=...)"
-
-
-def python_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs `module.main()` in a new Python, as this package and no other copy.
-
-    The package's own parent folder is first on the path while the package is found and last from
-    then on, so a source checkout beside an installed copy works and nothing of the standard library
-    is shadowed.
-    """
-    root = str(Path(__file__).parents[2])
-    boot = BOOT.format(root=root, package=module.partition(".")[0], module=module)
-    return [sys.executable, "-P", "-c", boot, *arguments]

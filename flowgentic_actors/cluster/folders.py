@@ -18,7 +18,7 @@ import contextlib
 import os
 import secrets
 import shutil
-import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +27,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowgentic_actors.cluster.persist import MANIFEST, holds_memory
+from flowgentic_actors.cluster.private import (
+    make_socket_folder,
+    private_folder,
+    remove_socket_folder,
+)
 from flowgentic_actors.cluster.tiers import end_tiers
 from flowgentic_actors.errors import (
     ClusterExistsError,
@@ -69,28 +74,24 @@ def root_folder(scratch: Path | None) -> Path:
     """
     root = _root_path(scratch)
     parent = root.parent
+    try:
+        str(root).encode()
+    except UnicodeEncodeError as error:
+        raise ClusterOpenError(
+            f"{str(root)!a} is no text in the file system's encoding of this process, "
+            f"{sys.getfilesystemencoding()}: start it with PYTHONUTF8=1, or set scratch="
+        ) from error
     if parent.is_relative_to("/dev/shm"):  # noqa: S108
         raise ClusterOpenError(
             f"{parent} is in /dev/shm, which dragon-cleanup empties: set scratch= (or $TMPDIR) to "
             "a folder on a disk of this node"
         )
-    try:
-        root.mkdir(mode=0o700, exist_ok=True)
-        found = root.lstat()
-    except OSError as error:
-        raise ClusterOpenError(
-            f"cannot make the folder {root}: {error}. Set scratch= to a writable, node-local folder"
-        ) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise ClusterOpenError(
-            f"{root} must be a folder of mode 0700 that belongs to this user: it holds the "
-            "clusters' secrets. Remove it, or set scratch= to another folder"
-        )
-    return root
+    return private_folder(root)
 
 
 @contextlib.contextmanager
-def _root_locked(root: Path) -> Iterator[None]:
+def root_locked(root: Path) -> Iterator[None]:
+    """Hold the lock of this user's folder for clusters, for a moment. Blocks."""
     lock = FileLock(root / ".lock")
     lock.acquire(wait=True)  # held for milliseconds
     try:
@@ -118,10 +119,11 @@ def claim_folder(
     """
     folder = root / (name or f"memory-{secrets.token_hex(4)}")
     while True:
-        with _root_locked(root):
+        with root_locked(root):
             _sweep(root, folder, limits)
             if not is_live(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
+                make_socket_folder(folder)
                 lock = FileLock(folder / OWNER_LOCK)
                 lock.acquire()
                 return folder, lock
@@ -152,11 +154,12 @@ def claim_node_folder(
     """
     folder = root / name
     while True:
-        with _root_locked(root):
+        with root_locked(root):
             _sweep(root, folder, limits)
             folder.mkdir(mode=0o700, exist_ok=True)
             lock = FileLock(folder / HOST_LOCK)
             if not _locked(folder, OWNER_LOCK) and lock.acquire():
+                make_socket_folder(folder)
                 return folder, lock
         if time.monotonic() > deadline:
             raise ClusterExistsError(
@@ -182,7 +185,7 @@ def remove_folder(folder: Path) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         _clear(folder)
-    with contextlib.suppress(FileNotFoundError), _root_locked(folder.parent):
+    with contextlib.suppress(FileNotFoundError), root_locked(folder.parent):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -204,6 +207,7 @@ def _clear(folder: Path, *kept: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    remove_socket_folder(folder)
 
 
 def _sweep(root: Path, wanted: Path, limits: OrphanLimits) -> None:

@@ -25,16 +25,13 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
+from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.process import ignore_job_signals
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.refusal import Refusal, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.spawn_dragon import DragonSpawner
-from flowgentic_actors.actors.supervisor import (
-    ChildSpec,
-    Supervisor,
-    SupervisorSettings,
-)
+from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.endings import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
 from flowgentic_actors.cluster.folders import (
@@ -62,6 +59,7 @@ from flowgentic_actors.cluster.persist import (
     holds_memory,
     reopening,
 )
+from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol import (
     AwaitRanks,
     Beat,
@@ -195,7 +193,7 @@ class Host:
         self._let_go = False
         self._specs: list[ChildSpec] = []
         self._manifest: Manifest | None = None
-        address = str(self._folder / HOST_SOCKET)
+        address = str(socket_folder(self._folder) / HOST_SOCKET)
         self._server = Server(self, spec.secret, spec.name, 0, spec.max_message_bytes)
         self._address = address
         self._supervisor = Supervisor(
@@ -518,7 +516,7 @@ class Host:
                 "folder": str(folder),
                 "tier_folder": str(tier_folder(self._folder, name)),
             },
-            address=str(self._folder / f"{name}.sock"),
+            address=str(socket_folder(self._folder) / f"{name}.sock"),
             host=self._ip,
         )
 

@@ -8,6 +8,7 @@ import msgspec
 
 from flowgentic_actors.cluster.folders import OrphanLimits
 from flowgentic_actors.cluster.nodes.duties import name_of
+from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.wire.identity import Identity
 
@@ -84,6 +85,6 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 def actor_addresses(spec: HostSpec) -> dict[str, str]:
     """The sockets of a cluster's actors, by name, in the order of their shards."""
-    folder = Path(spec.folder)
+    folder = socket_folder(Path(spec.folder))
     names = [name_of(shard) for shard in range(spec.actors)]
     return {name: str(folder / f"{name}.sock") for name in names}

@@ -28,6 +28,7 @@ from flowgentic_actors.cluster.hostlink import HostLink, readable
 from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.launch import LOG_FILE, HostProcess, launch_host
 from flowgentic_actors.cluster.logs import last_line, log_tail
+from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol import (
     Describe,
     Description,
@@ -69,6 +70,7 @@ class HostKeeper:
     def __init__(self, spec: HostSpec, silence: float, open_timeout: float) -> None:
         self._spec = spec
         self._folder = Path(spec.folder)
+        self._socket = socket_folder(self._folder) / HOST_SOCKET
         self._silence = silence
         self._open_timeout = open_timeout
         self._process: HostProcess | None = None
@@ -288,7 +290,7 @@ class HostKeeper:
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer everybody on the cluster's addresses until it is closed."""
         spec = self._spec
-        addresses = {"the host": str(self._folder / HOST_SOCKET), **actor_addresses(spec)}
+        addresses = {"the host": str(self._socket), **actor_addresses(spec)}
         servers = [
             await refuse(address, name, spec.secret, spec.max_message_bytes, refusal)
             for name, address in addresses.items()
@@ -322,7 +324,7 @@ class HostKeeper:
         return self._closing and (not self._shut_down or waited > self._spec.close_timeout / 2)
 
     def _start(self, deadline: float) -> HostLink:
-        socket_path = self._folder / HOST_SOCKET
+        socket_path = self._socket
         socket_path.unlink(missing_ok=True)
         overwrite(self._folder / PID_FILE, b"")
         spec_file = self._folder / SPEC_FILE
@@ -394,7 +396,7 @@ class HostKeeper:
         while True:
             try:
                 return HostLink(
-                    str(self._folder / HOST_SOCKET),
+                    str(self._socket),
                     self._spec.secret,
                     self._spec.max_message_bytes,
                 )

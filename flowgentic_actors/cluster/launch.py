@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 from flowgentic_actors.actors.spawn_dragon import start_dragon_process
-from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.cluster.folders import PID_FILE, RUNTIME_FILE
 from flowgentic_actors.cluster.leftovers import (
     Segment,
@@ -30,8 +29,10 @@ from flowgentic_actors.environment import (
     job_hosts,
     scheduler_job,
     why_no_dragon,
+    with_dragon,
 )
 from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
+from flowgentic_actors.python import python_command, python_environ, told_of_children
 
 HOST_MODULE = "flowgentic_actors.cluster.host"
 LOG_FILE = "host.log"
@@ -220,7 +221,7 @@ def launch_host(
     command = python_command(HOST_MODULE, str(spec_file))
     log_file = folder / LOG_FILE
     if spawner == "subprocess":
-        return _Launched(_popen(command, folder, log_file, dict(os.environ)))
+        return _Launched(_popen(command, folder, log_file, python_environ()))
     reason = why_no_dragon()
     if reason is not None:
         raise DragonUnavailableError(reason)
@@ -229,7 +230,7 @@ def launch_host(
         return _InRuntime(folder)
     launcher = dragon_launcher()
     assert launcher is not None  # why_no_dragon has looked
-    environ = with_fixes(os.environ)
+    environ = with_dragon(with_fixes(python_environ()))
     # The launcher calls its own helper commands by name.
     environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
     where, cwd = ["-s"], folder
@@ -241,7 +242,8 @@ def launch_host(
             "SLURM_OVERLAP": "1",  # in a job step, its own steps may share that one's processors
             "SLURM_NO_KILL": "set",  # the loss of a node does not end the others' processes
         }
-    process = _popen([launcher, *where, *command], cwd, log_file, environ)
+    command = told_of_children([launcher, *where, *command])
+    process = _popen(command, cwd, log_file, environ)
     return _DragonLauncher(process) if nodes == 1 else _NodesLauncher(process, folder)
 
 
@@ -279,7 +281,7 @@ def _start_in_runtime(command: list[str], log_file: Path, timeout: float) -> Non
 
     def start() -> None:
         try:
-            start_dragon_process(command, log_file, uses_dragon=True)
+            start_dragon_process(command, log_file, uses_dragon=True, environ=python_environ())
         except BaseException as error:  # noqa: BLE001 - raised below, on the caller's thread
             errors.append(error)
 

@@ -27,6 +27,7 @@ from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.keeper import HostKeeper
 from flowgentic_actors.cluster.persist import await_free
+from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol import Description
 from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.cluster.tiers import end_tiers, tier_bytes
@@ -39,7 +40,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret
-from flowgentic_actors.wire.sockets import check_path, let_go_after_fork
+from flowgentic_actors.wire.sockets import let_go_after_fork
 
 _ONE_NODE = (
     "replicas=2 needs a second node, and there is this one alone: neither a Dragon runtime nor a "
@@ -140,7 +141,6 @@ class Owner:
         config, secret = self._config, new_secret()
         if config.replicas > 1 and self._nodes() == 1:
             raise ClusterOpenError(_ONE_NODE)
-        check_path(str(self._folder / f"shard-{config.actors_per_node}.sock"))
         memory = self._folder / MEMORY
         if config.persist_path is not None:
             memory = config.persist_path.resolve()
@@ -193,7 +193,7 @@ class Owner:
         description = self._keeper.open(deadline)
         self.descriptor = Descriptor(
             name=self._folder.name,
-            host=str(self._folder / HOST_SOCKET),
+            host=str(socket_folder(self._folder) / HOST_SOCKET),
             secret=secret,
             max_message_bytes=config.max_message_bytes,
             machine=machine(),

@@ -78,9 +78,13 @@ class Beat(Struct, tag=8, array_like=True, frozen=True):
 
 
 class Enter(Struct, tag=9, array_like=True, frozen=True):
-    """A rank of the step that opened the cluster is there, for as long as its connection is."""
+    """A rank of the step that opened the cluster is there, for as long as its connection is.
 
-    rank: Annotated[int, Meta(ge=1)]
+    Attributes:
+        rank: Its number; 0 of another process that has the first one's.
+    """
+
+    rank: Annotated[int, Meta(ge=0)]
 
 
 class AwaitRanks(Struct, tag=10, array_like=True, frozen=True):

@@ -4,11 +4,16 @@
         <step>-<number>.json      0600: how to attach, or why there is nothing to attach to
 
 The number counts the clusters that one program opens, one after the other: all ranks run the same
-program. The first rank removes the file when it closes the cluster.
+program. The first rank removes the file when it closes the cluster; where ranks have not come by
+then, the file tells them that they are late.
+
+A process that the first rank starts inherits its variables, and so do several workers of one rank.
+So the file names the process that is the first rank; others that take themselves for it attach.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -19,10 +24,13 @@ from typing import Final
 
 import msgspec
 
+from flowgentic_actors.actors.record import is_alive, started_at
+from flowgentic_actors.cluster.client import describe
+from flowgentic_actors.cluster.folders import root_folder, root_locked
 from flowgentic_actors.cluster.handle import Descriptor
 from flowgentic_actors.cluster.hostlink import HostLink
 from flowgentic_actors.cluster.protocol import AwaitRanks, Enter, RanksReply
-from flowgentic_actors.environment import StepRank
+from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
 from flowgentic_actors.storage.private import write_private
 
@@ -30,25 +38,56 @@ _FOLDER: Final = ".flowgentic"
 _POLL: Final = 0.1
 _PATIENCE: Final = 10.0
 _WAIT: Final = 5.0
+_ANSWER: Final = 3.0  # seconds for a cluster on another machine to answer
 _TOLD: Final = 60.0  # seconds between two lines about waiting
+_ALONE: Final = 2.0  # seconds from the opening in which some other rank has to have come
+_OLD: Final = 31 * 86_400.0  # seconds after which a note is removed
 
 _numbers = itertools.count()
 
 logger = logging.getLogger("flowgentic_actors")
 
 
+class FirstRank(msgspec.Struct, frozen=True, kw_only=True):
+    """The process that opens the cluster.
+
+    Attributes:
+        machine: As `environment.machine` names it.
+        pid: Of the process.
+        started: When it was started, in the kernel's ticks.
+    """
+
+    machine: str
+    pid: int
+    started: int
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was on this machine, and is there no more."""
+        return self.machine == machine() and not is_alive(self.pid, self.started)
+
+
 class Note(msgspec.Struct, frozen=True, kw_only=True):
     """What the first rank tells the others.
 
     Attributes:
+        first: Who that is.
         descriptor: How to attach; None when that is not possible.
         local: Whether the first rank has a memory of its own now, as each of them may have.
         error: Why.
+        closed: When it closed the cluster, seconds since the Unix epoch; 0 while it is not.
     """
 
+    first: FirstRank
     descriptor: Descriptor | None = None
     local: bool = False
     error: str = ""
+    closed: float = 0.0
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the cluster is still being opened."""
+        return not (self.descriptor or self.local or self.error or self.closed)
 
 
 class Rendezvous:
@@ -57,6 +96,9 @@ class Rendezvous:
     Args:
         rank: This process's rank.
         folder: A folder that all nodes see; None for the usual one.
+
+    Attributes:
+        is_first: Whether this process opens the cluster, and the others attach; after `begin`.
     """
 
     def __init__(self, rank: StepRank, folder: Path | None) -> None:
@@ -64,11 +106,20 @@ class Rendezvous:
         self._folder = folder or Path.home() / _FOLDER
         self._file = self._folder / f"{rank.step}-{next(_numbers)}.json"
         self._link: HostLink | None = None
+        self._me = FirstRank(machine=machine(), pid=os.getpid(), started=started_at(os.getpid()))
+        self._announced = 0.0
+        self._missing: tuple[int, ...] = ()
+        self.is_first = False
 
     # ------------------------------------------------------------------ the first rank
 
-    def begin(self) -> None:
-        """Remove what an earlier run of the step left. Blocks.
+    def begin(self, scratch: Path | None) -> None:
+        """Be the first rank, unless another living process is. Blocks.
+
+        What earlier runs left is replaced.
+
+        Args:
+            scratch: As in `MemoryConfig`: processes with the same rank are on one node.
 
         Raises:
             ClusterOpenError: If the folder cannot be used.
@@ -81,23 +132,56 @@ class Rendezvous:
                     f"{self._folder} must belong to this user, and nobody else may write there: it "
                     "tells the ranks of this step where the memory is (setting: rendezvous)"
                 )
-            self._file.unlink(missing_ok=True)
+            with root_locked(root_folder(scratch)):
+                note = self._read()
+                if note is None or note.closed or not self._is_there(note):
+                    self._write(Note(first=self._me))
+                    self.is_first = True
+            self._remove_old()
         except OSError as error:
             raise ClusterOpenError(
                 f"cannot use {self._folder}, where the ranks of this step meet: {error}. Set "
                 "rendezvous= to a folder that all nodes of the job see"
             ) from error
 
-    def announce(self, note: Note) -> None:
-        """Tell the others. Blocks."""
+    @staticmethod
+    def _is_there(note: Note) -> bool:
+        """Whether the process that wrote a note may still be there."""
+        if note.first.machine == machine():
+            return not note.first.has_ended
+        # A process has its rank from one on its own machine. An earlier run's first rank, which
+        # may have been elsewhere, does not answer any more.
+        return note.descriptor is not None and _answers(note.descriptor)
+
+    def announce(
+        self, descriptor: Descriptor | None, *, local: bool = False, error: str = ""
+    ) -> None:
+        """Tell the others; see `Note`. Blocks."""
+        self._write(Note(first=self._me, descriptor=descriptor, local=local, error=error))
+        self._announced = time.monotonic()
+
+    def _write(self, note: Note) -> None:
         write_private(self._file, msgspec.json.encode(note))
+
+    def _read(self) -> Note | None:
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=Note)
+        except (FileNotFoundError, msgspec.DecodeError):  # none, or one of an older version
+            return None
+
+    def _remove_old(self) -> None:
+        for file in self._folder.glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > _OLD:
+                    file.unlink()
 
     def await_others(self, descriptor: Descriptor, unseen: float, longest: float) -> None:
         """Wait until the other ranks have closed their clusters. Blocks.
 
         Args:
             descriptor: Of this cluster.
-            unseen: Seconds for which to wait for a rank that has not been there yet.
+            unseen: Seconds for which to wait for a rank that has not been there yet, when others
+                have.
             longest: Seconds in all.
         """
         begun = told = time.monotonic()
@@ -108,12 +192,19 @@ class Rendezvous:
         except (OSError, FlowgenticError):  # the host is gone: there is nothing to wait for
             return
         try:
+            wait = 0.0
             while time.monotonic() - begun < longest:
-                answer = link.ask(AwaitRanks(self.rank.size, _WAIT), _WAIT + _PATIENCE)
+                answer = link.ask(AwaitRanks(self.rank.size, wait), wait + _PATIENCE)
                 ranks = msgspec.msgpack.decode(answer, type=RanksReply)
-                late = ranks.missing and time.monotonic() - begun < unseen
-                if not ranks.present and not late:
+                self._missing = ranks.missing
+                until = begun + unseen
+                if len(ranks.missing) == self.rank.size - 1:
+                    # None has come: it may be that the first alone has a memory.
+                    until = min(until, self._announced + _ALONE)
+                wait = min(_WAIT, until - time.monotonic() if ranks.missing else _WAIT)
+                if not ranks.present and (not ranks.missing or wait <= 0):
                     return
+                wait = max(wait, _POLL)
                 if time.monotonic() - told > _TOLD:
                     told = time.monotonic()
                     there = ", ".join(map(str, ranks.present + ranks.missing))
@@ -124,8 +215,14 @@ class Rendezvous:
             link.close()
 
     def remove(self) -> None:
-        """There is nothing to find any more. Blocks."""
-        self._file.unlink(missing_ok=True)
+        """There is nothing to find any more; tell those that have not come yet. Blocks."""
+        note = self._read()
+        if note is None or note.first != self._me:
+            return
+        if self._missing and note.descriptor is not None:
+            self._write(Note(first=self._me, closed=time.time()))
+        else:
+            self._file.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ the others
 
@@ -146,6 +243,21 @@ class Rendezvous:
             if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
                 raise ClusterOpenError(f"{self._file} is not private to this user: not trusted")
             note = msgspec.json.decode(data, type=Note)
+            if note.is_pending:
+                if note.first.has_ended:
+                    raise ClusterOpenError(
+                        f"rank 0 of this step (pid {note.first.pid}) ended while it opened the "
+                        "cluster"
+                    )
+                time.sleep(_POLL)
+                continue
+            if note.closed:
+                when = time.strftime("%H:%M:%S", time.localtime(note.closed))
+                raise ClusterOpenError(
+                    f"rank 0 of this step closed its cluster at {when}, when rank "
+                    f"{self.rank.rank} had not come yet: let rank 0 keep it open until the others "
+                    "are there"
+                )
             if note.descriptor is None and not note.local:
                 raise ClusterOpenError(f"rank 0 of this step could not open it: {note.error}")
             return note
@@ -171,3 +283,11 @@ class Rendezvous:
         if self._link is not None:
             self._link.close()
             self._link = None
+
+
+def _answers(descriptor: Descriptor) -> bool:
+    try:
+        describe(descriptor, _ANSWER)
+    except (FlowgenticError, OSError):
+        return False
+    return True

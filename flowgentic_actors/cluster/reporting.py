@@ -11,8 +11,9 @@ from typing import Final
 
 import anyio
 
+from flowgentic_actors.actors.child import Child, ChildState
 from flowgentic_actors.actors.hearing import hear
-from flowgentic_actors.actors.supervisor import Child, ChildState, Supervisor
+from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.federation import Federation

@@ -178,9 +178,9 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
             `journal_in_memory`, `walltime_unknown`, `cluster_closing`; of several nodes,
             `fewer_nodes`, `node_missing`, `node_lost`, `node_returned`, `node_given_up`,
             `shard_promoted`, `shard_moved`, `shard_lost`, `shard_found`, `replica_begun`,
-            `replica_ready`; of slots that move,
-            `rebalance_begun`, `slots_moved`, `slots_stayed`, `slots_not_taken`, `rebalanced`,
-            `rebalance_failed`; `plan_not_written` when the host's disk is full.
+            `replica_ready`; of slots that move, `rebalance_begun`, `slots_moved`, `slots_stayed`,
+            `slots_not_taken`, `rebalanced`, `rebalance_failed`; `plan_not_written` when the host's
+            disk is full.
         actor: The actor concerned, or empty.
         detail: In words.
     """

@@ -141,7 +141,7 @@ def main() -> int:
     os.nice(10)  # the actor beside it serves requests
     threading.Thread(target=_end_with_parent, daemon=True).start()
     path = compact(RealDisk(), Path(sys.argv[1]), int(sys.argv[2]))
-    sys.stdout.write(f"{path or ''}\n")
+    sys.stdout.buffer.write(os.fsencode(path or ""))
     return 0
 
 

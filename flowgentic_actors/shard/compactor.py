@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from flowgentic_actors.actors.spec import python_command
+from flowgentic_actors.python import python_command, python_environ
 from flowgentic_actors.shard.compaction import MODULE
 from flowgentic_actors.storage.journal import Journal, Needless
 from flowgentic_actors.storage.sets import CompactedSet
@@ -94,10 +95,10 @@ class Compactor:
     def _compact(self, sealed_to: int) -> CompactedSet:
         command = python_command(MODULE, str(self._folder), str(sealed_to))
         with subprocess.Popen(  # noqa: S603 - our own program
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environ()
         ) as self._process:
             assert self._process.stdout is not None
-            name = self._process.stdout.read().decode().strip()
+            name = os.fsdecode(self._process.stdout.read()).strip()
             code = self._process.wait()
         if code != 0 or not name:
             raise OSError(f"the compaction process ended with code {code}")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ RANK = """
     from pathlib import Path
     from flowgentic_actors import MemoryCluster
 
-    rank, size, how = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), sys.argv[1]
+    how, rank, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])  # of all that is started
     settings = dict(mode="distributed", spawner="subprocess", rendezvous=Path("meeting"))
 
     async def use(number):
@@ -52,13 +52,14 @@ RANK = """
 class Step:
     """What one `srun` command starts."""
 
-    def __init__(self, folder: Path, how: str, size: int) -> None:
+    def __init__(self, folder: Path, how: str, size: int, ranks: Sequence[int] = ()) -> None:
         program = folder / "rank.py"
         program.write_text(textwrap.dedent(RANK))
         self.folder = folder
+        ranks = ranks or range(size)
         self.ranks = [
             subprocess.Popen(
-                [sys.executable, str(program), how],
+                [sys.executable, str(program), how, str(number), str(len(ranks))],
                 cwd=folder,
                 env={
                     **os.environ,
@@ -72,7 +73,7 @@ class Step:
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for rank in range(size)
+            for number, rank in enumerate(ranks)
         ]
 
     def output(self, rank: int, timeout: float = 60.0) -> tuple[list[str], str]:
@@ -88,8 +89,7 @@ class Step:
 
 @pytest.fixture
 def step(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Step]:
-    how, size = request.param
-    started = Step(tmp_path, how, size)
+    started = Step(tmp_path, *request.param)
     yield started
     started.end()
 
@@ -135,3 +135,27 @@ def test_how_to_attach_is_private_and_the_first_ones_end_is_told(step: Step) -> 
     time.sleep(0.5)
     step.ranks[0].send_signal(signal.SIGTERM)  # as a scheduler does; its cluster is closed
     assert step.ranks[0].wait(30) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("step", [("last", 2, [0, 0, 1, 1])], indirect=True)
+def test_processes_that_inherit_a_rank_see_the_same_memory(step: Step) -> None:
+    for number in range(4):
+        out, err = step.output(number)
+        assert out == ["open", "sees 0 1 2 3", "closed"], err
+    assert not list((step.folder / "meeting").iterdir())
+
+
+@pytest.mark.parametrize("step", [("alone", 2, [0])], indirect=True)
+def test_a_first_rank_that_is_alone_with_its_memory_closes_it_at_once(step: Step) -> None:
+    first = step.ranks[0]
+    assert first.stdout is not None
+    assert first.stdout.readline() == "open\n"
+    began = time.monotonic()  # open_timeout is 30 s
+    assert first.stdout.read() == "sees 0\nclosed\n"
+    assert time.monotonic() - began < 15
+
+    late = Step(step.folder, "alone", 2, [1])
+    began = time.monotonic()
+    _, err = late.output(0)
+    assert time.monotonic() - began < 15
+    assert "rank 0 of this step closed its cluster at" in err

@@ -18,16 +18,12 @@ from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Call
+from flowgentic_actors.actors.child import Child, ChildSpec
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
-from flowgentic_actors.actors.supervisor import (
-    Child,
-    ChildSpec,
-    Supervisor,
-    SupervisorSettings,
-)
+from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.errors import InvalidRequestError, JournalError, ProtocolError
 from flowgentic_actors.wire.messages import ToServer
 from flowgentic_actors.wire.server import Connection, Server

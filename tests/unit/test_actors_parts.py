@@ -20,8 +20,8 @@ from flowgentic_actors.actors.exits import ProcessWatch
 from flowgentic_actors.actors.process import _allow_files, run_loop
 from flowgentic_actors.actors.restarts import STABLE, RestartPolicy, was_killed
 from flowgentic_actors.actors.serving import make_actor
-from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.python import python_command
 from flowgentic_actors.storage.private import write_private
 from tests.unit.counter import PATIENCE, Counter, until
 

@@ -19,12 +19,12 @@ import pytest
 from msgspec import Raw
 
 from flowgentic_actors.actors import supervisor as supervision
+from flowgentic_actors.actors.child import Child, ChildSpec, ChildState
 from flowgentic_actors.actors.exits import ProcessWatch
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned, SubprocessSpawner, _Child
 from flowgentic_actors.actors.spec import ActorSpec
-from flowgentic_actors.actors.supervisor import Child, ChildSpec, ChildState
 from flowgentic_actors.errors import (
     ActorFailedError,
     BackpressureError,

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from flowgentic_actors.actors.supervisor import ChildState
+from flowgentic_actors.actors.child import ChildState
 from flowgentic_actors.cluster.nodes.duties import Duty, Orders, name_of
 from flowgentic_actors.cluster.nodes.members import NodeMembers
 

@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.cli.benchmark.measuring import Show
 from flowgentic_actors.cli.benchmark.results import Figure, Report, Unit
+from flowgentic_actors.python import python_command
 
 MEMORY: Final = "memory"
 IDLE: Final = "idle"

@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import msgspec
 
-from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.cli.benchmark.peers import PeerError
 from flowgentic_actors.cluster.leftovers import group_members, remove_unused, shared_memory_of
 from flowgentic_actors.dragon_fixes import with_fixes
 from flowgentic_actors.environment import dragon_launcher
+from flowgentic_actors.python import python_command
 
 OPEN_TIMEOUT: Final = 60.0
 """Seconds that Dragon and the DDict may take to come up."""

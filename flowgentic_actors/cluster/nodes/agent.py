@@ -21,12 +21,13 @@ from typing import Final
 import anyio
 import msgspec
 
+from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.hearing import hear
 from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.spawn_dragon import DragonSpawner
-from flowgentic_actors.actors.supervisor import ChildSpec, Supervisor
+from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.folders import MEMORY, claim_node_folder, remove_folder, root_folder
 from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
@@ -36,6 +37,7 @@ from flowgentic_actors.cluster.nodes.joining import Join, NodeSpec, join, take_t
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.nodes.members import NodeMembers
 from flowgentic_actors.cluster.persist import MANIFEST
+from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.environment import inside_dragon, machine
@@ -127,7 +129,7 @@ class NodeAgent:
     async def run(self) -> None:
         """Serve until the host wants this node to end, or is gone."""
         spec = self._spec
-        address = str(self._folder / NODE_SOCKET)
+        address = str(socket_folder(self._folder) / NODE_SOCKET)
         self._ip = await on_daemon_thread(_FILE_TIMEOUT, choose_address, spec.network)
         self._supervisor = Supervisor(
             self._folder,
@@ -307,7 +309,7 @@ class NodeAgent:
                 "folder": str(folder),
                 "tier_folder": str(tier_folder(self._folder, name)),
             },
-            address=str(self._folder / f"{name}.sock"),
+            address=str(socket_folder(self._folder) / f"{name}.sock"),
             host=self._ip,
             leased=True,
         )

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from flowgentic_actors.actors.spawn_dragon import dragon_nodes, start_dragon_process
-from flowgentic_actors.actors.spec import python_command
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.logs import log_tail, with_last_line
 from flowgentic_actors.cluster.nodes.joining import TICKET_VARIABLE, Ticket
+from flowgentic_actors.python import python_command
 
 AGENT_MODULE: Final = "flowgentic_actors.cluster.nodes.agent"
 

@@ -1,0 +1,161 @@
+"""What a supervisor knows of one actor, over all its lives."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from dataclasses import dataclass, field
+
+from msgspec import Raw
+
+from flowgentic_actors.actors.exits import ProcessWatch
+from flowgentic_actors.actors.hosted import HostedActor
+from flowgentic_actors.actors.restarts import RestartPolicy
+from flowgentic_actors.actors.spawn import Spawned
+from flowgentic_actors.errors import ActorStartError
+from flowgentic_actors.wire.messages import Lease, Ping, Tell
+from flowgentic_actors.wire.server import Connection
+
+
+class ChildState(enum.StrEnum):
+    """Where an actor is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    DEGRADED = "degraded"  # in the supervisor's own process
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildSpec:
+    """What to run, and how.
+
+    Attributes:
+        name: Name of the actor, unique under its supervisor.
+        factory: `"module:callable"` that makes the actor.
+        arguments: Keyword arguments of the factory.
+        address: Path of the Unix socket that it serves on, the same for every incarnation.
+        rank: Actors of the highest rank are ended first, those of one rank together.
+        host: IP address where it serves other nodes too, empty for none.
+        leased: Whether it answers only until the end of the lease that `extend` tells.
+    """
+
+    name: str
+    factory: str
+    arguments: dict[str, str]
+    address: str
+    rank: int = 0
+    host: str = ""
+    leased: bool = False
+
+
+@dataclass
+class Incarnation:
+    """One life of an actor, from its process's first message to its confirmed exit."""
+
+    epoch: int
+    spawned: Spawned | None = None
+    link: Connection | None = None
+    watch: ProcessWatch | None = None
+    may_go: bool = False
+    node: str = ""
+    busy: float = 0.0
+    silence: float = 0.0  # seconds of pings without an answer
+    silent: bool = False  # and that has been told
+    asked: int = 0  # number of the last ping
+    answered: int = 0
+    pong: asyncio.Event = field(default_factory=asyncio.Event)  # replaced with every answer
+    served_from: float = float("inf")  # on the monotonic clock; never, so far
+    reason: str = ""  # why it is being ended, when we know before the exit
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    port: int = 0
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)  # link lost, exit, or given up
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def ends(self) -> list[asyncio.Event]:
+        """Set, any of them, when this life is over."""
+        return [self.ended, self.watch.gone] if self.watch else [self.ended]
+
+    def ping(self) -> int:
+        """Ask for a sign of life, and the counters; returns the number of the question."""
+        assert self.link is not None
+        self.asked += 1
+        self.link.send(Ping(self.asked))
+        return self.asked
+
+    def heard(self, number: int) -> None:
+        """Take the answer to a ping, 0 for what was told without one."""
+        self.silence = 0.0
+        self.answered = max(self.answered, number)
+        self.pong.set()
+        self.pong = asyncio.Event()
+
+    def expect(self, event: asyncio.Event, what: str) -> None:
+        """Make sure that a step of starting was reached.
+
+        Raises:
+            ActorStartError: If it was not.
+        """
+        if event.is_set():
+            return
+        over = any(end.is_set() for end in self.ends)
+        how = f"its process ended before it could {what}" if over else f"it did not {what} in time"
+        raise ActorStartError(self.reason or how)
+
+
+class Child:
+    """A supervised actor over all its incarnations."""
+
+    def __init__(self, spec: ChildSpec, policy: RestartPolicy, epoch: int) -> None:
+        self.spec = spec
+        self.policy = policy
+        self.state = ChildState.STARTING
+        self.epoch = epoch
+        self.restarts = epoch  # under an earlier supervisor
+        self.pid = 0
+        self.node = ""
+        self.has_run = epoch > 0
+        self.stats: dict[str, int] = {}
+        self.as_of: float | None = None  # of the counters, seconds since the Unix epoch
+        self.last_heard: float | None = None
+        self.reason = ""
+        self.life: Incarnation | None = None
+        self.hosted: HostedActor | None = None
+        self.settled = asyncio.Event()  # running for the first time, or failed
+        self.told: Raw | None = None  # every incarnation hears of it
+        self.unwanted = asyncio.Event()
+        self.over = asyncio.Event()  # nobody looks after it any more
+
+    @property
+    def port(self) -> int:
+        """TCP port of the incarnation that serves, 0 for none."""
+        if self.hosted is not None:
+            return self.hosted.port
+        return self.life.port if self.life is not None else 0
+
+    def count(self, stats: dict[str, int]) -> None:
+        """Take its counters of this moment."""
+        self.stats, self.as_of = stats, time.time()
+        self.last_heard = self.as_of
+
+    def ask_hosted(self) -> float:
+        """Take the counters of an actor in this process; returns how long its batch has taken."""
+        assert self.hosted is not None
+        busy, stats = self.hosted.status()
+        self.count(stats)
+        return busy
+
+    def tell(self, message: Tell | Lease) -> None:
+        """Send it to the incarnation that lives, if one does."""
+        if self.hosted is not None:
+            if isinstance(message, Tell):
+                self.hosted.tell(message.body)
+            else:
+                self.hosted.extend(message.until)
+        elif self.life is not None and self.life.may_go and self.life.link is not None:
+            self.life.link.send(message)

@@ -1,0 +1,91 @@
+"""Private folders: those of clusters, and short ones for the sockets of what has a long path.
+
+/tmp/flowgentic-sockets-<uid>/      0700, this user's
+<digest>/                       the sockets of one folder
+of                          its path
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Final
+
+from flowgentic_actors.errors import ClusterOpenError
+from flowgentic_actors.wire.sockets import MAX_PATH
+
+_LONGEST_NAME: Final = len("/shard-1048576.sock")
+_SHORT: Final = Path("/tmp")  # noqa: S108 - checked below
+_OF: Final = "of"
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder of this user alone, unless it is there.
+
+    Raises:
+        ClusterOpenError: If it cannot be made, or somebody else could write to it.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise ClusterOpenError(
+            f"cannot make the folder {folder}: {error}. Set scratch= to a writable, node-local "
+            "folder"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise ClusterOpenError(
+            f"{folder} must be a folder of mode 0700 that belongs to this user: it holds the "
+            "clusters' secrets and sockets. Remove it, or set scratch= to another folder"
+        )
+    return folder
+
+
+def socket_folder(folder: Path) -> Path:
+    """Where the sockets of a cluster's folder are: in it, if their paths are not too long there.
+
+    The limit is the operating system's; schedulers' `$TMPDIR` can be longer.
+    """
+    path = os.fsencode(folder)
+    if len(path) + _LONGEST_NAME <= MAX_PATH:
+        return folder
+    return _short_root() / hashlib.sha256(path).hexdigest()[:16]
+
+
+def make_socket_folder(folder: Path) -> None:
+    """Make it, if it is not the folder itself. Blocks.
+
+    Raises:
+        ClusterOpenError: If it cannot be made.
+    """
+    sockets = socket_folder(folder)
+    if sockets == folder:
+        return
+    private_folder(_short_root())
+    _remove_needless()
+    private_folder(sockets)
+    (sockets / _OF).write_bytes(os.fsencode(folder))
+
+
+def remove_socket_folder(folder: Path) -> None:
+    """Remove it, if there is one beside the folder. Blocks."""
+    sockets = socket_folder(folder)
+    if sockets != folder:
+        shutil.rmtree(sockets, ignore_errors=True)
+        _remove_needless()
+
+
+def _remove_needless() -> None:
+    """Remove those of folders that are gone, as after a job whose `$TMPDIR` ends with it."""
+    for other in _short_root().iterdir():
+        with contextlib.suppress(OSError):  # somebody else removes it, or makes it just now
+            if not Path(os.fsdecode((other / _OF).read_bytes())).is_dir():
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def _short_root() -> Path:
+    return _SHORT / f"flowgentic-sockets-{os.geteuid()}"
