@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
 
@@ -16,18 +15,20 @@ from flowgentic_actors.actors.threads import on_daemon_thread, run_blocking
 from flowgentic_actors.adapters.cache import AsyncCache
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
-from flowgentic_actors.cluster.client import MemoryClient, RemoteClient, describe
+from flowgentic_actors.cluster.client import MemoryClient, RemoteClient
 from flowgentic_actors.cluster.endings import (
     WALLTIME_UNKNOWN,
     refuse_stale,
     watch_stop_file,
     watch_walltime,
 )
-from flowgentic_actors.cluster.folders import descriptor_of
-from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor, is_export, read_export
+from flowgentic_actors.cluster.finding import find
+from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
+from flowgentic_actors.cluster.host_client import describe
 from flowgentic_actors.cluster.inline_client import InlineClient
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.owner import Owner
+from flowgentic_actors.cluster.presence import Watched, watched_file
 from flowgentic_actors.cluster.protocol import Description
 from flowgentic_actors.cluster.rendezvous import Rendezvous
 from flowgentic_actors.cluster.signals import on_sigterm, on_stop_signal
@@ -35,7 +36,6 @@ from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.environment import (
-    DESCRIPTOR_VARIABLE,
     inside_dragon,
     scheduler_job,
     step_rank,
@@ -54,6 +54,8 @@ from flowgentic_actors.errors import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from langgraph.store.base import IndexConfig, TTLConfig
 
 logger = logging.getLogger("flowgentic_actors")
@@ -111,6 +113,8 @@ class MemoryCluster:
         Args:
             target: A handle, the string of `handle.export()`, or the name of a cluster of this
                 user on this node. Default: the descriptor file that `$FLOWGENTIC_MEMORY` names.
+                When the cluster is closed, calls raise `ClusterClosedError`. One that is opened
+                again under the same name is gone on with if this is the name.
             **settings: `request_timeout`, `connection_pool`, `scratch` (where names are looked
                 up), `detect_conflicts`, `thread_backlog`, `ttl`, `index`, as in `MemoryConfig`.
 
@@ -260,7 +264,7 @@ class MemoryCluster:
                 f"the cluster {descriptor.name!r} that rank 0 of this step opened does not answer: "
                 f"{error}"
             ) from error
-        self._client = self._remote(descriptor, description)
+        self._client = self._remote(descriptor, description, watched_file(descriptor))
         return None
 
     async def _leave_step(self, *, failed: bool) -> None:
@@ -413,40 +417,22 @@ class MemoryCluster:
             )
 
     def _attach(self) -> RemoteClient:
-        descriptor = self._find()
+        descriptor, watched, self._handle = find(self._target, self._config.scratch)
         try:
             description = describe(descriptor, self._config.request_timeout)
         except RequestError as error:
             raise ClusterNotFoundError(
                 f"the cluster {descriptor.name!r} does not answer: {error}"
             ) from error
-        return self._remote(descriptor, description)
+        return self._remote(descriptor, description, watched)
 
-    def _find(self) -> Descriptor:
-        target = self._target
-        if target is None:
-            path = os.environ.get(DESCRIPTOR_VARIABLE)
-            if not path:
-                raise ClusterNotFoundError(
-                    f"attach() was given no handle or name, and ${DESCRIPTOR_VARIABLE} is not set"
-                )
-            target = ClusterHandle(Path(path).parent.name, path)
-        elif isinstance(target, str):
-            if is_export(target):
-                return read_export(target)
-            target = ClusterHandle(target, str(descriptor_of(target, self._config.scratch)))
-        self._handle = target
-        return target.read()
-
-    def _remote(self, descriptor: Descriptor, description: Description) -> RemoteClient:
+    def _remote(
+        self, descriptor: Descriptor, description: Description, watched: Watched | None = None
+    ) -> RemoteClient:
         config = self._config
-        return RemoteClient(
-            descriptor,
-            description,
-            config.request_timeout,
-            config.connection_pool,
-            logs=self._owner is None,
-        )
+        timeout, pool = config.request_timeout, config.connection_pool
+        logs = self._owner is None
+        return RemoteClient(descriptor, description, timeout, pool, watched, logs=logs)
 
     # ------------------------------------------------------------------ what users use
 

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.cluster.handle import Descriptor
+from flowgentic_actors.cluster.host_client import HostClient, describe
 from flowgentic_actors.cluster.news import News
-from flowgentic_actors.cluster.protocol import (
-    Describe,
-    Description,
-    EventsReply,
-    GetEvents,
-    GetStatus,
-    HostCommand,
-    Place,
-    Places,
-    Rebalance,
-    RebalanceReply,
-    StatusReply,
+from flowgentic_actors.cluster.presence import ClusterWatch, Watched
+from flowgentic_actors.cluster.protocol import Description, Place, Places
+from flowgentic_actors.cluster.routing import (
+    failed,
+    outdated,
+    shard_of,
+    worth_asking_again,
 )
-from flowgentic_actors.cluster.routing import failed, outdated, shard_of, worth_asking_again
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.cluster.watching import EventLog, PlaceWatch
@@ -41,7 +35,7 @@ from flowgentic_actors.errors import (
     ClusterClosedError,
     FlowgenticError,
     OutcomeUnknownError,
-    RejectedError,
+    RequestError,
     SlotsMovedError,
 )
 from flowgentic_actors.wire.addresses import Destination, Nowhere
@@ -50,10 +44,10 @@ from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
-R = TypeVar("R", bound=msgspec.Struct)
+logger = logging.getLogger(__name__)
 
 
-def _encode(command: Command | HostCommand) -> bytes:
+def _encode(command: Command) -> bytes:
     try:
         return encode(command)
     except UNFIT as error:
@@ -67,8 +61,6 @@ _decode = _replies.decode
 NOT_PICKLED = "a live connection to the memory: send memory.handle and attach instead"
 """Why a client does not travel."""
 _MOVING = 0.05  # a newer table is waited for so long: a move may be given up, too
-_REBALANCE_WAIT = 10.0  # one question whether it is done
-_EVENT_WAIT = 10.0  # one question for events; asked again for as long as somebody iterates
 
 
 class MemoryClient(Protocol):
@@ -113,6 +105,7 @@ class RemoteClient:
         description: How to reach its actors.
         timeout: Deadline of each call, seconds.
         pool: Blocking connections to each actor.
+        watched: How to notice that the cluster has ended; None where its owner says so.
         logs: Whether to write warnings of the cluster's events into this program's log.
     """
 
@@ -122,6 +115,7 @@ class RemoteClient:
         description: Description,
         timeout: float,
         pool: int,
+        watched: Watched | None = None,
         *,
         logs: bool = False,
     ) -> None:
@@ -130,19 +124,21 @@ class RemoteClient:
         self._descriptor = descriptor
         self._places = description.places
         self._changes = description.changes
+        self._watched = watched
         self._machine = machine()
         self._timeout = timeout
         self._closed = False
         self._forked = False
         self._pool = pool
         self._news = News()
-        limit = descriptor.max_message_bytes
-        self._host = ActorRef("the host", descriptor.address, descriptor.secret, limit, 2)
+        self._host = HostClient(descriptor, self._timeout)
         self._actors: list[ActorRef] = []
         self._logs = logs
+        self._first = 0  # of the actors that there are; those before were another cluster's
         self._watches: list[PlaceWatch | EventLog] = []
+        self._presence: ClusterWatch | None = None
         self._take_places(self._places)
-        if self._changes or self._logs:
+        if self._changes or self._logs or watched is not None:
             self._begin_to_watch()
             let_go_after_fork(self)
 
@@ -154,6 +150,16 @@ class RemoteClient:
         )
 
     def _begin_to_watch(self) -> None:
+        self._watch_host()
+        if self._watched is not None:
+            self._presence = ClusterWatch(
+                self._descriptor,
+                self._watched,
+                on_closed=self._end,
+                on_opened=self._go_on_with,
+            )
+
+    def _watch_host(self) -> None:
         told = self._descriptor
         host = told.address, told.secret, told.max_message_bytes
         self._watches = []
@@ -163,9 +169,46 @@ class RemoteClient:
         if self._logs:
             self._watches.append(EventLog(*host, told.name))
 
+    def _stop_watching_host(self) -> None:
+        for watch in self._watches:
+            watch.close()
+
+    def _end(self, reason: str) -> None:
+        """The cluster is not there any more: tell everybody who waits; callable from any thread."""
+        self._stop_watching_host()
+        for ref in [self._host.ref, *self._actors[self._first :]]:
+            ref.move(Nowhere(reason, closed=True))
+
+    def _go_on_with(self, descriptor: Descriptor) -> bool:
+        """Go on with another cluster; callable from any thread. Blocks.
+
+        Its shards get numbers of their own: whoever chose one by the table so far is told that its
+        slots have moved, and chooses by the new one.
+
+        Returns:
+            Whether it answers.
+        """
+        try:
+            description = describe(descriptor, self._timeout)
+        except RequestError as error:
+            logger.info("the cluster %s does not answer yet: %s", descriptor.name, error)
+            return False
+        before = self._actors[self._first :]
+        self._descriptor, self._changes = descriptor, description.changes
+        self.spawner = description.spawner
+        self._host, self._first = HostClient(descriptor, self._timeout), len(self._actors)
+        self._take_places(description.places)
+        for ref in before:
+            ref.move(Nowhere("its cluster was closed, and opened again", moved=True))
+        self._stop_watching_host()
+        self._watch_host()
+        if self._closed:
+            self._stop_watching_host()
+        return True
+
     def _take_places(self, places: Places) -> None:
         """Go where the shards are now; callable from any thread."""
-        for shard, place in enumerate(places.places):
+        for shard, place in enumerate(places.places, self._first):
             destination = self._destination(places, place)
             if shard == len(self._actors):
                 self._actors.append(self._ref(place.name, destination or ""))
@@ -173,13 +216,13 @@ class RemoteClient:
                 self._actors[shard].move(destination)
         # A shard's number is known only once it can be asked; and who is forked in between hears of
         # these places once more.
-        self.table = places.table
+        self.table = places.table.shifted(self._first)
         self._places = places
         self._news.tell()
 
     def _destination(self, places: Places, place: Place) -> Destination | None:
         if places.closing:
-            return Nowhere(places.closing, closing=True)
+            return Nowhere(places.closing, closing=not places.closed, closed=places.closed)
         if place.retired:
             return Nowhere("its slots are other shards' now", moved=True)
         if place.lost:
@@ -300,26 +343,32 @@ class RemoteClient:
     def ask_sync(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command, blocking; see `MemoryClient.ask_sync`."""
         self._check_open()
-        return self._ask_sync(shard, command, monotonic() + self._timeout, self._timeout)
+        deadline = monotonic() + self._timeout
+        try:
+            return _decode(self._actors[shard].ask_sync(_encode(command), self._timeout))
+        except (SlotsMovedError, OutcomeUnknownError) as error:
+            refusal = error
+        return self._ask_again_sync(shard, command, refusal, deadline)
 
-    def _ask_sync(self, shard: int, command: Command, deadline: float, left: float) -> Reply:
-        while True:
-            try:
-                return _decode(self._actors[shard].ask_sync(_encode(command), left))
-            except (SlotsMovedError, OutcomeUnknownError) as error:
-                refusal = error
-            if not worth_asking_again(command, refusal):
-                raise failed(command, refusal)
+    def _ask_again_sync(
+        self, shard: int, command: Command, refusal: Exception, deadline: float
+    ) -> Reply:
+        """Ask again for as long as it is worth it; see `_follow`."""
+        while worth_asking_again(command, refusal):
             worth_it = partial(self._any_outdated, [(shard, command)])
             self._news.wait_sync(worth_it, min(deadline - monotonic(), _MOVING))
             self._check_open()
             where = self._shard_for(command, shard, refusal)
             if where is None:
-                raise refusal
-            left = deadline - monotonic()
-            if left <= 0:
+                break
+            if (left := deadline - monotonic()) <= 0:
                 raise self._failed(command, refusal, late=True)
             shard = where
+            try:
+                return _decode(self._actors[shard].ask_sync(_encode(command), left))
+            except (SlotsMovedError, OutcomeUnknownError) as error:
+                refusal = error
+        raise failed(command, refusal)
 
     def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
         """Have shards carry out several commands, blocking; see `MemoryClient.ask_each_sync`."""
@@ -357,10 +406,8 @@ class RemoteClient:
             try:
                 return _decode(call.finish())
             except (SlotsMovedError, OutcomeUnknownError) as error:
-                left = deadline - monotonic()
-                if left <= 0 or not worth_asking_again(command, error):
-                    return self._failed(command, error, late=True)
-                return self._ask_sync(shard, command, deadline, left)
+                refusal = error
+            return self._ask_again_sync(shard, command, refusal, deadline)
         except FlowgenticError as error:
             return error
 
@@ -376,55 +423,34 @@ class RemoteClient:
 
     async def status(self) -> ClusterStatus:
         """The cluster's status, from its host."""
-        return (await self._ask_host(GetStatus(), StatusReply, self._timeout)).status
+        self._check_open()
+        return await self._host.status()
 
-    async def events(self, start: int) -> AsyncGenerator[ClusterEvent, None]:
+    def events(self, start: int) -> AsyncGenerator[ClusterEvent, None]:
         """Events from a number on, as they happen."""
-        while True:
-            command = GetEvents(start, _EVENT_WAIT)
-            reply = await self._ask_host(command, EventsReply, _EVENT_WAIT + self._timeout)
-            for event in reply.events:
-                yield event
-                start = event.number + 1
+        self._check_open()
+        return self._host.events(start)
 
     async def recent_events(self) -> list[ClusterEvent]:
         """The events so far that the host still keeps."""
-        return list((await self._ask_host(GetEvents(0, 0.0), EventsReply, self._timeout)).events)
+        self._check_open()
+        return await self._host.recent_events()
 
     async def rebalance(
         self, nodes: int, without: Collection[str], rate: int, timeout: float
     ) -> None:
         """Spread the slots over some nodes; see `MemoryCluster.rebalance`."""
-        number = secrets.randbits(62)
-        deadline = time.monotonic() + timeout
-        while True:
-            left = deadline - time.monotonic()
-            wait = max(0.0, min(left, _REBALANCE_WAIT))
-            command = Rebalance(number, nodes, tuple(without), rate, wait)
-            reply = await self._ask_host(command, RebalanceReply, wait + self._timeout)
-            if reply.error:
-                raise RejectedError(f"the cluster was not rebalanced: {reply.error}")
-            if reply.done:
-                return
-            if left <= 0:
-                raise OutcomeUnknownError(
-                    f"rebalancing takes longer than timeout={timeout:g} s, and goes on: its end is "
-                    "among the events. To wait for it, call again when it is over"
-                )
+        self._check_open()
+        await self._host.rebalance(nodes, without, rate, timeout)
 
     async def close(self) -> None:
         """Close every connection of this process."""
         self._closed, self._forked = True, False
-        for watch in self._watches:
-            watch.close()
-        for ref in [self._host, *self._actors]:
+        if self._presence is not None:
+            self._presence.close()
+        self._stop_watching_host()
+        for ref in [self._host.ref, *self._actors]:
             await ref.close()
-
-    async def _ask_host(self, command: HostCommand, reply: type[R], timeout: float) -> R:
-        self._check_open()
-        return await self._host.ask(
-            _encode(command), timeout, lambda raw: msgspec.msgpack.decode(raw, type=reply)
-        )
 
     def _check_open(self) -> None:
         if not self._closed:
@@ -433,18 +459,3 @@ class RemoteClient:
             raise ClusterClosedError("this cluster was closed: use it inside its `async with`")
         self._closed = self._forked = False
         self._begin_to_watch()
-
-
-def describe(descriptor: Descriptor, timeout: float) -> Description:
-    """Ask a cluster's host how to reach its actors. Blocks.
-
-    Raises:
-        RequestError: If the host cannot be reached.
-    """
-    limit = descriptor.max_message_bytes
-    ref = ActorRef("the host", descriptor.address, descriptor.secret, limit, 1)
-    try:
-        answer = ref.ask_sync(_encode(Describe()), timeout)
-    finally:
-        ref.close_blocking()
-    return msgspec.msgpack.decode(answer, type=Description)

@@ -125,7 +125,7 @@ def claim_folder(
                 folder.mkdir(mode=0o700, exist_ok=True)
                 make_socket_folder(folder)
                 lock = FileLock(folder / OWNER_LOCK)
-                lock.acquire()
+                lock.acquire(wait=True)  # whoever looks whether it is held, holds it for a moment
                 return folder, lock
             ending = not _locked(folder, OWNER_LOCK)
         if not ending or time.monotonic() > deadline:
@@ -257,6 +257,17 @@ def _locked(folder: Path, name: str) -> bool:
         return False
     probe.release()
     return False
+
+
+def has_owner(folder: Path) -> bool:
+    """Whether the program that opened the cluster of a folder lives."""
+    return _locked(folder, OWNER_LOCK)
+
+
+def is_orphan(folder: Path) -> bool:
+    """Whether an owner that died left a memory that is kept for a while."""
+    memory = folder / MEMORY
+    return memory.is_dir() and not has_owner(folder) and holds_memory(memory)
 
 
 def descriptor_of(name: str, scratch: Path | None = None) -> Path:

@@ -252,6 +252,9 @@ class Host:
             if not self._leaving.is_set():
                 await self._stay()
             if self._federation is not None:
+                at = time.strftime("%Y-%m-%d %H:%M:%S")
+                text = f"cluster {self._spec.name!r} was closed at {at}"
+                await self._federation.tell_end(text, closed=True)
                 if self._spec.owns_runtime:  # and its launcher, which has to end first
                     with anyio.move_on_after(_FAREWELL):
                         await self._owner_gone.wait()
@@ -322,7 +325,7 @@ class Host:
         text = f"the cluster has ended in order: {self._end_reason}"
         refusal = Refusal("closing", text)
         if self._federation is not None:
-            self._federation.tell_end(text)
+            await self._federation.tell_end(text)
         spec = self._spec
         servers = [
             await refuse(address, name, spec.secret, spec.max_message_bytes, refusal)
@@ -652,6 +655,7 @@ class Host:
             self._begin_end(command.reason)
             return Done()
         self._shutdown_timeout = command.timeout
+        self._end_reason = self._end_reason or "its owner closed it"
         self._leaving.set()
         self._ending.set()
         await self._ended.wait()

@@ -181,6 +181,7 @@ class Places(Struct, tag=6, array_like=True, frozen=True):
         places: Of each shard.
         certificate: What its actors prove to other machines: the same for all.
         closing: Why there are none any more, once all have ended in order.
+        closed: Whether the host ends as well, so that nobody answers any more.
     """
 
     version: int
@@ -188,6 +189,7 @@ class Places(Struct, tag=6, array_like=True, frozen=True):
     places: tuple[Place, ...]
     certificate: str = ""
     closing: str = ""
+    closed: bool = False
 
     def route(self, place: Place, here: str) -> Address | None:
         """How a process reaches a shard, None while nobody does.

@@ -25,9 +25,9 @@ from typing import Final
 import msgspec
 
 from flowgentic_actors.actors.record import is_alive, started_at
-from flowgentic_actors.cluster.client import describe
 from flowgentic_actors.cluster.folders import root_folder, root_locked
 from flowgentic_actors.cluster.handle import Descriptor
+from flowgentic_actors.cluster.host_client import describe
 from flowgentic_actors.cluster.hostlink import HostLink
 from flowgentic_actors.cluster.protocol import AwaitRanks, Enter, RanksReply
 from flowgentic_actors.environment import StepRank, machine

@@ -45,8 +45,13 @@ def worth_asking_again(command: Command, answer: object) -> bool:
 
 def failed(command: Command, error: Exception) -> Exception:
     """The error that a command ends with: a read has no unknown outcome."""
-    if not isinstance(error, OutcomeUnknownError) or isinstance(command, WRITES):
-        return error
+    if isinstance(error, OutcomeUnknownError) and not isinstance(command, WRITES):
+        return unanswered_read(error)
+    return error
+
+
+def unanswered_read(error: OutcomeUnknownError) -> ActorUnavailableError:
+    """The error of a read in the place of the one that a write would get."""
     read = ActorUnavailableError(
         f"{error.reason or error}. It was a read, which changes nothing: try again"
     )

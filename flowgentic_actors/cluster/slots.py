@@ -53,6 +53,12 @@ class SlotTable(msgspec.Struct, frozen=True, array_like=True, dict=True):
             return (self.of_namespace(prefix),)
         return self.owners
 
+    def shifted(self, first: int) -> SlotTable:
+        """The same table with the shards numbered from `first` on."""
+        if not first:
+            return self
+        return msgspec.structs.replace(self, shards=tuple([first + each for each in self.shards]))
+
     @cached_property
     def owners(self) -> tuple[int, ...]:
         """The shards that have any slot; where shards were removed, some numbers are missing."""

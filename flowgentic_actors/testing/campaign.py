@@ -27,7 +27,8 @@ import msgspec
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
-from flowgentic_actors.cluster.client import RemoteClient, describe
+from flowgentic_actors.cluster.client import RemoteClient
+from flowgentic_actors.cluster.host_client import describe
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.errors import RequestError
 from flowgentic_actors.memory import MemoryCluster

@@ -62,11 +62,13 @@ class Nowhere(Struct, frozen=True):
         reason: Why.
         closing: Whether it has ended in order, with all others.
         moved: Whether it has ended in order, and other shards have what it had.
+        closed: Whether its cluster is there no longer; the reason says so, and when that was.
     """
 
     reason: str
     closing: bool = False
     moved: bool = False
+    closed: bool = False
 
 
 Destination: TypeAlias = Address | Nowhere
@@ -78,8 +80,7 @@ class NowhereError(ConnectionError):
 
     def __init__(self, nowhere: Nowhere) -> None:
         super().__init__(nowhere.reason)
-        self.closing = nowhere.closing
-        self.moved = nowhere.moved
+        self.nowhere = nowhere
 
 
 def describe(address: Destination) -> str:

@@ -125,10 +125,7 @@ class BlockingConnection:
                         delay, counted = _FIRST_RETRY, pending.attempts
                         continue
                     if isinstance(error, NowhereError):
-                        closing, moved = error.closing, error.moved
-                        raise lost(
-                            pending, self._peer, str(error), closing=closing, moved=moved
-                        ) from error
+                        raise lost(pending, self._peer, error.nowhere) from error
                     if isinstance(error, AuthenticationError):
                         raise untrusted(pending, self._peer, error) from error
                     congested = isinstance(error, TimeoutError) and self._sock is not None

@@ -365,10 +365,8 @@ class AsyncConnection:
                 self._refused(error)  # no retry will change that
                 return
             except NowhereError as error:
-                reason, closing, moved = str(error), error.closing, error.moved
                 for pending in list(self._session):
-                    why = lost(pending, self._peer, reason, closing=closing, moved=moved)
-                    self._fail(pending, why)
+                    self._fail(pending, lost(pending, self._peer, error.nowhere))
                 return
             except (OSError, TimeoutError, WireError) as error:
                 if is_foreign(error):

@@ -12,7 +12,9 @@ from flowgentic_actors.errors import (
     ActorUnavailableError,
     AuthenticationError,
     BackpressureError,
+    ClusterClosedError,
     ClusterClosingError,
+    FlowgenticError,
     InvalidRequestError,
     MemoryFailedError,
     MemoryFullError,
@@ -26,6 +28,7 @@ from flowgentic_actors.errors import (
     SlotsMovedError,
     StorageError,
 )
+from flowgentic_actors.wire.addresses import Nowhere
 from flowgentic_actors.wire.messages import Failure, FailureKind
 
 Waiter = TypeVar("Waiter")
@@ -185,28 +188,17 @@ def untrusted(pending: Pending[Waiter], peer: str, error: AuthenticationError) -
     return ActorUnavailableError(f"{peer}: {error}. Nothing was sent")
 
 
-def lost(
-    pending: Pending[Waiter],
-    peer: str,
-    reason: str,
-    *,
-    closing: bool = False,
-    moved: bool = False,
-) -> RequestError:
-    """The error of a request to an actor that is not there any more.
-
-    Args:
-        pending: The request.
-        peer: Name of the actor.
-        reason: Why it is not there.
-        closing: Whether it has ended in order, with all others.
-        moved: Whether it has ended in order, and other shards have what it had.
-    """
-    if closing and not pending.sent:
-        return ClusterClosingError(f"{peer}: {reason}")
+def lost(pending: Pending[Waiter], peer: str, nowhere: Nowhere) -> FlowgenticError:
+    """The error of a request to an actor that is not there any more."""
+    reason = nowhere.reason
     if pending.sent:
-        return _unknown(f"{peer} did not answer before it was lost: {reason}")
-    if moved:
+        since = reason if nowhere.closed else f"it was lost: {reason}"
+        return _unknown(f"{peer} did not answer before {since}")
+    if nowhere.closed:
+        return ClusterClosedError(f"{reason}. Nothing was sent")
+    if nowhere.closing:
+        return ClusterClosingError(f"{peer}: {reason}")
+    if nowhere.moved:
         return SlotsMovedError(f"{peer} has ended: {reason}. Nothing was sent")
     return ShardLostError(f"{peer} is lost: {reason}. Nothing was sent; other shards serve")
 

@@ -7,7 +7,7 @@ from langgraph.store.base import GetOp
 from msgspec import Raw
 
 from flowgentic_actors.adapters.store import AsyncStore
-from flowgentic_actors.engine.commands import GetItem
+from flowgentic_actors.engine.commands import PutItem
 from flowgentic_actors.errors import InvalidRequestError, OutcomeUnknownError
 from tests.unit import moving
 from tests.unit.moving import World
@@ -94,7 +94,8 @@ def test_an_error_of_one_shard_is_its_own(
 
     world.before = fail
     mine = {client.table.of_namespace(("a", str(n))): ("a", str(n)) for n in range(50)}
-    answers = client.ask_each_sync([(shard, GetItem(mine[shard], "k")) for shard in (0, 1)])
+    puts = [(shard, PutItem(mine[shard], "k", ("", b""))) for shard in (0, 1)]
+    answers = client.ask_each_sync(puts)
     assert not isinstance(answers[0], Exception)
     assert isinstance(answers[1], OutcomeUnknownError)
     assert len(steps) == 4

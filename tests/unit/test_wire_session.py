@@ -10,6 +10,7 @@ from flowgentic_actors.errors import (
     ActorUnavailableError,
     AuthenticationError,
     BackpressureError,
+    ClusterClosedError,
     ClusterClosingError,
     InvalidRequestError,
     MemoryFailedError,
@@ -23,6 +24,7 @@ from flowgentic_actors.errors import (
     SlotsMovedError,
     StorageError,
 )
+from flowgentic_actors.wire.addresses import Nowhere
 from flowgentic_actors.wire.messages import Failure, FailureKind
 from flowgentic_actors.wire.session import (
     Pending,
@@ -149,15 +151,16 @@ def test_a_wrong_secret_does_not_hide_that_a_request_was_sent_before() -> None:
         ({}, ShardLostError),
         ({"closing": True}, ClusterClosingError),
         ({"moved": True}, SlotsMovedError),
+        ({"closed": True}, ClusterClosedError),
     ],
 )
 def test_a_request_to_an_actor_that_is_gone_says_whether_it_was_sent(
     flags: dict[str, bool], error: type[Exception]
 ) -> None:
     (pending,) = opened(Session(), 1)
-    assert type(lost(pending, "shard-0", "because", **flags)) is error
+    assert type(lost(pending, "shard-0", Nowhere("because", **flags))) is error
     pending.attempts = 1
-    assert type(lost(pending, "shard-0", "because", **flags)) is OutcomeUnknownError
+    assert type(lost(pending, "shard-0", Nowhere("because", **flags))) is OutcomeUnknownError
 
 
 def test_a_request_above_the_limit_is_refused() -> None:

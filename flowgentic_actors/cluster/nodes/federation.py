@@ -120,7 +120,7 @@ class Federation:
         self._told_of_disk = False
         self._resizing: Resizing | None = None
         self._places: Places | None = None
-        self._closing = ""
+        self._closing, self._closed = "", False
         self._encoded = Raw(b"")
         self._encoded_of: Places | None = None
         self._asking = NodeAsking(self._tell_news)
@@ -481,7 +481,8 @@ class Federation:
         places = places_of(self._coordinator, self._machines)
         table = self._coordinator.plan.table
         assert table is not None
-        return Places(self._published, table, places, self._identity.certificate, self._closing)
+        certificate = self._identity.certificate
+        return Places(self._published, table, places, certificate, self._closing, self._closed)
 
     async def hear(self, timeout: float) -> None:
         """Have the other nodes ask their actors how they are doing; see `actors.hearing.hear`."""
@@ -524,12 +525,22 @@ class Federation:
             killed |= {f"{name} on {node}": what for name, what in found.items()}
         return killed
 
-    def tell_end(self, reason: str) -> None:
-        """Tell clients that all actors have ended in order, and why."""
-        if self._coordinator is not None:
-            self._closing = reason
-            self._coordinator.plan.version += 1
-            self._stir.set()
+    async def tell_end(self, reason: str, *, closed: bool = False) -> None:
+        """Tell clients, those on other nodes too, that all actors have ended, and why.
+
+        Args:
+            reason: Why.
+            closed: Whether this host is to end as well.
+        """
+        coordinator = self._coordinator
+        if coordinator is None:
+            return
+        self._closing, self._closed = reason, closed
+        coordinator.plan.version += 1
+        self._stir.set()
+        with anyio.move_on_after(_LEAVING):
+            while self._published < coordinator.plan.version:
+                await self._news.wait()
 
     def that_matter(self, ended: Mapping[str, str]) -> dict[str, str]:
         """Those of this node's actors that did not end in order and should have."""
