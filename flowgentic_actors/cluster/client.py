@@ -399,6 +399,12 @@ class RemoteClient:
                     "among the events. To wait for it, call again when it is over"
                 )
 
+    def end(self, reason: str) -> None:
+        """Refuse all further calls, since the actors have ended; callable from any thread."""
+        if self._watch is not None:
+            self._watch.close()
+        self._take_places(msgspec.structs.replace(self._places, closing=reason))
+
     async def close(self) -> None:
         """Close every connection of this process."""
         self._closed, self._forked = True, False
