@@ -8,6 +8,8 @@ import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
 
@@ -22,6 +24,7 @@ from flowgentic_actors.cluster.endings import (
     watch_stop_file,
     watch_walltime,
 )
+from flowgentic_actors.cluster.exits import close_at_exit
 from flowgentic_actors.cluster.finding import find
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.host_client import describe
@@ -97,6 +100,7 @@ class MemoryCluster:
         self._config = config if config is not None else MemoryConfig(**settings)
         self._target: ClusterHandle | str | None = None
         self._attached = False
+        self._closed = False
         self._owner: Owner | None = None
         self._unwatch = threading.Event()
         self._client: _Client | None = None
@@ -153,8 +157,12 @@ class MemoryCluster:
         return run_blocking(self.__aenter__)
 
     def close(self) -> None:
-        """Close it, blocking; a second time does nothing."""
-        run_blocking(lambda: self.__aexit__(None, None, None))
+        """Close it, blocking; a second time does nothing.
+
+        What is open still when the interpreter ends is closed then.
+        """
+        if not self._closed:
+            run_blocking(lambda: self.__aexit__(None, None, None))
 
     def __enter__(self) -> Self:
         return self.open()
@@ -170,6 +178,7 @@ class MemoryCluster:
     async def __aenter__(self) -> Self:
         if self._client is not None:
             raise ClusterError("this MemoryCluster is open already: make another one")
+        close_at_exit(self)
         timeout = self._config.open_timeout + _MARGIN
         if self._attached:
             self._client = await on_daemon_thread(timeout, self._attach)
@@ -191,6 +200,8 @@ class MemoryCluster:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._closed:
+            return  # when the interpreter ended, and what holds it is cleared only now
         try:
             await self._leave_step(failed=exc is not None)
         finally:
@@ -204,6 +215,7 @@ class MemoryCluster:
                 await self._client.close()
                 self._forget_signals(self._client)
         finally:
+            self._closed = self._client is not None
             if owner is not None:
                 timeout = self._config.close_timeout + _MARGIN
                 try:
@@ -329,9 +341,10 @@ class MemoryCluster:
                 return str(error)
             assert owner.descriptor is not None
             self._owner, self._handle = owner, owner.handle
-            self._heed_signals(owner)
             try:
-                self._client = self._remote(owner.descriptor, description)
+                self._client = client = self._remote(owner.descriptor, description)
+                on_sigterm.add(owner, partial(self._end_by_signal, owner, client))
+                self._heed_warnings(owner)
             except BaseException:
                 await self._close()
                 raise
@@ -377,8 +390,14 @@ class MemoryCluster:
                 ) from error
             raise
 
-    def _heed_signals(self, owner: Owner) -> None:
-        on_sigterm.add(owner, owner.close)
+    @staticmethod
+    def _end_by_signal(owner: Owner, client: RemoteClient) -> None:
+        try:
+            owner.close()
+        finally:
+            client.end("signal SIGTERM")
+
+    def _heed_warnings(self, owner: Owner) -> None:
         warning = self._config.stop_signal
         if warning is not None:
             on_stop_signal[warning].add(owner, lambda: owner.end(f"signal {warning}"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
@@ -20,6 +21,8 @@ async def on_daemon_thread(
     timeout: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """Run a blocking function on a thread of its own.
+
+    While the interpreter ends it runs on this one, which blocks: Python starts no thread then.
 
     Args:
         timeout: Seconds until it is abandoned; it may then still run to its end, unobserved.
@@ -52,9 +55,28 @@ async def on_daemon_thread(
             loop.call_soon_threadsafe(settle, value, error)
 
     name = getattr(function, "__qualname__", repr(function))
-    threading.Thread(target=run, name=f"flowgentic:{name}", daemon=True).start()
+    thread = threading.Thread(target=run, name=f"flowgentic:{name}", daemon=True)
+    if not start_unless_ending(thread):
+        run()
     async with asyncio.timeout(timeout):
         return await result
+
+
+def start_unless_ending(thread: threading.Thread) -> bool:
+    """Start a thread; False where the interpreter is ending and none can be started.
+
+    Raises:
+        RuntimeError: If there are too many threads.
+    """
+    if sys.is_finalizing():  # up to Python 3.11, it would be waited for without end
+        return False
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if "interpreter shutdown" not in str(error):
+            raise
+        return False
+    return True
 
 
 def run_blocking(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -77,7 +99,8 @@ def run_blocking(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
             errors.append(error)
 
     thread = threading.Thread(target=run, name="flowgentic:blocking", daemon=True)
-    thread.start()
+    if not start_unless_ending(thread):
+        raise RuntimeError("the interpreter is ending: nothing can be run beside its event loop")
     thread.join()
     if errors:
         raise errors[0]

@@ -443,6 +443,12 @@ class RemoteClient:
         self._check_open()
         await self._host.rebalance(nodes, without, rate, timeout)
 
+    def end(self, reason: str) -> None:
+        """Refuse all further calls, since the actors have ended; callable from any thread."""
+        if self._watch is not None:
+            self._watch.close()
+        self._take_places(msgspec.structs.replace(self._places, closing=reason))
+
     async def close(self) -> None:
         """Close every connection of this process."""
         self._closed, self._forked = True, False

@@ -11,11 +11,15 @@ import _thread
 import logging
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
 logger = logging.getLogger("flowgentic_actors")
+
+_OBEYS = 2.0  # seconds for the main thread to take a signal
 
 Action = Callable[[], object]
 
@@ -68,7 +72,18 @@ class SignalActions:
             os.kill(os.getpid(), self._number)
         elif not self.received:
             self.received = self._final
+            if not self._start():
+                self._over = True  # the interpreter is ending, and closes the clusters by itself
+                signal.signal(self._number, signal.SIG_DFL)
+
+    def _start(self) -> bool:
+        if sys.is_finalizing():
+            return False
+        try:
             _thread.start_new_thread(self._act, ())  # `threading` takes locks for it
+        except RuntimeError:
+            return False
+        return True
 
     def _act(self) -> None:
         actions = list(self._actions.values())
@@ -81,6 +96,11 @@ class SignalActions:
             self._over = True
             self.done.set()
             os.kill(os.getpid(), self._number)
+            # The kernel does that to no process that is the first of its PID namespace, as in a
+            # container; and a main thread that is in a call of C takes no signal before its end.
+            time.sleep(0.0 if os.getpid() == 1 else _OBEYS)
+            if signal.getsignal(self._number) in (self._handle, signal.SIG_DFL):
+                os._exit(128 + self._number)
 
 
 on_sigterm = SignalActions(signal.SIGTERM, final=True)
