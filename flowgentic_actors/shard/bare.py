@@ -24,6 +24,7 @@ class BareShard:
         self._mutex = threading.Lock()
         self._clock = Clock()
         self._shard = settings.make_shard()
+        self._ceilings = settings.ceilings if settings.ceilings.any else None
         self._sweeper = Sweeper(self._sweep, settings.sweep_seconds)
 
     def ask(self, command: Command) -> Reply:
@@ -31,6 +32,7 @@ class BareShard:
 
         Raises:
             InvalidRequestError: If it cannot be carried out as it stands.
+            MemoryFullError: If there is no room for it.
         """
         with self._mutex:
             shard, now_us = self._shard, self._clock.tick()
@@ -38,6 +40,8 @@ class BareShard:
                 return shard.apply(command, now_us).reply
             reply, record = shard.plan(command, now_us)
             if record is not None:
+                if self._ceilings is not None:
+                    self._ceilings.check(shard, record)
                 shard.replay(record)
                 trimmed = shard.plan_trim(record)
                 if trimmed is not None:
