@@ -47,6 +47,7 @@ from flowgentic_actors.cli.research import (
 )
 from flowgentic_actors.cluster.persist import read_manifest
 from flowgentic_actors.cluster.status import ClusterStatus
+from flowgentic_actors.environment import inside_dragon, scheduler_job
 from flowgentic_actors.errors import FlowgenticError, PersistError
 
 DEFAULT_PACKAGES = ("asyncio", "concurrent", "email", "http", "json", "logging")
@@ -262,12 +263,14 @@ async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[s
     """Open the memory, do the work, check it, and return what is wrong."""
     start = time.perf_counter()
     model = await to_thread.run_sync(load_model, options.model) if options.model else None
+    on_cluster = inside_dragon() or scheduler_job() is not None
+    distributed = options.mode == "distributed" or (options.mode == "auto" and on_cluster)
     async with MemoryCluster(
         mode=options.mode,
         spawner=options.spawner,
         fallback_to_local=options.mode == "auto",
         # Two, so that one goes on answering while the other is down.
-        actors_per_node=1 if options.mode == "local" else 2,
+        actors_per_node=2 if distributed else 1,
         persist_path=options.persist,
     ) as memory:
         status = await memory.status()

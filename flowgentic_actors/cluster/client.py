@@ -90,6 +90,8 @@ class MemoryClient(Protocol):
     Where slots can move between shards, a command about one key is sent after it. What is asked of
     several shards has to be begun anew, by a newer table, when it fails with `SlotsMovedError`.
 
+    A cluster's clients have an attribute `index`, too: how the memory's items are embedded.
+
     Attributes:
         table: Which shard a key belongs to.
     """
@@ -133,6 +135,7 @@ class RemoteClient:
     ) -> None:
         self.table = description.places.table
         self.spawner = description.spawner
+        self.index = description.shared.index if description.shared is not None else None
         self._descriptor = descriptor
         self._places = description.places
         self._changes = description.changes

@@ -97,6 +97,8 @@ class HostKeeper:
         link = self._start(deadline)
         answer = link.ask(Describe(), max(1.0, deadline - time.monotonic()))
         description = msgspec.msgpack.decode(answer, type=Description)
+        if description.shared is not None:  # what its memory remembers, hosts after it know, too
+            self._spec = msgspec.structs.replace(self._spec, shared=description.shared)
         self._thread = threading.Thread(target=self._keep, name="flowgentic:keeper", daemon=True)
         self._thread.start()
         return description
