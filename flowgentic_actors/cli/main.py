@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return bench.run_bench(bench.BenchOptions(**options))
     except ValueError as error:
         parser.error(str(error))
-    except FlowgenticError as error:
+    except (FlowgenticError, OSError) as error:
         print(f"flowgentic-actors {command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

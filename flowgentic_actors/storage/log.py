@@ -82,6 +82,8 @@ class SegmentLog:
         durable: Whether a segment is synced before it gets its name, for callers that `sync`.
         segment_bytes: Size of a segment; a larger batch gets a segment of its own.
         boot: What tells this start of the machine from others. Default: `boot_id()`.
+        cuts: Whether what follows the last good entry is removed, and the log says so; not where
+            the files are only read.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class SegmentLog:
         durable: bool,
         segment_bytes: int = SEGMENT_BYTES,
         boot: bytes | None = None,
+        cuts: bool = True,
     ) -> None:
         self._disk = disk
         self._folder = folder
@@ -104,6 +107,7 @@ class SegmentLog:
         self._lock = threading.Lock()  # of both: appending, preparing, forgetting may be 3 threads
         self._spares = itertools.count()
         self._recovered_to: int | None = None
+        self._cuts = cuts
 
     # ------------------------------------------------------------------ opening
 
@@ -162,14 +166,13 @@ class SegmentLog:
             self.sync(self.plan_sync())
         self._recovered_to = end
 
-    @staticmethod
-    def _cut(segment: Segment, *, last: bool, rebooted: bool) -> None:
+    def _cut(self, segment: Segment, *, last: bool, rebooted: bool) -> None:
         """Decide that what follows a segment's last good entry can go, or raise."""
         if segment.sealed or not (last or rebooted):
             raise segment.damage(segment.end)
         if not rebooted:
             segment.check_torn()
-        if torn := segment.bytes_after_end():
+        if self._cuts and (torn := segment.bytes_after_end()):
             logger.warning("%s: cut %d bytes of an interrupted append", segment.path, torn)
 
     # ------------------------------------------------------------------ appending
