@@ -47,6 +47,7 @@ from flowgentic_actors.cli.research import (
 )
 from flowgentic_actors.cluster.persist import read_manifest
 from flowgentic_actors.cluster.status import ClusterStatus
+from flowgentic_actors.config_values import user_path
 from flowgentic_actors.environment import inside_dragon, scheduler_job
 from flowgentic_actors.errors import FlowgenticError, PersistError
 
@@ -107,12 +108,12 @@ class DemoOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the demo's command-line arguments: `DemoOptions(**vars(arguments))` takes them."""
     add = parser.add_argument
-    add("folder", nargs="?", type=Path, help="texts to study (default: some of Python's own)")
+    add("folder", nargs="?", type=user_path, help="texts to study (default: some of Python's own)")
     add("--mode", choices=("local", "distributed", "auto"), default="auto")
     add("--spawner", choices=("auto", "dragon", "subprocess"), default="auto")
     add("--question", default="", help="what to answer from the notes")
     add("--readers", type=int, default=4, help="readers at a time, 1 to 64 (default: 4)")
-    add("--persist", type=Path, metavar="PATH", help="keep the memory in this folder")
+    add("--persist", type=user_path, metavar="PATH", help="keep the memory in this folder")
     add("--resume", action="store_true", help="go on with the interrupted study in --persist")
     add("--model", default="", metavar="ID", help="have a chat model write the answer")
 
