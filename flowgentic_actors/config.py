@@ -186,8 +186,8 @@ class MemoryConfig(Settings):
     with the memory, and what does not agree with it is refused."""
 
     reindex: bool = False
-    """Open a memory whose items were embedded in another way than `index` says, of which it would
-    be refused otherwise. An item is found by similarity again once it has been put again."""
+    """Open a memory whose vectors have other `dims` than `index` says, which is refused otherwise.
+    An item is found by similarity again once it has been put again."""
 
     managers_per_node: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that hold the values of each actor's DDict."""

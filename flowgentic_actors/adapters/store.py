@@ -60,7 +60,7 @@ class AsyncStore(BaseStore):
             `omit_expired` (default True, other than LangGraph's, since what is over is over).
 
     Raises:
-        InvalidRequestError: If `index` is for other vectors than the memory has.
+        InvalidRequestError: If the memory has vectors of other `dims` than `index`.
     """
 
     __slots__ = ("_client", "_index", "_operations", "ttl_config")
@@ -82,10 +82,9 @@ class AsyncStore(BaseStore):
             from flowgentic_actors.adapters.embedding import Index  # noqa: PLC0415 - needs numpy
 
             self._index = Index(index)
-            given = IndexSettings.of(index)
-            if stored is not None and not given.same_vectors(stored):
+            if stored is not None and index["dims"] != stored.dims:
                 raise InvalidRequestError(
-                    f"index= says {given}, and this memory has vectors of {stored}"
+                    f"index= says dims {index['dims']}, and this memory has vectors of {stored}"
                 )
         elif stored is not None:
             from flowgentic_actors.adapters.missing_index import MissingIndex  # noqa: PLC0415

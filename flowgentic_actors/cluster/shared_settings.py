@@ -43,8 +43,8 @@ class IndexSettings(Struct, frozen=True, kw_only=True):
             distance_type=index.get("distance_type") or "cosine",
         )
 
-    def same_vectors(self, other: IndexSettings) -> bool:
-        """Whether vectors of both can be compared with each other."""
+    def same_scores(self, other: IndexSettings) -> bool:
+        """Whether both make the same of two vectors, `fields` apart."""
         return (self.dims, self.distance_type) == (other.dims, other.distance_type)
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class SharedSettings(Struct, frozen=True, kw_only=True):
         """The configuration of a program that attaches, with what it did not give itself.
 
         Raises:
-            ClusterOpenError: If its `index` is for other vectors than the cluster's.
+            ClusterOpenError: If its `index` has other `dims` or `distance_type` than the opener's.
         """
         changes: dict[str, Any] = {"namespace_depth": self.namespace_depth}
         for name in ("detect_conflicts", "thread_backlog", "ttl"):
@@ -87,7 +87,7 @@ class SharedSettings(Struct, frozen=True, kw_only=True):
                 changes[name] = decided
         if config.index is not None and self.index is not None:
             given = IndexSettings.of(config.index)
-            if not given.same_vectors(self.index):
+            if not given.same_scores(self.index):
                 raise ClusterOpenError(
                     f"index= says {given}, and the cluster was opened with {self.index}: give the "
                     "embedding function and index= that its opener has"
@@ -102,6 +102,8 @@ def reopened_index(
 ) -> IndexSettings | None:
     """How the items of a memory on disk are embedded from now on.
 
+    Vectors are kept as they were given, so that another `distance_type` needs no others.
+
     Args:
         path: The memory's folder.
         found: What is noted there, None where it never had an index.
@@ -111,7 +113,7 @@ def reopened_index(
     Raises:
         PersistError: If the vectors that it has could not be compared with new ones.
     """
-    if given is None or found is None or reindex or given.same_vectors(found):
+    if given is None or found is None or reindex or given.dims == found.dims:
         return given or found
     raise PersistError(
         f"the memory in {path} has vectors of {found}, and index= says {given}: they cannot be "

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from langgraph.store.base import PutOp, SearchOp
 
-from flowgentic_actors import AsyncStore, MemoryCluster
+from flowgentic_actors import AsyncStore, MemoryCluster, MemoryConfig
 from flowgentic_actors.cluster.persist import snapshot
+from flowgentic_actors.cluster.shared_settings import IndexSettings, SharedSettings
 from flowgentic_actors.errors import (
     ClusterOpenError,
     FlowgenticError,
@@ -120,6 +121,12 @@ async def test_without_an_index_a_query_is_ignored() -> None:
     ):
         await attached.store.aput(("u",), "key", {"text": "abc"})
         assert await scores(attached.store, "abc") == {"key": None}
+
+
+def test_programs_of_one_cluster_agree_on_the_distance() -> None:
+    opener = SharedSettings(namespace_depth=2, index=IndexSettings(dims=8, distance_type="l2"))
+    with pytest.raises(ClusterOpenError, match=r"'cosine'.*'l2'"):
+        opener.completed(MemoryConfig(mode="distributed", index=index_of()))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- memories that are reopened
