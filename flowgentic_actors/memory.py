@@ -166,7 +166,7 @@ class MemoryCluster:
             raise ClusterError("this MemoryCluster is open already: make another one")
         try:
             return await self._open()
-        except OSError as error:  # what no part of it has named: a folder without permission, say
+        except OSError as error:  # such as a folder without permission that nothing else looked at
             raise ClusterOpenError(
                 f"the cluster cannot be opened: {type(error).__name__}: {error}. Its folders: "
                 f"{self._config.folders}"
@@ -177,9 +177,9 @@ class MemoryCluster:
         if self._attached:
             self._client = await on_daemon_thread(timeout, self._attach)
             return self
-        elsewhere = inside_dragon() or scheduler_job() is not None
+        inside_job = inside_dragon() or scheduler_job() is not None
         reason: str | None = ""
-        if self._config.wants_processes(inside_job=elsewhere):
+        if self._config.wants_processes(inside_job=inside_job):
             reason = await self._open_in_step(timeout)
         if self._client is None:
             await on_daemon_thread(timeout, refuse_stale, self._config.stop_file)
