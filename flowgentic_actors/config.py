@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import sys
-from pathlib import Path
+import tempfile
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
+
+from flowgentic_actors.config_modes import (
+    asks_for_processes,
+    without_effect_in_subprocesses,
+    without_effect_locally,
+)
+from flowgentic_actors.config_values import Bytes, Settings, UserPath, known_keys
 
 Mode = Literal["auto", "local", "distributed"]
 Spawner = Literal["auto", "dragon", "subprocess"]
@@ -40,24 +47,10 @@ def _embeds(embed: Any) -> Any:
     )
 
 
-def _path(path: Path) -> Path:
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{str(path)!a} is no path in this process, whose file names are in "
-            f"{sys.getfilesystemencoding()}: start it with PYTHONUTF8=1"
-        ) from error
-    return path
-
-
 def _network(text: str) -> str:
     if "/" in text:
         ipaddress.ip_network(text, strict=False)
     return text
-
-
-AnyPath = Annotated[Path, AfterValidator(_path)]
 
 
 class StoreIndex(TypedDict):
@@ -70,24 +63,28 @@ class StoreIndex(TypedDict):
     fields: NotRequired[list[str] | None]
 
 
-class MemoryConfig(BaseModel):
+class MemoryConfig(Settings):
     """Everything that a `MemoryCluster` can be told; unknown names are refused.
 
-    Times are seconds, sizes are bytes.
+    Times are seconds, sizes are bytes or text such as `"512 MiB"`, and `~` in paths is the home
+    directory. A setting that the chosen mode does not have is refused, too, if it is given and not
+    the default.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     mode: Mode = "auto"
     """`"local"`: in this process. `"distributed"`: actors in processes of their own. `"auto"`:
-    distributed inside a Dragon runtime or a scheduler's job, local elsewhere."""
+    distributed inside a Dragon runtime or a scheduler's job, and where a setting asks for it
+    (`spawner`, `name`, `n_nodes` and `actors_per_node` above 1, `replicas=2`, `ack="replica"`);
+    local elsewhere."""
 
     spawner: Spawner = "auto"
     """Who starts the actors when the cluster is distributed: `"dragon"`, plain `"subprocess"` on
     this node, or `"auto"`, which is Dragon."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
-    """Name to attach by, unique among this user's live clusters on the node. Default: random."""
+    """Name to attach by, unique among this user's live clusters on the node. In local mode, which
+    nobody can attach to, the name under which a memory at `persist_path` is held. Default:
+    random."""
 
     n_nodes: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Nodes to use of those that there are in the Dragon runtime, or in the scheduler's job; this
@@ -122,11 +119,11 @@ class MemoryConfig(BaseModel):
     """Without Dragon, go on in local mode (and say so once) instead of raising; never with
     `persist_path`, `ack="disk"` or `replicas=2`, which a local cluster would not keep."""
 
-    scratch: AnyPath | None = None
+    scratch: UserPath | None = None
     """Folder for sockets and, without `persist_path`, journals: node-local and not in
     `/dev/shm`. Sockets are below `/tmp` where its path is too long for them. Default: `$TMPDIR`."""
 
-    persist_path: AnyPath | None = None
+    persist_path: UserPath | None = None
     """Folder that keeps the memory beyond the cluster's end, on a disk that the next job can
     reach; opened again by the next cluster that is given it, in any mode and with any number of
     actors. It is made when it is not there. Default: the memory ends with its cluster."""
@@ -135,7 +132,7 @@ class MemoryConfig(BaseModel):
     """Seconds for which the memory of a cluster without `persist_path` is kept in `scratch` after
     an unclean end; a cluster of the same `name` reopens it. 0: it is removed by the next one."""
 
-    orphan_bytes: Annotated[int, Field(ge=0, le=2**60)] = 10 * 1024 * MiB
+    orphan_bytes: Annotated[Bytes, Field(ge=0, le=2**60)] = 10 * 1024 * MiB
     """Bytes that all such memories may take; the oldest are removed first."""
 
     ack: Ack = "node"
@@ -143,20 +140,20 @@ class MemoryConfig(BaseModel):
     node. `"replica"`: once it survives the loss of a node too (`replicas=2`). `"disk"`: once it
     survives the loss of power, if `persist_path` (without it, `scratch`) is on a real disk."""
 
-    hot_memory: Annotated[int, Field(ge=1 * MiB, le=2**50)] = 1024 * MiB
+    hot_memory: Annotated[Bytes, Field(ge=1 * MiB, le=2**50)] = 1024 * MiB
     """Bytes of values that each actor of a distributed cluster keeps in its own memory. The others
     come from the actor's DDict, or from its journal where there is none. A local cluster keeps all
     values in memory."""
 
-    store_total_mem: Annotated[int, Field(ge=1 * MiB, le=2**50)] | None = None
-    """Ceiling of the bytes of all store items in a distributed cluster; beyond it a write is
-    refused with `MemoryFullError`. With Dragon the DDicts get room for it in `/dev/shm`. Default:
+    store_total_mem: Annotated[Bytes, Field(ge=1 * MiB, le=2**50)] | None = None
+    """Ceiling of the bytes of all store items; beyond it a write is refused with `MemoryFullError`.
+    Each shard has its part of it. With Dragon the DDicts get room for it in `/dev/shm`. Default:
     no ceiling, and DDicts of a quarter of what is free there."""
 
-    checkpoint_total_mem: Annotated[int, Field(ge=1 * MiB, le=2**50)] | None = None
+    checkpoint_total_mem: Annotated[Bytes, Field(ge=1 * MiB, le=2**50)] | None = None
     """The same for all threads: checkpoints, channel values and pending writes."""
 
-    cache_total_mem: Annotated[int, Field(ge=1 * MiB, le=2**50)] = 256 * MiB
+    cache_total_mem: Annotated[Bytes, Field(ge=1 * MiB, le=2**50)] = 256 * MiB
     """Bytes that cached values take at most; the least recently used ones go first. They are in the
     actors' memory alone, and an actor that is restarted begins with an empty cache."""
 
@@ -172,25 +169,30 @@ class MemoryConfig(BaseModel):
     to the thread meanwhile, with `ThreadConflictError`. Forks by time travel are no conflict.
     Default: it forks the thread."""
 
-    thread_backlog: Annotated[int, Field(ge=64 * 1024, le=2**40)] = 64 * MiB
+    thread_backlog: Annotated[Bytes, Field(ge=64 * 1024, le=2**40)] = 64 * MiB
     """Bytes that may wait to be acknowledged for one thread in one process. With
     `durability="async"` a graph does not wait for its writes: one that is this far ahead of them
     gets `BackpressureError`."""
 
-    ttl: StoreTTL | None = None
+    ttl: Annotated[StoreTTL, known_keys(StoreTTL)] | None = None
     """LangGraph's `TTLConfig` of the store: `default_ttl` (minutes), `refresh_on_read` (True),
     `omit_expired` (True: an item whose time is over is not given out, False: until it is swept),
     `sweep_interval_minutes` (a second)."""
 
-    index: StoreIndex | None = None
+    index: Annotated[StoreIndex, known_keys(StoreIndex)] | None = None
     """LangGraph's `IndexConfig` of the store, for searches by similarity: `dims`, `embed` (a
-    function, sync or async, or a LangChain `Embeddings`), `fields` (`["$"]`). It is not sent to the
-    actors: whoever attaches gives one too."""
+    function, sync or async, or a LangChain `Embeddings`), `fields` (`["$"]`). The function is not
+    sent to other programs: those that attach to put or search items give one, too. The rest is kept
+    with the memory, and what does not agree with it is refused."""
+
+    reindex: bool = False
+    """Open a memory whose vectors have other `dims` than `index` says, which is refused otherwise.
+    An item is found by similarity again once it has been put again."""
 
     managers_per_node: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that hold the values of each actor's DDict."""
 
-    segment_bytes: Annotated[int, Field(ge=64 * 1024, le=2**32)] = 16 * MiB
+    segment_bytes: Annotated[Bytes, Field(ge=64 * 1024, le=2**32)] = 16 * MiB
     """Size of the files that a shard's journal is made of. A journal is compacted when more than
     half of it, and more than one such file, is dead."""
 
@@ -200,7 +202,7 @@ class MemoryConfig(BaseModel):
     open_timeout: Seconds = 60.0
     """Deadline of opening the cluster."""
 
-    rendezvous: AnyPath | None = None
+    rendezvous: UserPath | None = None
     """Folder in which the ranks of one job step (`srun -N 4 python program.py`) find the cluster
     that the first of them opens; all nodes must see it. Default: `.flowgentic` in the home."""
 
@@ -215,7 +217,7 @@ class MemoryConfig(BaseModel):
     """A scheduler's warning, such as `sbatch --signal=USR1@60` sends, at which the cluster ends its
     work in order: what was accepted is finished, further calls get `ClusterClosingError`."""
 
-    stop_file: AnyPath | None = None
+    stop_file: UserPath | None = None
     """A file at whose appearance the cluster ends its work in order."""
 
     walltime_margin: Seconds | None = None
@@ -244,10 +246,10 @@ class MemoryConfig(BaseModel):
     mailbox_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     """Requests that wait in an actor's mailbox before it stops reading."""
 
-    mailbox_bytes: Annotated[int, Field(ge=1 * MiB, le=2**40)] = 256 * MiB
+    mailbox_bytes: Annotated[Bytes, Field(ge=1 * MiB, le=2**40)] = 256 * MiB
     """Bytes of requests that wait in an actor's mailbox before it stops reading."""
 
-    max_message_bytes: Annotated[int, Field(ge=4 * MiB, le=2**31 - 1)] = 512 * MiB
+    max_message_bytes: Annotated[Bytes, Field(ge=4 * MiB, le=2**31 - 1)] = 512 * MiB
     """Largest single request or reply, such as one checkpoint with all its values."""
 
     connection_pool: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -265,10 +267,9 @@ class MemoryConfig(BaseModel):
                 f"busy_timeout ({self.busy_timeout} s) must be at least hang_timeout "
                 f"({self.hang_timeout} s)"
             )
-        if self.mode == "local" and self.spawner != "auto":
-            raise ValueError(
-                f"spawner={self.spawner!r} needs mode='distributed': local mode starts no process"
-            )
+        self._check_mode()
+        if self.reindex and self.index is None:
+            raise ValueError("reindex=True needs index=, by which items are embedded from now on")
         self._check_replicas()
         if self.mode == "local" and self.ack == "disk" and self.persist_path is None:
             raise ValueError(
@@ -280,6 +281,67 @@ class MemoryConfig(BaseModel):
         self._check_persist_path()
         return self
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that were given and differ from their defaults."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name in fields
+            if name in self.model_fields_set
+            and (value := getattr(self, name)) != fields[name].default
+        }
+
+    @property
+    def asks_for_processes(self) -> tuple[str, ...]:
+        """The settings for which `mode="auto"` means a distributed cluster."""
+        return asks_for_processes(self.given)
+
+    def wants_processes(self, *, inside_job: bool) -> bool:
+        """Whether to try a distributed cluster.
+
+        Args:
+            inside_job: Whether this process is in a Dragon runtime or a scheduler's job.
+        """
+        if self.mode == "auto":
+            return inside_job or bool(self.asks_for_processes)
+        return self.mode == "distributed"
+
+    @property
+    def may_fall_back(self) -> bool:
+        """Whether a local cluster will do where there can be no distributed one.
+
+        A memory that was to outlive the job must not silently become one that does not.
+        """
+        lasts = self.persist_path is not None or self.ack == "disk" or self.replicas > 1
+        return self.fallback_to_local and not lasts
+
+    @property
+    def without_effect_locally(self) -> tuple[str, ...]:
+        """The settings that a local cluster, such as the fallback, does not have."""
+        return without_effect_locally(self.given)
+
+    @property
+    def folders(self) -> str:
+        """The paths that the cluster uses, in words."""
+        named = ("persist_path", "scratch", "rendezvous", "stop_file")
+        paths = {name: path for name in named if (path := getattr(self, name)) is not None}
+        paths.setdefault("scratch", tempfile.gettempdir())
+        return ", ".join(f"{name}={path}" for name, path in paths.items())
+
+    def _check_mode(self) -> None:
+        if self.mode == "local" and (missing := self.without_effect_locally):
+            raise ValueError(
+                f"local mode does not have {', '.join(missing)}: it is one shard in this process, "
+                "without processes, sockets, other nodes or, unless persist_path is set, a "
+                "journal. Leave the setting out, or set mode='distributed'"
+            )
+        if self.spawner == "subprocess" and (missing := without_effect_in_subprocesses(self.given)):
+            raise ValueError(
+                f"spawner='subprocess' does not have {', '.join(missing)}: all its processes are "
+                "on this machine, and there is no DDict. Leave the setting out"
+            )
+
     def _check_replicas(self) -> None:
         if self.ack == "replica" and self.replicas == 1:
             raise ValueError("ack='replica' needs a second copy on another node: set replicas=2")
@@ -287,8 +349,6 @@ class MemoryConfig(BaseModel):
             raise ValueError("degrade=True is about ack='replica', which is not set")
         if self.replicas == 1:
             return
-        if self.mode == "local":
-            raise ValueError("replicas=2 needs mode='distributed': a local cluster has one process")
         if self.n_nodes == 1:
             raise ValueError("replicas=2 needs a second node: leave n_nodes out, or set it higher")
         if self.persist_path is not None or self.ack == "disk":
@@ -312,3 +372,24 @@ class MemoryConfig(BaseModel):
                 f"persist_path must not be in scratch ({self.scratch}), which need not outlive "
                 "the job"
             )
+
+
+def config_of(config: object, settings: Mapping[str, Any]) -> MemoryConfig:
+    """The configuration that was given: as it is, or by its fields.
+
+    Raises:
+        TypeError: If it was given in neither way, or in both.
+        pydantic.ValidationError: If a setting is unknown or impossible.
+    """
+    if config is None:
+        return MemoryConfig(**settings)
+    if settings:
+        raise TypeError("give either a MemoryConfig or its fields as keywords, not both")
+    if isinstance(config, MemoryConfig):
+        return config
+    what = f"MemoryCluster() takes settings by name, or a MemoryConfig, not {config!r:.80}"
+    if isinstance(config, (str, os.PathLike)):
+        what += f". For a memory in a folder: MemoryCluster(persist_path={str(config)!r})"
+    elif isinstance(config, Mapping):
+        what += ". Unpack the mapping: MemoryCluster(**settings)"
+    raise TypeError(what)

@@ -17,6 +17,7 @@ from flowgentic_actors.actors.threads import on_daemon_thread, run_blocking
 from flowgentic_actors.adapters.cache import AsyncCache
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
+from flowgentic_actors.cluster.attaching import Target, config_to_attach, find_cluster
 from flowgentic_actors.cluster.client import MemoryClient, RemoteClient
 from flowgentic_actors.cluster.endings import (
     WALLTIME_UNKNOWN,
@@ -25,7 +26,7 @@ from flowgentic_actors.cluster.endings import (
     watch_walltime,
 )
 from flowgentic_actors.cluster.exits import close_at_exit
-from flowgentic_actors.cluster.finding import find
+from flowgentic_actors.cluster.found import count_and_tell, tell_new
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.host_client import describe
 from flowgentic_actors.cluster.inline_client import InlineClient
@@ -34,10 +35,11 @@ from flowgentic_actors.cluster.owner import Owner
 from flowgentic_actors.cluster.presence import Watched, watched_file
 from flowgentic_actors.cluster.protocol import Description
 from flowgentic_actors.cluster.rendezvous import Rendezvous
+from flowgentic_actors.cluster.shared_settings import SharedSettings
 from flowgentic_actors.cluster.signals import on_sigterm, on_stop_signal
-from flowgentic_actors.cluster.sizes import shard_settings
+from flowgentic_actors.cluster.sizes import shard_settings, transfer_rate
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
-from flowgentic_actors.config import MemoryConfig
+from flowgentic_actors.config import MemoryConfig, config_of
 from flowgentic_actors.environment import (
     inside_dragon,
     scheduler_job,
@@ -67,7 +69,6 @@ T = TypeVar("T")
 
 _Client: TypeAlias = InlineClient | RemoteClient
 _MARGIN = 30.0  # for killing and cleaning up beyond a deadline of their own
-_FASTEST = 1 << 40  # bytes a second: as good as without a limit
 
 _said: set[str] = set()
 
@@ -95,10 +96,8 @@ class MemoryCluster:
     """
 
     def __init__(self, config: MemoryConfig | None = None, /, **settings: Any) -> None:
-        if config is not None and settings:
-            raise TypeError("give either a MemoryConfig or its fields as keywords, not both")
-        self._config = config if config is not None else MemoryConfig(**settings)
-        self._target: ClusterHandle | str | None = None
+        self._config = config_of(config, settings)
+        self._target: Target = None
         self._attached = False
         self._closed = False
         self._owner: Owner | None = None
@@ -111,35 +110,33 @@ class MemoryCluster:
         self._cache: AsyncCache[Any] | None = None
 
     @classmethod
-    def attach(cls, target: ClusterHandle | str | None = None, /, **settings: Any) -> MemoryCluster:
+    def attach(cls, target: Target = None, /, **settings: Any) -> MemoryCluster:
         """Reach a cluster that another process opened; leaving the `async with` does not end it.
 
+        Its opener's `detect_conflicts`, `thread_backlog` and `ttl` hold here, too, unless they are
+        given. A program that puts items into a memory with an `index`, or searches it by
+        similarity, gives `index` with the embedding function; `fields` are the opener's unless they
+        are given.
+
         Args:
-            target: A handle, the string of `handle.export()`, or the name of a cluster of this
-                user on this node. Default: the descriptor file that `$FLOWGENTIC_MEMORY` names.
-                When the cluster is closed, calls raise `ClusterClosedError`. One that is opened
-                again under the same name is gone on with if this is the name.
+            target: A handle, the string of `handle.export()`, the name of a cluster of this user on
+                this node, or a path: of its folder, of its descriptor file (`cluster.json`), or the
+                `persist_path` that it has open. Default: the path in `$FLOWGENTIC_MEMORY`. When the
+                cluster is closed, calls raise `ClusterClosedError`; one that is opened again under
+                the same name is gone on with if a name was given.
             **settings: `request_timeout`, `connection_pool`, `scratch` (where names are looked
                 up), `detect_conflicts`, `thread_backlog`, `ttl`, `index`, as in `MemoryConfig`.
 
         Returns:
-            A cluster to be entered with `async with`.
+            A cluster to be entered with `async with`, which raises `ClusterNotFoundError` when
+            there is none, and `ClusterOpenError` when `index` is for other vectors than its
+            opener's.
+
+        Raises:
+            TypeError: If the target is of another type, or a setting is not for this program.
+            pydantic.ValidationError: If a setting is impossible.
         """
-        allowed = {
-            "request_timeout",
-            "connection_pool",
-            "scratch",
-            "detect_conflicts",
-            "thread_backlog",
-            "ttl",
-            "index",
-        }
-        if extra := sorted(set(settings) - allowed):
-            raise TypeError(
-                f"attach() takes {', '.join(sorted(allowed))}; {', '.join(extra)} was decided by "
-                "whoever opened the cluster"
-            )
-        memory = cls(MemoryConfig(mode="distributed", **settings))
+        memory = cls(config_to_attach(target, settings))
         memory._target = target
         memory._attached = True
         return memory
@@ -176,15 +173,27 @@ class MemoryCluster:
         self.close()
 
     async def __aenter__(self) -> Self:
+        if self._closed:
+            raise ClusterClosedError("this MemoryCluster was closed: make another one to open")
         if self._client is not None:
             raise ClusterError("this MemoryCluster is open already: make another one")
         close_at_exit(self)
+        try:
+            return await self._open()
+        except OSError as error:  # such as a folder without permission that nothing else looked at
+            raise ClusterOpenError(
+                f"the cluster cannot be opened: {type(error).__name__}: {error}. Its folders: "
+                f"{self._config.folders}"
+            ) from error
+
+    async def _open(self) -> Self:
         timeout = self._config.open_timeout + _MARGIN
         if self._attached:
             self._client = await on_daemon_thread(timeout, self._attach)
             return self
-        reason = self._why_local()
-        if reason is None:
+        inside_job = inside_dragon() or scheduler_job() is not None
+        reason: str | None = ""
+        if self._config.wants_processes(inside_job=inside_job):
             reason = await self._open_in_step(timeout)
         if self._client is None:
             stop_file = await on_daemon_thread(timeout, refuse_stale, self._config.stop_file)
@@ -209,6 +218,7 @@ class MemoryCluster:
 
     async def _close(self) -> None:
         owner, self._owner = self._owner, None
+        self._closed = self._client is not None
         self._unwatch.set()
         try:
             if self._client is not None:
@@ -267,10 +277,16 @@ class MemoryCluster:
         note = place.find(self._config.open_timeout)
         descriptor = note.descriptor
         if descriptor is None:
-            return f"rank 0 of this step: {note.error}"
+            reason = f"rank 0 of this step: {note.error}"
+            if not self._config.may_fall_back:
+                raise ClusterOpenError(f"there is no cluster to attach to. {reason}")
+            return reason
         try:
             description = describe(descriptor, self._config.request_timeout)
+            self._complete_config(description)
             place.enter(descriptor)
+        except ClusterOpenError:  # it answers, and its index is another one
+            raise
         except (FlowgenticError, OSError) as error:
             raise ClusterNotFoundError(
                 f"the cluster {descriptor.name!r} that rank 0 of this step opened does not answer: "
@@ -295,15 +311,6 @@ class MemoryCluster:
             )
         await on_daemon_thread(_MARGIN, place.remove)
 
-    def _why_local(self) -> str | None:
-        """Why not even to try processes: an empty string when that is simply what was asked for."""
-        config = self._config
-        if config.mode == "local":
-            return ""
-        if config.mode == "auto" and not inside_dragon() and scheduler_job() is None:
-            return ""
-        return None
-
     async def _open_local(self, timeout: float) -> InlineClient:
         config = self._config
         name = config.name or f"local-{os.getpid()}"
@@ -313,15 +320,25 @@ class MemoryCluster:
                     "ack='disk' promises to survive the loss of power, and a local cluster without "
                     "persist_path has no journal: set persist_path=, or mode='distributed'"
                 )
-            settings = shard_settings(config, 1)
-            return InlineClient(name, config.namespace_depth, settings=settings)
+            return InlineClient(
+                name,
+                config.namespace_depth,
+                settings=shard_settings(config, 1),
+                index=SharedSettings.of(config).index,
+            )
         memory = await on_daemon_thread(timeout, LocalMemory, config, config.persist_path, name)
         try:
             await self._open_or_close(memory.open, memory.close, timeout)
         except BaseException:
             memory.stop_opening()
             raise
-        return InlineClient(name, config.namespace_depth, memory, config.request_timeout)
+        return InlineClient(
+            name,
+            config.namespace_depth,
+            memory,
+            timeout=config.request_timeout,
+            close_timeout=config.close_timeout,
+        )
 
     async def _open_distributed(self, timeout: float) -> str | None:
         """Open a distributed cluster, or say why it has to be a local one."""
@@ -332,7 +349,7 @@ class MemoryCluster:
             try:
                 description = await self._open_or_close(owner.open, owner.close, timeout)
             except ClusterError as error:
-                falls_back = spawner == "dragon" and self._may_fall_back()
+                falls_back = spawner == "dragon" and self._config.may_fall_back
                 if owner.host_log:
                     level = logging.INFO if falls_back else logging.ERROR
                     logger.log(level, "the log of its host ends with:\n%s", owner.host_log)
@@ -345,19 +362,17 @@ class MemoryCluster:
                 self._client = client = self._remote(owner.descriptor, description)
                 on_sigterm.add(owner, partial(self._end_by_signal, owner, client))
                 self._heed_warnings(owner)
+                if description.found:
+                    await count_and_tell(client, description.memory, description.found)
+                elif self._config.persist_path is not None:
+                    tell_new(description.memory)
             except BaseException:
                 await self._close()
                 raise
             return None
-        if not self._may_fall_back():
+        if not self._config.may_fall_back:
             raise DragonUnavailableError(f"Dragon not available: {reason}")
         return reason
-
-    def _may_fall_back(self) -> bool:
-        # A memory that was to outlive the job must not silently become one that does not.
-        config = self._config
-        lasts = config.persist_path is not None or config.ack == "disk" or config.replicas > 1
-        return config.fallback_to_local and not lasts
 
     @staticmethod
     async def _open_or_close(
@@ -426,6 +441,8 @@ class MemoryCluster:
             )
 
     def _fall_back(self, reason: str, client: InlineClient) -> None:
+        if missing := self._config.without_effect_locally:
+            reason += f". Without effect in this process: {', '.join(missing)}"
         client.event("fallback_to_local", reason)
         if reason not in _said:
             _said.add(reason)
@@ -436,14 +453,20 @@ class MemoryCluster:
             )
 
     def _attach(self) -> RemoteClient:
-        descriptor, watched, self._handle = find(self._target, self._config.scratch)
+        descriptor, watched, self._handle = find_cluster(self._target, self._config.scratch)
         try:
             description = describe(descriptor, self._config.request_timeout)
         except RequestError as error:
             raise ClusterNotFoundError(
                 f"the cluster {descriptor.name!r} does not answer: {error}"
             ) from error
+        self._complete_config(description)
         return self._remote(descriptor, description, watched)
+
+    def _complete_config(self, description: Description) -> None:
+        """Take over from the cluster's opener what this program did not set itself."""
+        if description.shared is not None:
+            self._config = description.shared.completed(self._config)
 
     def _remote(
         self, descriptor: Descriptor, description: Description, watched: Watched | None = None
@@ -457,7 +480,7 @@ class MemoryCluster:
 
     @property
     def config(self) -> MemoryConfig:
-        """The configuration that it was made with."""
+        """The configuration that it was made with; once attached, completed by its opener's."""
         return self._config
 
     @property
@@ -537,7 +560,7 @@ class MemoryCluster:
         n_nodes: int | None = None,
         *,
         without: str | Collection[str] = (),
-        max_bytes_per_second: float = 32 << 20,
+        max_bytes_per_second: float | str = 32 << 20,
         timeout: float = 3600.0,
     ) -> None:
         """Spread the memory evenly over more, fewer or other nodes, while it is used.
@@ -555,7 +578,7 @@ class MemoryCluster:
             without: Name or names of nodes (`status().nodes`) that are not to be used. They end up
                 with nothing on them, and may be taken away.
             max_bytes_per_second: How fast to copy, so that enough is left for those who use it;
-                `math.inf` for as fast as can be.
+                text such as `"64 MiB"` is taken, and `math.inf` for as fast as can be.
             timeout: Seconds to wait for the end.
 
         Raises:
@@ -565,10 +588,7 @@ class MemoryCluster:
         """
         if n_nodes is not None and n_nodes < 1:
             raise InvalidRequestError(f"n_nodes must be at least 1, not {n_nodes}")
-        if max_bytes_per_second < 1:
-            raise InvalidRequestError(
-                f"max_bytes_per_second must be at least 1, not {max_bytes_per_second}"
-            )
+        rate = transfer_rate(max_bytes_per_second)
         client = self._opened()
         if isinstance(client, InlineClient):
             raise LocalClusterError(
@@ -576,7 +596,6 @@ class MemoryCluster:
                 "with mode='distributed' and n_nodes=2 or more"
             )
         names = (without,) if isinstance(without, str) else tuple(without)
-        rate = int(min(max_bytes_per_second, _FASTEST))
         await client.rebalance(n_nodes or 0, names, rate, timeout)
 
     def events(self, start: int = 0) -> AsyncGenerator[ClusterEvent, None]:

@@ -22,13 +22,17 @@ from langgraph.store.base import (
 )
 
 from flowgentic_actors.adapters.plan import run, run_sync
+from flowgentic_actors.adapters.shapes import check_namespace, check_shapes
 from flowgentic_actors.adapters.store_batch import Batch
 from flowgentic_actors.adapters.store_ops import Operations, conflict
 from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.cluster.shared_settings import IndexSettings
 from flowgentic_actors.engine.replies import Conflict
+from flowgentic_actors.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from flowgentic_actors.adapters.embedding import Index
+    from flowgentic_actors.adapters.missing_index import MissingIndex
 
 _RESERVED = "langgraph"
 
@@ -43,7 +47,9 @@ class AsyncStore(BaseStore):
 
     With an `index`, `query` orders by the cosine similarity of the nearest of an item's vectors;
     items without one follow, without a score. Namespace and filter decide before the order does.
-    Without an index `query` is ignored, as in LangGraph's `InMemoryStore`.
+    Where the memory has no index, `query` is ignored, as in LangGraph's `InMemoryStore`. Where it
+    has one and this store does not, a search with `query` is refused, and so is a put without
+    `index=False`, which would leave an item that no search by similarity finds.
 
     Args:
         client: How to reach the shards.
@@ -52,6 +58,9 @@ class AsyncStore(BaseStore):
         index: LangGraph's `IndexConfig`: `dims`, `embed`, `fields`.
         ttl: LangGraph's `TTLConfig`: `default_ttl` (minutes), `refresh_on_read` (default True),
             `omit_expired` (default True, other than LangGraph's, since what is over is over).
+
+    Raises:
+        InvalidRequestError: If the memory has vectors of other `dims` than `index`.
     """
 
     __slots__ = ("_client", "_index", "_operations", "ttl_config")
@@ -67,11 +76,20 @@ class AsyncStore(BaseStore):
         ttl: TTLConfig | None = None,
     ) -> None:
         self._client = client
-        self._index: Index | None = None
+        self._index: Index | MissingIndex | None = None
+        stored: IndexSettings | None = getattr(client, "index", None)
         if index is not None:
             from flowgentic_actors.adapters.embedding import Index  # noqa: PLC0415 - needs numpy
 
             self._index = Index(index)
+            if stored is not None and index["dims"] != stored.dims:
+                raise InvalidRequestError(
+                    f"index= says dims {index['dims']}, and this memory has vectors of {stored}"
+                )
+        elif stored is not None:
+            from flowgentic_actors.adapters.missing_index import MissingIndex  # noqa: PLC0415
+
+            self._index = MissingIndex(stored)
         self.ttl_config = ttl
         expired = not (ttl or {}).get("omit_expired", True)
         self._operations = Operations(client, serde or JsonPlusSerializer(), expired=expired)
@@ -82,13 +100,18 @@ class AsyncStore(BaseStore):
 
         Raises:
             InvalidRequestError: If an operation is impossible; nothing is done then.
+            InvalidNamespaceError: If a namespace is no tuple of labels; the same.
             FlowgenticError: What the first one failed with that failed; the others are done.
         """
-        return await self._arun(list(ops))
+        ops = list(ops)
+        check_shapes(ops)
+        return await self._arun(ops)
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Carry out operations, blocking; see `abatch`."""
-        return self._run(list(ops))
+        ops = list(ops)
+        check_shapes(ops)
+        return self._run(ops)
 
     async def aget(
         self, namespace: tuple[str, ...], key: str, *, refresh_ttl: bool | None = None
@@ -127,13 +150,15 @@ class AsyncStore(BaseStore):
         Args:
             namespace: Where.
             key: Under which key.
-            value: What; a copy is stored.
+            value: What, a dict; a copy is stored. None removes the item, as in LangGraph's stores.
             index: Paths to embed instead of the configured ones; False for none.
             ttl: Minutes that it lives; None for ever. Default: the configured `default_ttl`.
             expected_version: Store it only if the item has this version; 0: only if there is none.
 
         Raises:
             VersionConflictError: If it has another version.
+            InvalidRequestError: If the value is no dict.
+            InvalidNamespaceError: If the namespace is no tuple of labels.
         """
         op = self._put_op(namespace, key, value, index, ttl)
         if self._index is not None:
@@ -163,12 +188,16 @@ class AsyncStore(BaseStore):
         self, namespace: tuple[str, ...], key: str, *, expected_version: int | None = None
     ) -> None:
         """Remove an item, if it is there; see `aput` for `expected_version`."""
+        if type(namespace) is not tuple:
+            check_namespace(namespace)
         await self._arun([PutOp(namespace, key, None)], expected_version)
 
     def delete(
         self, namespace: tuple[str, ...], key: str, *, expected_version: int | None = None
     ) -> None:
         """Remove an item, blocking; see `adelete`."""
+        if type(namespace) is not tuple:
+            check_namespace(namespace)
         self._run([PutOp(namespace, key, None)], expected_version)
 
     # ------------------------------------------------------------------ carrying out
@@ -194,6 +223,8 @@ class AsyncStore(BaseStore):
     def _get_op(self, namespace: tuple[str, ...], key: str, refresh: bool | None) -> GetOp:
         if refresh is None:
             refresh = self.ttl_config is None or self.ttl_config.get("refresh_on_read", True)
+        if type(namespace) is not tuple:
+            check_namespace(namespace)
         return GetOp(namespace, key, refresh)
 
     def _put_op(
@@ -204,7 +235,10 @@ class AsyncStore(BaseStore):
         index: Literal[False] | list[str] | None,
         ttl: float | NotProvided | None,
     ) -> PutOp:
-        if tuple(namespace)[:1] == (_RESERVED,):
+        if type(namespace) is not tuple:
+            check_namespace(namespace)
+            namespace = tuple(namespace)
+        if namespace[:1] == (_RESERVED,):
             raise InvalidNamespaceError(f"Root label for namespace cannot be {_RESERVED!r}")
         minutes = (self.ttl_config or {}).get("default_ttl") if ttl is NOT_PROVIDED else ttl
         return PutOp(namespace, key, value, index, minutes)  # type: ignore[arg-type]

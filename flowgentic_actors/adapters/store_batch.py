@@ -17,6 +17,7 @@ from flowgentic_actors.engine.model import Vector
 
 if TYPE_CHECKING:
     from flowgentic_actors.adapters.embedding import Embedded, Index
+    from flowgentic_actors.adapters.missing_index import MissingIndex
 
 
 class _Put(NamedTuple):
@@ -50,7 +51,7 @@ class Batch:
         operations: Operations,
         ops: Iterable[Op],
         *,
-        index: Index | None,
+        index: Index | MissingIndex | None,
         expected: int | None,
     ) -> None:
         self._operations = operations

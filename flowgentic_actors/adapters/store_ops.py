@@ -26,6 +26,7 @@ from flowgentic_actors.adapters.facets import replaced
 from flowgentic_actors.adapters.ids import text_of, whole
 from flowgentic_actors.adapters.items import item_of, search_item_of
 from flowgentic_actors.adapters.plan import Ask, Plan, over_shards, over_table
+from flowgentic_actors.adapters.shapes import not_a_dict
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import (
@@ -114,7 +115,11 @@ class Operations:
             expected = whole("expected_version", expected)
         if op.value is None:
             return DeleteItem(namespace, key, expected)
-        blob = self._serde.dumps_typed(dict(op.value))
+        try:
+            value = {**op.value}  # other than dict(), this takes no list of pairs
+        except TypeError as error:
+            raise not_a_dict(op) from error
+        blob = self._serde.dumps_typed(value)
         return PutItem(namespace, key, blob, _ttl_us(op), expected)
 
     def change(self, command: Change) -> Plan[Result]:

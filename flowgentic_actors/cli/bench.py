@@ -43,6 +43,7 @@ from flowgentic_actors.cli.benchmark.selection import (
     Selection,
     select,
 )
+from flowgentic_actors.config_values import user_path
 from flowgentic_actors.storage.mounts import is_in_memory
 
 FULL: Final = Effort(40, 240.0)
@@ -143,16 +144,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--redis", metavar="URL", help=f"a Redis server (default: ${REDIS_VARIABLE})")
     add(
         "--scratch",
-        type=Path,
+        type=user_path,
         metavar="FOLDER",
         help="folder on the disk to measure, for journals and database files",
     )
-    add("--json", type=Path, metavar="FILE", help="write everything that was found out to FILE")
-    add("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
-    add("--plots", type=Path, metavar="FOLDER", help="draw plots in FOLDER (needs matplotlib)")
+    add(
+        "--json", type=user_path, metavar="FILE", help="write everything that was found out to FILE"
+    )
+    add("--markdown", type=user_path, metavar="FILE", help="write the tables to FILE")
+    add("--plots", type=user_path, metavar="FOLDER", help="draw plots in FOLDER (needs matplotlib)")
     add(
         "--results",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="measure nothing: show what an earlier run wrote with --json",
     )

@@ -47,6 +47,8 @@ from flowgentic_actors.cli.research import (
 )
 from flowgentic_actors.cluster.persist import read_manifest
 from flowgentic_actors.cluster.status import ClusterStatus
+from flowgentic_actors.config_values import user_path
+from flowgentic_actors.environment import inside_dragon, scheduler_job
 from flowgentic_actors.errors import FlowgenticError, PersistError
 
 DEFAULT_PACKAGES = ("asyncio", "concurrent", "email", "http", "json", "logging")
@@ -106,12 +108,12 @@ class DemoOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the demo's command-line arguments: `DemoOptions(**vars(arguments))` takes them."""
     add = parser.add_argument
-    add("folder", nargs="?", type=Path, help="texts to study (default: some of Python's own)")
+    add("folder", nargs="?", type=user_path, help="texts to study (default: some of Python's own)")
     add("--mode", choices=("local", "distributed", "auto"), default="auto")
     add("--spawner", choices=("auto", "dragon", "subprocess"), default="auto")
     add("--question", default="", help="what to answer from the notes")
     add("--readers", type=int, default=4, help="readers at a time, 1 to 64 (default: 4)")
-    add("--persist", type=Path, metavar="PATH", help="keep the memory in this folder")
+    add("--persist", type=user_path, metavar="PATH", help="keep the memory in this folder")
     add("--resume", action="store_true", help="go on with the interrupted study in --persist")
     add("--model", default="", metavar="ID", help="have a chat model write the answer")
 
@@ -262,12 +264,14 @@ async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[s
     """Open the memory, do the work, check it, and return what is wrong."""
     start = time.perf_counter()
     model = await to_thread.run_sync(load_model, options.model) if options.model else None
+    on_cluster = inside_dragon() or scheduler_job() is not None
+    distributed = options.mode == "distributed" or (options.mode == "auto" and on_cluster)
     async with MemoryCluster(
         mode=options.mode,
         spawner=options.spawner,
         fallback_to_local=options.mode == "auto",
         # Two, so that one goes on answering while the other is down.
-        actors_per_node=1 if options.mode == "local" else 2,
+        actors_per_node=2 if distributed else 1,
         persist_path=options.persist,
     ) as memory:
         status = await memory.status()

@@ -123,7 +123,7 @@ def _listing(
                 "last": thread.last_id,
                 "bytes": thread.bytes,
             }
-    yield from _items(catalogues, readers, options)
+    yield from _items(path, catalogues, readers, options)
 
 
 def _memory(path: Path, manifest: Manifest, *, live: bool) -> dict[str, Any]:
@@ -144,7 +144,10 @@ def _memory(path: Path, manifest: Manifest, *, live: bool) -> dict[str, Any]:
 
 
 def _items(
-    catalogues: Sequence[Catalogue], readers: Sequence[ShardReader], options: DumpOptions
+    path: Path,
+    catalogues: Sequence[Catalogue],
+    readers: Sequence[ShardReader],
+    options: DumpOptions,
 ) -> Iterator[dict[str, Any]]:
     below = tuple(options.namespace.split(".")) if options.namespace else ()
     places = [
@@ -153,6 +156,8 @@ def _items(
         for place in catalogue.items
         if place[0][: len(below)] == below
     ]
+    if options.namespace is not None and not places:
+        raise PersistError(f"{path} has no items at or below the namespace {options.namespace!r}")
     for (namespace, key), shard in sorted(places):
         item = catalogues[shard].items[namespace, key]
         row: dict[str, Any] = {

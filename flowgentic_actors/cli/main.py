@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "snapshot":
             return snapshot.run_snapshot(snapshot.SnapshotOptions(**options))
         return bench.run_bench(bench.BenchOptions(**options))
-    except FlowgenticError as error:
+    except (FlowgenticError, OSError) as error:
         print(f"flowgentic-actors {command}: {error}", file=sys.stderr)
         return 1
     except ValueError as error:

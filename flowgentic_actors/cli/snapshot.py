@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flowgentic_actors.cluster.folders import find_memory
 from flowgentic_actors.cluster.persist import snapshot
+from flowgentic_actors.config_values import user_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class SnapshotOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add_memory(parser)
-    parser.add_argument("destination", type=Path, help="folder of the copy: new, or empty")
+    parser.add_argument("destination", type=user_path, help="folder of the copy: new, or empty")
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,9 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "memory", help="a persist_path, a cluster's folder, or the name of a cluster or an orphan"
     )
-    parser.add_argument("--scratch", type=Path, help="where names are looked up (default: $TMPDIR)")
+    parser.add_argument(
+        "--scratch", type=user_path, help="where names are looked up (default: $TMPDIR)"
+    )
 
 
 def run_snapshot(options: SnapshotOptions) -> int:

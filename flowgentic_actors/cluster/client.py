@@ -69,6 +69,8 @@ class MemoryClient(Protocol):
     Where slots can move between shards, a command about one key is sent after it. What is asked of
     several shards has to be begun anew, by a newer table, when it fails with `SlotsMovedError`.
 
+    A cluster's clients have an attribute `index`, too: how the memory's items are embedded.
+
     Attributes:
         table: Which shard a key belongs to.
     """
@@ -121,6 +123,7 @@ class RemoteClient:
     ) -> None:
         self.table = description.places.table
         self.spawner = description.spawner
+        self.index = description.shared.index if description.shared is not None else None
         self._descriptor = descriptor
         self._places = description.places
         self._changes = description.changes
@@ -445,8 +448,7 @@ class RemoteClient:
 
     def end(self, reason: str) -> None:
         """Refuse all further calls, since the actors have ended; callable from any thread."""
-        if self._watch is not None:
-            self._watch.close()
+        self._stop_watching_host()
         self._take_places(msgspec.structs.replace(self._places, closing=reason))
 
     async def close(self) -> None:

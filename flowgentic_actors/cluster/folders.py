@@ -283,7 +283,8 @@ def descriptor_of(name: str, scratch: Path | None = None) -> Path:
         found = [path.parent.name for path in _found(root, f"*/{DESCRIPTOR}")]
         live = sorted(name for name in found if is_live(root / name))
         raise ClusterNotFoundError(
-            f"no live cluster is named {name!r} in {root}; there: {', '.join(live) or '-'}"
+            f"no live cluster is named {name!r} in {root}: "
+            + (f"open there: {', '.join(live)}" if live else "no cluster is open there")
         )
     return descriptor
 
@@ -301,7 +302,7 @@ def find_memory(target: str, scratch: Path | None = None) -> Path:
     """
     named = "/" not in target and not Path(target).exists()
     root = _root_path(scratch)
-    folder = root / target if named else Path(target)
+    folder = root / target if named else Path(target).expanduser()
     for path in (folder, folder / PERSIST_LINK, folder / MEMORY):
         if (path / MANIFEST).is_file():
             return path.resolve()
@@ -310,8 +311,8 @@ def find_memory(target: str, scratch: Path | None = None) -> Path:
         raise PersistError(f"{folder} {what} {MANIFEST}. Give a persist_path, or a cluster's name")
     found = {path.parts[0] for path in _found(root, f"*/*/{MANIFEST}")}
     raise PersistError(
-        f"there is no folder {target!r} here, and no cluster of that name in {root}; there: "
-        f"{', '.join(sorted(found)) or '-'}"
+        f"there is no folder {target!r} here, and no cluster of that name has a memory in {root}: "
+        + (f"there are {', '.join(sorted(found))}" if found else "no cluster is open there")
     )
 
 

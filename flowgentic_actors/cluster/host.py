@@ -193,6 +193,7 @@ class Host:
         self._let_go = False
         self._specs: list[ChildSpec] = []
         self._manifest: Manifest | None = None
+        self._found = ""  # the cluster that had the memory before
         address = str(socket_folder(self._folder) / HOST_SOCKET)
         self._server = Server(self, spec.secret, spec.name, 0, spec.max_message_bytes)
         self._address = address
@@ -213,7 +214,7 @@ class Host:
                 mailbox_bytes=spec.mailbox_bytes,
                 max_message_bytes=spec.max_message_bytes,
             ),
-            on_event=self._event,
+            on_event=self._actor_event,
             identity=spec.identity,
         )
         epochs = ProcessRecord(self._folder).epochs()
@@ -473,6 +474,8 @@ class Host:
             namespace_depth=spec.namespace_depth,
             job=spec.job,
             table=table,
+            index=spec.shared.index,
+            reindex=spec.reindex,
             on_lost=lambda: os._exit(EXIT_REPLACED),  # the actors end with their links
         )
         node_local = not spec.persist or await on_daemon_thread(
@@ -500,6 +503,7 @@ class Host:
         }
         self._specs = [self._child_spec(shard) for shard in range(shards)]
         if found is not None and found.instance != spec.instance:
+            self._found = found.name
             self._tell_reopened(manifest, found)
 
     @property
@@ -679,12 +683,18 @@ class Host:
             if self._federation is None:
                 return self._places()
             return await self._federation.places(command.version, command.wait)
+        shared = self._spec.shared
+        if self._manifest is not None:
+            shared = msgspec.structs.replace(shared, index=self._manifest.index)
         return Description(
             self._spec.spawner,
             self._places(),
             self._spec.max_message_bytes,
             changes=self._federation is not None,
             host=self._remote,
+            shared=shared,
+            found=self._found,
+            memory=self._spec.memory,
         )
 
     def _places(self) -> Places:
@@ -705,6 +715,12 @@ class Host:
             uses_dragon=spec.tier_bytes > 0,
             on_hung=lambda why: self._event("dragon_hung", "", f"{why}: actors go on without it"),
         )
+
+    def _actor_event(self, kind: str, actor: str, detail: str) -> None:
+        """Note what happened to an actor of this node."""
+        if kind and self._federation is not None:
+            detail = self._federation.located(actor, detail)
+        self._event(kind, actor, detail)
 
     def _event(self, kind: str, actor: str, detail: str) -> None:
         if self._federation is not None and actor:

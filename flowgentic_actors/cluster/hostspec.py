@@ -9,6 +9,7 @@ import msgspec
 from flowgentic_actors.cluster.folders import OrphanLimits
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.private import socket_folder
+from flowgentic_actors.cluster.shared_settings import SharedSettings
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.wire.identity import Identity
 
@@ -22,6 +23,8 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
         reason: What became of the last of them.
         hot_bytes: Bytes of values that each actor keeps in its own memory.
         shard: How much each actor keeps.
+        shared: What all programs that use the cluster have in common.
+        reindex: Whether items may be embedded in another way than before.
         tier_bytes: Size of each actor's DDict, 0 for none.
         tier_managers: Processes of each of them.
         tier_given_up: Why there are none from this host on, empty otherwise.
@@ -48,6 +51,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     segment_bytes: int
     hot_bytes: int
     shard: ShardSettings
+    shared: SharedSettings
     tier_bytes: int
     tier_managers: int
     close_timeout: float
@@ -76,6 +80,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     identity: Identity | None = None
     orphans: OrphanLimits = OrphanLimits(0.0, 0)
     owns_runtime: bool = False
+    reindex: bool = False
     restarts: int = 0
     reason: str = ""
 

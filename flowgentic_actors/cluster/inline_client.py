@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.client import NOT_PICKLED
 from flowgentic_actors.cluster.local import LocalMemory
+from flowgentic_actors.cluster.shared_settings import IndexSettings
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus, known_stats
 from flowgentic_actors.engine.commands import Command
@@ -46,7 +47,9 @@ class InlineClient:
         name: Name of the cluster, for status.
         namespace_depth: As in `MemoryConfig`.
         memory: The memory on disk, open, which this client closes; None for none.
-        timeout: Deadline of a call that waits for the disk, and of closing, seconds.
+        timeout: Deadline of a call that waits for the disk, seconds.
+        close_timeout: Deadline of closing, seconds.
+        index: How items are embedded, where there is no memory on disk.
         settings: How much the shard keeps, where there is no memory on disk.
     """
 
@@ -55,15 +58,20 @@ class InlineClient:
         name: str,
         namespace_depth: int,
         memory: LocalMemory | None = None,
+        *,
         timeout: float = 30.0,
+        close_timeout: float = 10.0,
+        index: IndexSettings | None = None,
         settings: ShardSettings = ShardSettings(),  # noqa: B008 - immutable
     ) -> None:
         self.table = even_table(1, namespace_depth)
         self.spawner = "inline"
+        self.index = memory.index if memory is not None else index
         self._name = name
         self._shard = BareShard(settings)
         self._memory = memory
         self._timeout = timeout
+        self._close_timeout = close_timeout
         self._requests = 0
         self._opened = time.time()
         self._events: list[ClusterEvent] = []
@@ -208,7 +216,9 @@ class InlineClient:
         forked, self._unusable = self._unusable == "forked", "closed"
         self._shard.close()
         if self._memory is not None and not forked:
-            orderly = await on_daemon_thread(self._timeout + _CLOSE_MARGIN, self._memory.close)
+            orderly = await on_daemon_thread(
+                self._close_timeout + _CLOSE_MARGIN, self._memory.close
+            )
             if not orderly:
                 logger.warning("the memory in %s was not closed in order", self._memory.path)
 

@@ -104,6 +104,8 @@ class HostKeeper:
             description = msgspec.msgpack.decode(answer, type=Description)
         except (FlowgenticError, OSError) as error:
             raise self._not_opened(error) from error
+        if description.shared is not None:  # what its memory remembers, hosts after it know, too
+            self._spec = msgspec.structs.replace(self._spec, shared=description.shared)
         self._thread = threading.Thread(target=self._keep, name="flowgentic:keeper", daemon=True)
         self._thread.start()
         return description

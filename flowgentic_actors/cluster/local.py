@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from flowgentic_actors.cluster.found import tell_found, tell_new
 from flowgentic_actors.cluster.persist import StoredMemory, await_free, reopening
+from flowgentic_actors.cluster.shared_settings import IndexSettings, SharedSettings
 from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.engine.commands import Command
@@ -37,6 +39,8 @@ class LocalMemory:
         """Events of the opening: kinds and details."""
         self.on_lost: Callable[[str], None] = lambda _: None
         """Told, on a thread, when another cluster took the memory away."""
+        self.index: IndexSettings | None = None
+        """How its items are embedded, known once it is open."""
         self._config = config
         self._name = name
         self._stored = StoredMemory(self.path)
@@ -63,8 +67,11 @@ class LocalMemory:
                 shards=1,
                 namespace_depth=config.namespace_depth,
                 job=job.job_id if job else "",
+                index=SharedSettings.of(config).index,
+                reindex=config.reindex,
                 on_lost=self._lose,
             )
+            self.index = manifest.index
             if found is not None:
                 for kind, detail in reopening(self.path, manifest, found):
                     event = "persist_reopened" if kind == "reopened" else kind
@@ -78,6 +85,11 @@ class LocalMemory:
             )
             if self._lost is not None:
                 raise self._lost
+            if found is None:
+                tell_new(self.path)
+            else:
+                held = self._shard.stats()
+                tell_found(self.path, found.name, held["threads"], held["items"])
         except BaseException:
             self.close()
             raise

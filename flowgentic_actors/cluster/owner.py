@@ -26,9 +26,10 @@ from flowgentic_actors.cluster.folders import (
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.keeper import HostKeeper
-from flowgentic_actors.cluster.persist import await_free
+from flowgentic_actors.cluster.persist import await_free, check_index
 from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol import Description
+from flowgentic_actors.cluster.shared_settings import SharedSettings
 from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.cluster.tiers import end_tiers, tier_bytes
 from flowgentic_actors.config import MemoryConfig
@@ -136,6 +137,7 @@ class Owner:
                 f"persist_path={path} is in {root}, where clusters keep what ends with them"
             )
         await_free(path.resolve(), deadline)
+        check_index(path.resolve(), SharedSettings.of(self._config).index, self._config.reindex)
 
     def _bring_up(self, deadline: float) -> Description:
         config, secret = self._config, new_secret()
@@ -161,6 +163,8 @@ class Owner:
             segment_bytes=config.segment_bytes,
             hot_bytes=config.hot_memory,
             shard=shard_settings(config, config.actors_per_node),
+            shared=SharedSettings.of(config),
+            reindex=config.reindex,
             tier_bytes=self._tier_bytes(),
             tier_managers=config.managers_per_node,
             close_timeout=config.close_timeout,

@@ -28,6 +28,7 @@ from typing import Final
 import msgspec
 
 from flowgentic_actors.cluster.holder import HOLDER_FILE, HOLDER_LOCK, Hold, is_held
+from flowgentic_actors.cluster.shared_settings import IndexSettings, reopened_index
 from flowgentic_actors.cluster.slots import SlotTable, even_table
 from flowgentic_actors.engine.records import (
     ItemDeleted,
@@ -76,6 +77,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         opened: When it was opened last.
         closed: When it was closed in order; None while it is open, and after an unclean end.
         table: Which shard has which slot, None while they are spread as in the beginning.
+        index: How items are embedded, None while no opener has said so.
     """
 
     format: int
@@ -89,6 +91,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     opened: float
     closed: float | None = None
     table: SlotTable | None = None
+    index: IndexSettings | None = None
 
     @property
     def subfolder(self) -> str:
@@ -159,6 +162,8 @@ class StoredMemory:
         namespace_depth: int,
         job: str = "",
         table: SlotTable | None = None,
+        index: IndexSettings | None = None,
+        reindex: bool = False,
         on_lost: Callable[[], None] = lambda: None,
     ) -> tuple[Manifest, Manifest | None]:
         """Take hold of the memory, make it when it is not there, and re-shard it when needed.
@@ -172,6 +177,8 @@ class StoredMemory:
             job: The scheduler's job, or empty.
             table: Which of these shards has which slot, where that is known from elsewhere: then
                 the files are what they shall be.
+            index: How its opener embeds items, None if it does not.
+            reindex: Whether that may differ from how they were embedded before.
             on_lost: Called on a thread when another cluster took the memory away.
 
         Returns:
@@ -186,7 +193,23 @@ class StoredMemory:
             try:
                 _make_path(self._disk, self._path)
                 self._hold.take(name, job, on_lost)
-                return self._open(name, instance, shards, namespace_depth, table)
+                found = _read_layout(self._path)
+                manifest = Manifest(
+                    format=1 if table is None else FORMAT,
+                    generation=found.generation if found else 1,
+                    shards=shards,
+                    namespace_depth=namespace_depth,
+                    name=name,
+                    instance=instance,
+                    version=_version(),
+                    created=found.created if found else time.time(),
+                    opened=time.time(),
+                    table=table,
+                    index=reopened_index(
+                        self._path, found.index if found else None, index, reindex=reindex
+                    ),
+                )
+                return self._open(found, manifest), found
             except OSError as error:
                 raise _unusable(self._path, error) from error
 
@@ -238,36 +261,17 @@ class StoredMemory:
         """Let go of what a forked child must not keep from others."""
         self._hold.forget()
 
-    def _open(
-        self,
-        name: str,
-        instance: str,
-        shards: int,
-        namespace_depth: int,
-        table: SlotTable | None,
-    ) -> tuple[Manifest, Manifest | None]:
-        found = _read_layout(self._path)
-        now = time.time()
-        manifest = Manifest(
-            format=1 if table is None else FORMAT,
-            generation=found.generation if found else 1,
-            shards=shards,
-            namespace_depth=namespace_depth,
-            name=name,
-            instance=instance,
-            version=_version(),
-            created=found.created if found else now,
-            opened=now,
-            table=table,
-        )
+    def _open(self, found: Manifest | None, manifest: Manifest) -> Manifest:
+        """Bring what was found into the layout that a new manifest says; the manifest then."""
         self._remove_generations(but=found.generation if found else None)
         if found is None:
             _make_generation(self._disk, self._path, manifest)
         else:
             self._await_actors(found.folders(self._path))
-            layout = found.shards, found.namespace_depth
+            old = found.shards, found.namespace_depth
+            layout = manifest.shards, manifest.namespace_depth
             # By a table of its own, a shard may hold what is another one's by now.
-            if table is None and (found.table is not None or layout != (shards, namespace_depth)):
+            if manifest.table is None and (found.table is not None or old != layout):
                 manifest = msgspec.structs.replace(manifest, generation=found.generation + 1)
                 self._reshard(found, manifest)
         # What is the same to the next host of one cluster needs no room on a disk that is full.
@@ -275,7 +279,7 @@ class StoredMemory:
             write_manifest(self._disk, self._path, manifest)
         self._remove_generations(but=manifest.generation)
         self._manifest = manifest
-        return manifest, found
+        return manifest
 
     def _await_actors(self, folders: list[Path]) -> None:
         """Wait until no actor of a cluster that was killed has a journal open any more."""
@@ -355,6 +359,17 @@ def await_free(path: Path, deadline: float) -> None:
             if now > until or now + (error.dead_in or 0.0) > deadline:
                 raise
         time.sleep(_POLL)
+
+
+def check_index(path: Path, index: IndexSettings | None, reindex: bool) -> None:
+    """Raise what `StoredMemory.open` would because of `index`; for who opens it in a process.
+
+    Raises:
+        PersistError: If the memory has vectors that new ones could not be compared with.
+    """
+    found = read_manifest(path)
+    if found is not None:
+        reopened_index(path, found.index, index, reindex=reindex)
 
 
 def copy_shards(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from flowgentic_actors.cluster.nodes.duties import Member, NodeName, Orders
+from flowgentic_actors.cluster.shared_settings import SharedSettings
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.wire.addresses import Address, TcpAddress
@@ -214,6 +215,9 @@ class Description(Struct, tag=1, array_like=True, frozen=True):
         max_message_bytes: Largest message they take.
         changes: Whether the places can change, so that it is worth asking again.
         host: Where other nodes reach the host, None for nowhere.
+        shared: What the opener decided for all programs, and its memory remembers.
+        found: Name of the cluster that had the memory before, empty for a new memory.
+        memory: The memory's folder.
     """
 
     spawner: str
@@ -221,6 +225,9 @@ class Description(Struct, tag=1, array_like=True, frozen=True):
     max_message_bytes: int
     changes: bool = False
     host: TcpAddress | None = None
+    shared: SharedSettings | None = None
+    found: str = ""
+    memory: str = ""
 
 
 class EndNode(Struct, array_like=True, frozen=True):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from flowgentic_actors.config import MemoryConfig
+from flowgentic_actors.config_values import size_in_bytes
+from flowgentic_actors.errors import InvalidRequestError
 from flowgentic_actors.shard.settings import ShardSettings
+
+_FASTEST: Final = 1 << 40  # bytes a second: as good as without a limit
 
 
 def shard_settings(config: MemoryConfig, shards: int) -> ShardSettings:
@@ -20,6 +26,21 @@ def shard_settings(config: MemoryConfig, shards: int) -> ShardSettings:
     if interval is None:
         return settings
     return settings.sweeping_every(60.0 * interval)
+
+
+def transfer_rate(given: float | str) -> int:
+    """Bytes a second, from a number or text such as `"64 MiB"`.
+
+    Raises:
+        InvalidRequestError: If that is no rate.
+    """
+    try:
+        rate = size_in_bytes(given)
+    except ValueError as error:
+        raise InvalidRequestError(f"max_bytes_per_second: {error}") from error
+    if float(rate) < 1:
+        raise InvalidRequestError(f"max_bytes_per_second must be at least 1, not {given}")
+    return int(min(float(rate), _FASTEST))
 
 
 def _part(total: int | None, shards: int) -> int | None:

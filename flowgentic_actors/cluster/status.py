@@ -182,7 +182,8 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
             `slots_not_taken`, `rebalanced`, `rebalance_failed`; `plan_not_written` when the host's
             disk is full.
         actor: The actor concerned, or empty.
-        detail: In words.
+        detail: In words. In a cluster of several nodes, what happens to an actor names its node,
+            and whether it leads its shard there or follows.
     """
 
     number: int

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from flowgentic_actors.config_values import Bytes, Settings
 from flowgentic_actors.environment import inside_dragon, scheduler_job
 
 GiB = 1024**3
 
-Bytes = Annotated[int, Field(ge=2**20, le=2**50)]
+Ceiling = Annotated[Bytes, Field(ge=2**20, le=2**50)]
 
 
-class DistributedMemoryConfig(BaseModel):
+class DistributedMemoryConfig(Settings):
     """The eight parameters of Flowgentic's distributed memory; unknown names are refused.
 
     The sizes are ceilings. With Dragon, room for them has to be there in `/dev/shm`: where it is
@@ -21,11 +22,10 @@ class DistributedMemoryConfig(BaseModel):
     `fallback_to_local`, the memory is in this process and that is said once.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     mode: Literal["local", "distributed", "auto"] = "auto"
     """`"local"`: in this process. `"distributed"`: in actors that Dragon starts. `"auto"`:
-    distributed inside a Dragon runtime or a job of SLURM, PBS or LSF, local elsewhere."""
+    distributed inside a Dragon runtime or a job of SLURM, PBS or LSF and with several nodes, local
+    elsewhere."""
 
     managers_per_node: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes on each node that hold values."""
@@ -34,10 +34,10 @@ class DistributedMemoryConfig(BaseModel):
     """Nodes to use, of those in the Dragon runtime or the scheduler's job; where there are fewer,
     all of them, and the events say so."""
 
-    store_total_mem: Bytes = 10 * GiB
+    store_total_mem: Ceiling = 10 * GiB
     """Ceiling of the bytes of all items of the store."""
 
-    checkpoint_total_mem: Bytes = 20 * GiB
+    checkpoint_total_mem: Ceiling = 20 * GiB
     """Ceiling of the bytes of all checkpoints."""
 
     enable_store: bool = True
@@ -52,7 +52,7 @@ class DistributedMemoryConfig(BaseModel):
     def should_use_distributed(self) -> bool:
         """Whether the memory is to be distributed, here and now."""
         if self.mode == "auto":
-            return inside_dragon() or scheduler_job() is not None
+            return self.n_nodes > 1 or inside_dragon() or scheduler_job() is not None
         return self.mode == "distributed"
 
     def cluster_settings(self) -> dict[str, Any]:

@@ -20,12 +20,17 @@ _CHECKPOINTS: Final = 20 * GiB
 class _OverCluster:
     """What both have: a cluster that they have opened and close, or that somebody else owns."""
 
-    def _open(self, cluster: MemoryCluster | None, n_nodes: int, settings: dict[str, Any]) -> None:
+    def _open(
+        self, cluster: MemoryCluster | None, sizes: dict[str, Any], settings: dict[str, Any]
+    ) -> None:
+        if cluster is not None and settings:
+            raise TypeError(
+                f"{', '.join(settings)}: give settings to the cluster when it is made, not to what "
+                "is over it"
+            )
         self._owned = cluster is None
         if cluster is None:
-            cluster = MemoryCluster(
-                **{"mode": "distributed", "n_nodes": n_nodes, **settings}
-            ).open()
+            cluster = MemoryCluster(**{"mode": "distributed", **sizes, **settings}).open()
         self._cluster = cluster
         self._uses_dragon = cluster.uses_dragon
 
@@ -62,6 +67,7 @@ class DragonDDictStore(_OverCluster, AsyncStore):
 
     Raises:
         ClusterOpenError: If the cluster cannot be opened and there is no falling back.
+        TypeError: If settings are given beside a cluster that has its own.
     """
 
     def __init__(
@@ -75,11 +81,12 @@ class DragonDDictStore(_OverCluster, AsyncStore):
         **settings: Any,
     ) -> None:
         given = {
+            "n_nodes": n_nodes,
             "managers_per_node": managers_per_node,
             "store_total_mem": total_mem,
             "fallback_to_local": fallback_to_local,
         }
-        self._open(cluster, n_nodes, {**given, **settings})
+        self._open(cluster, given, settings)
         index, ttl = self.cluster.store_settings
         super().__init__(self.cluster.client, index=index, ttl=ttl)
 
@@ -98,6 +105,7 @@ class DragonCheckpointSaver(_OverCluster, AsyncCheckpointSaver):
 
     Raises:
         ClusterOpenError: If the cluster cannot be opened and there is no falling back.
+        TypeError: If settings are given beside a cluster that has its own.
     """
 
     def __init__(
@@ -112,11 +120,12 @@ class DragonCheckpointSaver(_OverCluster, AsyncCheckpointSaver):
         **settings: Any,
     ) -> None:
         given = {
+            "n_nodes": n_nodes,
             "managers_per_node": managers_per_node,
             "checkpoint_total_mem": total_mem,
             "fallback_to_local": fallback_to_local,
         }
-        self._open(cluster, n_nodes, {**given, **settings})
+        self._open(cluster, given, settings)
         config = self.cluster.config
         super().__init__(
             self.cluster.client,

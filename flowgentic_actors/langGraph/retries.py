@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 from langgraph.errors import GraphBubbleUp
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from flowgentic_actors.config_values import Settings
 
 logger = logging.getLogger("flowgentic_actors")
 
@@ -24,10 +26,8 @@ _OF_HTTP_CLIENTS = {
 }
 
 
-class RetryConfig(BaseModel):
+class RetryConfig(Settings):
     """How a tool or node is retried; unknown names are refused. Times are seconds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_attempts: Annotated[int, Field(ge=1, le=1_000)] = 3
     """Attempts in all, the first one included."""

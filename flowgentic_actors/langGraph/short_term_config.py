@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from flowgentic_actors.config_values import Settings
 
 Strategy = Literal["trim_last", "trim_middle", "importance_based", "summarize"]
 TokenCounter = Callable[[list[BaseMessage]], int]
@@ -23,10 +25,8 @@ def _counts(counter: Any) -> Any:
     raise ValueError("must be 'approximate' or a function of a list of messages that counts tokens")
 
 
-class MemoryConfig(BaseModel):
+class MemoryConfig(Settings):
     """How much of each conversation is kept, and what goes first; unknown names are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     max_short_term_messages: Annotated[int, Field(ge=1, le=_MANY)] = 50
     """Messages of one conversation that are kept, the system messages among them. Only system

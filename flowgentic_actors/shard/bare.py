@@ -25,6 +25,7 @@ class BareShard:
         self._mutex = threading.Lock()
         self._clock = Clock()
         self._shard = settings.make_shard()
+        self._ceilings = settings.ceilings if settings.ceilings.any else None
         # What is under way. An exception may come at any instruction (a signal's handler raises):
         # whoever comes next finds it here, and completes it first.
         self._begun: Command | Record | None = None
@@ -35,6 +36,7 @@ class BareShard:
 
         Raises:
             InvalidRequestError: If it cannot be carried out as it stands.
+            MemoryFullError: If there is no room for it.
         """
         with self._mutex:
             if self._begun is not None:
@@ -47,6 +49,8 @@ class BareShard:
                 return reply
             reply, record = shard.plan(command, now_us)
             if record is not None:
+                if self._ceilings is not None:
+                    self._ceilings.check(shard, record)
                 self._begun = record
                 shard.replay(record)
                 trimmed = shard.plan_trim(record)

@@ -37,5 +37,5 @@ class Ceilings(NamedTuple):
             raise MemoryFullError(
                 f"this shard's {what} hold {used} bytes and may hold {ceiling} (its part of "
                 f"{setting}_total_mem): {growth} more do not fit. Delete what is not needed, or "
-                f"open the cluster with a larger {setting}_total_mem or more actors"
+                f"open the cluster with a larger {setting}_total_mem"
             )

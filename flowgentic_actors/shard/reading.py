@@ -82,7 +82,7 @@ class ShardReader:
                 yield Found(lsn, payload, decode_entry(payload), True)
         # As if the machine had gone down since: no order of an unsealed segment's pages is assumed.
         boot = _ANOTHER_BOOT if self._live else None
-        self._log = SegmentLog(self._view, self._folder, durable=False, boot=boot)
+        self._log = SegmentLog(self._view, self._folder, durable=False, boot=boot, cuts=False)
         for lsn, payload in self._log.recover(newest.end if newest else 0):
             yield Found(lsn, payload, decode_entry(payload), False)
 
@@ -107,5 +107,5 @@ def holds_entries(folder: Path) -> bool:
     with FolderView(folder) as view:
         if any(name.endswith(".set") for name in view.names(folder)):
             return True
-        log = SegmentLog(view, folder, durable=False, boot=_ANOTHER_BOOT)
+        log = SegmentLog(view, folder, durable=False, boot=_ANOTHER_BOOT, cuts=False)
         return next(log.recover(0), None) is not None

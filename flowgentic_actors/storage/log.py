@@ -85,6 +85,8 @@ class SegmentLog:
         durable: Whether a segment is synced before it gets its name, for callers that `sync`.
         segment_bytes: Size of a segment; a larger batch gets a segment of its own.
         boot: What tells this start of the machine from others. Default: `boot_id()`.
+        cuts: Whether what follows the last good entry is removed, and the log says so; not where
+            the files are only read.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class SegmentLog:
         durable: bool,
         segment_bytes: int = SEGMENT_BYTES,
         boot: bytes | None = None,
+        cuts: bool = True,
     ) -> None:
         self._disk = disk
         self._folder = folder
@@ -109,6 +112,7 @@ class SegmentLog:
         self._spares = itertools.count()
         self._recovered_to: int | None = None
         self._fresh = False  # nothing was allocated since `recover`
+        self._cuts = cuts
         self.on_begin: Callable[[], None] = lambda: None
         """Called by whoever appends, when it is time to `settle`."""
 
@@ -192,14 +196,13 @@ class SegmentLog:
             self.sync(self.plan_sync())
         self._recovered_to, self._fresh = end, True
 
-    @staticmethod
-    def _cut(segment: Segment, *, last: bool, rebooted: bool) -> None:
+    def _cut(self, segment: Segment, *, last: bool, rebooted: bool) -> None:
         """Decide that what follows a segment's last good entry can go, or raise."""
         if segment.sealed or not (last or rebooted):
             raise segment.damage(segment.end)
         if not rebooted:
             segment.check_torn()
-        if torn := segment.bytes_after_end():
+        if self._cuts and (torn := segment.bytes_after_end()):
             logger.warning("%s: cut %d bytes of an interrupted append", segment.path, torn)
 
     # ------------------------------------------------------------------ appending

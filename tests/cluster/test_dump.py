@@ -70,6 +70,7 @@ async def test_a_closed_memory_is_listed_and_not_changed(folder: Path, cli: Cli)
     assert (rows[1]["thread"], rows[1]["checkpoints"], rows[1]["last"]) == ("a-0", 4, last)
     assert [row["namespace"] for row in rows[4:8]] == [["a", "0"]] * 4
     (item,) = await cli.rows("dump", folder, "--namespace", "other", "--values")
+    assert "no items at or below" in await cli("dump", folder, "--namespace", "nosuch", code=1)
     assert (item["key"], item["type"], item["value"]) == ("key", "msgpack", {"v": [1, "two"]})
     listed = await cli.rows("dump", folder, "--thread", "a-0", "--values")
     assert [row["values"] for row in listed] == [{"n": n} for n in (9, 6, 3, 0)]

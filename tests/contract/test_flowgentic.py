@@ -270,6 +270,14 @@ async def test_a_client_that_is_killed_harms_nobody(memory: MemoryCluster) -> No
             await store.adelete(item.namespace, item.key)
 
 
+async def test_settings_beside_a_cluster_that_has_its_own_are_refused() -> None:
+    async with MemoryCluster(mode="local") as memory:
+        for over_it in (DragonDDictStore, DragonCheckpointSaver):
+            with pytest.raises(TypeError, match="keep_last: give settings to the cluster"):
+                over_it(cluster=memory, keep_last=3)
+            over_it(cluster=memory).close()
+
+
 async def test_a_search_costs_its_answer_and_not_the_whole() -> None:
     store = DragonDDictStore(total_mem=64 * MiB, spawner="subprocess")
     try:

@@ -60,6 +60,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("ttl", {"sweep_interval_minutes": -1}),
     ("index", ["text"]),
     ("index", {"dims": 1.5, "embed": len}),
+    ("reindex", True),  # without index
     ("managers_per_node", 0),
     ("segment_bytes", 1000),
     ("request_timeout", 0),

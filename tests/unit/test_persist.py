@@ -320,7 +320,9 @@ def test_closing_gives_a_re_sharding_up(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- reading beside an actor
 
 
-def test_a_live_journal_is_read_up_to_its_last_whole_entry_and_not_changed(tmp_path: Path) -> None:
+def test_a_live_journal_is_read_up_to_its_last_whole_entry_and_not_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     table = even_table(1, 2)
     source, copy = tmp_path / "live", tmp_path / "copy"
     copy.mkdir()
@@ -342,6 +344,7 @@ def test_a_live_journal_is_read_up_to_its_last_whole_entry_and_not_changed(tmp_p
         list(reader.entries())
     copy_shards(RealDisk(), [source], [copy], router(table), live=True)
     assert {p.name: p.read_bytes() for p in source.iterdir()} == before
+    assert not caplog.records  # nothing was cut
     segment.write_bytes(whole)
     actor.close()
     assert len(contents([copy], table)[1]) == 20

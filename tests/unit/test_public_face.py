@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,25 @@ def test_hosts_and_actors_start_without_what_only_their_openers_need(program: st
     imported = modules_after(f"import flowgentic_actors.{program}")
 
     assert not imported & {"langgraph", "langchain_core", "pydantic", "dragon", "cryptography"}
+
+
+def test_every_error_can_be_imported_from_the_package() -> None:
+    classes = {name for name, _ in inspect.getmembers(errors, inspect.isclass)}
+
+    assert classes <= set(flowgentic_actors.__all__)
+
+
+def test_the_package_is_the_command_as_well() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flowgentic_actors", "dump", "/nosuch/memory"],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "flowgentic-actors dump: /nosuch/memory is not there" in done.stderr
 
 
 def test_every_error_has_one_root_and_its_place_in_the_tree() -> None:

@@ -316,6 +316,8 @@ class NodeAgent:
 
     def _event(self, kind: str, actor: str, detail: str) -> None:
         if kind:
+            if actor:
+                detail = self._members.located(actor, detail, self._node)
             logger.info("%s %s %s", kind, actor, detail)
             if len(self._events) == _MOST_EVENTS:
                 self._events_from += 1

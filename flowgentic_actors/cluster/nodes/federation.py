@@ -542,6 +542,12 @@ class Federation:
             while self._published < coordinator.plan.version:
                 await self._news.wait()
 
+    def located(self, actor: str, detail: str) -> str:
+        """What happened to one of this node's actors, with the node and the actor's role."""
+        if self._members is None:
+            return detail
+        return self._members.located(actor, detail, self._here)
+
     def that_matter(self, ended: Mapping[str, str]) -> dict[str, str]:
         """Those of this node's actors that did not end in order and should have."""
         return self._members.that_matter(ended) if self._members is not None else dict(ended)

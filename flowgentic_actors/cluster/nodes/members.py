@@ -94,6 +94,12 @@ class NodeMembers:
         copies = {name_of(duty.shard) for duty in self._duties.values() if duty.role == "follower"}
         return {name: why for name, why in ended.items() if name not in copies}
 
+    def located(self, name: str, detail: str, node: str) -> str:
+        """What happened to an actor here, with the node's name and the actor's role."""
+        roles = [duty.role for duty in self._duties.values() if name_of(duty.shard) == name]
+        where = f"{roles[0]} on {node}" if roles else f"on {node}"
+        return f"{detail} ({where})" if detail else where
+
     def members(self) -> tuple[Member, ...]:
         """How the copies are doing."""
         children = {child.spec.name: child for child in self._supervisor.children}

@@ -1,0 +1,151 @@
+"""What `attach` may be given, and the cluster that it means."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from flowgentic_actors.cluster.folders import DESCRIPTOR, descriptor_of
+from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor, is_export, read_export
+from flowgentic_actors.cluster.holder import is_held, read_holder
+from flowgentic_actors.cluster.persist import MANIFEST, read_manifest
+from flowgentic_actors.cluster.presence import Watched, watched_file
+from flowgentic_actors.config import NAME_PATTERN, MemoryConfig
+from flowgentic_actors.config_values import unknown_settings
+from flowgentic_actors.environment import DESCRIPTOR_VARIABLE
+from flowgentic_actors.errors import ClusterNotFoundError
+
+Target: TypeAlias = ClusterHandle | str | os.PathLike[str] | None
+
+_NAME: Final = re.compile(NAME_PATTERN)
+_OWN: Final = frozenset(
+    {
+        "request_timeout",
+        "connection_pool",
+        "scratch",
+        "detect_conflicts",
+        "thread_backlog",
+        "ttl",
+        "index",
+    }
+)
+"""Settings that each program decides for itself."""
+
+
+def config_to_attach(target: object, settings: Mapping[str, Any]) -> MemoryConfig:
+    """The configuration of a program that attaches.
+
+    Args:
+        target: What it attaches to.
+        settings: What it gives of `MemoryConfig`.
+
+    Raises:
+        TypeError: If the target cannot mean a cluster, or a setting is the opener's to give.
+        pydantic.ValidationError: If a setting is impossible.
+    """
+    if not (target is None or isinstance(target, (ClusterHandle, str, os.PathLike))):
+        hint = ": give its handle" if hasattr(type(target), "handle") else ""
+        raise TypeError(
+            "attach() takes a handle, an exported handle, a cluster's name, or the path of its "
+            f"folder, descriptor file or persist_path, not {type(target).__name__}{hint}"
+        )
+    if told := unknown_settings(settings, MemoryConfig.model_fields):
+        raise TypeError(f"attach(): {told}")
+    if extra := sorted(set(settings) - _OWN):
+        raise TypeError(
+            f"attach() takes {', '.join(sorted(_OWN))}; {', '.join(extra)} was decided by the "
+            "cluster's opener"
+        )
+    return MemoryConfig(mode="distributed", **settings)
+
+
+class Found(NamedTuple):
+    """A cluster to attach to.
+
+    Attributes:
+        descriptor: How to reach it.
+        watched: How to notice its end, None where that cannot be seen.
+        handle: Its handle, None for an exported one.
+    """
+
+    descriptor: Descriptor
+    watched: Watched | None
+    handle: ClusterHandle | None
+
+
+def find_cluster(target: Target, scratch: Path | None) -> Found:
+    """The cluster that is meant. Blocks.
+
+    Args:
+        target: As `MemoryCluster.attach` takes it.
+        scratch: Where names are looked up, as in `MemoryConfig`.
+
+    Raises:
+        ClusterNotFoundError: If there is none.
+        PersistError: If it is a memory's folder, and that is damaged.
+    """
+    if isinstance(target, str) and is_export(target):
+        descriptor = read_export(target)
+        return Found(descriptor, watched_file(descriptor), None)
+    handle = _handle(target, scratch)
+    by_name = isinstance(target, str) and _is_name(target)
+    return Found(handle.read(), Watched(Path(handle.descriptor), by_name), handle)
+
+
+def _is_name(target: str) -> bool:
+    return not target or _NAME.match(target) is not None
+
+
+def _handle(target: Target, scratch: Path | None) -> ClusterHandle:
+    if isinstance(target, ClusterHandle):
+        return target
+    if target is None:
+        named = os.environ.get(DESCRIPTOR_VARIABLE)
+        if not named:
+            raise ClusterNotFoundError(
+                f"attach() was given no handle or name, and ${DESCRIPTOR_VARIABLE} is not set"
+            )
+        return _at(Path(named), scratch)
+    if not isinstance(target, str):
+        return _at(Path(target).expanduser(), scratch)
+    if _is_name(target):
+        return _named(target, scratch)
+    return _at(Path(target).expanduser(), scratch)
+
+
+def _named(name: str, scratch: Path | None) -> ClusterHandle:
+    return ClusterHandle(name, str(descriptor_of(name, scratch)))
+
+
+def _at(path: Path, scratch: Path | None) -> ClusterHandle:
+    """The cluster of a descriptor file, of the folder that has one, or of a `persist_path`."""
+    path = path.absolute()
+    if path.is_dir():
+        if (path / DESCRIPTOR).exists():
+            return ClusterHandle(path.name, str(path / DESCRIPTOR))
+        return _of_memory(path, scratch)
+    return ClusterHandle(path.parent.name, str(path))
+
+
+def _of_memory(path: Path, scratch: Path | None) -> ClusterHandle:
+    """The cluster that has the memory in a folder open."""
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise ClusterNotFoundError(
+            f"{path} is no cluster's folder: it has neither {DESCRIPTOR} nor {MANIFEST}"
+        )
+    if not is_held(path):
+        raise ClusterNotFoundError(
+            f"no cluster has the memory in {path} open: open it, with "
+            "MemoryCluster(persist_path=...)"
+        )
+    try:
+        return _named(manifest.name, scratch)
+    except ClusterNotFoundError as error:
+        raise ClusterNotFoundError(
+            f"the memory in {path} is open in {read_holder(path)}, which cannot be attached to "
+            "from here: it is in local mode, on another node, or has another scratch="
+        ) from error

@@ -1,0 +1,51 @@
+"""One line of the log about the memory that a cluster opens: whether anything was there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from flowgentic_actors.cluster.client import RemoteClient
+
+_COUNTED: Final = 1.0  # seconds in which actors tell what they hold
+_POLL: Final = 0.05
+
+logger = logging.getLogger("flowgentic_actors")
+
+
+def tell_new(path: object) -> None:
+    """Say that a memory begins."""
+    logger.info("new memory at %s", path)
+
+
+def tell_found(path: object, name: str, threads: int, items: int) -> None:
+    """Say which memory is opened again.
+
+    Args:
+        path: Its folder.
+        name: The cluster that had it before.
+        threads: Threads in it.
+        items: Store items in it.
+    """
+    logger.info(
+        "found memory of cluster %s at %s, %d threads, %d items", name, path, threads, items
+    )
+
+
+async def count_and_tell(client: RemoteClient, path: object, name: str) -> None:
+    """The same of a distributed cluster, whose actors are asked.
+
+    Args:
+        client: Reaches the cluster.
+        path: Its memory's folder.
+        name: The cluster that had it before.
+    """
+    deadline = time.monotonic() + _COUNTED
+    status = await client.status()
+    while not any(actor.journal_bytes for actor in status.actors) and time.monotonic() < deadline:
+        await asyncio.sleep(_POLL)
+        status = await client.status()
+    actors = status.actors
+    tell_found(path, name, sum(a.threads for a in actors), sum(a.items for a in actors))

@@ -1,0 +1,122 @@
+"""Values that users give as settings: sizes, paths, and the names of the settings themselves."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Collection, Iterable
+from decimal import Decimal
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationInfo,
+    model_validator,
+)
+
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?)B|B)\s*", re.IGNORECASE)
+_HOW: Final = "give a number of bytes, or text such as '512 MiB' (2**20 bytes) or '1.5 GB' (10**9)"
+
+
+def size_in_bytes(value: Any) -> Any:
+    """A size that was given as text, in bytes; all other values as they are.
+
+    Raises:
+        ValueError: If the text is no size.
+    """
+    if not isinstance(value, str) or value.strip().lstrip("+-").isdecimal():
+        return value  # for pydantic, which takes a number as text, too
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise ValueError(f"{value!r} is no size: {_HOW}")
+    number, prefix, binary = match.groups()
+    power = "KMGTP".index(prefix.upper()) + 1 if prefix else 0
+    return int(Decimal(number) * (1024 if binary else 1000) ** power)
+
+
+def user_path(value: Any) -> Any:
+    """A path with its `~` replaced by the home directory; what is no path as it is.
+
+    Raises:
+        ValueError: If the text is empty, or names the home of an unknown user.
+    """
+    if not isinstance(value, (str, Path)):
+        return value
+    if not str(value).strip():
+        raise ValueError("is empty, which would be the working directory: name a path")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{value} names the home of a user who is not known here") from error
+
+
+Bytes = Annotated[int, BeforeValidator(size_in_bytes)]
+"""A number of bytes, or text such as `"512 MiB"`."""
+
+
+def path_of_this_process(path: Path) -> Path:
+    """The path, which can be a file's name here.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{str(path)!a} is no path in this process, whose file names are in "
+            f"{sys.getfilesystemencoding()}: start it with PYTHONUTF8=1"
+        ) from error
+    return path
+
+
+UserPath = Annotated[Path, BeforeValidator(user_path), AfterValidator(path_of_this_process)]
+"""A path in which `~` is the home directory."""
+
+
+def unknown_settings(given: Iterable[object], known: Collection[str], within: str = "") -> str:
+    """Which names are no settings, and which ones may be meant; empty when all are known.
+
+    Args:
+        given: Names that were given.
+        known: All that there are.
+        within: What comes before a name when it is told.
+    """
+    told = []
+    for name in map(str, given):
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            told.append(f"{within + name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    return f"unknown setting {', '.join(told)}" if told else ""
+
+
+def known_keys(typed_dict: type) -> BeforeValidator:
+    """A validator that refuses other keys than a TypedDict's, with the one that may be meant."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        within = f"{info.field_name}."
+        if isinstance(value, dict) and (told := unknown_settings(value, keys, within)):
+            raise ValueError(f"{told}; there are {', '.join(keys)}")
+        return value
+
+    keys = list(typed_dict.__annotations__)
+    return BeforeValidator(check)
+
+
+class Settings(BaseModel):
+    """Base of what users configure: frozen, and unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names(cls, given: Any) -> Any:
+        if isinstance(given, dict) and (told := unknown_settings(given, cls.model_fields)):
+            raise ValueError(told)
+        return given
