@@ -9,6 +9,7 @@ from langgraph.cache.base import BaseCache, FullKey, Namespace, ValueT
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
+from flowgentic_actors.adapters.serializing import Named, name_unserializable
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import CacheClear, CacheEntry, CacheGet, CacheKey, CacheSet
@@ -43,11 +44,19 @@ class AsyncCache(BaseCache[ValueT], Generic[ValueT]):
 
     async def aset(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> None:
         """Cache values, each with the seconds for which it is valid, None for ever."""
-        await run(self._client, self._set(pairs))
+        try:
+            await run(self._client, self._set(pairs))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named(pairs))
+            raise
 
     def set(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> None:
         """Cache values, blocking; see `aset`."""
-        run_sync(self._client, self._set(pairs))
+        try:
+            run_sync(self._client, self._set(pairs))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named(pairs))
+            raise
 
     async def aclear(self, namespaces: Sequence[Namespace] | None = None) -> None:
         """Forget the values of some namespaces, or all of them."""
@@ -101,6 +110,10 @@ class AsyncCache(BaseCache[ValueT], Generic[ValueT]):
             yield [Ask(shard, CacheClear(doomed, table.version)) for shard in table.owners]
 
         return over_table(self._client, ask)
+
+
+def _named(pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> Named:
+    return ((f"the value to cache of {key!r}", value) for key, (value, _) in pairs.items())
 
 
 def _ttl_us(seconds: float | None) -> int:

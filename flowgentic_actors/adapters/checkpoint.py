@@ -29,6 +29,8 @@ from flowgentic_actors.adapters.parts import KIND, MARK, find, load, read_manife
 from flowgentic_actors.adapters.parts_known import RecentLists
 from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
 from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
+from flowgentic_actors.adapters.ready import Ready
+from flowgentic_actors.adapters.serializing import entries, name_unserializable
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import (
@@ -166,8 +168,13 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             ThreadConflictError: If conflicts are detected and this is one. A checkpoint of source
                 `"fork"`, or whose parent was asked for by its id, is none: that is time travel.
             BackpressureError: If too much of the thread is under way.
+            NotSerializableError: If a value cannot be serialized; it is named.
         """
-        return await run(self._client, self._put(config, checkpoint, metadata, new_versions))
+        try:
+            return await run(self._client, self._put(config, checkpoint, metadata, new_versions))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named_values(config, checkpoint, metadata))
+            raise
 
     async def aput_writes(
         self,
@@ -177,7 +184,11 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """Store a task's pending writes on a checkpoint, which may not have arrived yet."""
-        await run(self._client, self._put_writes(config, writes, task_id, task_path))
+        try:
+            await run(self._client, self._put_writes(config, writes, task_id, task_path))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named_writes(config, writes))
+            raise
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of a thread."""
@@ -272,7 +283,11 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint; see `aput`."""
-        return run_sync(self._client, self._put(config, checkpoint, metadata, new_versions))
+        try:
+            return run_sync(self._client, self._put(config, checkpoint, metadata, new_versions))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named_values(config, checkpoint, metadata))
+            raise
 
     def put_writes(
         self,
@@ -282,7 +297,11 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """Store pending writes; see `aput_writes`."""
-        run_sync(self._client, self._put_writes(config, writes, task_id, task_path))
+        try:
+            run_sync(self._client, self._put_writes(config, writes, task_id, task_path))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named_writes(config, writes))
+            raise
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete a thread; see `adelete_thread`."""
@@ -327,6 +346,15 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         """
         number = int(str(current).partition(".")[0]) if current is not None else 0
         return f"{number + 1:032}.{random.random():016}"  # noqa: S311 - told apart, not secret
+
+    # ------------------------------------------------------------------ what other savers need
+
+    def setup(self) -> Ready[None]:
+        """Do nothing: there are no tables to create. It may be awaited."""
+        return Ready(None)
+
+    async def asetup(self) -> None:
+        """Do nothing; see `setup`."""
 
     # ------------------------------------------------------------------ plans
 
@@ -602,6 +630,24 @@ def _identify(config: RunnableConfig) -> tuple[str, str, str | None]:
 def _text(value: object) -> str | None:
     """An id as plain text, whatever kind of text it is."""
     return str.__str__(value) if isinstance(value, str) else None
+
+
+def _named_values(
+    config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
+) -> Iterator[tuple[str, Any]]:
+    thread = f"thread {config['configurable'].get('thread_id')!r}: "
+    for channel, value in checkpoint["channel_values"].items():
+        yield f"{thread}the value of channel {channel!r}", value
+    yield from entries(f"{thread}metadata", get_checkpoint_metadata(config, metadata))
+    yield from entries(f"{thread}checkpoint", checkpoint)
+
+
+def _named_writes(
+    config: RunnableConfig, writes: Sequence[tuple[str, Any]]
+) -> Iterator[tuple[str, Any]]:
+    thread = f"thread {config['configurable'].get('thread_id')!r}: "
+    for channel, value in writes:
+        yield f"{thread}the value written to channel {channel!r}", value
 
 
 def _check_limit(limit: int | None) -> None:

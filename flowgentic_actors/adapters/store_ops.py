@@ -24,6 +24,7 @@ from langgraph.store.base import (
 
 from flowgentic_actors.adapters.items import item_of, search_item_of
 from flowgentic_actors.adapters.plan import Ask, Plan, over_shards, over_table
+from flowgentic_actors.adapters.serializing import entries, name_unserializable
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import (
@@ -41,6 +42,7 @@ from flowgentic_actors.errors import InvalidRequestError, VersionConflictError
 
 if TYPE_CHECKING:
     from flowgentic_actors.adapters.embedding import Embedded
+    from flowgentic_actors.engine.similarity import Metric
 
 _MOST = 2**52  # more than any shard holds; a limit and an offset of it still fit into one number
 _MINUTE_US = 60_000_000
@@ -88,7 +90,7 @@ class Operations:
             case GetOp():
                 return self._get(op)
             case SearchOp() if embedded is not None and op.query:
-                return self._rank(op, embedded.queries[op.query])
+                return self._rank(op, embedded.queries[op.query], embedded.metric)
             case SearchOp():
                 return self._search(op)
             case ListNamespacesOp():
@@ -99,7 +101,7 @@ class Operations:
         """The command of a put or delete; its value is serialized here and now.
 
         Raises:
-            InvalidRequestError: If it is impossible.
+            InvalidRequestError: If it is impossible, or its value cannot be serialized.
             InvalidNamespaceError: If its namespace is.
         """
         namespace, key = tuple(op.namespace), str(op.key)
@@ -107,7 +109,12 @@ class Operations:
             raise InvalidNamespaceError("Namespace cannot be empty.")
         if op.value is None:
             return DeleteItem(namespace, key, expected)
-        blob = self._serde.dumps_typed(dict(op.value))
+        try:
+            blob = self._serde.dumps_typed(dict(op.value))
+        except Exception as error:
+            item = f"the item {key!r} in {namespace}: value"
+            name_unserializable(error, self._serde, entries(item, op.value))
+            raise
         return PutItem(namespace, key, blob, _ttl_us(op), expected)
 
     def change(self, command: Change) -> Plan[Result]:
@@ -142,7 +149,7 @@ class Operations:
         found = yield from self._over_shards(query, _place)
         return [search_item_of(row, None, self._serde) for row in found]
 
-    def _rank(self, op: SearchOp, vector: bytes) -> Plan[Any]:
+    def _rank(self, op: SearchOp, vector: bytes, metric: Metric) -> Plan[Any]:
         limit, offset = window(op)
         query = RankItems(
             tuple(op.namespace_prefix),
@@ -152,6 +159,7 @@ class Operations:
             offset,
             refresh=bool(op.refresh_ttl),
             expired=self._expired,
+            metric=metric,
         )
         found = yield from self._over_shards(query, _rank)
         return [search_item_of(scored.row, scored.score, self._serde) for scored in found]
