@@ -26,6 +26,7 @@ from flowgentic_actors.cluster.endings import (
 from flowgentic_actors.cluster.folders import descriptor_of
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor, is_export, read_export
 from flowgentic_actors.cluster.inline_client import InlineClient
+from flowgentic_actors.cluster.keeper import one_line
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.owner import Owner
 from flowgentic_actors.cluster.protocol import Description
@@ -403,8 +404,9 @@ class MemoryCluster:
             _said.add(reason)
             logger.warning(
                 "Dragon not available - using local fallback: the memory is in this process and "
-                "ends with it. Reason: %s",
-                reason,
+                "ends with it. Reason: %s (all of it: event fallback_to_local; to fail instead: "
+                "fallback_to_local=False)",
+                one_line(reason),
             )
 
     def _attach(self) -> RemoteClient:
@@ -591,6 +593,8 @@ class MemoryCluster:
         return f"<MemoryCluster {self._config.mode} {state}>"
 
     def __reduce__(self) -> tuple[object, ...]:
+        if self._client is not None:
+            self._client.__reduce__()  # says what to do in this mode
         raise TypeError("a MemoryCluster belongs to its process: send memory.handle and attach")
 
     def _opened(self) -> _Client:

@@ -10,6 +10,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
 from flowgentic_actors.adapters.serializing import Named, name_unserializable
+from flowgentic_actors.adapters.staying import StaysHere
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import CacheClear, CacheEntry, CacheGet, CacheKey, CacheSet
@@ -18,7 +19,7 @@ _SECOND_US = 1_000_000
 _LONGEST = 2**40  # seconds: for ever, and its microseconds fit into a number of the wire
 
 
-class AsyncCache(BaseCache[ValueT], Generic[ValueT]):
+class AsyncCache(StaysHere, BaseCache[ValueT], Generic[ValueT]):
     """Caches what nodes return in a cluster's memory actors.
 
     Get it as `memory.cache`, for `builder.compile(cache=...)` and `CachePolicy`. Cached values take

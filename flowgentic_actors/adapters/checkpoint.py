@@ -31,6 +31,7 @@ from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
 from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
 from flowgentic_actors.adapters.ready import Ready
 from flowgentic_actors.adapters.serializing import entries, name_unserializable
+from flowgentic_actors.adapters.staying import StaysHere
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import (
@@ -90,7 +91,7 @@ class ThreadInfo(NamedTuple):
     bytes: int
 
 
-class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
+class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     """Stores LangGraph checkpoints in a cluster's memory actors.
 
     Get it as `memory.checkpointer`. Every method has its sync form, which may be called from any
