@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, model_validator
 from typing_extensions import TypedDict
 
 from flowgentic_actors.config_modes import (
@@ -47,6 +47,32 @@ def _embeds(embed: Any) -> Any:
     )
 
 
+def _exact_search(config: Any) -> Any:
+    plain = {"kind": "flat", "vector_type": "vector"}
+    if isinstance(config, dict) and config and config.items() <= plain.items():
+        return config  # which is to say: exact
+    raise ValueError(
+        "is refused: searches compare all vectors, as 32-bit floats, and are exact without an "
+        "approximate index. Leave it out, or set {'kind': 'flat'}"
+    )
+
+
+def _fields_alone(text_fields: list[str] | None, given: ValidationInfo) -> list[str] | None:
+    if text_fields and given.data.get("fields") not in (None, text_fields):
+        raise ValueError("is another name of 'fields', which says something else: give one of them")
+    return text_fields
+
+
+def _refused(instead: str) -> AfterValidator:
+    def refuse(_: Any) -> Any:
+        raise ValueError(f"is not a key of this index: {instead}")
+
+    return AfterValidator(refuse)
+
+
+_FULL_PRECISION = "vectors are kept as 32-bit floats, which makes scores exact. Leave it out"
+
+
 def _network(text: str) -> str:
     if "/" in text:
         ipaddress.ip_network(text, strict=False)
@@ -54,13 +80,24 @@ def _network(text: str) -> str:
 
 
 class StoreIndex(TypedDict):
-    """LangGraph's `IndexConfig`, checked."""
+    """LangGraph's `IndexConfig`, with what its `PostgresStore` and `SqliteStore` add, checked.
+
+    `distance_type` says what the score of a search is, as in `PostgresStore`: the cosine similarity
+    (`"cosine"`, the default), the Euclidean distance with a minus sign (`"l2"`), or the inner
+    product (`"inner_product"`). The largest score comes first.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     dims: Annotated[int, Field(ge=1, le=65_536, strict=True)]
     embed: Annotated[Any, AfterValidator(_embeds)]
+    distance_type: NotRequired[Literal["cosine", "l2", "inner_product"]]
     fields: NotRequired[list[str] | None]
+    text_fields: NotRequired[Annotated[list[str] | None, AfterValidator(_fields_alone)]]
+    ann_index_config: NotRequired[Annotated[Any, AfterValidator(_exact_search)]]
+    vector_type: NotRequired[Annotated[Any, _refused(_FULL_PRECISION)]]
+    quantization: NotRequired[Annotated[Any, _refused(_FULL_PRECISION)]]
+    metric: NotRequired[Annotated[Any, _refused("use distance_type")]]
 
 
 class MemoryConfig(Settings):

@@ -20,6 +20,7 @@
     │   ├── PartialFailureError       of the shards that it concerns some answered, others did not
     │   └── RejectedError             the actor refused it: nothing happened
     │       ├── InvalidRequestError   the request itself is wrong
+    │       │   └── NotSerializableError  a value cannot be serialized (a TypeError, too)
     │       ├── ConflictError         somebody else was faster
     │       │   ├── ThreadConflictError   a checkpoint does not follow its thread's latest
     │       │   └── VersionConflictError  an item has not the version that was expected
@@ -168,6 +169,10 @@ class RejectedError(RequestError):
 
 class InvalidRequestError(RejectedError, ValueError):
     """The request cannot be carried out as it stands; sending it again will not help."""
+
+
+class NotSerializableError(InvalidRequestError, TypeError):
+    """A value cannot be serialized; the text names the item or channel. Nothing happened."""
 
 
 class ConflictError(RejectedError):

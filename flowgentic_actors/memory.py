@@ -30,6 +30,7 @@ from flowgentic_actors.cluster.found import count_and_tell, tell_new
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.host_client import describe
 from flowgentic_actors.cluster.inline_client import InlineClient
+from flowgentic_actors.cluster.keeper import one_line
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.owner import Owner
 from flowgentic_actors.cluster.presence import Watched, watched_file
@@ -448,8 +449,9 @@ class MemoryCluster:
             _said.add(reason)
             logger.warning(
                 "Dragon not available - using local fallback: the memory is in this process and "
-                "ends with it. Reason: %s",
-                reason,
+                "ends with it. Reason: %s (all of it: event fallback_to_local; to fail instead: "
+                "fallback_to_local=False)",
+                one_line(reason),
             )
 
     def _attach(self) -> RemoteClient:
@@ -626,6 +628,8 @@ class MemoryCluster:
         return f"<MemoryCluster {self._config.mode} {state}>"
 
     def __reduce__(self) -> tuple[object, ...]:
+        if self._client is not None:
+            self._client.__reduce__()  # says what to do in this mode
         raise TypeError("a MemoryCluster belongs to its process: send memory.handle and attach")
 
     def _opened(self) -> _Client:

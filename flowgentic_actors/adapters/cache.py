@@ -10,6 +10,8 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.ids import text_of
 from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
+from flowgentic_actors.adapters.serializing import Named, name_unserializable
+from flowgentic_actors.adapters.staying import StaysHere
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import CacheClear, CacheEntry, CacheGet, CacheKey, CacheSet
@@ -19,7 +21,7 @@ _SECOND_US = 1_000_000
 _LONGEST = 2**40  # seconds: for ever, and its microseconds fit into a number of the wire
 
 
-class AsyncCache(BaseCache[ValueT], Generic[ValueT]):
+class AsyncCache(StaysHere, BaseCache[ValueT], Generic[ValueT]):
     """Caches what nodes return in a cluster's memory actors.
 
     Get it as `memory.cache`, for `builder.compile(cache=...)` and `CachePolicy`. Cached values take
@@ -45,11 +47,19 @@ class AsyncCache(BaseCache[ValueT], Generic[ValueT]):
 
     async def aset(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> None:
         """Cache values, each with the seconds for which it is valid, None for ever."""
-        await run(self._client, self._set(pairs))
+        try:
+            await run(self._client, self._set(pairs))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named(pairs))
+            raise
 
     def set(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> None:
         """Cache values, blocking; see `aset`."""
-        run_sync(self._client, self._set(pairs))
+        try:
+            run_sync(self._client, self._set(pairs))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named(pairs))
+            raise
 
     async def aclear(self, namespaces: Sequence[Namespace] | None = None) -> None:
         """Forget the values of some namespaces, or all of them."""
@@ -114,6 +124,10 @@ def _place(namespace: Namespace, key: object) -> CacheKey:
 
 def _labels(namespace: Namespace) -> tuple[str, ...]:
     return tuple([text_of("namespace", label) for label in namespace])
+
+
+def _named(pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> Named:
+    return ((f"the value to cache of {key!r}", value) for key, (value, _) in pairs.items())
 
 
 def _ttl_us(seconds: float | None) -> int:

@@ -37,6 +37,9 @@ from flowgentic_actors.adapters.parts import (
 from flowgentic_actors.adapters.parts_known import RecentLists
 from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
 from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
+from flowgentic_actors.adapters.ready import Ready
+from flowgentic_actors.adapters.serializing import entries, name_unserializable
+from flowgentic_actors.adapters.staying import StaysHere
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import (
@@ -104,7 +107,7 @@ class ThreadInfo(NamedTuple):
     bytes: int
 
 
-class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
+class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     """Stores LangGraph checkpoints in a cluster's memory actors.
 
     Get it as `memory.checkpointer`. Every method has its sync form, which may be called from any
@@ -183,8 +186,13 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             ThreadConflictError: If conflicts are detected and this is one. A checkpoint of source
                 `"fork"`, or whose parent was asked for by its id, is none: that is time travel.
             BackpressureError: If too much of the thread is under way.
+            NotSerializableError: If a value cannot be serialized; it is named.
         """
-        return await run(self._client, self._put(config, checkpoint, metadata, new_versions))
+        try:
+            return await run(self._client, self._put(config, checkpoint, metadata, new_versions))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named_values(config, checkpoint, metadata))
+            raise
 
     async def aput_writes(
         self,
@@ -194,7 +202,11 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """Store a task's pending writes on a checkpoint, which may not have arrived yet."""
-        await run(self._client, self._put_writes(config, writes, task_id, task_path))
+        try:
+            await run(self._client, self._put_writes(config, writes, task_id, task_path))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named_writes(config, writes))
+            raise
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of a thread."""
@@ -290,7 +302,11 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint; see `aput`."""
-        return run_sync(self._client, self._put(config, checkpoint, metadata, new_versions))
+        try:
+            return run_sync(self._client, self._put(config, checkpoint, metadata, new_versions))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named_values(config, checkpoint, metadata))
+            raise
 
     def put_writes(
         self,
@@ -300,7 +316,11 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """Store pending writes; see `aput_writes`."""
-        run_sync(self._client, self._put_writes(config, writes, task_id, task_path))
+        try:
+            run_sync(self._client, self._put_writes(config, writes, task_id, task_path))
+        except Exception as error:
+            name_unserializable(error, self.serde, _named_writes(config, writes))
+            raise
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete a thread; see `adelete_thread`."""
@@ -345,6 +365,15 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         """
         number = int(str(current).partition(".")[0]) if current is not None else 0
         return f"{number + 1:032}.{random.random():016}"  # noqa: S311 - told apart, not secret
+
+    # ------------------------------------------------------------------ what other savers need
+
+    def setup(self) -> Ready[None]:
+        """Do nothing: there are no tables to create. It may be awaited."""
+        return Ready(None)
+
+    async def asetup(self) -> None:
+        """Do nothing; see `setup`."""
 
     # ------------------------------------------------------------------ plans
 
@@ -643,6 +672,24 @@ def _mended(head: CheckpointHead) -> CheckpointHead:
     head.checkpoint_id = text_of("checkpoint['id']", head.checkpoint_id)
     head.metadata = sendable(head.metadata)
     return check(head)
+
+
+def _named_values(
+    config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
+) -> Iterator[tuple[str, Any]]:
+    thread = f"thread {config['configurable'].get('thread_id')!r}: "
+    for channel, value in checkpoint["channel_values"].items():
+        yield f"{thread}the value of channel {channel!r}", value
+    yield from entries(f"{thread}metadata", get_checkpoint_metadata(config, metadata))
+    yield from entries(f"{thread}checkpoint", checkpoint)
+
+
+def _named_writes(
+    config: RunnableConfig, writes: Sequence[tuple[str, Any]]
+) -> Iterator[tuple[str, Any]]:
+    thread = f"thread {config['configurable'].get('thread_id')!r}: "
+    for channel, value in writes:
+        yield f"{thread}the value written to channel {channel!r}", value
 
 
 def _limit(limit: int | None) -> int | None:

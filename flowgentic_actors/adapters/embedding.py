@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, cast, get_args
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
@@ -12,6 +12,7 @@ from langgraph.store.base import IndexConfig, ensure_embeddings, get_text_at_pat
 from langgraph.store.base.embed import EmbeddingsLambda
 
 from flowgentic_actors.actors.threads import run_blocking
+from flowgentic_actors.engine.similarity import Metric
 from flowgentic_actors.errors import InvalidRequestError, NotSentError
 
 Paths: TypeAlias = Sequence[tuple[str, Any]]
@@ -27,22 +28,28 @@ class Embedded(NamedTuple):
 
     documents: Mapping[str, bytes]
     queries: Mapping[str, bytes]
+    metric: Metric
 
 
 class Index:
     """What of an item is embedded, and by whom.
 
     Args:
-        config: LangGraph's `IndexConfig`.
+        config: LangGraph's `IndexConfig`, with the `distance_type` that its `PostgresStore` has.
+
+    Attributes:
+        embeddings: What embeds.
 
     Raises:
-        ValueError: If its `embed` is nothing that embeds.
+        ValueError: If its `embed` is nothing that embeds, or its `distance_type` is unknown.
     """
 
     def __init__(self, config: IndexConfig) -> None:
         self.dims: int = config["dims"]
-        self._embeddings: Embeddings = ensure_embeddings(config.get("embed"))
-        self._paths = _tokenized(config.get("fields") or [_WHOLE])
+        self._metric = _metric_of(config)
+        self.embeddings: Embeddings = ensure_embeddings(config.get("embed"))
+        fields = config.get("fields") or cast("list[str]", config.get("text_fields"))
+        self._paths = _tokenized(fields or [_WHOLE])
         self._waiting: dict[asyncio.AbstractEventLoop, _Round] = {}
 
     def texts(self, value: dict[str, Any], index: Any) -> list[tuple[str, str]]:
@@ -72,18 +79,19 @@ class Index:
         asked = {}
         for query in queries:
             async with asyncio.timeout(_TIMEOUT):
-                asked[query] = self._pack(await self._embeddings.aembed_query(query))
-        return Embedded(found, asked)
+                asked[query] = self._pack(await self.embeddings.aembed_query(query))
+        return Embedded(found, asked, self._metric)
 
     def embed(self, documents: Sequence[str], queries: Sequence[str]) -> Embedded:
         """The same, blocking; also for an embedding function that is awaited."""
-        embeddings = self._embeddings
+        embeddings = self.embeddings
         if isinstance(embeddings, EmbeddingsLambda) and not hasattr(embeddings, "func"):
             return run_blocking(lambda: self.aembed(documents, queries))
         found = {}
         for texts in _batches(documents):
             found.update(self._pack_all(texts, embeddings.embed_documents(texts)))
-        return Embedded(found, {q: self._pack(embeddings.embed_query(q)) for q in queries})
+        asked = {q: self._pack(embeddings.embed_query(q)) for q in queries}
+        return Embedded(found, asked, self._metric)
 
     async def _together(self, documents: Sequence[str]) -> Mapping[str, bytes]:
         loop = asyncio.get_running_loop()
@@ -110,7 +118,7 @@ class Index:
         for texts in _batches(documents):
             try:
                 async with asyncio.timeout(_TIMEOUT):
-                    vectors = await self._embeddings.aembed_documents(texts)
+                    vectors = await self.embeddings.aembed_documents(texts)
             except TimeoutError as error:
                 raise NotSentError(
                     f"embedding {len(texts)} texts took more than {_TIMEOUT:g} s; nothing was "
@@ -127,7 +135,13 @@ class Index:
         return {text: self._pack(vector) for text, vector in zip(texts, vectors, strict=True)}
 
     def _pack(self, vector: Any) -> bytes:
-        array = np.asarray(vector, dtype="<f4")
+        try:
+            with np.errstate(over="ignore"):  # what becomes infinite is refused with its name
+                array = np.asarray(vector, dtype="<f4")
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(
+                f"index['embed'] gave what is no vector of numbers: {error}"
+            ) from error
         if array.shape != (self.dims,):
             raise InvalidRequestError(
                 f"index['embed'] gave a vector of shape {array.shape}, and index['dims'] is "
@@ -150,6 +164,15 @@ def _looked_at(task: asyncio.Task[Any]) -> None:
     """All who waited may have been cancelled: then nobody else looks at its error."""
     if not task.cancelled():
         task.exception()
+
+
+def _metric_of(config: IndexConfig) -> Metric:
+    metric = config.get("distance_type", "cosine")
+    if metric not in get_args(Metric):
+        raise ValueError(
+            f"index['distance_type'] is one of {', '.join(get_args(Metric))}, not {metric!r}"
+        )
+    return cast("Metric", metric)
 
 
 def _tokenized(paths: Sequence[str]) -> Paths:

@@ -17,12 +17,13 @@ class VersionedItem(Item):
     """An item with its version, for `aput(expected_version=)`.
 
     Attributes:
-        version: Grows with every put, also over a deletion in between.
+        version: Grows with every put, also over a deletion in between; 0 in an item that was made
+            from another one's `dict()`, which does not have it.
     """
 
     __slots__ = ("version",)
 
-    def __init__(self, *, version: int, **fields: Any) -> None:
+    def __init__(self, *, version: int = 0, **fields: Any) -> None:
         super().__init__(**fields)
         self.version = version
 
@@ -32,7 +33,7 @@ class VersionedSearchItem(SearchItem):
 
     __slots__ = ("version",)
 
-    def __init__(self, *, version: int, **fields: Any) -> None:
+    def __init__(self, *, version: int = 0, **fields: Any) -> None:
         super().__init__(**fields)
         self.version = version
 

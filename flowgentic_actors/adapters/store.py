@@ -22,6 +22,7 @@ from langgraph.store.base import (
 )
 
 from flowgentic_actors.adapters.plan import run, run_sync
+from flowgentic_actors.adapters.ready import Ready
 from flowgentic_actors.adapters.shapes import check_namespace, check_shapes
 from flowgentic_actors.adapters.store_batch import Batch
 from flowgentic_actors.adapters.store_ops import Operations, conflict
@@ -31,6 +32,8 @@ from flowgentic_actors.engine.replies import Conflict
 from flowgentic_actors.errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    from langchain_core.embeddings import Embeddings
+
     from flowgentic_actors.adapters.embedding import Index
     from flowgentic_actors.adapters.missing_index import MissingIndex
 
@@ -45,8 +48,9 @@ class AsyncStore(BaseStore):
     missing field matches `$ne` and no ordering operator. Returned values are copies. Items that are
     found carry their `version`, which `aput(expected_version=)` compares.
 
-    With an `index`, `query` orders by the cosine similarity of the nearest of an item's vectors;
-    items without one follow, without a score. Namespace and filter decide before the order does.
+    With an `index`, `query` orders by the similarity of the nearest of an item's vectors, which is
+    the cosine unless the index has another `distance_type`; items without one follow, without a
+    score. Namespace and filter decide before the order does.
     Where the memory has no index, `query` is ignored, as in LangGraph's `InMemoryStore`. Where it
     has one and this store does not, a search with `query` is refused, and so is a put without
     `index=False`, which would leave an item that no search by similarity finds.
@@ -55,15 +59,20 @@ class AsyncStore(BaseStore):
         client: How to reach the shards.
         serde: Serializer of values. Default: LangGraph's `JsonPlusSerializer`. Filters need one
             that writes plain msgpack maps.
-        index: LangGraph's `IndexConfig`: `dims`, `embed`, `fields`.
+        index: LangGraph's `IndexConfig`: `dims`, `embed`, `fields`, and `distance_type`.
         ttl: LangGraph's `TTLConfig`: `default_ttl` (minutes), `refresh_on_read` (default True),
             `omit_expired` (default True, other than LangGraph's, since what is over is over).
 
     Raises:
         InvalidRequestError: If the memory has vectors of other `dims` than `index`.
+
+    Attributes:
+        index_config: The `index`, None without.
+        embeddings: What embeds texts, None without an index.
+        ttl_config: The `ttl`, None without.
     """
 
-    __slots__ = ("_client", "_index", "_operations", "ttl_config")
+    __slots__ = ("_client", "_index", "_operations", "embeddings", "index_config", "ttl_config")
 
     supports_ttl = True
 
@@ -76,12 +85,15 @@ class AsyncStore(BaseStore):
         ttl: TTLConfig | None = None,
     ) -> None:
         self._client = client
+        self.index_config = index
+        self.embeddings: Embeddings | None = None
         self._index: Index | MissingIndex | None = None
         stored: IndexSettings | None = getattr(client, "index", None)
         if index is not None:
             from flowgentic_actors.adapters.embedding import Index  # noqa: PLC0415 - needs numpy
 
             self._index = Index(index)
+            self.embeddings = self._index.embeddings
             if stored is not None and index["dims"] != stored.dims:
                 raise InvalidRequestError(
                     f"index= says dims {index['dims']}, and this memory has vectors of {stored}"
@@ -199,6 +211,34 @@ class AsyncStore(BaseStore):
         if type(namespace) is not tuple:
             check_namespace(namespace)
         self._run([PutOp(namespace, key, None)], expected_version)
+
+    # ------------------------------------------------------------------ what other stores need
+
+    def setup(self) -> Ready[None]:
+        """Do nothing: there are no tables to create. It may be awaited."""
+        return Ready(None)
+
+    async def asetup(self) -> None:
+        """Do nothing; see `setup`."""
+
+    def start_ttl_sweeper(
+        self,
+        sweep_interval_minutes: float | None = None,  # noqa: ARG002 - LangGraph's name
+    ) -> Ready[Ready[None]]:
+        """Do nothing: the memory sweeps by itself (`ttl["sweep_interval_minutes"]`).
+
+        Returns:
+            A future that is done. Awaiting it gives another one, as `AsyncPostgresStore` gives a
+            task.
+        """
+        return Ready(Ready(None))
+
+    def stop_ttl_sweeper(
+        self,
+        timeout: float | None = None,  # noqa: ARG002 - LangGraph's name
+    ) -> Ready[bool]:
+        """Do nothing, successfully; it may be awaited."""
+        return Ready(True)
 
     # ------------------------------------------------------------------ carrying out
 

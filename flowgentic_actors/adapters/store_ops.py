@@ -26,6 +26,7 @@ from flowgentic_actors.adapters.facets import replaced
 from flowgentic_actors.adapters.ids import text_of, whole
 from flowgentic_actors.adapters.items import item_of, search_item_of
 from flowgentic_actors.adapters.plan import Ask, Plan, over_shards, over_table
+from flowgentic_actors.adapters.serializing import entries, name_unserializable
 from flowgentic_actors.adapters.shapes import not_a_dict
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
@@ -46,6 +47,7 @@ from flowgentic_actors.errors import InvalidRequestError, VersionConflictError
 
 if TYPE_CHECKING:
     from flowgentic_actors.adapters.embedding import Embedded
+    from flowgentic_actors.engine.similarity import Metric
 
 _MOST = 2**52  # more than any shard holds; a limit and an offset of it still fit into one number
 _MINUTE_US = 60_000_000
@@ -94,7 +96,7 @@ class Operations:
             case GetOp():
                 return self._get(op)
             case SearchOp() if embedded is not None and op.query:
-                return self._rank(op, embedded.queries[op.query])
+                return self._rank(op, embedded.queries[op.query], embedded.metric)
             case SearchOp():
                 return self._search(op)
             case ListNamespacesOp():
@@ -105,7 +107,7 @@ class Operations:
         """The command of a put or delete; its value is serialized here and now.
 
         Raises:
-            InvalidRequestError: If it is impossible.
+            InvalidRequestError: If it is impossible, or its value cannot be serialized.
             InvalidNamespaceError: If its namespace is.
         """
         namespace, key = place_of(op)
@@ -119,7 +121,12 @@ class Operations:
             value = {**op.value}  # other than dict(), this takes no list of pairs
         except TypeError as error:
             raise not_a_dict(op) from error
-        blob = self._serde.dumps_typed(value)
+        try:
+            blob = self._serde.dumps_typed(value)
+        except Exception as error:
+            item = f"the item {key!r} in {namespace}: value"
+            name_unserializable(error, self._serde, entries(item, value))
+            raise
         return PutItem(namespace, key, blob, _ttl_us(op), expected)
 
     def change(self, command: Change) -> Plan[Result]:
@@ -152,7 +159,7 @@ class Operations:
         found = yield from self._over_shards(query, _place)
         return [search_item_of(row, None, self._serde) for row in found]
 
-    def _rank(self, op: SearchOp, vector: bytes) -> Plan[Any]:
+    def _rank(self, op: SearchOp, vector: bytes, metric: Metric) -> Plan[Any]:
         unranked = _search_of(op, self._expired)
         query = RankItems(
             unranked.prefix,
@@ -162,6 +169,7 @@ class Operations:
             unranked.offset,
             refresh=unranked.refresh,
             expired=self._expired,
+            metric=metric,
         )
         found = yield from self._over_shards(query, _rank)
         return [search_item_of(scored.row, scored.score, self._serde) for scored in found]

@@ -58,7 +58,11 @@ _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 _decode = _replies.decode
 
 
-NOT_PICKLED = "a live connection to the memory: send memory.handle and attach instead"
+NOT_PICKLED = (
+    "a live connection to the memory, and what holds one (a saver, store, cache, graph), cannot be "
+    "pickled or deep-copied: within this process use the object itself; for another one send "
+    "memory.handle and attach there, with MemoryCluster.attach(handle)"
+)
 """Why a client does not travel."""
 _MOVING = 0.05  # a newer table is waited for so long: a move may be given up, too
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 
 from flowgentic_actors.actors.threads import on_daemon_thread
-from flowgentic_actors.cluster.client import NOT_PICKLED
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.shared_settings import IndexSettings
 from flowgentic_actors.cluster.slots import even_table
@@ -29,6 +28,11 @@ from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.group import Blocking, Promise
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
+_NOT_PICKLED = (
+    "a local cluster's memory is in this process alone: what holds it (a saver, store, cache, or "
+    "graph) cannot be pickled or deep-copied. Within this process use the object itself; to reach "
+    "the memory from another one open it with mode='distributed', send memory.handle and attach"
+)
 _CLOSE_MARGIN = 30.0  # the parts of closing have deadlines of their own
 
 logger = logging.getLogger(__name__)
@@ -85,7 +89,7 @@ class InlineClient:
             memory.on_lost = lambda reason: self.event("memory_lost", reason)
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError(NOT_PICKLED)
+        raise TypeError(_NOT_PICKLED)
 
     async def ask(self, shard: int, command: Command) -> Reply:
         """Have the shard carry out a command; see `MemoryClient.ask`."""

@@ -455,3 +455,9 @@ class HostKeeper:
             if descriptor >= 0:
                 os.close(descriptor)
         self._wake_read = self._wake_write = -1
+
+
+def one_line(reason: str) -> str:
+    """An error's text without the log that follows it: its first line, and the log's last."""
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    return " ".join(dict.fromkeys([lines[0], lines[-1]])) if lines else ""

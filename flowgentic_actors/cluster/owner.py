@@ -39,6 +39,7 @@ from flowgentic_actors.errors import (
     PersistError,
 )
 from flowgentic_actors.storage.lock import FileLock
+from flowgentic_actors.storage.shm import check_runtime_shm
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -218,6 +219,8 @@ class Owner:
     def _tier_bytes(self) -> int:
         if self._spawner != "dragon":
             return 0
+        if not inside_dragon():
+            check_runtime_shm()
         config = self._config
         ceilings = (config.store_total_mem or 0) + (config.checkpoint_total_mem or 0)
         expected = config.n_nodes or max(1, len(job_hosts()))

@@ -28,6 +28,7 @@ from flowgentic_actors.engine.model import (
     Vector,
     Write,
 )
+from flowgentic_actors.engine.similarity import Metric
 
 
 class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True, gc=False):
@@ -187,11 +188,12 @@ class SearchItems(Struct, tag=9, array_like=True, frozen=True, gc=False):
 class RankItems(Struct, tag=16, array_like=True, frozen=True, gc=False):
     """Find items like `SearchItems`, the most similar to a vector first.
 
-    An item's score is the cosine similarity of the nearest of its vectors. Those that have none of
-    the size follow, without a score, ordered by namespace, then key.
+    An item's score is that of the nearest of its vectors. Those that have none of the size follow,
+    without a score, ordered by namespace, then key.
 
     Attributes:
         vector: What to compare with: 32-bit floats, little-endian.
+        metric: What a score is.
     """
 
     prefix: Namespace
@@ -203,6 +205,7 @@ class RankItems(Struct, tag=16, array_like=True, frozen=True, gc=False):
     refresh: bool = False
     expired: bool = False
     table: int = 0
+    metric: Metric = "cosine"
 
 
 class Match(Struct, array_like=True, frozen=True, gc=False):

@@ -28,8 +28,7 @@ from flowgentic_actors.engine.replies import (
     ScoredRow,
 )
 from flowgentic_actors.engine.values import Values
-from flowgentic_actors.engine.vectors import FLOAT
-from flowgentic_actors.errors import InvalidRequestError
+from flowgentic_actors.engine.vectors import check_vector
 
 MAX_PAGE = 4096
 """Most items in one page, however small they are."""
@@ -98,8 +97,7 @@ class ItemQueries:
 
     def _rank(self, query: RankItems, now_us: int) -> RankPage:
         """One page of the same, most similar first."""
-        if len(query.vector) % FLOAT:
-            raise InvalidRequestError("the vector to search for is not made of 32-bit floats")
+        check_vector(query.vector, "the vector to search for")
         start = query.after or RankPosition(0)
 
         def candidates() -> Iterator[_Candidate]:
@@ -127,7 +125,7 @@ class ItemQueries:
     def _ranked(self, query: RankItems) -> Iterator[tuple[float, ItemPlace]]:
         every = not query.prefix and self._items.shown is None
         namespaces = None if every else self._items.namespaces(query.prefix)
-        return self._items.vectors.ranked(query.vector, namespaces)
+        return self._items.vectors.ranked(query.vector, query.metric, namespaces)
 
     def _row(self, place: ItemPlace, item: StoredItem) -> ItemRow:
         return ItemRow(*place, self._values.blob(item), item.created_us, item.updated_us)

@@ -1,25 +1,29 @@
 """The vectors of items: exact similarity, by one product with a matrix.
 
-Vectors of one size are the rows of one matrix, normalised, so a product with a query's vector is
-the cosine similarity of all. Measured, that is fast enough for any shard that fits into memory: see
+Vectors of one size are the rows of one matrix, each scaled by a power of two. Its product with a
+query's vector tells which rows can be the best, for every metric; only their scores are computed
+exactly. Measured, that is fast enough for any shard that fits into memory: see
 docs/explanation/search.md.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from flowgentic_actors.engine.expiry import ItemPlace
 from flowgentic_actors.engine.model import Vector
+from flowgentic_actors.engine.similarity import Metric, Query, scaled
 from flowgentic_actors.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Floats = NDArray[np.float32]
+    from flowgentic_actors.engine.similarity import Doubles, Exponents, Floats
+
     Indices = NDArray[np.int64]
 
 FLOAT: Final = 4
@@ -37,17 +41,22 @@ def check_vectors(vectors: Iterable[Vector]) -> None:
     Raises:
         InvalidRequestError: If one is not made of 32-bit floats, or is not finite.
     """
+    for vector in vectors:
+        check_vector(vector.data, f"the vector of {vector.path!r}")
+
+
+def check_vector(data: bytes, name: str) -> None:
+    """Make sure that a vector can be compared with others.
+
+    Raises:
+        InvalidRequestError: If it is not made of 32-bit floats, or is not finite.
+    """
     import numpy as np  # noqa: PLC0415 - only where there are vectors
 
-    for vector in vectors:
-        if not vector.data or len(vector.data) % FLOAT:
-            raise InvalidRequestError(
-                f"the vector of {vector.path!r} has {len(vector.data)} bytes: not 32-bit floats"
-            )
-        if not np.isfinite(np.frombuffer(vector.data, "<f4")).all():
-            raise InvalidRequestError(
-                f"the vector of {vector.path!r} has a component that is infinite or no number"
-            )
+    if not data or len(data) % FLOAT:
+        raise InvalidRequestError(f"{name} has {len(data)} bytes: not 32-bit floats")
+    if not np.isfinite(np.frombuffer(data, "<f4")).all():
+        raise InvalidRequestError(f"{name} has a component that is infinite or no number")
 
 
 class Vectors:
@@ -102,19 +111,20 @@ class Vectors:
         return matrix is not None and matrix.rows_of(place) > 0
 
     def ranked(
-        self, vector: bytes, namespaces: Iterable[tuple[str, ...]] | None
+        self, vector: bytes, metric: Metric, namespaces: Iterable[tuple[str, ...]] | None
     ) -> Iterator[tuple[float, ItemPlace]]:
         """The items that have a vector of the same size, most similar first.
 
         Args:
-            vector: What to compare with.
+            vector: What to compare with, finite.
+            metric: What a score is.
             namespaces: Where to look; None for everywhere.
 
         Yields:
             (score, place) of each, ordered by score, then place.
         """
         matrix = self._matrices.get(len(vector))
-        return iter(()) if matrix is None else matrix.ranked(vector, namespaces)
+        return iter(()) if matrix is None else matrix.ranked(Query(vector, metric), namespaces)
 
 
 class _Group:
@@ -134,6 +144,8 @@ class _Matrix:
         import numpy as np  # noqa: PLC0415 - only where there are vectors
 
         self._rows: Floats = np.zeros((_SMALLEST, dims), np.float32)
+        self._norms: Doubles = np.zeros(_SMALLEST)  # of each row
+        self._exponents: Exponents = np.zeros(_SMALLEST, np.int32)  # by which it is scaled
         self._numbers: NDArray[np.int32] = np.zeros(_SMALLEST, np.int32)  # of each row's group
         self._places: list[ItemPlace | None] = []  # of each row
         self._free: list[int] = []
@@ -150,15 +162,11 @@ class _Matrix:
         return 0 if group is None else len(group.keys.get(place[1], ()))
 
     def add(self, place: ItemPlace, data: bytes) -> None:
-        import numpy as np  # noqa: PLC0415
+        self._keep(place, *scaled(data))
 
-        vector = np.frombuffer(data, "<f4").astype(np.float64)
-        norm = np.linalg.norm(vector)
-        self._keep(place, vector / norm if norm else 0.0)
-
-    def _keep(self, place: ItemPlace, values: Any) -> None:
+    def _keep(self, place: ItemPlace, values: Any, norm: float, exponent: int) -> None:
         row = self._free.pop() if self._free else self._new_row()
-        self._rows[row] = values
+        self._rows[row], self._norms[row], self._exponents[row] = values, norm, exponent
         self._places[row] = place
         group = self._groups.get(place[0])
         if group is None:
@@ -172,9 +180,10 @@ class _Matrix:
     def restored(self, is_stored: Callable[[ItemPlace], bool]) -> _Matrix:
         """Another one with the rows of the items that are stored."""
         other = _Matrix(int(self._rows.shape[1]))
-        for values, place in zip(self._rows, self._places, strict=False):  # the last may have none
+        for row, place in enumerate(self._places):
             if place is not None and is_stored(place):
-                other._keep(place, values)
+                norm, exponent = float(self._norms[row]), int(self._exponents[row])
+                other._keep(place, self._rows[row], norm, exponent)
         return other
 
     def _new_row(self) -> int:
@@ -184,6 +193,8 @@ class _Matrix:
         self._places.append(None)
         if row == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+            self._norms = np.concatenate([self._norms, np.zeros_like(self._norms)])
+            self._exponents = np.concatenate([self._exponents, np.zeros_like(self._exponents)])
             self._numbers = np.concatenate([self._numbers, np.zeros_like(self._numbers)])
         return row
 
@@ -203,17 +214,21 @@ class _Matrix:
         self._free += rows
 
     def ranked(
-        self, vector: bytes, namespaces: Iterable[tuple[str, ...]] | None
+        self, query: Query, namespaces: Iterable[tuple[str, ...]] | None
     ) -> Iterator[tuple[float, ItemPlace]]:
-        rows = self._rows_of(namespaces)
-        return self._in_order(rows, self._scores(vector, rows))
+        seen: set[ItemPlace] = set()
+        for score, place in self._in_order(self._rows_of(namespaces), query):
+            if not self._several or place not in seen:
+                if self._several:
+                    seen.add(place)
+                yield score, place
 
     def _rows_of(self, namespaces: Iterable[tuple[str, ...]] | None) -> Indices:
         import numpy as np  # noqa: PLC0415
 
         used = len(self._places)
         if namespaces is None:
-            return np.arange(used, dtype=np.int64)
+            return np.flatnonzero(self._numbers[:used])  # free rows are nobody's
         groups = [group for ns in namespaces if (group := self._groups.get(ns)) is not None]
         if sum(len(group.keys) for group in groups) * _FEW < used:
             keys = chain.from_iterable(group.keys.values() for group in groups)
@@ -222,41 +237,44 @@ class _Matrix:
         wanted[[group.number for group in groups]] = True
         return np.flatnonzero(wanted[self._numbers[:used]])
 
-    def _scores(self, vector: bytes, rows: Indices) -> Floats:
-        import numpy as np  # noqa: PLC0415
-
-        query = np.frombuffer(vector, "<f4").astype(np.float64)
-        norm = np.linalg.norm(query)
-        unit = (query / norm if norm else query).astype(np.float32)
+    def _products(self, query: Query, rows: Indices) -> Floats:
         used = len(self._places)
         if len(rows) * _SPARSE < used:
-            return self._rows[rows] @ unit
-        scores: Floats = (self._rows[:used] @ unit)[rows]
-        return scores
+            return self._rows[rows] @ query.unit
+        products: Floats = (self._rows[:used] @ query.unit)[rows]
+        return products
 
-    def _in_order(self, rows: Indices, scores: Floats) -> Iterator[tuple[float, ItemPlace]]:
+    def _in_order(self, rows: Indices, query: Query) -> Iterator[tuple[float, ItemPlace]]:
         """Sort as much as is asked for: first the best few, then ever more."""
         import numpy as np  # noqa: PLC0415
 
-        seen: set[ItemPlace] = set()
+        low, high = query.bounds(
+            self._products(query, rows), self._norms[rows], self._exponents[rows]
+        )
+        found: list[tuple[float, ItemPlace]] = []  # the negative of each score: the best first
         wanted = _FIRST_RANKS
         while len(rows):
             if wanted < len(rows):
-                # All that are as good as the last wanted one: ties stay together.
-                least = np.partition(scores, len(scores) - wanted)[len(scores) - wanted]
-                chosen = scores >= least
+                # So many have this score or a better one; rows that cannot reach it come later.
+                least = float(np.partition(low, len(low) - wanted)[len(low) - wanted])
+                chosen = high >= least
             else:
-                chosen = np.ones(len(rows), bool)
-            best = [
-                (-float(score), place)
-                for score, row in zip(scores[chosen], rows[chosen], strict=True)
+                least, chosen = -np.inf, np.ones(len(rows), bool)
+            exact = rows[chosen]
+            scores = query.scores(self._rows[exact], self._exponents[exact])
+            found += [
+                (-score, place)
+                for score, row in zip(scores.tolist(), exact.tolist(), strict=True)
                 if (place := self._places[row]) is not None
             ]
-            best.sort()
-            for negative, place in best:
-                if not self._several or place not in seen:
-                    if self._several:
-                        seen.add(place)
-                    yield -negative, place
-            rows, scores = rows[~chosen], scores[~chosen]
+            found.sort()
+            ready = bisect_right(found, -least, key=_negative_score)
+            for negative, place in found[:ready]:
+                yield 0.0 - negative, place
+            del found[:ready]
+            rows, low, high = rows[~chosen], low[~chosen], high[~chosen]
             wanted *= 8
+
+
+def _negative_score(found: tuple[float, ItemPlace]) -> float:
+    return found[0]

@@ -13,7 +13,7 @@ from langchain_core.embeddings import Embeddings
 from langgraph.store.base import PutOp, SearchOp
 from pydantic import ValidationError
 
-from flowgentic_actors import MemoryCluster
+from flowgentic_actors import AsyncStore, MemoryCluster
 from flowgentic_actors.engine import item_queries
 from flowgentic_actors.errors import InvalidRequestError
 from tests.conftest import settings_of
@@ -287,3 +287,86 @@ async def test_namespaces_of_others_are_not_seen(store: StoreFace) -> None:
     await store.put((label, "mine"), "key", {"text": "tea"})
     assert await store.search((label, "yours"), query="tea") == []
     assert await store.search((label[:-1],), query="tea") == []
+
+
+def the(store_index: dict[str, Any]) -> dict[str, Any]:
+    return {"dims": 4, "embed": Embedder().vectors, "fields": ["text"], **store_index}
+
+
+SCORES = {
+    "cosine": [("tea", 1.0), ("much", 1.0), ("both", math.sqrt(0.5)), ("rain", 0.0)],
+    "l2": [("tea", 0.0), ("both", -1.0), ("rain", -math.sqrt(2)), ("much", -2.0)],
+    "inner_product": [("much", 3.0), ("both", 1.0), ("tea", 1.0), ("rain", 0.0)],
+}
+"""Keys and scores of a search for tea, by `distance_type`, as PostgresStore gives them."""
+
+
+@pytest.mark.parametrize("search_mode", ["inline", "inline-journal", "several-actors"])
+async def test_scores_are_those_of_the_distance_type(search_mode: str, face: str) -> None:
+    settings = {**settings_of(search_mode), "namespace_depth": 2}
+    texts = {"tea": "tea", "much": "tea tea tea", "both": "tea rain", "rain": "rain"}
+    async with MemoryCluster(**settings, index=the({"distance_type": "l2"})) as memory:
+        for metric, expected in SCORES.items():
+            faced = AsyncStore(memory.client, index=the({"distance_type": metric}))  # type: ignore[arg-type]
+            store = StoreFace(faced, blocking=face == "sync")
+            for key, text in texts.items():
+                await store.put(("a", key), key, {"text": text})
+            found = [(item.key, item.score) for item in await store.search(("a",), query="tea")]
+            order = sorted(expected, key=lambda pair: (-pair[1], pair[0]))
+            assert found == order
+        by_default = await memory.store.asearch(("a",), query="tea")
+        assert [item.score for item in by_default] == [score for _, score in SCORES["l2"]]
+
+
+async def test_a_reopened_memory_is_searched_by_its_new_distance_type(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    async with MemoryCluster(mode="local", persist_path=path, index=the({})) as memory:
+        await memory.store.aput(("a",), "much", {"text": "tea tea tea"})
+    for metric, score in (("inner_product", 3.0), ("l2", -2.0), ("cosine", 1.0)):
+        index = the({"distance_type": metric})
+        async with MemoryCluster(mode="local", persist_path=path, index=index) as memory:
+            assert [i.score for i in await memory.store.asearch((), query="tea")] == [score]
+
+
+@pytest.mark.parametrize("component", [math.nan, math.inf, 1e39, None])
+async def test_a_query_vector_that_is_not_finite_is_refused(component: Any, face: str) -> None:
+    def embed(texts: Sequence[str]) -> list[list[Any]]:
+        return [[component if "wrong" in text else 1.0, 0.0] for text in texts]
+
+    async with MemoryCluster(mode="local", index={"dims": 2, "embed": embed}) as memory:
+        store = StoreFace(memory.store, blocking=face == "sync")
+        await store.put(("a",), "key", {"text": "right"})
+        with pytest.raises(InvalidRequestError, match="vector"):
+            await store.search(("a",), query="wrong")
+        with pytest.raises(InvalidRequestError, match="vector"):
+            await store.put(("a",), "other", {"text": "wrong"})
+        assert await store.keys(("a",), query="right") == ["key"]
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"distance_type": "hamming"}, "'cosine', 'l2' or 'inner_product'"),
+        ({"ann_index_config": {"kind": "hnsw"}}, "exact without an approximate index"),
+        ({"ann_index_config": {"vector_type": "halfvec"}}, "32-bit floats"),
+        ({"quantization": "int8"}, "32-bit floats"),
+        ({"vector_type": "halfvec"}, "32-bit floats"),
+        ({"metric": "l2"}, "use distance_type"),
+        ({"fields": ["a"], "text_fields": ["b"]}, "another name of 'fields'"),
+    ],
+)
+def test_keys_of_other_stores_are_refused_with_what_to_use(
+    index: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=f"index.{list(index)[-1]}") as refused:
+        MemoryCluster(index={"dims": 3, "embed": len, **index})
+    assert message in str(refused.value)
+
+
+async def test_keys_of_other_stores_that_mean_the_same_are_taken() -> None:
+    index = {"ann_index_config": {"kind": "flat", "vector_type": "vector"}, "fields": None}
+    given = {"dims": 4, "embed": Embedder().vectors, "text_fields": ["text"], **index}
+    async with MemoryCluster(mode="local", index=given) as memory:
+        await memory.store.aput(("a",), "key", {"text": "tea", "other": "rain"})
+        assert [i.score for i in await memory.store.asearch((), query="tea")] == [1.0]
+        assert memory.store.index_config == given

@@ -328,6 +328,15 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
     ({"list": [2, 1]}, ""),
     ({"nowhere": {"$gt": 1}}, ""),
     ({}, "abcdef"),
+    ({"n": {"$in": [1, "2", 5]}}, "ae"),
+    ({"n": {"$nin": [1, 2]}}, "cdef"),
+    ({"list": {"$in": [2, 9]}}, "f"),
+    ({"n": {"$exists": False}}, "d"),
+    ({"n": {"$exists": True}, "kind": {"$exists": False}}, "cef"),
+    ({"$or": [{"kind": "x", "n": 1}, {"deep": {"b": 2}}]}, "ad"),
+    ({"$and": [{"kind": "x"}, {"$not": {"n": 1}}]}, "b"),
+    ({"n": {"$not": {"$gt": 1}}}, "adef"),
+    ({"deep": {"$or": [{"b": 2}, {"c": 3}]}}, "d"),
 ]
 """Filters, and the keys of the items that they match."""
 
@@ -364,6 +373,9 @@ async def test_a_filter_that_cannot_be_decided_is_refused(store: StoreFace, root
 
     wrong: tuple[dict[str, Any], ...] = (
         {"a": {"$regex": "x"}},
+        {"$where": "x"},
+        {"$or": [{"a": {"$not": {"$regex": "x"}}}]},
+        {"a": {"$in": 5}},
         {"a": {"b": {"$gt ": 1}}},
         {"a": object()},
         {"a": 2**70},

@@ -849,6 +849,41 @@ def test_limit_and_offset_count_what_is_listed(tree: Shard) -> None:
         ({"a": [{"b": 1, "c": 2}]}, {"a": [{"b": 1}]}, True),
         ({"a": "xy"}, {"a": ["x", "y"]}, False),
         ({"a": [1, 2]}, {"a": 1}, False),
+        # $in and $nin, of the value or of what is in it
+        ({"a": 2}, {"a": {"$in": [1, 2.0]}}, True),
+        ({"a": 3}, {"a": {"$in": [1, 2]}}, False),
+        ({"a": 3}, {"a": {"$in": []}}, False),
+        ({"a": True}, {"a": {"$in": [1]}}, False),
+        ({"a": ["x", "y"]}, {"a": {"$in": ["y", "z"]}}, True),
+        ({"a": ["x", "y"]}, {"a": {"$in": [["x", "y"]]}}, True),
+        ({"a": ["x", "y"]}, {"a": {"$nin": ["z"]}}, True),
+        ({"a": ["x", "y"]}, {"a": {"$nin": ["y"]}}, False),
+        ({"a": 3}, {"a": {"$nin": [1, 2], "$gt": 2}}, True),
+        ({}, {"a": {"$nin": [1]}}, True),
+        ({}, {"a": {"$in": [1, None]}}, True),
+        # $exists
+        ({"a": None}, {"a": {"$exists": True}}, True),
+        ({}, {"a": {"$exists": True}}, False),
+        ({}, {"a": {"$exists": False}}, True),
+        ({"a": {"b": None}}, {"a": {"b": {"$exists": True}}}, True),
+        ({"a": {}}, {"a": {"b": {"$exists": False}}}, True),
+        ({"a": 1}, {"a": {"b": {"$exists": False}}}, False),  # no map, as any nested condition
+        # $and, $or and $not, of the whole value and of a field
+        ({"a": 1, "b": 2}, {"$or": [{"a": 2}, {"b": 2}]}, True),
+        ({"a": 1, "b": 2}, {"$or": [{"a": 2}, {"b": 1}]}, False),
+        ({"a": 1, "b": 2}, {"$and": [{"a": 1}, {"b": {"$gt": 1}}], "b": {"$lt": 3}}, True),
+        ({"a": 1, "b": 2}, {"$and": [{"a": 1}, {"b": {"$gt": 2}}]}, False),
+        ({"a": 1, "b": 2}, {"$not": {"a": 1, "b": 2}}, False),
+        ({"a": 1, "b": 3}, {"$not": {"a": 1, "b": 2}}, True),
+        ({"a": 1}, {"$not": {"$or": [{"a": 2}, {"$and": [{"a": 3}]}]}}, True),
+        ({"a": 5}, {"a": {"$not": {"$gt": 5}}}, True),
+        ({"a": 6}, {"a": {"$not": {"$gt": 5}}}, False),
+        ({}, {"a": {"$not": {"$gt": 5}}}, True),
+        ({"a": "x"}, {"a": {"$not": {"$gt": 5}}}, True),
+        ({"a": 7}, {"a": {"$or": [{"$lt": 2}, {"$and": [{"$gt": 5}, {"$ne": 6}]}]}}, True),
+        ({"a": 6}, {"a": {"$or": [{"$lt": 2}, {"$and": [{"$gt": 5}, {"$ne": 6}]}]}}, False),
+        ({"a": {"b": 1}}, {"a": {"$or": [{"b": 2}, {"b": {"$in": [1]}}]}}, True),
+        ({"a": [{"b": 1}, 5]}, {"a": [{"$not": {"b": 2}}, {"$in": [5]}]}, True),
     ],
 )
 def test_filters_match_as_documented(
@@ -860,11 +895,58 @@ def test_filters_match_as_documented(
 
 @pytest.mark.parametrize(
     "filter_",
-    [{"a": {"$regex": "x"}}, {"a": {"b": {"$regex": "x"}}}, {"a": [{"$regex": "x"}]}],
+    [
+        {"a": {"$regex": "x"}},
+        {"a": {"b": {"$regex": "x"}}},
+        {"a": [{"$regex": "x"}]},
+        {"$regex": "x"},
+        {"$or": [{"a": 1}, {"$regex": "x"}]},
+        {"$and": [{"a": {"$not": {"$regex": "x"}}}]},
+        {"a": {"$or": [{"$gt": 1}, {"b": {"$regex": "x"}}]}},
+    ],
 )
 def test_an_unknown_operator_is_refused_and_named(shard: Shard, filter_: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match=r"'\$regex'; known: \$eq, \$gt, \$gte, \$lt"):
         search(shard, (), filter_)
+
+
+@pytest.mark.parametrize(
+    ("filter_", "message"),
+    [
+        ({"$and": []}, r"\$and takes a list of conditions, at least one"),
+        ({"$or": {"a": 1}}, r"\$or takes a list of conditions"),
+        ({"$or": [1]}, r"\$or takes a list of conditions"),
+        ({"a": {"$and": [1]}}, r"\$and takes a list of conditions"),
+        ({"$not": 1}, r"\$not takes a condition"),
+        ({"a": {"$not": {}}}, r"\$not takes a condition"),
+        ({"a": {"$in": 1}}, r"\$in takes a list of values"),
+        ({"a": {"$nin": "abc"}}, r"\$nin takes a list of values"),
+        ({"a": {"$in": [{"$gt": 1}]}}, r"\$in takes a list of values, and no conditions"),
+        ({"a": {"$exists": 1}}, r"\$exists takes True or False"),
+        ({"$gt": 1}, r"\$gt compares one field: \{'field': \{'\$gt': \.\.\.\}\}"),
+        ({"$or": [{"$eq": 1}]}, r"\$eq compares one field"),
+    ],
+)
+def test_an_operator_with_an_operand_that_it_cannot_take_is_refused(
+    shard: Shard, filter_: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=f"filter operator {message}"):
+        search(shard, (), filter_)
+
+
+@pytest.mark.parametrize("name", ["$not", "$and", "a"])
+@pytest.mark.parametrize("depth", [100, 101, 400])
+def test_deep_filters_are_decided_rightly_or_refused(shard: Shard, name: str, depth: int) -> None:
+    put_item(shard, ("n",), "k", {"x": 1})
+    filter_: Any = {"x": {"$eq": 1}}
+    for _ in range(depth - 1):
+        filter_ = {name: [filter_] if name == "$and" else filter_}
+    if depth > 100:
+        with pytest.raises(InvalidRequestError, match="too deeply"):
+            search(shard, (), filter_)
+        return
+    expected = {"a": "", "$and": "k", "$not": ""}[name]  # 99 negations
+    assert keys(search(shard, (), filter_)) == expected
 
 
 @pytest.mark.parametrize(

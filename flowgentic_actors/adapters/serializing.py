@@ -1,0 +1,42 @@
+"""The error for a value that cannot be serialized: it names which one of all that were given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from flowgentic_actors.errors import FlowgenticError, NotSerializableError
+
+Named: TypeAlias = Iterable[tuple[str, Any]]
+"""Values, each with what it is to its user."""
+
+
+def name_unserializable(error: Exception, serde: SerializerProtocol, values: Named) -> None:
+    """Raise an error that names the value that cannot be serialized, if there is one.
+
+    Args:
+        error: What a call that serializes these values failed with.
+        serde: Serializes them.
+        values: The values; looked at only when the serializer may have raised the error.
+
+    Raises:
+        NotSerializableError: With the name, from `error`.
+    """
+    if isinstance(error, FlowgenticError):
+        return
+    for name, value in values:
+        try:
+            serde.dumps_typed(value)
+        except Exception as reason:  # noqa: BLE001 - a serializer may raise anything
+            raise NotSerializableError(
+                f"{name} cannot be serialized, and nothing was stored: "
+                f"{str(reason) or type(reason).__name__}. Give plain data, or a type that the "
+                "serializer knows, such as a dataclass or a pydantic model"
+            ) from error
+
+
+def entries(name: str, values: Mapping[str, Any]) -> Named:
+    """The values of a mapping, by the mapping's name and theirs."""
+    return ((f"{name}[{key!r}]", value) for key, value in values.items())

@@ -1,0 +1,25 @@
+"""Adapters stay in their process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self, SupportsIndex
+
+if TYPE_CHECKING:
+    from flowgentic_actors.cluster.client import MemoryClient
+
+
+class StaysHere:
+    """Refuses to be pickled or deep-copied, in its client's words; a shallow copy is possible.
+
+    LangGraph's own classes would fail on a part of theirs that has nothing to do with it.
+    """
+
+    _client: MemoryClient
+
+    def __copy__(self) -> Self:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[object, ...]:
+        return self._client.__reduce_ex__(protocol)
