@@ -157,9 +157,8 @@ class MemoryConfig(BaseModel):
     Default: it forks the thread."""
 
     thread_backlog: Annotated[int, Field(ge=64 * 1024, le=2**40)] = 64 * MiB
-    """Bytes that may wait to be acknowledged for one thread in one process. With
-    `durability="async"` a graph does not wait for its writes: one that is this far ahead of them
-    gets `BackpressureError`."""
+    """Bytes that may wait to be acknowledged for one thread in one process. Further writes wait for
+    their turn, in order; one that waited for all of `request_timeout` gets `BackpressureError`."""
 
     ttl: StoreTTL | None = None
     """LangGraph's `TTLConfig` of the store: `default_ttl` (minutes), `refresh_on_read` (True),

@@ -1,41 +1,152 @@
-"""What was sent for a thread and is not acknowledged yet, and how much of it there may be."""
+"""How many bytes of a thread's writes may be under way, and the line of those that wait."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
+from collections import deque
+from concurrent.futures import Future
+from types import TracebackType
 
+from flowgentic_actors.deadlines import Patience, timeout
 from flowgentic_actors.errors import BackpressureError
 
 
-class Backlog:
-    """Counts the bytes of each thread's writes that are under way in this process.
+class Turn:
+    """A write's place in its thread's line.
+
+    `wait`, and then begin the write within `with`.
 
     Args:
-        limit: Bytes of one thread. A single larger write is let through when it is the only one.
+        backlog: Whose line it is.
+        thread_id: The thread.
+        patience: Seconds to wait.
     """
 
-    __slots__ = ("_bytes", "_limit", "_lock")
+    __slots__ = ("_backlog", "_patience", "given", "loop", "thread_id")
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._bytes: dict[str, int] = {}
-        self._lock = threading.Lock()
+    def __init__(self, backlog: Backlog, thread_id: str, patience: float) -> None:
+        self._backlog = backlog
+        self._patience = patience
+        self.thread_id = thread_id
+        self.loop: asyncio.AbstractEventLoop | None = None  # that waits, None for a thread
+        self.given: Future[None] = Future()
 
-    def begin(self, thread_id: str, size: int) -> None:
-        """Count a write that is sent; `end` must follow.
+    async def wait(self) -> None:
+        """Wait for the turn.
 
         Raises:
-            BackpressureError: If there would be too much. It is not counted then.
+            BackpressureError: If the deadline passed. The write was not sent.
         """
+        self.loop = asyncio.get_running_loop()
+        self._backlog.line_up(self)
+        try:
+            async with timeout(self._patience):
+                await asyncio.wrap_future(self.given)
+        except BaseException as error:
+            self._backlog.give_back(self)
+            if isinstance(error, TimeoutError):
+                raise self._backlog.in_vain(self.thread_id) from error
+            raise
+
+    def wait_sync(self) -> None:
+        """The same, blocking this thread.
+
+        On an event loop's own thread it does not wait: what it would wait for may need that loop.
+        """
+        if _has_loop():
+            return
+        patience = Patience(self._patience)
+        self._backlog.line_up(self)
+        try:
+            while not self.given.done():
+                left = patience.slice()
+                with contextlib.suppress(TimeoutError):
+                    self.given.result(left)
+        except BaseException as error:
+            self._backlog.give_back(self)
+            if isinstance(error, TimeoutError):
+                raise self._backlog.in_vain(self.thread_id) from error
+            raise
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._backlog.give_back(self)
+
+
+class _Line:
+    """The writes of a thread that wait, first come, first served."""
+
+    __slots__ = ("holder", "waiting")
+
+    def __init__(self) -> None:
+        self.holder: Turn | None = None  # has its turn, and has not begun yet
+        self.waiting: deque[Turn] = deque()
+
+
+class Backlog:
+    """Bounds the bytes of each thread's writes that are under way in this process.
+
+    While a thread has the limit or more under way, its next write waits for its turn, before its
+    values are serialized: so it holds nothing but what its caller holds anyway. One write of any
+    size is let through, so what is under way never exceeds the limit by more than that.
+
+    Args:
+        limit: Bytes of one thread.
+        patience: Seconds that a write waits for its turn.
+
+    Attributes:
+        crowded: The threads whose next write has to wait; most of the time there is none.
+    """
+
+    __slots__ = ("_bytes", "_limit", "_lock", "_patience", "crowded")
+
+    def __init__(self, limit: int, patience: float) -> None:
+        self._limit = limit
+        self._patience = patience
+        self._bytes: dict[str, int] = {}
+        self.crowded: dict[str, _Line] = {}
+        self._lock = threading.Lock()
+
+    def turn(self, thread_id: str) -> Turn:
+        """A turn to wait for."""
+        return Turn(self, thread_id, self._patience)
+
+    def line_up(self, turn: Turn) -> None:
+        """Wait in line; `give_back` must follow."""
         with self._lock:
-            waiting = self._bytes.get(thread_id, 0)
-            if waiting and waiting + size > self._limit:
-                raise BackpressureError(
-                    f"{waiting} bytes of thread {thread_id!r} wait to be acknowledged, and "
-                    f"{size} more are too many (setting: thread_backlog). The graph is faster than "
-                    "its memory: use durability='sync', which waits for each step"
-                )
-            self._bytes[thread_id] = waiting + size
+            self.crowded.setdefault(turn.thread_id, _Line()).waiting.append(turn)
+            self._go_on(turn.thread_id)
+
+    def give_back(self, turn: Turn) -> None:
+        """A write is over, or does not want its turn any more."""
+        with self._lock:
+            line = self.crowded.get(turn.thread_id)
+            if line is None:
+                return
+            if line.holder is turn:
+                line.holder = None
+            elif not turn.given.done():
+                turn.given.cancel()
+            self._go_on(turn.thread_id)
+
+    def begin(self, thread_id: str, size: int) -> None:
+        """Count a write that is sent; `end` must follow."""
+        with self._lock:
+            under_way = self._bytes.get(thread_id, 0) + size
+            self._bytes[thread_id] = under_way
+            if under_way >= self._limit or self.crowded:
+                line = self.crowded.setdefault(thread_id, _Line())
+                line.holder = None
+                self._go_on(thread_id)
 
     def end(self, thread_id: str, size: int) -> None:
         """The write was acknowledged, or given up."""
@@ -44,3 +155,41 @@ class Backlog:
             left = self._bytes.pop(thread_id, 0) - size
             if left:
                 self._bytes[thread_id] = left
+            if self.crowded:
+                self._go_on(thread_id)
+
+    def _go_on(self, thread_id: str) -> None:
+        """Give the next write of a thread its turn, if it can be had."""
+        line = self.crowded.get(thread_id)
+        if line is None or self._bytes.get(thread_id, 0) >= self._limit or _lives(line.holder):
+            return
+        while line.waiting:
+            turn = line.waiting.popleft()
+            if _lives(turn) and turn.given.set_running_or_notify_cancel():
+                line.holder = turn
+                turn.given.set_result(None)
+                return
+        del self.crowded[thread_id]
+
+    def in_vain(self, thread_id: str) -> BackpressureError:
+        """The error of a write that waited until its deadline."""
+        return BackpressureError(
+            f"{self._bytes.get(thread_id, 0)} bytes of writes to thread {thread_id!r} are under "
+            f"way (setting: thread_backlog={self._limit}), and the memory acknowledged too few of "
+            f"them within {self._patience:.3g} s (setting: request_timeout). This write was not "
+            "sent: nothing happened. See memory.status() for what its shard is at, and raise "
+            "request_timeout if it is only slow"
+        )
+
+
+def _has_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _lives(turn: Turn | None) -> bool:
+    """Whether a turn will be taken: whoever waits on a closed event loop never does."""
+    return turn is not None and (turn.loop is None or not turn.loop.is_closed())

@@ -28,7 +28,7 @@ from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thr
 from flowgentic_actors.adapters.parts import KIND, MARK, find, load, read_manifest
 from flowgentic_actors.adapters.parts_known import RecentLists
 from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
-from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
+from flowgentic_actors.adapters.plan import Ask, Plan, WritePlan, over_table, run, run_sync
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import (
@@ -103,6 +103,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         detect_conflicts: Whether to refuse a checkpoint that does not follow the latest of its
             namespace, because somebody else wrote to the thread meanwhile.
         backlog: Bytes of one thread that may wait to be acknowledged.
+        request_timeout: Seconds that a further write of it waits for its turn.
     """
 
     def __init__(
@@ -112,11 +113,12 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         serde: SerializerProtocol | None = None,
         detect_conflicts: bool = False,
         backlog: int = BACKLOG,
+        request_timeout: float = 30.0,
     ) -> None:
         super().__init__(serde=serde)
         self._client = client
         self._detects_conflicts = detect_conflicts
-        self._backlog = Backlog(backlog)
+        self._backlog = Backlog(backlog, request_timeout)
         self._lists = RecentLists()
 
     # ------------------------------------------------------------------ async
@@ -165,7 +167,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         Raises:
             ThreadConflictError: If conflicts are detected and this is one. A checkpoint of source
                 `"fork"`, or whose parent was asked for by its id, is none: that is time travel.
-            BackpressureError: If too much of the thread is under way.
+            BackpressureError: If too much of the thread was under way for `request_timeout`.
         """
         return await run(self._client, self._put(config, checkpoint, metadata, new_versions))
 
@@ -347,9 +349,9 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> Plan[RunnableConfig]:
-        # Everything is serialized or copied before the first question: LangGraph goes on changing
-        # some of these containers while the caller waits.
+    ) -> WritePlan[RunnableConfig]:
+        # Everything is copied before the write waits for its turn, and serialized before the first
+        # question: LangGraph goes on changing some of these containers while the caller waits.
         thread_id, ns, parent_id = _identify(config)
         dumps = self.serde.dumps_typed
         body: dict[str, Any] = dict(checkpoint)
@@ -358,13 +360,15 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         unversioned = {c: v for c, v in values.items() if c not in versions}
         if unversioned:
             body["channel_values"] = unversioned
+        merged = get_checkpoint_metadata(config, metadata)
+        if thread_id in self._backlog.crowded:
+            yield self._backlog.turn(thread_id)
         known = self._lists.of(thread_id, ns, parent_id)
         blobs = {
             c: dumps(values[c])
             for c in new_versions
             if c in values and c in versions and c not in known
         }
-        merged = get_checkpoint_metadata(config, metadata)
         command = PutCheckpoint(
             thread_id,
             ns,
@@ -423,10 +427,13 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         writes: Sequence[tuple[str, Any]],
         task_id: str,
         task_path: str,
-    ) -> Plan[None]:
+    ) -> WritePlan[None]:
         thread_id, ns, checkpoint_id = _identify(config)
         if not checkpoint_id:
             raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
+        if thread_id in self._backlog.crowded:
+            writes = list(writes)
+            yield self._backlog.turn(thread_id)
         dumps = self.serde.dumps_typed
         stored = tuple(
             [
@@ -442,8 +449,10 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         finally:
             self._backlog.end(thread_id, size)
 
-    def _delete_thread(self, thread_id: str) -> Plan[None]:
+    def _delete_thread(self, thread_id: str) -> WritePlan[None]:
         thread_id = str(thread_id)
+        if thread_id in self._backlog.crowded:
+            yield self._backlog.turn(thread_id)  # writes that wait would bring the thread back
         yield Ask(self._client.table.of_thread(thread_id), DeleteThread(thread_id))
 
     def _delete_for_runs(self, run_ids: Sequence[str]) -> Plan[None]:

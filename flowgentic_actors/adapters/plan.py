@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from msgspec import Struct
 
+from flowgentic_actors.adapters.backlog import Turn
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import Command
@@ -20,6 +21,7 @@ from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.errors import PartialFailureError, RequestError, SlotsMovedError
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 MOVING: Final = 30.0
 """Seconds for which what several shards are asked is begun anew, because slots move."""
@@ -45,14 +47,22 @@ Asks: TypeAlias = Ask | Sequence[Ask]
 Plan: TypeAlias = Generator[Asks, Any, T]
 """Yields questions, receives their replies (of the types that belong to them), returns T."""
 
+WritePlan: TypeAlias = Generator[Asks | Turn, Any, T]
+"""A plan that may also wait for its turn; it has that until its next question."""
 
-async def run(client: MemoryClient, plan: Plan[T]) -> T:
+
+async def run(client: MemoryClient, plan: WritePlan[T]) -> T:
     """Carry out a plan, awaiting."""
     try:
         asks = next(plan)
         while True:
             if not isinstance(asks, Ask):
-                asks = _go_on(plan, asks, await ask_each(client, asks))
+                if isinstance(asks, Turn):
+                    await asks.wait()
+                    with asks:
+                        asks = plan.send(None)
+                else:
+                    asks = _go_on(plan, asks, await ask_each(client, asks))
                 continue
             try:
                 reply = await client.ask(asks.shard, asks.command)
@@ -65,12 +75,17 @@ async def run(client: MemoryClient, plan: Plan[T]) -> T:
         return result
 
 
-def run_sync(client: MemoryClient, plan: Plan[T]) -> T:
+def run_sync(client: MemoryClient, plan: WritePlan[T]) -> T:
     """Carry out a plan, blocking this thread."""
     try:
         asks = next(plan)
         while True:
-            asks = _go_on(plan, asks, ask_each_sync(client, _several(asks)))
+            if isinstance(asks, Turn):
+                asks.wait_sync()
+                with asks:
+                    asks = plan.send(None)
+            else:
+                asks = _go_on(plan, asks, ask_each_sync(client, _several(asks)))
     except StopIteration as end:
         result: T = end.value
         return result
@@ -80,7 +95,7 @@ def _several(asks: Asks) -> Sequence[Ask]:
     return (asks,) if isinstance(asks, Ask) else asks
 
 
-def _go_on(plan: Plan[T], asks: Asks, answers: Sequence[Reply | Exception]) -> Asks:
+def _go_on(plan: Generator[A, Any, T], asks: Asks, answers: Sequence[Reply | Exception]) -> A:
     if not isinstance(asks, Each):
         error = _error_of(_several(asks), answers)
         if error is not None:
