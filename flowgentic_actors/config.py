@@ -178,7 +178,8 @@ class MemoryConfig(BaseModel):
     half of it, and more than one such file, is dead."""
 
     request_timeout: Seconds = 30.0
-    """Deadline of one call on the memory, restarts of its actor included."""
+    """Deadline of one call on the memory, restarts of its actor included. Time in which the event
+    loop is blocked, or the program is stopped, does not count."""
 
     open_timeout: Seconds = 60.0
     """Deadline of opening the cluster."""

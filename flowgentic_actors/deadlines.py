@@ -9,14 +9,19 @@ what arrived meanwhile is read before a deadline is judged.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 from time import monotonic
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeAlias
+from typing import Final, Protocol, Self, TypeAlias, TypeVar
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ class Listener(Protocol):
     """Who wants to know that an event loop was blocked."""
 
     def loop_blocked(self, seconds: float) -> None:
-        """The running event loop did not turn for that long while something waited."""
+        """The running event loop did not turn for that long, and calls were under way before."""
 
 
 _listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
@@ -65,22 +70,18 @@ class LoopClock:
     """Seconds for which an event loop has turned, counted while somebody waits.
 
     Attributes:
-        time: The time; it moves once a slice.
+        time: What it is when the slice under way ends: a deadline is never early.
     """
 
     __slots__ = ("_looks", "_start", "_ticking", "_told", "_was_late", "time")
 
     def __init__(self) -> None:
-        self.time = 0.0
+        self.time = SLICE
         self._looks: list[Look] = []
         self._ticking = False
         self._start = 0.0
         self._was_late = False
         self._told = -math.inf
-
-    def after(self, seconds: float) -> float:
-        """The time when so many seconds have passed; the slice under way does not count."""
-        return self.time + SLICE + seconds
 
     def watch(self, look: Look) -> None:
         """Call `look` once a slice for as long as it returns True."""
@@ -102,10 +103,10 @@ class LoopClock:
         late = took > SLICE + _LATE
         self.time += _COUNTED if late else took
         # After a block nothing is overdue before the loop had a slice to read what has arrived.
-        now = -math.inf if late and not self._was_late else self.time
+        now = -math.inf if late and not self._was_late else self.time - SLICE
         self._was_late = late
         self._looks = [look for look in self._looks if look(now)]
-        if self._looks and took - SLICE >= _TOLD_FROM:
+        if took - SLICE >= _TOLD_FROM:
             self._tell(took - SLICE)
 
     def _tell(self, seconds: float) -> None:
@@ -113,9 +114,9 @@ class LoopClock:
             return
         self._told = monotonic()
         logger.warning(
-            "the event loop was blocked for %.1f s while calls on the memory waited for their "
-            "answers (a node that computes or blocks, a debugger, a process that was stopped). "
-            "That time does not count towards request_timeout. Blocking work belongs on a thread: "
+            "the event loop was blocked for %.1f s, and with it all calls on the memory (by a node "
+            "that computes or blocks, a debugger, or a process that was stopped). That time does "
+            "not count towards request_timeout. Blocking work belongs on a thread: "
             "asyncio.to_thread",
             seconds,
         )
@@ -127,7 +128,7 @@ class timeout:  # noqa: N801 - in the place of asyncio.timeout
     """`asyncio.timeout` of seconds for which the event loop turned.
 
     Args:
-        seconds: How many.
+        seconds: How many; `math.inf` for no deadline.
 
     Raises:
         TimeoutError: On leaving it, if they were over before.
@@ -141,9 +142,10 @@ class timeout:  # noqa: N801 - in the place of asyncio.timeout
 
     async def __aenter__(self) -> Self:
         await self._scope.__aenter__()
-        clock = loop_clock(asyncio.get_running_loop())
-        self._until = clock.after(self._seconds)
-        clock.watch(self._look)
+        if self._seconds < math.inf:
+            clock = loop_clock(asyncio.get_running_loop())
+            self._until = clock.time + self._seconds
+            clock.watch(self._look)
         return self
 
     async def __aexit__(
@@ -218,3 +220,19 @@ class Patience:
         if left <= 0:
             raise TimeoutError("the deadline passed")
         return _thread.wait(min(left, most))
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but no longer than until the deadline."""
+        time.sleep(_thread.wait(max(0.0, min(self.left, seconds))))
+
+    def result(self, future: Future[T]) -> T:
+        """Wait for a future.
+
+        Raises:
+            TimeoutError: If the deadline passed before it was done.
+        """
+        while not future.done():
+            left = self.slice()
+            with contextlib.suppress(TimeoutError):
+                return future.result(left)
+        return future.result()

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
+from flowgentic_actors import deadlines
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -22,7 +24,8 @@ async def on_daemon_thread(
     """Run a blocking function on a thread of its own.
 
     Args:
-        timeout: Seconds until it is abandoned; it may then still run to its end, unobserved.
+        timeout: Seconds, in which the loop turns, until it is abandoned; it may then still run to
+            its end, unobserved.
         function: What to run.
         *args: Its arguments.
         **kwargs: Its keyword arguments.
@@ -53,7 +56,7 @@ async def on_daemon_thread(
 
     name = getattr(function, "__qualname__", repr(function))
     threading.Thread(target=run, name=f"flowgentic:{name}", daemon=True).start()
-    async with asyncio.timeout(timeout):
+    async with deadlines.timeout(timeout):
         return await result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -60,10 +59,7 @@ class Turn:
         patience = Patience(self._patience)
         self._backlog.line_up(self)
         try:
-            while not self.given.done():
-                left = patience.slice()
-                with contextlib.suppress(TimeoutError):
-                    self.given.result(left)
+            patience.result(self.given)
         except BaseException as error:
             self._backlog.give_back(self)
             if isinstance(error, TimeoutError):

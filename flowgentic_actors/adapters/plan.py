@@ -26,6 +26,8 @@ A = TypeVar("A")
 MOVING: Final = 30.0
 """Seconds for which what several shards are asked is begun anew, because slots move."""
 
+_ROUND: Final = 1.0  # seconds of one such attempt that count
+
 
 class Ask(Struct, frozen=True, gc=False):
     """A command for a shard."""
@@ -194,12 +196,15 @@ def over_table(client: MemoryClient, plan_of: Callable[[SlotTable], Plan[T]]) ->
         client: Knows the table, and waits for a newer one before it says that slots have moved.
         plan_of: The plan by a table. Its commands carry that one's version.
     """
-    deadline = monotonic() + MOVING
+    left = MOVING
     while True:
+        begun = monotonic()
         try:
             return (yield from plan_of(client.table))
         except RequestError as error:
-            if not _slots_moved(error) or monotonic() >= deadline:
+            # One that took longer did not wait for a table: its caller was blocked, say.
+            left -= min(monotonic() - begun, _ROUND)
+            if not _slots_moved(error) or left <= 0:
                 raise
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from functools import partial
-from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -23,6 +24,7 @@ from flowgentic_actors.cluster.protocol import (
     GetEvents,
     GetStatus,
     HostCommand,
+    LoopBlocked,
     Place,
     Places,
     Rebalance,
@@ -31,13 +33,15 @@ from flowgentic_actors.cluster.protocol import (
 )
 from flowgentic_actors.cluster.routing import outdated, shard_of
 from flowgentic_actors.cluster.slots import SlotTable
-from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
+from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus, blocked
 from flowgentic_actors.cluster.watching import PlaceWatch
+from flowgentic_actors.deadlines import Patience, loop_clock, tell_when_blocked
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
     ClusterClosedError,
+    FlowgenticError,
     InvalidRequestError,
     OutcomeUnknownError,
     RejectedError,
@@ -50,6 +54,8 @@ from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
 R = TypeVar("R", bound=msgspec.Struct)
+
+logger = logging.getLogger(__name__)
 
 
 def _plain(value: object) -> str:
@@ -147,6 +153,7 @@ class RemoteClient:
         self._actors: list[ActorRef] = []
         self._watch: PlaceWatch | None = None
         self._take_places(self._places)
+        tell_when_blocked(self)
         if self._changes:
             self._begin_to_watch()
             let_go_after_fork(self)
@@ -206,12 +213,11 @@ class RemoteClient:
     async def ask(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command; see `MemoryClient.ask`."""
         self._check_open()
-        deadline = monotonic() + self._timeout
         try:
             return await self._actors[shard].ask(_encode(command), self._timeout, _decode)
         except SlotsMovedError as error:
             answers: list[Reply | Exception] = [error]
-        await self._follow([(shard, command)], answers, deadline)
+        await self._follow([(shard, command)], answers)
         answer = answers[0]
         if isinstance(answer, Exception):
             raise answer
@@ -220,9 +226,8 @@ class RemoteClient:
     async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
         """Have shards carry out several commands; see `MemoryClient.ask_each`."""
         self._check_open()
-        deadline = monotonic() + self._timeout
         answers = await self._ask_each_once(asks, self._timeout)
-        await self._follow(asks, answers, deadline)
+        await self._follow(asks, answers)
         return answers
 
     async def _ask_each_once(
@@ -256,28 +261,28 @@ class RemoteClient:
         return answers
 
     async def _follow(
-        self,
-        asks: Sequence[tuple[int, Command]],
-        answers: list[Reply | Exception],
-        deadline: float,
+        self, asks: Sequence[tuple[int, Command]], answers: list[Reply | Exception]
     ) -> None:
         """Ask again what was refused because its slot moves, where that is by then.
 
         Args:
             asks: What was asked.
             answers: The answers to it. Those of what is asked again are replaced.
-            deadline: When no more is asked.
         """
         refused = {
             number: asks[number]
             for number, answer in enumerate(answers)
             if isinstance(answer, SlotsMovedError)
         }
+        if not refused:
+            return
+        clock = loop_clock(asyncio.get_running_loop())
+        deadline = clock.time + self._timeout
         while refused:
             worth_it = partial(self._any_outdated, list(refused.values()))
-            await self._news.wait(worth_it, min(deadline - monotonic(), _MOVING))
+            await self._news.wait(worth_it, min(deadline - clock.time, _MOVING))
             self._check_open()
-            table, left = self.table, deadline - monotonic()
+            table, left = self.table, deadline - clock.time
             again = {}
             for number, (_, command) in refused.items():
                 shard = shard_of(table, command)
@@ -297,19 +302,19 @@ class RemoteClient:
     def ask_sync(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command, blocking; see `MemoryClient.ask_sync`."""
         self._check_open()
-        deadline, left = monotonic() + self._timeout, self._timeout
+        patience, left = Patience(self._timeout), self._timeout
         while True:
             try:
                 return _decode(self._actors[shard].ask_sync(_encode(command), left))
             except SlotsMovedError as error:
                 refusal = error
             worth_it = partial(self._any_outdated, [(shard, command)])
-            self._news.wait_sync(worth_it, min(deadline - monotonic(), _MOVING))
+            self._news.wait_sync(worth_it, min(patience.left, _MOVING))
             self._check_open()
             where = shard_of(self.table, command)
             if where is None:
                 raise refusal
-            left = deadline - monotonic()
+            left = patience.left
             if left <= 0:
                 raise self._still_moving(refusal)
             shard = where
@@ -378,6 +383,15 @@ class RemoteClient:
         """The events so far that the host still keeps."""
         return list((await self._ask_host(GetEvents(0, 0.0), EventsReply, self._timeout)).events)
 
+    def loop_blocked(self, seconds: float) -> None:
+        """Have the host tell that calls waited for an event loop of this program."""
+        if self._closed:
+            return
+        with contextlib.suppress(FlowgenticError):  # closed just now
+            body = _encode(LoopBlocked(blocked(seconds)))
+            answer = self._host.connection().begin(body, self._timeout).waiter
+            answer.add_done_callback(_looked_at)
+
     async def rebalance(
         self, nodes: int, without: Collection[str], rate: int, timeout: float
     ) -> None:
@@ -420,6 +434,12 @@ class RemoteClient:
             raise ClusterClosedError("this cluster was closed: use it inside its `async with`")
         self._closed = self._forked = False
         self._begin_to_watch()
+
+
+def _looked_at(answer: asyncio.Future[msgspec.Raw]) -> None:
+    """An event that is not told is no reason to fail anything."""
+    if not answer.cancelled() and answer.exception() is not None:
+        logger.info("the host does not take an event: %s", answer.exception())
 
 
 def describe(descriptor: Descriptor, timeout: float) -> Description:

@@ -79,6 +79,7 @@ from flowgentic_actors.cluster.protocol import (
     GetStatus,
     HostCommand,
     HostReply,
+    LoopBlocked,
     Place,
     Places,
     Rebalance,
@@ -648,6 +649,8 @@ class Host:
                 self._ranks.enter(connection, rank)
             case AwaitRanks(size, wait):
                 reply = await self._ranks.wait(size, wait)
+            case LoopBlocked(detail):
+                self._event("loop_blocked", "", detail)
             case GetStatus():
                 reply = StatusReply(self._status())
             case GetEvents(start, wait):

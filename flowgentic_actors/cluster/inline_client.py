@@ -13,7 +13,14 @@ from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.client import NOT_PICKLED
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.slots import even_table
-from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus, known_stats
+from flowgentic_actors.cluster.status import (
+    ActorStatus,
+    ClusterEvent,
+    ClusterStatus,
+    blocked,
+    known_stats,
+)
+from flowgentic_actors.deadlines import Patience, tell_when_blocked, timeout
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.engine.slots import SLOTS
@@ -70,6 +77,7 @@ class InlineClient:
         self._unusable: str | None = None
         self._end_reason: str | None = None
         let_go_after_fork(self)
+        tell_when_blocked(self)
         self.event("cluster_opened", "in this process")
         if memory is not None:
             for kind, detail in memory.findings:
@@ -88,7 +96,7 @@ class InlineClient:
             assert not isinstance(answer, Future)
             return answer
         try:
-            async with asyncio.timeout(self._timeout):
+            async with timeout(self._timeout):
                 return await answer
         except TimeoutError as error:
             raise self._late() from error
@@ -119,7 +127,7 @@ class InlineClient:
                 assert not isinstance(answer, asyncio.Future)
                 return answer
             try:
-                return answer.result(self._timeout)
+                return Patience(self._timeout).result(answer)
             except TimeoutError as error:
                 raise self._late() from error
         if self._unusable is not None or self._end_reason is not None:
@@ -191,6 +199,11 @@ class InlineClient:
                 number=len(self._events), time=time.time(), kind=kind, actor="", detail=detail
             )
         )
+
+    def loop_blocked(self, seconds: float) -> None:
+        """Note that calls waited for an event loop of this program."""
+        if self._unusable is None:
+            self.event("loop_blocked", blocked(seconds))
 
     def end(self, reason: str) -> None:
         """Take no more commands; callable from any thread."""
