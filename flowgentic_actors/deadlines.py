@@ -9,7 +9,6 @@ what arrived meanwhile is read before a deadline is judged.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import threading
@@ -115,9 +114,9 @@ class LoopClock:
         self._told = monotonic()
         logger.warning(
             "the event loop was blocked for %.1f s, and with it all calls on the memory (by a node "
-            "that computes or blocks, a debugger, or a process that was stopped). That time does "
-            "not count towards request_timeout. Blocking work belongs on a thread: "
-            "asyncio.to_thread",
+            "that computes or blocks, very large values, a debugger, or a process that was "
+            "stopped). That time does not count towards request_timeout. Blocking work belongs on "
+            "a thread: asyncio.to_thread",
             seconds,
         )
         for listener in list(_listeners):
@@ -171,59 +170,80 @@ class timeout:  # noqa: N801 - in the place of asyncio.timeout
 
 
 class _ThreadClock(threading.local):
-    """Seconds for which this thread has waited, with what it did between two waits."""
+    """Seconds for which this thread has waited in vain."""
 
-    time = 0.0
-    _looked = 0.0
-    _waits = 0.0
-
-    def look(self) -> float:
-        now = monotonic()
-        self.time += min(now - self._looked, self._waits + _LATE)
-        self._looked, self._waits = now, 0.0
-        return self.time
-
-    def wait(self, seconds: float) -> float:
-        self._waits = seconds
-        return seconds
+    waited = 0.0
 
 
 _thread = _ThreadClock()
 
 
 class Patience:
-    """A deadline of a thread, which waits in slices and looks at it between them.
+    """A deadline of a thread, which waits in slices and counts those that brought nothing.
 
-    It belongs to the thread that made it.
+    So an answer that comes at once costs no look at a clock. It belongs to the thread that made it.
 
     Args:
         seconds: Until the deadline.
     """
 
-    __slots__ = ("_until",)
+    __slots__ = ("_looked", "_until", "_waited")
 
     def __init__(self, seconds: float) -> None:
-        self._until = _thread.look() + seconds
+        self._until = _thread.waited + seconds
+        self._looked = 0.0  # on the clock
+        self._waited = 0.0  # until then
 
     @property
     def left(self) -> float:
-        """Seconds left, below 0 when it has passed."""
-        return self._until - _thread.look()
+        """Seconds left, 0 or less when the deadline has passed."""
+        return self._until - _thread.waited
 
     def slice(self, most: float = THREAD_SLICE) -> float:
-        """Seconds to wait now, before the deadline is looked at again.
+        """Seconds to wait now; `lapse` when that was in vain.
 
         Raises:
-            TimeoutError: If it has passed.
+            TimeoutError: If the deadline has passed.
         """
-        left = self._until - _thread.look()
+        left = self._until - _thread.waited
         if left <= 0:
             raise TimeoutError("the deadline passed")
-        return _thread.wait(min(left, most))
+        return min(most, left)
+
+    def lapse(self, seconds: float) -> None:
+        """Count a wait that was in vain."""
+        _thread.waited += seconds
+
+    def look(self) -> None:
+        """Count the time since the last look, while something goes on bit by bit."""
+        now = monotonic()
+        if self._looked:
+            took = _counted(now - self._looked, THREAD_SLICE)
+            _thread.waited = max(_thread.waited, self._waited + took)
+        self._looked, self._waited = now, _thread.waited
+
+    def attempt(self, most: float, work: Callable[[float], T]) -> T:
+        """Do what waits by itself for up to `most` seconds, and count it if it fails.
+
+        Args:
+            most: Seconds.
+            work: Does it, in so many seconds.
+
+        Raises:
+            TimeoutError: If the deadline has passed.
+        """
+        limit, begun = self.slice(most), monotonic()
+        try:
+            return work(limit)
+        except OSError:
+            self.lapse(_counted(monotonic() - begun, limit))
+            raise
 
     def sleep(self, seconds: float) -> None:
         """Sleep, but no longer than until the deadline."""
-        time.sleep(_thread.wait(max(0.0, min(self.left, seconds))))
+        pause = max(0.0, min(self.left, seconds))
+        time.sleep(pause)
+        self.lapse(pause)
 
     def result(self, future: Future[T]) -> T:
         """Wait for a future.
@@ -233,6 +253,13 @@ class Patience:
         """
         while not future.done():
             left = self.slice()
-            with contextlib.suppress(TimeoutError):
+            try:
                 return future.result(left)
+            except TimeoutError:
+                self.lapse(left)
         return future.result()
+
+
+def _counted(seconds: float, most: float) -> float:
+    """What counts of a wait: little of one so long that the process must have been stopped."""
+    return seconds if seconds <= most + _LATE else min(most, THREAD_SLICE)

@@ -15,7 +15,7 @@ from flowgentic_actors.errors import BackpressureError
 class Turn:
     """A write's place in its thread's line.
 
-    `wait`, and then begin the write within `with`.
+    Within `with`, `wait` and then begin the write.
 
     Args:
         backlog: Whose line it is.
@@ -43,11 +43,8 @@ class Turn:
         try:
             async with timeout(self._patience):
                 await asyncio.wrap_future(self.given)
-        except BaseException as error:
-            self._backlog.give_back(self)
-            if isinstance(error, TimeoutError):
-                raise self._backlog.in_vain(self.thread_id) from error
-            raise
+        except TimeoutError as error:
+            raise self._backlog.in_vain(self.thread_id) from error
 
     def wait_sync(self) -> None:
         """The same, blocking this thread.
@@ -60,11 +57,8 @@ class Turn:
         self._backlog.line_up(self)
         try:
             patience.result(self.given)
-        except BaseException as error:
-            self._backlog.give_back(self)
-            if isinstance(error, TimeoutError):
-                raise self._backlog.in_vain(self.thread_id) from error
-            raise
+        except TimeoutError as error:
+            raise self._backlog.in_vain(self.thread_id) from error
 
     def __enter__(self) -> None:
         pass

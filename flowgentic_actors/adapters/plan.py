@@ -60,8 +60,8 @@ async def run(client: MemoryClient, plan: WritePlan[T]) -> T:
         while True:
             if not isinstance(asks, Ask):
                 if isinstance(asks, Turn):
-                    await asks.wait()
                     with asks:
+                        await asks.wait()
                         asks = plan.send(None)
                 else:
                     asks = _go_on(plan, asks, await ask_each(client, asks))
@@ -83,8 +83,8 @@ def run_sync(client: MemoryClient, plan: WritePlan[T]) -> T:
         asks = next(plan)
         while True:
             if isinstance(asks, Turn):
-                asks.wait_sync()
                 with asks:
+                    asks.wait_sync()
                     asks = plan.send(None)
             else:
                 asks = _go_on(plan, asks, ask_each_sync(client, _several(asks)))

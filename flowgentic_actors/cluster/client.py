@@ -310,6 +310,7 @@ class RemoteClient:
                 refusal = error
             worth_it = partial(self._any_outdated, [(shard, command)])
             self._news.wait_sync(worth_it, min(patience.left, _MOVING))
+            patience.look()
             self._check_open()
             where = shard_of(self.table, command)
             if where is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import threading
 import time
@@ -340,15 +339,17 @@ class HostKeeper:
 
     def _comes_up(self, socket_path: Path, spec_file: Path, patience: Patience) -> bool:
         """Start the host and wait for its socket; False when it ended, or it is too late."""
-        spec, left = self._spec, patience.slice(math.inf)
-        process = launch_host(spec.spawner, self._folder, spec_file, left, nodes=spec.nodes)
+        spec = self._spec
+        process = launch_host(
+            spec.spawner, self._folder, spec_file, patience.left, nodes=spec.nodes
+        )
         self._process = process
         if not self._wants_host():  # and whoever closes may not wait for this thread any more
             process.kill()
         while not socket_path.exists():
             if patience.left <= 0 or not self._wants_host() or not process.running():
                 return False
-            time.sleep(0.01)
+            patience.sleep(0.01)
         return True
 
     def _connect(self, patience: Patience) -> HostLink:
@@ -363,7 +364,7 @@ class HostKeeper:
                 gone = self._process is not None and not self._process.running()
                 if gone or patience.left <= 0 or not self._wants_host():
                     raise
-                time.sleep(0.01)
+                patience.sleep(0.01)
 
     def _end_processes(self) -> list[int]:
         """End host and actors; returns the pids of those that do not go."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import socket
@@ -197,6 +196,7 @@ class BlockingConnection:
                         raise refusal(message, pending, self._peer)
                     case _:
                         raise ProtocolError(f"unexpected {type(message).__name__} from the actor")
+            pending.waiter.look()  # there is more to come
 
     def _connected(self, patience: Patience) -> tuple[socket.socket, ClientChannel]:
         if self._sock is not None and self._channel is not None:
@@ -204,7 +204,9 @@ class BlockingConnection:
         patience = Patience(min(patience.left, CONNECT_TIMEOUT))
         with self._lock:
             address, self._dialled_after = self._address, self._moves
-        sock = connect(address, patience.slice(CONNECT_TIMEOUT), self._announced)
+        sock = patience.attempt(
+            CONNECT_TIMEOUT, lambda limit: connect(address, limit, self._announced)
+        )
         try:
             channel = client_channel(self._secret, self._max_bytes)
             channel.send(Hello(self._role, self._session.id, os.getpid()))
@@ -240,20 +242,29 @@ class BlockingConnection:
     def _write(sock: socket.socket, channel: ClientChannel, patience: Patience) -> None:
         if not channel.pending:
             return
-        data = memoryview(b"".join(channel.take()))
-        while data:
-            sock.settimeout(patience.slice())
-            with contextlib.suppress(TimeoutError):
-                data = data[sock.send(data) :]
+        data = b"".join(channel.take())
+        sent = 0
+        while True:
+            limit = patience.slice()
+            sock.settimeout(limit)
+            try:
+                sent += sock.send(memoryview(data)[sent:] if sent else data)
+            except TimeoutError:
+                patience.lapse(limit)
+            if sent == len(data):
+                return
+            patience.look()
 
     @staticmethod
     def _read(sock: socket.socket, channel: ClientChannel, patience: Patience) -> list[ToClient]:
         data: bytes | None = None
         while data is None:
-            sock.settimeout(patience.slice())
+            limit = patience.slice()
+            sock.settimeout(limit)
             try:
                 data = sock.recv(_READ)
             except TimeoutError:
+                patience.lapse(limit)
                 if unanswered(sock):
                     raise ConnectionAbortedError(
                         "the actor's node does not answer any more"
@@ -333,10 +344,9 @@ class BlockingPool:
 
         So several actors can be asked at the same time without a thread for each.
         """
-        patience = Patience(timeout)
-        connection = self._check_out(patience, timeout)
+        connection, left = self._check_out(timeout)
         try:
-            pending = connection.begin(body, max(0.001, patience.left))
+            pending = connection.begin(body, left)
         except BaseException:
             self._check_in(connection)
             raise
@@ -367,9 +377,13 @@ class BlockingPool:
             connection.after_fork()
         self._reset()
 
-    def _check_out(self, patience: Patience, timeout: float) -> BlockingConnection:
+    def _check_out(self, timeout: float) -> tuple[BlockingConnection, float]:
+        """A connection, and the seconds that are left by then."""
+        patience: Patience | None = None
         with self._condition:
             while not (self._closed or self._idle or len(self._out) < self._size):
+                patience = patience or Patience(timeout)
+                patience.look()
                 try:
                     self._condition.wait(patience.slice())
                 except TimeoutError as error:
@@ -384,7 +398,7 @@ class BlockingPool:
             else:
                 connection = BlockingConnection(*self._arguments, name=self._name)
             self._out.add(connection)
-            return connection
+            return connection, timeout if patience is None else max(0.001, patience.left)
 
     def _check_in(self, connection: BlockingConnection) -> None:
         with self._condition:

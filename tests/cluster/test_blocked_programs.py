@@ -150,7 +150,7 @@ def test_a_program_that_is_stopped_and_continued_loses_no_call(mode: str, tmp_pa
     with python(PROGRAM, mode, str(tmp_path)) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "ready\n"
-        for _ in range(3):
+        for _ in range(2):
             time.sleep(0.3)
             os.kill(program.pid, signal.SIGSTOP)
             time.sleep(BLOCK)

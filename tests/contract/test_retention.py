@@ -1,4 +1,4 @@
-"""What is beyond LangGraph's contract: threads listed, retained, guarded, and bounded."""
+"""What is beyond LangGraph's contract: threads listed, retained and guarded."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ async def write(
     """A write of thread "t", as the saver makes one."""
     if "t" in backlog.crowded:
         turn = backlog.turn("t")
-        await turn.wait()
         with turn:
+            await turn.wait()
             backlog.begin("t", size)
     else:
         backlog.begin("t", size)
@@ -97,8 +97,8 @@ async def test_a_write_that_cannot_be_made_gives_its_turn_back() -> None:
 
     async def fails() -> None:
         turn = backlog.turn("t")
-        await turn.wait()
         with turn:
+            await turn.wait()
             raise TypeError("cannot be serialized")
 
     failing = asyncio.create_task(fails())
@@ -120,7 +120,10 @@ async def test_waiting_in_vain_names_the_setting_and_leaves_the_line(blocking: b
     backlog.begin("t", 100)
     turn = backlog.turn("t")
     waiting = asyncio.to_thread(turn.wait_sync) if blocking else turn.wait()
-    with pytest.raises(BackpressureError, match=r"thread_backlog=100.*request_timeout.*not sent"):
+    with (
+        turn,
+        pytest.raises(BackpressureError, match=r"thread_backlog=100.*request_timeout.*not sent"),
+    ):
         await waiting
     backlog.end("t", 100)
     assert not backlog.crowded
@@ -161,8 +164,8 @@ def test_writes_of_many_threads_and_loops_share_the_bound() -> None:
     def blocking(_: int) -> None:
         for _ in range(50):
             turn = backlog.turn("t")
-            turn.wait_sync()
             with turn:
+                turn.wait_sync()
                 counted(lambda: backlog.begin("t", size))
             time.sleep(0.001)
             begun(-size)
@@ -171,8 +174,8 @@ def test_writes_of_many_threads_and_loops_share_the_bound() -> None:
     async def awaiting() -> None:
         async def one() -> None:
             turn: Turn = backlog.turn("t")
-            await turn.wait()
             with turn:
+                await turn.wait()
                 counted(lambda: backlog.begin("t", size))
             await asyncio.sleep(0.001)
             begun(-size)
@@ -201,7 +204,6 @@ def test_a_loop_that_ended_while_it_waited_does_not_keep_the_turn() -> None:
         waiting = pool.submit(turn.wait_sync)
         backlog.end("t", 100)
         waiting.result(PATIENCE)
-    with turn:
-        pass
+    backlog.give_back(turn)
     assert not backlog.crowded
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is left on purpose

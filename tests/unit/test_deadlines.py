@@ -148,16 +148,42 @@ def test_a_thread_that_was_stopped_has_waited_for_one_slice(
 ) -> None:
     now = time.monotonic()
     monkeypatch.setattr(deadlines, "monotonic", lambda: now)
+
+    def passing(seconds: float) -> Callable[[float], None]:
+        def work(limit: float) -> None:
+            nonlocal now
+            assert limit == 5
+            now += seconds
+            raise TimeoutError
+
+        return work
+
     patience = Patience(30)
-    assert patience.slice() == deadlines.THREAD_SLICE
-    now += 1000.0
-    assert 29 < patience.left < 30
-    begun = now
+    for seconds, left in ((1000.0, 29.75), (4.0, 25.75), (5.1, 20.65)):
+        with pytest.raises(TimeoutError):
+            patience.attempt(5, passing(seconds))
+        assert patience.left == pytest.approx(left)
+    waited = 0.0
     while patience.left > 0:
-        now += patience.slice()
-    assert 29 < now - begun <= 30
+        waited += patience.slice()
+        patience.lapse(patience.slice())
+    assert waited == pytest.approx(20.65)
     with pytest.raises(TimeoutError):
         patience.slice()
+
+
+def test_what_goes_on_bit_by_bit_has_a_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(deadlines, "monotonic", lambda: now)
+    patience, begun = Patience(10), now
+    patience.look()
+    now += 1000.0  # stopped
+    patience.look()
+    begun += 1000.0
+    while patience.left > 0:
+        now += 0.1
+        patience.look()
+    assert 9 < now - begun <= 10.1
 
 
 def test_a_thread_waits_for_a_future_until_its_deadline() -> None:
