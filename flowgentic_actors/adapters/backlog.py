@@ -131,12 +131,9 @@ class Backlog:
     def begin(self, thread_id: str, size: int) -> None:
         """Count a write that is sent; `end` must follow."""
         with self._lock:
-            under_way = self._bytes.get(thread_id, 0) + size
-            self._bytes[thread_id] = under_way
-            if under_way >= self._limit or self.crowded:
-                line = self.crowded.setdefault(thread_id, _Line())
-                line.holder = None
-                self._go_on(thread_id)
+            under_way = self._bytes[thread_id] = self._bytes.get(thread_id, 0) + size
+            if under_way >= self._limit:
+                self.crowded.setdefault(thread_id, _Line())
 
     def end(self, thread_id: str, size: int) -> None:
         """The write was acknowledged, or given up."""

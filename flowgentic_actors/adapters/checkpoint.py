@@ -119,6 +119,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         self._client = client
         self._detects_conflicts = detect_conflicts
         self._backlog = Backlog(backlog, request_timeout)
+        self._crowded = self._backlog.crowded
         self._lists = RecentLists()
 
     # ------------------------------------------------------------------ async
@@ -361,7 +362,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         if unversioned:
             body["channel_values"] = unversioned
         merged = get_checkpoint_metadata(config, metadata)
-        if thread_id in self._backlog.crowded:
+        if self._crowded and thread_id in self._crowded:
             yield self._backlog.turn(thread_id)
         known = self._lists.of(thread_id, ns, parent_id)
         blobs = {
@@ -431,7 +432,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         thread_id, ns, checkpoint_id = _identify(config)
         if not checkpoint_id:
             raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
-        if thread_id in self._backlog.crowded:
+        if self._crowded and thread_id in self._crowded:
             writes = list(writes)
             yield self._backlog.turn(thread_id)
         dumps = self.serde.dumps_typed
@@ -451,7 +452,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
 
     def _delete_thread(self, thread_id: str) -> WritePlan[None]:
         thread_id = str(thread_id)
-        if thread_id in self._backlog.crowded:
+        if self._crowded and thread_id in self._crowded:
             yield self._backlog.turn(thread_id)  # writes that wait would bring the thread back
         yield Ask(self._client.table.of_thread(thread_id), DeleteThread(thread_id))
 
