@@ -207,9 +207,8 @@ class MemoryConfig(Settings):
     Default: it forks the thread."""
 
     thread_backlog: Annotated[Bytes, Field(ge=64 * 1024, le=2**40)] = 64 * MiB
-    """Bytes that may wait to be acknowledged for one thread in one process. With
-    `durability="async"` a graph does not wait for its writes: one that is this far ahead of them
-    gets `BackpressureError`."""
+    """Bytes that may wait to be acknowledged for one thread in one process. Further writes wait for
+    their turn, in order; one that waited for all of `request_timeout` gets `BackpressureError`."""
 
     ttl: Annotated[StoreTTL, known_keys(StoreTTL)] | None = None
     """LangGraph's `TTLConfig` of the store: `default_ttl` (minutes), `refresh_on_read` (True),
@@ -234,7 +233,8 @@ class MemoryConfig(Settings):
     half of it, and more than one such file, is dead."""
 
     request_timeout: Seconds = 30.0
-    """Deadline of one call on the memory, restarts of its actor included."""
+    """Deadline of one call on the memory, restarts of its actor included. Time in which the event
+    loop is blocked, or the program is stopped, does not count."""
 
     open_timeout: Seconds = 60.0
     """Deadline of opening the cluster."""

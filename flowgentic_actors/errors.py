@@ -14,7 +14,7 @@
     ├── RequestError                  a call on the memory failed
     │   ├── NotSentError              it never left this process, or was a read: nothing happened
     │   │   ├── ActorUnavailableError the actor was out of reach until the deadline
-    │   │   ├── BackpressureError     the actor's mailbox stayed full until the deadline
+    │   │   ├── BackpressureError     its turn to be sent did not come before the deadline
     │   │   └── ShardLostError        the shard's node is lost, and it had the only copy
     │   ├── OutcomeUnknownError       it was sent and not answered: it may have happened
     │   ├── PartialFailureError       of the shards that it concerns some answered, others did not
@@ -124,7 +124,7 @@ class ActorUnavailableError(NotSentError):
 
 
 class BackpressureError(NotSentError):
-    """The actor's mailbox stayed full until the deadline."""
+    """The actor's mailbox, or the thread's backlog, stayed full until the deadline."""
 
 
 class ShardLostError(NotSentError):

@@ -494,6 +494,7 @@ class MemoryCluster:
                 self._opened(),
                 detect_conflicts=config.detect_conflicts,
                 backlog=config.thread_backlog,
+                request_timeout=config.request_timeout,
             )
         return self._checkpointer
 

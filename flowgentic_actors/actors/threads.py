@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
+from flowgentic_actors import deadlines
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -25,7 +27,8 @@ async def on_daemon_thread(
     While the interpreter ends it runs on this one, which blocks: Python starts no thread then.
 
     Args:
-        timeout: Seconds until it is abandoned; it may then still run to its end, unobserved.
+        timeout: Seconds, in which the loop turns, until it is abandoned; it may then still run to
+            its end, unobserved.
         function: What to run.
         *args: Its arguments.
         **kwargs: Its keyword arguments.
@@ -58,7 +61,7 @@ async def on_daemon_thread(
     thread = threading.Thread(target=run, name=f"flowgentic:{name}", daemon=True)
     if not start_unless_ending(thread):
         run()
-    async with asyncio.timeout(timeout):
+    async with deadlines.timeout(timeout):
         return await result
 
 

@@ -1,27 +1,144 @@
-"""What was sent for a thread and is not acknowledged yet, and how much of it there may be."""
+"""How many bytes of a thread's writes may be under way, and the line of those that wait."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections import deque
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Final
 
+from flowgentic_actors.deadlines import Patience, timeout
 from flowgentic_actors.errors import BackpressureError
+
+_LOOK_AGAIN: Final = 0.002  # seconds
+
+
+class Turn:
+    """A write's place in its thread's line.
+
+    Within `with`, `wait` and then begin the write.
+
+    Args:
+        backlog: Whose line it is.
+        thread_id: The thread.
+        patience: Seconds to wait.
+    """
+
+    __slots__ = ("_backlog", "_patience", "caller", "given", "loop", "thread_id")
+
+    def __init__(self, backlog: Backlog, thread_id: str, patience: float) -> None:
+        self._backlog = backlog
+        self._patience = patience
+        self.thread_id = thread_id
+        self.loop: asyncio.AbstractEventLoop | None = None  # that waits, None for a thread
+        self.caller = 0  # the thread that waits
+        self.given: Future[None] = Future()
+
+    async def wait(self) -> None:
+        """Wait for the turn.
+
+        Raises:
+            BackpressureError: If the deadline passed. The write was not sent.
+        """
+        self.loop = asyncio.get_running_loop()
+        self._backlog.line_up(self)
+        try:
+            async with timeout(self._patience):
+                await asyncio.wrap_future(self.given)
+        except TimeoutError as error:
+            raise self._backlog.in_vain(self.thread_id) from error
+
+    def wait_sync(self) -> None:
+        """The same, blocking this thread.
+
+        On an event loop's own thread it does not wait: what it would wait for may need that loop.
+        """
+        if _has_loop():
+            return
+        self.caller = threading.get_ident()
+        patience = Patience(self._patience)
+        self._backlog.line_up(self)
+        while not self.given.done():  # an interrupted `result` may leave the future locked
+            if patience.left <= 0:
+                raise self._backlog.in_vain(self.thread_id)
+            patience.sleep(_LOOK_AGAIN)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._backlog.give_back(self)
+
+
+class _Line:
+    """The writes of a thread that wait, first come, first served."""
+
+    __slots__ = ("holder", "waiting")
+
+    def __init__(self) -> None:
+        self.holder: Turn | None = None  # has its turn, and has not begun yet
+        self.waiting: deque[Turn] = deque()
 
 
 class Backlog:
-    """Counts the bytes of each thread's writes that are under way in this process.
+    """Bounds the bytes of each thread's writes that are under way in this process.
+
+    While a thread has the limit or more under way, its next write waits for its turn, before its
+    values are serialized: so it holds nothing but what its caller holds anyway. One write of any
+    size is let through, so what is under way never exceeds the limit by more than that.
 
     Args:
-        limit: Bytes of one thread. A single larger write is let through when it is the only one.
+        limit: Bytes of one thread.
+        patience: Seconds that a write waits for its turn.
+
+    Attributes:
+        crowded: The threads whose next write has to wait; most of the time there is none.
     """
 
-    __slots__ = ("_limit", "_lock", "_under_way")
+    __slots__ = ("_limit", "_lock", "_patience", "_under_way", "crowded")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, patience: float) -> None:
         self._limit = limit
+        self._patience = patience
         # Bytes of each write, by thread and write: an exception, at whichever instruction it comes,
         # finds a write counted as a whole or not at all.
         self._under_way: dict[str, dict[object, int]] = {}
+        self.crowded: dict[str, _Line] = {}
         self._lock = threading.Lock()
+
+    def turn(self, thread_id: str) -> Turn:
+        """A turn to wait for."""
+        return Turn(self, thread_id, self._patience)
+
+    def line_up(self, turn: Turn) -> None:
+        """Wait in line; `give_back` must follow."""
+        with self._lock:
+            line = self.crowded.setdefault(turn.thread_id, _Line())
+            if turn.caller:  # whatever this thread waited for before was interrupted
+                if line.holder is not None and line.holder.caller == turn.caller:
+                    line.holder = None
+                line.waiting = deque(one for one in line.waiting if one.caller != turn.caller)
+            line.waiting.append(turn)
+            self._go_on(turn.thread_id)
+
+    def give_back(self, turn: Turn) -> None:
+        """A write is over, or does not want its turn any more."""
+        with self._lock:
+            line = self.crowded.get(turn.thread_id)
+            if line is None:
+                return
+            if line.holder is turn:
+                line.holder = None
+            elif not turn.given.done():
+                turn.given.cancel()
+            self._go_on(turn.thread_id)
 
     def begin(self, thread_id: str, size: int, write: object) -> None:
         """Count a write that is sent; `end` must follow, whatever comes from here on.
@@ -30,31 +147,64 @@ class Backlog:
             thread_id: Its thread.
             size: Its bytes.
             write: What it is known by.
-
-        Raises:
-            BackpressureError: If there would be too much. It is not counted then.
         """
         with self._lock:
             under_way = self._under_way.get(thread_id)
             if under_way is None:
                 self._under_way[thread_id] = {write: size}
-                return
-            waiting = sum(under_way.values())
-            if waiting and waiting + size > self._limit:
-                raise BackpressureError(
-                    f"{waiting} bytes of thread {thread_id!r} wait to be acknowledged, and "
-                    f"{size} more are too many (setting: thread_backlog). The graph is faster than "
-                    "its memory: use durability='sync', which waits for each step"
-                )
-            under_way[write] = size
+            else:
+                under_way[write] = size
+                size = sum(under_way.values())
+            if size >= self._limit:
+                self.crowded.setdefault(thread_id, _Line())
 
     def end(self, thread_id: str, write: object) -> None:
         """The write was acknowledged, or given up; may be told twice."""
         with self._lock:
             under_way = self._under_way.get(thread_id)
-            if under_way is None or write not in under_way:
+            if under_way is not None and write in under_way:
+                if len(under_way) == 1:
+                    del self._under_way[thread_id]
+                else:
+                    del under_way[write]
+            if self.crowded:
+                self._go_on(thread_id)
+
+    def _bytes_of(self, thread_id: str) -> int:
+        return sum(self._under_way.get(thread_id, {}).values())
+
+    def _go_on(self, thread_id: str) -> None:
+        """Give the next write of a thread its turn, if it can be had."""
+        line = self.crowded.get(thread_id)
+        if line is None or self._bytes_of(thread_id) >= self._limit or _lives(line.holder):
+            return
+        while line.waiting:
+            turn = line.waiting.popleft()
+            if _lives(turn) and turn.given.set_running_or_notify_cancel():
+                line.holder = turn
+                turn.given.set_result(None)
                 return
-            if len(under_way) == 1:
-                del self._under_way[thread_id]
-            else:
-                del under_way[write]
+        del self.crowded[thread_id]
+
+    def in_vain(self, thread_id: str) -> BackpressureError:
+        """The error of a write that waited until its deadline."""
+        return BackpressureError(
+            f"{self._bytes_of(thread_id)} bytes of writes to thread {thread_id!r} are under "
+            f"way (setting: thread_backlog={self._limit}), and the memory acknowledged too few of "
+            f"them within {self._patience:.3g} s (setting: request_timeout). This write was not "
+            "sent: nothing happened. See memory.status() for what its shard is at, and raise "
+            "request_timeout if it is only slow"
+        )
+
+
+def _has_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _lives(turn: Turn | None) -> bool:
+    """Whether a turn will be taken: whoever waits on a closed event loop never does."""
+    return turn is not None and (turn.loop is None or not turn.loop.is_closed())

@@ -36,7 +36,7 @@ from flowgentic_actors.adapters.parts import (
 )
 from flowgentic_actors.adapters.parts_known import RecentLists
 from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
-from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
+from flowgentic_actors.adapters.plan import Ask, Plan, WritePlan, over_table, run, run_sync
 from flowgentic_actors.adapters.ready import Ready
 from flowgentic_actors.adapters.serializing import entries, name_unserializable
 from flowgentic_actors.adapters.staying import StaysHere
@@ -122,6 +122,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         detect_conflicts: Whether to refuse a checkpoint that does not follow the latest of its
             namespace, because somebody else wrote to the thread meanwhile.
         backlog: Bytes of one thread that may wait to be acknowledged.
+        request_timeout: Seconds that a further write of it waits for its turn.
     """
 
     def __init__(
@@ -131,11 +132,13 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         serde: SerializerProtocol | None = None,
         detect_conflicts: bool = False,
         backlog: int = BACKLOG,
+        request_timeout: float = 30.0,
     ) -> None:
         super().__init__(serde=serde)
         self._client = client
         self._detects_conflicts = detect_conflicts
-        self._backlog = Backlog(backlog)
+        self._backlog = Backlog(backlog, request_timeout)
+        self._crowded = self._backlog.crowded
         self._lists = RecentLists()
 
     # ------------------------------------------------------------------ async
@@ -185,7 +188,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         Raises:
             ThreadConflictError: If conflicts are detected and this is one. A checkpoint of source
                 `"fork"`, or whose parent was asked for by its id, is none: that is time travel.
-            BackpressureError: If too much of the thread is under way.
+            BackpressureError: If too much of the thread was under way for `request_timeout`.
             NotSerializableError: If a value cannot be serialized; it is named.
         """
         try:
@@ -397,9 +400,9 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> Plan[RunnableConfig]:
-        # Everything is serialized or copied before the first question: LangGraph goes on changing
-        # some of these containers while the caller waits.
+    ) -> WritePlan[RunnableConfig]:
+        # Everything is copied before the write waits for its turn, and serialized before the first
+        # question: LangGraph goes on changing some of these containers while the caller waits.
         thread_id, ns, parent_id = identify(config)
         dumps = self.serde.dumps_typed
         body: dict[str, Any] = dict(checkpoint)
@@ -420,6 +423,8 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             head = _mended(head)
         versions = head.channel_versions
         checkpoint_id = body["id"] = head.checkpoint_id
+        if self._crowded and thread_id in self._crowded:
+            yield self._backlog.turn(thread_id)
         known = self._lists.of(thread_id, ns, parent_id)
         blobs = {
             c: dumps(values[c])
@@ -493,7 +498,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         writes: Sequence[tuple[str, Any]],
         task_id: str,
         task_path: str,
-    ) -> Plan[None]:
+    ) -> WritePlan[None]:
         thread_id, ns, checkpoint_id = identify(config)
         if not checkpoint_id:
             raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
@@ -504,6 +509,9 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             task_id, task_path = text_of("task_id", task_id), text_of("task_path", task_path)
             channels = [channel for channel, _ in writes]
             head = check(WritesHead(thread_id, ns, checkpoint_id, task_id, task_path, channels))
+        if self._crowded and thread_id in self._crowded:
+            writes = list(writes)
+            yield self._backlog.turn(thread_id)
         dumps = self.serde.dumps_typed
         stored: list[Write] = []
         size = 0
@@ -523,8 +531,10 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             self._backlog.end(thread_id, write)
             raise
 
-    def _delete_thread(self, thread_id: str) -> Plan[None]:
+    def _delete_thread(self, thread_id: str) -> WritePlan[None]:
         command = check(DeleteThread(text_of("thread_id", thread_id)))
+        if self._crowded and command.thread_id in self._crowded:
+            yield self._backlog.turn(command.thread_id)  # or writes that wait bring it back
         yield Ask(self._client.table.of_thread(command.thread_id), command)
 
     def _delete_for_runs(self, run_ids: Sequence[str]) -> Plan[None]:

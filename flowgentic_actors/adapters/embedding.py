@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, cast, get_args
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast, get_args
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
@@ -12,8 +12,11 @@ from langgraph.store.base import IndexConfig, ensure_embeddings, get_text_at_pat
 from langgraph.store.base.embed import EmbeddingsLambda
 
 from flowgentic_actors.actors.threads import run_blocking
+from flowgentic_actors.deadlines import timeout
 from flowgentic_actors.engine.similarity import Metric
 from flowgentic_actors.errors import InvalidRequestError, NotSentError
+
+T = TypeVar("T")
 
 Paths: TypeAlias = Sequence[tuple[str, Any]]
 """Paths into a value, each with what LangGraph's tokenizer made of it."""
@@ -78,8 +81,7 @@ class Index:
         found = await self._together(documents) if documents else {}
         asked = {}
         for query in queries:
-            async with asyncio.timeout(_TIMEOUT):
-                asked[query] = self._pack(await self.embeddings.aembed_query(query))
+            asked[query] = self._pack(await _in_time(self.embeddings.aembed_query(query), 1))
         return Embedded(found, asked, self._metric)
 
     def embed(self, documents: Sequence[str], queries: Sequence[str]) -> Embedded:
@@ -116,14 +118,7 @@ class Index:
     async def _embed_now(self, documents: Sequence[str]) -> Mapping[str, bytes]:
         found = {}
         for texts in _batches(documents):
-            try:
-                async with asyncio.timeout(_TIMEOUT):
-                    vectors = await self.embeddings.aembed_documents(texts)
-            except TimeoutError as error:
-                raise NotSentError(
-                    f"embedding {len(texts)} texts took more than {_TIMEOUT:g} s; nothing was "
-                    "stored. Is the service behind index['embed'] there?"
-                ) from error
+            vectors = await _in_time(self.embeddings.aembed_documents(texts), len(texts))
             found.update(self._pack_all(texts, vectors))
         return found
 
@@ -148,6 +143,20 @@ class Index:
                 f"{self.dims}: they must agree"
             )
         return array.tobytes()
+
+
+async def _in_time(call: Awaitable[T], texts: int) -> T:
+    deadline = timeout(_TIMEOUT)
+    try:
+        async with deadline:
+            return await call
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise  # it is the function's own
+        raise NotSentError(
+            f"embedding {texts} texts took more than {_TIMEOUT:g} s; nothing was sent to the "
+            "memory. Is the service behind index['embed'] there?"
+        ) from error
 
 
 class _Round:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from msgspec import Struct
 
+from flowgentic_actors.adapters.backlog import Turn
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import Command
@@ -25,9 +26,12 @@ from flowgentic_actors.errors import (
 )
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 MOVING: Final = 30.0
 """Seconds for which what several shards are asked is begun anew, because slots move."""
+
+_ROUND: Final = 1.0  # seconds of one such attempt that count
 
 
 class Ask(Struct, frozen=True, gc=False):
@@ -53,14 +57,22 @@ Asks: TypeAlias = Ask | Sequence[Ask]
 Plan: TypeAlias = Generator[Asks, Any, T]
 """Yields questions, receives their replies (of the types that belong to them), returns T."""
 
+WritePlan: TypeAlias = Generator[Asks | Turn, Any, T]
+"""A plan that may also wait for its turn; it has that until its next question."""
 
-async def run(client: MemoryClient, plan: Plan[T]) -> T:
+
+async def run(client: MemoryClient, plan: WritePlan[T]) -> T:
     """Carry out a plan, awaiting."""
     try:
         asks = next(plan)
         while True:
             if not isinstance(asks, Ask):
-                asks = _go_on(plan, asks, await ask_each(client, asks))
+                if isinstance(asks, Turn):
+                    with asks:
+                        await asks.wait()
+                        asks = plan.send(None)
+                else:
+                    asks = _go_on(plan, asks, await ask_each(client, asks))
                 continue
             try:
                 reply = await client.ask(asks.shard, asks.command)
@@ -76,12 +88,17 @@ async def run(client: MemoryClient, plan: Plan[T]) -> T:
         raise
 
 
-def run_sync(client: MemoryClient, plan: Plan[T]) -> T:
+def run_sync(client: MemoryClient, plan: WritePlan[T]) -> T:
     """Carry out a plan, blocking this thread."""
     try:
         asks = next(plan)
         while True:
-            asks = _go_on(plan, asks, ask_each_sync(client, _several(asks)))
+            if isinstance(asks, Turn):
+                with asks:
+                    asks.wait_sync()
+                    asks = plan.send(None)
+            else:
+                asks = _go_on(plan, asks, ask_each_sync(client, _several(asks)))
     except StopIteration as end:
         result: T = end.value
         return result
@@ -94,7 +111,7 @@ def _several(asks: Asks) -> Sequence[Ask]:
     return (asks,) if isinstance(asks, Ask) else asks
 
 
-def _go_on(plan: Plan[T], asks: Asks, answers: Sequence[Reply | Exception]) -> Asks:
+def _go_on(plan: Generator[A, Any, T], asks: Asks, answers: Sequence[Reply | Exception]) -> A:
     if not isinstance(asks, Each):
         error = _error_of(_several(asks), answers)
         if error is not None:
@@ -193,12 +210,15 @@ def over_table(client: MemoryClient, plan_of: Callable[[SlotTable], Plan[T]]) ->
         client: Knows the table, and waits for a newer one before it says that slots have moved.
         plan_of: The plan by a table. Its commands carry that one's version.
     """
-    deadline = monotonic() + MOVING
+    left = MOVING
     while True:
+        begun = monotonic()
         try:
             return (yield from plan_of(client.table))
         except RequestError as error:
-            if not _slots_moved(error) or monotonic() >= deadline:
+            # One that took longer did not wait for a table: its caller was blocked, say.
+            left -= min(monotonic() - begun, _ROUND)
+            if not _slots_moved(error) or left <= 0:
                 raise
 
 

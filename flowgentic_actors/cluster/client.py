@@ -7,7 +7,6 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from functools import partial
-from time import monotonic
 from typing import Any, Protocol
 
 import msgspec
@@ -27,6 +26,7 @@ from flowgentic_actors.cluster.routing import (
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.cluster.watching import EventLog, PlaceWatch
+from flowgentic_actors.deadlines import Patience, loop_clock, tell_when_blocked
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.limits import UNFIT, encode, refusal
 from flowgentic_actors.engine.replies import Reply
@@ -43,6 +43,8 @@ from flowgentic_actors.wire.blocking import BlockingCall
 from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +147,7 @@ class RemoteClient:
         self._watches: list[PlaceWatch | EventLog] = []
         self._presence: ClusterWatch | None = None
         self._take_places(self._places)
+        tell_when_blocked(self)
         if self._changes or self._logs or watched is not None:
             self._begin_to_watch()
             let_go_after_fork(self)
@@ -252,12 +255,11 @@ class RemoteClient:
     async def ask(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command; see `MemoryClient.ask`."""
         self._check_open()
-        deadline = monotonic() + self._timeout
         try:
             return await self._actors[shard].ask(_encode(command), self._timeout, _decode)
         except (SlotsMovedError, OutcomeUnknownError) as error:
             answers: list[Reply | Exception] = [error]
-        await self._follow([(shard, command)], answers, deadline)
+        await self._follow([(shard, command)], answers)
         answer = answers[0]
         if isinstance(answer, Exception):
             raise answer
@@ -266,9 +268,8 @@ class RemoteClient:
     async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
         """Have shards carry out several commands; see `MemoryClient.ask_each`."""
         self._check_open()
-        deadline = monotonic() + self._timeout
         answers = await self._ask_each_once(asks, self._timeout)
-        await self._follow(asks, answers, deadline)
+        await self._follow(asks, answers)
         return answers
 
     async def _ask_each_once(
@@ -302,30 +303,30 @@ class RemoteClient:
         return answers
 
     async def _follow(
-        self,
-        asks: Sequence[tuple[int, Command]],
-        answers: list[Reply | Exception],
-        deadline: float,
+        self, asks: Sequence[tuple[int, Command]], answers: list[Reply | Exception]
     ) -> None:
         """Ask again what is worth it, where its slot is by then.
 
         Args:
             asks: What was asked.
             answers: The answers to it. Those of what is asked again are replaced.
-            deadline: When no more is asked.
         """
         errors = [n for n, answer in enumerate(answers) if isinstance(answer, Exception)]
+        if not errors:
+            return
+        clock = loop_clock(asyncio.get_running_loop())
+        deadline = clock.time + self._timeout
         again = {n: asks[n] for n in errors if worth_asking_again(asks[n][1], answers[n])}
-        while again and monotonic() < deadline:
+        while again:
             worth_it = partial(self._any_outdated, list(again.values()))
-            await self._news.wait(worth_it, min(deadline - monotonic(), _MOVING))
+            await self._news.wait(worth_it, min(deadline - clock.time, _MOVING))
             self._check_open()
             again = {
                 number: (shard, command)
                 for number, (before, command) in again.items()
                 if (shard := self._shard_for(command, before, answers[number])) is not None
             }
-            if (left := deadline - monotonic()) <= 0:
+            if (left := deadline - clock.time) <= 0:
                 break
             found = await self._ask_each_once(list(again.values()), left)
             for number, answer in zip(list(again), found, strict=True):
@@ -350,25 +351,24 @@ class RemoteClient:
     def ask_sync(self, shard: int, command: Command) -> Reply:
         """Have a shard carry out a command, blocking; see `MemoryClient.ask_sync`."""
         self._check_open()
-        deadline = monotonic() + self._timeout
         try:
             return _decode(self._actors[shard].ask_sync(_encode(command), self._timeout))
         except (SlotsMovedError, OutcomeUnknownError) as error:
             refusal = error
-        return self._ask_again_sync(shard, command, refusal, deadline)
+        return self._ask_again_sync(shard, command, refusal)
 
-    def _ask_again_sync(
-        self, shard: int, command: Command, refusal: Exception, deadline: float
-    ) -> Reply:
+    def _ask_again_sync(self, shard: int, command: Command, refusal: Exception) -> Reply:
         """Ask again for as long as it is worth it; see `_follow`."""
+        patience = Patience(self._timeout)
         while worth_asking_again(command, refusal):
             worth_it = partial(self._any_outdated, [(shard, command)])
-            self._news.wait_sync(worth_it, min(deadline - monotonic(), _MOVING))
+            self._news.wait_sync(worth_it, min(patience.left, _MOVING))
+            patience.look()
             self._check_open()
             where = self._shard_for(command, shard, refusal)
             if where is None:
                 break
-            if (left := deadline - monotonic()) <= 0:
+            if (left := patience.left) <= 0:
                 raise self._failed(command, refusal, late=True)
             shard = where
             try:
@@ -387,7 +387,6 @@ class RemoteClient:
         under_way: dict[int, BlockingCall] = {}
         try:
             while waiting:
-                deadline = monotonic() + self._timeout
                 for shard, numbers in waiting.items():
                     try:
                         body = _encode(asks[numbers[0]][1])
@@ -398,7 +397,7 @@ class RemoteClient:
                     number = numbers.popleft()
                     call = under_way.pop(shard, None)
                     if call is not None:
-                        answers[number] = self._finish(call, *asks[number], deadline)
+                        answers[number] = self._finish(call, *asks[number])
                     if not numbers:
                         del waiting[shard]
         finally:
@@ -406,15 +405,13 @@ class RemoteClient:
                 call.give_up()
         return [answers[number] for number in range(len(asks))]
 
-    def _finish(
-        self, call: BlockingCall, shard: int, command: Command, deadline: float
-    ) -> Reply | Exception:
+    def _finish(self, call: BlockingCall, shard: int, command: Command) -> Reply | Exception:
         try:
             try:
                 return _decode(call.finish())
             except (SlotsMovedError, OutcomeUnknownError) as error:
                 refusal = error
-            return self._ask_again_sync(shard, command, refusal, deadline)
+            return self._ask_again_sync(shard, command, refusal)
         except FlowgenticError as error:
             return error
 
@@ -442,6 +439,11 @@ class RemoteClient:
         """The events so far that the host still keeps."""
         self._check_open()
         return await self._host.recent_events()
+
+    def loop_blocked(self, seconds: float) -> None:
+        """Have the host tell that calls waited for an event loop of this program."""
+        if not self._closed:
+            self._host.tell_blocked(seconds)
 
     async def rebalance(
         self, nodes: int, without: Collection[str], rate: int, timeout: float

@@ -74,6 +74,7 @@ from flowgentic_actors.cluster.protocol import (
     GetStatus,
     HostCommand,
     HostReply,
+    LoopBlocked,
     Place,
     Places,
     Rebalance,
@@ -642,6 +643,8 @@ class Host:
                 self._ranks.enter(connection, rank)
             case AwaitRanks(size, wait):
                 reply = await self._ranks.wait(size, wait)
+            case LoopBlocked(detail):
+                self._event("loop_blocked", "", detail)
             case GetStatus():
                 reply = StatusReply(await self._reporter.status(self._federation))
             case GetEvents(start, wait):

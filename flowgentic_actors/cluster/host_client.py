@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Collection
@@ -18,19 +21,22 @@ from flowgentic_actors.cluster.protocol import (
     GetEvents,
     GetStatus,
     HostCommand,
+    LoopBlocked,
     Rebalance,
     RebalanceReply,
     StatusReply,
 )
 from flowgentic_actors.cluster.routing import unanswered_read
-from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
-from flowgentic_actors.errors import OutcomeUnknownError, RejectedError
+from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus, blocked
+from flowgentic_actors.errors import FlowgenticError, OutcomeUnknownError, RejectedError
 from flowgentic_actors.wire.addresses import Nowhere
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 _REBALANCE_WAIT: Final = 10.0  # one question whether it is done
 _EVENT_WAIT: Final = 10.0  # one question for events; asked again for as long as somebody iterates
+
+logger = logging.getLogger(__name__)
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -65,6 +71,13 @@ class HostClient:
         """The events so far that the host still keeps."""
         return list((await self._ask(GetEvents(0, 0.0), EventsReply, self._timeout)).events)
 
+    def tell_blocked(self, seconds: float) -> None:
+        """Have the host tell that calls waited for an event loop of this program."""
+        with contextlib.suppress(FlowgenticError):  # closed just now
+            body = _encode(LoopBlocked(blocked(seconds)))
+            answer = self.ref.connection().begin(body, self._timeout).waiter
+            answer.add_done_callback(_looked_at)
+
     async def rebalance(
         self, nodes: int, without: Collection[str], rate: int, timeout: float
     ) -> None:
@@ -98,6 +111,12 @@ class HostClient:
                 # The cluster was closed meanwhile: asked again, it says so.
             else:
                 return msgspec.msgpack.decode(answer, type=reply)
+
+
+def _looked_at(answer: asyncio.Future[msgspec.Raw]) -> None:
+    """An event that is not told is no reason to fail anything."""
+    if not answer.cancelled() and answer.exception() is not None:
+        logger.info("the host does not take an event: %s", answer.exception())
 
 
 def describe(descriptor: Descriptor, timeout: float) -> Description:

@@ -12,7 +12,14 @@ from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.shared_settings import IndexSettings
 from flowgentic_actors.cluster.slots import even_table
-from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus, known_stats
+from flowgentic_actors.cluster.status import (
+    ActorStatus,
+    ClusterEvent,
+    ClusterStatus,
+    blocked,
+    known_stats,
+)
+from flowgentic_actors.deadlines import Patience, tell_when_blocked, timeout
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.engine.slots import SLOTS
@@ -82,6 +89,7 @@ class InlineClient:
         self._unusable: str | None = None
         self._end_reason: str | None = None
         let_go_after_fork(self)
+        tell_when_blocked(self)
         self.event("cluster_opened", "in this process")
         if memory is not None:
             for kind, detail in memory.findings:
@@ -99,7 +107,7 @@ class InlineClient:
         if not isinstance(answer, asyncio.Future):
             assert not isinstance(answer, Blocking)
             return answer
-        deadline = asyncio.timeout(self._timeout)
+        deadline = timeout(self._timeout)
         try:
             async with deadline:
                 return await answer
@@ -133,9 +141,13 @@ class InlineClient:
             if not isinstance(answer, Blocking):
                 assert not isinstance(answer, asyncio.Future)
                 return answer
-            if not answer.wait(self._timeout):
-                raise self._late()
-            return answer.result()
+            patience = Patience(self._timeout)
+            while patience.left > 0:
+                limit = patience.slice()
+                if answer.wait(limit):
+                    return answer.result()
+                patience.lapse(limit)
+            raise self._late()
         if self._unusable is not None or self._end_reason is not None:
             self._check_usable()
         self._requests += 1
@@ -208,6 +220,11 @@ class InlineClient:
                 number=len(self._events), time=time.time(), kind=kind, actor="", detail=detail
             )
         )
+
+    def loop_blocked(self, seconds: float) -> None:
+        """Note that calls waited for an event loop of this program."""
+        if self._unusable is None:
+            self.event("loop_blocked", blocked(seconds))
 
     def end(self, reason: str) -> None:
         """Take no more commands; callable from any thread."""

@@ -39,6 +39,7 @@ from flowgentic_actors.cluster.protocol import (
     Shutdown,
     ShutdownReply,
 )
+from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, RequestExpiredError
 from flowgentic_actors.storage.private import overwrite
 
@@ -92,15 +93,15 @@ class HostKeeper:
         """After `close`: whether every actor had finished and sealed its journal. A runtime that
         had to be killed afterwards takes nothing from that."""
 
-    def open(self, deadline: float) -> Description:
+    def open(self, patience: Patience) -> Description:
         """Start the host, wait until its actors serve, and keep it from then on.
 
         Raises:
             ClusterOpenError: If that failed, with the reason; `close` cleans up.
         """
         try:
-            link = self._start(deadline)
-            answer = link.ask(Describe(), max(1.0, deadline - time.monotonic()))
+            link = self._start(patience)
+            answer = link.ask(Describe(), max(1.0, patience.left))
             description = msgspec.msgpack.decode(answer, type=Description)
         except (FlowgenticError, OSError) as error:
             raise self._not_opened(error) from error
@@ -243,7 +244,7 @@ class HostKeeper:
                 self._spec = msgspec.structs.replace(
                     self._without_tier(now), restarts=self._spec.restarts + 1, reason=reason
                 )
-                self._start(time.monotonic() + self._open_timeout)
+                self._start(Patience(self._open_timeout))
             except (FlowgenticError, OSError) as error:
                 if not self._wants_host():
                     self._end_processes()  # what was being started has nothing yet to end in order
@@ -325,16 +326,16 @@ class HostKeeper:
         waited = time.monotonic() - self._closed_at
         return self._closing and (not self._shut_down or waited > self._spec.close_timeout / 2)
 
-    def _start(self, deadline: float) -> HostLink:
+    def _start(self, patience: Patience) -> HostLink:
         socket_path = self._socket
         socket_path.unlink(missing_ok=True)
         overwrite(self._folder / PID_FILE, b"")
         spec_file = self._folder / SPEC_FILE
         overwrite(spec_file, msgspec.json.encode(self._spec))
         attempts = 0
-        while not self._comes_up(socket_path, spec_file, deadline):
+        while not self._comes_up(socket_path, spec_file, patience):
             attempts += 1
-            late = time.monotonic() > deadline or not self._wants_host()
+            late = patience.left <= 0 or not self._wants_host()
             # What has run ended for a reason of its own. Dragon's launcher gives up before that now
             # and then, on a busy machine, and succeeds the next time.
             ran = self._spec.spawner != "dragon" or (self._folder / PID_FILE).read_text().strip()
@@ -343,7 +344,7 @@ class HostKeeper:
             logger.warning("Dragon's launcher ended before the host ran: it is started once more")
             assert self._process is not None
             self._process.kill()
-        self._link = self._connect(deadline)
+        self._link = self._connect(patience)
         if self._process is not None:
             self._process.look()  # whatever becomes of it from now on, what it leaves is known
         self._served_from = time.monotonic()
@@ -381,20 +382,22 @@ class HostKeeper:
                 )
         return ClusterOpenError(f"the cluster cannot be opened: {error}")
 
-    def _comes_up(self, socket_path: Path, spec_file: Path, deadline: float) -> bool:
+    def _comes_up(self, socket_path: Path, spec_file: Path, patience: Patience) -> bool:
         """Start the host and wait for its socket; False when it ended, or it is too late."""
-        spec, left = self._spec, deadline - time.monotonic()
-        process = launch_host(spec.spawner, self._folder, spec_file, left, nodes=spec.nodes)
+        spec = self._spec
+        process = launch_host(
+            spec.spawner, self._folder, spec_file, patience.left, nodes=spec.nodes
+        )
         self._process = process
         if not self._wants_host():  # and whoever closes may not wait for this thread any more
             process.kill()
         while not socket_path.exists():
-            if time.monotonic() > deadline or not self._wants_host() or not process.running():
+            if patience.left <= 0 or not self._wants_host() or not process.running():
                 return False
-            time.sleep(0.01)
+            patience.sleep(0.01)
         return True
 
-    def _connect(self, deadline: float) -> HostLink:
+    def _connect(self, patience: Patience) -> HostLink:
         while True:
             try:
                 return HostLink(
@@ -404,9 +407,9 @@ class HostKeeper:
                 )
             except OSError:  # its socket is there a moment before it listens
                 gone = self._process is not None and not self._process.running()
-                if gone or time.monotonic() > deadline or not self._wants_host():
+                if gone or patience.left <= 0 or not self._wants_host():
                     raise
-                time.sleep(0.01)
+                patience.sleep(0.01)
 
     def _close_link(self) -> None:
         if self._link is not None:

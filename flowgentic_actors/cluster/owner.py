@@ -33,6 +33,7 @@ from flowgentic_actors.cluster.shared_settings import SharedSettings
 from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.cluster.tiers import end_tiers, tier_bytes
 from flowgentic_actors.config import MemoryConfig
+from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.environment import inside_dragon, job_hosts, machine, scheduler_job
 from flowgentic_actors.errors import (
     ClusterOpenError,
@@ -195,7 +196,7 @@ class Owner:
             owns_runtime=self._spawner == "dragon" and not inside_dragon(),
         )
         self._keeper = HostKeeper(spec, config.hang_timeout, config.open_timeout)
-        description = self._keeper.open(deadline)
+        description = self._keeper.open(Patience(deadline - time.monotonic()))
         self.descriptor = Descriptor(
             name=self._folder.name,
             host=str(socket_folder(self._folder) / HOST_SOCKET),

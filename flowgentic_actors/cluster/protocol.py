@@ -137,6 +137,16 @@ class RanksReply(Struct, tag=8, array_like=True, frozen=True):
     missing: tuple[int, ...]
 
 
+class LoopBlocked(Struct, tag=12, array_like=True, frozen=True):
+    """A client's event loop was blocked: an event for all to see.
+
+    Attributes:
+        detail: Whose, and for how long.
+    """
+
+    detail: Annotated[str, Meta(max_length=1024)]
+
+
 HostCommand: TypeAlias = (
     Enter
     | AwaitRanks
@@ -148,6 +158,7 @@ HostCommand: TypeAlias = (
     | GetPlaces
     | Beat
     | Rebalance
+    | LoopBlocked
 )
 
 

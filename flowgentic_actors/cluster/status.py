@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -94,6 +95,11 @@ def known_stats(stats: Mapping[str, int]) -> dict[str, Any]:
     return {**known, "hot": hot_in(stats)}
 
 
+def blocked(seconds: float) -> str:
+    """The detail of a `loop_blocked`: which program, and for how long."""
+    return f"pid {os.getpid()} on {os.uname().nodename}: for {seconds:.1f} s"
+
+
 class NodeStatus(Struct, frozen=True, kw_only=True):
     """One node of a cluster.
 
@@ -175,12 +181,13 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
             `fallback_to_local`, `actor_running`, `actor_silent`, `actor_answers`, `actor_exited`,
             `actor_hosted`, `actor_failed`, `actor_stopped`, `actor_killed`, `actor_lingers`,
             `ddict_ready`, `ddict_lost`, `ddict_given_up`, `dragon_hung`, `host_restarted`,
-            `journal_in_memory`, `walltime_unknown`, `cluster_closing`; of several nodes,
-            `fewer_nodes`, `node_missing`, `node_lost`, `node_returned`, `node_given_up`,
-            `shard_promoted`, `shard_moved`, `shard_lost`, `shard_found`, `replica_begun`,
-            `replica_ready`; of slots that move, `rebalance_begun`, `slots_moved`, `slots_stayed`,
-            `slots_not_taken`, `rebalanced`, `rebalance_failed`; `plan_not_written` when the host's
-            disk is full.
+            `journal_in_memory`, `walltime_unknown`, `loop_blocked` (a program with calls under way
+            did not turn its event loop for a second or more; told at most once in 10 s),
+            `cluster_closing`; of several nodes, `fewer_nodes`, `node_missing`, `node_lost`,
+            `node_returned`, `node_given_up`, `shard_promoted`, `shard_moved`, `shard_lost`,
+            `shard_found`, `replica_begun`, `replica_ready`; of slots that move, `rebalance_begun`,
+            `slots_moved`, `slots_stayed`, `slots_not_taken`, `rebalanced`, `rebalance_failed`;
+            `plan_not_written` when the host's disk is full.
         actor: The actor concerned, or empty.
         detail: In words. In a cluster of several nodes, what happens to an actor names its node,
             and whether it leads its shard there or follows.

@@ -132,6 +132,7 @@ class DragonCheckpointSaver(_OverCluster, AsyncCheckpointSaver):
             serde=serde,
             detect_conflicts=config.detect_conflicts,
             backlog=config.thread_backlog,
+            request_timeout=config.request_timeout,
         )
 
 

@@ -20,6 +20,7 @@ import cloudpickle  # type: ignore[import-untyped]
 from langchain_core.tools import StructuredTool
 
 from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.deadlines import timeout
 
 logger = logging.getLogger("flowgentic_actors")
 
@@ -195,7 +196,7 @@ class _OwnEngine(AsyncFlowEngine):
     async def open(self) -> None:
         asyncflow = await on_daemon_thread(self._open_timeout, _import_asyncflow)
         try:
-            async with asyncio.timeout(self._open_timeout):
+            async with timeout(self._open_timeout):
                 if inspect.isawaitable(self._backend):  # it starts then; nothing the second time
                     await self._backend
                 self._engine = await _create_engine(asyncflow, self._backend)
@@ -208,7 +209,7 @@ class _OwnEngine(AsyncFlowEngine):
     async def close(self) -> None:
         ended = await self._end_executor()
         try:
-            async with asyncio.timeout(self._close_timeout):
+            async with timeout(self._close_timeout):
                 await self._engine.shutdown(skip_execution_backend=not ended)
         except TimeoutError:
             logger.warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ from langgraph.errors import GraphBubbleUp
 from pydantic import Field
 
 from flowgentic_actors.config_values import Settings
+from flowgentic_actors.deadlines import timeout
 
 logger = logging.getLogger("flowgentic_actors")
 
@@ -103,7 +105,7 @@ async def retry(
 
 
 async def _attempt(call: Callable[[], Awaitable[T]], seconds: float | None, name: str) -> T:
-    deadline = asyncio.timeout(seconds)
+    deadline = timeout(math.inf if seconds is None else seconds)
     try:
         async with deadline:
             return await call()

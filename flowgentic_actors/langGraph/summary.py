@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +16,7 @@ from langchain_core.messages import (
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.constants import TAG_NOSTREAM
 
+from flowgentic_actors import deadlines
 from flowgentic_actors.langGraph.entry import text_of
 from flowgentic_actors.langGraph.short_term_config import MemoryConfig
 
@@ -79,7 +79,7 @@ async def summarize(
         HumanMessage(f"<notes>\n{notes}\n</notes>\n<messages>\n{transcript}\n</messages>"),
     ]
     try:
-        async with asyncio.timeout(timeout):
+        async with deadlines.timeout(timeout):
             reply = await model.ainvoke(prompt, _CALL)
     except TimeoutError as error:
         raise SummaryFailedError("the model did not answer in time") from error

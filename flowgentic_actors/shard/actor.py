@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from flowgentic_actors.actors.actor import Call, Postponed
+from flowgentic_actors.deadlines import timeout
 from flowgentic_actors.engine.commands import (
     MAKES_ROOM,
     WRITES,
@@ -547,7 +548,7 @@ class ShardActor:
         """Fetch what a query needs until it has all of it."""
         lasting = isinstance(query, GetItem | GetCheckpoint)  # a scan is read once
         try:
-            async with asyncio.timeout(_FETCH_TIMEOUT), self._fetch_slots:
+            async with timeout(_FETCH_TIMEOUT), self._fetch_slots:
                 for _ in range(_MOST_ROUNDS):
                     for lsn, record in await self._fetch(lsns):
                         self._shard.warm(lsn, record, lasting=lasting)

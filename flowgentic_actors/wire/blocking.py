@@ -6,13 +6,12 @@ import contextlib
 import os
 import random
 import socket
-import ssl
 import threading
-import time
 from queue import Empty, SimpleQueue
 
 from msgspec import Raw
 
+from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import (
     ActorUnavailableError,
     AuthenticationError,
@@ -43,6 +42,7 @@ from flowgentic_actors.wire.session import (
     check_size,
     lethal,
     lost,
+    may_ask_again,
     overdue,
     refusal,
     untrusted,
@@ -50,7 +50,6 @@ from flowgentic_actors.wire.session import (
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
 _READ = 1 << 18
-_LOOK = 1.0
 _AT_ONCE = 32 << 10  # bytes of a request that a socket takes without waiting for the other side
 _FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
 _LOOK_AGAIN = 0.05  # seconds
@@ -75,7 +74,7 @@ class BlockingConnection:
         self._max_bytes = max_bytes
         self._role = role
         self._name = name
-        self._session: Session[None] = Session()
+        self._session: Session[Patience] = Session()
         self._lock = threading.Lock()  # for what another thread touches, which `move` does
         self._moves = 0
         self._dialled_after = 0  # moves
@@ -89,10 +88,10 @@ class BlockingConnection:
         """Send a request and wait for its answer; see `AsyncConnection.request`."""
         return self.finish(self.begin(body, timeout))
 
-    def begin(self, body: bytes, timeout: float) -> Pending[None]:
+    def begin(self, body: bytes, timeout: float) -> Pending[Patience]:
         """Send a request if there is a socket already; `finish`, or `close`, has to follow."""
         check_size(body, self._max_bytes, self._peer)
-        pending = self._session.open(body, timeout, time.monotonic(), None)
+        pending = self._session.open(body, timeout, 0.0, Patience(timeout))
         if self._sock is None or self._channel is None or len(body) > _AT_ONCE:
             return pending
         try:
@@ -108,13 +107,13 @@ class BlockingConnection:
             raise
         return pending
 
-    def finish(self, pending: Pending[None]) -> Raw:
+    def finish(self, pending: Pending[Patience]) -> Raw:
         """Wait for the answer to what was begun, and send it again where that is needed."""
         delay, congested, self._congested = _FIRST_RETRY, self._congested, False
         cause: str | None = None
-        counted = 0  # attempts
+        counted, patience = 0, pending.waiter  # attempts
         try:
-            while time.monotonic() < pending.deadline:
+            while patience.left > 0:
                 try:
                     return self._attempt(pending)
                 except (OSError, WireError) as error:
@@ -136,7 +135,7 @@ class BlockingConnection:
                     if pending.losses >= MAX_LOSSES and not isinstance(error, TimeoutError):
                         raise lethal(pending, self._peer) from error
                 pause = delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
-                time.sleep(max(0.0, min(pause, pending.deadline - time.monotonic())))
+                patience.sleep(pause)
                 delay = min(delay * 2, _LAST_RETRY)
             raise overdue(pending, self._peer, congested=congested, cause=cause)
         except RequestError:
@@ -147,7 +146,7 @@ class BlockingConnection:
         finally:
             self._session.settle(pending.seq)
 
-    def _give_up(self, pending: Pending[None]) -> None:
+    def _give_up(self, pending: Pending[Patience]) -> None:
         # Whatever answer is still under way would be taken for the next request's.
         self.close()
         self._session.settle(pending.seq)
@@ -177,41 +176,49 @@ class BlockingConnection:
             self._open.close()
         self._open = self._sock = self._channel = self._out = None
 
-    def _send(self, sock: socket.socket, channel: ClientChannel, pending: Pending[None]) -> None:
-        left = max(0, round((pending.deadline - time.monotonic()) * 1000))
+    def _send(
+        self, sock: socket.socket, channel: ClientChannel, pending: Pending[Patience]
+    ) -> None:
+        left = max(0, round(pending.waiter.left * 1000))
         channel.send(Request(pending.seq, self._session.low, left, NO_BODY), pending.body)
-        self._write(sock, channel, pending.deadline)
+        self._write(sock, channel, pending.waiter)
         pending.attempts += 1  # a frame cut off by the deadline is never decoded
         self._out = pending.seq
 
-    def _attempt(self, pending: Pending[None]) -> Raw:
-        sock, channel = self._connected(pending.deadline)
+    def _attempt(self, pending: Pending[Patience]) -> Raw:
+        sock, channel = self._connected(pending.waiter)
         if self._out != pending.seq:
             self._send(sock, channel, pending)
         while True:
-            for message in self._read(sock, channel, pending.deadline):
+            for message in self._read(sock, channel, pending.waiter):
                 match message:
                     case Reply(seq, body) if seq == pending.seq:
                         return body
                     case Failure(seq) if seq == pending.seq:
+                        if may_ask_again(message, pending, pending.waiter.left):
+                            self._send(sock, channel, pending)
+                            continue
                         raise refusal(message, pending, self._peer)
                     case _:
                         raise ProtocolError(f"unexpected {type(message).__name__} from the actor")
+            pending.waiter.look()  # there is more to come
 
-    def _connected(self, deadline: float) -> tuple[socket.socket, ClientChannel]:
+    def _connected(self, patience: Patience) -> tuple[socket.socket, ClientChannel]:
         if self._sock is not None and self._channel is not None:
             return self._sock, self._channel
-        deadline = min(deadline, time.monotonic() + CONNECT_TIMEOUT)
+        patience = Patience(min(patience.left, CONNECT_TIMEOUT))
         with self._lock:
             address, self._dialled_after = self._address, self._moves
-        sock = connect(address, _left(deadline), self._announced)
+        sock = patience.attempt(
+            CONNECT_TIMEOUT, lambda limit: connect(address, limit, self._announced)
+        )
         try:
             channel = client_channel(self._secret, self._max_bytes)
             channel.send(Hello(self._role, self._session.id, os.getpid()))
-            self._write(sock, channel, deadline)
-            welcome = self._first(sock, channel, deadline)
+            self._write(sock, channel, patience)
+            welcome = self._first(sock, channel, patience)
             while not isinstance(welcome, Welcome):
-                welcome = self._first(sock, channel, deadline)
+                welcome = self._first(sock, channel, patience)
             check_name(welcome.name, self._name)
             self._check_place()
         except BaseException:
@@ -230,49 +237,50 @@ class BlockingConnection:
             raise ConnectionAbortedError("the actor is somewhere else now")
 
     def _first(
-        self, sock: socket.socket, channel: ClientChannel, deadline: float
+        self, sock: socket.socket, channel: ClientChannel, patience: Patience
     ) -> ToClient | None:
-        messages = self._read(sock, channel, deadline)
-        self._write(sock, channel, deadline)
+        messages = self._read(sock, channel, patience)
+        self._write(sock, channel, patience)
         return messages[0] if messages else None
 
     @staticmethod
-    def _write(sock: socket.socket, channel: ClientChannel, deadline: float) -> None:
-        if channel.pending:
-            sock.settimeout(_left(deadline))
-            sock.sendall(b"".join(channel.take()))
+    def _write(sock: socket.socket, channel: ClientChannel, patience: Patience) -> None:
+        if not channel.pending:
+            return
+        data = b"".join(channel.take())
+        sent = 0
+        while True:
+            limit = patience.slice()
+            sock.settimeout(limit)
+            try:
+                sent += sock.send(memoryview(data)[sent:] if sent else data)
+            except TimeoutError as error:
+                if is_foreign(error):
+                    raise
+                patience.lapse(limit)
+            if sent == len(data):
+                return
+            patience.look()
 
     @staticmethod
-    def _read(sock: socket.socket, channel: ClientChannel, deadline: float) -> list[ToClient]:
-        if isinstance(sock, ssl.SSLSocket):
-            data = _read_watching(sock, deadline)
-        else:
-            sock.settimeout(_left(deadline))
-            data = sock.recv(_READ)
+    def _read(sock: socket.socket, channel: ClientChannel, patience: Patience) -> list[ToClient]:
+        data: bytes | None = None
+        while data is None:
+            limit = patience.slice()
+            sock.settimeout(limit)
+            try:
+                data = sock.recv(_READ)
+            except TimeoutError as error:
+                if is_foreign(error):
+                    raise
+                patience.lapse(limit)
+                if unanswered(sock):
+                    raise ConnectionAbortedError(
+                        "the actor's node does not answer any more"
+                    ) from None
         if not data:
             raise ConnectionResetError("the actor closed the connection")
         return [message for messages in channel.receive(data) for message in messages]
-
-
-def _read_watching(sock: ssl.SSLSocket, deadline: float) -> bytes:
-    """Read, and see once a second whether the actor's node still answers at all."""
-    while True:
-        left = _left(deadline)
-        sock.settimeout(min(left, _LOOK))
-        try:
-            return sock.recv(_READ)
-        except TimeoutError as error:
-            if left <= _LOOK or is_foreign(error):
-                raise
-        if unanswered(sock):
-            raise ConnectionAbortedError("the actor's node does not answer any more")
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("the deadline passed")
-    return left
 
 
 class BlockingCall:
@@ -285,7 +293,7 @@ class BlockingCall:
     """
 
     def __init__(
-        self, pool: BlockingPool, connection: BlockingConnection, pending: Pending[None]
+        self, pool: BlockingPool, connection: BlockingConnection, pending: Pending[Patience]
     ) -> None:
         self._pool = pool
         self._connection = connection
@@ -352,10 +360,8 @@ class BlockingPool:
 
         So several actors can be asked at the same time without a thread for each.
         """
-        started = time.monotonic()
-        connection = self._check_out(timeout)
+        connection, left = self._check_out(timeout)
         try:
-            left = max(0.001, timeout - (time.monotonic() - started))
             pending = connection.begin(body, left)
         except RequestError:
             self.check_in(connection)
@@ -407,22 +413,24 @@ class BlockingPool:
         connection.close()
         self.check_in(connection)
 
-    def _check_out(self, timeout: float) -> BlockingConnection:
-        deadline = time.monotonic() + timeout
+    def _check_out(self, timeout: float) -> tuple[BlockingConnection, float]:
+        """A connection for this thread, and the seconds that are left by then."""
+        patience: Patience | None = None
         connection = self._take()
         while connection is None:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            patience = patience or Patience(timeout)
+            patience.look()
+            if patience.left <= 0:
                 raise ActorUnavailableError(
                     f"all {self._size} connections to {self._peer} were in use for {timeout:.3g} s:"
                     " raise connection_pool. Nothing was sent"
                 )
             with contextlib.suppress(Empty):  # or nobody gave one back who was told to
-                self._freed.get(timeout=min(left, _LOOK_AGAIN))
+                self._freed.get(timeout=patience.slice(_LOOK_AGAIN))
             connection = self._take()
             if connection is None:
                 self._forget_dead_threads()
-        return connection
+        return connection, timeout if patience is None else max(0.001, patience.left)
 
     def _take(self) -> BlockingConnection | None:
         """A connection for this thread, None while all are in use."""

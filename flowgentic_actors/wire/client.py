@@ -16,6 +16,7 @@ from typing import Any, cast
 from msgspec import Raw
 from typing_extensions import TypeVar
 
+from flowgentic_actors import deadlines
 from flowgentic_actors.errors import (
     AuthenticationError,
     ClusterClosedError,
@@ -46,6 +47,7 @@ from flowgentic_actors.wire.session import (
     check_size,
     lethal,
     lost,
+    may_ask_again,
     overdue,
     refusal,
     untrusted,
@@ -113,8 +115,9 @@ class AsyncConnection:
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._last_error: str | None = None
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = math.inf
+        self._clock = deadlines.loop_clock(self._loop)
+        self._watched = False  # whether that clock has it look at its deadlines
+        self._earliest = math.inf  # of these, at most
         self._fruitless = 0  # connections lost in a row before they answered anything
         self._suspects = 0  # requests below this number are sent one by one
         self._alone: Pending[_Answer] | None = None  # the one of them that is out
@@ -130,7 +133,7 @@ class AsyncConnection:
 
         Args:
             body: The encoded request.
-            timeout: Seconds until the caller gives up.
+            timeout: Seconds until the caller gives up, in which the loop turns.
             decode: Decodes the reply. Default: it is left encoded.
 
         Returns:
@@ -159,9 +162,8 @@ class AsyncConnection:
         if len(body) > self._max_bytes:
             check_size(body, self._max_bytes, self._peer)
         answer: _Answer = asyncio.Future(loop=self._loop)
-        now = monotonic()
         try:
-            pending = self._session.open(body, timeout, now, answer)
+            pending = self._session.open(body, timeout, self._clock.time, answer)
             self._queue.append(pending)
             if self._wire is not None and (
                 self._session.alone  # nobody is on the way whom it could share a frame with
@@ -170,8 +172,8 @@ class AsyncConnection:
                 self._flush()
             elif not self._flush_at:
                 self._flush_soon()
-            if not now < self._alarm_at <= pending.deadline:
-                self._arm(pending.deadline)
+            if pending.deadline < self._earliest:
+                self._watch(pending.deadline)
         except BaseException:
             self._interrupted()
             raise
@@ -189,8 +191,6 @@ class AsyncConnection:
     def abandon(self) -> None:
         """The same, without waiting until the socket is closed."""
         self._closed = True
-        if self._alarm is not None:
-            self._alarm.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
         for pending in list(self._session):
@@ -243,7 +243,7 @@ class AsyncConnection:
             if wire is None:
                 self._begin_to_connect()
                 return
-            now, low = monotonic(), self._session.low
+            now, low = self._clock.time, self._session.low
             queue, send = self._queue, wire.channel.send
             size = 0
             while queue and not wire.congested and self._alone is None:
@@ -293,14 +293,25 @@ class AsyncConnection:
                 if pending is not None and not pending.waiter.done():
                     pending.waiter.set_result(message.body)
             elif isinstance(message, Failure):
-                pending = self._settle(message.seq)
-                if pending is not None:
+                pending = self._session.get(message.seq)
+                if pending is None:
+                    continue
+                if may_ask_again(message, pending, pending.deadline - self._clock.time):
+                    self._ask_again(pending)
+                else:
+                    self._settle(message.seq)
                     self._fail(pending, refusal(message, pending, self._peer))
             else:
                 raise ProtocolError(f"{type(message).__name__} is not a message for a client")
         self._fruitless = 0
         if self._flush_at and monotonic() - self._flush_at > _LOST:
             self._flush_soon()
+
+    def _ask_again(self, pending: Pending[_Answer]) -> None:
+        if self._alone is pending:
+            self._alone = None
+        self._queue.append(pending)
+        self._flush_soon()
 
     def _fail(self, pending: Pending[_Answer], error: FlowgenticError) -> None:
         self._session.settle(pending.seq)
@@ -324,31 +335,30 @@ class AsyncConnection:
 
     # ------------------------------------------------------------------ deadlines
 
-    def _arm(self, deadline: float) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = self._loop.call_later(max(0.0, deadline - monotonic()), self._ring)
-        self._alarm_at = deadline
+    def _watch(self, deadline: float) -> None:
+        if not self._watched:
+            self._clock.watch(self._look)
+            self._watched = True
+        self._earliest = deadline
 
-    def _ring(self) -> None:
-        try:
-            self._fail_overdue()
-        finally:
-            earliest = min((p.deadline for p in self._session), default=math.inf)
-            if earliest < math.inf:
-                self._arm(earliest)
-            if self._wire is not None and self._wire.is_closing():
-                self._lost("the connection was closed")  # and nobody could tell
+    def _look(self, now: float) -> bool:
+        """Fail what is overdue; whether anything waits still."""
+        if now >= self._earliest:
+            self._fail_overdue(now)
+        if self._wire is not None and self._wire.is_closing():
+            self._lost("the connection was closed")  # and nobody could tell
+        if not len(self._session):
+            self._watched, self._earliest = False, math.inf
+        return self._watched
 
-    def _fail_overdue(self) -> None:
-        self._alarm, self._alarm_at = None, math.inf
-        now = monotonic()
+    def _fail_overdue(self, now: float) -> None:
         for pending in [p for p in self._session if p.deadline <= now]:
             congested = self._wire is not None and self._wire.congested
             cause = None if self._wire is not None else self._last_error
             error = overdue(pending, self._peer, congested=congested, cause=cause)
             self.give_up(pending)
             self._fail(pending, error)
+        self._earliest = min((p.deadline for p in self._session), default=math.inf)
 
     # ------------------------------------------------------------------ connecting
 
@@ -359,7 +369,7 @@ class AsyncConnection:
             await asyncio.sleep(min(delay, _LAST_RETRY))
         while len(self._session) and not self._closed:
             try:
-                async with asyncio.timeout(CONNECT_TIMEOUT):
+                async with deadlines.timeout(CONNECT_TIMEOUT):
                     self._wire = await self._dial()
             except AuthenticationError as error:
                 self._refused(error)  # no retry will change that

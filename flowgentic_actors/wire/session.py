@@ -8,6 +8,7 @@ from typing import Final, Generic, TypeVar
 
 from msgspec import Struct
 
+from flowgentic_actors.deadlines import SLICE
 from flowgentic_actors.errors import (
     ActorUnavailableError,
     AuthenticationError,
@@ -60,7 +61,7 @@ class Pending(Struct, Generic[Waiter], eq=False):
         seq: Its sequence number.
         body: The encoded request.
         timeout: Seconds that the caller waits.
-        deadline: When the caller gives up, on the caller's clock.
+        deadline: When the caller gives up, on the caller's clock (`LoopClock`).
         waiter: What to tell.
         attempts: How often it may have reached the peer, each time on another connection.
         losses: Connections that were lost while it alone was out on them.
@@ -120,6 +121,10 @@ class Session(Generic[Waiter]):
         self._next += 1
         return pending
 
+    def get(self, seq: int) -> Pending[Waiter] | None:
+        """A request; None when it is not waited for any more."""
+        return self._pending.get(seq)
+
     def settle(self, seq: int) -> Pending[Waiter] | None:
         """Take a request out; None when it is not waited for any more."""
         return self._pending.pop(seq, None)
@@ -135,6 +140,23 @@ def refusal(failure: Failure, pending: Pending[Waiter], peer: str) -> RequestErr
             "It was sent before, on a connection that was lost: a write may have happened then",
         )
     return _FAILURES[failure.kind](f"{peer}: {failure.text}")
+
+
+def may_ask_again(failure: Failure, pending: Pending[Waiter], left: float) -> bool:
+    """Whether to send a request again that expired: there, but not for its caller.
+
+    The actor reads a clock, which goes on while the caller's loop is blocked or both are suspended.
+
+    Args:
+        failure: The actor's refusal.
+        pending: The request; noted in it is that this attempt had no effect.
+        left: Seconds that the caller still waits.
+    """
+    if failure.kind != "expired" or left <= 2 * SLICE:
+        return False
+    if pending.attempts == 1:
+        pending.attempts = 0
+    return True
 
 
 def lethal(pending: Pending[Waiter], peer: str) -> RequestError:

@@ -17,6 +17,7 @@ import pytest
 from flowgentic_actors import ClusterEvent, MemoryCluster
 from flowgentic_actors.cluster.folders import HOST_SOCKET
 from flowgentic_actors.cluster.keeper import HostKeeper
+from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import MemoryFailedError, OutcomeUnknownError, RequestError
 from flowgentic_actors.wire.session import MAX_LOSSES
 from tests.cluster.helpers import (
@@ -468,5 +469,5 @@ def test_a_host_that_died_after_it_made_its_socket_is_not_waited_for(tmp_path: P
     (tmp_path / HOST_SOCKET).touch()  # nobody listens there
     started = time.monotonic()
     with pytest.raises(OSError, match="refused"):
-        keeper._connect(time.monotonic() + 60)
+        keeper._connect(Patience(60))
     assert time.monotonic() - started < 10

@@ -1,4 +1,4 @@
-"""What is beyond LangGraph's contract: threads listed, retained, guarded, and bounded."""
+"""What is beyond LangGraph's contract: threads listed, retained and guarded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from langgraph.graph import START, StateGraph
 from flowgentic_actors import MemoryCluster, ThreadInfo
 from flowgentic_actors.engine import thread_queries
 from flowgentic_actors.errors import (
-    BackpressureError,
     InvalidRequestError,
     ThreadConflictError,
 )
@@ -275,39 +274,6 @@ async def test_of_two_runs_on_one_thread_the_slower_one_is_told(guarded: MemoryC
         with pytest.raises(ThreadConflictError):
             await slow
     assert (await graph.aget_state(config)).values == quick
-
-
-# ---------------------------------------------------------------------- the backlog
-
-
-@pytest.mark.parametrize("mode", ["subprocess"])
-async def test_what_waits_for_one_thread_is_bounded(mode: str) -> None:
-    async with MemoryCluster(**settings_of(mode), thread_backlog=2**20) as memory:
-        saver = SaverFace(memory.checkpointer, blocking=False)
-        pid = (await memory.status()).actors[0].pid
-        assert pid is not None
-        config = await saver.put(config_of("busy"), checkpoint_of())
-        other = await saver.put(config_of("other"), checkpoint_of())
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            writes = [
-                asyncio.ensure_future(saver.put_writes(config, [("a", "x" * 300_000)], str(n)))
-                for n in range(10)
-            ]
-            writes.append(asyncio.ensure_future(saver.put_writes(other, [("a", "x" * 3_000_000)])))
-            refused, _ = await asyncio.wait(writes, timeout=1)
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        results = await asyncio.gather(*writes, return_exceptions=True)
-        assert len(refused) == 7
-        assert [isinstance(r, BackpressureError) for r in results] == [
-            *[False] * 3,
-            *[True] * 7,
-            False,
-        ]
-        assert "thread_backlog" in str(results[5])
-        assert len((await saver.found(config)).pending_writes or ()) == 3
-        await saver.put_writes(config, [("a", "x" * 300_000)], "later")  # there is room again
 
 
 # ---------------------------------------------------------------------- old checkpoints

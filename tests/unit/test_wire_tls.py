@@ -23,6 +23,7 @@ from anyio.from_thread import start_blocking_portal
 from cryptography import x509
 from rich.pretty import pretty_repr
 
+from flowgentic_actors import deadlines
 from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.errors import (
@@ -733,7 +734,6 @@ async def test_a_node_that_does_not_answer_any_more_is_noticed(
     context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire_client, "_LOOK", 0.05)
-    monkeypatch.setattr(blocking, "_LOOK", 0.05)
     silent: set[str] = set()
 
     def look(name: str, _: socket.socket) -> bool:
@@ -785,7 +785,7 @@ async def test_nobody_looks_at_a_socket_that_was_closed_just_now(
 async def test_an_answer_that_takes_a_while_is_waited_for(
     context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking, "_LOOK", 0.01)
+    monkeypatch.setattr(deadlines, "THREAD_SLICE", 0.01)
     async with tls_peer(context) as (peer, address):
         peer.answer = silence
         with blocking_to(address) as connection:

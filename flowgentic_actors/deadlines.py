@@ -1,0 +1,270 @@
+"""Deadlines that count only the time in which somebody looked for the answer.
+
+An event loop that a node blocks, a process that a debugger or SIGSTOP holds, a suspended laptop:
+none of them sees an answer that has arrived, and a deadline that is read from a clock takes that
+for silence. So time is counted in slices here. A slice that ended late counts as a short one, and
+what arrived meanwhile is read before a deadline is judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from time import monotonic
+from types import TracebackType
+from typing import Final, Protocol, Self, TypeAlias, TypeVar
+
+from flowgentic_actors.foreign import is_foreign
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+SLICE: Final = 0.05
+"""Seconds between two looks of an event loop at its deadlines."""
+
+THREAD_SLICE: Final = 0.25
+"""Seconds for which a thread waits in one go."""
+
+_LATE: Final = 0.2  # seconds by which a slice may be longer and still counts in full
+_COUNTED: Final = 2 * SLICE  # of one that was longer, so that a loop that is always late has an end
+_LOST: Final = 5.0  # seconds after which a tick is missed: an exception came in between
+_TOLD_FROM: Final = 1.0  # seconds
+_TOLD_EVERY: Final = 10.0  # seconds, at most
+
+Look: TypeAlias = Callable[[float], bool]
+"""Looks at a deadline at a time of a `LoopClock`; whether it wants to look again."""
+
+
+class Listener(Protocol):
+    """Who wants to know that an event loop was blocked."""
+
+    def loop_blocked(self, seconds: float) -> None:
+        """The running event loop did not turn for that long, and calls were under way before."""
+
+
+_listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+_clocks: dict[asyncio.AbstractEventLoop, LoopClock] = {}
+
+
+def tell_when_blocked(listener: Listener) -> None:
+    """Have `listener.loop_blocked` called, on the loop concerned, while the listener lives."""
+    _listeners.add(listener)
+
+
+def loop_clock(loop: asyncio.AbstractEventLoop) -> LoopClock:
+    """The clock of an event loop; called on its thread."""
+    clock = _clocks.get(loop)
+    if clock is None:
+        for closed in [other for other in list(_clocks) if other.is_closed()]:
+            _clocks.pop(closed, None)
+        clock = _clocks[loop] = LoopClock()
+    return clock
+
+
+class LoopClock:
+    """Seconds for which an event loop has turned, counted while somebody waits.
+
+    Attributes:
+        time: What it is when the slice under way ends: a deadline is never early.
+    """
+
+    __slots__ = ("_looks", "_start", "_ticking", "_told", "_was_late", "time")
+
+    def __init__(self) -> None:
+        self.time = SLICE
+        self._looks: list[Look] = []
+        self._ticking = False
+        self._start = 0.0
+        self._was_late = False
+        self._told = -math.inf
+
+    def watch(self, look: Look) -> None:
+        """Call `look` once a slice for as long as it returns True."""
+        self._looks.append(look)
+        if not self._ticking or monotonic() - self._start > _LOST:
+            self._schedule()
+            self._ticking = True
+
+    def _schedule(self) -> None:
+        self._start = monotonic()
+        asyncio.get_running_loop().call_later(SLICE, self._tick)
+
+    def _tick(self) -> None:
+        took = monotonic() - self._start
+        if not self._looks:
+            self._ticking = self._was_late = False
+            return
+        self._schedule()  # first: what breaks in a look must not end everybody's deadlines
+        late = took > SLICE + _LATE
+        self.time += _COUNTED if late else took
+        # After a block nothing is overdue before the loop had a slice to read what has arrived.
+        now = -math.inf if late and not self._was_late else self.time - SLICE
+        self._was_late = late
+        self._looks = [look for look in self._looks if look(now)]
+        if took - SLICE >= _TOLD_FROM:
+            self._tell(took - SLICE)
+
+    def _tell(self, seconds: float) -> None:
+        if monotonic() - self._told < _TOLD_EVERY:
+            return
+        self._told = monotonic()
+        logger.warning(
+            "the event loop was blocked for %.1f s, and with it all calls on the memory (by a node "
+            "that computes or blocks, very large values, a debugger, or a process that was "
+            "stopped). That time does not count towards request_timeout. Blocking work belongs on "
+            "a thread: asyncio.to_thread",
+            seconds,
+        )
+        for listener in list(_listeners):
+            listener.loop_blocked(seconds)
+
+
+class timeout:  # noqa: N801 - in the place of asyncio.timeout
+    """`asyncio.timeout` of seconds for which the event loop turned.
+
+    Args:
+        seconds: How many; `math.inf` for no deadline.
+
+    Raises:
+        TimeoutError: On leaving it, if they were over before.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until = math.inf
+        self._scope = asyncio.timeout(None)
+        self._left = False
+
+    async def __aenter__(self) -> Self:
+        await self._scope.__aenter__()
+        if self._seconds < math.inf:
+            clock = loop_clock(asyncio.get_running_loop())
+            self._until = clock.time + self._seconds
+            clock.watch(self._look)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._left = True
+        await self._scope.__aexit__(kind, error, traceback)
+
+    def expired(self) -> bool:
+        """Whether the seconds were over before it was left."""
+        return self._scope.expired()
+
+    def _look(self, now: float) -> bool:
+        if self._left:
+            return False
+        if now < self._until:
+            return True
+        self._scope.reschedule(asyncio.get_running_loop().time())
+        return False
+
+
+class _ThreadClock(threading.local):
+    """Seconds for which this thread has waited in vain."""
+
+    waited = 0.0
+
+
+_thread = _ThreadClock()
+
+
+class Patience:
+    """A deadline of a thread, which waits in slices and counts those that brought nothing.
+
+    So an answer that comes at once costs no look at a clock. It belongs to the thread that made it.
+
+    Args:
+        seconds: Until the deadline.
+    """
+
+    __slots__ = ("_looked", "_until", "_waited")
+
+    def __init__(self, seconds: float) -> None:
+        self._until = _thread.waited + seconds
+        self._looked = 0.0  # on the clock
+        self._waited = 0.0  # until then
+
+    @property
+    def left(self) -> float:
+        """Seconds left, 0 or less when the deadline has passed."""
+        return self._until - _thread.waited
+
+    def slice(self, most: float = THREAD_SLICE) -> float:
+        """Seconds to wait now; `lapse` when that was in vain.
+
+        Raises:
+            TimeoutError: If the deadline has passed.
+        """
+        left = self._until - _thread.waited
+        if left <= 0:
+            raise TimeoutError("the deadline passed")
+        return min(most, left)
+
+    def lapse(self, seconds: float) -> None:
+        """Count a wait that was in vain."""
+        _thread.waited += seconds
+
+    def look(self) -> None:
+        """Count the time since the last look, while something goes on bit by bit."""
+        now = monotonic()
+        if self._looked:
+            took = _counted(now - self._looked, THREAD_SLICE)
+            _thread.waited = max(_thread.waited, self._waited + took)
+        self._looked, self._waited = now, _thread.waited
+
+    def attempt(self, most: float, work: Callable[[float], T]) -> T:
+        """Do what waits by itself for up to `most` seconds, and count it if it fails.
+
+        Args:
+            most: Seconds.
+            work: Does it, in so many seconds.
+
+        Raises:
+            TimeoutError: If the deadline has passed.
+        """
+        limit, begun = self.slice(most), monotonic()
+        try:
+            return work(limit)
+        except OSError:
+            self.lapse(_counted(monotonic() - begun, limit))
+            raise
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but no longer than until the deadline."""
+        pause = max(0.0, min(self.left, seconds))
+        time.sleep(pause)
+        self.lapse(pause)
+
+    def result(self, future: Future[T]) -> T:
+        """Wait for a future.
+
+        Raises:
+            TimeoutError: If the deadline passed before it was done.
+        """
+        while not future.done():
+            left = self.slice()
+            try:
+                return future.result(left)
+            except TimeoutError as error:
+                if is_foreign(error):
+                    raise
+                self.lapse(left)
+        return future.result()
+
+
+def _counted(seconds: float, most: float) -> float:
+    """What counts of a wait: little of one so long that the process must have been stopped."""
+    return seconds if seconds <= most + _LATE else min(most, THREAD_SLICE)

@@ -1,0 +1,209 @@
+"""The line of writes in front of a thread with too many bytes under way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from flowgentic_actors.adapters.backlog import Backlog, Turn
+from flowgentic_actors.errors import BackpressureError
+
+pytestmark = pytest.mark.anyio
+
+SOON = 0.3
+PATIENCE = 20.0
+
+
+async def write(
+    backlog: Backlog, name: str, size: int, done: asyncio.Event, log: list[str]
+) -> None:
+    """A write of thread "t", as the saver makes one."""
+    if "t" in backlog.crowded:
+        turn = backlog.turn("t")
+        with turn:
+            await turn.wait()
+            backlog.begin("t", size, name)
+    else:
+        backlog.begin("t", size, name)
+    log.append(name)
+    try:
+        await done.wait()
+    finally:
+        backlog.end("t", name)
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_writes_wait_in_order_while_the_limit_is_under_way() -> None:
+    backlog, log = Backlog(100, PATIENCE), list[str]()
+    done = [asyncio.Event() for _ in range(6)]
+    tasks = [asyncio.create_task(write(backlog, str(n), 50, done[n], log)) for n in range(6)]
+    await settle()
+    assert log == ["0", "1"]
+    for n in range(6):
+        done[n].set()
+        await settle()
+        assert log == [str(k) for k in range(min(6, n + 3))]
+    await asyncio.gather(*tasks)
+    assert not backlog.crowded
+
+
+async def test_a_write_larger_than_the_limit_goes_when_there_is_room() -> None:
+    backlog, log, done = Backlog(100, PATIENCE), list[str](), asyncio.Event()
+    first = asyncio.Event()
+    tasks = [
+        asyncio.create_task(write(backlog, "small", 100, first, log)),
+        asyncio.create_task(write(backlog, "large", 1000, done, log)),
+        asyncio.create_task(write(backlog, "last", 1, done, log)),
+    ]
+    await settle()
+    assert log == ["small"]
+    first.set()
+    await settle()
+    assert log == ["small", "large"]
+    done.set()
+    await asyncio.gather(*tasks)
+    assert log == ["small", "large", "last"]
+
+
+async def test_a_cancelled_write_gives_its_place_back() -> None:
+    backlog, log = Backlog(100, PATIENCE), list[str]()
+    first, rest = asyncio.Event(), asyncio.Event()
+    tasks = [asyncio.create_task(write(backlog, "0", 100, first, log))]
+    tasks += [asyncio.create_task(write(backlog, str(n), 100, rest, log)) for n in (1, 2, 3)]
+    await settle()
+    tasks[1].cancel()  # while it waits
+    first.set()
+    await tasks[0]  # and "2" has its turn now, but did not take it yet
+    tasks[2].cancel()
+    await settle()
+    assert log == ["0", "3"]
+    rest.set()
+    await asyncio.wait(tasks)
+    assert not backlog.crowded
+
+
+async def test_a_write_that_cannot_be_made_gives_its_turn_back() -> None:
+    backlog, log, done = Backlog(100, PATIENCE), list[str](), asyncio.Event()
+    backlog.begin("t", 100, "write")
+
+    async def fails() -> None:
+        turn = backlog.turn("t")
+        with turn:
+            await turn.wait()
+            raise TypeError("cannot be serialized")
+
+    failing = asyncio.create_task(fails())
+    await settle()
+    waiting = asyncio.create_task(write(backlog, "next", 1, done, log))
+    await settle()
+    backlog.end("t", "write")
+    await settle()
+    assert log == ["next"]
+    done.set()
+    await waiting
+    with pytest.raises(TypeError):
+        await failing
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_waiting_in_vain_names_the_setting_and_leaves_the_line(blocking: bool) -> None:
+    backlog = Backlog(100, SOON)
+    backlog.begin("t", 100, "write")
+    turn = backlog.turn("t")
+    waiting = asyncio.to_thread(turn.wait_sync) if blocking else turn.wait()
+    with (
+        turn,
+        pytest.raises(BackpressureError, match=r"thread_backlog=100.*request_timeout.*not sent"),
+    ):
+        await waiting
+    backlog.end("t", "write")
+    assert not backlog.crowded
+
+
+async def test_threads_of_a_graph_do_not_wait_for_each_other() -> None:
+    backlog = Backlog(100, PATIENCE)
+    backlog.begin("a", 100, "write")
+    backlog.begin("b", 1, "write")
+    assert list(backlog.crowded) == ["a"]
+    backlog.end("b", "write")
+    backlog.end("a", "write")
+    assert not backlog.crowded
+
+
+async def test_a_blocking_write_on_the_loops_own_thread_does_not_wait_for_that_loop() -> None:
+    backlog = Backlog(100, PATIENCE)
+    backlog.begin("t", 100, "write")
+    begun = time.monotonic()
+    backlog.turn("t").wait_sync()
+    assert time.monotonic() - begun < SOON
+
+
+def test_writes_of_many_threads_and_loops_share_the_bound() -> None:
+    limit, size, most, now = 100, 30, 0, 0
+    backlog, lock = Backlog(limit, PATIENCE), threading.Lock()
+
+    def begun(amount: int) -> None:
+        nonlocal most, now
+        with lock:
+            now += amount
+            most = max(most, now)
+
+    def counted(begin: Callable[[], None]) -> None:
+        begin()
+        begun(size)
+
+    def blocking(_: int) -> None:
+        for _ in range(50):
+            turn = backlog.turn("t")
+            with turn:
+                turn.wait_sync()
+                counted(lambda: backlog.begin("t", size, turn))
+            time.sleep(0.001)
+            begun(-size)
+            backlog.end("t", turn)
+
+    async def awaiting() -> None:
+        async def one() -> None:
+            turn: Turn = backlog.turn("t")
+            with turn:
+                await turn.wait()
+                counted(lambda: backlog.begin("t", size, turn))
+            await asyncio.sleep(0.001)
+            begun(-size)
+            backlog.end("t", turn)
+
+        await asyncio.gather(*(one() for _ in range(50)))
+
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [pool.submit(blocking, n) for n in range(3)]
+        jobs += [pool.submit(asyncio.run, awaiting()) for _ in range(3)]
+        for job in jobs:
+            job.result(PATIENCE)
+    assert not backlog.crowded
+    assert size <= most < limit + size
+
+
+def test_a_loop_that_ended_while_it_waited_does_not_keep_the_turn() -> None:
+    backlog = Backlog(100, PATIENCE)
+    backlog.begin("t", 100, "write")
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(backlog.turn("t").wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    turn = backlog.turn("t")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(turn.wait_sync)
+        backlog.end("t", "write")
+        waiting.result(PATIENCE)
+    backlog.give_back(turn)
+    assert not backlog.crowded
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is left on purpose
