@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ import anyio
 
 if TYPE_CHECKING:
     from flowgentic_actors.actors.child import Child
+
+logger = logging.getLogger(__name__)
 
 
 async def first_of(*events: asyncio.Event) -> None:
@@ -38,7 +41,10 @@ async def hear(children: Iterable[Child], timeout: float) -> None:
     for child in children:
         life = child.life
         if child.hosted is not None:
-            child.ask_hosted()
+            try:
+                child.ask_hosted()
+            except Exception:  # a defect of the actor's: whoever watches it ends it for that
+                logger.exception("%s does not tell its counters", child.spec.name)
         elif life is not None and life.ready.is_set() and not life.ended.is_set():
             asked.append((life, life.ping()))
     with anyio.move_on_after(timeout):

@@ -87,14 +87,14 @@ class Owner:
         limits = OrphanLimits(config.orphan_ttl, config.orphan_bytes)
         try:
             self._folder, self._lock = claim_folder(root, config.name, limits, deadline)
-            let_go_after_fork(self)
+        except OSError as error:
+            raise _unusable(root, error) from error
+        let_go_after_fork(self)
+        try:
             return self._bring_up(deadline)
         except OSError as error:
             self._clean_up()
-            raise ClusterOpenError(
-                f"cannot use {root}, where clusters keep sockets and journals: {error} (setting: "
-                "scratch)"
-            ) from error
+            raise _unusable(root, error) from error
         except BaseException as error:
             self.host_log = self._keeper.log_tail() if self._keeper else ""
             self._clean_up()
@@ -237,6 +237,7 @@ class Owner:
         Args:
             clean: Whether the memory, too, is to end with the cluster if that ends in order.
         """
+        assert self._lock is not None  # what is removed below is this cluster's
         keeper, self._keeper = self._keeper, None
         trouble = "" if keeper is None else keeper.close(self._config.close_timeout)
         end_tiers(self._folder)
@@ -245,9 +246,8 @@ class Owner:
             remove_folder(self._folder)
         else:
             retire(self._folder)
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._lock.release()
+        self._lock = None
         return trouble
 
     def __del__(self) -> None:
@@ -256,3 +256,9 @@ class Owner:
             self._keeper.abandon()
         if self._lock is not None:
             self._lock.release()
+
+
+def _unusable(root: Path, error: OSError) -> ClusterOpenError:
+    return ClusterOpenError(
+        f"cannot use {root}, where clusters keep sockets and journals: {error} (setting: scratch)"
+    )

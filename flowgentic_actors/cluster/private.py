@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import socket
 import stat
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from flowgentic_actors.wire.sockets import MAX_PATH
 _LONGEST_NAME: Final = len("/shard-1048576.sock")
 _SHORT: Final = Path("/tmp")  # noqa: S108 - checked below
 _OF: Final = "of"
+_PROBE: Final = 1.0
 
 
 def private_folder(folder: Path) -> Path:
@@ -83,8 +85,22 @@ def _remove_needless() -> None:
     """Remove those of folders that are gone, as after a job whose `$TMPDIR` ends with it."""
     for other in _short_root().iterdir():
         with contextlib.suppress(OSError):  # somebody else removes it, or makes it just now
-            if not Path(os.fsdecode((other / _OF).read_bytes())).is_dir():
+            there = Path(os.fsdecode((other / _OF).read_bytes())).is_dir()
+            # A container may share /tmp and not the folder.
+            if not there and not any(map(_listens, other.glob("*.sock"))):
                 shutil.rmtree(other, ignore_errors=True)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_PROBE)
+        try:
+            sock.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # too busy to take it
+            return True
+    return True
 
 
 def _short_root() -> Path:

@@ -77,12 +77,17 @@ async def test_a_scratch_folder_too_long_for_sockets_is_used_through_a_short_one
 async def test_the_short_folder_is_refused_where_others_could_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    here = tmp_path / "working directory"
+    here.mkdir()
+    (here / "file").touch()
+    monkeypatch.chdir(here)
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr("flowgentic_actors.cluster.private._SHORT", tmp_path)
     (tmp_path / f"flowgentic-sockets-{os.geteuid()}").symlink_to(long)
     with pytest.raises(ClusterOpenError, match="0700"):
         await MemoryCluster(**SETTINGS["subprocess"], scratch=long).__aenter__()
+    assert (here / "file").exists()  # a cluster that has no folder yet cleans up nothing
 
 
 PROGRAM = """

@@ -144,7 +144,9 @@ async def test_a_damaged_journal_is_named_and_not_the_deadline(
     assert f"{journal}: the entry at byte" in told
     assert "open_timeout" not in told
     assert "\n" not in told
-    assert mode == "inline" or "Traceback" in caplog.text
+    assert mode == "inline" or "the log of its host ends with" in caplog.text
+    if mode == "subprocess":  # Dragon may write an actor's last output too late for that
+        assert "Traceback" in caplog.text
 
 
 @pytest.mark.parametrize(
