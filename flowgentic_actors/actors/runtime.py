@@ -238,6 +238,7 @@ class ActorRuntime:
         if not (self._broken or self._fenced or self._closed or time.monotonic() >= self._lease):
             if self._postponed.waiting:
                 self._postponed.put_back()
+                self._idle.clear()
             self._run(self._mailbox.take(BATCH))
 
     def _run(self, batch: list[Envelope]) -> None:

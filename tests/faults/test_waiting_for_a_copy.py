@@ -68,20 +68,24 @@ async def test_no_graph_fails_and_no_call_hangs_when_a_node_is_lost() -> None:
                 count += 1
             return count
 
-        async def lose_a_node() -> None:
+        async def lose_a_node() -> float:
+            """Returns the seconds until every shard had two copies again."""
             await asyncio.sleep(0.5)
             leader = next(a for a in (await memory.status()).actors if a.node != "node-0").node
+            begun = time.monotonic()
             await asyncio.to_thread(node_of(memory, leader).lose)
             await until_node(memory, leader, "lost")
+            took = time.monotonic() - begun
             await asyncio.sleep(0.5)
             over.set()
+            return took
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(lose_a_node())
+            losing = tasks.create_task(lose_a_node())
             blocking = tasks.create_task(asyncio.to_thread(write_and_read))
             graphs = [tasks.create_task(run_graphs(number)) for number in range(GRAPHS)]
         assert blocking.result() > len(places)
-        assert max(slowest) < 15  # 4 s, and a busy machine
+        assert max(slowest) < losing.result() + 3  # as soon as there is a copy, it goes on
         assert {"node_lost", "replica_begun", "replica_ready"} <= set(await kinds(memory))
         for number, runs in enumerate(graphs):
             for run in range(runs.result()):
