@@ -43,6 +43,8 @@ from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.sockets import check_path, let_go_after_fork
 
+_STUCK = 25.0  # seconds beyond a deadline of its own after which closing counts as stuck
+
 
 class Owner:
     """Owns one distributed cluster from `open` to `close`."""
@@ -103,11 +105,16 @@ class Owner:
         Returns:
             What did not end in order, empty if everything did.
         """
-        with self._one_at_a_time:  # a signal may end the cluster while its program leaves it
+        # A signal may end the cluster while its program leaves it.
+        if not self._one_at_a_time.acquire(timeout=self._config.close_timeout + _STUCK):
+            return "another thread that closes it is stuck"
+        try:
             if self._lock is None:
                 return self._trouble  # closed already, or a forked child's copy
             self._trouble = self._clean_up(clean=True)
             return self._trouble
+        finally:
+            self._one_at_a_time.release()
 
     def end(self, reason: str) -> None:
         """Have the host end the cluster's work in order; the cluster stays open and refuses."""
