@@ -218,15 +218,13 @@ class MemoryCluster:
             await self._close()
 
     async def _close(self) -> None:
-        owner, self._owner = self._owner, None
-        self._closed = self._client is not None
+        owner = self._owner  # kept until it is closed: this may be interrupted, and begun again
         self._unwatch.set()
         try:
             if self._client is not None:
                 await self._client.close()
                 self._forget_signals(self._client)
         finally:
-            self._closed = self._client is not None
             if owner is not None:
                 timeout = self._config.close_timeout + _MARGIN
                 try:
@@ -248,6 +246,8 @@ class MemoryCluster:
                         took,
                         self._config.close_timeout,
                     )
+            self._owner = None
+            self._closed = self._client is not None
 
     async def _open_in_step(self, timeout: float) -> str | None:
         """Open a distributed cluster, or attach to the one that the first rank of the step opens.

@@ -50,6 +50,8 @@ _ONE_NODE = (
     "job with more nodes. Open it with replicas=1, or in an allocation of several nodes"
 )
 
+_STUCK = 25.0  # seconds beyond a deadline of its own after which closing counts as stuck
+
 
 class Owner:
     """Owns one distributed cluster from `open` to `close`."""
@@ -108,11 +110,16 @@ class Owner:
         Returns:
             What did not end in order, empty if everything did.
         """
-        with self._one_at_a_time:  # a signal may end the cluster while its program leaves it
+        # A signal may end the cluster while its program leaves it.
+        if not self._one_at_a_time.acquire(timeout=self._config.close_timeout + _STUCK):
+            return "another thread that closes it is stuck"
+        try:
             if self._lock is None:
                 return self._trouble  # closed already, or a forked child's copy
             self._trouble = self._clean_up(clean=True)
             return self._trouble
+        finally:
+            self._one_at_a_time.release()
 
     def end(self, reason: str) -> None:
         """Have the host end the cluster's work in order; the cluster stays open and refuses."""

@@ -163,7 +163,7 @@ class ShardActor:
             waits=not self._appends,
         )
         self.room = WaitingCalls(
-            self._journal, self._worker, handle=self._handle, refusal=self._upkeep.refusal
+            self._journal, self._worker, handle=self.handle, refusal=self._upkeep.refusal
         )
         """Who waits for room in the journal."""
         self._unwritten = Unwritten()
@@ -184,7 +184,7 @@ class ShardActor:
         )
         """What it has to do with slots that move."""
         self._upkeep.hold = self._holds_log
-        self._wake, self._tell = _nothing, _nothing
+        self._wake, self._tell, self._line = _nothing, _nothing, self.room.waiting
         # Without a limit, nothing is ever let go.
         tier = hot_limit is not None and why_no_ddict() is None
         self._tier_bytes = _number(tier_bytes) if tier else None
@@ -292,28 +292,27 @@ class ShardActor:
 
     def handle(self, call: Call) -> bytes | asyncio.Future[bytes] | Postponed:
         """Carry out a command; see `Actor.handle`."""
-        if self.room.waiting:
+        if self._line and not self.room.serving:
             return self.room.wait(call, None)
         try:
-            return self._handle(call)
+            try:
+                command = _decode_command(call.body)
+                if next(self._sampling):
+                    self._hot_keys.saw(key_of(command), time.monotonic())
+                if not isinstance(command, WRITES):
+                    return self._query(command)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise InvalidRequestError(f"not a command: {error}") from error
+            if self._leading is not None and not self._leading.may_write:
+                if (claims := self.moving.claims) is not None:
+                    claims.check(command)  # what is not this shard's has nothing to wait for here
+                return self._leading.postpone()
+            remembered = self._sessions.recall(call.session, call.seq)
+            return self._write(command, call) if remembered is None else remembered
         except RoomWanted as wanted:
+            if self.room.serving:
+                raise
             return self.room.wait(call, wanted)
-
-    def _handle(self, call: Call) -> bytes | asyncio.Future[bytes] | Postponed:
-        try:
-            command = _decode_command(call.body)
-            if next(self._sampling):
-                self._hot_keys.saw(key_of(command), time.monotonic())
-            if not isinstance(command, WRITES):
-                return self._query(command)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidRequestError(f"not a command: {error}") from error
-        if self._leading is not None and not self._leading.may_write:
-            if (claims := self.moving.claims) is not None:
-                claims.check(command)  # what is not this shard's has nothing to wait for here
-            return self._leading.postpone()
-        remembered = self._sessions.recall(call.session, call.seq)
-        return self._write(command, call) if remembered is None else remembered
 
     def commit(self) -> asyncio.Future[None] | None:
         """Append what was written to the journal, in one go; see `Actor.commit`."""

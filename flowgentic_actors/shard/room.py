@@ -119,7 +119,7 @@ class WaitingCalls:
     Args:
         journal: The journal.
         worker: The journal's thread.
-        handle: Carries out a call, as the actor's own `handle` but for the waiting.
+        handle: Carries out a call: the actor's own `handle`, which lets none wait that is served.
         refusal: Makes the error of what there is no room for.
     """
 
@@ -143,6 +143,8 @@ class WaitingCalls:
         )
         self.waiting = self._line.waiting
         """All that wait."""
+        self.serving = False
+        """Whether one that waited is carried out right now."""
 
     def wait(self, call: Call, wanted: RoomWanted | None) -> asyncio.Future[bytes]:
         """Have a call wait; see `WaitingLine.join`."""
@@ -168,6 +170,7 @@ class WaitingCalls:
             self.waiting.popleft().future.cancel()
 
     def _carry_out(self, waiting: _WaitingCall) -> None:
+        self.serving = True
         try:
             answer = self._handle(waiting.call)
         except RoomWanted:
@@ -175,6 +178,8 @@ class WaitingCalls:
         except Exception as error:  # noqa: BLE001 - raised where the answer is expected
             _fail(waiting.future, error)
             return
+        finally:
+            self.serving = False
         if isinstance(answer, Postponed):
             _fail(waiting.future, answer.otherwise)  # a second reason to wait, as rare as a loss
         elif isinstance(answer, bytes):

@@ -216,7 +216,7 @@ async def test_an_item_is_stored(loopback: Loopback, ratios: Ratios) -> None:
 async def test_an_item_is_fetched(loopback: Loopback, ratios: Ratios) -> None:
     store, reference = AsyncStore(loopback), InMemoryStore()
     check(
-        await ratios(await store_gets(store), await store_gets(reference)), client=2.52, actor=1.64
+        await ratios(await store_gets(store), await store_gets(reference)), client=2.52, actor=1.66
     )
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,12 @@ def in_fork(work: Callable[[], Any], timeout: float = 30.0) -> Any:
     return pickle.loads(data)
 
 
-def python(program: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """Start another Python with a program; it can import this package."""
+def python(
+    program: str, *arguments: str, within: Sequence[str] = (), **options: Any
+) -> subprocess.Popen[str]:
+    """Start another Python with a program, within a command; it can import this package."""
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program), *arguments],
+        [*within, sys.executable, "-c", textwrap.dedent(program), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

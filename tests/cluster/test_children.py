@@ -8,6 +8,7 @@ import os
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,7 +118,7 @@ PROGRAM = """
 def run(mode: str, persist: str = "", kill: str = "", before: str = "", **environ: str) -> str:
     """What a program prints that opens a memory, and uses it."""
     program = f"{before}\n{textwrap.dedent(PROGRAM)}"
-    options = {"stderr": -1, "start_new_session": True}
+    options: dict[str, Any] = {"stderr": -1, "start_new_session": True}
     arguments = json.dumps(SETTINGS[mode]), persist, kill
     with pytest.MonkeyPatch.context() as patched:
         for name, value in environ.items():

@@ -183,3 +183,46 @@ def test_the_distributed_memory_example_runs_inside_a_dragon_runtime(tmp_path: P
     assert "2. distributed: True" in done.stdout, done.stdout + done.stderr
     assert "3. auto: {'mode': 'auto', 'is_distributed': True" in done.stdout
     assert "4. integration: ['I am ada', 'that was message 1']" in done.stdout
+
+
+SERVER = """
+import asyncio, importlib.util, sys
+sys.path.insert(0, sys.argv[1])
+
+def loaded(name, number):  # as the server does, once for each provider
+    spec = importlib.util.spec_from_file_location(f"loaded{number}", f"{sys.argv[1]}/providers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+from blockbuster import BlockBuster
+from agent import builder
+
+async def main():
+    checkpointer, store = loaded("checkpointer", 1), loaded("store", 2)
+    BlockBuster().activate()
+    async with checkpointer() as saver, store() as items:
+        graph = builder.compile(checkpointer=saver, store=items)
+        config = {"configurable": {"thread_id": "t"}}
+        for text in ("hello", "x" * 20_000_000, "again"):  # more than a segment of the journal
+            state = await graph.ainvoke({"said": [text]}, config)
+        assert state["said"][-1] == "3 notes"
+        assert saver._client is items._client
+
+asyncio.run(main())
+"""
+
+
+def test_a_langgraph_server_has_one_memory_and_no_blocking_call(tmp_path: Path) -> None:
+    environ = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [sys.executable, "-c", SERVER, str(ROOT / "examples" / "langgraph_server")],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["agent-memory"]

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -166,7 +167,7 @@ def test_writes_of_many_threads_and_loops_share_the_bound() -> None:
             turn = backlog.turn("t")
             with turn:
                 turn.wait_sync()
-                counted(lambda: backlog.begin("t", size, turn))
+                counted(partial(backlog.begin, "t", size, turn))
             time.sleep(0.001)
             begun(-size)
             backlog.end("t", turn)
@@ -176,7 +177,7 @@ def test_writes_of_many_threads_and_loops_share_the_bound() -> None:
             turn: Turn = backlog.turn("t")
             with turn:
                 await turn.wait()
-                counted(lambda: backlog.begin("t", size, turn))
+                counted(partial(backlog.begin, "t", size, turn))
             await asyncio.sleep(0.001)
             begun(-size)
             backlog.end("t", turn)
