@@ -19,7 +19,7 @@
     │   ├── OutcomeUnknownError       it was sent and not answered: it may have happened
     │   ├── PartialFailureError       of the shards that it concerns some answered, others did not
     │   └── RejectedError             the actor refused it: nothing happened
-    │       ├── InvalidRequestError   the request itself is wrong
+    │       ├── InvalidRequestError   the request itself is wrong; a ValueError
     │       ├── ConflictError         somebody else was faster
     │       │   ├── ThreadConflictError   a checkpoint does not follow its thread's latest
     │       │   └── VersionConflictError  an item has not the version that was expected

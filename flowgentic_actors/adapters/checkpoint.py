@@ -22,18 +22,18 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.backlog import Backlog
-from flowgentic_actors.adapters.facets import MetadataFilter, facets_of, sendable
-from flowgentic_actors.adapters.ids import identify, optional, text_of, texts_of, thread_of, whole
+from flowgentic_actors.adapters.facets import MetadataFilter, facets_of, mended
+from flowgentic_actors.adapters.ids import (
+    identify,
+    limit_of,
+    optional,
+    text_of,
+    texts_of,
+    thread_of,
+)
 from flowgentic_actors.adapters.items import micros_of, time_of
 from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thread_position
-from flowgentic_actors.adapters.parts import (
-    KIND,
-    MARK,
-    find,
-    load,
-    no_version,
-    read_manifest,
-)
+from flowgentic_actors.adapters.parts import KIND, MARK, find, load, no_version, read_manifest
 from flowgentic_actors.adapters.parts_known import RecentLists
 from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
 from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
@@ -388,7 +388,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         try:
             head = decode_checkpoint(encode(head))
         except UNFIT:
-            head = _mended(head)
+            head = mended(head)
         versions = head.channel_versions
         checkpoint_id = body["id"] = head.checkpoint_id
         known = self._lists.of(thread_id, ns, parent_id)
@@ -569,7 +569,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
         before: RunnableConfig | None,
         limit: int | None,
     ) -> Listing[CheckpointRow]:
-        limit = _limit(limit)
+        limit = limit_of(limit)
         configurable = config.get("configurable", {}) if config else {}
         below = before["configurable"].get("checkpoint_id") if before else None
         query = ListCheckpoints(
@@ -587,7 +587,7 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
     def _thread_listing(
         self, prefix: str, limit: int | None, before: datetime | ThreadInfo | None
     ) -> Listing[ThreadRow]:
-        limit = _limit(limit)
+        limit = limit_of(limit)
         query = check(ListThreads(prefix, _MOST if limit is None else min(limit, _MOST)))
         if isinstance(before, ThreadInfo):
             after = ThreadPosition(micros_of(before.updated_at), before.thread_id)
@@ -626,24 +626,6 @@ class AsyncCheckpointSaver(BaseCheckpointSaver[str]):
             ),
             pending_writes=[(task, channel, loads(blob)) for task, channel, blob in row.writes],
         )
-
-
-def _mended(head: CheckpointHead) -> CheckpointHead:
-    """What cannot be sent as it is: with its id as text, and with facets that can be sent.
-
-    Raises:
-        InvalidRequestError: If it cannot be sent then either.
-    """
-    head.checkpoint_id = text_of("checkpoint['id']", head.checkpoint_id)
-    head.metadata = sendable(head.metadata)
-    return check(head)
-
-
-def _limit(limit: int | None) -> int | None:
-    limit = None if limit is None else whole("limit", limit)
-    if limit is not None and limit < 0:
-        raise InvalidRequestError(f"limit must be at least 0, not {limit}")
-    return limit
 
 
 def _thread_info(row: ThreadRow) -> ThreadInfo:
