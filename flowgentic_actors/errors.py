@@ -19,7 +19,7 @@
     │   ├── OutcomeUnknownError       it was sent and not answered: it may have happened
     │   ├── PartialFailureError       of the shards that it concerns some answered, others did not
     │   └── RejectedError             the actor refused it: nothing happened
-    │       ├── InvalidRequestError   the request itself is wrong
+    │       ├── InvalidRequestError   the request itself is wrong; a ValueError
     │       │   └── NotSerializableError  a value cannot be serialized (a TypeError, too)
     │       ├── ConflictError         somebody else was faster
     │       │   ├── ThreadConflictError   a checkpoint does not follow its thread's latest

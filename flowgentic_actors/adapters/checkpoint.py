@@ -22,23 +22,27 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.backlog import Backlog
-from flowgentic_actors.adapters.facets import MetadataFilter, facets_of, sendable
-from flowgentic_actors.adapters.ids import identify, optional, text_of, texts_of, thread_of, whole
+from flowgentic_actors.adapters.facets import MetadataFilter, facets_of, mended
+from flowgentic_actors.adapters.ids import (
+    identify,
+    limit_of,
+    optional,
+    text_of,
+    texts_of,
+    thread_of,
+)
 from flowgentic_actors.adapters.items import micros_of, time_of
 from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thread_position
-from flowgentic_actors.adapters.parts import (
-    KIND,
-    MARK,
-    find,
-    load,
-    no_version,
-    read_manifest,
-)
+from flowgentic_actors.adapters.parts import KIND, MARK, find, load, no_version, read_manifest
 from flowgentic_actors.adapters.parts_known import RecentLists
 from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
 from flowgentic_actors.adapters.plan import Ask, Plan, WritePlan, over_table, run, run_sync
 from flowgentic_actors.adapters.ready import Ready
-from flowgentic_actors.adapters.serializing import entries, name_unserializable
+from flowgentic_actors.adapters.serializing import (
+    checkpoint_values,
+    name_unserializable,
+    written_values,
+)
 from flowgentic_actors.adapters.staying import StaysHere
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
@@ -194,7 +198,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         try:
             return await run(self._client, self._put(config, checkpoint, metadata, new_versions))
         except Exception as error:
-            name_unserializable(error, self.serde, _named_values(config, checkpoint, metadata))
+            name_unserializable(error, self.serde, checkpoint_values(config, checkpoint, metadata))
             raise
 
     async def aput_writes(
@@ -208,7 +212,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         try:
             await run(self._client, self._put_writes(config, writes, task_id, task_path))
         except Exception as error:
-            name_unserializable(error, self.serde, _named_writes(config, writes))
+            name_unserializable(error, self.serde, written_values(config, writes))
             raise
 
     async def adelete_thread(self, thread_id: str) -> None:
@@ -308,7 +312,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         try:
             return run_sync(self._client, self._put(config, checkpoint, metadata, new_versions))
         except Exception as error:
-            name_unserializable(error, self.serde, _named_values(config, checkpoint, metadata))
+            name_unserializable(error, self.serde, checkpoint_values(config, checkpoint, metadata))
             raise
 
     def put_writes(
@@ -322,7 +326,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         try:
             run_sync(self._client, self._put_writes(config, writes, task_id, task_path))
         except Exception as error:
-            name_unserializable(error, self.serde, _named_writes(config, writes))
+            name_unserializable(error, self.serde, written_values(config, writes))
             raise
 
     def delete_thread(self, thread_id: str) -> None:
@@ -420,7 +424,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         try:
             head = decode_checkpoint(encode(head))
         except UNFIT:
-            head = _mended(head)
+            head = mended(head)
         versions = head.channel_versions
         checkpoint_id = body["id"] = head.checkpoint_id
         if self._crowded and thread_id in self._crowded:
@@ -614,7 +618,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         before: RunnableConfig | None,
         limit: int | None,
     ) -> Listing[CheckpointRow]:
-        limit = _limit(limit)
+        limit = limit_of(limit)
         configurable = config.get("configurable", {}) if config else {}
         below = before["configurable"].get("checkpoint_id") if before else None
         query = ListCheckpoints(
@@ -632,7 +636,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     def _thread_listing(
         self, prefix: str, limit: int | None, before: datetime | ThreadInfo | None
     ) -> Listing[ThreadRow]:
-        limit = _limit(limit)
+        limit = limit_of(limit)
         query = check(ListThreads(prefix, _MOST if limit is None else min(limit, _MOST)))
         if isinstance(before, ThreadInfo):
             after = ThreadPosition(micros_of(before.updated_at), before.thread_id)
@@ -671,42 +675,6 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             ),
             pending_writes=[(task, channel, loads(blob)) for task, channel, blob in row.writes],
         )
-
-
-def _mended(head: CheckpointHead) -> CheckpointHead:
-    """What cannot be sent as it is: with its id as text, and with facets that can be sent.
-
-    Raises:
-        InvalidRequestError: If it cannot be sent then either.
-    """
-    head.checkpoint_id = text_of("checkpoint['id']", head.checkpoint_id)
-    head.metadata = sendable(head.metadata)
-    return check(head)
-
-
-def _named_values(
-    config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
-) -> Iterator[tuple[str, Any]]:
-    thread = f"thread {config['configurable'].get('thread_id')!r}: "
-    for channel, value in checkpoint["channel_values"].items():
-        yield f"{thread}the value of channel {channel!r}", value
-    yield from entries(f"{thread}metadata", get_checkpoint_metadata(config, metadata))
-    yield from entries(f"{thread}checkpoint", checkpoint)
-
-
-def _named_writes(
-    config: RunnableConfig, writes: Sequence[tuple[str, Any]]
-) -> Iterator[tuple[str, Any]]:
-    thread = f"thread {config['configurable'].get('thread_id')!r}: "
-    for channel, value in writes:
-        yield f"{thread}the value written to channel {channel!r}", value
-
-
-def _limit(limit: int | None) -> int | None:
-    limit = None if limit is None else whole("limit", limit)
-    if limit is not None and limit < 0:
-        raise InvalidRequestError(f"limit must be at least 0, not {limit}")
-    return limit
 
 
 def _thread_info(row: ThreadRow) -> ThreadInfo:

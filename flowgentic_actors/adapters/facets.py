@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+from flowgentic_actors.adapters.ids import text_of
+from flowgentic_actors.engine.limits import CheckpointHead, check
 from flowgentic_actors.engine.model import MAX_TEXT, Scalar
 
 _INT64 = 2**63
@@ -31,6 +33,17 @@ def sendable(facets: Mapping[Any, Scalar]) -> dict[str, Scalar]:
         for name, value in facets.items()
         if isinstance(name, str) and len(name) <= MAX_TEXT
     }
+
+
+def mended(head: CheckpointHead) -> CheckpointHead:
+    """A head that cannot be sent as it is, with its id as text and facets that can be sent.
+
+    Raises:
+        InvalidRequestError: If it cannot be sent then either.
+    """
+    head.checkpoint_id = text_of("checkpoint['id']", head.checkpoint_id)
+    head.metadata = sendable(head.metadata)
+    return check(head)
 
 
 def replaced(text: str) -> str:

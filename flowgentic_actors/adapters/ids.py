@@ -86,3 +86,17 @@ def whole(name: str, value: object) -> int:
         raise InvalidRequestError(
             f"{name} is {value!r:.100}, of type {type(value).__name__}: give a whole number"
         ) from None
+
+
+def limit_of(limit: object) -> int | None:
+    """The limit of a listing, None for none.
+
+    Raises:
+        InvalidRequestError: If it is negative, or no whole number.
+    """
+    if limit is None:
+        return None
+    most = whole("limit", limit)
+    if most < 0:
+        raise InvalidRequestError(f"limit must be at least 0, not {most}")
+    return most

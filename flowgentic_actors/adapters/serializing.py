@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata, get_checkpoint_metadata
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.errors import FlowgenticError, NotSerializableError
@@ -40,3 +42,21 @@ def name_unserializable(error: Exception, serde: SerializerProtocol, values: Nam
 def entries(name: str, values: Mapping[str, Any]) -> Named:
     """The values of a mapping, by the mapping's name and theirs."""
     return ((f"{name}[{key!r}]", value) for key, value in values.items())
+
+
+def checkpoint_values(
+    config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
+) -> Named:
+    """All that is serialized of a checkpoint, by name."""
+    thread = f"thread {config['configurable'].get('thread_id')!r}: "
+    for channel, value in checkpoint["channel_values"].items():
+        yield f"{thread}the value of channel {channel!r}", value
+    yield from entries(f"{thread}metadata", get_checkpoint_metadata(config, metadata))
+    yield from entries(f"{thread}checkpoint", checkpoint)
+
+
+def written_values(config: RunnableConfig, writes: Sequence[tuple[str, Any]]) -> Named:
+    """All that is serialized of pending writes, by name."""
+    thread = f"thread {config['configurable'].get('thread_id')!r}: "
+    for channel, value in writes:
+        yield f"{thread}the value written to channel {channel!r}", value

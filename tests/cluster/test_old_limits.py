@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import empty_checkpoint
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.engine.commands import Command, PutCheckpoint, PutItem, PutWrites
@@ -85,3 +86,31 @@ async def test_it_is_listed_and_deleted(mode: str, tmp_path: Path) -> None:
         assert [thread async for thread in saver.athreads()] == []
     async with MemoryCluster(mode="local", persist_path=path) as memory:
         assert await memory.store.asearch(()) == []
+
+
+class Marked(str):
+    """Text of a type that no encoder knows."""
+
+    __slots__ = ()
+
+
+async def test_what_a_journal_takes_it_gives_back(tmp_path: Path) -> None:
+    odd: Any = {1: 2, LONG: 3, Marked("m"): Marked("m"), "half": "\ud83d", None: None, "big": 2**63}
+    name, path = Marked("m"), tmp_path / "memory"
+    config: RunnableConfig = {"configurable": {"thread_id": name, "checkpoint_ns": name}}
+    checkpoint = empty_checkpoint()
+    checkpoint["channel_values"] = {name: 1, Marked("unversioned"): 2}
+    checkpoint["channel_versions"] = {name: Marked("1")}
+    async with MemoryCluster(mode="local", persist_path=path) as memory:
+        saver, store = memory.checkpointer, memory.store
+        stored = await saver.aput(config, checkpoint, odd, checkpoint["channel_versions"])
+        await saver.aput_writes(stored, [(name, 3)], name, name)
+        await store.aput((name, name), name, {name: name})
+        read, item = await saver.aget_tuple(stored), await store.aget((name, name), name)
+    async with MemoryCluster(mode="local", persist_path=path) as memory:
+        again = await memory.checkpointer.aget_tuple(stored)
+        assert again == read
+        assert again is not None
+        assert again.checkpoint["channel_values"] == {"m": 1, "unversioned": 2}
+        assert again.checkpoint["channel_versions"] == {"m": "1"}
+        assert await memory.store.aget(("m", "m"), "m") == item

@@ -155,14 +155,14 @@ async def test_names_of_checkpoints_have_limits(saver: SaverFace) -> None:
     assert (await saver.found(stored)).pending_writes == []
 
 
-@pytest.mark.parametrize("version", [None, 2**64, "x" * 257, ("a",)], ids=repr)
-async def test_versions_have_limits(saver: SaverFace, version: Any) -> None:
-    thread = unique()
-    checkpoint = checkpoint_of({"a": 1})
-    checkpoint["channel_versions"] = {"a": version}
-    await expect_refused(
-        r"channel_versions\['a'\]: ", lambda: saver.put(config_of(thread), checkpoint)
-    )
+async def test_versions_have_limits(saver: SaverFace) -> None:
+    thread, checkpoint = unique(), checkpoint_of({"a": 1})
+    odd: list[Any] = [None, 2**64, "x" * 257, ("a",)]
+    for version in odd:
+        checkpoint["channel_versions"] = {"a": version}
+        await expect_refused(
+            r"channel_versions\['a'\]: ", lambda: saver.put(config_of(thread), checkpoint)
+        )
     assert await saver.get(config_of(thread)) is None
 
 
