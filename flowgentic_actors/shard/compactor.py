@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from flowgentic_actors.python import python_command, python_environ
@@ -64,16 +65,17 @@ class Compactor:
     def start(self) -> None:
         """Begin to compact what is sealed; called by the journal's owner."""
         call = self._call or asyncio.get_running_loop().call_soon_threadsafe
-        sealed_to = self._journal.sealed_to
-        self._thread = threading.Thread(
-            target=self._run, args=(call, sealed_to), name="compaction", daemon=True
-        )
+        # On the journal's thread: the start of one leaves it half made when the caller, who may be
+        # anybody's thread, is interrupted by an exception.
+        self._worker.put(partial(self._begin, call, self._journal.sealed_to))
         self.running = True
-        self._thread.start()
 
-    def restore(self) -> None:
-        """Be ready again when `start` was interrupted before its thread ran."""
-        self.running = self.running and self._thread is not None and self._thread.is_alive()
+    def _begin(self, call: Callable[[Callable[[], None]], object], sealed_to: int) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(
+                target=self._run, args=(call, sealed_to), name="compaction", daemon=True
+            )
+            self._thread.start()
 
     def close(self) -> None:
         """End a compaction that is under way; the journal does not miss it."""

@@ -112,7 +112,6 @@ class Upkeep:
         """Look at everything anew, after a call was interrupted."""
         self._room = 0
         self._preparing = False
-        self._compactor.restore()
 
     def _make_room(self) -> None:
         """Win back what can be won on a full disk, and see whether others have freed some."""

@@ -84,7 +84,7 @@ class RealDisk:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             self.allocate(fd, size)
-        except OSError:
+        except BaseException:
             os.close(fd)
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 path.unlink()

@@ -155,6 +155,8 @@ class Journal:
             kept, least = (0, self._urgent_bytes // 2) if urgent else (self._urgent_bytes, None)
             self._log.make_room(size + kept, least)
         except OSError as error:
+            if is_foreign(error):
+                raise
             self._no_space = error
             return error
         return None
@@ -231,6 +233,8 @@ class Journal:
         try:
             self._log.mend()
         except OSError as error:
+            if is_foreign(error):
+                raise
             self._take_back(error)
 
     def plan_sync(self) -> SyncPlan:

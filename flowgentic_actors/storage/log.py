@@ -492,7 +492,7 @@ class SegmentLog:
         if spare.capacity < DATA + size:
             try:
                 self._disk.allocate(spare.fd, DATA + size)
-            except OSError:
+            except BaseException:
                 self._offer(spare)
                 raise
             spare = spare._replace(capacity=DATA + size)
@@ -512,13 +512,17 @@ class SegmentLog:
     def _create(self, size: int) -> _Spare:
         path = self._folder / f"{next(self._spares)}{SPARE}"
         fd = self._disk.create(path, size)
-        self._disk.write(fd, header(self._boot), 0)
-        if self._durable:
-            self._disk.sync(fd)
-        if self._fresh:  # it is known already what it begins with
-            self._fresh = False
-            spare, path = path, self._folder / f"{self.end:016x}{ACTIVE}"
-            self._disk.rename(spare, path)  # now: no .seg may be without its header
+        try:
+            self._disk.write(fd, header(self._boot), 0)
+            if self._durable:
+                self._disk.sync(fd)
+            if self._fresh:  # it is known already what it begins with
+                spare, path = path, self._folder / f"{self.end:016x}{ACTIVE}"
+                self._disk.rename(spare, path)  # now: no .seg may be without its header
+                self._fresh = False
+        except BaseException:
+            self._disk.close(fd)
+            raise
         return _Spare(fd, path, size)
 
 

@@ -128,10 +128,11 @@ class Footprint:
 
 
 def _held() -> set[str]:
-    return _sockets() | {f"process {pid}" for pid in _children()}
+    return held_sockets() | {f"process {pid}" for pid in _children()}
 
 
-def _sockets() -> set[str]:
+def held_sockets() -> set[str]:
+    """The sockets that this process has open."""
     found = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         try:

@@ -286,21 +286,23 @@ class AsyncConnection:
     # ------------------------------------------------------------------ receiving
 
     def _received(self, messages: Iterable[ToClient]) -> None:
+        find = self._session.find
         settle = self._session.settle if self._alone is None else self._settle
         for message in messages:
             if isinstance(message, Reply):
-                pending = settle(message.seq)
+                pending = find(message.seq)
                 if pending is not None and not pending.waiter.done():
                     pending.waiter.set_result(message.body)
+                settle(message.seq)  # only now: what is interrupted before is asked again
             elif isinstance(message, Failure):
-                pending = self._session.get(message.seq)
+                pending = find(message.seq)
                 if pending is None:
                     continue
                 if may_ask_again(message, pending, pending.deadline - self._clock.time):
                     self._ask_again(pending)
                 else:
-                    self._settle(message.seq)
                     self._fail(pending, refusal(message, pending, self._peer))
+                    self._settle(message.seq)
             else:
                 raise ProtocolError(f"{type(message).__name__} is not a message for a client")
         self._fruitless = 0
@@ -314,9 +316,9 @@ class AsyncConnection:
         self._flush_soon()
 
     def _fail(self, pending: Pending[_Answer], error: FlowgenticError) -> None:
-        self._session.settle(pending.seq)
         if not pending.waiter.done():
             pending.waiter.set_exception(error)
+        self._session.settle(pending.seq)
 
     def _lost(self, reason: str) -> None:
         self._last_error = reason

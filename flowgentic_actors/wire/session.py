@@ -121,8 +121,8 @@ class Session(Generic[Waiter]):
         self._next += 1
         return pending
 
-    def get(self, seq: int) -> Pending[Waiter] | None:
-        """A request; None when it is not waited for any more."""
+    def find(self, seq: int) -> Pending[Waiter] | None:
+        """A request that has no answer yet."""
         return self._pending.get(seq)
 
     def settle(self, seq: int) -> Pending[Waiter] | None:

@@ -1,0 +1,230 @@
+"""Interrupts a piece of work at every one of its instructions, or at random times.
+
+For what Python's users meet: Ctrl-C, and time limits of Celery or pytest-timeout, which are signal
+handlers that raise.
+"""
+
+from __future__ import annotations
+
+import dis
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from types import CodeType, FrameType
+from typing import Any, Protocol
+
+_MOST = 1_000_000
+_FINALIZERS = ("__del__", "__repr__", "_remove")  # the second one of a socket left open
+_LATER = 1e-5
+
+
+class Interruption(Exception):  # noqa: N818 - what interrupts is no error of the work
+    """Raised in the middle of something."""
+
+
+class SwallowedInterruptionError(AssertionError):
+    """Something was interrupted and went on as if nothing had happened."""
+
+
+# ---------------------------------------------------------------------- at every instruction
+
+
+@lru_cache(maxsize=4096)
+def _never_between(code: CodeType) -> frozenset[int]:
+    """Offsets of instructions before which Python never raises what comes from outside.
+
+    It looks for such exceptions when a call begins or returns and at the end of a loop's body. So
+    there is nothing between the end of a `with` block and its `__exit__`: three `None`, one call.
+    """
+    found: set[int] = set()
+    instructions = list(dis.get_instructions(code))
+    for n in range(len(instructions) - 3):
+        if all(i.opname == "LOAD_CONST" and i.argval is None for i in instructions[n : n + 3]):
+            last = n + 3 + (instructions[n + 3].opname == "PRECALL")
+            if instructions[last].opname == "CALL" and instructions[last].arg == 2:
+                first = n - (instructions[n - 1].opname == "SWAP")
+                found.update(i.offset for i in instructions[first : last + 1])
+    return frozenset(found)
+
+
+class Injector:
+    """Raises an exception before the n-th instruction that this thread executes.
+
+    Args:
+        at: The number of the instruction, from 0.
+        error: What to raise.
+        within: Whether a call, and all that it calls, is of interest. Default: all.
+
+    Attributes:
+        error: What is raised.
+        raised: Whether that instruction was reached.
+        count: Instructions so far.
+        where: Where it was raised.
+    """
+
+    def __init__(
+        self,
+        at: int,
+        error: BaseException,
+        within: Callable[[CodeType], bool] = lambda _: True,
+    ) -> None:
+        self._at = at
+        self.error = error
+        self._within = within
+        self._depth = 0
+        self.raised = False
+        self.count = 0
+        self.where = ""
+
+    def _called(self, frame: FrameType, _event: str, _argument: Any) -> Any:
+        code = frame.f_code
+        if code.co_filename == __file__ or (not self._depth and not self._within(code)):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        self._depth += 1
+        return self._stepped
+
+    def _stepped(self, frame: FrameType, event: str, _argument: Any) -> Any:
+        if event == "return":
+            self._depth -= 1
+        if event == "opcode" and frame.f_lasti not in _never_between(frame.f_code):
+            if self.count == self._at and not self.raised:
+                self.raised = True
+                self.where = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
+                sys.settrace(None)
+                raise self.error
+            self.count += 1
+        return self._stepped
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """While this lasts."""
+        before = sys.gettrace()
+        sys.settrace(self._called)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+
+def interrupt_at_every_instruction(
+    work: Callable[[int], object],
+    check: Callable[[int], None],
+    *,
+    error: type[BaseException] = Interruption,
+    first: int = 0,
+    step: int = 1,
+) -> int:
+    """Do a piece of work again and again, interrupted before one of its instructions each time.
+
+    Args:
+        work: The work, given the number of the run.
+        check: Called after each run, with its number: raises if something is not as it must be.
+        error: What interrupts it.
+        first: The first instruction.
+        step: How many to go on by.
+
+    Returns:
+        At how many instructions it was interrupted; the run after those ended without.
+
+    Raises:
+        SwallowedInterruptionError: If the work went on, or raised something else.
+    """
+    for run, at in enumerate(range(first, _MOST, step)):
+        injector = Injector(at, error(f"at instruction {at}"))
+        caught: BaseException | None = None
+        try:
+            with injector.on():
+                work(run)
+        except BaseException as raised:  # noqa: BLE001 - compared below
+            caught = raised
+        if caught is not (injector.error if injector.raised else None):
+            raise SwallowedInterruptionError(
+                f"interrupted at {injector.where}, instruction {at}, and raised {caught!r}"
+            ) from caught
+        del caught
+        try:
+            check(run)
+        except BaseException as failure:
+            failure.add_note(f"interrupted at {injector.where}, instruction {at}")
+            raise
+        if not injector.raised:
+            return run
+    raise AssertionError(f"the work has more than {_MOST} instructions")
+
+
+# ---------------------------------------------------------------------- at random times
+
+
+class Source(Protocol):
+    """Where interruptions come from."""
+
+    def run(self, work: Callable[[], object], within: float) -> BaseException | None:
+        """Do a piece of work, interrupted at some time within so many seconds, or not.
+
+        Returns:
+            What interrupted it, None when nothing did.
+
+        Raises:
+            SwallowedInterruptionError: If it was interrupted and raised something else, or nothing.
+        """
+
+
+class Signals:
+    """A signal whose handler raises, on the main thread.
+
+    Args:
+        seed: Decides the times and what is raised.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        self._armed = False
+        self._raised: BaseException | None = None
+        self._where = ""
+
+    def _ring(self, _number: int, frame: FrameType | None) -> None:
+        if not self._armed:
+            return
+        if frame is not None and frame.f_code.co_name in _FINALIZERS:
+            # What is raised in an object's end is lost in Python itself: a little later.
+            signal.setitimer(signal.ITIMER_REAL, _LATER)
+        else:
+            self._armed = False
+            self._where = "".join(traceback.format_stack(frame, 4))
+            kind = self._random.choice((Interruption, KeyboardInterrupt, TimeoutError))
+            self._raised = kind("the time is over")
+            raise self._raised
+
+    def run(self, work: Callable[[], object], within: float) -> BaseException | None:
+        """See `Source.run`."""
+        self._raised, caught = None, None
+        before = signal.signal(signal.SIGALRM, self._ring)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, self._random.random() * within))
+            self._armed = True
+            work()
+            self._armed = False
+        except BaseException as error:  # noqa: BLE001 - compared below
+            caught = error
+        finally:
+            self._armed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        return _compared(caught, self._raised, self._where)
+
+
+def _compared(
+    caught: BaseException | None, raised: BaseException | None, where: str = ""
+) -> BaseException | None:
+    if raised is not None and caught is not raised:
+        raise SwallowedInterruptionError(
+            f"interrupted by {raised!r}, and raised {caught!r}\n{where}"
+        ) from caught
+    if caught is not None and raised is None:
+        raise caught
+    return raised
