@@ -16,9 +16,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    ValidationError,
     ValidationInfo,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?)B|B)\s*", re.IGNORECASE)
 _HOW: Final = "give a number of bytes, or text such as '512 MiB' (2**20 bytes) or '1.5 GB' (10**9)"
@@ -117,6 +119,15 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_names(cls, given: Any) -> Any:
-        if isinstance(given, dict) and (told := unknown_settings(given, cls.model_fields)):
-            raise ValueError(told)
+        errors = [
+            InitErrorDetails(
+                type=PydanticCustomError("unknown_setting", "{told}", {"told": told}),
+                loc=(str(name),),
+                input=given[name],
+            )
+            for name in (given if isinstance(given, dict) else ())
+            if (told := unknown_settings([name], cls.model_fields))
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
         return given

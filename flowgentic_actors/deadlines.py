@@ -126,6 +126,31 @@ class LoopClock:
             listener.loop_blocked(seconds)
 
 
+class Deadline:
+    """What is left of some seconds for which the running event loop turns, within `with`.
+
+    Args:
+        seconds: How many.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._clock = loop_clock(asyncio.get_running_loop())
+        self._until = self._clock.time + seconds
+        self._left = False
+
+    def __enter__(self) -> Self:
+        self._clock.watch(lambda _now: not self._left)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left = True
+
+    @property
+    def left(self) -> float:
+        """Seconds left, 0 or less when it has passed."""
+        return self._until - self._clock.time
+
+
 class timeout:  # noqa: N801 - in the place of asyncio.timeout
     """`asyncio.timeout` of seconds for which the event loop turned.
 

@@ -26,7 +26,7 @@ from flowgentic_actors.cluster.routing import (
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.cluster.watching import EventLog, PlaceWatch
-from flowgentic_actors.deadlines import Patience, loop_clock, tell_when_blocked
+from flowgentic_actors.deadlines import Deadline, Patience, tell_when_blocked
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.limits import UNFIT, encode, refusal
 from flowgentic_actors.engine.replies import Reply
@@ -269,7 +269,8 @@ class RemoteClient:
         """Have shards carry out several commands; see `MemoryClient.ask_each`."""
         self._check_open()
         answers = await self._ask_each_once(asks, self._timeout)
-        await self._follow(asks, answers)
+        if any(isinstance(answer, Exception) for answer in answers):
+            await self._follow(asks, answers)
         return answers
 
     async def _ask_each_once(
@@ -312,27 +313,24 @@ class RemoteClient:
             answers: The answers to it. Those of what is asked again are replaced.
         """
         errors = [n for n, answer in enumerate(answers) if isinstance(answer, Exception)]
-        if not errors:
-            return
-        clock = loop_clock(asyncio.get_running_loop())
-        deadline = clock.time + self._timeout
         again = {n: asks[n] for n in errors if worth_asking_again(asks[n][1], answers[n])}
-        while again:
-            worth_it = partial(self._any_outdated, list(again.values()))
-            await self._news.wait(worth_it, min(deadline - clock.time, _MOVING))
-            self._check_open()
-            again = {
-                number: (shard, command)
-                for number, (before, command) in again.items()
-                if (shard := self._shard_for(command, before, answers[number])) is not None
-            }
-            if (left := deadline - clock.time) <= 0:
-                break
-            found = await self._ask_each_once(list(again.values()), left)
-            for number, answer in zip(list(again), found, strict=True):
-                answers[number] = answer
-                if not worth_asking_again(asks[number][1], answer):
-                    del again[number]
+        with Deadline(self._timeout) as deadline:
+            while again and deadline.left > 0:
+                worth_it = partial(self._any_outdated, list(again.values()))
+                await self._news.wait(worth_it, min(deadline.left, _MOVING))
+                self._check_open()
+                again = {
+                    number: (shard, command)
+                    for number, (before, command) in again.items()
+                    if (shard := self._shard_for(command, before, answers[number])) is not None
+                }
+                if (left := deadline.left) <= 0:
+                    break
+                found = await self._ask_each_once(list(again.values()), left)
+                for number, answer in zip(list(again), found, strict=True):
+                    answers[number] = answer
+                    if not worth_asking_again(asks[number][1], answer):
+                        del again[number]
         for number in errors:
             answer = answers[number]
             if isinstance(answer, Exception):

@@ -93,7 +93,9 @@ async def test_a_request_that_waited_past_its_deadline_is_not_carried_out(path: 
 async def test_an_expired_request_raises_its_own_error(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(AsyncConnection, "_arm", lambda self, deadline: None)  # the actor is first
+    monkeypatch.setattr(
+        AsyncConnection, "_watch", lambda self, deadline: None
+    )  # the actor is first
     async with serving(path) as (_, counter), connection_to(path) as connection:
         with pytest.raises(RequestExpiredError, match="deadline"):
             await connection.request(command("add", 1), 0.0)

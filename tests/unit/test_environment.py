@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,10 +93,14 @@ def test_the_process_s_own_environment_is_the_default(monkeypatch: pytest.Monkey
 # ---------------------------------------------------------------------- why Dragon cannot run
 
 
+DRAGON = SimpleNamespace(submodule_search_locations=None)
+
+
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an environment where dragonhpc is installed."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in an environment where dragonhpc is installed, and its command is not."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: DRAGON)
     monkeypatch.delenv("DRAGON_MY_PUID", raising=False)
 
 

@@ -49,7 +49,9 @@ async def _measure(
         memory: MemoryCluster | None = None
         store: BaseStore = InMemoryStore()
         if name != "in-memory":
-            settings = {**_SETTINGS[name], "scratch": Path(scratch)}
+            settings = dict(_SETTINGS[name])
+            if settings["mode"] == "distributed":
+                settings["scratch"] = Path(scratch)
             if hot_memory is not None:
                 settings["hot_memory"] = hot_memory
             if name == "local-journal":
