@@ -8,8 +8,8 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterator
+from typing import Protocol, cast
 
 from flowgentic_actors.errors import ProtocolError, WireError
 from flowgentic_actors.wire.addresses import CLOSING, keep_alive, limit_unread
@@ -32,6 +32,7 @@ FLUSH_TIMEOUT = 1.0
 MAX_CONNECTIONS = 4096
 _WRITE_BUFFER = 4 << 20
 _BACKLOG = 512
+_ACCEPT_AGAIN = 1.0
 
 
 class Handler(Protocol):
@@ -56,7 +57,7 @@ class Connection(asyncio.Protocol):
 
     Args:
         server: Who accepted it.
-        context: For TLS, which every connection over TCP begins with; None on a Unix socket.
+        origin: For TCP, the peer's host and port, as text; "" on a Unix socket.
 
     Attributes:
         remote: Whether it came over TCP.
@@ -68,11 +69,11 @@ class Connection(asyncio.Protocol):
         timed_out: Whether the operating system gave it up, for its peer's machine does not answer.
     """
 
-    def __init__(self, server: Server, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, server: Server, origin: str = "") -> None:
         self._server = server
-        self._context = context
-        self._bare: asyncio.Transport | None = None  # below TLS, until that is agreed upon
-        self._ended = self._lost = False
+        self._origin = origin
+        self._handshake: asyncio.Task[None] | None = None  # of TLS
+        self._begun = False
         self._channel = server_channel(server.secret, server.max_bytes)
         self._transport: asyncio.Transport | None = None
         self._flushing = False
@@ -80,8 +81,7 @@ class Connection(asyncio.Protocol):
         self._held: list[bytes] = []  # arrived after reading was paused
         self._pauses = 0
         self._patience: asyncio.TimerHandle | None = None
-        self._origin = ""
-        self.remote = context is not None
+        self.remote = bool(origin)
         self.greeted = False
         self.role: Role = "client"
         self.session = b""
@@ -91,7 +91,8 @@ class Connection(asyncio.Protocol):
         self.on_clear: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
-        return f"<{self.role} connection of pid {self.pid}{self._origin}>"
+        origin = f" at {self._origin}" if self._origin else ""
+        return f"<{self.role} connection of pid {self.pid}{origin}>"
 
     # ------------------------------------------------------------------ towards the peer
 
@@ -137,66 +138,73 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once."""
-        transport = self._transport or self._bare
-        if transport is not None:
-            transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._handshake is not None:
+            self._handshake.cancel()
 
     # ------------------------------------------------------------------ the transport's callbacks
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Check who is there and give them a while to prove themselves."""
-        # uvloop's transports are not subclasses of asyncio's, though they are transports
-        transport = cast("asyncio.Transport", transport)
-        sock: socket.socket = transport.get_extra_info("socket")
-        if self._context is None:
-            self._transport = transport
-            transport.set_write_buffer_limits(high=_WRITE_BUFFER)
-            try:
-                check_peer(sock)
-                widen(sock)
-            except WireError as error:
-                self._end(error)
-                return
-            self.pid = peer_pid(sock) or 0
-        else:
-            self._bare = transport
-            transport.pause_reading()  # what comes now is for TLS
-            host, port, *_ = transport.get_extra_info("peername") or ("?", 0)
-            self._origin = f" at {host}:{port}"
-        if not self._server.admit(self):
-            self._end(ProtocolError(f"more than {MAX_CONNECTIONS} connections"))
-            return
-        self._patience = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._too_slow)
-        if self._context is not None:
-            keep_alive(sock)
-            limit_unread(sock)
-            self._server.spawn(self._secure(transport, self._context))
+    def secure(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        """Begin with TLS on a socket that was accepted; the callbacks below are those above TLS.
 
-    async def _secure(self, bare: asyncio.Transport, context: ssl.SSLContext) -> None:
-        """Put TLS between the socket and this protocol, or let go of whoever cannot do it."""
-        if bare.is_closing():
-            return  # TLS would wait for an end that was told already
-        secured: asyncio.Transport | None = None
+        Not with `start_tls`: uvloop reads from a new transport although that is paused, and what a
+        fast peer sent first would be missing from the handshake.
+        """
+        keep_alive(sock)
+        limit_unread(sock)
+        if not self._is_admitted():
+            sock.close()
+            return
+        self._handshake = asyncio.get_running_loop().create_task(self._secure(sock, context))
+        self._handshake.add_done_callback(lambda _: self._secured(sock))
+
+    async def _secure(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         try:
-            secured = await asyncio.get_running_loop().start_tls(
-                bare,
-                self,
-                context,
-                server_side=True,
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self,
+                sock,
+                ssl=context,
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
                 ssl_shutdown_timeout=CLOSING,
             )
         except OSError as error:
-            if not self._ended:
-                reason = f"{type(error).__name__}: {error}".rstrip(": ")
-                self._end(ProtocolError(f"no TLS connection came about: {reason}"))
-        self._bare = None
-        if secured is None or self._lost:
-            self.connection_lost(None)  # nobody else tells: so far, this was TLS's connection
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            self._log_end(ProtocolError(f"no TLS connection came about: {reason}"))
+
+    def _secured(self, sock: socket.socket) -> None:
+        # Not at the end of `_secure`, which does not even begin when it is cancelled at once.
+        self._handshake = None
+        if not self._begun:
+            sock.close()
+            self.connection_lost(None)  # nobody else tells: this was TLS's connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Check who is there and give them a while to prove themselves."""
+        self._begun = True
+        # uvloop's transports are not subclasses of asyncio's, though they are transports
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        if self.remote:
             return
-        self._transport = secured
-        secured.set_write_buffer_limits(high=_WRITE_BUFFER)
-        self._pump()  # what came together with the end of TLS's handshake
+        sock: socket.socket = transport.get_extra_info("socket")
+        try:
+            check_peer(sock)
+            widen(sock)
+        except WireError as error:
+            self._end(error)
+            return
+        self.pid = peer_pid(sock) or 0
+        self._is_admitted()
+
+    def _is_admitted(self) -> bool:
+        """Whether there is room for one more; it is ended when it does not say hello in time."""
+        if not self._server.admit(self):
+            self._end(ProtocolError(f"more than {MAX_CONNECTIONS} connections"))
+            return False
+        loop = asyncio.get_running_loop()
+        self._patience = loop.call_later(HANDSHAKE_TIMEOUT, self._too_slow)
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Decode now, or later when paused."""
@@ -228,7 +236,6 @@ class Connection(asyncio.Protocol):
             logger.info("%r is lost: %s", self, exc)
         if self._patience is not None:
             self._patience.cancel()
-        self._lost = True
         self._transport = None
         self._incoming = None
         self._held.clear()
@@ -277,9 +284,11 @@ class Connection(asyncio.Protocol):
         self._end(ProtocolError(f"no complete handshake within {HANDSHAKE_TIMEOUT} s"))
 
     def _end(self, error: WireError) -> None:
-        self._ended = True
-        logger.warning("%r is ended: %s", self, error)
+        self._log_end(error)
         self.abort()
+
+    def _log_end(self, error: WireError) -> None:
+        logger.warning("%r is ended: %s", self, error)
 
 
 class Server:
@@ -303,8 +312,8 @@ class Server:
         self._connections: set[Connection] = set()
         self._empty = asyncio.Event()
         self._empty.set()
-        self._listeners: list[asyncio.Server] = []
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._listeners: list[asyncio.Server] = []  # on Unix sockets
+        self._tcp: list[socket.socket] = []
 
     @property
     def connections(self) -> frozenset[Connection]:
@@ -343,20 +352,43 @@ class Server:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(where)
-            listener = await loop.create_server(
-                lambda: Connection(self, context), sock=sock, backlog=_BACKLOG
-            )
+            sock.listen(_BACKLOG)
+            sock.setblocking(False)
         except BaseException:
             sock.close()
             raise
-        self._listeners.append(listener)
+        self._tcp.append(sock)
+        loop.add_reader(sock, self._accept, sock, context)
         return int(sock.getsockname()[1])
+
+    def _accept(self, listener: socket.socket, context: ssl.SSLContext) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(_BACKLOG):
+            try:
+                sock, (host, port, *_) = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:  # such as no files being left: others have to close theirs
+                logger.warning("no connection can be accepted for a while: %s", error)
+                loop.remove_reader(listener)
+                loop.call_later(_ACCEPT_AGAIN, self._accept_again, listener, context)
+                return
+            sock.setblocking(False)
+            Connection(self, f"{host}:{port}").secure(sock, context)
+
+    def _accept_again(self, listener: socket.socket, context: ssl.SSLContext) -> None:
+        if listener in self._tcp:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener, context)
 
     def stop_listening(self) -> None:
         """Accept no more connections; those that are open stay."""
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+        for sock in self._tcp:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+        self._tcp.clear()
 
     async def close(self) -> None:
         """Stop listening, flush and close every connection; cut off what is not read in time."""
@@ -368,15 +400,9 @@ class Server:
                 await self._empty.wait()
         for connection in list(self._connections):
             connection.abort()
-        await asyncio.sleep(0)
-        if self._handshakes:
-            await asyncio.wait(self._handshakes, timeout=FLUSH_TIMEOUT)
-
-    def spawn(self, handshake: Coroutine[Any, Any, None]) -> None:
-        """Run a connection's TLS handshake; called by the connection itself."""
-        task = asyncio.get_running_loop().create_task(handshake)
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                await self._empty.wait()
 
     def admit(self, connection: Connection) -> bool:
         """Whether there is room for one more connection; called by the connection itself."""

@@ -42,9 +42,18 @@ from flowgentic_actors.wire.messages import (
     Welcome,
 )
 from flowgentic_actors.wire.session import MAX_LOSSES
+from tests.conftest import LOOPS
 from tests.unit.counter import PATIENCE, SECRET, clear, command, number, serving, until
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=LOOPS)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Runs an awaited test on each event loop."""
+    backend: tuple[str, dict[str, bool]] = request.param
+    return backend
+
 
 LIMIT = 1 << 20
 SOON = 0.2

@@ -30,12 +30,20 @@ from flowgentic_actors.wire.messages import (
     Welcome,
 )
 from flowgentic_actors.wire.server import Connection, Server
+from tests.conftest import LOOPS
 from tests.unit.counter import PATIENCE, SECRET, command, number, serving, until
 from tests.unit.test_wire_client import LIMIT, connection_to, path
 
 __all__ = ["path"]  # the fixture
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=LOOPS)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Runs an awaited test on each event loop."""
+    backend: tuple[str, dict[str, bool]] = request.param
+    return backend
 
 
 class RawClient:

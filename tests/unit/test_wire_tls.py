@@ -52,6 +52,7 @@ from flowgentic_actors.wire.identity import Identity, server_context
 from flowgentic_actors.wire.messages import Request, ToClient
 from flowgentic_actors.wire.server import Connection, Server
 from flowgentic_actors.wire.session import MAX_LOSSES
+from tests.conftest import LOOPS
 from tests.unit.counter import PATIENCE, SECRET, Counter, command, number, serving, until
 from tests.unit.test_wire_blocking import elsewhere, timed
 from tests.unit.test_wire_client import (
@@ -68,6 +69,14 @@ from tests.unit.test_wire_server import unsent
 __all__ = ["path"]  # the fixture
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=LOOPS)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Runs an awaited test on each event loop."""
+    backend: tuple[str, dict[str, bool]] = request.param
+    return backend
+
 
 HOST = "127.0.0.1"
 LIMIT = 32 << 20
@@ -298,7 +307,7 @@ async def test_the_end_is_flushed_and_soon(path: Path, context: ssl.SSLContext) 
             await server.close()
         assert not server.connections
         assert len(bytes(await large)) == 5_000_000
-        with pytest.raises(OSError, match="Connect call failed"):
+        with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(HOST, address.port)
 
 
@@ -434,7 +443,6 @@ async def test_a_stranger_costs_a_line_in_the_log(
         assert logged in record.getMessage()
         assert f"{HOST}:" in record.getMessage()
         assert record.exc_info is None
-        assert not server._handshakes
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -487,7 +495,6 @@ async def test_strangers_in_tlss_handshake_count_and_are_cut_off_at_the_end(
         async with asyncio.timeout(PATIENCE):
             await server.close()
         assert not server.connections
-        assert not server._handshakes
         strangers[1][1].transport.abort()
         await asyncio.sleep(0)
 

@@ -1,0 +1,4 @@
+# What .ci/run does, with the newest releases of everything; those that pass become the pinned ones.
+.PHONY: newest
+newest:
+	CONSTRAINTS=/dev/null FREEZE_TO=.ci/constraints.txt .ci/run
