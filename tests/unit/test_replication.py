@@ -462,7 +462,7 @@ async def test_nothing_is_acknowledged_while_the_other_copy_has_to_be_made_anew(
         await client.put("before")
         await ask(Follow(1, leader.core.position + 1))
         with pytest.raises(ReplicaUnavailableError, match="made anew"):
-            await client.put("meanwhile")
+            await client.put("meanwhile", timeout=1)
         leader.tell(leads(2, alone=True))
         await until(lambda: leader.leading._term == 2)
         await client.put("after")
