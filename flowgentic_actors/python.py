@@ -80,10 +80,15 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 
 def python_environ(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """An environment in which what `python_command` starts has this process's `sys.path`."""
+    """An environment in which what `python_command` starts has this process's `sys.path`.
+
+    What this process has put into `PYTHONPATH` for its children follows behind.
+    """
+    told = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     # An empty entry is the working directory, which is another one there.
-    path = [os.fsencode(os.path.abspath(entry)).decode("latin-1") for entry in sys.path]  # noqa: PTH100
-    return {**environ, PATH_VARIABLE: json.dumps(path)}
+    path = dict.fromkeys(os.path.abspath(entry) for entry in [*sys.path, *told])  # noqa: PTH100
+    encoded = [os.fsencode(entry).decode("latin-1") for entry in path]
+    return {**environ, PATH_VARIABLE: json.dumps(encoded)}
 
 
 def told_of_children(command: list[str]) -> list[str]:

@@ -300,7 +300,7 @@ class StoredMemory:
         if old.namespace_depth != new.namespace_depth:
             what += f", namespace_depth {old.namespace_depth} to {new.namespace_depth}"
         logger.info("%s", what)
-        begun = time.monotonic()
+        self.doing, begun = what, time.monotonic()
         _make_generation(self._disk, self._path, new)
         try:
             copy_shards(

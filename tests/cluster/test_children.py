@@ -146,7 +146,7 @@ async def test_paths_beyond_ascii_work_in_the_c_locale(
     monkeypatch.delenv("PYTHONUTF8", raising=False)
     folder = tmp_path / "gespeichert-ü"
     deep = scratch / "é"
-    deep.mkdir()
+    deep.mkdir(exist_ok=True)
     try:
         settings = {"LC_ALL": "C", "TMPDIR": str(deep)}
         assert run(mode, persist=str(folder / "memory"), **settings) == "299 closed"

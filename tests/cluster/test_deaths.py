@@ -126,7 +126,8 @@ async def test_when_the_host_is_killed_another_one_goes_on(mode: str) -> None:
         assert status.uptime > before.uptime
         events = await memory.recent_events()
         assert [event.number for event in events] == [*range(len(events))]
-        assert [event.kind for event in events] == [
+        kinds = [event.kind for event in events if event.kind != "loop_blocked"]  # a busy machine
+        assert kinds == [
             "actor_running",
             "cluster_opened",
             "host_restarted",
@@ -466,6 +467,7 @@ def test_a_host_that_died_after_it_made_its_socket_is_not_waited_for(tmp_path: P
 
     keeper: Any = object.__new__(HostKeeper)
     keeper._folder, keeper._spec, keeper._process, keeper._closing = tmp_path, Spec, Dead(), False
+    keeper._socket = tmp_path / HOST_SOCKET
     (tmp_path / HOST_SOCKET).touch()  # nobody listens there
     started = time.monotonic()
     with pytest.raises(OSError, match="refused"):

@@ -42,7 +42,7 @@ async def test_too_little_shared_memory_is_said_in_one_line_before_dragon_starts
             pass
 
 
-async def test_the_log_of_a_dragon_that_does_not_come_up_is_in_the_event_alone(
+async def test_the_log_of_a_dragon_that_does_not_come_up_is_no_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     launcher = tmp_path / "dragon"
@@ -51,6 +51,7 @@ async def test_the_log_of_a_dragon_that_does_not_come_up_is_in_the_event_alone(
         "echo 'OSError: no more semaphores' >&2\nexit 1\n"
     )
     launcher.chmod(0o755)
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(flowgentic_actors.cluster.launch, "dragon_launcher", lambda: str(launcher))
     monkeypatch.setattr(flowgentic_actors.memory, "_said", set())
     async with MemoryCluster(mode="distributed") as memory:
@@ -59,6 +60,8 @@ async def test_the_log_of_a_dragon_that_does_not_come_up_is_in_the_event_alone(
     assert "local fallback" in warning
     assert "OSError: no more semaphores" in warning
     assert "launcher.py" not in warning
-    assert [len(text.splitlines()) for text in warnings_of(caplog)] == [1] * len(caplog.records)
-    assert "launcher.py" in fallen.detail
-    assert os.linesep in fallen.detail
+    assert [len(text.splitlines()) for text in warnings_of(caplog)] == [1] * len(
+        warnings_of(caplog)
+    )
+    assert "OSError: no more semaphores" in fallen.detail
+    assert "launcher.py" in caplog.text  # the log of the launcher, for whoever wants to know more

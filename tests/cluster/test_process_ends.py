@@ -226,9 +226,10 @@ def run(way: Way, settings: dict[str, Any], folder: Path) -> Ended:
     """Run one program to its end."""
     scratch = folder / "s"
     scratch.mkdir()
-    options = json.dumps(
-        {**settings, "persist_path": str(folder / "memory"), "scratch": str(scratch)}
-    )
+    folders = {"persist_path": str(folder / "memory")}
+    if settings["mode"] == "distributed":
+        folders["scratch"] = str(scratch)
+    options = json.dumps({**settings, **folders})
     program = textwrap.dedent(COMMON) + textwrap.dedent(way.body)
     with python(program, options, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
