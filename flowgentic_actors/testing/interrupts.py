@@ -39,9 +39,10 @@ def _never_between(code: CodeType) -> frozenset[int]:
 
     It looks for such exceptions when a call begins or returns and at the end of a loop's body. So
     there is nothing between the end of a `with` block and its `__exit__`: three `None`, one call.
+    Nor can a `NOP` raise, so the compiler may leave it out of the `with` block that it stands in.
     """
-    found: set[int] = set()
     instructions = list(dis.get_instructions(code))
+    found = {i.offset for i in instructions if i.opname == "NOP"}
     for n in range(len(instructions) - 3):
         if all(i.opname == "LOAD_CONST" and i.argval is None for i in instructions[n : n + 3]):
             last = n + 3 + (instructions[n + 3].opname == "PRECALL")

@@ -255,10 +255,9 @@ async def test_the_next_cluster_finds_what_was_moved(tmp_path: Path, n_nodes: in
         await fill(memory)
         await memory.rebalance(3)
         await memory.store.aput(PLACES[0], "after", {"v": 1})
-    changes: dict[str, Any] = {"mode": "local", "spawner": "auto"} if n_nodes == 1 else {}
-    async with MemoryCluster(
-        **{**ONE_COPY, "n_nodes": n_nodes, **changes}, persist_path=path
-    ) as memory:
+    local: dict[str, Any] = {"mode": "local"}
+    again = local if n_nodes == 1 else {**ONE_COPY, "n_nodes": n_nodes}
+    async with MemoryCluster(**again, persist_path=path) as memory:
         assert await memory.store.aget(PLACES[0], "after") is not None
         await memory.store.adelete(PLACES[0], "after")
         assert await all_there(memory)
