@@ -269,6 +269,7 @@ class MemoryCluster:
         except BaseException as error:
             told = f"{type(error).__name__}: {error}"
             await on_daemon_thread(timeout, place.announce, None, error=told)
+            self._rendezvous = None  # what was announced stays, for ranks that come later
             raise
         descriptor, local = self._owner.descriptor if self._owner else None, self._owner is None
         await on_daemon_thread(timeout, place.announce, descriptor, local=local, error=reason or "")
