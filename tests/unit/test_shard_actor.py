@@ -203,6 +203,7 @@ def some_thread_command(rng: random.Random, number: int) -> Command:
 
 async def compact(actor: ShardActor) -> None:
     before = actor.stats()["compactions"]
+    await asyncio.to_thread(actor._journal._log.settle)  # as the journal's thread does some time
     if actor._compactor.ready:
         actor._compactor.start()
         async with asyncio.timeout(30):
