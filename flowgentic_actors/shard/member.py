@@ -144,10 +144,10 @@ class ReplicatedShardActor:
             await asyncio.sleep(_QUIET / 4)
             if time.monotonic() > max(following.took_at, until - _LAST_MOMENT) + _QUIET:
                 break
-        for task in (self._changing, self._task):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task], timeout=_FILE_TIMEOUT)
+        if self._changing is not None:
+            self._changing.cancel()
+            await asyncio.wait([self._changing], timeout=_FILE_TIMEOUT)
+        await self._stop_following()  # what the change began is known only now
         if self._leading is not None and self._core is not None:
             await self._core.drained()
 
@@ -194,7 +194,11 @@ class ReplicatedShardActor:
                     f"the copy in {self._folder} was never whole, so it cannot lead in term "
                     f"{part.term}"
                 )
-            core = await on_daemon_thread(_RECOVERY, self._make)
+            making = asyncio.ensure_future(on_daemon_thread(_RECOVERY, self._make))
+            try:
+                await asyncio.shield(making)
+            finally:  # cancelled or not: a shard that is made is `close`'s to close
+                core = self._core = await making
         self._core = core
         core.start(self._tell, self._wake)
         return core.lead(waits=self._waits, on_change=self._changed_state)
@@ -222,10 +226,10 @@ class ReplicatedShardActor:
         self._tell("", "")  # no event, but the counters are of interest at once
 
     async def _stop_following(self) -> None:
-        task, self._task = self._task, None
-        if task is not None and not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=_FILE_TIMEOUT)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=_FILE_TIMEOUT)
+            self._task = None  # after it: a caller that is cancelled here leaves it to `drained`
 
     def _make(self) -> ShardActor:
         return ShardActor(str(self._folder), ack="node", **self._arguments)  # type: ignore[arg-type]
@@ -233,7 +237,7 @@ class ReplicatedShardActor:
     def _changed(self, task: asyncio.Task[None]) -> None:
         self._changing = None
         self._break_with(task)
-        if self._wanted is not None and self._broken is None:
+        if self._wanted is not None and self._broken is None and not task.cancelled():
             self.told(Raw(msgspec.msgpack.encode(self._wanted)))
 
     def _followed(self, task: asyncio.Task[None]) -> None:

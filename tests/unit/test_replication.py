@@ -116,10 +116,10 @@ class Copy:
     async def crash(self) -> None:
         """An end in which nothing is finished: what was not appended is not there."""
         await self.server.close()
-        for task in (self.actor._changing, self.actor._task):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
+        if self.actor._changing is not None:
+            self.actor._changing.cancel()
+            await asyncio.wait([self.actor._changing])
+        await self.actor._stop_following()
         core = self.core_or_none
         if core is None:
             return
@@ -801,6 +801,25 @@ async def test_a_follower_takes_no_clients(place: Path) -> None:
         with pytest.raises(ActorUnavailableError, match="could not be reached"):
             await client.put("key", timeout=0.5)
         assert follower.core.position == 0
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_copy_that_ends_while_it_begins_leaves_its_folder(place: Path, turns: int) -> None:
+    async with pair(place) as (leader, follower, client):
+        await client.put("key")
+        await follower.end()
+        await follower.begin(follows(leader))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await follower.actor.drained()
+        core = follower.core_or_none
+        await asyncio.sleep(0.1)
+        assert follower.core_or_none is core  # what it was told and had not begun stays undone
+        await asyncio.to_thread(follower.actor.close)
+        await follower.server.close()
+        await follower.begin(follows(leader))
+        await check_equal(leader, follower)
+        assert not follower.broken
 
 
 async def test_a_follower_goes_with_its_leader_to_another_address(place: Path) -> None:
