@@ -1,4 +1,4 @@
-"""Interrupts a piece of work at every one of its instructions, or at random times.
+"""Interrupts a piece of work at every instruction where Python can be, or at random times.
 
 For what Python's users meet: Ctrl-C, and time limits of Celery or pytest-timeout, which are signal
 handlers that raise.
@@ -14,11 +14,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
 _MOST = 1_000_000
-_FINALIZERS = ("__del__", "__repr__", "_remove")  # the second one of a socket left open
+_FINALIZERS = {"__del__", "__repr__", "_remove"}  # the second one of a socket left open
 _LATER = 1e-5
 
 
@@ -34,36 +35,42 @@ class SwallowedInterruptionError(AssertionError):
 
 
 @lru_cache(maxsize=4096)
-def _never_between(code: CodeType) -> frozenset[int]:
-    """Offsets of instructions before which Python never raises what comes from outside.
+def _interruptible(code: CodeType) -> frozenset[int]:
+    """Offsets of the instructions before which Python raises what comes from outside.
 
-    It looks for such exceptions when a call begins or returns and at the end of a loop's body. So
-    there is nothing between the end of a `with` block and its `__exit__`: three `None`, one call.
-    Nor can a `NOP` raise, so the compiler may leave it out of the `with` block that it stands in.
+    It looks for signals and the like when a function begins or goes on, after a call, and at the
+    end of a loop's body. Anywhere else, its own bookkeeping of handled exceptions is not prepared.
     """
-    instructions = list(dis.get_instructions(code))
-    found = {i.offset for i in instructions if i.opname == "NOP"}
-    for n in range(len(instructions) - 3):
-        if all(i.opname == "LOAD_CONST" and i.argval is None for i in instructions[n : n + 3]):
-            last = n + 3 + (instructions[n + 3].opname == "PRECALL")
-            if instructions[last].opname == "CALL" and instructions[last].arg == 2:
-                first = n - (instructions[n - 1].opname == "SWAP")
-                found.update(i.offset for i in instructions[first : last + 1])
-    return frozenset(found)
+    bytecode = dis.Bytecode(code)
+    instructions = list(bytecode)
+    entries = bytecode.exception_entries  # type: ignore[attr-defined]  # not in typeshed yet
+
+    def handler(of: dis.Instruction) -> int | None:
+        handlers = (e.target for e in entries if e.start <= of.offset < e.end)
+        return next(handlers, None)
+
+    begins = {i.offset for i in instructions if i.opname in ("RESUME", "JUMP_BACKWARD")}
+    after = {
+        following.offset
+        for call, following in pairwise(instructions)
+        if call.opname in ("CALL", "CALL_KW", "CALL_FUNCTION_EX")
+        and handler(call) == handler(following)  # it is the call that raises
+    }
+    return frozenset(begins | after)
 
 
 class Injector:
-    """Raises an exception before the n-th instruction that this thread executes.
+    """Raises an exception before the n-th instruction of this thread at which it can arrive.
 
     Args:
-        at: The number of the instruction, from 0.
+        at: The number of that instruction, from 0.
         error: What to raise.
         within: Whether a call, and all that it calls, is of interest. Default: all.
 
     Attributes:
         error: What is raised.
         raised: Whether that instruction was reached.
-        count: Instructions so far.
+        count: Such instructions so far.
         where: Where it was raised.
     """
 
@@ -92,12 +99,11 @@ class Injector:
     def _stepped(self, frame: FrameType, event: str, _argument: Any) -> Any:
         if event == "return":
             self._depth -= 1
-        if event == "opcode" and frame.f_lasti not in _never_between(frame.f_code):
+        if event == "opcode" and frame.f_lasti in _interruptible(frame.f_code):
             if self.count == self._at and not self.raised:
                 self.raised = True
                 self.where = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
-                sys.settrace(None)
-                raise self.error
+                raise self.error  # which ends the tracing, too
             self.count += 1
         return self._stepped
 
@@ -117,8 +123,6 @@ def interrupt_at_every_instruction(
     check: Callable[[int], None],
     *,
     error: type[BaseException] = Interruption,
-    first: int = 0,
-    step: int = 1,
 ) -> int:
     """Do a piece of work again and again, interrupted before one of its instructions each time.
 
@@ -126,8 +130,6 @@ def interrupt_at_every_instruction(
         work: The work, given the number of the run.
         check: Called after each run, with its number: raises if something is not as it must be.
         error: What interrupts it.
-        first: The first instruction.
-        step: How many to go on by.
 
     Returns:
         At how many instructions it was interrupted; the run after those ended without.
@@ -135,8 +137,8 @@ def interrupt_at_every_instruction(
     Raises:
         SwallowedInterruptionError: If the work went on, or raised something else.
     """
-    for run, at in enumerate(range(first, _MOST, step)):
-        injector = Injector(at, error(f"at instruction {at}"))
+    for run in range(_MOST):
+        injector = Injector(run, error(f"at instruction {run}"))
         caught: BaseException | None = None
         try:
             with injector.on():
@@ -145,13 +147,13 @@ def interrupt_at_every_instruction(
             caught = raised
         if caught is not (injector.error if injector.raised else None):
             raise SwallowedInterruptionError(
-                f"interrupted at {injector.where}, instruction {at}, and raised {caught!r}"
+                f"interrupted at {injector.where}, instruction {run}, and raised {caught!r}"
             ) from caught
         del caught
         try:
             check(run)
         except BaseException as failure:
-            failure.add_note(f"interrupted at {injector.where}, instruction {at}")
+            failure.add_note(f"interrupted at {injector.where}, instruction {run}")
             raise
         if not injector.raised:
             return run
@@ -191,7 +193,8 @@ class Signals:
     def _ring(self, _number: int, frame: FrameType | None) -> None:
         if not self._armed:
             return
-        if frame is not None and frame.f_code.co_name in _FINALIZERS:
+        frames = (caller.f_code.co_name for caller, _ in traceback.walk_stack(frame))
+        if not _FINALIZERS.isdisjoint(frames):
             # What is raised in an object's end is lost in Python itself: a little later.
             signal.setitimer(signal.ITIMER_REAL, _LATER)
         else:
