@@ -239,7 +239,8 @@ def overdue(
     waited = f"{pending.timeout:.3g} s (setting: request_timeout)"
     if pending.sent:
         lost_since = f"; connection lost: {cause}" if cause else ""
-        return _unknown(f"{peer} did not answer within {waited}{lost_since}")
+        # All of the time is over: a read is not asked again either.
+        return _unknown(f"{peer} did not answer within {waited}{lost_since}", ask_again=False)
     if congested:
         return BackpressureError(
             f"{peer} took no more requests for {waited}: its mailbox is full. Nothing was sent; "
