@@ -189,7 +189,7 @@ def _fault_of_scalar(kind: Any, value: Any, name: str) -> str | None:
         case inspect.BytesType():
             return _too_many(value, kind.max_length, "bytes", name)
         case inspect.IntType() if not -_INT64 <= value < 2 * _INT64:
-            return f"{name}: {value:.3e} has more than 64 bits"
+            return f"{name}: a whole number of {value.bit_length()} bits, at most 64"
     return None
 
 
