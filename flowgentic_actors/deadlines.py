@@ -88,9 +88,16 @@ class LoopClock:
     def watch(self, look: Look) -> None:
         """Call `look` once a slice for as long as it returns True."""
         self._looks.append(look)
-        if not self._ticking or monotonic() - self._start > _LOST:
+        if not self._ticking:
             self._schedule()
             self._ticking = True
+        elif monotonic() - self._start > _LOST:
+            asyncio.get_running_loop().call_later(SLICE, self._revive)
+
+    def _revive(self) -> None:
+        """Tick again if an exception ended that; after a block, the late tick has come before."""
+        if monotonic() - self._start > _LOST:
+            self._schedule()
 
     def _schedule(self) -> None:
         self._start = monotonic()
@@ -189,7 +196,7 @@ class timeout:  # noqa: N801 - in the place of asyncio.timeout
         return self._scope.expired()
 
     def _look(self, now: float) -> bool:
-        if self._left:
+        if self._left or self._scope.expired():
             return False
         if now < self._until:
             return True

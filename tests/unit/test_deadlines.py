@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -123,6 +124,71 @@ def test_a_block_is_told_once_in_a_while_with_its_length(
     (seconds,) = told.blocks
     assert BLOCK - 0.1 <= seconds < PATIENCE
     assert [record for record in caplog.records if "blocked for" in record.message]
+
+
+def test_a_deadline_that_begins_right_after_a_long_block_does_not_hide_the_block(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "_LOST", BLOCK / 2)
+    told, looks = Told(), 0
+
+    def look(_now: float) -> bool:
+        nonlocal looks
+        looks += 1
+        return True
+
+    async def main() -> None:
+        nonlocal looks
+        clock = loop_clock(asyncio.get_running_loop())
+        clock.watch(look)
+        await asyncio.sleep(0.1)
+        time.sleep(BLOCK)  # noqa: ASYNC251 - that is what is tested
+        async with timeout(PATIENCE):
+            await asyncio.sleep(0.2)
+        looks, began = 0, clock.time
+        await asyncio.sleep(0.5)
+        assert looks <= (clock.time - began) / deadlines.SLICE + 2  # not twice in each slice
+
+    run(main())
+    assert len(told.blocks) == 1
+
+
+def test_deadlines_go_on_after_a_tick_that_an_exception_ended(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "_LOST", 0.2)
+    tick, interruptions = deadlines.LoopClock._tick, [KeyError("a signal's handler")]
+
+    def interrupted(clock: deadlines.LoopClock) -> None:
+        if interruptions:
+            raise interruptions.pop()
+        tick(clock)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+        clock = loop_clock(asyncio.get_running_loop())
+        clock.watch(lambda _now: True)
+        await asyncio.sleep(0.4)
+        assert not interruptions
+        with pytest.raises(TimeoutError):
+            async with timeout(0.1):
+                await asyncio.sleep(PATIENCE)
+
+    monkeypatch.setattr(deadlines.LoopClock, "_tick", interrupted)
+    run(main())
+
+
+def test_a_deadline_that_has_passed_is_looked_at_again_without_an_error(run: Run) -> None:
+    async def main() -> None:
+        deadline = timeout(0.0)
+        with pytest.raises(TimeoutError):
+            async with deadline:
+                try:
+                    await asyncio.sleep(PATIENCE)
+                finally:  # as the clock does whose round another one's error has ended
+                    assert not deadline._look(math.inf)
+
+    run(main())
 
 
 def test_a_loop_for_which_nothing_waits_is_not_looked_at(run: Run) -> None:
