@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import socket
+import sys
 import threading
 from queue import Empty, SimpleQueue
 
@@ -451,7 +452,8 @@ class BlockingPool:
             return connection
 
     def _forget_dead_threads(self) -> None:
-        alive = {thread.ident for thread in threading.enumerate()}
+        # All that run Python code; `threading` does not know those that uWSGI, say, has started.
+        alive = sys._current_frames()  # noqa: SLF001 - documented
         with self._lock:
             for thread in [thread for thread in self._out if thread not in alive]:
                 self._out.pop(thread).close()
