@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from flowgentic_actors.cluster.client import RemoteClient
+from flowgentic_actors.errors import RequestError
 
 _COUNTED: Final = 1.0  # seconds in which actors tell what they hold
 _POLL: Final = 0.05
@@ -35,7 +36,7 @@ def tell_found(path: object, name: str, threads: int, items: int) -> None:
 
 
 async def count_and_tell(client: RemoteClient, path: object, name: str) -> None:
-    """The same of a distributed cluster, whose actors are asked.
+    """Say which memory a distributed cluster opens again; its actors tell what they hold.
 
     Args:
         client: Reaches the cluster.
@@ -43,9 +44,12 @@ async def count_and_tell(client: RemoteClient, path: object, name: str) -> None:
         name: The cluster that had it before.
     """
     deadline = time.monotonic() + _COUNTED
-    status = await client.status()
-    while not any(actor.journal_bytes for actor in status.actors) and time.monotonic() < deadline:
-        await asyncio.sleep(_POLL)
-        status = await client.status()
-    actors = status.actors
+    try:
+        actors = (await client.status()).actors
+        while not any(actor.journal_bytes for actor in actors) and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL)
+            actors = (await client.status()).actors
+    except RequestError as error:
+        logger.info("found memory of cluster %s at %s; how much is unknown: %s", name, path, error)
+        return
     tell_found(path, name, sum(a.threads for a in actors), sum(a.items for a in actors))

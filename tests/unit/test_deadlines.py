@@ -181,12 +181,16 @@ def test_deadlines_go_on_after_a_tick_that_an_exception_ended(
 def test_a_deadline_that_has_passed_is_looked_at_again_without_an_error(run: Run) -> None:
     async def main() -> None:
         deadline = timeout(0.0)
-        with pytest.raises(TimeoutError):
+
+        async def late() -> None:
             async with deadline:
                 try:
                     await asyncio.sleep(PATIENCE)
                 finally:  # as the clock does whose round another one's error has ended
                     assert not deadline._look(math.inf)
+
+        with pytest.raises(TimeoutError):
+            await late()
 
     run(main())
 
