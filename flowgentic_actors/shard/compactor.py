@@ -71,11 +71,16 @@ class Compactor:
         self.running = True
 
     def _begin(self, call: Callable[[Callable[[], None]], object], sealed_to: int) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(
-                target=self._run, args=(call, sealed_to), name="compaction", daemon=True
-            )
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._thread = threading.Thread(
+            target=self._run, args=(call, sealed_to), name="compaction", daemon=True
+        )
+        try:
             self._thread.start()
+        except RuntimeError as error:  # there are too many: the journal's thread has to go on
+            logger.warning("no thread for the compaction up to %d: %s", sealed_to, error)
+            self._tell(call, None)
 
     def close(self) -> None:
         """End a compaction that is under way; the journal does not miss it."""
@@ -91,6 +96,11 @@ class Compactor:
             # The journal is whole without it; it is tried again when more has been written.
             if not self._closed:
                 logger.exception("the compaction up to %d failed", sealed_to)
+        self._tell(call, written)
+
+    def _tell(
+        self, call: Callable[[Callable[[], None]], object], written: CompactedSet | None
+    ) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the actor has ended
             call(lambda: self._finish(written))
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -28,10 +31,13 @@ from flowgentic_actors.engine.model import Write
 from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.compaction import compact
+from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.worker import Worker
 from flowgentic_actors.testing.disk import Crash, SimulatedDisk
+from tests.unit.counter import PATIENCE
 
 FOLDER = Path("/shard")
 SESSION = b"s" * 16
@@ -212,6 +218,26 @@ def contents(actor: ShardActor) -> list[object]:
         actor.handle(call(0, ListCheckpoints())),
         actor.handle(call(0, SearchItems((), b"", 1000, 0))),
     ]
+
+
+def test_a_compaction_for_which_there_is_no_thread_does_not_end_the_journals_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    journal: Any = SimpleNamespace(sealed_to=5, compacted_to=0)
+    worker, ran = Worker("journal"), threading.Event()
+    worker.start()
+    compactor = Compactor(journal, FOLDER, worker, lambda function: function())
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    compactor.start()
+    worker.put(ran.set)
+    assert ran.wait(PATIENCE)
+    assert not compactor.running
+    assert not compactor.ready  # but a while later
+    worker.close(PATIENCE)
 
 
 @pytest.mark.anyio
