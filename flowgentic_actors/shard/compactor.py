@@ -47,7 +47,7 @@ class Compactor:
         self._worker = worker
         self._call = call
         self._not_before = 0.0
-        self._thread: threading.Thread | None = None
+        self._compacting = False  # from `_begin` until the end is told
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self.running = False
@@ -71,13 +71,14 @@ class Compactor:
         self.running = True
 
     def _begin(self, call: Callable[[Callable[[], None]], object], sealed_to: int) -> None:
-        if self._thread is not None and self._thread.is_alive():
+        if self._compacting:  # `start` was interrupted and called again
             return
-        self._thread = threading.Thread(
+        self._compacting = True
+        thread = threading.Thread(
             target=self._run, args=(call, sealed_to), name="compaction", daemon=True
         )
         try:
-            self._thread.start()
+            thread.start()
         except RuntimeError as error:  # there are too many: the journal's thread has to go on
             logger.warning("no thread for the compaction up to %d: %s", sealed_to, error)
             self._tell(call, None)
@@ -101,6 +102,7 @@ class Compactor:
     def _tell(
         self, call: Callable[[Callable[[], None]], object], written: CompactedSet | None
     ) -> None:
+        self._compacting = False  # before: the next one may begin at once
         with contextlib.suppress(RuntimeError):  # the loop is closed: the actor has ended
             call(lambda: self._finish(written))
 

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import random
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -237,6 +239,29 @@ def test_a_compaction_for_which_there_is_no_thread_does_not_end_the_journals_thr
     assert ran.wait(PATIENCE)
     assert not compactor.running
     assert not compactor.ready  # but a while later
+    worker.close(PATIENCE)
+
+
+def test_a_compaction_that_begins_before_the_thread_of_the_last_has_ended_is_carried_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    journal: Any = SimpleNamespace(sealed_to=5, compacted_to=0, adopt=lambda _: [])
+    journal.remove = lambda _: None
+    worker, done = Worker("journal"), threading.Event()
+
+    def call(finish: Callable[[], None]) -> None:
+        finish()
+        if compactor.done == 1:
+            compactor.start()
+            time.sleep(0.2)  # the thread of the first one is still there
+        else:
+            done.set()
+
+    compactor = Compactor(journal, FOLDER, worker, call)
+    monkeypatch.setattr(compactor, "_compact", lambda _: object())
+    compactor.start()
+    assert done.wait(PATIENCE)
+    assert compactor.done == 2
     worker.close(PATIENCE)
 
 
