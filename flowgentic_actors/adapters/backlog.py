@@ -44,10 +44,13 @@ class Turn:
         """
         self.loop = asyncio.get_running_loop()
         self._backlog.line_up(self)
+        deadline = timeout(self._patience)
         try:
-            async with timeout(self._patience):
+            async with deadline:
                 await asyncio.wrap_future(self.given)
         except TimeoutError as error:
+            if not deadline.expired():
+                raise  # a signal handler's, for example
             raise self._backlog.in_vain(self.thread_id) from error
 
     def wait_sync(self) -> None:

@@ -130,6 +130,22 @@ async def test_waiting_in_vain_names_the_setting_and_leaves_the_line(blocking: b
     assert not backlog.crowded
 
 
+async def test_a_timeout_of_another_kind_is_not_taken_for_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def interrupted(_: object) -> None:
+        raise TimeoutError("a signal handler's")
+
+    monkeypatch.setattr(asyncio, "wrap_future", interrupted)
+    backlog = Backlog(100, PATIENCE)
+    backlog.begin("t", 100, "first")
+    turn = backlog.turn("t")
+    with turn, pytest.raises(TimeoutError, match="a signal handler's"):
+        await turn.wait()
+    backlog.end("t", "first")
+    assert not backlog.crowded
+
+
 async def test_threads_of_a_graph_do_not_wait_for_each_other() -> None:
     backlog = Backlog(100, PATIENCE)
     backlog.begin("a", 100, "write")
