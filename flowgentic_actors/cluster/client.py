@@ -46,8 +46,6 @@ from flowgentic_actors.wire.sockets import let_go_after_fork
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 
 def _encode(command: Command) -> bytes:
     try:
