@@ -83,12 +83,12 @@ UserPath = Annotated[Path, BeforeValidator(user_path), AfterValidator(path_of_th
 
 
 def unknown_settings(given: Iterable[object], known: Collection[str], within: str = "") -> str:
-    """Which names are no settings, and which ones may be meant; empty when all are known.
+    """Text that names unknown settings and the ones that may be meant; empty when all are known.
 
     Args:
         given: Names that were given.
         known: All that there are.
-        within: What comes before a name when it is told.
+        within: Prefix of the names in the result.
     """
     told = []
     for name in map(str, given):

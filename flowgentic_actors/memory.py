@@ -123,8 +123,8 @@ class MemoryCluster:
             target: A handle, the string of `handle.export()`, the name of a cluster of this user on
                 this node, or a path: of its folder, of its descriptor file (`cluster.json`), or the
                 `persist_path` that it has open. Default: the path in `$FLOWGENTIC_MEMORY`. When the
-                cluster is closed, calls raise `ClusterClosedError`; one that is opened again under
-                the same name is gone on with if a name was given.
+                cluster is closed, calls raise `ClusterClosedError`; if a name was given, they use
+                the next cluster of that name once it is open.
             **settings: `request_timeout`, `connection_pool`, `scratch` (where names are looked
                 up), `detect_conflicts`, `thread_backlog`, `ttl`, `index`, as in `MemoryConfig`.
 

@@ -1,4 +1,4 @@
-"""Requests that an actor cannot carry out now: they wait, in order, for a second try."""
+"""Queue of requests that an actor cannot carry out yet; they are retried in order."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from flowgentic_actors.wire.server import Connection
 
 _MARGIN: Final = 0.5
 _MARGIN_SHARE: Final = 0.1
-"""A refusal leaves so much before the caller's deadline (seconds, or share of the time left if that
-is less): a caller whose deadline has passed does not read that nothing happened."""
+"""Time before the caller's deadline at which a request is refused, in seconds, or as a share of the
+time left if that is less: a refusal after the deadline would not be read."""
 
 
 class _Waiting(NamedTuple):
@@ -78,12 +78,12 @@ class PostponedRequests:
         return envelopes
 
     def cancel(self, connection: Connection, seq: int) -> None:
-        """Leave a request out: its caller gave up."""
+        """Drop a request whose caller gave up."""
         if waiting := self.waiting.pop((connection, seq), None):
             self._mailbox.release([waiting.envelope])
 
     def forget(self, connection: Connection) -> None:
-        """A connection is gone: its caller asks again on another one if it still wants to know."""
+        """Drop the requests of a connection that was closed: its client sends them again."""
         for where, seq in [key for key in self.waiting if key[0] is connection]:
             self.cancel(where, seq)
 

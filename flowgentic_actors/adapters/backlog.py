@@ -54,9 +54,9 @@ class Turn:
             raise self._backlog.in_vain(self.thread_id) from error
 
     def wait_sync(self) -> None:
-        """The same, blocking this thread.
+        """Wait for the turn, blocking this thread; see `wait`.
 
-        On an event loop's own thread it does not wait: what it would wait for may need that loop.
+        It does not wait on a thread that runs an event loop: earlier writes may need that loop.
         """
         if _has_loop():
             return
@@ -124,7 +124,7 @@ class Backlog:
         """Wait in line; `give_back` must follow."""
         with self._lock:
             line = self.crowded.setdefault(turn.thread_id, _Line())
-            if turn.caller:  # whatever this thread waited for before was interrupted
+            if turn.caller:  # an earlier wait of this thread was interrupted
                 if line.holder is not None and line.holder.caller == turn.caller:
                     line.holder = None
                 line.waiting = deque(one for one in line.waiting if one.caller != turn.caller)
@@ -209,5 +209,5 @@ def _has_loop() -> bool:
 
 
 def _lives(turn: Turn | None) -> bool:
-    """Whether a turn will be taken: whoever waits on a closed event loop never does."""
+    """Whether a turn can still be taken; not if its event loop is closed."""
     return turn is not None and (turn.loop is None or not turn.loop.is_closed())

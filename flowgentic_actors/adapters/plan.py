@@ -84,7 +84,7 @@ async def run(client: MemoryClient, plan: WritePlan[T]) -> T:
         result: T = end.value
         return result
     except BaseException:
-        plan.close()  # at once: a traceback that somebody keeps would keep it alive
+        plan.close()  # at once: a stored traceback would keep it alive
         raise
 
 
@@ -216,7 +216,7 @@ def over_table(client: MemoryClient, plan_of: Callable[[SlotTable], Plan[T]]) ->
         try:
             return (yield from plan_of(client.table))
         except RequestError as error:
-            # One that took longer did not wait for a table: its caller was blocked, say.
+            # A longer attempt did not wait for a table; its caller was blocked, for example.
             left -= min(monotonic() - begun, _ROUND)
             if not _slots_moved(error) or left <= 0:
                 raise

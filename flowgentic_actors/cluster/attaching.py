@@ -1,4 +1,4 @@
-"""What `attach` may be given, and the cluster that it means."""
+"""Resolves the target of `attach` to a cluster."""
 
 from __future__ import annotations
 

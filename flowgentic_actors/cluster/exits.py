@@ -1,4 +1,4 @@
-"""Closes what is still open when the interpreter ends.
+"""Closes clusters that are still open when the interpreter ends.
 
 That is after its last non-daemon thread. Later, when modules are cleared and generators closed,
 Python lets no thread start any more and the daemon threads are gone: nothing can be closed then.

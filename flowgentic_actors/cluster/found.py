@@ -1,4 +1,4 @@
-"""One line of the log about the memory that a cluster opens: whether anything was there."""
+"""Log line about the memory that a cluster opens: a new one, or what was found."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ logger = logging.getLogger("flowgentic_actors")
 
 
 def tell_new(path: object) -> None:
-    """Say that a memory begins."""
+    """Log that a new memory was made."""
     logger.info("new memory at %s", path)
 
 
 def tell_found(path: object, name: str, threads: int, items: int) -> None:
-    """Say which memory is opened again.
+    """Log which memory was opened again.
 
     Args:
         path: Its folder.
@@ -36,7 +36,7 @@ def tell_found(path: object, name: str, threads: int, items: int) -> None:
 
 
 async def count_and_tell(client: RemoteClient, path: object, name: str) -> None:
-    """Say which memory a distributed cluster opens again; its actors tell what they hold.
+    """Log which memory a distributed cluster opened again; its actors report what they hold.
 
     Args:
         client: Reaches the cluster.

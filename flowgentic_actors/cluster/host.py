@@ -630,7 +630,7 @@ class Host:
         connection.flush()
 
     def _doing(self) -> str:
-        """What whoever attaches has to wait for."""
+        """Description of what attaching programs have to wait for."""
         if self._manifest is None:
             return self._memory.doing
         late = [c.spec.name for c in self._supervisor.children if not c.settled.is_set()]

@@ -156,7 +156,7 @@ class Rendezvous:
     def announce(
         self, descriptor: Descriptor | None, *, local: bool = False, error: str = ""
     ) -> None:
-        """Tell the others; see `Note`. Blocks."""
+        """Publish a note for the other ranks; see `Note`. Blocks."""
         self._write(Note(first=self._me, descriptor=descriptor, local=local, error=error))
         self._announced = time.monotonic()
 
@@ -215,7 +215,7 @@ class Rendezvous:
             link.close()
 
     def remove(self) -> None:
-        """There is nothing to find any more; tell those that have not come yet. Blocks."""
+        """Remove the note, or mark it as closed for ranks that have not come yet. Blocks."""
         note = self._read()
         if note is None or note.first != self._me:
             return

@@ -70,7 +70,7 @@ class ItemPlace(Struct, array_like=True, gc=False):
 
 
 def plain(value: object) -> str:
-    """Encode a `StrEnum`, say, as the text that it is: labels and ids may be of any such type."""
+    """Encode a subclass of `str`, such as a `StrEnum`, as plain text: ids and labels may be one."""
     if isinstance(value, str):
         return str.__str__(value)
     raise TypeError(f"{type(value).__name__} is nothing that a command may hold")
@@ -113,11 +113,11 @@ def check_text(name: str, text: str) -> str:
 
 
 def refusal(fields: Struct, error: Exception) -> InvalidRequestError:
-    """The error in words of what was found to be beyond the limits.
+    """The error that names the field and the limit.
 
     Args:
         fields: As in `check`.
-        error: How it was found, for what has no words here.
+        error: The encoder's or decoder's error, whose text is used if no field is at fault.
     """
     return InvalidRequestError(_fault(_info(type(fields)), fields, "") or str(error))
 

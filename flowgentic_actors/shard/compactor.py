@@ -47,7 +47,7 @@ class Compactor:
         self._worker = worker
         self._call = call
         self._not_before = 0.0
-        self._compacting = False  # from `_begin` until the end is told
+        self._compacting = False  # from `_begin` until the end is reported
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self.running = False
@@ -65,8 +65,8 @@ class Compactor:
     def start(self) -> None:
         """Begin to compact what is sealed; called by the journal's owner."""
         call = self._call or asyncio.get_running_loop().call_soon_threadsafe
-        # On the journal's thread: the start of one leaves it half made when the caller, who may be
-        # anybody's thread, is interrupted by an exception.
+        # On the journal's thread: an exception of a signal handler may interrupt the caller, and
+        # would leave a thread half started.
         self._worker.put(partial(self._begin, call, self._journal.sealed_to))
         self.running = True
 

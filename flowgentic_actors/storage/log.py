@@ -114,7 +114,7 @@ class SegmentLog:
         self._fresh = False  # nothing was allocated since `recover`
         self._cuts = cuts
         self.on_begin: Callable[[], None] = lambda: None
-        """Called by whoever appends, when it is time to `settle`."""
+        """Called by `append` when it has begun a segment: time to `settle`."""
 
     # ------------------------------------------------------------------ opening
 
@@ -482,7 +482,7 @@ class SegmentLog:
         if ahead:
             self.on_begin()
         else:
-            self.settle()  # whoever allocates here, waits for files anyway
+            self.settle()  # this append has blocked for the allocation anyway
         return segment
 
     def _take_spare(self, size: int, least: int | None = None) -> _Spare:

@@ -143,7 +143,7 @@ def refusal(failure: Failure, pending: Pending[Waiter], peer: str) -> RequestErr
 
 
 def may_ask_again(failure: Failure, pending: Pending[Waiter], left: float) -> bool:
-    """Whether to send a request again that expired: there, but not for its caller.
+    """Whether to send a request again that expired by the actor's clock only.
 
     The actor reads a clock, which goes on while the caller's loop is blocked or both are suspended.
 
