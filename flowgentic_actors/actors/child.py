@@ -78,11 +78,11 @@ class Incarnation:
 
     @property
     def ends(self) -> list[asyncio.Event]:
-        """Set, any of them, when this life is over."""
+        """Events of which any one is set when this incarnation has ended."""
         return [self.ended, self.watch.gone] if self.watch else [self.ended]
 
     def ping(self) -> int:
-        """Ask for a sign of life, and the counters; returns the number of the question."""
+        """Send a ping, which asks for the counters as well; returns its number."""
         assert self.link is not None
         self.asked += 1
         self.link.send(Ping(self.asked))
@@ -96,7 +96,7 @@ class Incarnation:
         self.pong = asyncio.Event()
 
     def expect(self, event: asyncio.Event, what: str) -> None:
-        """Make sure that a step of starting was reached.
+        """Check that a step of starting was reached.
 
         Raises:
             ActorStartError: If it was not.
@@ -139,12 +139,12 @@ class Child:
         return self.life.port if self.life is not None else 0
 
     def count(self, stats: dict[str, int]) -> None:
-        """Take its counters of this moment."""
+        """Store the actor's current counters."""
         self.stats, self.as_of = stats, time.time()
         self.last_heard = self.as_of
 
     def ask_hosted(self) -> float:
-        """Take the counters of an actor in this process; returns how long its batch has taken."""
+        """Store the counters of an actor in this process; returns how long its batch has taken."""
         assert self.hosted is not None
         busy, stats = self.hosted.status()
         self.count(stats)

@@ -25,12 +25,13 @@ class _Waiting(NamedTuple):
 
 
 class PostponedRequests:
-    """Postponed requests of one actor. They count in its mailbox, so their number and bytes are
-    bounded as those in its queue are.
+    """Postponed requests of one actor.
+
+    They count in its mailbox, so their number and bytes are bounded as those in its queue are.
 
     Args:
         mailbox: The mailbox, which they are put back into.
-        retry: Called when they are worth another try: `put_back` has to follow.
+        retry: Called when they are to be retried: `put_back` has to follow.
         refuse: Called with a request whose deadline came first, and its refusal.
     """
 
@@ -63,12 +64,12 @@ class PostponedRequests:
             self._arm(due)
 
     def put_back(self) -> None:
-        """Put all back in front of the mailbox's queue if they are worth another try."""
+        """Put all back in front of the mailbox's queue if they are to be retried."""
         if self._until is not None and self._until.done():
             self._mailbox.put_back(self.clear())
 
     def clear(self) -> list[Envelope]:
-        """Take all out."""
+        """Take all requests out."""
         waiting, self.waiting, self._until = self.waiting, {}, None
         if self._timer is not None:
             self._timer.cancel()

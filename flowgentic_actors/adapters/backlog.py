@@ -1,4 +1,4 @@
-"""How many bytes of a thread's writes may be under way, and the line of those that wait."""
+"""Bound on the bytes of a thread's pending writes, and the queue of writes that wait for it."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Backlog:
             self._go_on(turn.thread_id)
 
     def give_back(self, turn: Turn) -> None:
-        """A write is over, or does not want its turn any more."""
+        """End a turn: its write has begun, or was given up."""
         with self._lock:
             line = self.crowded.get(turn.thread_id)
             if line is None:
@@ -162,7 +162,7 @@ class Backlog:
                 self.crowded.setdefault(thread_id, _Line())
 
     def end(self, thread_id: str, write: object) -> None:
-        """The write was acknowledged, or given up; may be told twice."""
+        """Count a write no longer: it was acknowledged, or given up. May be called twice."""
         with self._lock:
             under_way = self._under_way.get(thread_id)
             if under_way is not None and write in under_way:
@@ -177,7 +177,7 @@ class Backlog:
         return sum(self._under_way.get(thread_id, {}).values())
 
     def _go_on(self, thread_id: str) -> None:
-        """Give the next write of a thread its turn, if it can be had."""
+        """Give the next write of a thread its turn, if there is room."""
         line = self.crowded.get(thread_id)
         if line is None or self._bytes_of(thread_id) >= self._limit or _lives(line.holder):
             return

@@ -58,7 +58,7 @@ Plan: TypeAlias = Generator[Asks, Any, T]
 """Yields questions, receives their replies (of the types that belong to them), returns T."""
 
 WritePlan: TypeAlias = Generator[Asks | Turn, Any, T]
-"""A plan that may also wait for its turn; it has that until its next question."""
+"""A plan that may also wait for a turn, which it has until its next question."""
 
 
 async def run(client: MemoryClient, plan: WritePlan[T]) -> T:

@@ -1,4 +1,4 @@
-"""The error for a value that cannot be serialized: it names which one of all that were given."""
+"""Error for a value that cannot be serialized, with the name of the value."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Found(NamedTuple):
 
 
 def find_cluster(target: Target, scratch: Path | None) -> Found:
-    """The cluster that is meant. Blocks.
+    """Find the cluster of a target. Blocks.
 
     Args:
         target: As `MemoryCluster.attach` takes it.

@@ -304,7 +304,7 @@ class RemoteClient:
     async def _follow(
         self, asks: Sequence[tuple[int, Command]], answers: list[Reply | Exception]
     ) -> None:
-        """Ask again what is worth it, where its slot is by then.
+        """Repeat the questions that `worth_asking_again` allows, at their slots' current shards.
 
         Args:
             asks: What was asked.
@@ -354,7 +354,7 @@ class RemoteClient:
         return self._ask_again_sync(shard, command, refusal)
 
     def _ask_again_sync(self, shard: int, command: Command, refusal: Exception) -> Reply:
-        """Ask again for as long as it is worth it; see `_follow`."""
+        """Repeat a question, blocking; see `_follow`."""
         patience = Patience(self._timeout)
         while worth_asking_again(command, refusal):
             worth_it = partial(self._any_outdated, [(shard, command)])

@@ -28,7 +28,7 @@ _open: weakref.WeakValueDictionary[int, Closable] = weakref.WeakValueDictionary(
 
 
 def close_at_exit(closable: Closable) -> None:
-    """Have something closed when the interpreter ends, if it still exists by then."""
+    """Close an object when the interpreter ends, if it still exists by then."""
     _open[next(_numbers)] = closable
 
 

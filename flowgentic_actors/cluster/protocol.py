@@ -138,10 +138,10 @@ class RanksReply(Struct, tag=8, array_like=True, frozen=True):
 
 
 class LoopBlocked(Struct, tag=12, array_like=True, frozen=True):
-    """A client's event loop was blocked: an event for all to see.
+    """Report that a client's event loop was blocked, which becomes an event.
 
     Attributes:
-        detail: Whose, and for how long.
+        detail: The client's process, and for how long.
     """
 
     detail: Annotated[str, Meta(max_length=1024)]

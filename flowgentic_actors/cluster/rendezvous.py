@@ -63,7 +63,7 @@ class FirstRank(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was on this machine, and is there no more."""
+        """Whether it ran on this machine and has ended; False for another machine's."""
         return self.machine == machine() and not is_alive(self.pid, self.started)
 
 
@@ -114,7 +114,7 @@ class Rendezvous:
     # ------------------------------------------------------------------ the first rank
 
     def begin(self, scratch: Path | None) -> None:
-        """Be the first rank, unless another living process is. Blocks.
+        """Become the first rank, unless another running process is. Blocks.
 
         What earlier runs left is replaced.
 
@@ -146,7 +146,7 @@ class Rendezvous:
 
     @staticmethod
     def _is_there(note: Note) -> bool:
-        """Whether the process that wrote a note may still be there."""
+        """Whether the process that wrote a note may still be running."""
         if note.first.machine == machine():
             return not note.first.has_ended
         # A process has its rank from one on its own machine. An earlier run's first rank, which

@@ -22,7 +22,7 @@ WHOLE_VALUE: Final = ("$",)
 
 
 class IndexSettings(Struct, frozen=True, kw_only=True):
-    """How the items of a memory are embedded, but for the function that does it.
+    """How the items of a memory are embedded, without the embedding function.
 
     Attributes:
         dims: Components of each vector.

@@ -200,7 +200,7 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
     detail: str
 
     def log(self, cluster: str, logger: logging.Logger) -> None:
-        """Warn of it in a log, if it is of a kind that its users have to know of."""
+        """Log it as a warning, if it is of a kind in `WARNINGS`."""
         if self.kind in WARNINGS:
             what = f"{self.kind} {self.actor}".rstrip()
             logger.warning("cluster %s: %s: %s", cluster, what, self.detail)

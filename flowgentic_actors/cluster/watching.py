@@ -102,7 +102,7 @@ class EventLog:
         threading.Thread(target=self._run, name="flowgentic:events", daemon=True).start()
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop asking."""
         self._closed.set()
         self._pool.close()
 

@@ -31,7 +31,7 @@ _INT64: Final = 2**63
 
 
 class CheckpointHead(Struct, array_like=True, gc=False):
-    """What a `PutCheckpoint` holds beside values."""
+    """Fields of a `PutCheckpoint` without values."""
 
     thread_id: Text
     checkpoint_ns: Text
@@ -43,7 +43,7 @@ class CheckpointHead(Struct, array_like=True, gc=False):
 
 
 class WritesHead(Struct, array_like=True, gc=False):
-    """What a `PutWrites` holds beside values."""
+    """Fields of a `PutWrites` without values."""
 
     thread_id: Text
     checkpoint_ns: Text
@@ -54,7 +54,7 @@ class WritesHead(Struct, array_like=True, gc=False):
 
 
 class CheckpointPlace(Struct, array_like=True, gc=False):
-    """Where a checkpoint can be stored."""
+    """Place at which a checkpoint can be stored."""
 
     thread_id: Text
     checkpoint_ns: Text
@@ -62,7 +62,7 @@ class CheckpointPlace(Struct, array_like=True, gc=False):
 
 
 class ItemPlace(Struct, array_like=True, gc=False):
-    """Where an item can be stored, and what it can be found by."""
+    """Place at which an item can be stored, and the paths that are embedded."""
 
     namespace: Namespace
     key: Text
@@ -79,7 +79,7 @@ def plain(value: object) -> str:
 encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
 
 UNFIT: Final = (msgspec.ValidationError, UnicodeEncodeError, TypeError, OverflowError)
-"""What encoding, or decoding into a type of this module, raises for what is beyond the limits."""
+"""Errors of encoding, or of decoding into a type of this module, for values beyond the limits."""
 
 
 decode_checkpoint: Final = msgspec.msgpack.Decoder(CheckpointHead).decode
