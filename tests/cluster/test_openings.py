@@ -1,4 +1,4 @@
-"""Openings that fail: at once, and with the reason first."""
+"""Openings that fail: at once, with the reason first, and with nothing left behind."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ async def test_a_damaged_journal_is_named_and_not_the_deadline(
         ),
     ],
 )
-async def test_what_is_waited_for_in_vain_is_named_with_the_setting(
+async def test_an_opening_that_times_out_names_the_cause_and_the_setting(
     module: str, timeout: float, reason: str, breaks: Any
 ) -> None:
     breaks(module, "import time; time.sleep(60)")

@@ -1,4 +1,4 @@
-"""The limits of names are the same in every mode, and told in words before anything happens."""
+"""Limits of names: the same in every mode, checked before anything is sent."""
 
 from __future__ import annotations
 

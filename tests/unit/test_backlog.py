@@ -1,4 +1,4 @@
-"""The line of writes in front of a thread with too many bytes under way."""
+"""The queue of writes of a thread with too many bytes pending."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ async def test_a_write_that_cannot_be_made_gives_its_turn_back() -> None:
 
 
 @pytest.mark.parametrize("blocking", [False, True])
-async def test_waiting_in_vain_names_the_setting_and_leaves_the_line(blocking: bool) -> None:
+async def test_a_write_whose_turn_does_not_come_names_the_setting_and_leaves_the_line(
+    blocking: bool,
+) -> None:
     backlog = Backlog(100, SOON)
     backlog.begin("t", 100, "write")
     turn = backlog.turn("t")
