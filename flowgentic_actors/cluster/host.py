@@ -85,9 +85,7 @@ from flowgentic_actors.cluster.protocol import (
 from flowgentic_actors.cluster.ranks import Ranks
 from flowgentic_actors.cluster.reporting import Reporter
 from flowgentic_actors.cluster.slots import even_table
-from flowgentic_actors.cluster.status import (
-    ClusterEvent,
-)
+from flowgentic_actors.cluster.status import ClusterEvent
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (

@@ -461,6 +461,6 @@ class HostKeeper:
 
 
 def one_line(reason: str) -> str:
-    """An error's text without the log that follows it: its first line, and the log's last."""
+    """The first and the last line of an error's text, as one line."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     return " ".join(dict.fromkeys([lines[0], lines[-1]])) if lines else ""
