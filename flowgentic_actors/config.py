@@ -50,7 +50,7 @@ def _embeds(embed: Any) -> Any:
 def _exact_search(config: Any) -> Any:
     plain = {"kind": "flat", "vector_type": "vector"}
     if isinstance(config, dict) and config and config.items() <= plain.items():
-        return config  # which is to say: exact
+        return config  # exact search, which is what there is
     raise ValueError(
         "is refused: searches compare all vectors, as 32-bit floats, and are exact without an "
         "approximate index. Leave it out, or set {'kind': 'flat'}"
@@ -360,7 +360,7 @@ class MemoryConfig(Settings):
 
     @property
     def folders(self) -> str:
-        """The paths that the cluster uses, in words."""
+        """The paths that the cluster uses, as text for an error."""
         named = ("persist_path", "scratch", "rendezvous", "stop_file")
         paths = {name: path for name in named if (path := getattr(self, name)) is not None}
         paths.setdefault("scratch", tempfile.gettempdir())

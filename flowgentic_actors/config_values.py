@@ -27,7 +27,7 @@ _HOW: Final = "give a number of bytes, or text such as '512 MiB' (2**20 bytes) o
 
 
 def size_in_bytes(value: Any) -> Any:
-    """A size that was given as text, in bytes; all other values as they are.
+    """A size that was given as text, in bytes; other values unchanged.
 
     Raises:
         ValueError: If the text is no size.
@@ -43,7 +43,7 @@ def size_in_bytes(value: Any) -> Any:
 
 
 def user_path(value: Any) -> Any:
-    """A path with its `~` replaced by the home directory; what is no path as it is.
+    """A path with its `~` replaced by the home directory; other values unchanged.
 
     Raises:
         ValueError: If the text is empty, or names the home of an unknown user.
@@ -63,7 +63,7 @@ Bytes = Annotated[int, BeforeValidator(size_in_bytes)]
 
 
 def path_of_this_process(path: Path) -> Path:
-    """The path, which can be a file's name here.
+    """Check that a path can be encoded as a file name in this process.
 
     Raises:
         ValueError: If it cannot.
@@ -83,12 +83,12 @@ UserPath = Annotated[Path, BeforeValidator(user_path), AfterValidator(path_of_th
 
 
 def unknown_settings(given: Iterable[object], known: Collection[str], within: str = "") -> str:
-    """Which names are no settings, and which ones may be meant; empty when all are known.
+    """Text that names unknown settings and the ones that may be meant; empty when all are known.
 
     Args:
         given: Names that were given.
         known: All that there are.
-        within: What comes before a name when it is told.
+        within: Prefix of the names in the result.
     """
     told = []
     for name in map(str, given):

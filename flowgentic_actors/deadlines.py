@@ -1,9 +1,9 @@
-"""Deadlines that count only the time in which somebody looked for the answer.
+"""Deadlines that exclude time in which the event loop was blocked or the process was stopped.
 
 An event loop that a node blocks, a process that a debugger or SIGSTOP holds, a suspended laptop:
-none of them sees an answer that has arrived, and a deadline that is read from a clock takes that
-for silence. So time is counted in slices here. A slice that ended late counts as a short one, and
-what arrived meanwhile is read before a deadline is judged.
+none of them reads an answer that has arrived, and a deadline on the wall clock takes that for
+silence. So time is counted in slices here. A slice that ended late counts as a short one, and
+answers that arrived meanwhile are read before a deadline is checked.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 SLICE: Final = 0.05
-"""Seconds between two looks of an event loop at its deadlines."""
+"""Seconds between two checks of an event loop's deadlines."""
 
 THREAD_SLICE: Final = 0.25
-"""Seconds for which a thread waits in one go."""
+"""Seconds of one wait of a thread, at most."""
 
 _LATE: Final = 0.2  # seconds by which a slice may be longer and still counts in full
-_COUNTED: Final = 2 * SLICE  # of one that was longer, so that a loop that is always late has an end
-_LOST: Final = 5.0  # seconds after which a tick is missed: an exception came in between
+_COUNTED: Final = 2 * SLICE  # of a late slice, so that deadlines pass on a loop that is always late
+_LOST: Final = 5.0  # seconds without a tick: an exception ended it
 _TOLD_FROM: Final = 1.0  # seconds
 _TOLD_EVERY: Final = 10.0  # seconds, at most
 
 Look: TypeAlias = Callable[[float], bool]
-"""Looks at a deadline at a time of a `LoopClock`; whether it wants to look again."""
+"""Checks a deadline against the time of a `LoopClock`; returns whether to call it again."""
 
 
 class Listener(Protocol):
-    """Who wants to know that an event loop was blocked."""
+    """Receiver of reports that an event loop was blocked."""
 
     def loop_blocked(self, seconds: float) -> None:
-        """The running event loop did not turn for that long, and calls were under way before."""
+        """The running event loop was blocked for so many seconds while calls were pending."""
 
 
 _listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
@@ -54,7 +54,7 @@ _clocks: dict[asyncio.AbstractEventLoop, LoopClock] = {}
 
 
 def tell_when_blocked(listener: Listener) -> None:
-    """Have `listener.loop_blocked` called, on the loop concerned, while the listener lives."""
+    """Call `listener.loop_blocked` on the loop concerned, for as long as the listener exists."""
     _listeners.add(listener)
 
 
@@ -69,10 +69,10 @@ def loop_clock(loop: asyncio.AbstractEventLoop) -> LoopClock:
 
 
 class LoopClock:
-    """Seconds for which an event loop has turned, counted while somebody waits.
+    """Time of an event loop in seconds, without blocked time; it runs while deadlines are watched.
 
     Attributes:
-        time: What it is when the slice under way ends: a deadline is never early.
+        time: The time at the end of the current slice, so that a deadline is never early.
     """
 
     __slots__ = ("_looks", "_start", "_ticking", "_told", "_was_late", "time")
@@ -88,9 +88,16 @@ class LoopClock:
     def watch(self, look: Look) -> None:
         """Call `look` once a slice for as long as it returns True."""
         self._looks.append(look)
-        if not self._ticking or monotonic() - self._start > _LOST:
+        if not self._ticking:
             self._schedule()
             self._ticking = True
+        elif monotonic() - self._start > _LOST:
+            asyncio.get_running_loop().call_later(SLICE, self._revive)
+
+    def _revive(self) -> None:
+        """Tick again if an exception ended that; after a block, the late tick has come before."""
+        if monotonic() - self._start > _LOST:
+            self._schedule()
 
     def _schedule(self) -> None:
         self._start = monotonic()
@@ -101,10 +108,10 @@ class LoopClock:
         if not self._looks:
             self._ticking = self._was_late = False
             return
-        self._schedule()  # first: what breaks in a look must not end everybody's deadlines
+        self._schedule()  # first: an exception in one check must not end all deadlines
         late = took > SLICE + _LATE
         self.time += _COUNTED if late else took
-        # After a block nothing is overdue before the loop had a slice to read what has arrived.
+        # After a block, the loop gets one slice to read answers before a deadline can pass.
         now = -math.inf if late and not self._was_late else self.time - SLICE
         self._was_late = late
         self._looks = [look for look in self._looks if look(now)]
@@ -127,7 +134,7 @@ class LoopClock:
 
 
 class Deadline:
-    """What is left of some seconds for which the running event loop turns, within `with`.
+    """A deadline on the running event loop's `LoopClock`, which runs within `with`.
 
     Args:
         seconds: How many.
@@ -152,7 +159,7 @@ class Deadline:
 
 
 class timeout:  # noqa: N801 - in the place of asyncio.timeout
-    """`asyncio.timeout` of seconds for which the event loop turned.
+    """`asyncio.timeout` on the event loop's `LoopClock`: blocked time does not count.
 
     Args:
         seconds: How many; `math.inf` for no deadline.
@@ -189,7 +196,7 @@ class timeout:  # noqa: N801 - in the place of asyncio.timeout
         return self._scope.expired()
 
     def _look(self, now: float) -> bool:
-        if self._left:
+        if self._left or self._scope.expired():
             return False
         if now < self._until:
             return True
@@ -198,7 +205,7 @@ class timeout:  # noqa: N801 - in the place of asyncio.timeout
 
 
 class _ThreadClock(threading.local):
-    """Seconds for which this thread has waited in vain."""
+    """Seconds of waits of this thread that timed out."""
 
     waited = 0.0
 
@@ -207,9 +214,9 @@ _thread = _ThreadClock()
 
 
 class Patience:
-    """A deadline of a thread, which waits in slices and counts those that brought nothing.
+    """A deadline of a thread, which waits in slices and counts those that timed out.
 
-    So an answer that comes at once costs no look at a clock. It belongs to the thread that made it.
+    An answer that comes at once costs no read of a clock. Usable only on the thread that made it.
 
     Args:
         seconds: Until the deadline.
@@ -228,7 +235,7 @@ class Patience:
         return self._until - _thread.waited
 
     def slice(self, most: float = THREAD_SLICE) -> float:
-        """Seconds to wait now; `lapse` when that was in vain.
+        """Seconds to wait now; call `lapse` when the wait timed out.
 
         Raises:
             TimeoutError: If the deadline has passed.
@@ -239,11 +246,11 @@ class Patience:
         return min(most, left)
 
     def lapse(self, seconds: float) -> None:
-        """Count a wait that was in vain."""
+        """Count a wait that timed out."""
         _thread.waited += seconds
 
     def look(self) -> None:
-        """Count the time since the last look, while something goes on bit by bit."""
+        """Count the time since the last call, for work that progresses in parts."""
         now = monotonic()
         if self._looked:
             took = _counted(now - self._looked, THREAD_SLICE)
@@ -251,11 +258,11 @@ class Patience:
         self._looked, self._waited = now, _thread.waited
 
     def attempt(self, most: float, work: Callable[[float], T]) -> T:
-        """Do what waits by itself for up to `most` seconds, and count it if it fails.
+        """Call a function that waits by itself, and count its time if it fails.
 
         Args:
-            most: Seconds.
-            work: Does it, in so many seconds.
+            most: Longest wait, seconds.
+            work: Called with the seconds that it may wait.
 
         Raises:
             TimeoutError: If the deadline has passed.
@@ -291,5 +298,5 @@ class Patience:
 
 
 def _counted(seconds: float, most: float) -> float:
-    """What counts of a wait: little of one so long that the process must have been stopped."""
+    """The counted part of a wait: one slice if the process must have been stopped meanwhile."""
     return seconds if seconds <= most + _LATE else min(most, THREAD_SLICE)

@@ -228,8 +228,8 @@ def dragon_launcher() -> str | None:
 
 def with_dragon(environ: Mapping[str, str]) -> dict[str, str]:
     """An environment in which Dragon's own programs find Dragon where this process does."""
-    path = environ.get("PYTHONPATH", "").split(os.pathsep)
-    return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, [*path, str(_dragon_folder())]))}
+    path = [environ.get("PYTHONPATH", ""), str(_dragon_folder() or "")]
+    return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def _dragon_folder() -> Path | None:

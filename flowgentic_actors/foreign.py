@@ -1,7 +1,7 @@
-"""Telling our own errors from those that somebody else raises in the middle of our code.
+"""Distinguishes own errors from asynchronous ones: of signal handlers and other threads.
 
-A signal's handler may raise at any instruction, and `TimeoutError`, which is an `OSError`, is what
-many raise: it must not be taken for a socket's or a disk's.
+A signal handler may raise at any instruction, often `TimeoutError`, which is an `OSError`: it must
+not be handled as an error of a socket or a disk.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from types import CodeType, FrameType
 from typing import Final
 
 _PACKAGE: Final = "flowgentic_actors"
-_MODULES: Final = ("builtins", "ssl", "socket", _PACKAGE)  # of the classes that we expect
+_MODULES: Final = (
+    "builtins",
+    "ssl",
+    "socket",
+    _PACKAGE,
+)  # of the exception classes that this package handles
 
 
 def is_foreign(error: BaseException) -> bool:
     """Whether an exception was raised by a signal's handler, or set by another thread.
 
-    Only for what is about to be dealt with as an error of the operating system, or of ours.
+    Only for exceptions about to be handled as the operating system's or this package's.
     """
     if type(error).__module__.partition(".")[0] not in _MODULES:
         return True
@@ -27,14 +32,14 @@ def is_foreign(error: BaseException) -> bool:
     frames = _frames(error)
     if not frames:
         return False
-    if not error.args:  # as another thread sets it; ours all say something, asyncio's do not
+    if not error.args:  # set by another thread; own errors have a text, asyncio's have none
         return str(frames[-1].f_globals.get("__name__")).partition(".")[0] == _PACKAGE
     codes = {frame.f_code for frame in frames}
     return any(_code_of(signal.getsignal(number)) in codes for number in signal.valid_signals())
 
 
 def _frames(error: BaseException) -> list[FrameType]:
-    """Where an exception was raised, last, and through which calls it came."""
+    """The frames of an exception's traceback, outermost first."""
     found, traceback = [], error.__traceback__
     while traceback is not None:
         found.append(traceback.tb_frame)

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
 
@@ -58,6 +57,7 @@ from flowgentic_actors.errors import (
     LocalClusterError,
     RequestError,
 )
+from flowgentic_actors.foreign import is_foreign
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,8 +123,8 @@ class MemoryCluster:
             target: A handle, the string of `handle.export()`, the name of a cluster of this user on
                 this node, or a path: of its folder, of its descriptor file (`cluster.json`), or the
                 `persist_path` that it has open. Default: the path in `$FLOWGENTIC_MEMORY`. When the
-                cluster is closed, calls raise `ClusterClosedError`; one that is opened again under
-                the same name is gone on with if a name was given.
+                cluster is closed, calls raise `ClusterClosedError`; if a name was given, they use
+                the next cluster of that name once it is open.
             **settings: `request_timeout`, `connection_pool`, `scratch` (where names are looked
                 up), `detect_conflicts`, `thread_backlog`, `ttl`, `index`, as in `MemoryConfig`.
 
@@ -179,18 +179,23 @@ class MemoryCluster:
         if self._client is not None:
             raise ClusterError("this MemoryCluster is open already: make another one")
         close_at_exit(self)
+        timeout = self._config.open_timeout + _MARGIN
         try:
-            return await self._open()
-        except OSError as error:  # such as a folder without permission that nothing else looked at
+            return await self._open(timeout)
+        except BaseException as error:
+            await self._undo(error)
+            if not isinstance(error, OSError) or is_foreign(error):
+                raise
+            # Such as a folder without permission, or on a file system that does not answer.
             raise ClusterOpenError(
-                f"the cluster cannot be opened: {type(error).__name__}: {error}. Its folders: "
+                f"the cluster cannot be opened: {type(error).__name__}: "
+                f"{str(error) or f'not done after {timeout:g} s'}. Its folders: "
                 f"{self._config.folders}"
             ) from error
 
-    async def _open(self) -> Self:
-        timeout = self._config.open_timeout + _MARGIN
+    async def _open(self, timeout: float) -> Self:
         if self._attached:
-            self._client = await on_daemon_thread(timeout, self._attach)
+            self._client = await self._open_or_close(self._attach, _close_blocking, timeout)
             return self
         inside_job = inside_dragon() or scheduler_job() is not None
         reason: str | None = ""
@@ -203,6 +208,11 @@ class MemoryCluster:
                 self._fall_back(reason, self._client)
             self._watch_for_the_end(self._client, stop_file)
         return self
+
+    async def _undo(self, error: BaseException) -> None:
+        """Close what an opening has opened that failed afterwards."""
+        if self._client is not None:
+            await self.__aexit__(type(error), error, None)
 
     async def __aexit__(
         self,
@@ -263,19 +273,29 @@ class MemoryCluster:
         if rank.rank == 0:
             await on_daemon_thread(timeout, place.begin, self._config.scratch)
         if not place.is_first:
-            return await on_daemon_thread(timeout, self._attach_in_step, place)
+            found = await self._open_or_close(
+                partial(self._attach_in_step, place), partial(_leave_blocking, place), timeout
+            )
+            if isinstance(found, str):
+                return found
+            self._client = found
+            return None
         try:
             reason = await self._open_distributed(timeout)
         except BaseException as error:
+            self._rendezvous = None  # what is announced stays, for ranks that come later
             told = f"{type(error).__name__}: {error}"
-            await on_daemon_thread(timeout, place.announce, None, error=told)
-            self._rendezvous = None  # what was announced stays, for ranks that come later
+            try:
+                await on_daemon_thread(timeout, place.announce, None, error=told)
+            except OSError as untold:
+                error.add_note(f"The other ranks of this step were not told: {untold}")
             raise
         descriptor, local = self._owner.descriptor if self._owner else None, self._owner is None
         await on_daemon_thread(timeout, place.announce, descriptor, local=local, error=reason or "")
         return reason
 
-    def _attach_in_step(self, place: Rendezvous) -> str | None:
+    def _attach_in_step(self, place: Rendezvous) -> RemoteClient | str:
+        """The client of the first rank's cluster, or why it has to be a local one."""
         note = place.find(self._config.open_timeout)
         descriptor = note.descriptor
         if descriptor is None:
@@ -287,15 +307,18 @@ class MemoryCluster:
             description = describe(descriptor, self._config.request_timeout)
             self._complete_config(description)
             place.enter(descriptor)
-        except ClusterOpenError:  # it answers, and its index is another one
-            raise
-        except (FlowgenticError, OSError) as error:
+            return self._remote(descriptor, description, watched_file(descriptor))
+        except BaseException as error:
+            place.leave()
+            # One that answers, and has another index, is not silent.
+            if isinstance(error, ClusterOpenError) or not isinstance(
+                error, FlowgenticError | OSError
+            ):
+                raise
             raise ClusterNotFoundError(
                 f"the cluster {descriptor.name!r} that rank 0 of this step opened does not answer: "
                 f"{error}"
             ) from error
-        self._client = self._remote(descriptor, description, watched_file(descriptor))
-        return None
 
     async def _leave_step(self, *, failed: bool) -> None:
         """Let the first rank close the cluster; as the first, wait until the others have."""
@@ -330,7 +353,7 @@ class MemoryCluster:
             )
         memory = await on_daemon_thread(timeout, LocalMemory, config, config.persist_path, name)
         try:
-            await self._open_or_close(memory.open, memory.close, timeout)
+            await self._open_or_close(memory.open, lambda _: memory.close(), timeout)
         except BaseException:
             memory.stop_opening()
             raise
@@ -349,7 +372,9 @@ class MemoryCluster:
         if reason is None:
             owner = Owner(self._config, spawner)
             try:
-                description = await self._open_or_close(owner.open, owner.close, timeout)
+                description = await self._open_or_close(
+                    owner.open, lambda _: owner.close(), timeout
+                )
             except ClusterError as error:
                 falls_back = spawner == "dragon" and self._config.may_fall_back
                 if owner.host_log:
@@ -378,19 +403,19 @@ class MemoryCluster:
 
     @staticmethod
     async def _open_or_close(
-        open_it: Callable[[], T], close_it: Callable[[], object], timeout: float
+        open_it: Callable[[], T], close_it: Callable[[T], object], timeout: float
     ) -> T:
         """Open on a thread; if this task is cancelled meanwhile, the thread closes it again."""
-        lock, abandoned, opened = threading.Lock(), False, False
+        lock, abandoned = threading.Lock(), False
+        opened: list[T] = []
 
         def open_or_close() -> T:
-            nonlocal opened
             result = open_it()
             with lock:
-                opened = True
+                opened.append(result)
                 keep = not abandoned
             if not keep:
-                close_it()
+                close_it(result)
             return result
 
         try:
@@ -398,10 +423,10 @@ class MemoryCluster:
         except BaseException as error:
             with lock:
                 abandoned = True
-                late = opened
-            if late:  # it was opened in the very moment in which this task was cancelled
-                threading.Thread(target=close_it, daemon=True).start()
-            if isinstance(error, TimeoutError):
+                late = [*opened]
+            for result in late:  # opened in the very moment in which this task was cancelled
+                threading.Thread(target=close_it, args=(result,), daemon=True).start()
+            if isinstance(error, TimeoutError) and not is_foreign(error):
                 raise ClusterOpenError(
                     f"opening the cluster hangs: not done after {timeout:g} s"
                 ) from error
@@ -638,3 +663,13 @@ class MemoryCluster:
         if self._client is None:
             raise ClusterClosedError("open the cluster first: async with MemoryCluster() as memory")
         return self._client
+
+
+def _close_blocking(client: RemoteClient) -> None:
+    run_blocking(client.close)
+
+
+def _leave_blocking(place: Rendezvous, found: RemoteClient | str) -> None:
+    place.leave()
+    if not isinstance(found, str):
+        _close_blocking(found)

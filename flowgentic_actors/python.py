@@ -1,4 +1,4 @@
-"""Starting Python processes that find what this one finds: its interpreter, its `sys.path`."""
+"""Starts Python processes with this one's interpreter and `sys.path`."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def python_environ(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def told_of_children(command: list[str]) -> list[str]:
-    """A command, to be run so that its program hears of the ends of its children.
+    """A command whose program is notified of the ends of its children.
 
-    A process inherits it that SIGCHLD is ignored; the kernel then reaps its children before it can
-    learn what became of them.
+    An ignored SIGCHLD is inherited: the kernel then reaps the children of the program, which cannot
+    read their exit codes.
     """
     if signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN:
         return command

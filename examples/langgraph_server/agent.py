@@ -10,13 +10,13 @@ from langgraph.store.base import BaseStore
 
 
 class State(TypedDict):
-    """What was said."""
+    """Messages so far."""
 
     said: Annotated[list[str], operator.add]
 
 
 async def answer(state: State, *, store: BaseStore) -> State:
-    """Note what was said last, and say how much there is."""
+    """Store the last message as a note, and answer with the number of notes."""
     await store.aput(("notes",), str(len(state["said"])), {"text": state["said"][-1]})
     return {"said": [f"{len(await store.asearch(('notes',)))} notes"]}
 

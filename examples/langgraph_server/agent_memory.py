@@ -1,4 +1,4 @@
-"""The one memory of a LangGraph server: imported, so all that use it have the same."""
+"""The memory of a LangGraph server; a module, so that all importers share one."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Call(Struct, gc=False):
 
 
 class Postponed(NamedTuple):
-    """In the place of a reply: the request cannot be carried out now, and has changed nothing.
+    """Result in place of a reply: the request cannot be carried out yet, and has changed nothing.
 
     Attributes:
         until: Done when the request is worth another try, in which it may be postponed again.

@@ -1,4 +1,4 @@
-"""What a supervisor knows of one actor, over all its lives."""
+"""State that a supervisor keeps of one actor, over all its incarnations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flowgentic_actors.wire.server import Connection
 
 
 class ChildState(enum.StrEnum):
-    """Where an actor is in its life."""
+    """Lifecycle state of a supervised actor."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -63,8 +63,8 @@ class Incarnation:
     may_go: bool = False
     node: str = ""
     busy: float = 0.0
-    silence: float = 0.0  # seconds of pings without an answer
-    silent: bool = False  # and that has been told
+    silence: float = 0.0  # seconds without an answer to pings
+    silent: bool = False  # whether the event was emitted
     asked: int = 0  # number of the last ping
     answered: int = 0
     pong: asyncio.Event = field(default_factory=asyncio.Event)  # replaced with every answer
@@ -78,25 +78,25 @@ class Incarnation:
 
     @property
     def ends(self) -> list[asyncio.Event]:
-        """Set, any of them, when this life is over."""
+        """Events of which any one is set when this incarnation has ended."""
         return [self.ended, self.watch.gone] if self.watch else [self.ended]
 
     def ping(self) -> int:
-        """Ask for a sign of life, and the counters; returns the number of the question."""
+        """Send a ping, which asks for the counters as well; returns its number."""
         assert self.link is not None
         self.asked += 1
         self.link.send(Ping(self.asked))
         return self.asked
 
     def heard(self, number: int) -> None:
-        """Take the answer to a ping, 0 for what was told without one."""
+        """Take the answer to a ping; 0 for a message that answers none."""
         self.silence = 0.0
         self.answered = max(self.answered, number)
         self.pong.set()
         self.pong = asyncio.Event()
 
     def expect(self, event: asyncio.Event, what: str) -> None:
-        """Make sure that a step of starting was reached.
+        """Check that a step of starting was reached.
 
         Raises:
             ActorStartError: If it was not.
@@ -127,9 +127,9 @@ class Child:
         self.life: Incarnation | None = None
         self.hosted: HostedActor | None = None
         self.settled = asyncio.Event()  # running for the first time, or failed
-        self.told: Raw | None = None  # every incarnation hears of it
+        self.told: Raw | None = None  # sent to every incarnation
         self.unwanted = asyncio.Event()
-        self.over = asyncio.Event()  # nobody looks after it any more
+        self.over = asyncio.Event()  # its supervision has ended
 
     @property
     def port(self) -> int:
@@ -139,19 +139,19 @@ class Child:
         return self.life.port if self.life is not None else 0
 
     def count(self, stats: dict[str, int]) -> None:
-        """Take its counters of this moment."""
+        """Store the actor's current counters."""
         self.stats, self.as_of = stats, time.time()
         self.last_heard = self.as_of
 
     def ask_hosted(self) -> float:
-        """Take the counters of an actor in this process; returns how long its batch has taken."""
+        """Store the counters of an actor in this process; returns how long its batch has taken."""
         assert self.hosted is not None
         busy, stats = self.hosted.status()
         self.count(stats)
         return busy
 
     def tell(self, message: Tell | Lease) -> None:
-        """Send it to the incarnation that lives, if one does."""
+        """Send a message to the current incarnation, if there is one."""
         if self.hosted is not None:
             if isinstance(message, Tell):
                 self.hosted.tell(message.body)

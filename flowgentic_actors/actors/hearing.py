@@ -1,4 +1,4 @@
-"""Hearing from actors at once, instead of at the next ping."""
+"""Queries actors for their counters at once, instead of at the next ping."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def first_of(*events: asyncio.Event) -> None:
 
 
 async def hear(children: Iterable[Child], timeout: float) -> None:
-    """Ask actors that serve for their counters, and wait for the answers.
+    """Ask running actors for their counters, and wait for the answers.
 
     Args:
         children: The actors. One that does not answer in time keeps the counters it had, with the
@@ -43,7 +43,7 @@ async def hear(children: Iterable[Child], timeout: float) -> None:
         if child.hosted is not None:
             try:
                 child.ask_hosted()
-            except Exception:  # a defect of the actor's: whoever watches it ends it for that
+            except Exception:  # a defect of the actor: its supervision ends it for that
                 logger.exception("%s does not tell its counters", child.spec.name)
         elif life is not None and life.ready.is_set() and not life.ended.is_set():
             asked.append((life, life.ping()))

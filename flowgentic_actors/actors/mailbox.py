@@ -80,13 +80,13 @@ class Mailbox:
             self._keep_bound(connection)
 
     def reserve(self, envelope: Envelope) -> None:
-        """Count a request that was taken out and waits elsewhere."""
+        """Count a request against the bound that was taken out and waits elsewhere."""
         self._reserved += 1
         self.bytes += _size(envelope)
         self._keep_bound(envelope.connection)
 
     def release(self, envelopes: Iterable[Envelope]) -> None:
-        """Count requests no longer that were reserved for."""
+        """End what `reserve` began for some requests."""
         for envelope in envelopes:
             self._reserved -= 1
             self.bytes -= _size(envelope)

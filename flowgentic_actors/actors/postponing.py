@@ -1,4 +1,4 @@
-"""Requests that an actor cannot carry out now: they wait, in order, for a second try."""
+"""Queue of requests that an actor cannot carry out yet; they are retried in order."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from flowgentic_actors.wire.server import Connection
 
 _MARGIN: Final = 0.5
 _MARGIN_SHARE: Final = 0.1
-"""A refusal leaves so much before the caller's deadline (seconds, or share of the time left if that
-is less): a caller whose deadline has passed does not read that nothing happened."""
+"""Time before the caller's deadline at which a request is refused, in seconds, or as a share of the
+time left if that is less: a refusal after the deadline would not be read."""
 
 
 class _Waiting(NamedTuple):
@@ -25,12 +25,13 @@ class _Waiting(NamedTuple):
 
 
 class PostponedRequests:
-    """Postponed requests of one actor. They count in its mailbox, so their number and bytes are
-    bounded as those in its queue are.
+    """Postponed requests of one actor.
+
+    They count in its mailbox, so their number and bytes are bounded as those in its queue are.
 
     Args:
         mailbox: The mailbox, which they are put back into.
-        retry: Called when they are worth another try: `put_back` has to follow.
+        retry: Called when they are to be retried: `put_back` has to follow.
         refuse: Called with a request whose deadline came first, and its refusal.
     """
 
@@ -63,12 +64,12 @@ class PostponedRequests:
             self._arm(due)
 
     def put_back(self) -> None:
-        """Put all back in front of the mailbox's queue if they are worth another try."""
+        """Put all back in front of the mailbox's queue if they are to be retried."""
         if self._until is not None and self._until.done():
             self._mailbox.put_back(self.clear())
 
     def clear(self) -> list[Envelope]:
-        """Take all out."""
+        """Take all requests out."""
         waiting, self.waiting, self._until = self.waiting, {}, None
         if self._timer is not None:
             self._timer.cancel()
@@ -78,12 +79,12 @@ class PostponedRequests:
         return envelopes
 
     def cancel(self, connection: Connection, seq: int) -> None:
-        """Leave a request out: its caller gave up."""
+        """Drop a request whose caller gave up."""
         if waiting := self.waiting.pop((connection, seq), None):
             self._mailbox.release([waiting.envelope])
 
     def forget(self, connection: Connection) -> None:
-        """A connection is gone: its caller asks again on another one if it still wants to know."""
+        """Drop the requests of a connection that was closed: its client sends them again."""
         for where, seq in [key for key in self.waiting if key[0] is connection]:
             self.cancel(where, seq)
 

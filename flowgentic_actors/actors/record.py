@@ -113,7 +113,7 @@ def started_at(pid: int) -> int:
 
 
 def is_alive(pid: int, started: int) -> bool:
-    """Whether the process that was started then still runs; one that is dead and not reaped not."""
+    """Whether the process that was started then still runs; False for a zombie."""
     found, dead = _look_at(pid)
     return found == started and not dead
 

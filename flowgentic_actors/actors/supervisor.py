@@ -439,10 +439,15 @@ class Supervisor:
 
     def _tell_silence(self, child: Child, life: Incarnation) -> None:
         settings = self._settings
-        silent = life.silence > max(SILENCE, settings.heartbeat_interval)
+        longest = max(SILENCE, settings.heartbeat_interval)
+        silent = life.silence > longest
         if silent and not life.silent:
-            detail = f"no answer for {SILENCE:g} s; after hang_timeout, {settings.hang_timeout:g} s"
-            self._on_event("actor_silent", child.spec.name, f"{detail}, it is replaced")
+            self._on_event(
+                "actor_silent",
+                child.spec.name,
+                f"no answer for {longest:g} s; it is replaced after hang_timeout, "
+                f"{settings.hang_timeout:g} s",
+            )
         elif life.silent and not silent:
             self._on_event("actor_answers", child.spec.name, "again")
         life.silent = silent

@@ -1,4 +1,4 @@
-"""How many bytes of a thread's writes may be under way, and the line of those that wait."""
+"""Bound on the bytes of a thread's pending writes, and the queue of writes that wait for it."""
 
 from __future__ import annotations
 
@@ -44,16 +44,19 @@ class Turn:
         """
         self.loop = asyncio.get_running_loop()
         self._backlog.line_up(self)
+        deadline = timeout(self._patience)
         try:
-            async with timeout(self._patience):
+            async with deadline:
                 await asyncio.wrap_future(self.given)
         except TimeoutError as error:
+            if not deadline.expired():
+                raise  # a signal handler's, for example
             raise self._backlog.in_vain(self.thread_id) from error
 
     def wait_sync(self) -> None:
-        """The same, blocking this thread.
+        """Wait for the turn, blocking this thread; see `wait`.
 
-        On an event loop's own thread it does not wait: what it would wait for may need that loop.
+        It does not wait on a thread that runs an event loop: earlier writes may need that loop.
         """
         if _has_loop():
             return
@@ -121,7 +124,7 @@ class Backlog:
         """Wait in line; `give_back` must follow."""
         with self._lock:
             line = self.crowded.setdefault(turn.thread_id, _Line())
-            if turn.caller:  # whatever this thread waited for before was interrupted
+            if turn.caller:  # an earlier wait of this thread was interrupted
                 if line.holder is not None and line.holder.caller == turn.caller:
                     line.holder = None
                 line.waiting = deque(one for one in line.waiting if one.caller != turn.caller)
@@ -129,7 +132,7 @@ class Backlog:
             self._go_on(turn.thread_id)
 
     def give_back(self, turn: Turn) -> None:
-        """A write is over, or does not want its turn any more."""
+        """End a turn: its write has begun, or was given up."""
         with self._lock:
             line = self.crowded.get(turn.thread_id)
             if line is None:
@@ -159,7 +162,7 @@ class Backlog:
                 self.crowded.setdefault(thread_id, _Line())
 
     def end(self, thread_id: str, write: object) -> None:
-        """The write was acknowledged, or given up; may be told twice."""
+        """Count a write no longer: it was acknowledged, or given up. May be called twice."""
         with self._lock:
             under_way = self._under_way.get(thread_id)
             if under_way is not None and write in under_way:
@@ -174,7 +177,7 @@ class Backlog:
         return sum(self._under_way.get(thread_id, {}).values())
 
     def _go_on(self, thread_id: str) -> None:
-        """Give the next write of a thread its turn, if it can be had."""
+        """Give the next write of a thread its turn, if there is room."""
         line = self.crowded.get(thread_id)
         if line is None or self._bytes_of(thread_id) >= self._limit or _lives(line.holder):
             return
@@ -206,5 +209,5 @@ def _has_loop() -> bool:
 
 
 def _lives(turn: Turn | None) -> bool:
-    """Whether a turn will be taken: whoever waits on a closed event loop never does."""
+    """Whether a turn can still be taken; not if its event loop is closed."""
     return turn is not None and (turn.loop is None or not turn.loop.is_closed())

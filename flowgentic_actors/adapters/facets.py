@@ -27,7 +27,7 @@ def facets_of(metadata: Mapping[str, Any]) -> dict[str, Scalar]:
 
 
 def sendable(facets: Mapping[Any, Scalar]) -> dict[str, Scalar]:
-    """Facets as a command can hold them: without names that are no text, or too long a one."""
+    """Facets that a command can hold: without names that are not text, or are too long."""
     return {
         replaced(str.__str__(name)): replaced(value) if isinstance(value, str) else value
         for name, value in facets.items()
@@ -36,7 +36,7 @@ def sendable(facets: Mapping[Any, Scalar]) -> dict[str, Scalar]:
 
 
 def mended(head: CheckpointHead) -> CheckpointHead:
-    """A head that cannot be sent as it is, with its id as text and facets that can be sent.
+    """A copy of a head that cannot be sent as it is, with its id as text and sendable facets.
 
     Raises:
         InvalidRequestError: If it cannot be sent then either.

@@ -1,4 +1,4 @@
-"""Ids as the text that is stored, made from what users give for one."""
+"""Conversion of ids that users give to the text that is stored."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def optional(name: str, value: object) -> str | None:
 
 
 def whole(name: str, value: object) -> int:
-    """A number of any whole type, NumPy's among them, as an int.
+    """An integer of any type, NumPy's included, as an `int`.
 
     Raises:
         InvalidRequestError: If it is none.

@@ -10,7 +10,7 @@ from flowgentic_actors.errors import InvalidRequestError
 
 
 class MissingIndex:
-    """In the place of an `Index`: refuses what would need one, and lets all else pass.
+    """Stand-in for an `Index`: refuses operations that need one.
 
     A put would take the place of an item that has a vector, and leave one that has none: no search
     by similarity would find it any more. A search could only ignore its query.
@@ -45,7 +45,7 @@ class MissingIndex:
         self.embed((), queries)
 
     def embed(self, documents: Sequence[str], queries: Sequence[str]) -> Never:  # noqa: ARG002
-        """The same, blocking."""
+        """Raise, blocking; see `aembed`."""
         self._refuse(f"a search for {queries[0]!r:.80} by similarity needs an embedding function")
 
     def _refuse(self, what: str, instead: str = "") -> Never:

@@ -58,7 +58,7 @@ Plan: TypeAlias = Generator[Asks, Any, T]
 """Yields questions, receives their replies (of the types that belong to them), returns T."""
 
 WritePlan: TypeAlias = Generator[Asks | Turn, Any, T]
-"""A plan that may also wait for its turn; it has that until its next question."""
+"""A plan that may also wait for a turn, which it has until its next question."""
 
 
 async def run(client: MemoryClient, plan: WritePlan[T]) -> T:
@@ -84,7 +84,7 @@ async def run(client: MemoryClient, plan: WritePlan[T]) -> T:
         result: T = end.value
         return result
     except BaseException:
-        plan.close()  # at once: a traceback that somebody keeps would keep it alive
+        plan.close()  # at once: a stored traceback would keep it alive
         raise
 
 
@@ -216,7 +216,7 @@ def over_table(client: MemoryClient, plan_of: Callable[[SlotTable], Plan[T]]) ->
         try:
             return (yield from plan_of(client.table))
         except RequestError as error:
-            # One that took longer did not wait for a table: its caller was blocked, say.
+            # A longer attempt did not wait for a table; its caller was blocked, for example.
             left -= min(monotonic() - begun, _ROUND)
             if not _slots_moved(error) or left <= 0:
                 raise

@@ -1,4 +1,4 @@
-"""Answers of methods that other savers and stores need, and that have nothing to do here.
+"""Results of methods that other savers and stores need and that do nothing here.
 
 LangGraph's classes have them in two forms, `store.setup()` and, in those named `Async...`,
 `await store.setup()`; a program written for either runs.
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Ready(Future[T], Generic[T]):
-    """A result that is there, also for whoever awaits it.
+    """A completed future that can be awaited as well.
 
     Args:
         result: The result.

@@ -1,4 +1,4 @@
-"""The error for a value that cannot be serialized: it names which one of all that were given."""
+"""Error for a value that cannot be serialized, with the name of the value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from flowgentic_actors.errors import FlowgenticError, NotSerializableError
 
 Named: TypeAlias = Iterable[tuple[str, Any]]
-"""Values, each with what it is to its user."""
+"""Values, each with a description for error messages."""
 
 
 def name_unserializable(error: Exception, serde: SerializerProtocol, values: Named) -> None:
@@ -21,7 +21,7 @@ def name_unserializable(error: Exception, serde: SerializerProtocol, values: Nam
     Args:
         error: What a call that serializes these values failed with.
         serde: Serializes them.
-        values: The values; looked at only when the serializer may have raised the error.
+        values: The values; iterated only when the serializer may have raised the error.
 
     Raises:
         NotSerializableError: With the name, from `error`.

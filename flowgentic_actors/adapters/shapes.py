@@ -1,7 +1,7 @@
-"""What a namespace and a value must be, before anything is made of them.
+"""Checks of the types of namespaces and values.
 
-A text is a sequence of letters, and a list of pairs is as good as a dict to `dict()`: either would
-be stored as something else than what was meant.
+A string is a sequence of characters, and `dict()` accepts a list of pairs: without a check, either
+would be stored as something else than was meant.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def not_a_dict(op: PutOp) -> InvalidRequestError:
 
 
 def check_shapes(ops: Iterable[Op]) -> None:
-    """Refuse operations whose namespaces are none; short, since it is done before each batch.
+    """Refuse operations whose namespaces are of a wrong type. Runs before each batch.
 
     Raises:
         InvalidNamespaceError: If one is a text, or nothing that holds labels.

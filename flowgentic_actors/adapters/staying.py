@@ -1,4 +1,4 @@
-"""Adapters stay in their process."""
+"""Adapters cannot be pickled: they belong to their process."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class AsyncStore(BaseStore):
 
         Raises:
             InvalidRequestError: If an operation is impossible; nothing is done then.
-            InvalidNamespaceError: If a namespace is no tuple of labels; the same.
+            InvalidNamespaceError: If a namespace is no tuple of labels; nothing is done then.
             FlowgenticError: What the first one failed with that failed; the others are done.
         """
         ops = list(ops)

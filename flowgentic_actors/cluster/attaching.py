@@ -1,4 +1,4 @@
-"""What `attach` may be given, and the cluster that it means."""
+"""Resolves the target of `attach` to a cluster."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Found(NamedTuple):
 
 
 def find_cluster(target: Target, scratch: Path | None) -> Found:
-    """The cluster that is meant. Blocks.
+    """Find the cluster of a target. Blocks.
 
     Args:
         target: As `MemoryCluster.attach` takes it.

@@ -46,8 +46,6 @@ from flowgentic_actors.wire.sockets import let_go_after_fork
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 
 def _encode(command: Command) -> bytes:
     try:
@@ -184,16 +182,16 @@ class RemoteClient:
             watch.close()
 
     def _end(self, reason: str) -> None:
-        """The cluster is not there any more: tell everybody who waits; callable from any thread."""
+        """Fail all pending and later calls: the cluster has ended. Callable from any thread."""
         self._stop_watching_host()
         for ref in [self._host.ref, *self._actors[self._first :]]:
             ref.move(Nowhere(reason, closed=True))
 
     def _go_on_with(self, descriptor: Descriptor) -> bool:
-        """Go on with another cluster; callable from any thread. Blocks.
+        """Switch to another cluster; callable from any thread. Blocks.
 
-        Its shards get numbers of their own: whoever chose one by the table so far is told that its
-        slots have moved, and chooses by the new one.
+        Its shards get new numbers: a call by the old table is answered that its slots have moved,
+        and is routed by the new one.
 
         Returns:
             Whether it answers.
@@ -306,7 +304,7 @@ class RemoteClient:
     async def _follow(
         self, asks: Sequence[tuple[int, Command]], answers: list[Reply | Exception]
     ) -> None:
-        """Ask again what is worth it, where its slot is by then.
+        """Repeat the questions that `worth_asking_again` allows, at their slots' current shards.
 
         Args:
             asks: What was asked.
@@ -337,7 +335,7 @@ class RemoteClient:
                 answers[number] = self._failed(asks[number][1], answer, late=number in again)
 
     def _shard_for(self, command: Command, before: int, answer: object) -> int | None:
-        """The shard to ask next; None when whoever asked several shards has to begin anew."""
+        """The shard to ask next; None when a question to several shards has to begin anew."""
         shard = shard_of(self.table, command)
         return before if shard is None and not isinstance(answer, SlotsMovedError) else shard
 
@@ -356,7 +354,7 @@ class RemoteClient:
         return self._ask_again_sync(shard, command, refusal)
 
     def _ask_again_sync(self, shard: int, command: Command, refusal: Exception) -> Reply:
-        """Ask again for as long as it is worth it; see `_follow`."""
+        """Repeat a question, blocking; see `_follow`."""
         patience = Patience(self._timeout)
         while worth_asking_again(command, refusal):
             worth_it = partial(self._any_outdated, [(shard, command)])
@@ -439,7 +437,7 @@ class RemoteClient:
         return await self._host.recent_events()
 
     def loop_blocked(self, seconds: float) -> None:
-        """Have the host tell that calls waited for an event loop of this program."""
+        """Report to the host that an event loop of this program was blocked."""
         if not self._closed:
             self._host.tell_blocked(seconds)
 

@@ -1,4 +1,4 @@
-"""Closes what is still open when the interpreter ends.
+"""Closes clusters that are still open when the interpreter ends.
 
 That is after its last non-daemon thread. Later, when modules are cleared and generators closed,
 Python lets no thread start any more and the daemon threads are gone: nothing can be closed then.
@@ -28,7 +28,7 @@ _open: weakref.WeakValueDictionary[int, Closable] = weakref.WeakValueDictionary(
 
 
 def close_at_exit(closable: Closable) -> None:
-    """Have something closed when the interpreter ends, if it still exists by then."""
+    """Close an object when the interpreter ends, if it still exists by then."""
     _open[next(_numbers)] = closable
 
 

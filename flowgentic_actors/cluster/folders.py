@@ -125,7 +125,7 @@ def claim_folder(
                 folder.mkdir(mode=0o700, exist_ok=True)
                 make_socket_folder(folder)
                 lock = FileLock(folder / OWNER_LOCK)
-                lock.acquire(wait=True)  # whoever looks whether it is held, holds it for a moment
+                lock.acquire(wait=True)  # a probe of the lock holds it for a moment
                 return folder, lock
             ending = not _locked(folder, OWNER_LOCK)
         if not ending or time.monotonic() > deadline:
@@ -260,7 +260,7 @@ def _locked(folder: Path, name: str) -> bool:
 
 
 def has_owner(folder: Path) -> bool:
-    """Whether the program that opened the cluster of a folder lives."""
+    """Whether the program that opened the cluster of a folder is running."""
     return _locked(folder, OWNER_LOCK)
 
 

@@ -1,4 +1,4 @@
-"""One line of the log about the memory that a cluster opens: whether anything was there."""
+"""Log line about the memory that a cluster opens: a new one, or what was found."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from flowgentic_actors.cluster.client import RemoteClient
+from flowgentic_actors.errors import RequestError
 
 _COUNTED: Final = 1.0  # seconds in which actors tell what they hold
 _POLL: Final = 0.05
@@ -16,12 +17,12 @@ logger = logging.getLogger("flowgentic_actors")
 
 
 def tell_new(path: object) -> None:
-    """Say that a memory begins."""
+    """Log that a new memory was made."""
     logger.info("new memory at %s", path)
 
 
 def tell_found(path: object, name: str, threads: int, items: int) -> None:
-    """Say which memory is opened again.
+    """Log which memory was opened again.
 
     Args:
         path: Its folder.
@@ -35,7 +36,7 @@ def tell_found(path: object, name: str, threads: int, items: int) -> None:
 
 
 async def count_and_tell(client: RemoteClient, path: object, name: str) -> None:
-    """The same of a distributed cluster, whose actors are asked.
+    """Log which memory a distributed cluster opened again; its actors report what they hold.
 
     Args:
         client: Reaches the cluster.
@@ -43,9 +44,12 @@ async def count_and_tell(client: RemoteClient, path: object, name: str) -> None:
         name: The cluster that had it before.
     """
     deadline = time.monotonic() + _COUNTED
-    status = await client.status()
-    while not any(actor.journal_bytes for actor in status.actors) and time.monotonic() < deadline:
-        await asyncio.sleep(_POLL)
-        status = await client.status()
-    actors = status.actors
+    try:
+        actors = (await client.status()).actors
+        while not any(actor.journal_bytes for actor in actors) and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL)
+            actors = (await client.status()).actors
+    except RequestError as error:
+        logger.info("found memory of cluster %s at %s; how much is unknown: %s", name, path, error)
+        return
     tell_found(path, name, sum(a.threads for a in actors), sum(a.items for a in actors))

@@ -85,9 +85,7 @@ from flowgentic_actors.cluster.protocol import (
 from flowgentic_actors.cluster.ranks import Ranks
 from flowgentic_actors.cluster.reporting import Reporter
 from flowgentic_actors.cluster.slots import even_table
-from flowgentic_actors.cluster.status import (
-    ClusterEvent,
-)
+from flowgentic_actors.cluster.status import ClusterEvent
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
@@ -630,7 +628,7 @@ class Host:
         connection.flush()
 
     def _doing(self) -> str:
-        """What whoever attaches has to wait for."""
+        """Description of what attaching programs have to wait for."""
         if self._manifest is None:
             return self._memory.doing
         late = [c.spec.name for c in self._supervisor.children if not c.settled.is_set()]

@@ -1,4 +1,4 @@
-"""What an opener's or attached program asks the host."""
+"""Client of a cluster's host, for the opener and for attached programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from flowgentic_actors.wire.addresses import Nowhere
 R = TypeVar("R", bound=msgspec.Struct)
 
 _REBALANCE_WAIT: Final = 10.0  # one question whether it is done
-_EVENT_WAIT: Final = 10.0  # one question for events; asked again for as long as somebody iterates
+_EVENT_WAIT: Final = 10.0  # one question for events, repeated while the events are iterated
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class HostClient:
         return list((await self._ask(GetEvents(0, 0.0), EventsReply, self._timeout)).events)
 
     def tell_blocked(self, seconds: float) -> None:
-        """Have the host tell that calls waited for an event loop of this program."""
+        """Report to the host that an event loop of this program was blocked."""
         with contextlib.suppress(FlowgenticError):  # closed just now
             body = _encode(LoopBlocked(blocked(seconds)))
             answer = self.ref.connection().begin(body, self._timeout).waiter
@@ -114,7 +114,7 @@ class HostClient:
 
 
 def _looked_at(answer: asyncio.Future[msgspec.Raw]) -> None:
-    """An event that is not told is no reason to fail anything."""
+    """Log a failure: an event that cannot be delivered fails no call."""
     if not answer.cancelled() and answer.exception() is not None:
         logger.info("the host does not take an event: %s", answer.exception())
 

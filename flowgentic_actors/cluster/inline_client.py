@@ -113,7 +113,7 @@ class InlineClient:
                 return await answer
         except TimeoutError as error:
             if not deadline.expired():
-                raise  # somebody else's, a signal handler's say
+                raise  # not this deadline's: a signal handler's, for example
             raise self._late() from error
 
     async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
@@ -222,7 +222,7 @@ class InlineClient:
         )
 
     def loop_blocked(self, seconds: float) -> None:
-        """Note that calls waited for an event loop of this program."""
+        """Add the event that an event loop of this program was blocked."""
         if self._unusable is None:
             self.event("loop_blocked", blocked(seconds))
 

@@ -105,7 +105,7 @@ class HostKeeper:
             description = msgspec.msgpack.decode(answer, type=Description)
         except (FlowgenticError, OSError) as error:
             raise self._not_opened(error) from error
-        if description.shared is not None:  # what its memory remembers, hosts after it know, too
+        if description.shared is not None:  # later hosts get what the memory has on record
             self._spec = msgspec.structs.replace(self._spec, shared=description.shared)
         self._thread = threading.Thread(target=self._keep, name="flowgentic:keeper", daemon=True)
         self._thread.start()
@@ -134,7 +134,7 @@ class HostKeeper:
         patience = _AFTER_DRAIN
         if self._thread is None:  # it never served
             patience = _NOT_OPENED if self._link is not None else 0.0
-            self._close_link()  # and at that, a host that lives ends
+            self._close_link()  # a host that runs ends when its owner's connection closes
         else:
             self._thread.join(timeout + _AFTER_DRAIN)
             if self._thread.is_alive():
@@ -365,7 +365,7 @@ class HostKeeper:
         return f". The last line of its log: {line}" if line else ". It wrote nothing to its log"
 
     def _not_opened(self, error: FlowgenticError | OSError) -> FlowgenticError:
-        """What the opener is told: the reason first, and no more than concerns it."""
+        """The error of the opening, with the reason first."""
         match error:
             case ClusterOpenError():
                 return error
@@ -461,6 +461,6 @@ class HostKeeper:
 
 
 def one_line(reason: str) -> str:
-    """An error's text without the log that follows it: its first line, and the log's last."""
+    """The first and the last line of an error's text, as one line."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     return " ".join(dict.fromkeys([lines[0], lines[-1]])) if lines else ""

@@ -1,4 +1,4 @@
-"""What the logs of a cluster's processes end with: a line for an error's text, more for a log."""
+"""Ends of the logs of a cluster's processes, for error messages and for the program's log."""
 
 from __future__ import annotations
 

@@ -39,14 +39,14 @@ class News:
             wake = partial(_tell_loop, loop, heard)
             self._waiting.add(wake)
             try:
-                # Looked at after this as well: what is told in between is not missed.
+                # Checked again after registering, so that no news is missed.
                 if not condition():
                     await asyncio.wait([heard], timeout=left)
             finally:
                 self._waiting.discard(wake)
 
     def wait_sync(self, condition: Callable[[], bool], seconds: float) -> None:
-        """The same, blocking."""
+        """Wait, blocking; see `wait`."""
         deadline = monotonic() + seconds
         while not condition() and (left := deadline - monotonic()) > 0:
             heard: SimpleQueue[None] = SimpleQueue()

@@ -262,7 +262,7 @@ class StoredMemory:
         self._hold.forget()
 
     def _open(self, found: Manifest | None, manifest: Manifest) -> Manifest:
-        """Bring what was found into the layout that a new manifest says; the manifest then."""
+        """Bring the memory into the layout of a new manifest; returns the final manifest."""
         self._remove_generations(but=found.generation if found else None)
         if found is None:
             _make_generation(self._disk, self._path, manifest)
@@ -362,7 +362,7 @@ def await_free(path: Path, deadline: float) -> None:
 
 
 def check_index(path: Path, index: IndexSettings | None, reindex: bool) -> None:
-    """Raise what `StoredMemory.open` would because of `index`; for who opens it in a process.
+    """Check `index` as `StoredMemory.open` does, before a host is started to open the memory.
 
     Raises:
         PersistError: If the memory has vectors that new ones could not be compared with.

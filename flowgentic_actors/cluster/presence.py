@@ -1,7 +1,7 @@
-"""Noticing that a cluster has ended, and that another one has its name: by its descriptor file.
+"""Detects the end of a cluster, and the next one of its name, by its descriptor file.
 
 The owner writes the file when the cluster is up, and removes it when it closes the cluster; a host
-whose owner died does that for it. It is looked at on a thread, so an attached program hears of it
+whose owner died does that for it. A thread polls the file, so an attached program is informed
 whether it calls or not, from an event loop or from any thread.
 """
 
@@ -21,13 +21,13 @@ from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterNotFoundError, FlowgenticError
 
 _INTERVAL: Final = 0.2
-"""Seconds between two looks: calls fail at most so much later than the cluster is closed."""
+"""Seconds between two polls: calls fail at most so much later than the cluster is closed."""
 
 logger = logging.getLogger("flowgentic_actors")
 
 
 class Watched(NamedTuple):
-    """What an attached client goes by.
+    """File that an attached client watches.
 
     Attributes:
         path: The descriptor file.
@@ -73,7 +73,7 @@ class ClusterWatch:
         threading.Thread(target=self._run, name="flowgentic:presence", daemon=True).start()
 
     def close(self) -> None:
-        """Look no more; callable from any thread."""
+        """Stop watching; callable from any thread."""
         self._stop.set()
 
     def _run(self) -> None:

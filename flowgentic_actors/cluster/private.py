@@ -1,8 +1,8 @@
 """Private folders: those of clusters, and short ones for the sockets of what has a long path.
 
-/tmp/flowgentic-sockets-<uid>/      0700, this user's
-<digest>/                       the sockets of one folder
-of                          its path
+/tmp/flowgentic-sockets-<uid>/    0700, this user's
+    <digest>/                     the sockets of one folder
+        of                        the path of that folder
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def socket_folder(folder: Path) -> Path:
 
 
 def make_socket_folder(folder: Path) -> None:
-    """Make it, if it is not the folder itself. Blocks.
+    """Make the socket folder of a cluster's folder, if it is another one. Blocks.
 
     Raises:
         ClusterOpenError: If it cannot be made.
@@ -74,7 +74,7 @@ def make_socket_folder(folder: Path) -> None:
 
 
 def remove_socket_folder(folder: Path) -> None:
-    """Remove it, if there is one beside the folder. Blocks."""
+    """Remove the socket folder of a cluster's folder, if it is another one. Blocks."""
     sockets = socket_folder(folder)
     if sockets != folder:
         shutil.rmtree(sockets, ignore_errors=True)
@@ -82,9 +82,9 @@ def remove_socket_folder(folder: Path) -> None:
 
 
 def _remove_needless() -> None:
-    """Remove those of folders that are gone, as after a job whose `$TMPDIR` ends with it."""
+    """Remove socket folders whose cluster folder is gone, as after a job with its own `$TMPDIR`."""
     for other in _short_root().iterdir():
-        with contextlib.suppress(OSError):  # somebody else removes it, or makes it just now
+        with contextlib.suppress(OSError):  # another process removes it, or is making it
             there = Path(os.fsdecode((other / _OF).read_bytes())).is_dir()
             # A container may share /tmp and not the folder.
             if not there and not any(map(_listens, other.glob("*.sock"))):

@@ -64,7 +64,7 @@ class Beat(Struct, tag=8, array_like=True, frozen=True):
         events_from: Number of the first of them; the host has heard of those before it.
         ended: Once its actors have ended: those that did not end in order, and why.
         asked: Number of the last question (`Grant.asks`) that it has heard.
-        answered: The same of the last one that it has answered: `members` are not older.
+        answered: Number of the last question that it has answered; `members` are not older.
     """
 
     node: NodeName
@@ -138,10 +138,10 @@ class RanksReply(Struct, tag=8, array_like=True, frozen=True):
 
 
 class LoopBlocked(Struct, tag=12, array_like=True, frozen=True):
-    """A client's event loop was blocked: an event for all to see.
+    """Report that a client's event loop was blocked, which becomes an event.
 
     Attributes:
-        detail: Whose, and for how long.
+        detail: The client's process, and for how long.
     """
 
     detail: Annotated[str, Meta(max_length=1024)]
@@ -193,7 +193,7 @@ class Places(Struct, tag=6, array_like=True, frozen=True):
         places: Of each shard.
         certificate: What its actors prove to other machines: the same for all.
         closing: Why there are none any more, once all have ended in order.
-        closed: Whether the host ends as well, so that nobody answers any more.
+        closed: Whether the host ends as well, so that no question is answered any more.
     """
 
     version: int

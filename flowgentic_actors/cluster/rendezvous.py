@@ -63,7 +63,7 @@ class FirstRank(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was on this machine, and is there no more."""
+        """Whether it ran on this machine and has ended; False for another machine's."""
         return self.machine == machine() and not is_alive(self.pid, self.started)
 
 
@@ -114,7 +114,7 @@ class Rendezvous:
     # ------------------------------------------------------------------ the first rank
 
     def begin(self, scratch: Path | None) -> None:
-        """Be the first rank, unless another living process is. Blocks.
+        """Become the first rank, unless another running process is. Blocks.
 
         What earlier runs left is replaced.
 
@@ -146,7 +146,7 @@ class Rendezvous:
 
     @staticmethod
     def _is_there(note: Note) -> bool:
-        """Whether the process that wrote a note may still be there."""
+        """Whether the process that wrote a note may still be running."""
         if note.first.machine == machine():
             return not note.first.has_ended
         # A process has its rank from one on its own machine. An earlier run's first rank, which
@@ -156,7 +156,7 @@ class Rendezvous:
     def announce(
         self, descriptor: Descriptor | None, *, local: bool = False, error: str = ""
     ) -> None:
-        """Tell the others; see `Note`. Blocks."""
+        """Publish a note for the other ranks; see `Note`. Blocks."""
         self._write(Note(first=self._me, descriptor=descriptor, local=local, error=error))
         self._announced = time.monotonic()
 
@@ -215,7 +215,7 @@ class Rendezvous:
             link.close()
 
     def remove(self) -> None:
-        """There is nothing to find any more; tell those that have not come yet. Blocks."""
+        """Remove the note, or mark it as closed for ranks that have not come yet. Blocks."""
         note = self._read()
         if note is None or note.first != self._me:
             return

@@ -1,4 +1,4 @@
-"""What a host tells about its cluster when it is asked: what its actors say at that moment."""
+"""Status of a host's cluster: its actors are asked at the moment of the call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reporter:
     """Makes the status of a host's cluster.
 
     Args:
-        spec: What the host was told.
+        spec: The host's spec.
         supervisor: Of the actors on this node.
         epochs: Of the last incarnation of each actor under earlier hosts.
         is_ending: Whether the cluster's work is ending.
@@ -46,7 +46,7 @@ class Reporter:
         self._is_ending = is_ending
 
     async def status(self, federation: Federation | None) -> ClusterStatus:
-        """Ask all actors, and tell what they answered within a second, or had told before.
+        """The status, with what the actors answer within a second, or have reported before.
 
         Args:
             federation: The nodes, None for this one alone.
@@ -88,7 +88,7 @@ class Reporter:
         )
 
     def _not_started(self, shard: int) -> ActorStatus:
-        """An actor of which this host knows what hosts before it noted, and no more yet."""
+        """Status of an actor that this host has not started, from the record of earlier hosts."""
         name = name_of(shard)
         epoch = self._epochs.get(name, 0)
         return ActorStatus(

@@ -1,4 +1,4 @@
-"""What the opener of a cluster decides for all programs that use it, and what a memory remembers.
+"""Settings that the opener decides for all programs of a cluster, and that a memory records.
 
 An embedding function does not travel, so each program gives one. What it has to agree on with the
 others is noted with the memory, and told to all who attach.
@@ -22,7 +22,7 @@ WHOLE_VALUE: Final = ("$",)
 
 
 class IndexSettings(Struct, frozen=True, kw_only=True):
-    """How the items of a memory are embedded, but for the function that does it.
+    """How the items of a memory are embedded, without the embedding function.
 
     Attributes:
         dims: Components of each vector.
@@ -44,7 +44,7 @@ class IndexSettings(Struct, frozen=True, kw_only=True):
         )
 
     def same_scores(self, other: IndexSettings) -> bool:
-        """Whether both make the same of two vectors, `fields` apart."""
+        """Whether both give the same scores: `dims` and `distance_type` are equal."""
         return (self.dims, self.distance_type) == (other.dims, other.distance_type)
 
     def __str__(self) -> str:

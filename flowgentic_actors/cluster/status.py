@@ -168,7 +168,7 @@ WARNINGS: Final = frozenset(
         "shard_lost",
     }
 )
-"""Kinds of events that are warnings in the log of whoever uses the cluster."""
+"""Kinds of events that are logged as warnings in all programs that use the cluster."""
 
 
 class ClusterEvent(Struct, frozen=True, kw_only=True):
@@ -189,7 +189,7 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
             `slots_moved`, `slots_stayed`, `slots_not_taken`, `rebalanced`, `rebalance_failed`;
             `plan_not_written` when the host's disk is full.
         actor: The actor concerned, or empty.
-        detail: In words. In a cluster of several nodes, what happens to an actor names its node,
+        detail: Description. In a cluster of several nodes, what happens to an actor names its node,
             and whether it leads its shard there or follows.
     """
 
@@ -200,7 +200,7 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
     detail: str
 
     def log(self, cluster: str, logger: logging.Logger) -> None:
-        """Warn of it in a log, if it is of a kind that its users have to know of."""
+        """Log it as a warning, if it is of a kind in `WARNINGS`."""
         if self.kind in WARNINGS:
             what = f"{self.kind} {self.actor}".rstrip()
             logger.warning("cluster %s: %s: %s", cluster, what, self.detail)

@@ -1,4 +1,4 @@
-"""Hearing from the host on threads: where the shards are, and what users have to be warned of.
+"""Threads that poll the host: for the places of the shards, and for events to warn of.
 
 Calls that block need to know where the shards are, too, so it cannot be the event loop's work.
 """
@@ -84,7 +84,7 @@ class PlaceWatch:
 
 
 class EventLog:
-    """Writes what users have to be warned of into this program's log, until it is closed.
+    """Logs the cluster's warnings in this program, until it is closed.
 
     For programs that attached; in the opener's, the host's keeper does that.
 
@@ -102,7 +102,7 @@ class EventLog:
         threading.Thread(target=self._run, name="flowgentic:events", daemon=True).start()
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop asking."""
         self._closed.set()
         self._pool.close()
 

@@ -97,7 +97,7 @@ class Expiry:
             self.restore()
 
     def restore(self) -> None:
-        """Make the queue anew from the lives."""
+        """Rebuild the queue from `lives`."""
         queue = [(life.expires_us, place) for place, life in self.lives.items()]
         heapify(queue)
         self._queue = queue

@@ -222,4 +222,4 @@ _OPERANDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "$or": ("a list of conditions, at least one", _are_conditions),
     "$not": ("a condition", lambda operand: isinstance(operand, dict) and len(operand) > 0),
 }
-"""What the operators take that do not take any value."""
+"""Operands of the operators that do not take every value."""

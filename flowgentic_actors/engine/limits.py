@@ -31,7 +31,7 @@ _INT64: Final = 2**63
 
 
 class CheckpointHead(Struct, array_like=True, gc=False):
-    """What a `PutCheckpoint` holds beside values."""
+    """Fields of a `PutCheckpoint` without values."""
 
     thread_id: Text
     checkpoint_ns: Text
@@ -43,7 +43,7 @@ class CheckpointHead(Struct, array_like=True, gc=False):
 
 
 class WritesHead(Struct, array_like=True, gc=False):
-    """What a `PutWrites` holds beside values."""
+    """Fields of a `PutWrites` without values."""
 
     thread_id: Text
     checkpoint_ns: Text
@@ -54,7 +54,7 @@ class WritesHead(Struct, array_like=True, gc=False):
 
 
 class CheckpointPlace(Struct, array_like=True, gc=False):
-    """Where a checkpoint can be stored."""
+    """Place at which a checkpoint can be stored."""
 
     thread_id: Text
     checkpoint_ns: Text
@@ -62,7 +62,7 @@ class CheckpointPlace(Struct, array_like=True, gc=False):
 
 
 class ItemPlace(Struct, array_like=True, gc=False):
-    """Where an item can be stored, and what it can be found by."""
+    """Place at which an item can be stored, and the paths that are embedded."""
 
     namespace: Namespace
     key: Text
@@ -70,7 +70,7 @@ class ItemPlace(Struct, array_like=True, gc=False):
 
 
 def plain(value: object) -> str:
-    """Encode a `StrEnum`, say, as the text that it is: labels and ids may be of any such type."""
+    """Encode a subclass of `str`, such as a `StrEnum`, as plain text: ids and labels may be one."""
     if isinstance(value, str):
         return str.__str__(value)
     raise TypeError(f"{type(value).__name__} is nothing that a command may hold")
@@ -79,7 +79,7 @@ def plain(value: object) -> str:
 encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
 
 UNFIT: Final = (msgspec.ValidationError, UnicodeEncodeError, TypeError, OverflowError)
-"""What encoding, or decoding into a type of this module, raises for what is beyond the limits."""
+"""Errors of encoding, or of decoding into a type of this module, for values beyond the limits."""
 
 
 decode_checkpoint: Final = msgspec.msgpack.Decoder(CheckpointHead).decode
@@ -113,11 +113,11 @@ def check_text(name: str, text: str) -> str:
 
 
 def refusal(fields: Struct, error: Exception) -> InvalidRequestError:
-    """The error in words of what was found to be beyond the limits.
+    """The error that names the field and the limit.
 
     Args:
         fields: As in `check`.
-        error: How it was found, for what has no words here.
+        error: The encoder's or decoder's error, whose text is used if no field is at fault.
     """
     return InvalidRequestError(_fault(_info(type(fields)), fields, "") or str(error))
 
@@ -189,7 +189,7 @@ def _fault_of_scalar(kind: Any, value: Any, name: str) -> str | None:
         case inspect.BytesType():
             return _too_many(value, kind.max_length, "bytes", name)
         case inspect.IntType() if not -_INT64 <= value < 2 * _INT64:
-            return f"{name}: {value:.3e} has more than 64 bits"
+            return f"{name}: a whole number of {value.bit_length()} bits, at most 64"
     return None
 
 

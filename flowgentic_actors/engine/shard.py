@@ -237,7 +237,7 @@ class Shard:
         self._replays.get(type(record), self._replay)(record, lsn)
 
     def redo(self, begun: Command | Record, now_us: int) -> None:
-        """Have what an exception interrupted, at whichever instruction, take effect as a whole.
+        """Complete an operation that an exception interrupted at any instruction.
 
         The dictionaries of threads, checkpoints and items hold the truth: counts, orders and
         indexes are derived from them anew, which takes a pass over the items or the threads, and

@@ -1,4 +1,4 @@
-"""How similar two vectors are: scores that depend on these two alone.
+"""Similarity scores that depend on the two vectors alone.
 
 A matrix product is fast, but its last bits depend on the processor, on the library, and on the
 other rows. It therefore only tells which rows can be among the best: between two bounds that
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Metric: TypeAlias = Literal["cosine", "l2", "inner_product"]
 """What a score is: the cosine of the angle, the distance with a minus sign, or the inner product.
-More is more similar, as in LangGraph's `PostgresStore`."""
+A higher score is more similar, as in LangGraph's `PostgresStore`."""
 
 _ROUNDING: Final = 2.0**-23  # of a 32-bit product and sum, twice what it can be
 _EXTRA: Final = 16  # such roundings of a product with a matrix beside those of each component
@@ -73,7 +73,7 @@ class Query:
     def bounds(
         self, products: Floats, norms: Doubles, exponents: Exponents
     ) -> tuple[Doubles, Doubles]:
-        """Between which two values the score of each row is.
+        """Lower and upper bounds of the score of each row.
 
         Args:
             products: Of the scaled rows with `unit`, 32 bits, summed in any order.
@@ -131,7 +131,7 @@ class Query:
 
 
 def _sums(terms: Doubles) -> Doubles:
-    """The sum of each row, by halves: the order of additions is that of this code, everywhere."""
+    """The sum of each row, by halves, so that the order of additions is fixed."""
     width = terms.shape[1]
     while width > 1:
         half = (width + 1) // 2

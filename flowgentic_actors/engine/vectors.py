@@ -228,7 +228,7 @@ class _Matrix:
 
         used = len(self._places)
         if namespaces is None:
-            return np.flatnonzero(self._numbers[:used])  # free rows are nobody's
+            return np.flatnonzero(self._numbers[:used])  # 0: a free row
         groups = [group for ns in namespaces if (group := self._groups.get(ns)) is not None]
         if sum(len(group.keys) for group in groups) * _FEW < used:
             keys = chain.from_iterable(group.keys.values() for group in groups)

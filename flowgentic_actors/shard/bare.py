@@ -26,8 +26,8 @@ class BareShard:
         self._clock = Clock()
         self._shard = settings.make_shard()
         self._ceilings = settings.ceilings if settings.ceilings.any else None
-        # What is under way. An exception may come at any instruction (a signal's handler raises):
-        # whoever comes next finds it here, and completes it first.
+        # The operation under way. A signal handler may raise at any instruction: the next call
+        # finds the interrupted operation here, and completes it first.
         self._begun: Command | Record | None = None
         self._sweeper = Sweeper(self._sweep, settings.sweep_seconds)
 

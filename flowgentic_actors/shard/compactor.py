@@ -47,7 +47,7 @@ class Compactor:
         self._worker = worker
         self._call = call
         self._not_before = 0.0
-        self._thread: threading.Thread | None = None
+        self._compacting = False  # from `_begin` until the end is reported
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self.running = False
@@ -65,17 +65,23 @@ class Compactor:
     def start(self) -> None:
         """Begin to compact what is sealed; called by the journal's owner."""
         call = self._call or asyncio.get_running_loop().call_soon_threadsafe
-        # On the journal's thread: the start of one leaves it half made when the caller, who may be
-        # anybody's thread, is interrupted by an exception.
+        # On the journal's thread: an exception of a signal handler may interrupt the caller, and
+        # would leave a thread half started.
         self._worker.put(partial(self._begin, call, self._journal.sealed_to))
         self.running = True
 
     def _begin(self, call: Callable[[Callable[[], None]], object], sealed_to: int) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(
-                target=self._run, args=(call, sealed_to), name="compaction", daemon=True
-            )
-            self._thread.start()
+        if self._compacting:  # `start` was interrupted and called again
+            return
+        self._compacting = True
+        thread = threading.Thread(
+            target=self._run, args=(call, sealed_to), name="compaction", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are too many: the journal's thread has to go on
+            logger.warning("no thread for the compaction up to %d: %s", sealed_to, error)
+            self._tell(call, None)
 
     def close(self) -> None:
         """End a compaction that is under way; the journal does not miss it."""
@@ -91,6 +97,12 @@ class Compactor:
             # The journal is whole without it; it is tried again when more has been written.
             if not self._closed:
                 logger.exception("the compaction up to %d failed", sealed_to)
+        self._tell(call, written)
+
+    def _tell(
+        self, call: Callable[[Callable[[], None]], object], written: CompactedSet | None
+    ) -> None:
+        self._compacting = False  # before: the next one may begin at once
         with contextlib.suppress(RuntimeError):  # the loop is closed: the actor has ended
             call(lambda: self._finish(written))
 

@@ -1,4 +1,4 @@
-"""Commands that wait for room in the journal: a segment is allocated on the journal's thread."""
+"""Queue of commands that wait until the journal's thread has allocated a segment."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ class RoomWanted(StorageError):  # noqa: N818 - no failure: most wait for it
 
 
 class WaitingLine(Generic[W]):
-    """What waits for room, in the order in which it came. Called by the journal's owner.
+    """Commands that wait for room, in order of arrival. Called by the journal's owner.
 
-    Whoever comes while anything waits has to join as well: otherwise it would be carried out
-    before what came first.
+    A command that comes while others wait has to join as well, to keep the order.
 
     Args:
         journal: The journal.
@@ -165,7 +164,7 @@ class WaitingCalls:
             raise self._refusal(error)
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Cancel all calls that wait."""
         while self.waiting:
             self.waiting.popleft().future.cancel()
 
@@ -181,7 +180,7 @@ class WaitingCalls:
         finally:
             self.serving = False
         if isinstance(answer, Postponed):
-            _fail(waiting.future, answer.otherwise)  # a second reason to wait, as rare as a loss
+            _fail(waiting.future, answer.otherwise)  # a write waits for one reason only
         elif isinstance(answer, bytes):
             if not waiting.future.done():
                 waiting.future.set_result(answer)

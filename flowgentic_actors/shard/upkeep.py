@@ -27,8 +27,8 @@ class Upkeep:
         compactor: Its compactor.
         worker: Its thread.
         garbage_allowed: Bytes of garbage beyond which compaction is considered.
-        waits: Whether what has no room waits until a segment is allocated; otherwise whoever
-            appends allocates it.
+        waits: Whether writes wait until a segment is allocated; otherwise the appending thread
+            allocates it.
     """
 
     def __init__(

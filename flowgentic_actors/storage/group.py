@@ -19,10 +19,10 @@ REOPEN: Final = "Close this cluster and open it again: what was acknowledged is 
 
 
 class Blocking(Generic[T]):
-    """What a thread waits for.
+    """Result that a thread waits for.
 
     Made of one lock: a thread that is interrupted while it waits for a `concurrent.futures.Future`
-    may leave that locked, and whoever has the result for it would wait for ever.
+    may leave that locked, and setting its result would block for ever.
     """
 
     def __init__(self) -> None:
@@ -32,24 +32,24 @@ class Blocking(Generic[T]):
         self._error: Exception | None = None
 
     def set_result(self, value: T) -> None:
-        """Tell the result; once."""
+        """Set the result, once."""
         self._value = value
         self._settled.release()
 
     def set_exception(self, error: Exception) -> None:
-        """Tell that there is none; once."""
+        """Set an error in its place, once."""
         self._error = error
         self._settled.release()
 
     def wait(self, timeout: float) -> bool:
-        """Wait, once, for at most so many seconds; False when nothing was told by then."""
+        """Wait, once, for at most so many seconds; False when nothing was set by then."""
         return self._settled.acquire(timeout=timeout)
 
     def result(self) -> T:
         """The result that was waited for.
 
         Raises:
-            Exception: What was told in its place.
+            Exception: The error that was set in its place.
         """
         if self._error is not None:
             raise self._error
@@ -61,12 +61,12 @@ Promise: TypeAlias = Blocking[T] | asyncio.Future[T]
 
 
 class Waiter(NamedTuple, Generic[T]):
-    """Somebody who waits for a value.
+    """A caller that waits for a value.
 
     Attributes:
-        value: What they are told.
-        promise: Where they wait for it.
-        loop: The event loop that they wait on, None for a thread.
+        value: The value.
+        promise: What it waits on.
+        loop: Its event loop, None for a thread.
     """
 
     value: T
@@ -74,7 +74,7 @@ class Waiter(NamedTuple, Generic[T]):
     loop: asyncio.AbstractEventLoop | None
 
     def settle(self, error: Exception | None) -> None:
-        """Tell the value, or raise an error where it is waited for; on that loop, if any."""
+        """Set the promise to the value, or to an error; called on its loop, if any."""
         if isinstance(self.promise, asyncio.Future) and self.promise.done():
             return  # who does not wait any more changes nothing
         if error is not None:

@@ -172,7 +172,7 @@ class Journal:
         return self._log.nearly_full()
 
     def on_begin(self, call: Callable[[], None]) -> None:
-        """Have a function called by whoever appends to another segment: time to `prepare`."""
+        """Set a function that an append calls when it begins a segment: time to `prepare`."""
         self._log.on_begin = call
 
     def prepare(self) -> None:

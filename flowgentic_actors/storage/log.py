@@ -114,7 +114,7 @@ class SegmentLog:
         self._fresh = False  # nothing was allocated since `recover`
         self._cuts = cuts
         self.on_begin: Callable[[], None] = lambda: None
-        """Called by whoever appends, when it is time to `settle`."""
+        """Called by `append` when it has begun a segment: time to `settle`."""
 
     # ------------------------------------------------------------------ opening
 
@@ -164,23 +164,25 @@ class SegmentLog:
         self, paths: list[Path], start: int, expected: int
     ) -> Generator[tuple[int, bytes], None, int]:
         """Yield what is in segments that were not named yet, and remove the files without any."""
-        begun = []
-        for path in paths:
-            if (segment := Segment.open_spare(self._disk, path)) is None:
-                self._disk.unlink(path)
-            else:
-                begun.append(segment)
-        while found := next((each for each in begun if each.begins_at(expected)), None):
-            begun.remove(found)
-            self._segments.append(found)
-            yield from self._entries(found, start, last=True)
-            expected = found.end
-        for segment in begun:  # the first append to it was interrupted, or the machine lost some
-            try:
+        begun: list[Segment] = []
+        try:
+            for path in paths:
+                if (segment := Segment.open_spare(self._disk, path)) is None:
+                    self._disk.unlink(path)
+                else:
+                    begun.append(segment)
+            while found := next((each for each in begun if each.begins_at(expected)), None):
+                begun.remove(found)
+                self._segments.append(found)
+                yield from self._entries(found, start, last=True)
+                expected = found.end
+            # The first append to each of these was interrupted, or the machine lost some of it.
+            for segment in begun:
                 self._cut(segment, last=True, rebooted=segment.boot != self._boot)
-            finally:
+                self._disk.unlink(segment.path)
+        finally:
+            for segment in begun:
                 segment.close()
-            self._disk.unlink(segment.path)
         return expected
 
     def _finish_recovery(self, end: int) -> None:
@@ -480,7 +482,7 @@ class SegmentLog:
         if ahead:
             self.on_begin()
         else:
-            self.settle()  # whoever allocates here, waits for files anyway
+            self.settle()  # this append has blocked for the allocation anyway
         return segment
 
     def _take_spare(self, size: int, least: int | None = None) -> _Spare:

@@ -164,8 +164,8 @@ class Segment:
         """Give the file the length and the name that its segment has by now. Blocks.
 
         Args:
-            synced: Whether a complete one may be named so: what is in it is on the medium, or
-                nobody waits for that.
+            synced: Whether a complete one may be named so: its content is on the medium, or need
+                not be.
         """
         if self.path.suffix == SPARE:
             self._rename(f"{self.first:016x}{ACTIVE}")

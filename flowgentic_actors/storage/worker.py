@@ -64,7 +64,7 @@ class Worker:
     def start(self) -> None:
         """Begin to wait for jobs, which `put` does otherwise."""
         if self._thread is None:
-            with self._starting:  # whoever appends may be another thread than whoever reads
+            with self._starting:  # appending and reading threads may both start it
                 if self._thread is None:
                     thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                     thread.start()

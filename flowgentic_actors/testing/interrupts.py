@@ -1,7 +1,7 @@
 """Interrupts a piece of work at every instruction where Python can be, or at random times.
 
-For what Python's users meet: Ctrl-C, and time limits of Celery or pytest-timeout, which are signal
-handlers that raise.
+As Ctrl-C does, and the time limits of Celery or pytest-timeout, which are signal handlers that
+raise.
 """
 
 from __future__ import annotations

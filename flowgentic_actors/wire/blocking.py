@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import socket
+import sys
 import threading
 from queue import Empty, SimpleQueue
 
@@ -320,11 +321,11 @@ class BlockingCall:
 class BlockingPool:
     """At most `size` blocking connections to one actor, made when needed.
 
-    A connection belongs to a call while the call lasts. It is noted under the call's thread: an
-    exception, of a signal's handler say, may end a call before the connection is given back, and
-    the thread's next call finds it then, and closes it.
+    A connection belongs to a call while the call lasts. It is registered under the call's thread:
+    an exception of a signal handler may end a call before the connection is returned, and the
+    thread's next call finds it then, and closes it.
 
-    The lock is a plain one, since Python lets go of that whatever comes; of a condition it may not.
+    The lock is a plain one, which `with` releases at any exception; a condition's may stay held.
     """
 
     def __init__(
@@ -346,7 +347,7 @@ class BlockingPool:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._freed: SimpleQueue[None] = SimpleQueue()  # wakes one who waits for a connection
+        self._freed: SimpleQueue[None] = SimpleQueue()  # wakes a waiting thread
         self._idle: list[BlockingConnection] = []
         self._out: dict[int, BlockingConnection] = {}  # by thread
         self._closed = False
@@ -425,7 +426,7 @@ class BlockingPool:
                     f"all {self._size} connections to {self._peer} were in use for {timeout:.3g} s:"
                     " raise connection_pool. Nothing was sent"
                 )
-            with contextlib.suppress(Empty):  # or nobody gave one back who was told to
+            with contextlib.suppress(Empty):  # a wake-up may be lost with an interrupted thread
                 self._freed.get(timeout=patience.slice(_LOOK_AGAIN))
             connection = self._take()
             if connection is None:
@@ -451,7 +452,8 @@ class BlockingPool:
             return connection
 
     def _forget_dead_threads(self) -> None:
-        alive = {thread.ident for thread in threading.enumerate()}
+        # All that run Python code; `threading` does not know those that uWSGI has started.
+        alive = sys._current_frames()  # noqa: SLF001 - documented
         with self._lock:
             for thread in [thread for thread in self._out if thread not in alive]:
                 self._out.pop(thread).close()

@@ -116,7 +116,7 @@ class AsyncConnection:
         self._connecting: asyncio.Task[None] | None = None
         self._last_error: str | None = None
         self._clock = deadlines.loop_clock(self._loop)
-        self._watched = False  # whether that clock has it look at its deadlines
+        self._watched = False  # whether that clock calls `_look`
         self._earliest = math.inf  # of these, at most
         self._fruitless = 0  # connections lost in a row before they answered anything
         self._suspects = 0  # requests below this number are sent one by one
@@ -228,9 +228,9 @@ class AsyncConnection:
         self._flush_at = monotonic()
 
     def _interrupted(self) -> None:
-        """Something raised in the middle of a change, a signal's handler say: begin anew.
+        """Reconnect after an exception in the middle of a change, such as a signal handler's.
 
-        What is unfinished is sent again over another connection, under its old number.
+        Pending requests are sent again over another connection, under their numbers.
         """
         self._flush_soon()
         if self._wire is not None:
@@ -348,7 +348,7 @@ class AsyncConnection:
         if now >= self._earliest:
             self._fail_overdue(now)
         if self._wire is not None and self._wire.is_closing():
-            self._lost("the connection was closed")  # and nobody could tell
+            self._lost("the connection was closed")  # and `connection_lost` was interrupted
         if not len(self._session):
             self._watched, self._earliest = False, math.inf
         return self._watched

@@ -177,7 +177,7 @@ class Connection(asyncio.Protocol):
         self._handshake = None
         if not self._begun:
             sock.close()
-            self.connection_lost(None)  # nobody else tells: this was TLS's connection
+            self.connection_lost(None)  # the transport does not call it before the handshake ends
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Check who is there and give them a while to prove themselves."""
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
         self._is_admitted()
 
     def _is_admitted(self) -> bool:
-        """Whether there is room for one more; it is ended when it does not say hello in time."""
+        """Admit the connection if there is room, and end it if no hello comes in time."""
         if not self._server.admit(self):
             self._end(ProtocolError(f"more than {MAX_CONNECTIONS} connections"))
             return False

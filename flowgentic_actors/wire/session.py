@@ -143,7 +143,7 @@ def refusal(failure: Failure, pending: Pending[Waiter], peer: str) -> RequestErr
 
 
 def may_ask_again(failure: Failure, pending: Pending[Waiter], left: float) -> bool:
-    """Whether to send a request again that expired: there, but not for its caller.
+    """Whether to send a request again that expired by the actor's clock only.
 
     The actor reads a clock, which goes on while the caller's loop is blocked or both are suspended.
 
@@ -239,7 +239,8 @@ def overdue(
     waited = f"{pending.timeout:.3g} s (setting: request_timeout)"
     if pending.sent:
         lost_since = f"; connection lost: {cause}" if cause else ""
-        return _unknown(f"{peer} did not answer within {waited}{lost_since}")
+        # All of the time is over: a read is not asked again either.
+        return _unknown(f"{peer} did not answer within {waited}{lost_since}", ask_again=False)
     if congested:
         return BackpressureError(
             f"{peer} took no more requests for {waited}: its mailbox is full. Nothing was sent; "

@@ -1,4 +1,4 @@
-"""What attached programs are told once their cluster has ended, and when its name is used again."""
+"""Attached programs after the end of their cluster, and when its name is used again."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ async def test_what_is_under_way_at_the_end_has_a_clear_outcome(
     remove_orphan(str(folder))
 
 
-async def test_a_cluster_that_is_opened_again_is_gone_on_with_by_name_alone(
+async def test_only_programs_attached_by_name_use_the_next_cluster_of_that_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With another number of shards, too."""
@@ -200,7 +200,7 @@ async def test_a_cluster_that_is_opened_again_is_gone_on_with_by_name_alone(
         await expect_closed(memory)
 
 
-async def test_a_cluster_that_is_replaced_at_once_does_not_stay_unknown(
+async def test_a_cluster_that_is_replaced_at_once_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Calls go on all the while; none of them hangs, and none that ends is of the wrong kind."""

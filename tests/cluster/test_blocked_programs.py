@@ -1,4 +1,4 @@
-"""Programs that do not look for a while: blocked event loops, stopped processes."""
+"""Programs that read no answers for a while: blocked event loops, stopped processes."""
 
 from __future__ import annotations
 

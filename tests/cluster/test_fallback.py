@@ -1,4 +1,4 @@
-"""What is said when a cluster falls back to local mode: one line, the reason and the remedy."""
+"""The warning of a fallback to local mode: one line with the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_too_little_shared_memory_is_said_in_one_line_before_dragon_starts(
+async def test_too_little_shared_memory_is_one_warning_before_dragon_starts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = SimpleNamespace(f_bavail=16 << 10, f_frsize=4096)  # 64 MiB, as in a container
@@ -64,4 +64,4 @@ async def test_the_log_of_a_dragon_that_does_not_come_up_is_no_warning(
         warnings_of(caplog)
     )
     assert "OSError: no more semaphores" in fallen.detail
-    assert "launcher.py" in caplog.text  # the log of the launcher, for whoever wants to know more
+    assert "launcher.py" in caplog.text  # the end of the launcher's log

@@ -47,7 +47,7 @@ def old_commands() -> list[Command]:
 
 
 @pytest.mark.parametrize("mode", SETTINGS)
-async def test_it_is_listed_and_deleted(mode: str, tmp_path: Path) -> None:
+async def test_ids_beyond_the_limits_are_listed_and_deleted(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "memory"
     async with MemoryCluster(mode="local", persist_path=path) as memory:
         for command in old_commands():
@@ -94,7 +94,7 @@ class Marked(str):
     __slots__ = ()
 
 
-async def test_what_a_journal_takes_it_gives_back(tmp_path: Path) -> None:
+async def test_a_journal_replays_every_id_that_it_accepted(tmp_path: Path) -> None:
     odd: Any = {1: 2, LONG: 3, Marked("m"): Marked("m"), "half": "\ud83d", None: None, "big": 2**63}
     name, path = Marked("m"), tmp_path / "memory"
     config: RunnableConfig = {"configurable": {"thread_id": name, "checkpoint_ns": name}}

@@ -1,10 +1,14 @@
-"""Openings that fail: at once, and with the reason first."""
+"""Openings that fail: at once, with the reason first, and with nothing left behind."""
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import re
+import signal
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,15 @@ import pytest
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.actors.spawn import ACTOR_MODULE
+from flowgentic_actors.cluster.host_client import describe
 from flowgentic_actors.cluster.launch import HOST_MODULE
 from flowgentic_actors.cluster.nodes.launching import AGENT_MODULE
-from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
+from flowgentic_actors.cluster.rendezvous import Rendezvous
+from flowgentic_actors.errors import ClusterNotFoundError, ClusterOpenError, FlowgenticError
 from tests.cluster.helpers import ROOT
 from tests.conftest import SETTINGS, mode_params
 from tests.faults.small_disk import small_disk
+from tests.unit.counter import until
 
 pytestmark = pytest.mark.anyio
 
@@ -160,7 +167,7 @@ async def test_a_damaged_journal_is_named_and_not_the_deadline(
         ),
     ],
 )
-async def test_what_is_waited_for_in_vain_is_named_with_the_setting(
+async def test_an_opening_that_times_out_names_the_cause_and_the_setting(
     module: str, timeout: float, reason: str, breaks: Any
 ) -> None:
     breaks(module, "import time; time.sleep(60)")
@@ -168,6 +175,64 @@ async def test_what_is_waited_for_in_vain_is_named_with_the_setting(
     told = await fails_to_open(open_timeout=timeout)
     assert time.monotonic() - began < timeout + AT_ONCE
     assert re.match(f"the cluster.*{reason}", told), told
+
+
+# ---------------------------------------------------------------------- nothing is left
+
+
+async def test_an_attaching_that_is_given_up_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def describe_slowly(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return describe(*arguments)
+
+    async with MemoryCluster(**SETTINGS["subprocess"], name="attached"):
+        monkeypatch.setattr("flowgentic_actors.memory.describe", describe_slowly)
+        before = threads()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await MemoryCluster.attach("attached").__aenter__()
+        await until(lambda: threads() <= before)
+
+
+async def test_a_first_rank_that_cannot_tell_the_others_closes_its_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = {"JOB_ID": "78", "STEP_ID": "0", "PROCID": "0", "NTASKS": "2"}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+    def announce(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Rendezvous, "announce", announce)
+    told = await fails_to_open(rendezvous=tmp_path / "meeting", name="told-nobody")
+    assert "No space left on device" in told
+    assert str(tmp_path / "meeting") in told
+    with pytest.raises(ClusterNotFoundError):
+        await MemoryCluster.attach("told-nobody").__aenter__()
+
+
+async def test_what_a_signals_handler_raises_in_an_opening_is_not_taken_for_its_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ring(*_: object) -> None:
+        raise TimeoutError("the time is over")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    monkeypatch.setattr(
+        "flowgentic_actors.memory.inside_dragon", lambda: signal.raise_signal(signal.SIGALRM)
+    )
+    try:
+        with pytest.raises(TimeoutError, match="the time is over"):
+            await MemoryCluster(mode="local").__aenter__()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("flowgentic")}
 
 
 async def test_a_full_scratch_folder_is_told_with_its_setting(scratch: Path) -> None:

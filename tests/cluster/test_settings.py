@@ -1,4 +1,4 @@
-"""What settings do to a cluster that opens: none of them is dropped in silence."""
+"""Settings of a cluster that opens: none is ignored silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `status` tells is true when it is told, and what goes wrong is in the user's log."""
+"""`status` is current when it is called, and faults are warnings in the user's log."""
 
 from __future__ import annotations
 

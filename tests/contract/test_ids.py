@@ -1,4 +1,4 @@
-"""Ids of other types than text: they become text, or are refused; none is ever taken for none."""
+"""Ids of other types than text: they become text, or are refused, and are never ignored."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_a_uuid_names_the_checkpoint_that_its_text_names(saver: SaverFace)
     assert history["a"] == {"seed": 1, "writes": [(str(UUID(int=5)), "a", 3)]}
 
 
-async def test_a_scalar_is_never_taken_for_none(saver: SaverFace) -> None:
+async def test_a_scalar_is_never_read_as_a_missing_id(saver: SaverFace) -> None:
     for given in SCALARS:
         await expect_an_id(saver, given)
 
@@ -108,7 +108,7 @@ async def test_an_empty_id_is_the_latest_checkpoint_and_the_root(saver: SaverFac
         await saver.delete_thread("")
 
 
-async def test_what_is_no_id_is_refused_with_its_name(saver: SaverFace) -> None:
+async def test_an_invalid_id_is_refused_with_the_fields_name(saver: SaverFace) -> None:
     for given in NO_TEXT:
         await expect_no_id(saver, given)
 
@@ -147,7 +147,7 @@ async def expect_no_id(saver: SaverFace, given: Any) -> None:
     assert len(await saver.ids(config_of(thread))) == 2
 
 
-async def test_none_is_no_thread(saver: SaverFace) -> None:
+async def test_a_thread_id_of_none_is_refused(saver: SaverFace) -> None:
     no_thread: Any = {"configurable": {"thread_id": None}}
     with pytest.raises(InvalidRequestError, match="thread_id"):
         await saver.get(no_thread)
@@ -199,7 +199,7 @@ async def expect_a_key(store: StoreFace, given: Any) -> None:
     assert await store.get((root, "label"), given) is None
 
 
-async def test_what_is_no_key_is_refused(store: StoreFace) -> None:
+async def test_an_invalid_key_is_refused(store: StoreFace) -> None:
     for given in [None, *NO_TEXT]:
         await expect_no_key(store, given)
 

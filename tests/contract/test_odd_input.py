@@ -72,7 +72,7 @@ async def expect_an_answer_or_refusal(call: Any) -> None:
     task=ids,
     channel=st.just("a") | hashable,
 )
-async def test_checkpoints(
+async def test_checkpoints_with_odd_input_are_stored_or_refused(
     saver: SaverFace,
     named: Any,
     checkpoint_id: Any,
@@ -106,7 +106,7 @@ async def test_checkpoints(
     wanted=st.none() | st.dictionaries(st.just("n") | hashable, anything, max_size=2),
     paths=st.none() | st.lists(texts, max_size=2),
 )
-async def test_items(
+async def test_items_with_odd_input_are_stored_or_refused(
     store: StoreFace, memory: MemoryCluster, namespace: Any, key: Any, wanted: Any, paths: Any
 ) -> None:
     for call in (

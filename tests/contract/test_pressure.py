@@ -1,4 +1,4 @@
-"""Writes that come faster than the memory takes them wait, and are refused only in vain."""
+"""Writes that come faster than the memory takes them wait, and fail only at their deadline."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_what_is_under_way_for_one_thread_is_bounded_and_the_rest_waits(mo
 
 
 @pytest.mark.parametrize("mode", ["subprocess"])
-async def test_waiting_in_vain_is_an_error_that_names_the_settings(mode: str) -> None:
+async def test_a_write_whose_turn_does_not_come_names_the_settings(mode: str) -> None:
     settings = {**settings_of(mode), "thread_backlog": BACKLOG, "request_timeout": 1.0}
     async with MemoryCluster(**settings) as memory:
         saver = SaverFace(memory.checkpointer, blocking=False)

@@ -94,7 +94,7 @@ async def test_no_graph_fails_and_no_call_hangs_when_a_node_is_lost() -> None:
                 assert len(state["said"]) == STEPS + 1
 
 
-async def test_that_there_is_no_other_node_is_said_at_once() -> None:
+async def test_the_lack_of_another_node_is_an_error_at_once() -> None:
     async with MemoryCluster(**settings(n_nodes=2)) as memory:
         (first, *_) = everywhere(memory, await memory.status())
         await memory.store.aput(first, "key", {"v": 1})

@@ -30,6 +30,8 @@ from flowgentic_actors.wire.session import Pending
 
 SLOTS = len(even_table(1, 2).shards)
 
+HERE = machine()  # cached from here on: it reads a file, which a test on an event loop must not
+
 _encode = msgspec.msgpack.Encoder().encode
 _commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 
@@ -71,8 +73,8 @@ class World:
     def places(self) -> Places:
         """What the host would say."""
         numbers = range(max(self._since) + 1)
-        here, gone = machine(), self._retired
-        places = (Place(f"shard-{n}", here, f"/{n}", retired=n in gone) for n in numbers)
+        gone = self._retired
+        places = (Place(f"shard-{n}", HERE, f"/{n}", retired=n in gone) for n in numbers)
         return Places(self.table.version, self.table, tuple(places))
 
     def move(self, where: Mapping[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""The line of writes in front of a thread with too many bytes under way."""
+"""The queue of writes of a thread with too many bytes pending."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ async def test_a_write_that_cannot_be_made_gives_its_turn_back() -> None:
 
 
 @pytest.mark.parametrize("blocking", [False, True])
-async def test_waiting_in_vain_names_the_setting_and_leaves_the_line(blocking: bool) -> None:
+async def test_a_write_whose_turn_does_not_come_names_the_setting_and_leaves_the_line(
+    blocking: bool,
+) -> None:
     backlog = Backlog(100, SOON)
     backlog.begin("t", 100, "write")
     turn = backlog.turn("t")
@@ -127,6 +129,22 @@ async def test_waiting_in_vain_names_the_setting_and_leaves_the_line(blocking: b
     ):
         await waiting
     backlog.end("t", "write")
+    assert not backlog.crowded
+
+
+async def test_a_timeout_of_another_kind_is_not_taken_for_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def interrupted(_: object) -> None:
+        raise TimeoutError("a signal handler's")
+
+    monkeypatch.setattr(asyncio, "wrap_future", interrupted)
+    backlog = Backlog(100, PATIENCE)
+    backlog.begin("t", 100, "first")
+    turn = backlog.turn("t")
+    with turn, pytest.raises(TimeoutError, match="a signal handler's"):
+        await turn.wait()
+    backlog.end("t", "first")
     assert not backlog.crowded
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -28,10 +33,13 @@ from flowgentic_actors.engine.model import Write
 from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.compaction import compact
+from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.worker import Worker
 from flowgentic_actors.testing.disk import Crash, SimulatedDisk
+from tests.unit.counter import PATIENCE
 
 FOLDER = Path("/shard")
 SESSION = b"s" * 16
@@ -212,6 +220,49 @@ def contents(actor: ShardActor) -> list[object]:
         actor.handle(call(0, ListCheckpoints())),
         actor.handle(call(0, SearchItems((), b"", 1000, 0))),
     ]
+
+
+def test_a_compaction_for_which_there_is_no_thread_does_not_end_the_journals_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    journal: Any = SimpleNamespace(sealed_to=5, compacted_to=0)
+    worker, ran = Worker("journal"), threading.Event()
+    worker.start()
+    compactor = Compactor(journal, FOLDER, worker, lambda function: function())
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    compactor.start()
+    worker.put(ran.set)
+    assert ran.wait(PATIENCE)
+    assert not compactor.running
+    assert not compactor.ready  # but a while later
+    worker.close(PATIENCE)
+
+
+def test_a_compaction_that_begins_before_the_thread_of_the_last_has_ended_is_carried_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    journal: Any = SimpleNamespace(sealed_to=5, compacted_to=0, adopt=lambda _: [])
+    journal.remove = lambda _: None
+    worker, done = Worker("journal"), threading.Event()
+
+    def call(finish: Callable[[], None]) -> None:
+        finish()
+        if compactor.done == 1:
+            compactor.start()
+            time.sleep(0.2)  # the thread of the first one is still there
+        else:
+            done.set()
+
+    compactor = Compactor(journal, FOLDER, worker, call)
+    monkeypatch.setattr(compactor, "_compact", lambda _: object())
+    compactor.start()
+    assert done.wait(PATIENCE)
+    assert compactor.done == 2
+    worker.close(PATIENCE)
 
 
 @pytest.mark.anyio

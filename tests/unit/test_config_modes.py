@@ -74,7 +74,7 @@ def test_local_mode_refuses_what_it_does_not_have(field: str) -> None:
         MemoryConfig(mode="local", **{field: OTHER_VALUES[field]})
 
 
-def test_all_that_is_refused_is_said_at_once() -> None:
+def test_all_refused_settings_are_named_in_one_error() -> None:
     with pytest.raises(ValidationError, match="actors_per_node, scratch, n_nodes, name"):
         MemoryCluster(mode="local", name="x", scratch="/x", actors_per_node=4, n_nodes=3)
 

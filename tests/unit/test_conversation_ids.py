@@ -36,7 +36,7 @@ async def test_a_uuid_is_the_user_that_its_text_names() -> None:
         assert await store.asearch(()) == []
 
 
-def test_what_is_no_id_forgets_nothing() -> None:
+def test_an_invalid_id_deletes_nothing() -> None:
     memories = ShortTermMemories()
     memories.of("ada").add_nowait([HumanMessage("hello")])
     for wrong in (7, b"ada", ["ada"], False):
@@ -55,7 +55,7 @@ def test_what_is_no_id_forgets_nothing() -> None:
     assert len(memories) == 1
 
 
-def test_a_thread_is_of_a_user() -> None:
+def test_a_thread_without_a_user_is_refused() -> None:
     manager = LangraphMemoryManager()
     with pytest.raises(ValueError, match="thread_id without a user_id"):
         manager.clear(thread_id="t")

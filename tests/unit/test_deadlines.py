@@ -1,9 +1,10 @@
-"""Deadlines that count only the time in which somebody looked."""
+"""Deadlines that exclude time in which the loop was blocked or the process stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -39,7 +40,7 @@ def _loops() -> list[Any]:
 
 @pytest.fixture(params=_loops())
 def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]], None]:
-    """Runs a coroutine on each kind of loop: they call timers and sockets in another order."""
+    """Runs a coroutine on each kind of loop: their order of timers and sockets differs."""
 
     def go(coroutine: Coroutine[Any, Any, None]) -> None:
         with asyncio.Runner(loop_factory=request.param) as runner:
@@ -52,7 +53,7 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
 class Told:
-    """Notes for how long loops were blocked."""
+    """Records the reports of blocked loops."""
 
     def __init__(self) -> None:
         self.blocks: list[float] = []
@@ -106,7 +107,7 @@ def test_a_loop_that_is_late_all_the_time_has_deadlines_too(run: Run) -> None:
     run(main())
 
 
-def test_a_block_is_told_once_in_a_while_with_its_length(
+def test_a_block_is_reported_with_its_length_and_not_too_often(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = Told()
@@ -125,7 +126,76 @@ def test_a_block_is_told_once_in_a_while_with_its_length(
     assert [record for record in caplog.records if "blocked for" in record.message]
 
 
-def test_a_loop_for_which_nothing_waits_is_not_looked_at(run: Run) -> None:
+def test_a_deadline_that_begins_right_after_a_long_block_does_not_hide_the_block(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "_LOST", BLOCK / 2)
+    told, looks = Told(), 0
+
+    def look(_now: float) -> bool:
+        nonlocal looks
+        looks += 1
+        return True
+
+    async def main() -> None:
+        nonlocal looks
+        clock = loop_clock(asyncio.get_running_loop())
+        clock.watch(look)
+        await asyncio.sleep(0.1)
+        time.sleep(BLOCK)  # noqa: ASYNC251 - that is what is tested
+        async with timeout(PATIENCE):
+            await asyncio.sleep(0.2)
+        looks, began = 0, clock.time
+        await asyncio.sleep(0.5)
+        assert looks <= (clock.time - began) / deadlines.SLICE + 2  # not twice in each slice
+
+    run(main())
+    assert len(told.blocks) == 1
+
+
+def test_deadlines_go_on_after_a_tick_that_an_exception_ended(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "_LOST", 0.2)
+    tick, interruptions = deadlines.LoopClock._tick, [KeyError("a signal's handler")]
+
+    def interrupted(clock: deadlines.LoopClock) -> None:
+        if interruptions:
+            raise interruptions.pop()
+        tick(clock)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+        clock = loop_clock(asyncio.get_running_loop())
+        clock.watch(lambda _now: True)
+        await asyncio.sleep(0.4)
+        assert not interruptions
+        with pytest.raises(TimeoutError):
+            async with timeout(0.1):
+                await asyncio.sleep(PATIENCE)
+
+    monkeypatch.setattr(deadlines.LoopClock, "_tick", interrupted)
+    run(main())
+
+
+def test_a_passed_deadline_can_be_checked_again_without_an_error(run: Run) -> None:
+    async def main() -> None:
+        deadline = timeout(0.0)
+
+        async def late() -> None:
+            async with deadline:
+                try:
+                    await asyncio.sleep(PATIENCE)
+                finally:  # as the clock does whose round another one's error has ended
+                    assert not deadline._look(math.inf)
+
+        with pytest.raises(TimeoutError):
+            await late()
+
+    run(main())
+
+
+def test_the_clock_of_an_idle_loop_stands_still(run: Run) -> None:
     told = Told()
 
     async def main() -> None:
@@ -172,7 +242,7 @@ def test_a_thread_that_was_stopped_has_waited_for_one_slice(
         patience.slice()
 
 
-def test_what_goes_on_bit_by_bit_has_a_deadline_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_in_small_parts_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(deadlines, "monotonic", lambda: now)
     patience, begun = Patience(10), now
@@ -236,7 +306,7 @@ def test_connecting_on_a_blocked_loop_is_not_given_up(
         assert len(peer.hellos) == 1
 
 
-def test_silence_after_a_block_is_silence(
+def test_a_missing_answer_after_a_block_is_a_timeout(
     run: Run,
     path: Path,  # noqa: F811 - a fixture
 ) -> None:
@@ -256,7 +326,7 @@ def test_silence_after_a_block_is_silence(
 
 
 def expiring(times: int) -> Callable[[list[Request]], list[ToClient]]:
-    """An actor by whose clock some requests are too late."""
+    """An actor whose clock finds some requests expired."""
     left = times
 
     def answer(requests: list[Request]) -> list[ToClient]:

@@ -26,7 +26,7 @@ def place(tmp_path: Path) -> Rendezvous:
 
 
 def begins(place: Rendezvous, scratch: Path, note: Note | None = None) -> bool:
-    """Whether it is the first rank, where a note is there already."""
+    """Whether it becomes the first rank when a note exists already."""
     if note is not None:
         place._folder.mkdir(mode=0o700)
         place._file.write_bytes(msgspec.json.encode(note))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TypeVar
 
 import pytest
@@ -286,6 +288,19 @@ def test_a_call_that_gets_no_connection_in_time_says_how_to_have_more(path: Path
             portal.call(peer.send, echo(peer.requests))
             assert number(busy.result(PATIENCE)) == 1
         assert [number(request.body) for request in peer.requests] == [1]
+
+
+def test_a_thread_that_threading_does_not_know_keeps_its_connection(path: Path) -> None:
+    answers: SimpleQueue[int] = SimpleQueue()
+    with elsewhere(peer_at(path)) as (portal, peer), pool_to(path, 1) as pool:
+        peer.answer = silence
+        _thread.start_new_thread(lambda: answers.put(number(pool.request(body(1), 30))), ())
+        portal.call(until, lambda: peer.requests)
+        with pytest.raises(ActorUnavailableError, match="connection_pool"):
+            pool.request(body(2), SOON)
+        portal.call(peer.send, echo(peer.requests))
+        assert answers.get(timeout=PATIENCE) == 1
+        assert len(peer.requests) == 1  # it was not sent again, over another connection
 
 
 def test_calls_on_the_event_loops_own_thread_are_answered(path: Path) -> None:

@@ -133,6 +133,7 @@ def test_an_overdue_request_says_what_may_have_happened(
     found = overdue(pending, "shard-0", congested=congested, cause=cause)
     assert type(found) is error
     assert isinstance(found, NotSentError) is not sent
+    assert not getattr(found, "ask_again", False)  # request_timeout is the time of all attempts
     for part in ("shard-0", "5 s", "request_timeout", text):
         assert part in str(found)
 

@@ -1,4 +1,4 @@
-"""Having the other nodes ask their actors for counters now: by the answers to their beats."""
+"""Questions to other nodes for their actors' counters, sent in the answers to their beats."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ HEARING: Final = 0.7
 
 
 class NodeAsking:
-    """What nodes have been asked, and have heard of their actors since.
+    """Numbers the questions to the nodes, and waits for their answers.
 
     Args:
         on_question: Called when there is a new question: beats that wait have to be answered.
 
     Attributes:
         number: Of the last question.
-        heard_at: When each node was heard last, seconds since the Unix epoch.
+        heard_at: When the last beat of each node came, seconds since the Unix epoch.
     """
 
     def __init__(self, on_question: Callable[[], None]) -> None:
@@ -40,7 +40,7 @@ class NodeAsking:
             self._news = asyncio.Event()
 
     async def ask(self, nodes: Iterable[str], timeout: float) -> None:
-        """Wait until nodes have heard of their actors, for so many seconds."""
+        """Ask nodes, and wait for their answers for at most `timeout` seconds."""
         self.number += 1
         number = self.number
         self._on_question()

@@ -51,7 +51,7 @@ def actors_of(coordinator: Coordinator) -> tuple[ActorStatus, ...]:
 def nodes_of(
     coordinator: Coordinator, machines: Mapping[str, str], heard: Mapping[str, float]
 ) -> tuple[NodeStatus, ...]:
-    """How the nodes are doing that there are or were.
+    """Status of all nodes, lost ones included.
 
     Args:
         coordinator: What decides.

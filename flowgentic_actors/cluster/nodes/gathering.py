@@ -158,7 +158,7 @@ class Gathering:
         try:
             await self._launcher.launch(ticket.node, ticket, min(_LAUNCH, ticket.patience))
         except TimeoutError:
-            pass  # it may have been started all the same
+            pass  # the program may have been started nevertheless
         except (FlowgenticError, OSError) as error:
             self._hopeless[ticket.node] = f"cannot be started: {error}"
 

@@ -111,7 +111,7 @@ class LocalNodeLauncher:
             node: with_last_line(
                 f"ended with exit code {child.returncode}", log_tail(self._log_file(node))
             )
-            for node, child in self._children.items()
+            for node, child in [*self._children.items()]  # the event loop may add one meanwhile
             if child.poll() is not None
         }
 
