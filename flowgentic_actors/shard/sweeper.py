@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -22,19 +24,20 @@ class Sweeper:
         self._sweep = sweep
         self._every = every
         self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._running = threading.Lock()  # held by the thread that calls
 
     def start(self) -> None:
         """Begin, unless it was begun or closed already."""
-        if self._thread is None and not self._closed.is_set():
-            thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
-            thread.start()
-            self._thread = thread  # only now: an interrupted start is made again
+        if not self._running.locked() and not self._closed.is_set():
+            # One call: the start of a `threading.Thread` raises KeyError where it is interrupted.
+            with contextlib.suppress(RuntimeError):  # too many threads: the next write tries again
+                _thread.start_new_thread(self._run, ())
 
     def close(self) -> None:
         """End, without waiting for it."""
         self._closed.set()
 
     def _run(self) -> None:
-        while not self._closed.wait(self._every):
-            self._sweep()
+        if self._running.acquire(blocking=False):
+            while not self._closed.wait(self._every):
+                self._sweep()

@@ -18,6 +18,7 @@ from langgraph.checkpoint.base import Checkpoint, empty_checkpoint
 from langgraph.store.base import PutOp
 
 from flowgentic_actors import MemoryCluster
+from flowgentic_actors.shard.sweeper import Sweeper
 from flowgentic_actors.testing.cancellation import held_sockets
 from flowgentic_actors.testing.interrupted import MODES, Mode, run_campaign, settings_of
 from flowgentic_actors.testing.interrupts import (
@@ -192,6 +193,21 @@ def test_what_was_interrupted_is_the_same_after_reopening(mode: Mode, tmp_path: 
                 with pytest.raises(Interruption), Injector(n, Interruption("now")).on():
                     memory.store.put(NAMESPACE, f"k{n % 4}", {"n": n})
             found.append(state(memory) | {"cached": {}})
+
+
+def test_a_sweeper_whose_start_is_interrupted_is_started_by_the_next_write() -> None:
+    swept = threading.Event()
+    sweeper = Sweeper(swept.set, 0.01)
+
+    def check(_run: int) -> None:
+        nonlocal sweeper
+        sweeper.start()
+        assert swept.wait(10)
+        sweeper.close()
+        swept.clear()
+        sweeper = Sweeper(swept.set, 0.01)
+
+    assert interrupt_at_every_instruction(lambda _run: sweeper.start(), check)
 
 
 def test_interruptions_at_random_times_lose_nothing(mode: Mode) -> None:
