@@ -156,8 +156,9 @@ async def ended(memory: MemoryCluster, reason: str) -> None:
             return (await memory.status()).actors[0].state == "stopped"
 
         await eventually(stopped)
-    events = await memory.recent_events()
-    assert [event.kind for event in events][-2:] == ["cluster_closing", "actor_stopped"]
+    kinds = [event.kind for event in await memory.recent_events()]
+    assert "cluster_closing" in kinds
+    assert kinds[-1] == "actor_stopped"
 
 
 @pytest.mark.anyio
