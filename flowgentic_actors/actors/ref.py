@@ -72,6 +72,10 @@ class ActorRef:
         """This event loop's connection, which is made when it is first asked for something."""
         return self._connections.get(asyncio.get_running_loop()) or self._connect()
 
+    def is_connected_here(self) -> bool:
+        """Whether this event loop has asked for anything, and may be waiting for an answer."""
+        return asyncio.get_running_loop() in self._connections
+
     def ask_sync(self, body: bytes, timeout: float) -> Raw:
         """Send a request and block this thread, which may be an event loop's own."""
         return self._blocking.request(body, timeout)

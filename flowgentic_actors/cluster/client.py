@@ -437,8 +437,8 @@ class RemoteClient:
         return await self._host.recent_events()
 
     def loop_blocked(self, seconds: float) -> None:
-        """Report to the host that an event loop of this program was blocked."""
-        if not self._closed:
+        """Report to the host that the running event loop was blocked, if it uses this cluster."""
+        if not self._closed and any(ref.is_connected_here() for ref in self._actors):
             self._host.tell_blocked(seconds)
 
     async def rebalance(

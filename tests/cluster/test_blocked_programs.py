@@ -15,6 +15,7 @@ import pytest
 from langgraph.graph import START, StateGraph
 
 from flowgentic_actors import MemoryCluster
+from flowgentic_actors.deadlines import timeout
 from tests.cluster.helpers import eventually, python
 from tests.conftest import mode_params
 
@@ -99,6 +100,20 @@ async def test_a_node_that_blocks_longer_than_the_deadline_costs_no_run(
         assert len(events) == 1  # of three blocks within ten seconds
         assert f"pid {os.getpid()}" in events[0].detail
         assert "event loop was blocked" in caplog.text
+
+
+async def test_a_blocked_loop_that_does_not_use_the_cluster_is_no_event_of_it() -> None:
+    async def blocked() -> None:
+        async with timeout(5):
+            await asyncio.sleep(0.2)
+            time.sleep(BLOCK)  # noqa: ASYNC251 - that is what is tested
+            await asyncio.sleep(0.5)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    async with MemoryCluster(mode="distributed", spawner="subprocess") as memory:
+        await memory.store.aput(("a",), "key", {})
+        await asyncio.to_thread(asyncio.run, blocked())
+        assert "loop_blocked" not in {event.kind for event in await memory.recent_events()}
 
 
 PROGRAM = """
