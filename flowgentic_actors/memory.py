@@ -57,6 +57,7 @@ from flowgentic_actors.errors import (
     InvalidRequestError,
     LocalClusterError,
     RequestError,
+    UntrustedPathError,
 )
 
 if TYPE_CHECKING:
@@ -181,6 +182,8 @@ class MemoryCluster:
         close_at_exit(self)
         try:
             return await self._open()
+        except UntrustedPathError as error:
+            raise ClusterOpenError(str(error)) from error
         except OSError as error:  # such as a folder without permission that nothing else looked at
             raise ClusterOpenError(
                 f"the cluster cannot be opened: {type(error).__name__}: {error}. Its folders: "
