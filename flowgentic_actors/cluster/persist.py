@@ -428,6 +428,7 @@ def snapshot(path: Path, target: Path) -> tuple[Manifest, int]:
         JournalError: If a journal cannot be read.
     """
     disk = RealDisk()
+    target = memory_path(target)
     try:
         made = not target.exists()
         if not made and (not target.is_dir() or any(target.iterdir())):
@@ -636,6 +637,8 @@ def _generations(path: Path) -> list[Path]:
 def _try(lock: FileLock) -> bool:
     try:
         return lock.acquire()
+    except UntrustedPathError:
+        raise
     except OSError:  # a file system without locks: the holder's silence has told
         return True
 

@@ -38,6 +38,7 @@ def private_folder(folder: Path) -> Path:
         ClusterOpenError: If it cannot be made, or somebody else could write to it.
     """
     try:
+        folder = trusted_path(folder)
         make_folder(folder, secret=True)
     except UntrustedPathError as error:
         raise ClusterOpenError(f"{error}. {_FOR}") from error
@@ -69,7 +70,7 @@ def make_socket_folder(folder: Path) -> None:
     sockets = socket_folder(folder)
     if sockets == folder:
         return
-    private_folder(trusted_path(_short_root()))
+    private_folder(_short_root())
     _remove_needless()
     private_folder(sockets)
     write_private(sockets / _OF, os.fsencode(folder))

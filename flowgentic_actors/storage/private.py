@@ -12,6 +12,7 @@ one there, or of anything there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
@@ -105,7 +106,7 @@ def check_folder(folder: Path, *, secret: bool = False) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise UntrustedPathError(
-            f"{_described(folder, found)} and is no folder: remove it, or choose another path"
+            f"{_described(folder, found)}, and is no folder: remove it, or choose another path"
         )
     _expect_own(folder, found, secret=secret)
 
@@ -172,18 +173,11 @@ def open_private(path: Path, flags: int, *, secret: bool = False) -> int:
     try:
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise UntrustedPathError(
-            f"{path} is a link, and no file of this user: remove it, or choose another path"
-        ) from error
+        with contextlib.suppress(FileNotFoundError):
+            _expect_own_file(path, path.lstat(), secret=False, cause=error)
+        raise
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise UntrustedPathError(
-                f"{_described(path, found)} and is no file: remove it, or choose another path"
-            )
-        _expect_own(path, found, secret=secret)
+        _expect_own_file(path, os.fstat(descriptor), secret=secret)
     except BaseException:
         os.close(descriptor)
         raise
@@ -243,6 +237,16 @@ def overwrite(path: Path, data: bytes, least: int = _LEAST) -> None:
 
 
 # ---------------------------------------------------------------------- owners and modes
+
+
+def _expect_own_file(
+    path: Path, found: os.stat_result, *, secret: bool, cause: OSError | None = None
+) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise UntrustedPathError(
+            f"{_described(path, found)}, and is no file: remove it, or choose another path"
+        ) from cause
+    _expect_own(path, found, secret=secret)
 
 
 def _expect_own(path: Path, found: os.stat_result, *, secret: bool) -> None:
