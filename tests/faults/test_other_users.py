@@ -94,11 +94,11 @@ def _be(uid: int, orders: Connection) -> None:
     while order := orders.recv():
         function, arguments = order
         try:
-            answer = function(*arguments), None
+            orders.send((function(*arguments), None))
         except Exception as error:
             # Some of ours, and of the operating system's, cannot be made anew of their text.
-            answer = None, (UntrustedPathError if _is_refusal(error) else OSError)(str(error))
-        orders.send(answer)
+            kind = UntrustedPathError if _is_refusal(error) else OSError
+            orders.send((None, kind(str(error))))
     os._exit(0)
 
 
@@ -286,11 +286,11 @@ def hold_memory(path: Path) -> None:
 
 
 def meet(path: Path) -> None:
-    Rendezvous(StepRank("step", 0, 2), path).begin(path.parent / "anns")
+    Rendezvous(StepRank(0, 2, "step"), path).begin(path.parent / "anns")
 
 
 def look_for_meeting(path: Path) -> None:
-    Rendezvous(StepRank("step", 1, 2), path).find(1.0)
+    Rendezvous(StepRank(1, 2, "step"), path).find(1.0)
 
 
 def attach(path: Path) -> None:
@@ -377,7 +377,7 @@ def attach_by_name(shared: Path) -> None:
 
 
 def place_sockets(shared: Path) -> None:
-    private._SHORT = shared
+    setattr(private, "_SHORT", shared)  # noqa: B010 - it is final elsewhere
     private.make_socket_folder(shared / ("x" * 100))
 
 
@@ -560,14 +560,15 @@ def test_no_leftover_is_written_into(shared: Path, ann: User, mallory: User) -> 
     found = (folder / "note").stat()
     assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (ANN, 0o600)
     assert (folder / "note").read_bytes() == b"ann's"
-    for name, write in {"a": overwrite, "b": leave_lock}.items():
+    writes: dict[str, Callable[..., None]] = {"a": overwrite, "b": take_lock}
+    for name, write in writes.items():
         mallory.does(leave, folder / name)
         with pytest.raises(UntrustedPathError, match="mode 0666"):
             ann.does(write, folder / name, b"ann's")
         assert (folder / name).read_bytes() == b"mallory's, and longer than what comes"
 
 
-def leave_lock(path: Path, _data: bytes) -> None:
+def take_lock(path: Path, _data: bytes) -> None:
     FileLock(path).acquire()
 
 
