@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -21,7 +23,6 @@ from flowgentic_actors.cluster.holder import HOLDER_FILE, Hold, is_held, read_ho
 from flowgentic_actors.cluster.persist import MANIFEST, StoredMemory
 from flowgentic_actors.errors import UntrustedPathError
 from flowgentic_actors.shard.following import TERM_FILE, read_term, write_term
-from flowgentic_actors.storage import private
 from flowgentic_actors.storage.private import (
     check_folder,
     make_folder,
@@ -245,13 +246,13 @@ def test_the_group_that_is_the_users_own_may_write(
     gid = folder.stat().st_gid
     user = SimpleNamespace(pw_name="ann", pw_gid=gid)
     group = SimpleNamespace(gr_name="ann", gr_mem=["ann"])
-    monkeypatch.setattr(private.pwd, "getpwuid", lambda _: user)
-    monkeypatch.setattr(private.grp, "getgrgid", lambda _: group)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: user)
+    monkeypatch.setattr(grp, "getgrgid", lambda _: group)
     make_folders(folder / "below")
     make_folders(folder)
     for change in ({"gr_mem": ["ann", "mallory"]}, {"gr_name": "team"}):
         other = SimpleNamespace(**{**vars(group), **change})
-        monkeypatch.setattr(private.grp, "getgrgid", lambda _, other=other: other)
+        monkeypatch.setattr(grp, "getgrgid", lambda _, other=other: other)
         for path in (folder, folder / "below"):
             with pytest.raises(UntrustedPathError, match=f"mode 0775: group .* \\({gid}\\)"):
                 make_folders(path)
@@ -275,11 +276,13 @@ def test_links_are_followed_part_by_part(tmp_path: Path) -> None:
 def test_what_is_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "path"
     write_private(tmp_path / "file", b"data")
-    {
-        "link": lambda: path.symlink_to("file"),
-        "folder": path.mkdir,
-        "pipe": lambda: os.mkfifo(path),
-    }[kind]()
+    match kind:
+        case "link":
+            path.symlink_to("file")
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
     with pytest.raises(UntrustedPathError, match=f"{path} belongs to user .*, and is no file"):
         read_private(path, secret=True)
     assert read_private(tmp_path / "file") == b"data"
