@@ -17,7 +17,7 @@ from flowgentic_actors.config import NAME_PATTERN, MemoryConfig
 from flowgentic_actors.config_values import unknown_settings
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE
 from flowgentic_actors.errors import ClusterNotFoundError, UntrustedPathError
-from flowgentic_actors.storage.private import trusted_path
+from flowgentic_actors.storage.private import check_folder, trusted_path
 
 Target: TypeAlias = ClusterHandle | str | os.PathLike[str] | None
 
@@ -125,9 +125,12 @@ def _at(path: Path, scratch: Path | None) -> ClusterHandle:
     """The cluster of a descriptor file, of the folder that has one, or of a `persist_path`."""
     try:
         path = trusted_path(path)
+        is_folder = path.is_dir()
+        if is_folder:
+            check_folder(path)
     except UntrustedPathError as error:
         raise ClusterNotFoundError(str(error)) from error
-    if path.is_dir():
+    if is_folder:
         if (path / DESCRIPTOR).exists():
             return ClusterHandle(path.name, str(path / DESCRIPTOR))
         return _of_memory(path, scratch)

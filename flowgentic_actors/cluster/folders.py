@@ -312,6 +312,8 @@ def find_memory(target: str, scratch: Path | None = None) -> Path:
             with contextlib.suppress(FileNotFoundError):
                 check_folder(root, secret=True)
         folder = root / target if named else trusted_path(Path(target).expanduser())
+        if folder.is_dir():
+            check_folder(folder)
         for path in (folder, folder / PERSIST_LINK, folder / MEMORY):
             if (path / MANIFEST).is_file():
                 memory = trusted_path(path)

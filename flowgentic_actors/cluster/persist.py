@@ -431,6 +431,8 @@ def snapshot(path: Path, target: Path) -> tuple[Manifest, int]:
     target = memory_path(target)
     try:
         made = not target.exists()
+        if not made:
+            check_folder(target)
         if not made and (not target.is_dir() or any(target.iterdir())):
             raise PersistError(f"{target} is there already: give a folder that is new or empty")
         if target.absolute().is_relative_to("/dev/shm"):  # noqa: S108

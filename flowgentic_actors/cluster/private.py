@@ -38,7 +38,7 @@ def private_folder(folder: Path) -> Path:
         ClusterOpenError: If it cannot be made, or somebody else could write to it.
     """
     try:
-        folder = trusted_path(folder)
+        trusted_path(folder)
         make_folder(folder, secret=True)
     except UntrustedPathError as error:
         raise ClusterOpenError(f"{error}. {_FOR}") from error

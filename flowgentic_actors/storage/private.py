@@ -30,7 +30,6 @@ TRUSTED_VARIABLE: Final = "FLOWGENTIC_TRUSTED_FOLDERS"
 _LEAST: Final = 4096  # bytes: less takes as much of a disk
 _MOST_LINKS: Final = 40  # as the Linux kernel
 _OTHERS: Final = 0o077
-_WRITE: Final = 0o022
 
 
 # ---------------------------------------------------------------------- paths
@@ -40,8 +39,8 @@ def trusted_path(path: Path) -> Path:
     """The path with all links followed, if no other user can put anything else in its place.
 
     Every folder and link on the way has to belong to root or to this user, and every folder must
-    not be writable by others, unless it has the sticky bit. Parts that are not there yet are left
-    as they are. Blocks.
+    not be writable by others, unless it has the sticky bit. What is at its end is for whoever opens
+    it to check. Parts that are not there yet are left as they are. Blocks.
 
     Raises:
         UntrustedPathError: If it is not so; the text names the part, its owner and mode.
@@ -50,8 +49,8 @@ def trusted_path(path: Path) -> Path:
     here = Path("/")
     left = [*reversed(path.absolute().parts[1:])]
     links = 0
-    _expect_trusted(here, here.lstat(), path)
     while left:
+        _expect_trusted(here, here.lstat(), path)
         name = left.pop()
         if name == "..":
             here = here.parent
@@ -61,10 +60,10 @@ def trusted_path(path: Path) -> Path:
             found = there.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return there.joinpath(*reversed(left))
-        _expect_trusted(there, found, path)
         if not stat.S_ISLNK(found.st_mode):
             here = there
             continue
+        _expect_trusted(there, found, path)
         links += 1
         if links > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -82,7 +81,7 @@ def _expect_trusted(part: Path, found: os.stat_result, path: Path) -> None:
         return
     else:
         why = _writers(found)
-    if str(part) in os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep):
+    if part in map(Path, os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep)):
         return
     raise UntrustedPathError(
         f"{_described(part, found)}: {why} could exchange what is at {path}. Choose a path of "
