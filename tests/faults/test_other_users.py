@@ -47,7 +47,11 @@ from flowgentic_actors.storage.private import (
 )
 from flowgentic_actors.wire.addresses import connect, dial
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to become two other users")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to become two other users"),
+    # Newer Pythons warn of forks while there are threads; what is forked here starts its own.
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
 
 ANN, MALLORY = 65533, 65532
 SECRET = b"s" * 32
