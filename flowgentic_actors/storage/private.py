@@ -75,12 +75,11 @@ def trusted_path(path: Path) -> Path:
 
 
 def _expect_trusted(part: Path, found: os.stat_result, path: Path) -> None:
-    if found.st_uid not in (0, os.geteuid()) and not _is_roots(found.st_uid):
-        why = "its owner"
-    elif stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX or not _writers(found):
+    foreign = found.st_uid not in (0, os.geteuid()) and not _is_roots(found.st_uid)
+    fixed = stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX
+    why = "its owner" if foreign else "" if fixed else _writers(found)
+    if not why:
         return
-    else:
-        why = _writers(found)
     if part in map(Path, os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep)):
         return
     raise UntrustedPathError(
