@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         TierError,
         TierFullError,
         TierLostError,
+        UntrustedPathError,
         VersionConflictError,
         WireError,
     )
@@ -138,6 +139,7 @@ __all__ = [
     "TierError",
     "TierFullError",
     "TierLostError",
+    "UntrustedPathError",
     "VersionConflictError",
     "WireError",
 ]

@@ -9,6 +9,7 @@
     │   ├── ClusterNotFoundError      nothing to attach to
     │   ├── PersistError              a memory on disk cannot be opened
     │   │   └── PersistHeldError      another live cluster has it open
+    │   ├── UntrustedPathError        another user owns or may change a file or folder; an OSError
     │   ├── ClusterClosedError        used before it was opened or after it was closed
     │   └── LocalClusterError         asked of a local cluster what only processes can do
     ├── RequestError                  a call on the memory failed
@@ -101,6 +102,13 @@ class PersistHeldError(PersistError):
     def __init__(self, message: str, *, dead_in: float | None = None) -> None:
         super().__init__(message)
         self.dead_in = dead_in
+
+
+class UntrustedPathError(ClusterError, PermissionError):
+    """A file or folder belongs to another user, or others may change or exchange it.
+
+    The text names it, its owner and mode, and what to do. Nothing was read or written.
+    """
 
 
 class ClusterClosedError(ClusterError):

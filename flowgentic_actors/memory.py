@@ -56,6 +56,7 @@ from flowgentic_actors.errors import (
     InvalidRequestError,
     LocalClusterError,
     RequestError,
+    UntrustedPathError,
 )
 from flowgentic_actors.foreign import is_foreign
 
@@ -186,6 +187,8 @@ class MemoryCluster:
             await self._undo(error)
             if not isinstance(error, OSError) or is_foreign(error):
                 raise
+            if isinstance(error, UntrustedPathError):
+                raise ClusterOpenError(str(error)) from error
             # Such as a folder without permission, or on a file system that does not answer.
             raise ClusterOpenError(
                 f"the cluster cannot be opened: {type(error).__name__}: "

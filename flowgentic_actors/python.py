@@ -17,7 +17,7 @@ PATH_VARIABLE: Final = "FLOWGENTIC_SYS_PATH"
 """Holds the `sys.path` for the processes of a cluster, as `python_environ` writes it."""
 
 _BOOT: Final = (
-    "import json, os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_DFL); "
+    "import json, os, signal, sys; os.umask(0o077); signal.signal(signal.SIGCHLD, signal.SIG_DFL); "
     "sys.path.insert(0, {root!a}); import {package}; "
     "told = os.environ.get({variable!r}); "
     "sys.path[:] = [os.fsdecode(p.encode('latin-1')) for p in json.loads(told)] if told else "
@@ -67,7 +67,7 @@ def python_command(module: str, *arguments: str) -> list[str]:
     The package's own parent folder is first on the path while the package is found, so a source
     checkout beside an installed copy works; from then on the path is what `python_environ` tells,
     and without it the interpreter's own. Signals whose child is gone are delivered, also where this
-    process ignores them: `subprocess` needs that.
+    process ignores them: `subprocess` needs that. Its umask is 077.
 
     Raises:
         ClusterOpenError: If there is no interpreter.

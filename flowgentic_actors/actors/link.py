@@ -34,6 +34,7 @@ from flowgentic_actors.wire.messages import (
     ToServer,
     Welcome,
 )
+from flowgentic_actors.wire.sockets import check_peer
 
 EXIT_ORPHANED: Final = 75
 """Exit code of an actor whose supervisor is gone."""
@@ -72,6 +73,7 @@ class SupervisorLink:
         try:
             self._sock.settimeout(_GO_TIMEOUT)
             self._sock.connect(self._spec.supervisor)
+            check_peer(self._sock)
             self.send(Hello("link", os.urandom(16), os.getpid()))
             self.send(Started(self._spec.name, self._spec.epoch, socket.gethostname()))
             may_go = False

@@ -20,6 +20,7 @@ from flowgentic_actors.actors.link import SupervisorLink
 from flowgentic_actors.actors.serving import make_actor, serve
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import FlowgenticError
+from flowgentic_actors.storage.private import read_private, trusted_path
 from flowgentic_actors.wire.messages import Broken, sendable
 from flowgentic_actors.wire.server import MAX_CONNECTIONS, Server
 
@@ -34,7 +35,9 @@ def main() -> int:
     ignore_job_signals()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _allow_files(MAX_CONNECTIONS + 64)
-    spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ActorSpec)
+    spec = msgspec.json.decode(
+        read_private(trusted_path(Path(sys.argv[1])), secret=True), type=ActorSpec
+    )
     started = time.monotonic()
     link = SupervisorLink(spec)
     try:

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.storage.private import overwrite
+from flowgentic_actors.storage.private import overwrite, read_private
 
 RECORD_FILE: Final = "processes.jsonl"
 
@@ -71,7 +71,7 @@ class ProcessRecord:
 
     def _lines(self) -> list[bytes]:
         try:
-            return self._path.read_bytes().rstrip(b" ").splitlines()
+            return read_private(self._path).rstrip(b" ").splitlines()
         except FileNotFoundError:
             return []
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.python import python_command
+from flowgentic_actors.storage.private import open_log
 
 ACTOR_MODULE = "flowgentic_actors.actors.process"
 
@@ -67,7 +68,7 @@ class SubprocessSpawner:
         return await on_daemon_thread(timeout, self._start, spec_file, log_file)
 
     def _start(self, spec_file: Path, log_file: Path) -> _Child:
-        with log_file.open("ab") as log:
+        with open_log(log_file) as log:
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
                 python_command(ACTOR_MODULE, str(spec_file)),
                 stdin=subprocess.DEVNULL,

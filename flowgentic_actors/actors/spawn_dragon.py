@@ -13,6 +13,7 @@ from flowgentic_actors.dragon_fixes import with_fixes
 from flowgentic_actors.environment import without_dragon
 from flowgentic_actors.errors import ActorStartError
 from flowgentic_actors.python import python_command
+from flowgentic_actors.storage.private import open_log
 
 _PATIENCE: Final = 15.0  # for what takes a second on a busy machine
 
@@ -109,6 +110,8 @@ def start_dragon_process(
 
     try:
         where = current().hostname if node is None else node
+        if log_file is not None:
+            open_log(log_file).close()  # Dragon opens it by name, with the mode that it has then
         output = str(log_file) if log_file is not None else Popen.DEVNULL
         Process(
             command[0],

@@ -16,7 +16,8 @@ from flowgentic_actors.cluster.presence import Watched, watched_file
 from flowgentic_actors.config import NAME_PATTERN, MemoryConfig
 from flowgentic_actors.config_values import unknown_settings
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE
-from flowgentic_actors.errors import ClusterNotFoundError
+from flowgentic_actors.errors import ClusterNotFoundError, UntrustedPathError
+from flowgentic_actors.storage.private import check_folder, trusted_path
 
 Target: TypeAlias = ClusterHandle | str | os.PathLike[str] | None
 
@@ -122,8 +123,14 @@ def _named(name: str, scratch: Path | None) -> ClusterHandle:
 
 def _at(path: Path, scratch: Path | None) -> ClusterHandle:
     """The cluster of a descriptor file, of the folder that has one, or of a `persist_path`."""
-    path = path.absolute()
-    if path.is_dir():
+    try:
+        path = trusted_path(path)
+        is_folder = path.is_dir()
+        if is_folder:
+            check_folder(path)
+    except UntrustedPathError as error:
+        raise ClusterNotFoundError(str(error)) from error
+    if is_folder:
         if (path / DESCRIPTOR).exists():
             return ClusterHandle(path.name, str(path / DESCRIPTOR))
         return _of_memory(path, scratch)

@@ -38,8 +38,10 @@ from flowgentic_actors.errors import (
     ClusterNotFoundError,
     ClusterOpenError,
     PersistError,
+    UntrustedPathError,
 )
 from flowgentic_actors.storage.lock import FileLock
+from flowgentic_actors.storage.private import check_folder, make_folder, trusted_path
 
 OWNER_LOCK = "owner.lock"
 HOST_LOCK = "host.lock"
@@ -62,7 +64,7 @@ class OrphanLimits(NamedTuple):
 
 
 def _root_path(scratch: Path | None) -> Path:
-    parent = (scratch or Path(tempfile.gettempdir())).resolve()  # for processes elsewhere
+    parent = trusted_path(scratch or Path(tempfile.gettempdir()))  # for processes elsewhere
     return parent / f"flowgentic-{os.geteuid()}"
 
 
@@ -72,7 +74,10 @@ def root_folder(scratch: Path | None) -> Path:
     Raises:
         ClusterOpenError: If it cannot be made, or somebody else could write to it.
     """
-    root = _root_path(scratch)
+    try:
+        root = _root_path(scratch)
+    except UntrustedPathError as error:
+        raise ClusterOpenError(f"{error}. scratch= (or $TMPDIR) says which path") from error
     parent = root.parent
     try:
         str(root).encode()
@@ -122,7 +127,7 @@ def claim_folder(
         with root_locked(root):
             _sweep(root, folder, limits)
             if not is_live(folder):
-                folder.mkdir(mode=0o700, exist_ok=True)
+                make_folder(folder, secret=True)
                 make_socket_folder(folder)
                 lock = FileLock(folder / OWNER_LOCK)
                 lock.acquire(wait=True)  # a probe of the lock holds it for a moment
@@ -156,7 +161,7 @@ def claim_node_folder(
     while True:
         with root_locked(root):
             _sweep(root, folder, limits)
-            folder.mkdir(mode=0o700, exist_ok=True)
+            make_folder(folder, secret=True)
             lock = FileLock(folder / HOST_LOCK)
             if not _locked(folder, OWNER_LOCK) and lock.acquire():
                 make_socket_folder(folder)
@@ -298,14 +303,26 @@ def find_memory(target: str, scratch: Path | None = None) -> Path:
         scratch: Where names are looked up, as in `MemoryConfig`.
 
     Raises:
-        PersistError: If there is none.
+        PersistError: If there is none, or somebody else could have put another in its place.
     """
     named = "/" not in target and not Path(target).exists()
-    root = _root_path(scratch)
-    folder = root / target if named else Path(target).expanduser()
-    for path in (folder, folder / PERSIST_LINK, folder / MEMORY):
-        if (path / MANIFEST).is_file():
-            return path.resolve()
+    try:
+        root = _root_path(scratch)
+        if named:
+            with contextlib.suppress(FileNotFoundError):
+                check_folder(root, secret=True)
+        folder = root / target if named else trusted_path(Path(target).expanduser())
+        if folder.is_dir():
+            check_folder(folder)
+        for path in (folder, folder / PERSIST_LINK, folder / MEMORY):
+            if (path / MANIFEST).is_file():
+                memory = trusted_path(path)
+                check_folder(memory)
+                return memory
+    except UntrustedPathError as error:
+        raise PersistError(str(error)) from error
+    except OSError as error:
+        raise PersistError(f"cannot look for a memory in {target}: {error}") from error
     if not named:
         what = "is no memory: it has no" if folder.is_dir() else "is not there, so it has no"
         raise PersistError(f"{folder} {what} {MANIFEST}. Give a persist_path, or a cluster's name")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from flowgentic_actors.environment import machine
-from flowgentic_actors.errors import ClusterNotFoundError
-from flowgentic_actors.storage.private import write_private
+from flowgentic_actors.errors import ClusterNotFoundError, UntrustedPathError
+from flowgentic_actors.storage.private import read_private, trusted_path, write_private
 from flowgentic_actors.wire.addresses import Address, TcpAddress
 
 _EXPORT_PREFIX = "flowgentic:"
@@ -74,17 +72,14 @@ class ClusterHandle:
         """
         path = Path(self.descriptor)
         try:
-            found = path.stat()
-            data = path.read_bytes()
+            data = read_private(trusted_path(path), secret=True)
+        except UntrustedPathError as error:
+            raise ClusterNotFoundError(str(error)) from error
         except OSError as error:
             raise ClusterNotFoundError(
                 f"the cluster {self.name!r} is not there: {error}. It was closed, or runs on "
                 "another node"
             ) from error
-        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-            raise ClusterNotFoundError(
-                f"{path} is not private to this user (it must be mode 0600): not trusted"
-            )
         return _decode(data, str(path))
 
     def export(self) -> str:

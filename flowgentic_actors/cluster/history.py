@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from flowgentic_actors.cluster.status import ClusterEvent
-from flowgentic_actors.storage.private import write_private
+from flowgentic_actors.storage.private import open_private, read_private, write_private
 
 HISTORY_FILE: Final = "events.jsonl"
 
@@ -29,7 +29,7 @@ class History:
     def __init__(self, folder: Path) -> None:
         path = folder / HISTORY_FILE
         self._events: deque[ClusterEvent] = deque(maxlen=_KEPT)
-        noted = path.read_bytes() if path.exists() else b""
+        noted = read_private(path) if path.exists() else b""
         lines = noted.splitlines()
         for line in lines:
             with contextlib.suppress(msgspec.DecodeError):  # a line that was cut by a kill
@@ -37,7 +37,7 @@ class History:
         if len(lines) > _KEPT:
             with contextlib.suppress(OSError):  # as below
                 write_private(path, b"".join(msgspec.json.encode(e) + b"\n" for e in self._events))
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         if noted and not noted.endswith(b"\n"):
             with contextlib.suppress(OSError):
                 os.write(self._fd, b"\n")

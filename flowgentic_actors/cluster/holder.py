@@ -31,7 +31,7 @@ import msgspec
 from flowgentic_actors.errors import PersistError, PersistHeldError
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.log import boot_id
-from flowgentic_actors.storage.private import overwrite, write_private
+from flowgentic_actors.storage.private import open_private, overwrite, read_private, write_private
 
 HOLDER_LOCK: Final = "holder.lock"
 HOLDER_FILE: Final = "holder.json"
@@ -255,7 +255,7 @@ def read_holder(folder: Path) -> Holder | None:
     """
     path = folder / HOLDER_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Holder)
+        return msgspec.json.decode(read_private(path), type=Holder)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -296,8 +296,11 @@ def _age(folder: Path) -> float:
     try:
         os.utime(folder / HOLDER_LOCK)
         now = (folder / HOLDER_LOCK).stat().st_mtime
-        with (folder / HOLDER_FILE).open("rb") as file:  # opening it asks the server again
-            return max(0.0, now - os.fstat(file.fileno()).st_mtime)
+        file = open_private(folder / HOLDER_FILE, os.O_RDONLY)  # this asks the server again
+        try:
+            return max(0.0, now - os.fstat(file).st_mtime)
+        finally:
+            os.close(file)
     except FileNotFoundError:
         return SILENCE  # let go just now
     except OSError as error:

@@ -97,7 +97,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
-from flowgentic_actors.storage.private import overwrite, write_private
+from flowgentic_actors.storage.private import overwrite, read_private, trusted_path, write_private
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.interfaces import choose_address
@@ -140,7 +140,9 @@ def main() -> int:
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
     )
-    spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=HostSpec)
+    spec = msgspec.json.decode(
+        read_private(trusted_path(Path(sys.argv[1])), secret=True), type=HostSpec
+    )
     lock = FileLock(Path(spec.folder) / HOST_LOCK)
     if not lock.acquire():
         logger.error("another host runs in %s", spec.folder)
@@ -269,7 +271,7 @@ class Host:
     def _was_ending(self) -> bool:
         """Whether a host before this one died while, or after, it ended the cluster's work."""
         try:
-            self._end_reason = (self._folder / ENDING_FILE).read_text()
+            self._end_reason = read_private(self._folder / ENDING_FILE).decode()
         except FileNotFoundError:
             return False
         self._ending.set()
@@ -448,7 +450,7 @@ class Host:
             even_table(len(self._specs), spec.namespace_depth),
             host=self._remote,
             generation=self._manifest.subfolder,
-            manifest=await on_daemon_thread(_FILE_TIMEOUT, (memory / MANIFEST).read_bytes),
+            manifest=await on_daemon_thread(_FILE_TIMEOUT, read_private, memory / MANIFEST),
             factory=self._factory,
             arguments=arguments,
             child_spec=self._child_spec,
@@ -746,7 +748,7 @@ def _node() -> str:
 
 def _read_number(path: Path) -> int:
     try:
-        return int(path.read_text())
+        return int(read_private(path))
     except (OSError, ValueError):
         return 0
 

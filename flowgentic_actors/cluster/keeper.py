@@ -41,7 +41,7 @@ from flowgentic_actors.cluster.protocol import (
 )
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, RequestExpiredError
-from flowgentic_actors.storage.private import overwrite
+from flowgentic_actors.storage.private import overwrite, read_private
 
 SPEC_FILE: Final = "host.spec"
 
@@ -338,7 +338,7 @@ class HostKeeper:
             late = patience.left <= 0 or not self._wants_host()
             # What has run ended for a reason of its own. Dragon's launcher gives up before that now
             # and then, on a busy machine, and succeeds the next time.
-            ran = self._spec.spawner != "dragon" or (self._folder / PID_FILE).read_text().strip()
+            ran = self._spec.spawner != "dragon" or read_private(self._folder / PID_FILE).strip()
             if late or ran or attempts == _LAUNCHES:
                 raise ClusterOpenError(self._why_not_started(late=late))
             logger.warning("Dragon's launcher ended before the host ran: it is started once more")

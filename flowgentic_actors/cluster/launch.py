@@ -33,6 +33,7 @@ from flowgentic_actors.environment import (
 )
 from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
 from flowgentic_actors.python import python_command, python_environ, told_of_children
+from flowgentic_actors.storage.private import open_log, read_private
 
 HOST_MODULE = "flowgentic_actors.cluster.host"
 LOG_FILE = "host.log"
@@ -158,7 +159,7 @@ class _NodesLauncher(_DragonLauncher):
     def kill(self) -> None:
         super().kill()
         with contextlib.suppress(OSError):  # its host never came up
-            end_runtime((self._folder / RUNTIME_FILE).read_text().rstrip())
+            end_runtime(read_private(self._folder / RUNTIME_FILE).decode().rstrip())
         remove_unused(self._segments)
 
 
@@ -196,7 +197,7 @@ class _InRuntime:
 
     def _pid(self) -> int | None:
         try:
-            return int(self._pid_file.read_text())
+            return int(read_private(self._pid_file))
         except (OSError, ValueError):
             return None
 
@@ -261,13 +262,14 @@ def _popen(
     command: list[str], cwd: Path, log_file: Path, environ: dict[str, str]
 ) -> subprocess.Popen[bytes]:
     try:
-        with log_file.open("ab") as log:
+        with open_log(log_file) as log:
             return subprocess.Popen(  # noqa: S603 - our own program
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=cwd,
+                umask=0o077,  # of Dragon's processes, too
                 env=environ,
                 # Out of reach of Ctrl-C. A new session would hang Dragon's launcher.
                 process_group=0,

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from flowgentic_actors.storage.private import open_private
+
 _TAIL: Final = 4000  # bytes of one file
 _LINE: Final = 400  # characters
 
@@ -15,7 +17,7 @@ def log_tail(*files: Path) -> str:
     tails = []
     for file in files:
         try:
-            with file.open("rb") as log:
+            with os.fdopen(open_private(file, os.O_RDONLY), "rb") as log:
                 log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL))
                 tails.append(log.read().decode(errors="replace").strip())
         except OSError:

@@ -26,7 +26,7 @@ from flowgentic_actors.cluster.folders import (
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.keeper import HostKeeper
-from flowgentic_actors.cluster.persist import await_free, check_index
+from flowgentic_actors.cluster.persist import await_free, check_index, memory_path
 from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol import Description
 from flowgentic_actors.cluster.shared_settings import SharedSettings
@@ -141,12 +141,13 @@ class Owner:
         path = self._config.persist_path
         if path is None:
             return
-        if path.resolve().is_relative_to(root):
+        folder = memory_path(path)
+        if folder.is_relative_to(root):
             raise PersistError(
                 f"persist_path={path} is in {root}, where clusters keep what ends with them"
             )
-        await_free(path.resolve(), deadline)
-        check_index(path.resolve(), SharedSettings.of(self._config).index, self._config.reindex)
+        await_free(folder, deadline)
+        check_index(folder, SharedSettings.of(self._config).index, self._config.reindex)
 
     def _bring_up(self, deadline: float) -> Description:
         config, secret = self._config, new_secret()
@@ -154,7 +155,7 @@ class Owner:
             raise ClusterOpenError(_ONE_NODE)
         memory = self._folder / MEMORY
         if config.persist_path is not None:
-            memory = config.persist_path.resolve()
+            memory = memory_path(config.persist_path)
             (self._folder / PERSIST_LINK).symlink_to(memory)
         job = scheduler_job()
         spec = HostSpec(

@@ -38,12 +38,24 @@ from flowgentic_actors.engine.records import (
     Record,
     ThreadsExpired,
 )
-from flowgentic_actors.errors import JournalLockedError, PersistError, PersistHeldError
+from flowgentic_actors.errors import (
+    JournalLockedError,
+    PersistError,
+    PersistHeldError,
+    UntrustedPathError,
+)
 from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.reading import ShardReader, holds_entries
 from flowgentic_actors.shard.reshard import reshard
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.lock import FileLock
+from flowgentic_actors.storage.private import (
+    check_folder,
+    make_folder,
+    make_folders,
+    read_private,
+    trusted_path,
+)
 
 FORMAT: Final = 2
 """Format 1 has no tables; what has none is still written so, for versions that know no other."""
@@ -228,7 +240,7 @@ class StoredMemory:
             self._manifest, format=FORMAT, shards=shards, table=table
         )
         for folder in manifest.folders(self._path):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            make_folder(folder)
         self._disk.sync_folder(folder.parent)
         write_manifest(self._disk, self._path, manifest)
         self._manifest = manifest
@@ -416,14 +428,17 @@ def snapshot(path: Path, target: Path) -> tuple[Manifest, int]:
         JournalError: If a journal cannot be read.
     """
     disk = RealDisk()
+    target = memory_path(target)
     try:
         made = not target.exists()
+        if not made:
+            check_folder(target)
         if not made and (not target.is_dir() or any(target.iterdir())):
             raise PersistError(f"{target} is there already: give a folder that is new or empty")
         if target.absolute().is_relative_to("/dev/shm"):  # noqa: S108
             raise PersistError(f"{target} is in /dev/shm, which does not outlive this node")
+        _make_path(disk, target)
         try:
-            _make_path(disk, target)
             return _snapshot(disk, path, target)
         except BaseException:
             for folder in _generations(target):
@@ -477,18 +492,32 @@ def router(table: SlotTable) -> Callable[[Record], int]:
     return route
 
 
+def memory_path(path: Path) -> Path:
+    """The folder that a user names, with all links followed; see `trusted_path`. Blocks.
+
+    Raises:
+        PersistError: If somebody else could put another folder in its place.
+    """
+    try:
+        return trusted_path(path)
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
 def read_manifest(path: Path) -> Manifest | None:
     """The manifest of a memory's folder, None when there is none.
 
     Raises:
-        PersistError: If it is damaged or of a newer version.
+        PersistError: If it is damaged, of a newer version, or not only this user's.
         OSError: If it cannot be read.
     """
     file = path / MANIFEST
     try:
-        data = file.read_bytes()
+        data = read_private(file)
     except FileNotFoundError:
         return None
+    except UntrustedPathError as error:
+        raise PersistError(str(error)) from error
     try:
         version = msgspec.json.decode(data, type=_Format).format
         if version > FORMAT:
@@ -526,7 +555,7 @@ def shard_folders(path: Path, manifest: Manifest) -> list[Path]:
     """The folders of a memory's shards.
 
     Raises:
-        PersistError: If one is missing.
+        PersistError: If one is missing, or not only this user's.
     """
     folders = manifest.folders(path)
     missing = [str(folder) for folder in folders if not folder.is_dir()]
@@ -535,6 +564,11 @@ def shard_folders(path: Path, manifest: Manifest) -> list[Path]:
             f"{path} should have {manifest.shards} shards, and there is no {', '.join(missing)}: "
             "restore it from a copy"
         )
+    try:
+        for folder in (path / manifest.subfolder, *folders):
+            check_folder(folder)
+    except UntrustedPathError as error:
+        raise PersistError(str(error)) from error
     return folders
 
 
@@ -578,17 +612,14 @@ def _version() -> str:
 
 def _make_path(disk: Disk, path: Path) -> None:
     """Make a folder of this user alone, and see to it that its name is on the medium."""
-    if not path.parent.exists():
-        _make_path(disk, path.parent)
-    if not path.exists():
-        path.mkdir(mode=0o700, exist_ok=True)
-        disk.sync_folder(path.parent)
+    make_folders(path, made=lambda folder: disk.sync_folder(folder.parent))
 
 
 def _make_generation(disk: Disk, path: Path, manifest: Manifest) -> None:
     folders = manifest.folders(path)
+    make_folder(folders[0].parent)
     for folder in folders:
-        folder.mkdir(mode=0o700, parents=True)
+        folder.mkdir(mode=0o700)
     disk.sync_folder(folders[0].parent)
     disk.sync_folder(path)
 
@@ -608,11 +639,15 @@ def _generations(path: Path) -> list[Path]:
 def _try(lock: FileLock) -> bool:
     try:
         return lock.acquire()
+    except UntrustedPathError:
+        raise
     except OSError:  # a file system without locks: the holder's silence has told
         return True
 
 
 def _unusable(path: Path, error: OSError) -> PersistError:
+    if isinstance(error, UntrustedPathError):
+        return PersistError(f"{error} (setting: persist_path)")
     return PersistError(
         f"cannot use {path}: {error}. Set persist_path= (or scratch=, where it is not set) to a "
         "folder that this user can write to, with room for twice the memory when it is re-sharded"

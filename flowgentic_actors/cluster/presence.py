@@ -19,6 +19,7 @@ from flowgentic_actors.cluster.folders import DESCRIPTOR, PID_FILE, has_owner, i
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterNotFoundError, FlowgenticError
+from flowgentic_actors.storage.private import read_private
 
 _INTERVAL: Final = 0.2
 """Seconds between two polls: calls fail at most so much later than the cluster is closed."""
@@ -117,7 +118,7 @@ class ClusterWatch:
         if not _is_here(self._descriptor):
             return True
         try:
-            os.kill(int((folder / PID_FILE).read_text()), 0)
+            os.kill(int(read_private(folder / PID_FILE)), 0)
         except PermissionError:
             return True
         except (OSError, ValueError):  # its owner replaces it, or it is in another pid namespace

@@ -12,17 +12,23 @@ import hashlib
 import os
 import shutil
 import socket
-import stat
 from pathlib import Path
 from typing import Final
 
-from flowgentic_actors.errors import ClusterOpenError
+from flowgentic_actors.errors import ClusterOpenError, UntrustedPathError
+from flowgentic_actors.storage.private import (
+    make_folder,
+    read_private,
+    trusted_path,
+    write_private,
+)
 from flowgentic_actors.wire.sockets import MAX_PATH
 
 _LONGEST_NAME: Final = len("/shard-1048576.sock")
 _SHORT: Final = Path("/tmp")  # noqa: S108 - checked below
 _OF: Final = "of"
 _PROBE: Final = 1.0
+_FOR: Final = "Secrets and sockets of clusters are kept there; scratch= (or $TMPDIR) says where"
 
 
 def private_folder(folder: Path) -> Path:
@@ -32,18 +38,15 @@ def private_folder(folder: Path) -> Path:
         ClusterOpenError: If it cannot be made, or somebody else could write to it.
     """
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        trusted_path(folder)
+        make_folder(folder, secret=True)
+    except UntrustedPathError as error:
+        raise ClusterOpenError(f"{error}. {_FOR}") from error
     except OSError as error:
         raise ClusterOpenError(
             f"cannot make the folder {folder}: {error}. Set scratch= to a writable, node-local "
             "folder"
         ) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise ClusterOpenError(
-            f"{folder} must be a folder of mode 0700 that belongs to this user: it holds the "
-            "clusters' secrets and sockets. Remove it, or set scratch= to another folder"
-        )
     return folder
 
 
@@ -70,7 +73,7 @@ def make_socket_folder(folder: Path) -> None:
     private_folder(_short_root())
     _remove_needless()
     private_folder(sockets)
-    (sockets / _OF).write_bytes(os.fsencode(folder))
+    write_private(sockets / _OF, os.fsencode(folder))
 
 
 def remove_socket_folder(folder: Path) -> None:
@@ -85,7 +88,7 @@ def _remove_needless() -> None:
     """Remove socket folders whose cluster folder is gone, as after a job with its own `$TMPDIR`."""
     for other in _short_root().iterdir():
         with contextlib.suppress(OSError):  # another process removes it, or is making it
-            there = Path(os.fsdecode((other / _OF).read_bytes())).is_dir()
+            there = Path(os.fsdecode(read_private(other / _OF))).is_dir()
             # A container may share /tmp and not the folder.
             if not there and not any(map(_listens, other.glob("*.sock"))):
                 shutil.rmtree(other, ignore_errors=True)

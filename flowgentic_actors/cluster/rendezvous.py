@@ -17,7 +17,6 @@ import contextlib
 import itertools
 import logging
 import os
-import stat
 import time
 from pathlib import Path
 from typing import Final
@@ -31,8 +30,13 @@ from flowgentic_actors.cluster.host_client import describe
 from flowgentic_actors.cluster.hostlink import HostLink
 from flowgentic_actors.cluster.protocol import AwaitRanks, Enter, RanksReply
 from flowgentic_actors.environment import StepRank, machine
-from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
-from flowgentic_actors.storage.private import write_private
+from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, UntrustedPathError
+from flowgentic_actors.storage.private import (
+    make_folders,
+    read_private,
+    trusted_path,
+    write_private,
+)
 
 _FOLDER: Final = ".flowgentic"
 _POLL: Final = 0.1
@@ -125,19 +129,15 @@ class Rendezvous:
             ClusterOpenError: If the folder cannot be used.
         """
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = self._folder.stat()
-            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
-                raise ClusterOpenError(
-                    f"{self._folder} must belong to this user, and nobody else may write there: it "
-                    "tells the ranks of this step where the memory is (setting: rendezvous)"
-                )
+            make_folders(self._folder)
             with root_locked(root_folder(scratch)):
                 note = self._read()
                 if note is None or note.closed or not self._is_there(note):
                     self._write(Note(first=self._me))
                     self.is_first = True
             self._remove_old()
+        except UntrustedPathError as error:
+            raise ClusterOpenError(f"{error} (setting: rendezvous)") from error
         except OSError as error:
             raise ClusterOpenError(
                 f"cannot use {self._folder}, where the ranks of this step meet: {error}. Set "
@@ -165,7 +165,7 @@ class Rendezvous:
 
     def _read(self) -> Note | None:
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Note)
+            return msgspec.json.decode(read_private(self._file, secret=True), type=Note)
         except (FileNotFoundError, msgspec.DecodeError):  # none, or one of an older version
             return None
 
@@ -235,13 +235,12 @@ class Rendezvous:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             try:
-                found = self._file.stat()
-                data = self._file.read_bytes()
+                data = read_private(trusted_path(self._file), secret=True)
+            except UntrustedPathError as error:
+                raise ClusterOpenError(f"{error} (setting: rendezvous)") from error
             except OSError:  # not there yet, or not seen from here yet
                 time.sleep(_POLL)
                 continue
-            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-                raise ClusterOpenError(f"{self._file} is not private to this user: not trusted")
             note = msgspec.json.decode(data, type=Note)
             if note.is_pending:
                 if note.first.has_ended:

@@ -66,6 +66,7 @@ from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.log import SEGMENT_BYTES
+from flowgentic_actors.storage.private import make_folders
 from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 from flowgentic_actors.storage.syncer import Syncer
 from flowgentic_actors.storage.worker import Worker
@@ -130,7 +131,7 @@ class ShardActor:
         tier_folder: str = "",
     ) -> None:
         path = Path(folder)
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(path)
         self._lock = FileLock(path / LOCK_NAME)
         if not self._lock.acquire():
             raise JournalLockedError(

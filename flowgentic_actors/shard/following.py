@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -28,7 +29,13 @@ from flowgentic_actors.shard.peers import (
     encode_peer,
 )
 from flowgentic_actors.shard.room import RoomWanted
-from flowgentic_actors.storage.private import overwrite
+from flowgentic_actors.storage.private import (
+    make_folders,
+    open_private,
+    overwrite,
+    read_private,
+    write_private,
+)
 from flowgentic_actors.wire.addresses import Address
 from flowgentic_actors.wire.client import AsyncConnection
 
@@ -191,7 +198,7 @@ def _decode(reply: Raw) -> PeerAnswer:
 def read_term(folder: Path) -> int | None:
     """The term whose copy is in a folder, None when there is none. Blocks."""
     try:
-        return int((folder / TERM_FILE).read_text())
+        return int(read_private(folder / TERM_FILE))
     except (FileNotFoundError, ValueError):
         return None
 
@@ -209,8 +216,8 @@ def empty(folder: Path) -> None:
     (folder / TERM_FILE).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(mode=0o700, parents=True)
-    (folder / INCOMPLETE).touch()
+    make_folders(folder)
+    write_private(folder / INCOMPLETE, b"")
 
 
 INCOMPLETE: Final = "incomplete"
@@ -223,6 +230,7 @@ def is_incomplete(folder: Path) -> bool:
 
 
 def _write_piece(path: Path, offset: int, data: bytes) -> None:
-    with path.open("r+b" if offset else "wb") as file:
+    with os.fdopen(open_private(path, os.O_WRONLY | os.O_CREAT), "wb") as file:
+        file.truncate(offset)
         file.seek(offset)
         file.write(data)

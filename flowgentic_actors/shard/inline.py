@@ -25,6 +25,7 @@ from flowgentic_actors.errors import (
     JournalLockedError,
     OutcomeUnknownError,
     StorageError,
+    UntrustedPathError,
 )
 from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.shard.actor import LOCK_NAME
@@ -411,6 +412,8 @@ class JournaledShard:
     def _acquire(self) -> bool:
         try:
             return self._file_lock.acquire()
+        except UntrustedPathError:
+            raise
         except OSError:  # a file system without locks: who holds the memory was settled before
             return True
 

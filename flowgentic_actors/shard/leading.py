@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from flowgentic_actors.shard.peers import (
     encode_peer,
 )
 from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.private import open_private
 from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 from flowgentic_actors.storage.worker import Worker
 
@@ -395,7 +397,7 @@ class Leading:
         path = self._journal.newest_set
         if path is None:
             return SetPiece("", 0, b"")
-        with path.open("rb") as file:
+        with os.fdopen(open_private(path, os.O_RDONLY), "rb") as file:
             file.seek(0, 2)
             size = file.tell()
             file.seek(offset)

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from flowgentic_actors.storage.private import open_private
+
 
 class Disk(Protocol):
     """File operations; every one of them may raise `OSError`."""
@@ -81,7 +83,7 @@ class RealDisk:
 
     def create(self, path: Path, size: int) -> int:
         """See `Disk.create`."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             self.allocate(fd, size)
         except BaseException:
@@ -93,7 +95,7 @@ class RealDisk:
 
     def open(self, path: Path) -> int:
         """See `Disk.open`."""
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return open_private(path, os.O_RDWR)
 
     def close(self, fd: int) -> None:
         """See `Disk.close`."""

@@ -6,6 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from flowgentic_actors.storage.private import open_private
+
 
 class FileLock:
     """An exclusive advisory lock; it belongs to this object, not to the process."""
@@ -16,7 +18,7 @@ class FileLock:
 
     def acquire(self, *, wait: bool = False) -> bool:
         """Take the lock; False when somebody holds it and `wait` is not set."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_private(self._path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from flowgentic_actors.storage.private import make_folders, open_private
+
 logger = logging.getLogger(__name__)
 
 SHM: Final = Path("/dev/shm")  # noqa: S108 - where Dragon's pools are
@@ -38,7 +40,7 @@ def make_folder(parent: Path) -> Path:
     """Make the folder of a new DDict; its name is the DDict's."""
     name = _PREFIX + os.urandom(NAME_LENGTH // 2 - 1).hex()
     folder = parent / name
-    folder.mkdir(mode=0o700, parents=True)
+    make_folders(folder)
     return folder
 
 
@@ -96,7 +98,7 @@ def end_ddict(folder: Path, timeout: float = 10.0) -> bool:
     ended = _end_processes(folder, end)
     shutil.rmtree(folder, ignore_errors=True)
     if not (_end_processes(folder, end) and ended):
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_folders(folder)
         return False
     patience = min(end, time.monotonic() + _PATIENCE)
     while (files := _pool_files(folder.name)) and time.monotonic() < patience:
@@ -132,7 +134,7 @@ def open_pools(name: str) -> list[int]:
         if not file.name.endswith("D"):
             continue  # the heap's own records
         with contextlib.suppress(FileNotFoundError):
-            found.append(os.open(file, os.O_RDWR | os.O_CLOEXEC))
+            found.append(open_private(file, os.O_RDWR))
     return found
 
 
@@ -183,7 +185,13 @@ def _end_processes(folder: Path, end: float) -> bool:
 
 
 def _pool_files(name: str) -> list[Path]:
-    return list(SHM.glob(f"*{name}_*"))
+    """Of this user: others see the names, and could make files of the same."""
+    found = []
+    for file in SHM.glob(f"*{name}_*"):
+        with contextlib.suppress(FileNotFoundError):
+            if file.lstat().st_uid == os.geteuid():
+                found.append(file)
+    return found
 
 
 def _pids() -> Iterator[int]:

@@ -1,22 +1,204 @@
-"""Small files that only this user can read: written anew, or in the place of what is there.
+"""Files and folders that are this user's, and that no other user can change or exchange.
 
-The latter needs no room on a disk that is full. That must not keep an actor from being started
-again, or a copy from being promoted, so what has to be noted for that has its room beforehand.
+On a machine with other users a path is only as good as each folder on the way to it: who may write
+to one may put another file or folder in the place of what is in it. So a path that a user gives is
+followed once, part by part, as OpenSSH's StrictModes does (`trusted_path`); what is made below it
+has mode 0700 or 0600 from its first moment, whatever the umask; and a file is checked when it is
+open, and read through that descriptor, so that nothing can be exchanged between look and use.
+
+A file in a folder that is only ours needs no look at its number of hard links: nobody else can make
+one there, or of anything there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import grp
 import os
+import pwd
+import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
+
+from flowgentic_actors.errors import UntrustedPathError
+
+TRUSTED_VARIABLE: Final = "FLOWGENTIC_TRUSTED_FOLDERS"
+"""Holds folders, separated by colons, that are trusted as if only root could write to them."""
 
 _LEAST: Final = 4096  # bytes: less takes as much of a disk
+_MOST_LINKS: Final = 40  # as the Linux kernel
+_OTHERS: Final = 0o077
+
+
+# ---------------------------------------------------------------------- paths
+
+
+def trusted_path(path: Path) -> Path:
+    """The path with all links followed, if no other user can put anything else in its place.
+
+    Every folder and link on the way has to belong to root or to this user, and every folder must
+    not be writable by others, unless it has the sticky bit. What is at its end is for whoever opens
+    it to check. Parts that are not there yet are left as they are. Blocks.
+
+    Raises:
+        UntrustedPathError: If it is not so; the text names the part, its owner and mode.
+        OSError: If the path cannot be followed.
+    """
+    here = Path("/")
+    left = [*reversed(path.absolute().parts[1:])]
+    links = 0
+    while left:
+        _expect_trusted(here, here.lstat(), path)
+        name = left.pop()
+        if name == "..":
+            here = here.parent
+            continue
+        there = here / name
+        try:
+            found = there.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return there.joinpath(*reversed(left))
+        if not stat.S_ISLNK(found.st_mode):
+            here = there
+            continue
+        _expect_trusted(there, found, path)
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        target = there.readlink()
+        if target.is_absolute():
+            here = Path("/")
+        left += reversed(target.parts[target.is_absolute() :])
+    return here
+
+
+def _expect_trusted(part: Path, found: os.stat_result, path: Path) -> None:
+    foreign = found.st_uid not in (0, os.geteuid()) and not _is_roots(found.st_uid)
+    fixed = stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX
+    why = "its owner" if foreign else "" if fixed else _writers(found)
+    if not why:
+        return
+    if part in map(Path, os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep)):
+        return
+    raise UntrustedPathError(
+        f"{_described(part, found)}: {why} could exchange what is at {path}. Choose a path of "
+        "which every folder belongs to root or to this user and is not writable by others (chmod "
+        f"go-w), or, if you trust all who may write there, name it: "
+        f"{TRUSTED_VARIABLE}={part}"
+    )
+
+
+def check_folder(folder: Path, *, secret: bool = False) -> None:
+    """Make sure that a folder is this user's, and no link. Blocks.
+
+    Args:
+        folder: The folder; the way to it is not looked at.
+        secret: Whether others must not even look into it.
+
+    Raises:
+        UntrustedPathError: If it is somebody else's, or others may write to it.
+        OSError: If it is not there.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise UntrustedPathError(
+            f"{_described(folder, found)}, and is no folder: remove it, or choose another path"
+        )
+    _expect_own(folder, found, secret=secret)
+
+
+def make_folder(folder: Path, *, secret: bool = False) -> None:
+    """Make one folder, mode 0700, or check the one that is there, as `check_folder`. Blocks."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        check_folder(folder, secret=secret)
+
+
+def make_folders(
+    path: Path, *, secret: bool = False, made: Callable[[Path], None] = lambda _: None
+) -> Path:
+    """Make a folder and all that is missing above it, each of mode 0700. Blocks.
+
+    Args:
+        path: As a user gives it.
+        secret: As for `check_folder`.
+        made: Told of each folder that was made.
+
+    Returns:
+        It, with all links followed.
+
+    Raises:
+        UntrustedPathError: If somebody else could exchange it, or write to it.
+        OSError: If it cannot be made.
+    """
+    folder = trusted_path(path)
+    missing = []
+    for level in (folder, *folder.parents):
+        if level.exists():
+            break
+        missing.append(level)
+    for level in reversed(missing):
+        make_folder(level)
+        made(level)
+    check_folder(folder, secret=secret)
+    return folder
+
+
+# ---------------------------------------------------------------------- files
+
+
+def open_private(path: Path, flags: int, *, secret: bool = False) -> int:
+    """Open a file of this user, made with mode 0600 if the flags say that it is to be made. Blocks.
+
+    Args:
+        path: The file; the way to it is not looked at.
+        flags: As for `os.open`. Not `O_TRUNC`, which would come before the check.
+        secret: Whether others must not even read it.
+
+    Returns:
+        Its descriptor, which a child does not inherit.
+
+    Raises:
+        UntrustedPathError: If it is somebody else's, others may write to it, or it is a link.
+        OSError: If it cannot be opened.
+    """
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    if secret:
+        flags |= os.O_NONBLOCK  # a pipe in its place would let us wait
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        with contextlib.suppress(FileNotFoundError):
+            _expect_own_file(path, path.lstat(), secret=False, cause=error)
+        raise
+    try:
+        _expect_own_file(path, os.fstat(descriptor), secret=secret)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_private(path: Path, *, secret: bool = False) -> bytes:
+    """The bytes of a file of this user; see `open_private`."""
+    with os.fdopen(open_private(path, os.O_RDONLY, secret=secret), "rb") as file:
+        return file.read()
+
+
+def open_log(path: Path) -> BinaryIO:
+    """Open a log of this user, to append to; see `open_private`."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    return os.fdopen(open_private(path, flags), "ab", buffering=0)
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only this user can read, whole or not at all."""
+    """Write a file that only this user can read, whole or not at all. Blocks."""
     temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    temporary.unlink(missing_ok=True)  # what an interrupted writing, or somebody else, left there
+    descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
     temporary.replace(path)
@@ -25,6 +207,8 @@ def write_private(path: Path, data: bytes) -> None:
 def overwrite(path: Path, data: bytes, least: int = _LEAST) -> None:
     """Put data in the place of what a file holds, and fill up with spaces; it never gets smaller.
 
+    That needs no room on a disk that is full, which must not keep an actor from being started
+    again, or a copy from being promoted: what has to be noted for that has its room beforehand.
     Readable by this user alone. What is cut off in the middle leaves a part of both, so either
     nobody reads it then, or it has to be told. Blocks.
 
@@ -34,10 +218,11 @@ def overwrite(path: Path, data: bytes, least: int = _LEAST) -> None:
         least: Bytes that the file has at least, from then on.
 
     Raises:
+        UntrustedPathError: As `open_private`.
         OSError: If that is not possible. There is no room on a full disk for more than the file
             had before.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = open_private(path, os.O_WRONLY | os.O_CREAT)
     try:
         size = os.fstat(descriptor).st_size
         if size < len(data) or not size:
@@ -47,3 +232,91 @@ def overwrite(path: Path, data: bytes, least: int = _LEAST) -> None:
             rest = rest[os.pwrite(descriptor, rest, size - len(rest)) :]
     finally:
         os.close(descriptor)
+
+
+# ---------------------------------------------------------------------- owners and modes
+
+
+def _expect_own_file(
+    path: Path, found: os.stat_result, *, secret: bool, cause: OSError | None = None
+) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise UntrustedPathError(
+            f"{_described(path, found)}, and is no file: remove it, or choose another path"
+        ) from cause
+    _expect_own(path, found, secret=secret)
+
+
+def _expect_own(path: Path, found: os.stat_result, *, secret: bool) -> None:
+    if found.st_uid != os.geteuid():
+        raise UntrustedPathError(
+            f"{_described(path, found)}, not to this one ({_user(os.geteuid())}): choose another "
+            "path, or have its owner remove it"
+        )
+    if secret and found.st_mode & _OTHERS:
+        raise UntrustedPathError(
+            f"{_described(path, found)}: only its owner may read it. If what is in it is yours, "
+            f"chmod go= {path}"
+        )
+    if writers := _writers(found):
+        raise UntrustedPathError(
+            f"{_described(path, found)}: {writers} may write to it, and could have. If all that "
+            f"is in it is yours, chmod -R go-w {path}"
+        )
+
+
+def _writers(found: os.stat_result) -> str:
+    """Who, of other users, may write to a file or folder, in words; empty for nobody.
+
+    Access control lists that let others write show in the bits of the group.
+    """
+    if found.st_mode & stat.S_IWOTH:
+        return "everybody"
+    if found.st_mode & stat.S_IWGRP and not _is_private(found.st_gid):
+        return f"group {_group(found.st_gid)}"
+    return ""
+
+
+def _is_private(gid: int) -> bool:
+    """Whether a group is this user's own one, without other members.
+
+    Many systems make one for each user, and let it write: their umask is 002.
+    """
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    own = gid == user.pw_gid and group.gr_name == user.pw_name
+    return own and set(group.gr_mem) <= {user.pw_name}
+
+
+def _is_roots(uid: int) -> bool:
+    """Whether that stands for users that this user namespace does not have, as for root.
+
+    In containers without root's help, root's folders of the machine seem to belong to that user.
+    """
+    try:
+        overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
+        lines = Path("/proc/self/uid_map").read_text().splitlines()
+    except (OSError, ValueError):  # not on this platform
+        return False
+    ranges = [(int(first), int(count)) for first, _, count in map(str.split, lines)]
+    return uid == overflow and not any(first <= uid < first + count for first, count in ranges)
+
+
+def _described(path: Path, found: os.stat_result) -> str:
+    return f"{path} belongs to user {_user(found.st_uid)}, mode {stat.S_IMODE(found.st_mode):04o}"
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return f"{grp.getgrgid(gid).gr_name} ({gid})"
+    except KeyError:
+        return str(gid)

@@ -12,6 +12,7 @@ from typing import Final, Self
 
 from flowgentic_actors.errors import JournalError
 from flowgentic_actors.storage.disk import RealDisk
+from flowgentic_actors.storage.private import open_private
 
 _JOURNAL: Final = (".seg", ".sealed", ".spare", ".set")
 _ATTEMPTS: Final = 200
@@ -120,10 +121,10 @@ class FolderView(RealDisk):
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_private(path, os.O_RDONLY)
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # the soft limit is often 1,024
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return open_private(path, os.O_RDONLY)

@@ -20,7 +20,7 @@ from msgspec import Meta, Struct
 
 from flowgentic_actors.errors import AuthenticationError
 from flowgentic_actors.foreign import is_foreign
-from flowgentic_actors.wire.sockets import widen
+from flowgentic_actors.wire.sockets import check_peer, widen
 
 SERVER_NAME: Final = "flowgentic-actors"
 """The name in every certificate, in the place of a host's."""
@@ -128,7 +128,8 @@ def connect(
         announce: Told of each socket before it is connected, for whoever may have to `hang_up`.
 
     Raises:
-        AuthenticationError: If the server has not the certificate that is expected.
+        AuthenticationError: If the server has not the certificate that is expected, or another
+            user serves at the Unix socket.
         OSError: If it cannot be reached in time.
     """
     deadline = time.monotonic() + timeout
@@ -141,6 +142,7 @@ def connect(
             announce(sock)
             sock.settimeout(timeout)
             sock.connect(address)
+            check_peer(sock)
         except BaseException:
             sock.close()
             raise
@@ -182,6 +184,7 @@ async def dial(loop: asyncio.AbstractEventLoop, address: Destination) -> socket.
     """Connect and no more: `secure` makes a transport of the socket.
 
     Raises:
+        AuthenticationError: If another user serves at the Unix socket.
         OSError: If the server cannot be reached.
     """
     if isinstance(address, Nowhere):
@@ -189,7 +192,13 @@ async def dial(loop: asyncio.AbstractEventLoop, address: Destination) -> socket.
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         widen(sock)
-        return await _connected(loop, sock, address)
+        sock = await _connected(loop, sock, address)
+        try:
+            check_peer(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
     failure: OSError | None = None
     for family, kind, protocol, _, where in await resolve(loop, address.host, address.port):
         sock = socket.socket(family, kind, protocol)

@@ -50,6 +50,8 @@ def peer_pid(sock: socket.socket) -> int | None:
 def check_peer(sock: socket.socket) -> None:
     """Make sure that the process at the other end belongs to this user.
 
+    Of a server, it is who began to listen. Whoever connects asks before anything is sent.
+
     Raises:
         AuthenticationError: If it belongs to another user.
     """
@@ -57,7 +59,7 @@ def check_peer(sock: socket.socket) -> None:
         return  # the folder's mode 0700 and the secret guard the socket there
     uid = _UCRED.unpack(_credentials(sock))[1]
     if uid != os.geteuid():
-        raise AuthenticationError(f"the peer runs as user {uid}, this cluster as {os.geteuid()}")
+        raise AuthenticationError(f"the peer runs as user {uid}, this process as {os.geteuid()}")
 
 
 def _credentials(sock: socket.socket) -> bytes:

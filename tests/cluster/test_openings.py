@@ -49,7 +49,7 @@ async def test_a_scratch_folder_that_cannot_be_used_is_named(tmp_path: Path) -> 
     mine = tmp_path / f"flowgentic-{os.geteuid()}"
     mine.mkdir(mode=0o755)
     mine.chmod(0o755)
-    assert "0700" in await fails_to_open(scratch=tmp_path)
+    assert "mode 0755: only its owner" in await fails_to_open(scratch=tmp_path)
     assert [path.name for path in mine.iterdir()] == []
 
 

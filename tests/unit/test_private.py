@@ -1,11 +1,17 @@
-"""Small files on a full disk: what is noted goes in the place of what was noted before."""
+"""Files and folders of this user alone, and what is noted in them on a full disk."""
 
 from __future__ import annotations
 
 import errno
+import grp
 import os
+import pwd
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,8 +21,18 @@ from flowgentic_actors.cluster import holder as holders
 from flowgentic_actors.cluster.history import HISTORY_FILE, History
 from flowgentic_actors.cluster.holder import HOLDER_FILE, Hold, is_held, read_holder
 from flowgentic_actors.cluster.persist import MANIFEST, StoredMemory
+from flowgentic_actors.errors import UntrustedPathError
 from flowgentic_actors.shard.following import TERM_FILE, read_term, write_term
-from flowgentic_actors.storage.private import overwrite
+from flowgentic_actors.storage.private import (
+    check_folder,
+    make_folder,
+    make_folders,
+    open_private,
+    overwrite,
+    read_private,
+    trusted_path,
+    write_private,
+)
 
 
 @pytest.fixture
@@ -164,3 +180,152 @@ def test_the_manifest_stays_as_it_is_for_the_next_host_of_one_cluster(tmp_path: 
         opened.append((tmp_path / MANIFEST).stat().st_ino)
         memory.close(orderly=False)
     assert opened[0] == opened[1] != opened[2]
+
+
+# ---------------------------------------------------------------------- whose they are
+
+
+def test_folders_are_made_each_with_its_own_mode_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        made: list[Path] = []
+        folder = make_folders(tmp_path / "one" / "two", made=made.append)
+    finally:
+        os.umask(before)
+    assert made == [tmp_path / "one", tmp_path / "one" / "two"]
+    assert folder == tmp_path / "one" / "two"
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
+    assert make_folders(folder, made=made.append) == folder
+    assert len(made) == 2
+
+
+def test_a_folder_that_others_can_write_to_is_refused_with_owner_mode_and_remedy(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for mode in (0o777, 0o757):
+        folder.chmod(mode)
+        told = f"{folder} belongs to user .* \\({os.geteuid()}\\), mode 0{mode:o}: everybody.*go-w"
+        for check in (make_folders, make_folder, check_folder):
+            with pytest.raises(UntrustedPathError, match=told):
+                check(folder)
+        with pytest.raises(UntrustedPathError, match=r"could exchange.*TRUSTED_FOLDERS=/"):
+            make_folders(folder / "below")
+        assert not (folder / "below").exists()
+    folder.chmod(0o755)
+    make_folder(folder)
+    with pytest.raises(UntrustedPathError, match="only its owner may read it"):
+        make_folder(folder, secret=True)
+
+
+def test_the_sticky_bit_and_trust_make_the_way_good_and_not_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = tmp_path / "way"
+    way.mkdir()
+    way.chmod(0o1777)
+    make_folders(way / "one")
+    with pytest.raises(UntrustedPathError, match="mode 1777"):
+        make_folders(way)
+    way.chmod(0o777)
+    with pytest.raises(UntrustedPathError):
+        make_folders(way / "one")
+    monkeypatch.setenv("FLOWGENTIC_TRUSTED_FOLDERS", f"/elsewhere:{way}")
+    make_folders(way / "one")
+    with pytest.raises(UntrustedPathError, match="mode 0777"):
+        make_folders(way)
+
+
+def test_the_group_that_is_the_users_own_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(0o775)
+    gid = folder.stat().st_gid
+    user = SimpleNamespace(pw_name="ann", pw_gid=gid)
+    group = SimpleNamespace(gr_name="ann", gr_mem=["ann"])
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: user)
+    monkeypatch.setattr(grp, "getgrgid", lambda _: group)
+    make_folders(folder / "below")
+    make_folders(folder)
+    for change in ({"gr_mem": ["ann", "mallory"]}, {"gr_name": "team"}):
+        other = SimpleNamespace(**{**vars(group), **change})
+        monkeypatch.setattr(grp, "getgrgid", lambda _, other=other: other)
+        for path in (folder, folder / "below"):
+            with pytest.raises(UntrustedPathError, match=f"mode 0775: group .* \\({gid}\\)"):
+                make_folders(path)
+
+
+def test_links_are_followed_part_by_part(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/../real/deep")
+    (tmp_path / "absolute").symlink_to(tmp_path / "link")
+    for path in ("link", "absolute", "real/deep", "link/../deep", "./real//deep"):
+        assert trusted_path(tmp_path / path) == tmp_path.resolve() / "real" / "deep"
+    assert trusted_path(tmp_path / "absolute" / "new" / "one") == (
+        tmp_path.resolve() / "real" / "deep" / "new" / "one"
+    )
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        trusted_path(tmp_path / "loop")
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "path"
+    write_private(tmp_path / "file", b"data")
+    match kind:
+        case "link":
+            path.symlink_to("file")
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+    with pytest.raises(UntrustedPathError, match=f"{path} belongs to user .*, and is no file"):
+        read_private(path, secret=True)
+    assert read_private(tmp_path / "file") == b"data"
+
+
+def test_a_file_that_others_can_write_to_or_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_private(path, b"data")
+    path.chmod(0o644)
+    os.close(open_private(path, os.O_RDWR))
+    with pytest.raises(UntrustedPathError, match="mode 0644: only its owner may read it"):
+        read_private(path, secret=True)
+    path.chmod(0o646)
+    with pytest.raises(UntrustedPathError, match="mode 0646: everybody may write to it"):
+        read_private(path)
+    with pytest.raises(UntrustedPathError, match="mode 0646"):
+        overwrite(path, b"new")
+    assert path.read_bytes() == b"data"
+    with pytest.raises(FileNotFoundError):
+        read_private(tmp_path / "missing")
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare"
+)
+def test_folders_of_the_machines_root_are_roots_in_a_container_that_does_not_know_it(
+    tmp_path: Path,
+) -> None:
+    """In a user namespace without them, all of the machine's other users look the same."""
+    folder = tmp_path / "folder"
+    (folder / "own").mkdir(parents=True)
+    os.chown(folder, 65533, 65533)
+    program = (
+        "from pathlib import Path; from flowgentic_actors.storage.private import make_folders; "
+        f"make_folders(Path({str(folder / 'own')!r}))"
+    )
+    inside = ["unshare", "--user", "--map-root-user"]
+    with pytest.raises(UntrustedPathError, match="65533"):
+        make_folders(folder / "own")
+    if subprocess.run([*inside, "true"], check=False).returncode:
+        pytest.skip("needs root: user namespaces are not allowed here")
+    subprocess.run([*inside, sys.executable, "-c", program], check=True)
+    os.chown(folder / "own", 65533, 65533)
+    assert subprocess.run(
+        [*inside, sys.executable, "-c", program], check=False, capture_output=True
+    ).returncode

@@ -16,6 +16,7 @@ from flowgentic_actors.cluster.handle import Descriptor
 from flowgentic_actors.cluster.rendezvous import FirstRank, Note, Rendezvous
 from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError
+from flowgentic_actors.storage.private import write_private
 
 ELSEWHERE = Descriptor(name="a", host="/nowhere/host.sock", secret=b"s" * 32, max_message_bytes=1)
 
@@ -76,7 +77,7 @@ def test_what_an_earlier_run_left_is_replaced(
     }[what]
     if note is None:
         place._folder.mkdir(mode=0o700)
-        place._file.write_bytes(b"{")
+        write_private(place._file, b"{")
     assert begins(place, scratch, note)
 
 

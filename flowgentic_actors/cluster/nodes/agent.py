@@ -42,6 +42,12 @@ from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.environment import inside_dragon, machine
 from flowgentic_actors.errors import FlowgenticError, ProtocolError, RequestError
+from flowgentic_actors.storage.private import (
+    make_folder,
+    make_folders,
+    open_log,
+    write_private,
+)
 from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import ToServer
@@ -72,7 +78,7 @@ def main() -> int:
     deadline = time.monotonic() + spec.open_timeout
     if spec.folder:
         root, name = Path(spec.folder).parent, Path(spec.folder).name
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(root)
     else:
         root, name = root_folder(Path(spec.scratch) if spec.scratch else None), spec.name
     folder, lock = claim_node_folder(root, name, spec.orphans, deadline)
@@ -93,11 +99,11 @@ def main() -> int:
 
 
 def _log_to(path: Path) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = open_log(path)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-        os.dup2(descriptor, stream.fileno())
-    os.close(descriptor)
+        os.dup2(log.fileno(), stream.fileno())
+    log.close()
 
 
 class NodeAgent:
@@ -295,8 +301,8 @@ class NodeAgent:
         if self._spec.memory:
             return
         memory = self._memory_folder()
-        memory.mkdir(mode=0o700, exist_ok=True)
-        (memory / MANIFEST).write_bytes(self._spec.manifest)
+        make_folder(memory)
+        write_private(memory / MANIFEST, self._spec.manifest)
 
     def _child_spec(self, shard: int) -> ChildSpec:
         name = name_of(shard)

@@ -13,6 +13,7 @@ from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.logs import log_tail, with_last_line
 from flowgentic_actors.cluster.nodes.joining import TICKET_VARIABLE, Ticket
 from flowgentic_actors.python import python_command
+from flowgentic_actors.storage.private import open_log
 
 AGENT_MODULE: Final = "flowgentic_actors.cluster.nodes.agent"
 
@@ -132,7 +133,7 @@ class LocalNodeLauncher:
         return self._folder / f"{node}.log"
 
     def _start(self, ticket: Ticket) -> subprocess.Popen[bytes]:
-        with self._log_file(ticket.node).open("ab") as log:
+        with open_log(self._log_file(ticket.node)) as log:
             return subprocess.Popen(  # noqa: S603 - our own program
                 python_command(AGENT_MODULE),
                 stdin=subprocess.DEVNULL,

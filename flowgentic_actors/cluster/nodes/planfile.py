@@ -15,7 +15,7 @@ import msgspec
 
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.errors import ClusterOpenError
-from flowgentic_actors.storage.private import overwrite
+from flowgentic_actors.storage.private import overwrite, read_private
 
 _NAMES: Final = ("plan.json", "plan-2.json")
 _SMALLEST: Final = 16 << 10  # bytes
@@ -49,7 +49,7 @@ class PlanFile:
         trouble: Exception | None = None
         for number, path in enumerate(self._paths):
             try:
-                found[number] = _decode(path.read_bytes())
+                found[number] = _decode(read_private(path))
             except FileNotFoundError:
                 continue
             except (ValueError, OSError) as error:
