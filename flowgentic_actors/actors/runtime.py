@@ -11,7 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import TypeAlias
 
-from flowgentic_actors.actors.actor import Actor, Postponed
+from flowgentic_actors.actors.actor import SLOW, Actor, Postponed
 from flowgentic_actors.actors.mailbox import Envelope, Mailbox
 from flowgentic_actors.actors.postponing import PostponedRequests
 from flowgentic_actors.errors import (
@@ -216,10 +216,11 @@ class ActorRuntime:
             self._schedule()
 
     def disconnected(self, connection: Connection) -> None:
-        """Forget a connection; what waits in the mailbox is still carried out."""
+        """Forget a connection, and what it asked that was not begun."""
         self._mailbox.forget(connection)
         self._postponed.forget(connection)
         self._aside.pop(connection, None)  # its caller asks again if it still wants to know
+        self._rest()
 
     # ------------------------------------------------------------------ batches
 
@@ -322,12 +323,12 @@ class ActorRuntime:
     def _handle(self, batch: list[Envelope], replies: _Answers) -> None:
         """Have the actor carry out a batch, or the beginning of it that its limits allow."""
         clock, handle = time.monotonic, self._actor.handle
-        end = clock() + BATCH_SECONDS
+        now = clock()
+        end = now + BATCH_SECONDS
         size = 0
         for index, envelope in enumerate(batch):
             if self._broken:
                 break  # unanswered on purpose: the next incarnation gets them again
-            now = clock()
             if size >= BATCH_BYTES or index >= BATCH or (now >= end and replies):
                 self._mailbox.put_back(batch[index:])
                 break
@@ -343,7 +344,11 @@ class ActorRuntime:
                 reply = handle(envelope)
             except Exception as error:  # noqa: BLE001 - told apart there
                 replies.append((envelope, self._failure(envelope, error)))
+                now = clock()
                 continue
+            before, now = now, clock()
+            if now - before >= SLOW:
+                self._actor.was_slow(envelope, now - before)
             if isinstance(reply, bytes):
                 size += len(reply)
                 replies.append((envelope, self._checked(envelope, reply)))

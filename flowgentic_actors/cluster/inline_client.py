@@ -6,8 +6,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
 
+from flowgentic_actors.actors.actor import SLOW
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.shared_settings import IndexSettings
@@ -20,7 +23,7 @@ from flowgentic_actors.cluster.status import (
     known_stats,
 )
 from flowgentic_actors.deadlines import Patience, tell_when_blocked, timeout
-from flowgentic_actors.engine.commands import Command
+from flowgentic_actors.engine.commands import PAGED, Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.engine.slots import SLOTS
 from flowgentic_actors.errors import (
@@ -32,6 +35,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.shard.bare import BareShard
 from flowgentic_actors.shard.settings import ShardSettings
+from flowgentic_actors.shard.slow import SlowRequests
 from flowgentic_actors.storage.group import Blocking, Promise
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
@@ -40,6 +44,7 @@ _NOT_PICKLED = (
     "graph) cannot be pickled or deep-copied. Within this process use the object itself; to reach "
     "the memory from another one open it with mode='distributed', send memory.handle and attach"
 )
+_PAGED: Final = frozenset(PAGED)
 _CLOSE_MARGIN = 30.0  # the parts of closing have deadlines of their own
 
 logger = logging.getLogger(__name__)
@@ -86,6 +91,7 @@ class InlineClient:
         self._requests = 0
         self._opened = time.time()
         self._events: list[ClusterEvent] = []
+        self._slow = SlowRequests(lambda kind, detail: self.event(kind, detail, "shard-0"))
         self._unusable: str | None = None
         self._end_reason: str | None = None
         let_go_after_fork(self)
@@ -102,10 +108,13 @@ class InlineClient:
     async def ask(self, shard: int, command: Command) -> Reply:
         """Have the shard carry out a command; see `MemoryClient.ask`."""
         if self._memory is None:
-            return self.ask_sync(shard, command)
-        answer = self._begin(self._memory, command, asyncio.get_running_loop())
+            answer: Reply | Promise[Reply] = self.ask_sync(shard, command)
+        else:
+            answer = self._begin(self._memory, command, asyncio.get_running_loop())
         if not isinstance(answer, asyncio.Future):
             assert not isinstance(answer, Blocking)
+            if type(command) in _PAGED and cast("Any", answer).after is not None:
+                await asyncio.sleep(0)  # others get their turn before the next page
             return answer
         deadline = timeout(self._timeout)
         try:
@@ -122,7 +131,13 @@ class InlineClient:
             calls = (self.ask(shard, command) for shard, command in asks)
             waited = await asyncio.gather(*calls, return_exceptions=True)
             return [_no_cancellation(answer) for answer in waited]
-        return self.ask_each_sync(asks)
+        if not any(type(command) in _PAGED for _, command in asks):
+            return self.ask_each_sync(asks)
+        answers: list[Reply | Exception] = []
+        for asked in asks:
+            answers += self.ask_each_sync([asked])
+            await asyncio.sleep(0)
+        return answers
 
     def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
         """Have the shard carry out commands; see `MemoryClient.ask_each_sync`."""
@@ -151,7 +166,10 @@ class InlineClient:
         if self._unusable is not None or self._end_reason is not None:
             self._check_usable()
         self._requests += 1
-        return self._shard.ask(command)
+        if type(command) not in _PAGED:
+            return self._shard.ask(command)
+        with self._watched(command):
+            return self._shard.ask(command)
 
     @property
     def n_nodes(self) -> int:
@@ -163,7 +181,18 @@ class InlineClient:
     ) -> Reply | Promise[Reply]:
         self._check_usable()
         self._requests += 1
-        return memory.ask(command, loop)
+        if type(command) not in _PAGED:
+            return memory.ask(command, loop)
+        with self._watched(command):
+            return memory.ask(command, loop)
+
+    @contextmanager
+    def _watched(self, command: Command) -> Iterator[None]:
+        """Tell of a command that takes long."""
+        begun = time.monotonic()
+        yield
+        if (seconds := time.monotonic() - begun) >= SLOW:
+            self._slow.note(command, seconds)
 
     def _late(self) -> OutcomeUnknownError:
         return OutcomeUnknownError(
@@ -213,12 +242,11 @@ class InlineClient:
         self._check_open()
         return list(self._events)
 
-    def event(self, kind: str, detail: str) -> None:
+    def event(self, kind: str, detail: str, actor: str = "") -> None:
         """Note that something happened."""
+        number, now = len(self._events), time.time()
         self._events.append(
-            ClusterEvent(
-                number=len(self._events), time=time.time(), kind=kind, actor="", detail=detail
-            )
+            ClusterEvent(number=number, time=now, kind=kind, actor=actor, detail=detail)
         )
 
     def loop_blocked(self, seconds: float) -> None:

@@ -16,7 +16,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
 
 from flowgentic_actors import AsyncCheckpointSaver, MemoryCluster
-from flowgentic_actors.engine import thread_queries
+from flowgentic_actors.engine import pace, thread_queries
 from flowgentic_actors.errors import InvalidRequestError
 from tests.contract.faces import SaverFace, checkpoint_of, config_of, id_of, unique
 
@@ -186,7 +186,8 @@ async def test_a_rare_match_is_found_behind_many_that_are_none(
     saver: SaverFace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pages are closed after so many, even empty ones.
-    monkeypatch.setattr(thread_queries, "MAX_SCAN", 3)
+    monkeypatch.setattr(pace, "PAGE_SECONDS", -1.0)
+    monkeypatch.setattr(pace, "LOOKS", 3)
     thread = unique()
     rare = await saver.put(config_of(thread), checkpoint_of(), {"rare": True})
     for _ in range(10):

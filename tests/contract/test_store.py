@@ -26,7 +26,7 @@ from langgraph.store.base import (
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.adapters.items import VersionedItem
-from flowgentic_actors.engine import item_queries
+from flowgentic_actors.engine import item_queries, pace
 from flowgentic_actors.errors import InvalidRequestError, MemoryFullError, VersionConflictError
 from tests.cluster.helpers import eventually
 from tests.conftest import SETTINGS, settings_of
@@ -297,9 +297,9 @@ async def test_a_search_of_many_items_is_whole(memory: MemoryCluster, root: str)
 async def test_a_rare_match_is_found_behind_many_that_are_none(
     store: StoreFace, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        item_queries, "MAX_SCAN", 3
-    )  # pages are closed after so many, even empty ones
+    # Pages are closed after so many, even empty ones.
+    monkeypatch.setattr(pace, "PAGE_SECONDS", -1.0)
+    monkeypatch.setattr(pace, "LOOKS", 3)
     for number in range(10):
         await store.put((root,), str(number), {"rare": number == 9})
 
