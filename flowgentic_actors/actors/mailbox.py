@@ -40,6 +40,7 @@ class Mailbox:
         self._max_bytes = max_bytes
         self._queues: dict[Connection, deque[Envelope]] = {}  # none empty, in the order of turns
         self._queued = 0
+        self._served: Connection | None = None  # whose last request took long
         self._paused: set[Connection] = set()
         self._cancelled: set[tuple[Connection, int]] = set()
         self._reserved = 0  # requests that wait elsewhere, and count
@@ -67,14 +68,21 @@ class Mailbox:
         self._keep_bound(envelope.connection)
 
     def take(self, most: int) -> list[Envelope]:
-        """Take out up to `most` requests, one of each connection, without those given up."""
+        """Take out up to `most` requests by turns, without those given up.
+
+        After one that took long there are none of its connection: the others' answers leave first.
+        """
         taken: list[Envelope] = []
+        served, self._served = self._served, None
+        skipped = self._queues.pop(served, None) if served and len(self._queues) > 1 else None
         while self._queues and len(taken) < most:
             connection = next(iter(self._queues))
             queue = self._queues.pop(connection)
             taken.append(queue.popleft())
             if queue:
                 self._queues[connection] = queue  # behind the others
+        if served and skipped:
+            self._queues[served] = skipped
         self._queued -= len(taken)
         self.bytes -= sum(map(_size, taken))
         if self._paused:
@@ -87,8 +95,14 @@ class Mailbox:
                 self._cancelled.clear()
         return taken
 
-    def put_back(self, envelopes: list[Envelope]) -> None:
-        """Put requests back that come before all others and were not carried out yet."""
+    def put_back(self, envelopes: list[Envelope], served: Connection | None = None) -> None:
+        """Put requests back that come before all others and were not carried out yet.
+
+        Args:
+            envelopes: The requests.
+            served: Whose request took so long that these were not begun, if anybody's did.
+        """
+        self._served = served
         others = self._queues
         first = dict.fromkeys(envelope.connection for envelope in envelopes)
         self._queues = {connection: others.pop(connection, deque()) for connection in first}
@@ -139,6 +153,8 @@ class Mailbox:
     def forget(self, connection: Connection) -> None:
         """A connection is gone: its callers ask again on another one if they still want to know."""
         self._paused.discard(connection)
+        if self._served is connection:
+            self._served = None
         dropped = self._queues.pop(connection, ())
         self._queued -= len(dropped)
         self.bytes -= sum(map(_size, dropped))

@@ -73,6 +73,7 @@ class ActorRuntime:
         self._max_reply = max_reply
         self._scheduled = False
         self._woken = False  # and no batch since
+        self._interrupted = False  # whether the batch ended before all were handled
         self._aside: dict[Connection, list[Envelope]] = {}  # for peers that do not read
         self._postponed = PostponedRequests(mailbox, self._schedule, self._refuse_due)
         self._closing = False
@@ -232,7 +233,11 @@ class ActorRuntime:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._run_batch)
+            loop = asyncio.get_running_loop()
+            if self._interrupted:  # what came in meanwhile is taken in first: it may have a turn
+                loop.call_soon(loop.call_soon, self._run_batch)
+            else:
+                loop.call_soon(self._run_batch)
 
     def _run_batch(self) -> None:
         self._scheduled = False
@@ -265,6 +270,7 @@ class ActorRuntime:
             self._schedule()
         else:
             self._rest()
+        self._interrupted = False
 
     def _rest(self) -> None:
         if not (len(self._mailbox) or self._waiting or self._later):
@@ -330,7 +336,8 @@ class ActorRuntime:
             if self._broken:
                 break  # unanswered on purpose: the next incarnation gets them again
             if size >= BATCH_BYTES or index >= BATCH or (now >= end and replies):
-                self._mailbox.put_back(batch[index:])
+                self._mailbox.put_back(batch[index:], batch[index - 1].connection)
+                self._interrupted = True
                 break
             if envelope.connection.clogged:
                 self._set_aside(envelope)

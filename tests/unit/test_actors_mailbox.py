@@ -54,11 +54,13 @@ def test_connections_take_turns_also_when_some_requests_are_put_back() -> None:
     mailbox.put(envelope(modest, 10))
     taken = mailbox.take(1000)
     assert [each.seq for each in taken] == [0, 10, 1, 2, 3, 4]
-    mailbox.put_back(taken[1:])
+    mailbox.put_back(taken[1:], greedy)
     mailbox.put(envelope(late, 20))
     mailbox.put(envelope(modest, 11))
-    assert seqs(mailbox, 3) == [10, 1, 20]
-    assert seqs(mailbox) == [11, 2, 3, 4]
+    assert seqs(mailbox) == [10, 20, 11]
+    assert seqs(mailbox, 2) == [1, 2]
+    mailbox.put(envelope(late, 21))
+    assert seqs(mailbox) == [3, 21, 4]
     assert mailbox.bytes == 0
 
 
