@@ -9,8 +9,11 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Final
 
-PAGE_SECONDS: Final = 0.02
-"""Work of one page, seconds: it is closed then, full or not."""
+PAGE_SECONDS: Final = 0.01
+"""Looking at candidates for one page, seconds: it is closed then, full or not.
+
+With what else there is to do for a page, its shard is kept for some 20 ms at most.
+"""
 
 LOOKS: Final = 256
 """Candidates after which a page looks at the clock, if each costs little."""

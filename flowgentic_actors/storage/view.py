@@ -13,7 +13,7 @@ from typing import Final, Self
 from flowgentic_actors.errors import JournalError
 from flowgentic_actors.storage.disk import RealDisk
 
-_JOURNAL: Final = (".seg", ".sealed", ".spare", ".set")
+_JOURNAL: Final = (".seg", ".sealed", ".spare", ".set", ".end")
 _ATTEMPTS: Final = 200
 _PAUSE: Final = 0.01
 _NOWHERE: Final = -1
