@@ -9,7 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 import pytest
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.base import CipherProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -460,6 +462,20 @@ async def test_a_config_without_a_thread_is_refused(saver: SaverFace) -> None:
         await saver.put({}, checkpoint_of())
     with pytest.raises(InvalidRequestError, match="checkpoint_id"):
         await saver.put_writes(config_of(unique()), [("a", 1)])
+    stored = await saver.put(config_of(unique()), checkpoint_of())
+    without: list[RunnableConfig] = [
+        {"configurable": {}},
+        {"configurable": {"checkpoint_ns": ""}},
+        {"tags": ["a"]},
+    ]
+    for config in without:
+        with pytest.raises(KeyError):  # as LangGraph's own
+            list(InMemorySaver().list(config))
+        with pytest.raises(InvalidRequestError, match="thread_id"):
+            await saver.ids(config)
+    all_threads: list[RunnableConfig | None] = [None, {}]
+    for config_of_all in all_threads:
+        assert id_of(stored) in await saver.ids(config_of_all)
 
 
 def test_versions_grow_and_differ_on_every_branch(memory: MemoryCluster) -> None:
