@@ -6,9 +6,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Final, cast
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
 
 from flowgentic_actors.actors.actor import SLOW
 from flowgentic_actors.actors.threads import on_daemon_thread
@@ -45,6 +44,7 @@ _NOT_PICKLED = (
     "the memory from another one open it with mode='distributed', send memory.handle and attach"
 )
 _PAGED: Final = frozenset(PAGED)
+_LONG: Final = 0.002  # seconds of a page after which others get their turn
 _CLOSE_MARGIN = 30.0  # the parts of closing have deadlines of their own
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class InlineClient:
         self._opened = time.time()
         self._events: list[ClusterEvent] = []
         self._slow = SlowRequests(lambda kind, detail: self.event(kind, detail, "shard-0"))
+        self._took = 0.0  # the last page, seconds; other threads' pages count as well
         self._unusable: str | None = None
         self._end_reason: str | None = None
         let_go_after_fork(self)
@@ -107,15 +108,19 @@ class InlineClient:
 
     async def ask(self, shard: int, command: Command) -> Reply:
         """Have the shard carry out a command; see `MemoryClient.ask`."""
+        answer: Reply | Promise[Reply]
         if self._memory is None:
-            answer: Reply | Promise[Reply] = self.ask_sync(shard, command)
+            answer = self.ask_sync(shard, command)
         else:
             answer = self._begin(self._memory, command, asyncio.get_running_loop())
-        if not isinstance(answer, asyncio.Future):
+            if isinstance(answer, asyncio.Future):
+                return await self._awaited(answer)
             assert not isinstance(answer, Blocking)
-            if type(command) in _PAGED and cast("Any", answer).after is not None:
-                await asyncio.sleep(0)  # others get their turn before the next page
-            return answer
+        if self._took > _LONG and type(command) in _PAGED:
+            await asyncio.sleep(0)  # others get their turn before the next page
+        return answer
+
+    async def _awaited(self, answer: asyncio.Future[Reply]) -> Reply:
         deadline = timeout(self._timeout)
         try:
             async with deadline:
@@ -136,7 +141,8 @@ class InlineClient:
         answers: list[Reply | Exception] = []
         for asked in asks:
             answers += self.ask_each_sync([asked])
-            await asyncio.sleep(0)
+            if self._took > _LONG:
+                await asyncio.sleep(0)
         return answers
 
     def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
@@ -168,8 +174,12 @@ class InlineClient:
         self._requests += 1
         if type(command) not in _PAGED:
             return self._shard.ask(command)
-        with self._watched(command):
-            return self._shard.ask(command)
+        begun = time.monotonic()
+        reply = self._shard.ask(command)
+        self._took = time.monotonic() - begun
+        if self._took >= SLOW:
+            self._slow.note(command, self._took)
+        return reply
 
     @property
     def n_nodes(self) -> int:
@@ -183,16 +193,12 @@ class InlineClient:
         self._requests += 1
         if type(command) not in _PAGED:
             return memory.ask(command, loop)
-        with self._watched(command):
-            return memory.ask(command, loop)
-
-    @contextmanager
-    def _watched(self, command: Command) -> Iterator[None]:
-        """Tell of a command that takes long."""
         begun = time.monotonic()
-        yield
-        if (seconds := time.monotonic() - begun) >= SLOW:
-            self._slow.note(command, seconds)
+        answer = memory.ask(command, loop)
+        self._took = time.monotonic() - begun
+        if self._took >= SLOW:
+            self._slow.note(command, self._took)
+        return answer
 
     def _late(self) -> OutcomeUnknownError:
         return OutcomeUnknownError(

@@ -32,6 +32,7 @@ _SHORT = 32
 
 _MISSING = object()
 
+_Raw = msgspec.Raw
 # Only the top level is decoded for every candidate; fields are decoded when a filter names them.
 _fields: msgspec.msgpack.Decoder[dict[str, Any]] = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _any = msgspec.msgpack.Decoder()
@@ -59,7 +60,7 @@ def compile_filter(encoded: bytes) -> Callable[[str, bytes], bool]:
     check_filter(conditions)
     _check(conditions, whole=True)
     of_lists: dict[int, frozenset[Any]] = {}
-    conditions = _prepared(conditions, of_lists)
+    conditions = _Preparation(of_lists).of_whole(conditions)
 
     def matches_value(kind: str, data: bytes) -> bool:
         if kind != FILTERABLE:
@@ -123,7 +124,7 @@ def _whole_matches(fields: dict[str, Any], conditions: dict[str, Any]) -> bool:
             matches = not _whole_matches(fields, condition)
         else:
             value = fields.get(name, _MISSING)
-            if isinstance(value, msgspec.Raw):
+            if type(value) is _Raw:
                 value = fields[name] = _any.decode(value)  # the next condition has it decoded
             matches = _matches(value, condition)
         if not matches:
@@ -132,26 +133,21 @@ def _whole_matches(fields: dict[str, Any], conditions: dict[str, Any]) -> bool:
 
 
 def _matches(value: object, condition: object) -> bool:
+    if type(condition) is _Comparisons:
+        for compare, operand in condition:  # noqa: SIM110 - a generator costs as much again
+            if not compare(value, operand):
+                return False
+        return True
     if isinstance(condition, dict):
-        if any(map(_is_operator, condition)):
-            return all(_compare(value, name, operand) for name, operand in condition.items())
         return isinstance(value, dict) and all(
             _matches(value.get(k, _MISSING), inner) for k, inner in condition.items()
         )
-    if isinstance(condition, list):
-        return (
-            isinstance(value, list)
-            and len(value) == len(condition)
-            and all(map(_matches, value, condition))
-        )
-    return _equal(value, condition)
-
-
-def _compare(value: object, name: str, operand: Any) -> bool:
-    compare = _OPERATORS.get(name)
-    if compare is None:  # a plain field beside an operator: {"$gt": 1, "a": 2}
-        return isinstance(value, dict) and _matches(value.get(name, _MISSING), operand)
-    return compare(value, operand)
+    return (
+        isinstance(condition, list)
+        and isinstance(value, list)
+        and len(value) == len(condition)
+        and all(map(_matches, value, condition))
+    )
 
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> _Comparison:
@@ -205,21 +201,50 @@ def _key(value: Any) -> Any:
     return None if value is _MISSING else value
 
 
-def _prepared(condition: Any, of_lists: dict[int, frozenset[Any]]) -> Any:
-    """A condition that was checked, with operands in the form in which they are compared."""
-    if isinstance(condition, list):
-        return [_prepared(each, of_lists) for each in condition]
-    if not isinstance(condition, dict):
-        return condition
-    prepared = {}
-    for name, operand in condition.items():
+class _Comparisons(list[tuple[_Comparison, Any]]):
+    """What a field is compared by, in a condition that has operators."""
+
+
+class _Preparation:
+    """Brings a filter that was checked into the form in which it is tried on each candidate.
+
+    Args:
+        of_lists: See `_Among`.
+    """
+
+    def __init__(self, of_lists: dict[int, frozenset[Any]]) -> None:
+        self._of_lists = of_lists
+
+    def of_whole(self, conditions: dict[str, Any]) -> dict[str, Any]:
+        """Of conditions about the whole value."""
+        prepared: dict[str, Any] = {}
+        for name, operand in conditions.items():
+            if name == "$not":
+                prepared[name] = self.of_whole(operand)
+            elif name in _CONNECTIVES:
+                prepared[name] = [self.of_whole(each) for each in operand]
+            else:
+                prepared[name] = self.of_field(operand)
+        return prepared
+
+    def of_field(self, condition: Any) -> Any:
+        """Of a condition about one field."""
+        if isinstance(condition, list):
+            return [self.of_field(each) for each in condition]
+        if not isinstance(condition, dict):
+            return _Comparisons([(_equal_plain, condition)])
+        if any(map(_is_operator, condition)):
+            return _Comparisons(self._comparison(*each) for each in condition.items())
+        return {name: self.of_field(inner) for name, inner in condition.items()}
+
+    def _comparison(self, name: Any, operand: Any) -> tuple[_Comparison, Any]:
+        if not _is_operator(name):  # a plain field beside an operator: {"$gt": 1, "a": 2}
+            return _matches, {name: self.of_field(operand)}
         if name in ("$in", "$nin"):
-            prepared[name] = _Among(operand, of_lists)
-        elif name in _OPERATORS and name not in _CONNECTIVES:
-            prepared[name] = operand
-        else:
-            prepared[name] = _prepared(operand, of_lists)
-    return prepared
+            operand = _Among(operand, self._of_lists)
+        elif name in _CONNECTIVES:
+            operand = self.of_field(operand)
+        return _OPERATORS[name], operand
 
 
 def _equal(value: object, operand: object) -> bool:
@@ -231,6 +256,13 @@ def _equal(value: object, operand: object) -> bool:
     if isinstance(value, list) and isinstance(operand, list):
         return len(value) == len(operand) and all(map(_equal, value, operand))
     return isinstance(value, bool) == isinstance(operand, bool) and value == operand
+
+
+def _equal_plain(value: object, operand: object) -> bool:
+    """The same as `_equal`, for an operand that is neither a map nor a list."""
+    if value is _MISSING:
+        return operand is None
+    return value == operand and isinstance(value, bool) == isinstance(operand, bool)
 
 
 def _is_operator(name: object) -> bool:

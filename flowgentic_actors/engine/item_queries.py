@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import dropwhile, islice
 from operator import eq
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from flowgentic_actors.engine.commands import (
     GetItem,
@@ -25,7 +25,7 @@ from flowgentic_actors.engine.model import (
     NamespacePosition,
     RankPosition,
 )
-from flowgentic_actors.engine.pace import Pace
+from flowgentic_actors.engine.pace import LARGE, Pace
 from flowgentic_actors.engine.replies import (
     ItemPage,
     ItemReply,
@@ -155,7 +155,7 @@ class ItemQueries:
     def _list_namespaces(self, query: ListNamespaces, now_us: int) -> NamespacePage:
         """One page of the namespaces that match every condition, cut as asked for, unique."""
         found: list[tuple[str, ...]] = []
-        room, size, skipped = min(query.limit, MAX_PAGE), 0, 0
+        room, size, skipped, conditions = min(query.limit, MAX_PAGE), 0, 0, query.conditions
         after = query.after
         first = last = None
         if after is not None:
@@ -163,14 +163,16 @@ class ItemQueries:
             last = first[: query.max_depth] if after.given else None
         if not room:
             return NamespacePage(())
-        pace = Pace(sum(len(condition.path) for condition in query.conditions))
-        namespaces = self._items.namespaces(_common_prefix(query.conditions), first)
-        fresh = dropwhile(partial(eq, first), namespaces)
-        for looked, namespace in enumerate(fresh, 1):
+        pace = Pace(sum(len(condition.path) for condition in conditions))
+        step = pace.step
+        namespaces = self._items.namespaces(_common_prefix(conditions), first)
+        if after is not None:
+            namespaces = dropwhile(partial(eq, first), namespaces)
+        for looked, namespace in enumerate(namespaces, 1):
             cut = namespace[: query.max_depth]
             if (
                 cut != last  # sorted input: equal cuts are neighbours
-                and all(_match(condition, namespace) for condition in query.conditions)
+                and (not conditions or all(_match(each, namespace) for each in conditions))
                 and self._items.has_living(namespace, now_us)
             ):
                 last = cut
@@ -178,8 +180,8 @@ class ItemQueries:
                     skipped += 1
                 else:
                     found.append(cut)
-                    size += sum(map(len, cut))
-            if len(found) == room or size > PAGE_BYTES or pace.is_over(looked):
+                    size += len("".join(cut))
+            if len(found) == room or size > PAGE_BYTES or (not looked % step and pace.is_over()):
                 more = NamespacePosition(namespace, cut == last)
                 return NamespacePage(tuple(found), more, skipped)
         return NamespacePage(tuple(found), None, skipped)
@@ -203,10 +205,10 @@ class _Page:
         self._values = values
         self._room = min(query.limit, MAX_PAGE)
         self._offset = query.offset
-        self._filter_bytes = len(query.filter)
+        self._pace = Pace(len(query.filter))
         self._matches: _Predicate = compile_filter(query.filter) if query.filter else None
         self._candidates = candidates
-        self.found: list[tuple[ItemPlace, StoredItem, float | None]] = []
+        self.found: list[Any] = []  # candidates that have an item
         self.skipped = 0
         self.has_more = False
         self.last: _Candidate | None = None  # that was looked at to the end
@@ -215,13 +217,11 @@ class _Page:
         """Take candidates until the page is full; False when their values have to be fetched."""
         size = 0
         matches = self._matches
-        pace: Pace | None = None
-        if not self._room:
+        found, room, step = self.found, self._room, self._pace.step
+        if not room:
             return True
         for looked, candidate in enumerate(self._candidates(), 1):
-            if pace is None:  # only now: a ranking is made as a whole
-                pace = Pace(self._filter_bytes)
-            place, item, score = candidate
+            item = candidate[1]
             if item is not None:
                 if matches is not None and item.data is None:
                     return self._end_before_cold()
@@ -230,12 +230,15 @@ class _Page:
                         self.skipped += 1
                     else:
                         size += item.size
-                        if self.found and size > PAGE_BYTES:
+                        if found and size > PAGE_BYTES:
                             self.has_more = True
                             return True
-                        self.found.append((place, item, score))
+                        found.append(candidate)
             self.last = candidate
-            if len(self.found) == self._room or pace.is_over(looked, item.size if item else 0):
+            if len(found) == room or (
+                (not looked % step or (item is not None and item.size > LARGE))
+                and self._pace.is_over()
+            ):
                 self.has_more = True
                 return True
         return True

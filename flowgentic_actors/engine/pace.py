@@ -18,28 +18,31 @@ With what else there is to do for a page, its shard is kept for some 20 ms at mo
 LOOKS: Final = 256
 """Candidates after which a page looks at the clock, if each costs little."""
 
+LARGE: Final = 1 << 16
+"""Bytes of a value that a filter takes long to look into: the clock is looked at after each."""
+
 _CHEAP: Final = 16  # bytes of a filter that make a candidate as costly as no filter does
-_LARGE: Final = 1 << 16  # bytes of a value that a filter takes long to look into
 
 
 class Pace:
-    """Tells when a page has taken its time; made when the first candidate is there.
+    """Tells when a page has taken its time, which is counted from the first look at the clock.
 
     Args:
         filter_bytes: Size of the filter that each candidate is tried with.
+
+    Attributes:
+        step: Candidates between two looks at the clock.
     """
 
-    __slots__ = ("_end", "_step")
+    __slots__ = ("_end", "step")
 
     def __init__(self, filter_bytes: int = 0) -> None:
-        self._step = max(1, LOOKS // (1 + filter_bytes // _CHEAP))
-        self._end = perf_counter() + PAGE_SECONDS
+        self.step = max(1, LOOKS // (1 + filter_bytes // _CHEAP))
+        self._end: float | None = None
 
-    def is_over(self, looked: int, size: int = 0) -> bool:
-        """Whether to end the page.
-
-        Args:
-            looked: Candidates so far.
-            size: Bytes of the last one's value.
-        """
-        return (not looked % self._step or size > _LARGE) and perf_counter() >= self._end
+    def is_over(self) -> bool:
+        """Whether to end the page."""
+        now = perf_counter()
+        if self._end is None:
+            self._end = now + PAGE_SECONDS
+        return now >= self._end

@@ -112,7 +112,7 @@ class ThreadQueries:
                 if rows and size > PAGE_BYTES:
                     return CheckpointPage(tuple(rows), last)
                 rows.append(self._row(branch, position))
-            if len(rows) == room or pace.is_over(looked):
+            if len(rows) == room or (not looked % pace.step and pace.is_over()):
                 return CheckpointPage(tuple(rows), position)
             last = position
         return CheckpointPage(tuple(rows), None)
@@ -142,7 +142,9 @@ class ThreadQueries:
                 query.before is not None and thread.updated_us >= query.before
             ):
                 continue
-            if last is not None and (len(rows) == room or pace.is_over(looked)):
+            if last is not None and (
+                len(rows) == room or (not looked % pace.step and pace.is_over())
+            ):
                 return ThreadListing(tuple(rows), last)
             looked += 1
             last = position

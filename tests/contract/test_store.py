@@ -26,6 +26,7 @@ from langgraph.store.base import (
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.adapters.items import VersionedItem
+from flowgentic_actors.cluster import inline_client
 from flowgentic_actors.engine import item_queries, pace
 from flowgentic_actors.errors import InvalidRequestError, MemoryFullError, VersionConflictError
 from tests.cluster.helpers import eventually
@@ -314,6 +315,7 @@ async def test_a_long_search_holds_the_event_loop_for_no_longer_than_a_page(
     await memory.store.abatch(ops)
     monkeypatch.setattr(pace, "PAGE_SECONDS", -1.0)
     monkeypatch.setattr(pace, "LOOKS", 2)
+    monkeypatch.setattr(inline_client, "_LONG", 0.0)
     calls: list[Callable[[], Awaitable[Any]]] = [
         lambda: memory.store.asearch((root,), filter={"n": -1}),
         lambda: memory.store.alist_namespaces(suffix=("nowhere",)),
