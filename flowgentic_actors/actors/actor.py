@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from msgspec import Raw, Struct
 
 from flowgentic_actors.errors import RejectedError
+
+SLOW: Final = 0.25
+"""Seconds from which on carrying out one request, or one page of an answer, is worth an event."""
 
 
 class Call(Struct, gc=False):
@@ -85,6 +88,9 @@ class Actor(Protocol):
                 Any other exception is a defect: the caller is told, and the actor ends to be
                 started anew from what it has stored.
         """
+
+    def was_slow(self, call: Call, seconds: float) -> None:
+        """Take that `handle` took long for a request, to tell of it."""
 
     def commit(self) -> asyncio.Future[None] | None:
         """Make the requests handled since the last commit durable; their replies leave after it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import chain
 
 from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.wire.server import Connection
@@ -22,9 +23,11 @@ class Envelope(Call, gc=False):
 
 
 class Mailbox:
-    """Requests in order of arrival, bounded in count and bytes.
+    """Requests, bounded in count and bytes: those of one connection in order of arrival.
 
-    It never drops a request. When it is full, the connection that filled it is paused and its
+    Connections take turns, so that one with many requests does not keep the others waiting. A
+    request is dropped when nobody waits for it: its caller gave up, or its connection is gone. When
+    the mailbox is full, the connection that filled it is paused and its
     bytes stay in the sender's socket, which slows the sender; half empty, all are resumed.
 
     Args:
@@ -35,7 +38,9 @@ class Mailbox:
     def __init__(self, max_requests: int, max_bytes: int) -> None:
         self._max_requests = max_requests
         self._max_bytes = max_bytes
-        self._queue: deque[Envelope] = deque()
+        self._queues: dict[Connection, deque[Envelope]] = {}  # none empty, in the order of turns
+        self._queued = 0
+        self._served: Connection | None = None  # whose last request took long
         self._paused: set[Connection] = set()
         self._cancelled: set[tuple[Connection, int]] = set()
         self._reserved = 0  # requests that wait elsewhere, and count
@@ -44,23 +49,41 @@ class Mailbox:
         self.most_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return self._queued
 
     @property
     def full(self) -> bool:
         """Whether the bound is reached."""
-        waiting = len(self._queue) + self._reserved
+        waiting = self._queued + self._reserved
         return waiting >= self._max_requests or self.bytes >= self._max_bytes
 
     def put(self, envelope: Envelope) -> None:
         """Add a request, and pause its connection when that fills the mailbox."""
-        self._queue.append(envelope)
+        queue = self._queues.get(envelope.connection)
+        if queue is None:
+            queue = self._queues[envelope.connection] = deque()
+        queue.append(envelope)
+        self._queued += 1
         self.bytes += _size(envelope)
         self._keep_bound(envelope.connection)
 
     def take(self, most: int) -> list[Envelope]:
-        """Take out up to `most` requests, oldest first, without those that were given up."""
-        taken = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+        """Take out up to `most` requests by turns, without those given up.
+
+        After one that took long there are none of its connection: the others' answers leave first.
+        """
+        taken: list[Envelope] = []
+        served, self._served = self._served, None
+        skipped = self._queues.pop(served, None) if served and len(self._queues) > 1 else None
+        while self._queues and len(taken) < most:
+            connection = next(iter(self._queues))
+            queue = self._queues.pop(connection)
+            taken.append(queue.popleft())
+            if queue:
+                self._queues[connection] = queue  # behind the others
+        if served and skipped:
+            self._queues[served] = skipped
+        self._queued -= len(taken)
         self.bytes -= sum(map(_size, taken))
         if self._paused:
             self._resume_when_half_empty()
@@ -68,15 +91,27 @@ class Mailbox:
             given_up = self._cancelled.intersection(map(_name, taken))
             self._cancelled -= given_up
             taken = [envelope for envelope in taken if _name(envelope) not in given_up]
-            if not self._queue:
+            if not self._queued:
                 self._cancelled.clear()
         return taken
 
-    def put_back(self, envelopes: list[Envelope]) -> None:
-        """Put requests back that come before all others and were not carried out yet."""
-        self._queue.extendleft(reversed(envelopes))
+    def put_back(self, envelopes: list[Envelope], served: Connection | None = None) -> None:
+        """Put requests back that come before all others and were not carried out yet.
+
+        Args:
+            envelopes: The requests.
+            served: Whose request took so long that these were not begun, if anybody's did.
+        """
+        self._served = served
+        others = self._queues
+        first = dict.fromkeys(envelope.connection for envelope in envelopes)
+        self._queues = {connection: others.pop(connection, deque()) for connection in first}
+        self._queues |= others
+        for envelope in reversed(envelopes):
+            self._queues[envelope.connection].appendleft(envelope)
+        self._queued += len(envelopes)
         self.bytes += sum(map(_size, envelopes))
-        for connection in {envelope.connection for envelope in envelopes}:
+        for connection in first:
             self._keep_bound(connection)
 
     def reserve(self, envelope: Envelope) -> None:
@@ -93,7 +128,7 @@ class Mailbox:
         self._resume_when_half_empty()
 
     def _resume_when_half_empty(self) -> None:
-        waiting = len(self._queue) + self._reserved
+        waiting = self._queued + self._reserved
         if waiting * 2 <= self._max_requests and self.bytes * 2 <= self._max_bytes:
             paused, self._paused = self._paused, set()
             for connection in paused:
@@ -101,7 +136,7 @@ class Mailbox:
 
     def _keep_bound(self, connection: Connection) -> None:
         """Pause a connection that has just filled the mailbox."""
-        self.most_requests = max(self.most_requests, len(self._queue) + self._reserved)
+        self.most_requests = max(self.most_requests, self._queued + self._reserved)
         self.most_bytes = max(self.most_bytes, self.bytes)
         if self.full and connection not in self._paused:
             self._paused.add(connection)
@@ -109,14 +144,22 @@ class Mailbox:
 
     def cancel(self, connection: Connection, seq: int) -> None:
         """Leave out a request that still waits: its caller gave up."""
-        if len(self._cancelled) > 2 * len(self._queue):  # most of them came too late: forget those
-            self._cancelled.intersection_update(map(_name, self._queue))
-        if self._queue:
+        if len(self._cancelled) > 2 * self._queued:  # most of them came too late: forget those
+            waiting = chain.from_iterable(self._queues.values())
+            self._cancelled.intersection_update(map(_name, waiting))
+        if self._queued:
             self._cancelled.add((connection, seq))
 
     def forget(self, connection: Connection) -> None:
-        """A connection is gone: nobody is left to be paused."""
+        """A connection is gone: its callers ask again on another one if they still want to know."""
         self._paused.discard(connection)
+        if self._served is connection:
+            self._served = None
+        dropped = self._queues.pop(connection, ())
+        self._queued -= len(dropped)
+        self.bytes -= sum(map(_size, dropped))
+        if self._paused:
+            self._resume_when_half_empty()
 
 
 def _size(envelope: Envelope) -> int:

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import TypeAlias
 
-from flowgentic_actors.actors.actor import Actor, Postponed
+from flowgentic_actors.actors.actor import SLOW, Actor, Postponed
 from flowgentic_actors.actors.mailbox import Envelope, Mailbox
 from flowgentic_actors.actors.postponing import PostponedRequests
 from flowgentic_actors.errors import (
@@ -73,6 +73,7 @@ class ActorRuntime:
         self._max_reply = max_reply
         self._scheduled = False
         self._woken = False  # and no batch since
+        self._interrupted = False  # whether the batch ended before all were handled
         self._aside: dict[Connection, list[Envelope]] = {}  # for peers that do not read
         self._postponed = PostponedRequests(mailbox, self._schedule, self._refuse_due)
         self._closing = False
@@ -216,10 +217,11 @@ class ActorRuntime:
             self._schedule()
 
     def disconnected(self, connection: Connection) -> None:
-        """Forget a connection; what waits in the mailbox is still carried out."""
+        """Forget a connection, and what it asked that was not begun."""
         self._mailbox.forget(connection)
         self._postponed.forget(connection)
         self._aside.pop(connection, None)  # its caller asks again if it still wants to know
+        self._rest()
 
     # ------------------------------------------------------------------ batches
 
@@ -231,7 +233,11 @@ class ActorRuntime:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._run_batch)
+            loop = asyncio.get_running_loop()
+            if self._interrupted:  # what came in meanwhile is taken in first: it may have a turn
+                loop.call_soon(loop.call_soon, self._run_batch)
+            else:
+                loop.call_soon(self._run_batch)
 
     def _run_batch(self) -> None:
         self._scheduled = False
@@ -264,6 +270,7 @@ class ActorRuntime:
             self._schedule()
         else:
             self._rest()
+        self._interrupted = False
 
     def _rest(self) -> None:
         if not (len(self._mailbox) or self._waiting or self._later):
@@ -322,14 +329,15 @@ class ActorRuntime:
     def _handle(self, batch: list[Envelope], replies: _Answers) -> None:
         """Have the actor carry out a batch, or the beginning of it that its limits allow."""
         clock, handle = time.monotonic, self._actor.handle
-        end = clock() + BATCH_SECONDS
+        now = clock()
+        end = now + BATCH_SECONDS
         size = 0
         for index, envelope in enumerate(batch):
             if self._broken:
                 break  # unanswered on purpose: the next incarnation gets them again
-            now = clock()
             if size >= BATCH_BYTES or index >= BATCH or (now >= end and replies):
-                self._mailbox.put_back(batch[index:])
+                self._mailbox.put_back(batch[index:], batch[index - 1].connection)
+                self._interrupted = True
                 break
             if envelope.connection.clogged:
                 self._set_aside(envelope)
@@ -343,7 +351,11 @@ class ActorRuntime:
                 reply = handle(envelope)
             except Exception as error:  # noqa: BLE001 - told apart there
                 replies.append((envelope, self._failure(envelope, error)))
+                now = clock()
                 continue
+            before, now = now, clock()
+            if now - before >= SLOW:
+                self._actor.was_slow(envelope, now - before)
             if isinstance(reply, bytes):
                 size += len(reply)
                 replies.append((envelope, self._checked(envelope, reply)))

@@ -622,7 +622,8 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         configurable = config.get("configurable", {}) if config else {}
         below = before["configurable"].get("checkpoint_id") if before else None
         query = ListCheckpoints(
-            thread_of(configurable["thread_id"]) if "thread_id" in configurable else None,
+            # None and {} are for all threads, as in LangGraph; any other config has to name one.
+            thread_of(configurable.get("thread_id")) if config else None,
             optional("checkpoint_ns", configurable.get("checkpoint_ns")),
             optional("checkpoint_id", configurable.get("checkpoint_id")) or None,
             optional("before: checkpoint_id", below),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from heapq import merge
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -196,14 +196,13 @@ class Operations:
         query = _listing_of(op, self._expired)
         last = query.limit + query.offset
 
-        def ask(table: SlotTable) -> Plan[Any]:
+        def ask(table: SlotTable) -> Plan[list[list[tuple[str, ...]]]]:
             asked = msgspec.structs.replace(query, limit=last, offset=0, table=table.version)
-            return (yield [Ask(shard, asked) for shard in table.owners])
+            return over_shards({shard: _list_shard(shard, asked) for shard in table.owners})
 
-        replies = yield from over_table(self._client, ask)
+        of_shards = yield from over_table(self._client, ask)
         # Cut to max_depth, one namespace may come from several shards.
-        found = sorted({namespace for reply in replies for namespace in reply.namespaces})
-        return found[query.offset : last]
+        return sorted({*chain.from_iterable(of_shards)})[query.offset : last]
 
 
 def conflict(command: Change, reply: Conflict) -> VersionConflictError:
@@ -299,6 +298,18 @@ def _search_shard(shard: int, query: Search) -> Plan[Sequence[Any]]:
         after, offset = reply.after, offset - reply.skipped
         if after is None or len(rows) >= query.limit:
             return rows
+
+
+def _list_shard(shard: int, query: ListNamespaces) -> Plan[list[tuple[str, ...]]]:
+    """The same of a listing of namespaces."""
+    found: list[tuple[str, ...]] = []
+    page = query
+    while True:
+        reply = yield Ask(shard, page)
+        found.extend(reply.namespaces)
+        if reply.after is None or len(found) >= query.limit:
+            return found
+        page = msgspec.structs.replace(query, limit=query.limit - len(found), after=reply.after)
 
 
 def _place(row: Any) -> tuple[tuple[str, ...], str]:

@@ -7,7 +7,9 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Sequence
+from typing import Final
 
+from flowgentic_actors.actors.actor import SLOW
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.shared_settings import IndexSettings
@@ -20,7 +22,7 @@ from flowgentic_actors.cluster.status import (
     known_stats,
 )
 from flowgentic_actors.deadlines import Patience, tell_when_blocked, timeout
-from flowgentic_actors.engine.commands import Command
+from flowgentic_actors.engine.commands import PAGED, Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.engine.slots import SLOTS
 from flowgentic_actors.errors import (
@@ -32,6 +34,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.shard.bare import BareShard
 from flowgentic_actors.shard.settings import ShardSettings
+from flowgentic_actors.shard.slow import SlowRequests
 from flowgentic_actors.storage.group import Blocking, Promise
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
@@ -40,6 +43,8 @@ _NOT_PICKLED = (
     "graph) cannot be pickled or deep-copied. Within this process use the object itself; to reach "
     "the memory from another one open it with mode='distributed', send memory.handle and attach"
 )
+_PAGED: Final = frozenset(PAGED)
+_LONG: Final = 0.002  # seconds of a page after which others get their turn
 _CLOSE_MARGIN = 30.0  # the parts of closing have deadlines of their own
 
 logger = logging.getLogger(__name__)
@@ -86,6 +91,8 @@ class InlineClient:
         self._requests = 0
         self._opened = time.time()
         self._events: list[ClusterEvent] = []
+        self._slow = SlowRequests(lambda kind, detail: self.event(kind, detail, "shard-0"))
+        self._took = 0.0  # the last page, seconds; other threads' pages count as well
         self._unusable: str | None = None
         self._end_reason: str | None = None
         let_go_after_fork(self)
@@ -101,12 +108,19 @@ class InlineClient:
 
     async def ask(self, shard: int, command: Command) -> Reply:
         """Have the shard carry out a command; see `MemoryClient.ask`."""
+        answer: Reply | Promise[Reply]
         if self._memory is None:
-            return self.ask_sync(shard, command)
-        answer = self._begin(self._memory, command, asyncio.get_running_loop())
-        if not isinstance(answer, asyncio.Future):
+            answer = self.ask_sync(shard, command)
+        else:
+            answer = self._begin(self._memory, command, asyncio.get_running_loop())
+            if isinstance(answer, asyncio.Future):
+                return await self._awaited(answer)
             assert not isinstance(answer, Blocking)
-            return answer
+        if self._took > _LONG and type(command) in _PAGED:
+            await asyncio.sleep(0)  # others get their turn before the next page
+        return answer
+
+    async def _awaited(self, answer: asyncio.Future[Reply]) -> Reply:
         deadline = timeout(self._timeout)
         try:
             async with deadline:
@@ -122,7 +136,14 @@ class InlineClient:
             calls = (self.ask(shard, command) for shard, command in asks)
             waited = await asyncio.gather(*calls, return_exceptions=True)
             return [_no_cancellation(answer) for answer in waited]
-        return self.ask_each_sync(asks)
+        if not any(type(command) in _PAGED for _, command in asks):
+            return self.ask_each_sync(asks)
+        answers: list[Reply | Exception] = []
+        for asked in asks:
+            answers += self.ask_each_sync([asked])
+            if self._took > _LONG:
+                await asyncio.sleep(0)
+        return answers
 
     def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
         """Have the shard carry out commands; see `MemoryClient.ask_each_sync`."""
@@ -151,7 +172,14 @@ class InlineClient:
         if self._unusable is not None or self._end_reason is not None:
             self._check_usable()
         self._requests += 1
-        return self._shard.ask(command)
+        if type(command) not in _PAGED:
+            return self._shard.ask(command)
+        begun = time.monotonic()
+        reply = self._shard.ask(command)
+        self._took = time.monotonic() - begun
+        if self._took >= SLOW:
+            self._slow.note(command, self._took)
+        return reply
 
     @property
     def n_nodes(self) -> int:
@@ -163,7 +191,14 @@ class InlineClient:
     ) -> Reply | Promise[Reply]:
         self._check_usable()
         self._requests += 1
-        return memory.ask(command, loop)
+        if type(command) not in _PAGED:
+            return memory.ask(command, loop)
+        begun = time.monotonic()
+        answer = memory.ask(command, loop)
+        self._took = time.monotonic() - begun
+        if self._took >= SLOW:
+            self._slow.note(command, self._took)
+        return answer
 
     def _late(self) -> OutcomeUnknownError:
         return OutcomeUnknownError(
@@ -213,12 +248,11 @@ class InlineClient:
         self._check_open()
         return list(self._events)
 
-    def event(self, kind: str, detail: str) -> None:
+    def event(self, kind: str, detail: str, actor: str = "") -> None:
         """Note that something happened."""
+        number, now = len(self._events), time.time()
         self._events.append(
-            ClusterEvent(
-                number=len(self._events), time=time.time(), kind=kind, actor="", detail=detail
-            )
+            ClusterEvent(number=number, time=now, kind=kind, actor=actor, detail=detail)
         )
 
     def loop_blocked(self, seconds: float) -> None:

@@ -38,7 +38,10 @@ from flowgentic_actors.engine.records import (
     Record,
     ThreadsExpired,
 )
+from flowgentic_actors.engine.slots import SLOTS
 from flowgentic_actors.errors import (
+    JournalDamagedError,
+    JournalError,
     JournalLockedError,
     PersistError,
     PersistHeldError,
@@ -48,6 +51,7 @@ from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.reading import ShardReader, holds_entries
 from flowgentic_actors.shard.reshard import reshard
 from flowgentic_actors.storage.disk import Disk, RealDisk
+from flowgentic_actors.storage.ends import NAME, read_end, write_end
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.private import (
     check_folder,
@@ -74,6 +78,10 @@ _TOLD: Final = 5.0  # seconds between two lines about progress
 logger = logging.getLogger(__name__)
 
 
+MAX_SHARDS: Final = 16 * SLOTS
+"""Most shards that a memory has: more than slots only where some were given up."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What is in a memory's folder. Times are seconds since the Unix epoch.
 
@@ -90,6 +98,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         closed: When it was closed in order; None while it is open, and after an unclean end.
         table: Which shard has which slot, None while they are spread as in the beginning.
         index: How items are embedded, None while no opener has said so.
+        noted: Whether each shard's folder has a note of how far its log was sealed; earlier
+            versions wrote none.
     """
 
     format: int
@@ -104,6 +114,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     closed: float | None = None
     table: SlotTable | None = None
     index: IndexSettings | None = None
+    noted: bool = False
 
     @property
     def subfolder(self) -> str:
@@ -217,6 +228,7 @@ class StoredMemory:
                     created=found.created if found else time.time(),
                     opened=time.time(),
                     table=table,
+                    noted=True,
                     index=reopened_index(
                         self._path, found.index if found else None, index, reindex=reindex
                     ),
@@ -241,6 +253,8 @@ class StoredMemory:
         )
         for folder in manifest.folders(self._path):
             make_folder(folder)
+            if read_end(self._disk, folder) is None:  # it is there after an interrupted attempt
+                write_end(self._disk, folder, 0)
         self._disk.sync_folder(folder.parent)
         write_manifest(self._disk, self._path, manifest)
         self._manifest = manifest
@@ -280,11 +294,13 @@ class StoredMemory:
             _make_generation(self._disk, self._path, manifest)
         else:
             self._await_actors(found.folders(self._path))
+            manifest = msgspec.structs.replace(manifest, noted=self._check_notes(found))
             old = found.shards, found.namespace_depth
             layout = manifest.shards, manifest.namespace_depth
             # By a table of its own, a shard may hold what is another one's by now.
             if manifest.table is None and (found.table is not None or old != layout):
-                manifest = msgspec.structs.replace(manifest, generation=found.generation + 1)
+                generation = found.generation + 1
+                manifest = msgspec.structs.replace(manifest, generation=generation, noted=True)
                 self._reshard(found, manifest)
         # What is the same to the next host of one cluster needs no room on a disk that is full.
         if found is None or manifest != msgspec.structs.replace(found, opened=manifest.opened):
@@ -292,6 +308,27 @@ class StoredMemory:
         self._remove_generations(but=manifest.generation)
         self._manifest = manifest
         return manifest
+
+    def _check_notes(self, found: Manifest) -> bool:
+        """Whether each shard has a note of its log's end; a memory of an earlier version gets them.
+
+        Raises:
+            JournalDamagedError: If one is missing that was there.
+        """
+        for folder in found.folders(self._path):
+            if read_end(self._disk, folder) is not None:
+                continue
+            if found.noted:
+                raise JournalDamagedError(
+                    f"{folder} has no {NAME}: files of this shard's journal were removed. Restore "
+                    "the folder from a copy"
+                )
+            try:
+                write_end(self._disk, folder, 0)
+            except OSError as error:  # on a full disk, say: it can be opened as it is
+                logger.warning("%s: how far its log is sealed cannot be noted: %s", folder, error)
+                return False
+        return True
 
     def _await_actors(self, folders: list[Path]) -> None:
         """Wait until no actor of a cluster that was killed has a journal open any more."""
@@ -313,8 +350,8 @@ class StoredMemory:
             what += f", namespace_depth {old.namespace_depth} to {new.namespace_depth}"
         logger.info("%s", what)
         self.doing, begun = what, time.monotonic()
-        _make_generation(self._disk, self._path, new)
         try:
+            _make_generation(self._disk, self._path, new)
             copy_shards(
                 self._disk,
                 old.folders(self._path),
@@ -457,7 +494,7 @@ def _snapshot(disk: Disk, path: Path, target: Path) -> tuple[Manifest, int]:
         if found is None:
             raise PersistError(f"{path} is no memory: it has no {MANIFEST}")
         copy = msgspec.structs.replace(
-            found, generation=attempt + 1, version=_version(), closed=time.time()
+            found, generation=attempt + 1, version=_version(), closed=time.time(), noted=True
         )
         _make_generation(disk, target, copy)
         live = is_held(path)
@@ -526,7 +563,7 @@ def read_manifest(path: Path) -> Manifest | None:
                 f"{FORMAT}: use the version that wrote it, or a newer one"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-        if manifest.shards < 1 or manifest.generation < 1:
+        if not 1 <= manifest.shards <= MAX_SHARDS or manifest.generation < 1:
             raise ValueError(f"{manifest.shards} shards, generation {manifest.generation}")
     except (ValueError, UnicodeDecodeError) as error:
         raise PersistError(
@@ -561,8 +598,8 @@ def shard_folders(path: Path, manifest: Manifest) -> list[Path]:
     missing = [str(folder) for folder in folders if not folder.is_dir()]
     if missing:
         raise PersistError(
-            f"{path} should have {manifest.shards} shards, and there is no {', '.join(missing)}: "
-            "restore it from a copy"
+            f"{path} should have {manifest.shards:,} shards, and {len(missing):,} of their folders "
+            f"are missing: there is no {missing[0]}. Restore it from a copy"
         )
     try:
         for folder in (path / manifest.subfolder, *folders):
@@ -577,7 +614,7 @@ def holds_memory(path: Path) -> bool:
     try:
         manifest = read_manifest(path)
         return manifest is not None and any(map(holds_entries, shard_folders(path, manifest)))
-    except (PersistError, OSError):
+    except (PersistError, JournalError, OSError):
         return True
 
 
@@ -595,8 +632,9 @@ def _read_layout(path: Path) -> Manifest | None:
             f"{path} is not empty and not a memory (there is {min(strange)!r}): give "
             "persist_path= a folder of its own"
         )
-    # Without a manifest there is at most what an interrupted first opening left: empty folders.
-    if any(file.is_file() for folder in generations for file in folder.rglob("*")):
+    # Without a manifest there is at most what an interrupted first opening left: empty journals.
+    files = (file for folder in generations for file in folder.rglob("*") if file.is_file())
+    if any(not file.name.startswith(NAME) for file in files):
         raise PersistError(
             f"there are journals in {path}, but no {MANIFEST}: restore that file from a copy"
         )
@@ -620,6 +658,7 @@ def _make_generation(disk: Disk, path: Path, manifest: Manifest) -> None:
     make_folder(folders[0].parent)
     for folder in folders:
         folder.mkdir(mode=0o700)
+        write_end(disk, folder, 0)
     disk.sync_folder(folders[0].parent)
     disk.sync_folder(path)
 

@@ -183,6 +183,8 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
             `ddict_ready`, `ddict_lost`, `ddict_given_up`, `dragon_hung`, `host_restarted`,
             `journal_in_memory`, `walltime_unknown`, `loop_blocked` (a program with calls under way
             did not turn its event loop for a second or more; told at most once in 10 s),
+            `slow_request` (one request, or one page of an answer, for which others waited for a
+            quarter of a second or more; told at most once in 10 s by each shard),
             `cluster_closing`; of several nodes, `fewer_nodes`, `node_missing`, `node_lost`,
             `node_returned`, `node_given_up`, `shard_promoted`, `shard_moved`, `shard_lost`,
             `shard_found`, `replica_begun`, `replica_ready`; of slots that move, `rebalance_begun`,

@@ -21,6 +21,7 @@ from flowgentic_actors.engine.model import (
     Limit,
     Micros,
     Namespace,
+    NamespacePosition,
     Position,
     RankPosition,
     Text,
@@ -219,7 +220,10 @@ class ListNamespaces(Struct, tag=10, array_like=True, frozen=True, gc=False):
     """List the namespaces that hold items, sorted, cut to `max_depth` labels and made unique.
 
     Attributes:
+        limit: At most this many (a page may hold fewer).
+        offset: Those to pass over first, from `after` on; the page says how many it did.
         table: As in `SearchItems`.
+        after: Go on after this position of an earlier page.
     """
 
     conditions: Annotated[tuple[Match, ...], Meta(max_length=64)]
@@ -228,6 +232,7 @@ class ListNamespaces(Struct, tag=10, array_like=True, frozen=True, gc=False):
     offset: Limit
     expired: bool = False
     table: int = 0
+    after: NamespacePosition | None = None
 
 
 class GetChannelHistory(Struct, tag=11, array_like=True, frozen=True, gc=False):
@@ -377,6 +382,9 @@ ABOUT_A_THREAD = (
 
 ABOUT_AN_ITEM = (PutItem, GetItem, DeleteItem)
 """Those that name one item: `namespace` and `key`."""
+
+PAGED = (SearchItems, RankItems, ListNamespaces, ListCheckpoints, ListThreads, ReadThread)
+"""Those that are answered page by page: `after`."""
 
 SEARCHES = (SearchItems, RankItems)
 """Those that look below a `prefix`."""

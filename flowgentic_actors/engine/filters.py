@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from flowgentic_actors.engine.limits import check_filter
 from flowgentic_actors.errors import InvalidRequestError
 
 FILTERABLE = "msgpack"
@@ -26,13 +27,14 @@ FILTERABLE = "msgpack"
 _Comparison: TypeAlias = Callable[[Any, Any], bool]
 """Of a field's value, or `_MISSING`, with an operand."""
 
-MAX_DEPTH = 100
-"""Most levels of conditions within conditions."""
+_SHORT = 32
+"""A list with more elements is made into a set once, for all conditions that look into it."""
 
 _MISSING = object()
 
+_Raw = msgspec.Raw
 # Only the top level is decoded for every candidate; fields are decoded when a filter names them.
-_fields = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_fields: msgspec.msgpack.Decoder[dict[str, Any]] = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _any = msgspec.msgpack.Decoder()
 
 
@@ -51,11 +53,14 @@ def compile_filter(encoded: bytes) -> Callable[[str, bytes], bool]:
     """
     try:
         conditions = msgspec.msgpack.decode(encoded, type=dict[str, Any])
-        _check(conditions, whole=True)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"filter is not a map of field to condition: {error}") from error
     except RecursionError as error:
         raise InvalidRequestError("filter is nested too deeply") from error
+    check_filter(conditions)
+    _check(conditions, whole=True)
+    of_lists: dict[int, frozenset[Any]] = {}
+    conditions = _Preparation(of_lists).of_whole(conditions)
 
     def matches_value(kind: str, data: bytes) -> bool:
         if kind != FILTERABLE:
@@ -63,6 +68,8 @@ def compile_filter(encoded: bytes) -> Callable[[str, bytes], bool]:
                 f"items serialized as {kind!r} cannot be filtered by their shard: search without "
                 "filter=, or store them with a serializer that is not encrypted"
             )
+        if of_lists:
+            of_lists.clear()
         try:
             return _whole_matches(_fields.decode(data), conditions)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -71,26 +78,23 @@ def compile_filter(encoded: bytes) -> Callable[[str, bytes], bool]:
     return matches_value
 
 
-def _check(condition: object, *, whole: bool = False, depth: int = 0) -> None:
+def _check(condition: object, *, whole: bool = False) -> None:
     """Refuse what cannot be decided.
 
     Args:
         condition: A filter, or a part of one.
         whole: Whether it is about the whole value, not about a field.
-        depth: Conditions that it is within.
     """
-    if depth > MAX_DEPTH:
-        raise InvalidRequestError(f"filter is nested too deeply: at most {MAX_DEPTH} levels")
     if isinstance(condition, dict):
         for name, operand in condition.items():
             if _is_operator(name):
                 for inner in _conditions_of(name, operand, whole=whole):
-                    _check(inner, whole=whole, depth=depth + 1)
+                    _check(inner, whole=whole)
             else:
-                _check(operand, depth=depth + 1)
+                _check(operand)
     elif isinstance(condition, list):
         for inner in condition:
-            _check(inner, depth=depth + 1)
+            _check(inner)
 
 
 def _conditions_of(name: str, operand: Any, *, whole: bool) -> list[Any]:
@@ -110,7 +114,7 @@ def _conditions_of(name: str, operand: Any, *, whole: bool) -> list[Any]:
     return operand if name in _CONNECTIVES else []
 
 
-def _whole_matches(fields: dict[str, msgspec.Raw], conditions: dict[str, Any]) -> bool:
+def _whole_matches(fields: dict[str, Any], conditions: dict[str, Any]) -> bool:
     for name, condition in conditions.items():
         if name == "$and":
             matches = all(_whole_matches(fields, inner) for inner in condition)
@@ -119,7 +123,9 @@ def _whole_matches(fields: dict[str, msgspec.Raw], conditions: dict[str, Any]) -
         elif name == "$not":
             matches = not _whole_matches(fields, condition)
         else:
-            value = _any.decode(fields[name]) if name in fields else _MISSING
+            value = fields.get(name, _MISSING)
+            if type(value) is _Raw:
+                value = fields[name] = _any.decode(value)  # the next condition has it decoded
             matches = _matches(value, condition)
         if not matches:
             return False
@@ -127,26 +133,21 @@ def _whole_matches(fields: dict[str, msgspec.Raw], conditions: dict[str, Any]) -
 
 
 def _matches(value: object, condition: object) -> bool:
+    if type(condition) is _Comparisons:
+        for compare, operand in condition:  # noqa: SIM110 - a generator costs as much again
+            if not compare(value, operand):
+                return False
+        return True
     if isinstance(condition, dict):
-        if any(map(_is_operator, condition)):
-            return all(_compare(value, name, operand) for name, operand in condition.items())
         return isinstance(value, dict) and all(
             _matches(value.get(k, _MISSING), inner) for k, inner in condition.items()
         )
-    if isinstance(condition, list):
-        return (
-            isinstance(value, list)
-            and len(value) == len(condition)
-            and all(map(_matches, value, condition))
-        )
-    return _equal(value, condition)
-
-
-def _compare(value: object, name: str, operand: Any) -> bool:
-    compare = _OPERATORS.get(name)
-    if compare is None:  # a plain field beside an operator: {"$gt": 1, "a": 2}
-        return isinstance(value, dict) and _matches(value.get(name, _MISSING), operand)
-    return compare(value, operand)
+    return (
+        isinstance(condition, list)
+        and isinstance(value, list)
+        and len(value) == len(condition)
+        and all(map(_matches, value, condition))
+    )
 
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> _Comparison:
@@ -159,9 +160,91 @@ def _ordered(compare: Callable[[Any, Any], bool]) -> _Comparison:
     return matches
 
 
-def _is_among(value: object, operands: list[Any]) -> bool:
-    found = [value, *value] if isinstance(value, list) else [value]
-    return any(_equal(each, operand) for each in found for operand in operands)
+class _Among:
+    """The operand of `$in` and `$nin`: looking a value up takes no longer for many operands.
+
+    Args:
+        operands: The values.
+        of_lists: What the elements of the present candidate's long lists are looked up by, by the
+            lists' ids; shared by all conditions of a filter.
+    """
+
+    __slots__ = ("_keys", "_of_lists")
+
+    def __init__(self, operands: list[Any], of_lists: dict[int, frozenset[Any]]) -> None:
+        self._keys = frozenset(map(_key, operands))
+        self._of_lists = of_lists
+
+    def has(self, value: object) -> bool:
+        keys = self._keys
+        if not isinstance(value, list):
+            return _key(value) in keys
+        if len(value) <= _SHORT:
+            return any(_key(each) in keys for each in value) or _key(value) in keys
+        found = self._of_lists.get(id(value))
+        if found is None:
+            found = self._of_lists[id(value)] = frozenset((_key(value), *map(_key, value)))
+        return not keys.isdisjoint(found)
+
+
+def _key(value: Any) -> Any:
+    """What is equal, and hashes the same, for values that `_equal` says are equal."""
+    kind = type(value)
+    if kind is str or kind is int or kind is float:
+        return value
+    if kind is bool or kind is msgspec.msgpack.Ext:
+        return kind, value if kind is bool else (value.code, bytes(value.data))
+    if kind is list:
+        return kind, tuple(map(_key, value))
+    if kind is dict:
+        return kind, frozenset((name, _key(each)) for name, each in value.items())
+    return None if value is _MISSING else value
+
+
+class _Comparisons(list[tuple[_Comparison, Any]]):
+    """What a field is compared by, in a condition that has operators."""
+
+
+class _Preparation:
+    """Brings a filter that was checked into the form in which it is tried on each candidate.
+
+    Args:
+        of_lists: See `_Among`.
+    """
+
+    def __init__(self, of_lists: dict[int, frozenset[Any]]) -> None:
+        self._of_lists = of_lists
+
+    def of_whole(self, conditions: dict[str, Any]) -> dict[str, Any]:
+        """Of conditions about the whole value."""
+        prepared: dict[str, Any] = {}
+        for name, operand in conditions.items():
+            if name == "$not":
+                prepared[name] = self.of_whole(operand)
+            elif name in _CONNECTIVES:
+                prepared[name] = [self.of_whole(each) for each in operand]
+            else:
+                prepared[name] = self.of_field(operand)
+        return prepared
+
+    def of_field(self, condition: Any) -> Any:
+        """Of a condition about one field."""
+        if isinstance(condition, list):
+            return [self.of_field(each) for each in condition]
+        if not isinstance(condition, dict):
+            return _Comparisons([(_equal_plain, condition)])
+        if any(map(_is_operator, condition)):
+            return _Comparisons(self._comparison(*each) for each in condition.items())
+        return {name: self.of_field(inner) for name, inner in condition.items()}
+
+    def _comparison(self, name: Any, operand: Any) -> tuple[_Comparison, Any]:
+        if not _is_operator(name):  # a plain field beside an operator: {"$gt": 1, "a": 2}
+            return _matches, {name: self.of_field(operand)}
+        if name in ("$in", "$nin"):
+            operand = _Among(operand, self._of_lists)
+        elif name in _CONNECTIVES:
+            operand = self.of_field(operand)
+        return _OPERATORS[name], operand
 
 
 def _equal(value: object, operand: object) -> bool:
@@ -173,6 +256,13 @@ def _equal(value: object, operand: object) -> bool:
     if isinstance(value, list) and isinstance(operand, list):
         return len(value) == len(operand) and all(map(_equal, value, operand))
     return isinstance(value, bool) == isinstance(operand, bool) and value == operand
+
+
+def _equal_plain(value: object, operand: object) -> bool:
+    """The same as `_equal`, for an operand that is neither a map nor a list."""
+    if value is _MISSING:
+        return operand is None
+    return value == operand and isinstance(value, bool) == isinstance(operand, bool)
 
 
 def _is_operator(name: object) -> bool:
@@ -204,8 +294,8 @@ _OPERATORS: Mapping[str, _Comparison] = {
     "$lt": _ordered(operator.lt),
     "$lte": _ordered(operator.le),
     "$ne": lambda value, operand: not _equal(value, operand),
-    "$in": _is_among,
-    "$nin": lambda value, operand: not _is_among(value, operand),
+    "$in": lambda value, operand: operand.has(value),
+    "$nin": lambda value, operand: not operand.has(value),
     "$exists": lambda value, operand: (value is not _MISSING) is operand,
     "$and": lambda value, operand: all(_matches(value, inner) for inner in operand),
     "$or": lambda value, operand: any(_matches(value, inner) for inner in operand),

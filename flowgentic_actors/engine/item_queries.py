@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from typing import TypeAlias
+from functools import partial
+from itertools import dropwhile, islice
+from operator import eq
+from typing import Any, Final, TypeAlias
 
 from flowgentic_actors.engine.commands import (
     GetItem,
@@ -17,7 +19,13 @@ from flowgentic_actors.engine.commands import (
 from flowgentic_actors.engine.expiry import ItemPlace
 from flowgentic_actors.engine.filters import compile_filter
 from flowgentic_actors.engine.items import Items, StoredItem
-from flowgentic_actors.engine.model import PAGE_BYTES, ItemPosition, RankPosition
+from flowgentic_actors.engine.model import (
+    PAGE_BYTES,
+    ItemPosition,
+    NamespacePosition,
+    RankPosition,
+)
+from flowgentic_actors.engine.pace import LARGE, Pace
 from flowgentic_actors.engine.replies import (
     ItemPage,
     ItemReply,
@@ -33,15 +41,14 @@ from flowgentic_actors.engine.vectors import check_vector
 MAX_PAGE = 4096
 """Most items in one page, however small they are."""
 
-MAX_SCAN = 20_000
-"""Most items that one page's filter may look at before the page is closed, full or not."""
-
 MAX_AHEAD = (256, 1 << 20)
 """Most cold values, and bytes of them, that are fetched at once for a filter to look at."""
 
+_MOST_LOOKED_AHEAD: Final = 4096
+
 _Predicate: TypeAlias = Callable[[str, bytes], bool] | None
-_Candidate: TypeAlias = tuple[ItemPlace, StoredItem, float | None, int]
-"""Place, item, score, and how many candidates with a score there were up to it."""
+_Candidate: TypeAlias = tuple[ItemPlace, StoredItem | None, float | None]
+"""Place, item (None for one that is no candidate, but was looked at), score."""
 
 
 class ItemQueries:
@@ -85,47 +92,60 @@ class ItemQueries:
         """One page of the items below a prefix that match the filter."""
 
         def candidates() -> Iterator[_Candidate]:
-            for place, item in self._items.below(query.prefix, query.after, now_us):
-                yield place, item, None, 0
+            for place, item in self._items.below(query.prefix, query.after):
+                yield place, item, None
 
-        page = _Page(self._values, query, candidates)
+        page = self._page(query, candidates, now_us)
         if not page.fill():
             return ItemPage((), None, 0)  # nobody gets it: the query is asked again
-        rows = tuple(self._row(place, item) for place, item, _, _ in page.found)
+        rows = tuple(self._row(place, item) for place, item, _ in page.found)
         last = page.last if page.has_more else None
         return ItemPage(rows, ItemPosition(*last[0]) if last else None, page.skipped)
 
     def _rank(self, query: RankItems, now_us: int) -> RankPage:
         """One page of the same, most similar first."""
         check_vector(query.vector, "the vector to search for")
-        start = query.after or RankPosition(0)
+        start = query.after
 
         def candidates() -> Iterator[_Candidate]:
-            rank = start.rank
-            if start.after is None:
-                for score, place in islice(self._ranked(query), start.rank, None):
-                    rank += 1
-                    item = self._items.find(place, now_us)
-                    if item is not None:
-                        yield place, item, score, rank
-            for place, item in self._items.below(query.prefix, start.after, now_us):
-                if not self._items.vectors.has(place, len(query.vector)):
-                    yield place, item, None, rank
+            after: ItemPosition | None = None
+            if start is None or start.score is not None:
+                for score, place in self._ranked(query):
+                    yield place, self._items.find(place), score
+            else:
+                after = start.item
+            has = self._items.vectors.has
+            for place, item in self._items.below(query.prefix, after):
+                yield place, None if has(place, len(query.vector)) else item, None
 
-        page = _Page(self._values, query, candidates)
+        page = self._page(query, candidates, now_us)
         if not page.fill():
             return RankPage((), None, 0)
-        rows = tuple(ScoredRow(self._row(p, item), score) for p, item, score, _ in page.found)
-        after = None
-        if page.has_more and page.last is not None:
-            place, _, score, rank = page.last
-            after = RankPosition(rank, ItemPosition(*place) if score is None else None)
+        rows = tuple(ScoredRow(self._row(p, item), score) for p, item, score in page.found)
+        last = page.last if page.has_more else None
+        after = RankPosition(ItemPosition(*last[0]), last[2]) if last else None
         return RankPage(rows, after, page.skipped)
+
+    def _page(
+        self,
+        query: SearchItems | RankItems,
+        candidates: Callable[[], Iterable[_Candidate]],
+        now_us: int,
+    ) -> _Page:
+        def living() -> Iterator[_Candidate]:
+            for place, item, score in candidates():
+                yield place, None if self._items.is_over(place, now_us) else item, score
+
+        return _Page(self._values, query, living if self._items.any_expires else candidates)
 
     def _ranked(self, query: RankItems) -> Iterator[tuple[float, ItemPlace]]:
         every = not query.prefix and self._items.shown is None
         namespaces = None if every else self._items.namespaces(query.prefix)
-        return self._items.vectors.ranked(query.vector, query.metric, namespaces)
+        after = query.after
+        past = None
+        if after is not None and after.score is not None:
+            past = after.score, (after.item.namespace, after.item.key)
+        return self._items.vectors.ranked(query.vector, query.metric, namespaces, past)
 
     def _row(self, place: ItemPlace, item: StoredItem) -> ItemRow:
         return ItemRow(*place, self._values.blob(item), item.created_us, item.updated_us)
@@ -133,26 +153,48 @@ class ItemQueries:
     # ------------------------------------------------------------------ namespaces
 
     def _list_namespaces(self, query: ListNamespaces, now_us: int) -> NamespacePage:
-        """The namespaces that match every condition, cut to the depth asked for, unique."""
+        """One page of the namespaces that match every condition, cut as asked for, unique."""
         found: list[tuple[str, ...]] = []
-        wanted = query.offset + query.limit
-        last: tuple[str, ...] | None = None
-        for namespace in self._items.namespaces(_common_prefix(query.conditions)):
-            if len(found) >= wanted:
-                break
+        room, size, skipped, conditions = min(query.limit, MAX_PAGE), 0, 0, query.conditions
+        after = query.after
+        first = last = None
+        if after is not None:
+            first = after.namespace
+            last = first[: query.max_depth] if after.given else None
+        if not room:
+            return NamespacePage(())
+        pace = Pace(sum(len(condition.path) for condition in conditions))
+        step = pace.step
+        namespaces = self._items.namespaces(_common_prefix(conditions), first)
+        if after is not None:
+            namespaces = dropwhile(partial(eq, first), namespaces)
+        for looked, namespace in enumerate(namespaces, 1):
             cut = namespace[: query.max_depth]
             if (
                 cut != last  # sorted input: equal cuts are neighbours
-                and all(_match(condition, namespace) for condition in query.conditions)
+                and (not conditions or all(_match(each, namespace) for each in conditions))
                 and self._items.has_living(namespace, now_us)
             ):
-                found.append(cut)
                 last = cut
-        return NamespacePage(tuple(found[query.offset :]))
+                if skipped < query.offset:
+                    skipped += 1
+                else:
+                    found.append(cut)
+                    size += len("".join(cut))
+            if len(found) == room or size > PAGE_BYTES or (not looked % step and pace.is_over()):
+                more = NamespacePosition(namespace, cut == last)
+                return NamespacePage(tuple(found), more, skipped)
+        return NamespacePage(tuple(found), None, skipped)
 
 
 class _Page:
-    """What one page of a search takes from its candidates."""
+    """What one page of a search takes from its candidates.
+
+    Args:
+        values: The items' values.
+        query: What is asked.
+        candidates: Begins to go through the candidates.
+    """
 
     def __init__(
         self,
@@ -163,9 +205,10 @@ class _Page:
         self._values = values
         self._room = min(query.limit, MAX_PAGE)
         self._offset = query.offset
+        self._pace = Pace(len(query.filter))
         self._matches: _Predicate = compile_filter(query.filter) if query.filter else None
         self._candidates = candidates
-        self.found: list[_Candidate] = []
+        self.found: list[Any] = []  # candidates that have an item
         self.skipped = 0
         self.has_more = False
         self.last: _Candidate | None = None  # that was looked at to the end
@@ -173,36 +216,45 @@ class _Page:
     def fill(self) -> bool:
         """Take candidates until the page is full; False when their values have to be fetched."""
         size = 0
-        if not self._room:
+        matches = self._matches
+        found, room, step = self.found, self._room, self._pace.step
+        if not room:
             return True
-        for scanned, candidate in enumerate(self._candidates(), 1):
+        for looked, candidate in enumerate(self._candidates(), 1):
             item = candidate[1]
-            if self._matches is not None and item.data is None:
-                if scanned == 1:
-                    self._look_ahead()
-                    return False
-                self.has_more = True
-                return True
-            if self._matches is None or self._matches(*self._values.blob(item)):
-                if self.skipped < self._offset:
-                    self.skipped += 1
-                else:
-                    size += item.size
-                    if self.found and size > PAGE_BYTES:
-                        self.has_more = True
-                        return True
-                    self.found.append(candidate)
+            if item is not None:
+                if matches is not None and item.data is None:
+                    return self._end_before_cold()
+                if matches is None or matches(*self._values.blob(item)):
+                    if self.skipped < self._offset:
+                        self.skipped += 1
+                    else:
+                        size += item.size
+                        if found and size > PAGE_BYTES:
+                            self.has_more = True
+                            return True
+                        found.append(candidate)
             self.last = candidate
-            if len(self.found) == self._room or (self._matches is not None and scanned >= MAX_SCAN):
+            if len(found) == room or (
+                (not looked % step or (item is not None and item.size > LARGE))
+                and self._pace.is_over()
+            ):
                 self.has_more = True
                 return True
         return True
 
+    def _end_before_cold(self) -> bool:
+        """End the page before a cold value; False when it is the first thing to look at."""
+        self.has_more = self.last is not None
+        if not self.has_more:
+            self._look_ahead()
+        return self.has_more
+
     def _look_ahead(self) -> None:
         """Miss the cold values that the filter will look at next."""
         most, most_bytes = MAX_AHEAD
-        for _, item, _, _ in self._candidates():
-            if item.data is None:
+        for _, item, _ in islice(self._candidates(), _MOST_LOOKED_AHEAD):
+            if item is not None and item.data is None:
                 self._values.miss(item)
                 count, size = self._values.missed
                 if count >= most or size >= most_bytes:

@@ -251,6 +251,10 @@ class Items:
             return None
         return item
 
+    def is_over(self, place: ItemPlace, now_us: int) -> bool:
+        """Whether an item's time is over."""
+        return self._expiry.is_over(place, now_us)
+
     def has_living(self, namespace: tuple[str, ...], now_us: int) -> bool:
         """Whether a namespace has an item whose time is not over."""
         keys = self._namespaces[namespace].items
@@ -283,16 +287,14 @@ class Items:
                 yield ItemsExpired(tuple((name, key) for key in keys[start : start + most]))
 
     def below(
-        self, prefix: tuple[str, ...], after: ItemPosition | None, now_us: int
+        self, prefix: tuple[str, ...], after: ItemPosition | None
     ) -> Iterator[tuple[ItemPlace, StoredItem]]:
-        """The items below a prefix in order, those whose time is over excepted."""
+        """The items below a prefix in order, those whose time is over included."""
         for namespace in self.namespaces(prefix, max(prefix, after.namespace) if after else prefix):
             begun = after is not None and namespace == after.namespace
             start = after.key if begun and after else ""
             for key, item in self._namespaces[namespace].from_key(start, inclusive=not begun):
-                place = namespace, key
-                if not (self._expiry.lives and self._expiry.is_over(place, now_us)):
-                    yield place, item
+                yield (namespace, key), item
 
 
 def _conflict(item: StoredItem | None, expected: int | None) -> Conflict | None:

@@ -4,6 +4,8 @@ The types say what a command may hold (`engine.model`), and decoding enforces it
 of a socket. A shard in this process decodes nothing: what it took beyond the limits could neither
 be sent to an actor nor be read from a journal again. So callers check what they are about to ask.
 
+What a filter may hold is checked where it is about to be used, by the shard (`check_filter`).
+
 What names a thread to read, or anything to delete, is not limited in length: a local memory of an
 earlier version may hold it.
 """
@@ -26,6 +28,12 @@ from flowgentic_actors.engine.model import (
 from flowgentic_actors.errors import InvalidRequestError
 
 S = TypeVar("S", bound=Struct)
+
+MAX_CONDITIONS: Final = 256
+"""Most conditions of an item filter, see `check_filter`: each is tried on every candidate."""
+
+MAX_LEVELS: Final = 32
+"""Most levels of maps and lists within each other in an item filter."""
 
 _INT64: Final = 2**63
 
@@ -110,6 +118,32 @@ def check_text(name: str, text: str) -> str:
     if fault := _fault(_TEXT, text, name):
         raise InvalidRequestError(fault)
     return text
+
+
+def check_filter(conditions: dict[str, Any]) -> None:
+    """Refuse an item filter that would take too long for each candidate.
+
+    A condition is what is compared with a field: a value, or a list with all values in it. A map
+    or list within a list counts as well. So does an empty one.
+
+    Raises:
+        InvalidRequestError: If it has too many conditions, or too many levels.
+    """
+    count = _conditions(conditions, 1)
+    if count > MAX_CONDITIONS:
+        raise InvalidRequestError(f"filter: {count:,} conditions, at most {MAX_CONDITIONS:,}")
+
+
+def _conditions(part: Any, level: int) -> int:
+    if not isinstance(part, dict | list):
+        return 1
+    if level > MAX_LEVELS:
+        raise InvalidRequestError(
+            f"filter: more than {MAX_LEVELS} levels of maps and lists, at most {MAX_LEVELS}"
+        )
+    if isinstance(part, dict):
+        return sum(_conditions(each, level + 1) for each in part.values()) or 1
+    return sum(_conditions(e, level + 1) for e in part if isinstance(e, dict | list)) or 1
 
 
 def refusal(fields: Struct, error: Exception) -> InvalidRequestError:

@@ -90,13 +90,25 @@ class Vector(Struct, array_like=True, frozen=True, gc=False):
     data: Annotated[bytes, Meta(max_length=4 * 65_536)]
 
 
-class RankPosition(Struct, array_like=True, frozen=True, gc=False):
-    """Where a search by similarity stopped.
+class NamespacePosition(Struct, array_like=True, frozen=True, gc=False):
+    """Where a listing of namespaces stopped; the next page begins after it.
 
     Attributes:
-        rank: How many items the pages before had looked at, in the order of their scores.
-        after: The last item, once those without a score are looked at.
+        namespace: The last one that was looked at.
+        given: Whether what it is when it is cut was given, or passed over, already.
     """
 
-    rank: Limit
-    after: ItemPosition | None = None
+    namespace: tuple[str, ...]
+    given: bool
+
+
+class RankPosition(Struct, array_like=True, frozen=True, gc=False):
+    """Where a search by similarity stopped; the next page begins after it.
+
+    Attributes:
+        item: The last item that was looked at.
+        score: Its score, None once those without one are looked at.
+    """
+
+    item: ItemPosition
+    score: float | None

@@ -12,6 +12,7 @@ from flowgentic_actors.engine.model import (
     Blobs,
     Channels,
     ItemPosition,
+    NamespacePosition,
     Position,
     RankPosition,
     ThreadPosition,
@@ -92,9 +93,11 @@ class ItemPage(Struct, tag=6, array_like=True, frozen=True, gc=False):
 
 
 class NamespacePage(Struct, tag=7, array_like=True, frozen=True, gc=False):
-    """Namespaces, sorted."""
+    """A page of namespaces, sorted; see `ItemPage`."""
 
     namespaces: tuple[tuple[str, ...], ...]
+    after: NamespacePosition | None = None
+    skipped: int = 0
 
 
 class ChannelHistory(Struct, array_like=True, frozen=True, gc=False):

@@ -27,6 +27,7 @@ from flowgentic_actors.engine.model import (
     Version,
     Write,
 )
+from flowgentic_actors.engine.pace import Pace
 from flowgentic_actors.engine.replies import (
     ChannelHistories,
     ChannelHistory,
@@ -44,9 +45,6 @@ from flowgentic_actors.engine.values import Value, Values
 
 MAX_PAGE = 1024
 """Most checkpoints or threads in one page, however small they are."""
-
-MAX_SCAN = 20_000
-"""Most checkpoints or threads that one page looks at before it is closed, full or not."""
 
 HIDDEN: Final = "\0"
 """What the names of channels begin with that are no channels of a graph but parts of their values.
@@ -106,14 +104,15 @@ class ThreadQueries:
         if not room:
             return CheckpointPage((), None)
         last: Position | None = None
-        for scanned, (position, branch) in enumerate(self._newest_first(query), 1):
+        pace = Pace()
+        for looked, (position, branch) in enumerate(self._newest_first(query), 1):
             facets = branch.entries[position.checkpoint_id].facets
             if all(facets.get(k, _ABSENT) == v for k, v in query.facets.items()):
                 size += branch.row_bytes(position.checkpoint_id)
                 if rows and size > PAGE_BYTES:
                     return CheckpointPage(tuple(rows), last)
                 rows.append(self._row(branch, position))
-            if len(rows) == room or scanned >= MAX_SCAN:
+            if len(rows) == room or (not looked % pace.step and pace.is_over()):
                 return CheckpointPage(tuple(rows), position)
             last = position
         return CheckpointPage(tuple(rows), None)
@@ -132,17 +131,22 @@ class ThreadQueries:
         """One page of threads, the one that was written to last first."""
         rows: list[ThreadRow] = []
         room = min(query.limit, MAX_PAGE)
-        scanned = 0
+        if not room:
+            return ThreadListing((), None)
+        looked = 0
         last: ThreadPosition | None = None
+        pace = Pace()
         for thread_id, thread in self._threads.newest_first():
             position = ThreadPosition(thread.updated_us, thread_id)
             if (query.after is not None and position >= query.after) or (
                 query.before is not None and thread.updated_us >= query.before
             ):
                 continue
-            if len(rows) == room or scanned == MAX_SCAN:
+            if last is not None and (
+                len(rows) == room or (not looked % pace.step and pace.is_over())
+            ):
                 return ThreadListing(tuple(rows), last)
-            scanned += 1
+            looked += 1
             last = position
             if thread_id.startswith(query.prefix):
                 count, size = thread.checkpoints, thread.bytes

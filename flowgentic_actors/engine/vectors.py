@@ -111,7 +111,11 @@ class Vectors:
         return matrix is not None and matrix.rows_of(place) > 0
 
     def ranked(
-        self, vector: bytes, metric: Metric, namespaces: Iterable[tuple[str, ...]] | None
+        self,
+        vector: bytes,
+        metric: Metric,
+        namespaces: Iterable[tuple[str, ...]] | None,
+        after: tuple[float, ItemPlace] | None = None,
     ) -> Iterator[tuple[float, ItemPlace]]:
         """The items that have a vector of the same size, most similar first.
 
@@ -119,12 +123,15 @@ class Vectors:
             vector: What to compare with, finite.
             metric: What a score is.
             namespaces: Where to look; None for everywhere.
+            after: Go on after this one.
 
         Yields:
             (score, place) of each, ordered by score, then place.
         """
         matrix = self._matrices.get(len(vector))
-        return iter(()) if matrix is None else matrix.ranked(Query(vector, metric), namespaces)
+        if matrix is None:
+            return iter(())
+        return matrix.ranked(Query(vector, metric), namespaces, after)
 
 
 class _Group:
@@ -214,13 +221,19 @@ class _Matrix:
         self._free += rows
 
     def ranked(
-        self, query: Query, namespaces: Iterable[tuple[str, ...]] | None
+        self,
+        query: Query,
+        namespaces: Iterable[tuple[str, ...]] | None,
+        after: tuple[float, ItemPlace] | None,
     ) -> Iterator[tuple[float, ItemPlace]]:
         seen: set[ItemPlace] = set()
-        for score, place in self._in_order(self._rows_of(namespaces), query):
-            if not self._several or place not in seen:
-                if self._several:
-                    seen.add(place)
+        past = None if after is None else (-after[0], after[1])
+        for score, place in self._in_order(self._rows_of(namespaces), query, after, seen):
+            if self._several:
+                if place in seen:
+                    continue
+                seen.add(place)
+            if past is None or (-score, place) > past:
                 yield score, place
 
     def _rows_of(self, namespaces: Iterable[tuple[str, ...]] | None) -> Indices:
@@ -244,13 +257,32 @@ class _Matrix:
         products: Floats = (self._rows[:used] @ query.unit)[rows]
         return products
 
-    def _in_order(self, rows: Indices, query: Query) -> Iterator[tuple[float, ItemPlace]]:
-        """Sort as much as is asked for: first the best few, then ever more."""
+    def _in_order(
+        self,
+        rows: Indices,
+        query: Query,
+        after: tuple[float, ItemPlace] | None,
+        passed: set[ItemPlace],
+    ) -> Iterator[tuple[float, ItemPlace]]:
+        """Sort as much as is asked for: first the best few, then ever more.
+
+        Args:
+            rows: Which.
+            query: What with.
+            after: Leave out those that certainly come before this one, not all that do.
+            passed: Gets the items of rows that were left out, where one may have other rows.
+        """
         import numpy as np  # noqa: PLC0415
 
         low, high = query.bounds(
             self._products(query, rows), self._norms[rows], self._exponents[rows]
         )
+        if after is not None:
+            better = low > after[0]
+            if self._several:
+                places = (self._places[row] for row in rows[better].tolist())
+                passed.update(place for place in places if place is not None)
+            rows, low, high = rows[~better], low[~better], high[~better]
         found: list[tuple[float, ItemPlace]] = []  # the negative of each score: the best first
         wanted = _FIRST_RANKS
         while len(rows):

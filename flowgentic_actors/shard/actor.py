@@ -60,6 +60,7 @@ from flowgentic_actors.shard.peers import Give, read_question
 from flowgentic_actors.shard.room import RoomWanted, WaitingCalls
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.shard.settings import ShardSettings
+from flowgentic_actors.shard.slow import SlowRequests
 from flowgentic_actors.shard.upkeep import Upkeep
 from flowgentic_actors.storage.ddict import DDictShard, why_no_ddict
 from flowgentic_actors.storage.disk import RealDisk
@@ -115,6 +116,7 @@ class ShardActor:
 
     _tell: Callable[[str, str], None]
     _wake: Callable[[], None]
+    _slow: SlowRequests
 
     def __init__(
         self,
@@ -207,6 +209,7 @@ class ShardActor:
     def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
         """Begin what goes on beside the requests; see `Actor.start`."""
         self._tell, self._wake = tell, wake
+        self._slow = SlowRequests(tell)
         self._sweeping = asyncio.ensure_future(self._sweep(wake))
         self._sweeping.add_done_callback(_log_defect)
         if self._tier_bytes is None:
@@ -314,6 +317,10 @@ class ShardActor:
             if self.room.serving:
                 raise
             return self.room.wait(call, wanted)
+
+    def was_slow(self, call: Call, seconds: float) -> None:
+        """Tell of a slow request; see `Actor.was_slow`."""
+        self._slow.note(_decode_command(call.body), seconds)
 
     def commit(self) -> asyncio.Future[None] | None:
         """Append what was written to the journal, in one go; see `Actor.commit`."""

@@ -106,6 +106,11 @@ class ReplicatedShardActor:
         assert self._core is not None  # no client is let in before
         return self._core.handle(call)
 
+    def was_slow(self, call: Call, seconds: float) -> None:
+        """Tell of a slow request; see `Actor.was_slow`."""
+        if self._core is not None:
+            self._core.was_slow(call, seconds)
+
     def commit(self) -> asyncio.Future[None] | None:
         """Commit what was handled; see `Actor.commit`."""
         if self._broken is not None:

@@ -82,7 +82,9 @@ class ShardReader:
                 yield Found(lsn, payload, decode_entry(payload), True)
         # As if the machine had gone down since: no order of an unsealed segment's pages is assumed.
         boot = _ANOTHER_BOOT if self._live else None
-        self._log = SegmentLog(self._view, self._folder, durable=False, boot=boot, cuts=False)
+        self._log = SegmentLog(
+            self._view, self._folder, durable=False, boot=boot, cuts=False, whole=not self._live
+        )
         for lsn, payload in self._log.recover(newest.end if newest else 0):
             yield Found(lsn, payload, decode_entry(payload), False)
 

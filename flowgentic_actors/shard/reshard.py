@@ -19,6 +19,7 @@ from flowgentic_actors.shard.entries import KeptSessions, SessionState, encode_e
 from flowgentic_actors.shard.reading import ShardReader
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.storage.disk import Disk
+from flowgentic_actors.storage.ends import write_end
 from flowgentic_actors.storage.sets import write_set
 
 Route: TypeAlias = Callable[[Record], int]
@@ -169,6 +170,7 @@ class _SetWriter:
     def _run(self) -> None:
         try:
             write_set(self._disk, self._folder, self._end, self._entries())
+            write_end(self._disk, self._folder, self._end)
         except BaseException as error:  # noqa: BLE001 - raised on the thread that waits for it
             self._error = error
 

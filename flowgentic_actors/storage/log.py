@@ -9,6 +9,9 @@ the machine itself went down since (the boot id tells), what is in a `.seg` may 
 pages reach the medium in any order. Everything from the first bad entry on is cut then, later
 segments included: none of it was acknowledged as on disk.
 
+How far the log is sealed is noted beside it (`ends`): a log that ends before that was shortened, or
+has lost a segment, and is refused.
+
 `append` only writes to a file that is open and allocated, so an event loop may call it. Whatever
 else there is to do with files belongs on a thread: allocating the next segment (`prepare`,
 `make_room`), and cutting and naming the last ones (`settle`). A segment may so have entries before
@@ -31,6 +34,7 @@ from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.storage.disk import Disk
+from flowgentic_actors.storage.ends import read_end, write_end
 from flowgentic_actors.storage.segment import (
     ACTIVE,
     DATA,
@@ -87,6 +91,7 @@ class SegmentLog:
         boot: What tells this start of the machine from others. Default: `boot_id()`.
         cuts: Whether what follows the last good entry is removed, and the log says so; not where
             the files are only read.
+        whole: Whether all that was sealed must be there; not where an actor goes on writing.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class SegmentLog:
         segment_bytes: int = SEGMENT_BYTES,
         boot: bytes | None = None,
         cuts: bool = True,
+        whole: bool = True,
     ) -> None:
         self._disk = disk
         self._folder = folder
@@ -113,6 +119,9 @@ class SegmentLog:
         self._recovered_to: int | None = None
         self._fresh = False  # nothing was allocated since `recover`
         self._cuts = cuts
+        self._whole = whole
+        self._noted: int | None = None
+        self._lost_some = False  # whether the machine went down and took what was not sealed
         self.on_begin: Callable[[], None] = lambda: None
         """Called by `append` when it has begun a segment: time to `settle`."""
 
@@ -186,6 +195,12 @@ class SegmentLog:
         return expected
 
     def _finish_recovery(self, end: int) -> None:
+        self._noted = read_end(self._disk, self._folder) if self._whole else None
+        if self._noted is not None and end < self._noted and (self._durable or not self._lost_some):
+            raise JournalDamagedError(
+                f"{self._folder}: the log ends at {end}, and was sealed up to {self._noted}: its "
+                "last segments were removed or shortened. Restore the folder from a copy"
+            )
         for segment in list(self._segments):
             if segment.end == segment.first:  # of an earlier life that wrote nothing
                 self._segments.remove(segment)
@@ -204,6 +219,7 @@ class SegmentLog:
             raise segment.damage(segment.end)
         if not rebooted:
             segment.check_torn()
+        self._lost_some = self._lost_some or rebooted
         if self._cuts and (torn := segment.bytes_after_end()):
             logger.warning("%s: cut %d bytes of an interrupted append", segment.path, torn)
 
@@ -375,6 +391,7 @@ class SegmentLog:
         with self._settling:
             for segment in trimmed:
                 segment.settle(synced=True)
+            self._note_end()
         self._disk.sync_folder(self._folder)
 
     def settle(self) -> None:
@@ -387,6 +404,23 @@ class SegmentLog:
             # Oldest first: recovery takes no segment that is not cut for one before another.
             for segment in [*self._segments]:
                 segment.settle(synced=not self._durable)
+            self._note_end()
+
+    def _note_end(self) -> None:
+        """Note how far the log is sealed, where that has changed."""
+        sealed = self.sealed() if self._cuts else []
+        end = sealed[-1].end if sealed else 0
+        if self._noted is not None and end <= self._noted:
+            return
+        try:
+            write_end(self._disk, self._folder, end, synced=self._durable)
+        except OSError as error:
+            if self._noted is not None:
+                raise
+            # It never had one: the log can be opened, and read, on a disk that is full.
+            logger.warning("%s: its end cannot be noted: %s", self._folder, error)
+            return
+        self._noted = end
 
     def prepare(self) -> None:
         """Make the next segment's file ahead of its need. Blocks; callable from any thread."""

@@ -14,7 +14,7 @@ from flowgentic_actors.errors import JournalError
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.private import open_private
 
-_JOURNAL: Final = (".seg", ".sealed", ".spare", ".set")
+_JOURNAL: Final = (".seg", ".sealed", ".spare", ".set", ".end")
 _ATTEMPTS: Final = 200
 _PAUSE: Final = 0.01
 _NOWHERE: Final = -1

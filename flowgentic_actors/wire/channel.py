@@ -63,9 +63,9 @@ class Channel(Generic[In, Out]):
         return self._handshake.done
 
     @property
-    def truncated(self) -> bool:
-        """Whether an end of stream now would cut a frame in two."""
-        return self._reader.buffered > 0
+    def buffered(self) -> int:
+        """Bytes of an unfinished frame that are held: an end of stream now would cut it in two."""
+        return self._reader.buffered
 
     def receive(self, data: bytes) -> Iterator[list[In]]:
         """Take bytes in and yield the messages of each frame that is now whole.

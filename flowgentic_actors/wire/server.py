@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Protocol, cast
 
 from flowgentic_actors.errors import ProtocolError, WireError
@@ -24,14 +27,20 @@ from flowgentic_actors.wire.messages import (
     Welcome,
 )
 from flowgentic_actors.wire.sockets import check_path, check_peer, peer_pid, widen
+from flowgentic_actors.wire.underway import FramesUnderWay
 
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT = 5.0
 FLUSH_TIMEOUT = 1.0
 MAX_CONNECTIONS = 4096
+MAX_OF_ONE_PEER = 1024
+"""Most connections of one process, or of one other node."""
+IDLE = 60.0
+"""Seconds without a message after which a connection gives way to another one, if all are taken."""
 _WRITE_BUFFER = 4 << 20
 _BACKLOG = 512
+_FRAMES = 2  # of the largest messages, that all connections together may have under way
 _ACCEPT_AGAIN = 1.0
 
 
@@ -63,6 +72,8 @@ class Connection(asyncio.Protocol):
         remote: Whether it came over TCP.
         role: What the peer said it is for.
         session: The peer's session id.
+        peer: Whose it is: a process, or the host of another node.
+        active_at: When it was read from last, or could be again, on the event loop's clock.
         pid: The peer's process, from the operating system where it tells, else what the peer says.
         clogged: Whether the peer does not read what it is sent.
         on_clear: Called when it reads again.
@@ -80,6 +91,9 @@ class Connection(asyncio.Protocol):
         self._incoming: Iterator[list[ToServer]] | None = None
         self._held: list[bytes] = []  # arrived after reading was paused
         self._pauses = 0
+        self._under_way = False  # whether a part of a frame is held
+        self.active_at = 0.0
+        self.peer: int | str = origin.rpartition(":")[0]
         self._patience: asyncio.TimerHandle | None = None
         self.remote = bool(origin)
         self.greeted = False
@@ -126,7 +140,9 @@ class Connection(asyncio.Protocol):
         self._pauses -= 1
         if self._pauses == 0 and self._transport is not None:
             self._transport.resume_reading()
-            asyncio.get_running_loop().call_soon(self._pump)
+            loop = asyncio.get_running_loop()
+            self.active_at = loop.time()
+            loop.call_soon(self._pump)
 
     def close(self) -> None:
         """Flush and close."""
@@ -194,21 +210,23 @@ class Connection(asyncio.Protocol):
         except WireError as error:
             self._end(error)
             return
-        self.pid = peer_pid(sock) or 0
+        self.peer = self.pid = peer_pid(sock) or 0
         self._is_admitted()
 
     def _is_admitted(self) -> bool:
         """Admit the connection if there is room, and end it if no hello comes in time."""
-        if not self._server.admit(self):
-            self._end(ProtocolError(f"more than {MAX_CONNECTIONS} connections"))
-            return False
         loop = asyncio.get_running_loop()
+        self.active_at = loop.time()
+        if (full := self._server.admit(self)) is not None:
+            self._end(ProtocolError(full))
+            return False
         self._patience = loop.call_later(HANDSHAKE_TIMEOUT, self._too_slow)
         return True
 
     def data_received(self, data: bytes) -> None:
         """Decode now, or later when paused."""
         self._held.append(data)
+        self.active_at = asyncio.get_running_loop().time()
         if not self._pauses:
             self._pump()
 
@@ -225,7 +243,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Say so when the peer went away in the middle of a frame."""
-        if self._channel.truncated:
+        if self._channel.buffered:
             logger.warning("%r ended in the middle of a frame", self)
         return False
 
@@ -239,6 +257,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._incoming = None
         self._held.clear()
+        self._server.under_way.forget(self)
         if self._server.forget(self) and self.greeted:
             self._server.handler.disconnected(self)
 
@@ -264,6 +283,31 @@ class Connection(asyncio.Protocol):
                     self._server.handler.received(self, messages)
         except WireError as error:
             self._end(error)
+        else:
+            self._count_under_way()
+
+    def _count_under_way(self) -> None:
+        # While it is paused between whole frames, nothing is under way that its peer has to send.
+        held = self._channel.buffered if self._incoming is None else 0
+        if held:
+            self._under_way = True
+            self._server.under_way.holds(self, held)
+        elif self._under_way:
+            self._under_way = False
+            self._server.under_way.forget(self)
+
+    @property
+    def reading(self) -> bool:
+        """Whether it takes what its peer sends."""
+        return not self._pauses
+
+    def stalled(self, seconds: float) -> None:
+        """End: others wait for the memory that its unfinished frame takes."""
+        self._end(ProtocolError(f"a frame that it began did not go on for {seconds:.0f} s"))
+
+    def give_way(self) -> None:
+        """End: another peer wants to connect, and this one does not ask for anything."""
+        self._end(ProtocolError(f"all connections are taken, and it was idle for {IDLE:g} s"))
 
     def _greet(self, messages: list[ToServer]) -> None:
         """Take the first message, which says who is there, out of a frame."""
@@ -309,7 +353,9 @@ class Server:
         self.secret = secret
         self.max_bytes = max_bytes
         self.welcome = Welcome(name, epoch, os.getpid())
+        self.under_way = FramesUnderWay(_FRAMES * max_bytes)
         self._connections: set[Connection] = set()
+        self._of_peer: Counter[int | str] = Counter()
         self._empty = asyncio.Event()
         self._empty.set()
         self._listeners: list[asyncio.Server] = []  # on Unix sockets
@@ -404,18 +450,34 @@ class Server:
             async with asyncio.timeout(FLUSH_TIMEOUT):
                 await self._empty.wait()
 
-    def admit(self, connection: Connection) -> bool:
-        """Whether there is room for one more connection; called by the connection itself."""
-        if len(self._connections) >= MAX_CONNECTIONS:
-            return False
+    def admit(self, connection: Connection) -> str | None:
+        """Take one more connection in, or say why not; called by the connection itself."""
+        if self._of_peer[connection.peer] >= MAX_OF_ONE_PEER:
+            return f"more than {MAX_OF_ONE_PEER} connections of {connection.peer}"
+        if len(self._connections) >= MAX_CONNECTIONS and not self._make_room():
+            return f"more than {MAX_CONNECTIONS} connections"
         self._connections.add(connection)
+        self._of_peer[connection.peer] += 1
         self._empty.clear()
+        return None
+
+    def _make_room(self) -> bool:
+        """End the connection that has been idle for longest, if it is long enough."""
+        idle = min(self._connections, key=attrgetter("active_at"))
+        if asyncio.get_running_loop().time() - idle.active_at < IDLE:
+            return False
+        idle.give_way()
+        idle.active_at = math.inf  # it is not chosen again before it is gone
         return True
 
     def forget(self, connection: Connection) -> bool:
         """Whether the connection was admitted; called by the connection itself."""
         known = connection in self._connections
         self._connections.discard(connection)
+        if known:
+            self._of_peer[connection.peer] -= 1
+            if not self._of_peer[connection.peer]:
+                del self._of_peer[connection.peer]
         if not self._connections:
             self._empty.set()
         return known

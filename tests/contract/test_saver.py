@@ -9,14 +9,16 @@ from enum import StrEnum
 from typing import Any
 
 import pytest
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.base import CipherProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
 
 from flowgentic_actors import AsyncCheckpointSaver, MemoryCluster
-from flowgentic_actors.engine import thread_queries
+from flowgentic_actors.engine import pace, thread_queries
 from flowgentic_actors.errors import InvalidRequestError
 from tests.contract.faces import SaverFace, checkpoint_of, config_of, id_of, unique
 
@@ -186,7 +188,8 @@ async def test_a_rare_match_is_found_behind_many_that_are_none(
     saver: SaverFace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pages are closed after so many, even empty ones.
-    monkeypatch.setattr(thread_queries, "MAX_SCAN", 3)
+    monkeypatch.setattr(pace, "PAGE_SECONDS", -1.0)
+    monkeypatch.setattr(pace, "LOOKS", 3)
     thread = unique()
     rare = await saver.put(config_of(thread), checkpoint_of(), {"rare": True})
     for _ in range(10):
@@ -459,6 +462,20 @@ async def test_a_config_without_a_thread_is_refused(saver: SaverFace) -> None:
         await saver.put({}, checkpoint_of())
     with pytest.raises(InvalidRequestError, match="checkpoint_id"):
         await saver.put_writes(config_of(unique()), [("a", 1)])
+    stored = await saver.put(config_of(unique()), checkpoint_of())
+    without: list[RunnableConfig] = [
+        {"configurable": {}},
+        {"configurable": {"checkpoint_ns": ""}},
+        {"tags": ["a"]},
+    ]
+    for config in without:
+        with pytest.raises(KeyError):  # as LangGraph's own
+            list(InMemorySaver().list(config))
+        with pytest.raises(InvalidRequestError, match="thread_id"):
+            await saver.ids(config)
+    all_threads: list[RunnableConfig | None] = [None, {}]
+    for config_of_all in all_threads:
+        assert id_of(stored) in await saver.ids(config_of_all)
 
 
 def test_versions_grow_and_differ_on_every_branch(memory: MemoryCluster) -> None:

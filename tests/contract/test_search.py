@@ -14,7 +14,7 @@ from langgraph.store.base import PutOp, SearchOp
 from pydantic import ValidationError
 
 from flowgentic_actors import AsyncStore, MemoryCluster
-from flowgentic_actors.engine import item_queries
+from flowgentic_actors.engine import item_queries, pace
 from flowgentic_actors.errors import InvalidRequestError
 from tests.conftest import settings_of
 from tests.contract.faces import StoreFace, unique
@@ -177,7 +177,8 @@ async def test_deep_pages_are_whole(store: StoreFace, monkeypatch: pytest.Monkey
     assert keys_and_scores(paged) == keys_and_scores(whole)
     if store.store._client.table.below(()) == (0,):  # in this process: with pages that end early
         monkeypatch.setattr(item_queries, "MAX_PAGE", 3)
-        monkeypatch.setattr(item_queries, "MAX_SCAN", 2)
+        monkeypatch.setattr(pace, "PAGE_SECONDS", -1.0)
+        monkeypatch.setattr(pace, "LOOKS", 2)
         again = await store.search(("a",), query="tea rain", limit=1000)
         assert keys_and_scores(again) == keys_and_scores(whole)
         some = await store.search(("a",), query="tea rain", filter={"n": {"$lt": 100}}, limit=99)

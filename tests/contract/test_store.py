@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -26,7 +26,8 @@ from langgraph.store.base import (
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.adapters.items import VersionedItem
-from flowgentic_actors.engine import item_queries
+from flowgentic_actors.cluster import inline_client
+from flowgentic_actors.engine import item_queries, pace
 from flowgentic_actors.errors import InvalidRequestError, MemoryFullError, VersionConflictError
 from tests.cluster.helpers import eventually
 from tests.conftest import SETTINGS, settings_of
@@ -297,13 +298,37 @@ async def test_a_search_of_many_items_is_whole(memory: MemoryCluster, root: str)
 async def test_a_rare_match_is_found_behind_many_that_are_none(
     store: StoreFace, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        item_queries, "MAX_SCAN", 3
-    )  # pages are closed after so many, even empty ones
+    # Pages are closed after so many, even empty ones.
+    monkeypatch.setattr(pace, "PAGE_SECONDS", -1.0)
+    monkeypatch.setattr(pace, "LOOKS", 3)
     for number in range(10):
         await store.put((root,), str(number), {"rare": number == 9})
 
     assert await store.keys((root,), filter={"rare": True}) == ["9"]
+
+
+@pytest.mark.parametrize("mode", ["inline", "inline-journal"])
+async def test_a_long_search_holds_the_event_loop_for_no_longer_than_a_page(
+    memory: MemoryCluster, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ops = [PutOp((root, str(n)), "k", {"n": n}) for n in range(60)]
+    await memory.store.abatch(ops)
+    monkeypatch.setattr(pace, "PAGE_SECONDS", -1.0)
+    monkeypatch.setattr(pace, "LOOKS", 2)
+    monkeypatch.setattr(inline_client, "_LONG", 0.0)
+    calls: list[Callable[[], Awaitable[Any]]] = [
+        lambda: memory.store.asearch((root,), filter={"n": -1}),
+        lambda: memory.store.alist_namespaces(suffix=("nowhere",)),
+        lambda: memory.store.abatch([SearchOp((root,), filter={"n": -1})] * 2),
+    ]
+    for call in calls:
+        searching = asyncio.ensure_future(call())
+        turns = 0
+        while not searching.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert turns >= 20
+        assert not any(await searching)
 
 
 FILTERS: list[tuple[dict[str, Any], str]] = [

@@ -51,6 +51,7 @@ class Counter:
     def __init__(self) -> None:
         self.total = 0
         self.commits = 0
+        self.slow: list[float] = []
         self.commit_error: Exception | None = None
         self.commit_later: asyncio.Future[None] | None = None
         self.on_call: Callable[[Call], None] = lambda call: None
@@ -102,6 +103,9 @@ class Counter:
             case "bad commit":
                 self.commit_error = ValueError("a defect in commit")
         return msgspec.msgpack.encode(self.total)
+
+    def was_slow(self, call: Call, seconds: float) -> None:
+        self.slow.append(seconds)
 
     def commit(self) -> asyncio.Future[None] | None:
         self.commits += 1

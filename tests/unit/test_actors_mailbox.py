@@ -1,4 +1,4 @@
-"""The mailbox: bounded, in order, and nothing in it is lost."""
+"""The mailbox: bounded, in order, fair, and nothing in it is lost that somebody waits for."""
 
 from __future__ import annotations
 
@@ -37,14 +37,31 @@ def seqs(mailbox: Mailbox, most: int = 1000) -> list[int]:
     return [envelope.seq for envelope in mailbox.take(most)]
 
 
-def test_requests_come_out_in_the_order_they_went_in() -> None:
-    mailbox, one, two = Mailbox(100, 100), sender(), sender()
+def test_requests_of_a_connection_come_out_in_the_order_they_went_in() -> None:
+    mailbox, one = Mailbox(100, 100), sender()
     for seq in range(10):
-        mailbox.put(envelope(one if seq % 3 else two, seq))
+        mailbox.put(envelope(one, seq))
     assert seqs(mailbox, 4) == [0, 1, 2, 3]
     mailbox.put(envelope(one, 10))
     assert seqs(mailbox) == [4, 5, 6, 7, 8, 9, 10]
     assert seqs(mailbox) == []
+
+
+def test_connections_take_turns_also_when_some_requests_are_put_back() -> None:
+    mailbox, greedy, modest, late = Mailbox(100, 100), sender(), sender(), sender()
+    for seq in range(5):
+        mailbox.put(envelope(greedy, seq))
+    mailbox.put(envelope(modest, 10))
+    taken = mailbox.take(1000)
+    assert [each.seq for each in taken] == [0, 10, 1, 2, 3, 4]
+    mailbox.put_back(taken[1:], greedy)
+    mailbox.put(envelope(late, 20))
+    mailbox.put(envelope(modest, 11))
+    assert seqs(mailbox) == [10, 20, 11]
+    assert seqs(mailbox, 2) == [1, 2]
+    mailbox.put(envelope(late, 21))
+    assert seqs(mailbox) == [3, 21, 4]
+    assert mailbox.bytes == 0
 
 
 def test_who_fills_it_is_paused_and_resumed_when_it_is_half_empty() -> None:
@@ -98,7 +115,7 @@ def test_cancelled_requests_are_left_out() -> None:
         mailbox.put(envelope(two, seq))
     mailbox.cancel(one, 1)
     mailbox.cancel(two, 3)
-    assert seqs(mailbox) == [0, 0, 1, 2, 2, 3]  # numbers are each connection's own
+    assert seqs(mailbox) == [0, 0, 1, 2, 2, 3]  # by turns; numbers are each connection's own
     assert mailbox.bytes == 0
 
 
@@ -121,13 +138,17 @@ def test_cancellations_do_not_pile_up_in_a_mailbox_that_is_never_empty() -> None
         assert len(mailbox._cancelled) <= 4
 
 
-def test_a_lost_connection_is_not_resumed_and_its_requests_stay() -> None:
-    mailbox, gone = Mailbox(2, 100), sender()
-    for seq in range(3):
-        mailbox.put(envelope(gone, seq))
+def test_a_lost_connection_is_not_resumed_and_its_requests_are_dropped() -> None:
+    mailbox, gone, other = Mailbox(3, 100), sender(), sender()
+    mailbox.put(envelope(gone, 0))
+    mailbox.put(envelope(gone, 1))
+    mailbox.put(envelope(other, 2))
+    mailbox.put(envelope(gone, 3))
+    assert (gone.pauses, other.pauses) == (1, 1)
     mailbox.forget(gone)
-    assert seqs(mailbox) == [0, 1, 2]
-    assert gone.pauses == 1
+    assert (gone.pauses, other.pauses) == (1, 0)
+    assert seqs(mailbox) == [2]
+    assert mailbox.bytes == 0
 
 
 operations = st.one_of(
@@ -144,25 +165,24 @@ def test_whatever_happens_nothing_is_lost_and_nobody_stays_paused(
 ) -> None:
     mailbox = Mailbox(most_requests, most_bytes)
     senders = [sender() for _ in range(3)]
-    expected: list[tuple[int, int]] = []
-    received: list[tuple[int, int]] = []
+    expected: dict[int, list[int]] = {number: [] for number in range(3)}
+    received: dict[int, list[int]] = {number: [] for number in range(3)}
 
     def take(most: int) -> None:
-        received.extend((senders.index(e.connection), e.seq) for e in mailbox.take(most))
+        for taken in mailbox.take(most):
+            received[senders.index(taken.connection)].append(taken.seq)
 
-    waiting: list[tuple[int, int]] = []
     for seq, (step, a, b) in enumerate(steps):
         if step == "put":
             mailbox.put(envelope(senders[a], seq, b))
-            waiting.append((a, seq))
-            expected.append((a, seq))
+            expected[a].append(seq)
         elif step == "take":
             take(a)
-            del waiting[:a]
         elif b < seq:  # a cancellation always comes after its request
+            waits = any(e.seq == b for e in mailbox._queues.get(senders[a], ()))
             mailbox.cancel(senders[a], b)
-            if (a, b) in waiting and (a, b) in expected:
-                expected.remove((a, b))
+            if waits and b in expected[a]:
+                expected[a].remove(b)
         assert {s.pauses for s in senders} <= {0, 1}
     while len(mailbox):
         take(1)

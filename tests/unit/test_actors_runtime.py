@@ -90,6 +90,49 @@ async def test_a_request_that_waited_past_its_deadline_is_not_carried_out(path: 
     assert opened.counter.total == 1
 
 
+async def test_what_takes_long_is_told_to_the_actor(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "SLOW", 0.05)
+    async with served(path) as opened, raw_client(path) as raw:
+        client = await greeted(raw)
+        client.send(add(0), Request(1, 0, 30_000, Raw(command("spin", 60))), add(2))
+        await client.read(3)
+        (seconds,) = opened.counter.slow
+        assert 0.05 <= seconds < 5
+
+
+async def test_what_a_lost_connection_asked_is_dropped(path: Path) -> None:
+    async with served(path) as opened, raw_client(path) as other:
+        patient = await greeted(other)
+        opened.counter.on_call = lambda call: spin(0.02)  # longer than a batch
+        async with raw_client(path) as raw:
+            client = await greeted(raw)
+            client.send(*(add(seq) for seq in range(200)))
+            await client.read(1)
+        await until(lambda: len(opened.server.connections) == 1)
+        handled = opened.counter.total
+        assert handled < 200
+        assert len(opened.mailbox) == opened.mailbox.bytes == 0
+        patient.send(add(0))
+        await patient.read(1)
+        assert opened.counter.total == handled + 1
+
+
+async def test_a_connection_with_many_requests_does_not_keep_another_one_waiting(
+    path: Path,
+) -> None:
+    async with served(path) as opened, raw_client(path) as one, raw_client(path) as two:
+        greedy, modest = await greeted(one), await greeted(two)
+        opened.counter.on_call = lambda call: spin(0.02)
+        greedy.send(*(add(seq) for seq in range(60)))
+        await until(lambda: opened.counter.total)
+        for seq in range(3):
+            modest.send(add(seq))
+            await modest.read(seq + 1)
+        assert opened.counter.total < 30
+
+
 async def test_an_expired_request_raises_its_own_error(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

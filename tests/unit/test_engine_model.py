@@ -771,9 +771,21 @@ class ItemsMachine(ShardMachine):
                 for c in conditions
             )
         }
-        assert self.ask(
-            ListNamespaces(tuple(conditions), max_depth, limit, offset)
-        ) == NamespacePage(tuple(sorted(found)[offset:][:limit]))
+        expected = sorted(found)[offset:][:limit]
+        query = ListNamespaces(tuple(conditions), max_depth, limit, offset)
+        whole = self.ask(query)
+        assert isinstance(whole, NamespacePage)
+        assert list(whole.namespaces) == expected
+
+        listed: list[tuple[str, ...]] = []
+        while len(listed) < limit:
+            answer = self.ask(replace(query, limit=1))
+            assert isinstance(answer, NamespacePage)
+            listed += answer.namespaces
+            query = replace(query, after=answer.after, offset=query.offset - answer.skipped)
+            if answer.after is None:
+                break
+        assert listed == expected
 
     def row(self, namespace: tuple[str, ...], key: str) -> ItemRow:
         item = self.items[namespace, key]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from msgspec.structs import replace
 
-from flowgentic_actors.engine import Shard, item_queries, thread_queries
+from flowgentic_actors.engine import Shard, filters, item_queries, pace, thread_queries
 from flowgentic_actors.engine.commands import (
     Command,
     DeleteItem,
@@ -28,6 +28,7 @@ from flowgentic_actors.engine.commands import (
     PutWrites,
     SearchItems,
 )
+from flowgentic_actors.engine.limits import MAX_LEVELS
 from flowgentic_actors.engine.model import Blob, Scalar, Version, Write
 from flowgentic_actors.engine.replies import (
     CheckpointPage,
@@ -197,6 +198,12 @@ def item_pages(shard: Shard, query: SearchItems) -> list[str]:
     return [keys(answer), *rest]
 
 
+def pages_end_after(monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
+    """Have the time of each page be over when it looks at the clock first."""
+    monkeypatch.setattr(pace, "PAGE_SECONDS", -1.0)
+    monkeypatch.setattr(pace, "LOOKS", looks)
+
+
 def namespaces(
     shard: Shard,
     *conditions: Match,
@@ -204,9 +211,20 @@ def namespaces(
     limit: int = MANY,
     offset: int = 0,
 ) -> list[str]:
-    reply = shard.apply(ListNamespaces(conditions, max_depth, limit, offset), 0).reply
-    assert isinstance(reply, NamespacePage)
-    return [".".join(namespace) for namespace in reply.namespaces]
+    found: list[str] = []
+    query = ListNamespaces(conditions, max_depth, limit, offset)
+    while True:
+        reply = shard.apply(query, 0).reply
+        assert isinstance(reply, NamespacePage)
+        found += [".".join(namespace) for namespace in reply.namespaces]
+        if reply.after is None or len(found) >= limit:
+            return found
+        query = replace(
+            query,
+            limit=limit - len(found),
+            offset=query.offset - reply.skipped,
+            after=reply.after,
+        )
 
 
 # ------------------------------------------------------------------------------- checkpoints
@@ -532,10 +550,10 @@ def test_a_page_ends_after_page_bytes_of_any_kind_of_value(
     assert pages(shard, ListCheckpoints()) == ["5", "4", "3", "2", "1 0"]
 
 
-def test_a_page_looks_at_no_more_than_max_scan_checkpoints(
+def test_a_page_of_checkpoints_ends_when_its_time_is_over(
     history: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thread_queries, "MAX_SCAN", 2)
+    pages_end_after(monkeypatch, 2)
     assert pages(history, ListCheckpoints(facets={"source": "input"})) == ["", "2", "1"]
 
 
@@ -679,18 +697,46 @@ def test_a_search_page_ends_after_page_bytes_of_values(
     assert item_pages(store, SearchItems((), b"", MANY, 0)) == ["a", "b", "c d e f g"]
 
 
-def test_a_filter_looks_at_no_more_than_max_scan_items_for_a_page(
+def test_a_page_of_a_search_ends_when_its_time_is_over(
     store: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(item_queries, "MAX_SCAN", 3)
+    pages_end_after(monkeypatch, 3)
     nothing = SearchItems((), pack({"key": "none"}), MANY, 0)
     assert item_pages(store, nothing) == ["", "", ""]
     some = SearchItems((), pack({"key": {"$gte": "c"}}), MANY, 0)
     assert item_pages(store, some) == ["c", "d e f", "g"]
 
 
+def test_pages_that_end_by_time_are_whole_where_items_expire(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages_end_after(monkeypatch, 3)
+    for number in range(12):
+        ttl = 5 if number < 9 else 0
+        command = PutItem(("n", str(number // 5)), f"{number:02}", blob(pack({})), ttl)
+        shard.apply(command, 0)
+    query = SearchItems((), b"", MANY, 0)
+    pages: list[str] = []
+    while True:
+        page = shard.query(query, 10)
+        assert isinstance(page, ItemPage)
+        pages.append(keys(page))
+        if page.after is None:
+            break
+        query = replace(query, after=page.after)
+    assert pages == ["", "", "", "09 10 11", ""]
+    listed = ListNamespaces((), None, MANY, 0)
+    found: list[tuple[str, ...]] = []
+    for _ in range(2):
+        answer = shard.query(listed, 10)
+        assert isinstance(answer, NamespacePage)
+        found += answer.namespaces
+        listed = replace(listed, after=answer.after)
+    assert found == [("n", "1"), ("n", "2")]
+
+
 def test_an_offset_goes_on_over_the_pages(store: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(item_queries, "MAX_SCAN", 2)
+    pages_end_after(monkeypatch, 2)
     query = SearchItems((), pack({"key": {"$gte": "b"}}), MANY, 3)
     assert item_pages(store, query) == ["", "", "e f", "g"]
 
@@ -708,6 +754,22 @@ def test_a_search_goes_on_where_it_was_while_others_write_and_delete(
 
 
 # ---------------------------------------------------------------------------------- namespaces
+
+
+def test_a_listing_of_namespaces_ends_when_its_time_is_over(
+    tree: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = namespaces(tree), namespaces(tree, max_depth=2)
+    some = namespaces(tree, Match("suffix", ("c",)), max_depth=1)
+    for looks in 1, 2, 3:
+        pages_end_after(monkeypatch, looks)
+        first = tree.query(ListNamespaces((), None, MANY, 0), 0)
+        assert isinstance(first, NamespacePage)
+        assert len(first.namespaces) == looks
+        assert namespaces(tree) == whole
+        assert namespaces(tree, max_depth=2) == cut == ["a", "a.b", "a.e", "f.b"]
+        assert namespaces(tree, max_depth=2, offset=1, limit=2) == ["a.b", "a.e"]
+        assert namespaces(tree, Match("suffix", ("c",)), max_depth=1) == some == ["a", "f"]
 
 
 @pytest.fixture
@@ -934,18 +996,66 @@ def test_an_operator_with_an_operand_that_it_cannot_take_is_refused(
         search(shard, (), filter_)
 
 
+@pytest.mark.parametrize("operator", ["$in", "$nin"])
+@pytest.mark.parametrize("count", [0, 40], ids=["short", "long"])
+def test_what_a_list_is_compared_with_is_found_as_by_equality(
+    shard: Shard, operator: str, count: int
+) -> None:
+    plain: list[Any] = [1, True, 1.0, 0, False, None, "1", "", b"1"]
+    operands = [*plain, [1], [True], {"a": 1}, {"a": True}, [[]]]
+    values = [*operands, *([*[f"filler {n}" for n in range(count)], each] for each in operands)]
+    for number, value in enumerate(values):
+        put_item(shard, ("n",), f"{number:02}", {"x": value})
+    for operand in operands:
+        equal = [
+            any(filters._equal(each, operand) for each in [v, *(v if type(v) is list else [])])
+            for v in values
+        ]
+        expected = [
+            f"{n:02}" for n, is_equal in enumerate(equal) if is_equal == (operator == "$in")
+        ]
+        found = keys(search(shard, ("n",), {"x": {operator: ["no", operand]}})).split()
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("filter_", "count"),
+    [
+        ({f"f{n}": {"$ne": 1} for n in range(300)}, 300),
+        ({"$or": [{"a": n} for n in range(257)]}, 257),
+        ({"$and": [{"a": 1, "b": {"c": 1, "d": {"$gt": 1, "$lt": 2}}}] * 100}, 400),
+        ({"a": {"$in": [[n] for n in range(300)]}}, 300),
+        ({"a": [{} for n in range(300)]}, 300),
+    ],
+)
+def test_a_filter_with_too_many_conditions_is_refused(
+    shard: Shard, filter_: dict[str, Any], count: int
+) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^filter: {count} conditions, at most 256$"):
+        search(shard, (), filter_)
+
+
+def test_a_filter_may_name_as_many_values_as_fit(shard: Shard) -> None:
+    put_item(shard, ("n",), "k", {"id": "id 5000", "ids": list(range(1000))})
+    ids = [f"id {n}" for n in range(5001)]
+    assert keys(search(shard, (), {"id": {"$in": ids}, "ids": list(range(1000))})) == "k"
+    assert keys(search(shard, (), {"$or": [{"id": each} for each in ids[-256:]]})) == "k"
+
+
 @pytest.mark.parametrize("name", ["$not", "$and", "a"])
-@pytest.mark.parametrize("depth", [100, 101, 400])
+@pytest.mark.parametrize("depth", [16, 17, 30, 31, 32, 400])
 def test_deep_filters_are_decided_rightly_or_refused(shard: Shard, name: str, depth: int) -> None:
     put_item(shard, ("n",), "k", {"x": 1})
     filter_: Any = {"x": {"$eq": 1}}
     for _ in range(depth - 1):
         filter_ = {name: [filter_] if name == "$and" else filter_}
-    if depth > 100:
-        with pytest.raises(InvalidRequestError, match="too deeply"):
+    levels = 2 * depth if name == "$and" else depth + 1  # the innermost condition is two maps
+    if levels > MAX_LEVELS:
+        words = f"filter: more than {MAX_LEVELS} levels of maps and lists"
+        with pytest.raises(InvalidRequestError, match=words):
             search(shard, (), filter_)
         return
-    expected = {"a": "", "$and": "k", "$not": ""}[name]  # 99 negations
+    expected = {"a": "", "$and": "k", "$not": "k" if depth % 2 else ""}[name]
     assert keys(search(shard, (), filter_)) == expected
 
 

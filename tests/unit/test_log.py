@@ -11,7 +11,9 @@ import pytest
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError
 from flowgentic_actors.storage.disk import RealDisk
+from flowgentic_actors.storage.ends import NAME, read_end, write_end
 from flowgentic_actors.storage.log import SegmentLog
+from flowgentic_actors.storage.segment import Segment
 from flowgentic_actors.testing.disk import Crash, SimulatedDisk
 
 FOLDER = Path("/shard")
@@ -139,7 +141,8 @@ def test_a_flipped_bit_is_detected_wherever_it_is(
                 found = entries(open_log(damaged))
             except JournalError:
                 continue
-            assert 28 <= byte < 64, (path, byte)  # nothing is in that part of the header
+            # Nothing is in that part of the header, and the note of the end is there twice.
+            assert 28 <= byte < 64 or path.name == NAME, (path, byte)
             assert found == payloads
 
 
@@ -147,7 +150,7 @@ def test_a_log_cut_at_any_byte_of_its_last_segment_keeps_its_whole_entries(
     written: tuple[SimulatedDisk, list[bytes]],
 ) -> None:
     disk, payloads = written
-    path = max(disk._files)
+    path = max(path for path in disk._files if path.name != NAME)
     used = len(bytes(disk._files[path].data).rstrip(b"\0"))
     for length in range(64, used):
         cut = disk.after_process_death()
@@ -163,6 +166,62 @@ def test_a_missing_segment_is_detected(written: tuple[SimulatedDisk, list[bytes]
     disk.unlink(min(path for path, data in used.items() if data))
     with pytest.raises(JournalDamagedError, match=r"is missing|not what was written"):
         entries(open_log(disk))
+
+
+@pytest.mark.parametrize("boot", [BEFORE, AFTER], ids=["same boot", "after a boot"])
+def test_a_sealed_log_that_lost_its_end_is_refused(boot: bytes) -> None:
+    disk = SimulatedDisk()
+    payloads, _ = write_all(disk, durable=False)
+    last = max(path for path in disk._files if path.suffix == ".sealed")
+    segment = Segment.open(disk, last)
+    ends = [segment.offset(lsn) for lsn, _ in segment.entries()]
+    assert len(ends) > 1
+    for end in ends:  # the beginning of an entry is the end of the one before
+        cut = disk.after_process_death()
+        del cut._files[last].data[end:]
+        with pytest.raises(JournalDamagedError, match=r"was sealed up to .* removed or shortened"):
+            entries(open_log(cut, boot=boot))
+    for gone in ([last], [path for path in disk._files if path.suffix == ".sealed"]):
+        left = disk.after_process_death()
+        for path in gone:
+            left.unlink(path)
+        with pytest.raises(JournalDamagedError, match=r"was sealed up to .* removed or shortened"):
+            entries(open_log(left, boot=boot))
+    assert entries(open_log(disk.after_process_death(), boot=boot)) == payloads
+
+
+def test_a_log_without_a_note_of_its_end_opens_and_gets_one() -> None:
+    disk = SimulatedDisk()
+    payloads, _ = write_all(disk, durable=False)
+    disk.unlink(FOLDER / NAME)
+    log = open_log(disk)
+    assert entries(log) == payloads
+    assert read_end(disk, FOLDER) == log.end
+
+
+def test_a_note_of_an_end_that_is_damaged_in_one_place_counts_and_in_both_is_refused() -> None:
+    disk = SimulatedDisk()
+    write_end(disk, FOLDER, 5)
+    write_end(disk, FOLDER, 1 << 40)
+    for place in 8, 520:
+        damaged = disk.after_process_death()
+        damaged.flip(FOLDER / NAME, place, 3)
+        assert read_end(damaged, FOLDER) == 1 << 40
+    damaged.flip(FOLDER / NAME, 8, 3)
+    with pytest.raises(JournalDamagedError, match="not what was written"):
+        read_end(damaged, FOLDER)
+
+
+def test_a_note_that_is_interrupted_anywhere_is_the_old_one_or_the_new_one() -> None:
+    for crash_at in range(12):
+        disk = SimulatedDisk(crash_at)
+        done = 0
+        with contextlib.suppress(Crash):
+            for end in 5, 6:
+                write_end(disk, FOLDER, end)
+                done = end
+        for after in (disk.after_process_death(), disk.after_power_loss(random.Random(crash_at))):
+            assert (read_end(after, FOLDER) or 0) in {done, min(6, (done or 4) + 1)}
 
 
 def test_entries_keep_their_address(tmp_path: Path) -> None:
@@ -217,7 +276,7 @@ def test_an_append_to_what_is_allocated_only_writes(tmp_path: Path) -> None:
         log.append(batch)
         disk.appending = False
     log.close()
-    assert {path.suffix for path in tmp_path.iterdir()} == {".sealed"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".sealed", ".end"}
     log = SegmentLog(disk, tmp_path, durable=False, segment_bytes=600)
     assert [payload for _, payload in log.recover(0)] == [
         each for batch in BATCHES for each in batch

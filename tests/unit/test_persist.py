@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -30,12 +31,19 @@ from flowgentic_actors.cluster.persist import (
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.engine.commands import GetItem, PutItem
 from flowgentic_actors.engine.replies import ItemReply
-from flowgentic_actors.errors import JournalError, PersistError, PersistHeldError
+from flowgentic_actors.errors import (
+    JournalDamagedError,
+    JournalError,
+    PersistError,
+    PersistHeldError,
+)
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.reading import ShardReader, holds_entries
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.testing.disk import Crash
 from tests.unit.shards import ask, compact_all, contents, some_commands, write
+
+DATA = Path(__file__).parents[1] / "data"
 
 
 @contextlib.contextmanager
@@ -102,6 +110,7 @@ def without_shard(path: Path) -> None:
         (lambda path: (path / MANIFEST).write_bytes(b"\xff\xfe"), "is damaged"),
         (lambda path: change(path, shards=0), "is damaged"),
         (lambda path: change(path, shards="2"), "is damaged"),
+        (lambda path: change(path, shards=1_000_000), "is damaged: 1000000 shards"),
         (lambda path: (path / MANIFEST).unlink(), "no manifest.json"),
         (without_shard, "there is no .*shard-1"),
         (lambda path: change(path, generation=2), "there is no .*generation-2"),
@@ -255,7 +264,42 @@ def test_all_of_a_new_generation_is_on_the_medium_before_the_manifest_names_it(
     for shard in ("generation-2/shard-0", "generation-2/shard-1"):
         of_shard = [step for step in before if step[1].startswith(shard)]
         steps = [kind if name != shard else "sync folder" for kind, name in of_shard]
-        assert steps[-4:] == ["write", "sync", "rename", "sync folder"]
+        assert steps[-7:-3] == ["write", "sync", "rename", "sync folder"]
+        assert steps[-3:] == ["write", "write", "sync"]  # how far it goes
+
+
+def test_a_shard_that_lost_all_its_files_is_refused(tmp_path: Path) -> None:
+    expected = filled(tmp_path, 2)
+    for file in (tmp_path / "generation-1" / "shard-1").iterdir():
+        file.rename(tmp_path / f".{file.name}")
+    words = r"shard-1 has no log.end: files .* were removed. Restore"
+    with pytest.raises(JournalDamagedError, match=words), opened(tmp_path, 2):
+        pass
+    for file in tmp_path.glob(".*"):
+        file.rename(tmp_path / "generation-1" / "shard-1" / file.name[1:])
+    with opened(tmp_path, 2) as manifest:
+        assert contents(manifest.folders(tmp_path), even_table(2, 2)) == expected
+
+
+def test_a_memory_of_a_version_that_noted_no_ends_opens_and_gets_them(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    shutil.copytree(DATA / "memory-without-notes", path)
+    for each in path.rglob("*"):
+        each.chmod(0o700 if each.is_dir() else 0o600)
+    for _ in range(2):
+        with opened(path, 1) as manifest:
+            (folder,) = manifest.folders(path)
+            actor = ShardActor(str(folder))
+            try:
+                stats = actor.stats()
+            finally:
+                actor.close()
+            assert (stats["items"], stats["checkpoints"]) == (4, 3)
+            assert manifest.noted
+    (sealed,) = folder.glob("*.sealed")
+    sealed.unlink()
+    with pytest.raises(JournalDamagedError, match="removed or shortened"):
+        ShardActor(str(folder))
 
 
 def test_the_first_opening_may_end_anywhere_too(tmp_path: Path) -> None:

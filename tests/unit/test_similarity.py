@@ -130,6 +130,19 @@ def test_none_of_the_best_is_lost_among_near_and_equal_ones(metric: Metric) -> N
     assert list(islice(vectors.ranked(query, metric, None), 10)) == every[:10]
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_ranking_goes_on_behind_any_item(metric: Metric) -> None:
+    rng = random.Random(5)
+    rows = {place(n): [floats(row)] for n, row in enumerate(clustered(rng, 120, 5))}
+    rows |= {place(n): [*rows[place(n)], *rows[place(n + 1)]] for n in range(0, 60, 2)}
+    query = floats([rng.gauss(0, 1) for _ in range(5)])
+    vectors = kept(rows)
+    every = list(vectors.ranked(query, metric, None))
+    assert len(every) == len(rows)
+    for number, each in enumerate(every):
+        assert list(vectors.ranked(query, metric, None, after=each)) == every[number + 1 :]
+
+
 def test_equal_vectors_have_a_cosine_of_one() -> None:
     rng = random.Random(1)
     for _ in range(200):

@@ -116,7 +116,7 @@ def test_messages_make_the_round_trip_under_any_chunking(
         server.send(reply)
     assert flat(receive(server, b"".join(client.take()), chunk)) == requests
     assert flat(receive(client, b"".join(server.take()), chunk)) == replies
-    assert not any((client.pending, server.pending, client.truncated, server.truncated))
+    assert not any((client.pending, server.pending, client.buffered, server.buffered))
 
 
 def test_messages_wait_for_the_handshake() -> None:
@@ -234,6 +234,6 @@ def test_an_end_of_stream_within_a_frame_is_told() -> None:
     for end in range(1, len(data)):
         _, server = connected()
         receive(server, data[:end])
-        assert server.truncated
+        assert server.buffered
     assert FrameReader(LIMIT).buffered == 0
     assert len(data) > HEADER.size

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from flowgentic_actors.errors import AuthenticationError, ClusterOpenError
 from flowgentic_actors.wire import server as wire_server
-from flowgentic_actors.wire import sockets
+from flowgentic_actors.wire import sockets, underway
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.handshake import GREETING
@@ -53,6 +53,7 @@ class RawClient:
         self.reader, self.writer = reader, writer
         self.channel: ClientChannel = client_channel(SECRET, LIMIT)
         self.frames: list[list[ToClient]] = []
+        self.rest = b""
 
     async def shake_hands(self) -> None:
         while not self.channel.established:
@@ -180,6 +181,41 @@ async def test_there_is_room_for_so_many_connections_and_again_when_one_ends(
             assert number(await fourth.request(command("get"), 30)) == 0
 
 
+async def test_one_peer_has_a_part_of_the_connections(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wire_server, "MAX_OF_ONE_PEER", 1)
+    async with serving(path) as (server, _):
+        async with connection_to(path) as first:
+            await first.request(command("get"), 30)
+            async with raw_client(path) as second:
+                assert await second.ended()
+        await until(lambda: not server.connections)
+        async with connection_to(path) as third:
+            assert number(await third.request(command("get"), 30)) == 0
+    assert f"more than 1 connections of {os.getpid()}" in caplog.text
+
+
+async def test_the_longest_idle_connection_gives_way_where_all_are_taken(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_server, "MAX_CONNECTIONS", 2)
+    async with serving(path), raw_client(path) as idle, connection_to(path) as busy:
+        await idle.shake_hands()
+        idle.hello()
+        await idle.read(1)
+        await busy.request(command("get"), 30)
+        async with raw_client(path) as early:
+            assert await early.ended()
+        monkeypatch.setattr(wire_server, "IDLE", 0.2)
+        await asyncio.sleep(0.3)
+        await busy.request(command("get"), 30)
+        async with connection_to(path) as late:
+            assert number(await late.request(command("get"), 30)) == 0
+            assert await idle.ended()
+            assert number(await busy.request(command("get"), 30)) == 0
+
+
 async def test_a_peer_of_another_user_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -263,10 +299,53 @@ async def test_an_end_within_a_frame_is_logged(
         await client.shake_hands()
         client.channel.send(Hello("client", bytes(16), 1))
         client.writer.write(b"".join(client.channel.take())[:-1])
-        await until(lambda: any(c._channel.truncated for c in server.connections))
+        await until(lambda: any(c._channel.buffered for c in server.connections))
         client.writer.close()
         await until(lambda: not server.connections)
     assert "in the middle of a frame" in caplog.text
+
+
+@asynccontextmanager
+async def partly_sent(path: Path, size: int) -> AsyncIterator[RawClient]:
+    """A client that has sent so many bytes of a frame of 900,000, or has them in its socket."""
+    async with raw_client(path) as client:
+        await client.shake_hands()
+        client.hello()
+        await client.read(1)
+        client.channel.send(Request(0, 0, 30_000, Raw(command("add", 1, bytes(900_000)))))
+        whole = b"".join(client.channel.take())
+        client.writer.write(whole[:size])
+        client.rest = whole[size:]
+        yield client
+
+
+async def test_what_is_held_of_unfinished_frames_is_bounded(path: Path) -> None:
+    async with serving(path) as (server, _), AsyncExitStack() as opened:
+        clients = [await opened.enter_async_context(partly_sent(path, 800_000)) for _ in range(8)]
+        under_way = server.under_way
+        await until(lambda: under_way.bytes > under_way._most)
+        await asyncio.sleep(0.1)
+        reads = 8 * (256 << 10)  # each connection is paused after one
+        assert under_way.bytes <= 2 * LIMIT + reads < 8 * 800_000
+        for client in clients:  # all of them can go on, one after the other
+            client.writer.write(client.rest)
+        for client in clients:
+            await client.read(2)
+        await until(lambda: under_way.bytes == 0)
+        assert all(connection.reading for connection in server.connections)
+
+
+async def test_who_does_not_go_on_with_a_frame_is_ended_where_others_wait(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(underway, "STALLED", 0.3)
+    async with serving(path) as (server, _), AsyncExitStack() as opened:
+        for _ in range(4):
+            await opened.enter_async_context(partly_sent(path, 700_000))
+        async with partly_sent(path, 900_000) as honest:
+            honest.writer.write(honest.rest)
+            await honest.read(2)
+        await until(lambda: server.under_way.bytes <= server.under_way._most)
 
 
 # ---------------------------------------------------------------------- addresses, and the end

@@ -829,7 +829,7 @@ def note_admitted(server: Server) -> list[Connection]:
     noted: list[Connection] = []
     admit = server.admit
 
-    def noting(connection: Connection) -> bool:
+    def noting(connection: Connection) -> str | None:
         noted.append(connection)
         return admit(connection)
 

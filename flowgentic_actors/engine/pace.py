@@ -1,0 +1,48 @@
+"""How long one page of an answer may take.
+
+A page ends by time, for what one candidate costs is up to whoever asks: others are served between
+two pages.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Final
+
+PAGE_SECONDS: Final = 0.01
+"""Looking at candidates for one page, seconds: it is closed then, full or not.
+
+With what else there is to do for a page, its shard is kept for some 20 ms at most.
+"""
+
+LOOKS: Final = 256
+"""Candidates after which a page looks at the clock, if each costs little."""
+
+LARGE: Final = 1 << 16
+"""Bytes of a value that a filter takes long to look into: the clock is looked at after each."""
+
+_CHEAP: Final = 16  # bytes of a filter that make a candidate as costly as no filter does
+
+
+class Pace:
+    """Tells when a page has taken its time, which is counted from the first look at the clock.
+
+    Args:
+        filter_bytes: Size of the filter that each candidate is tried with.
+
+    Attributes:
+        step: Candidates between two looks at the clock.
+    """
+
+    __slots__ = ("_end", "step")
+
+    def __init__(self, filter_bytes: int = 0) -> None:
+        self.step = max(1, LOOKS // (1 + filter_bytes // _CHEAP))
+        self._end: float | None = None
+
+    def is_over(self) -> bool:
+        """Whether to end the page."""
+        now = perf_counter()
+        if self._end is None:
+            self._end = now + PAGE_SECONDS
+        return now >= self._end

@@ -1,0 +1,40 @@
+"""Tells of requests that a shard took long for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from flowgentic_actors.engine.commands import Command
+
+_QUIET: Final = 10.0  # seconds after one was told of
+
+
+class SlowRequests:
+    """Reports slow requests as events, at most one in ten seconds.
+
+    Args:
+        tell: Reports an event (kind, detail).
+    """
+
+    def __init__(self, tell: Callable[[str, str], None]) -> None:
+        self._tell = tell
+        self._quiet_until = 0.0
+        self._untold = 0
+
+    def note(self, command: Command, seconds: float) -> None:
+        """Tell of a request.
+
+        Args:
+            command: What was asked.
+            seconds: How long others waited for it.
+        """
+        now = time.monotonic()
+        if now < self._quiet_until:
+            self._untold += 1
+            return
+        since = f"; {self._untold} others since the last event" if self._untold else ""
+        self._quiet_until, self._untold = now + _QUIET, 0
+        what = f"{type(command).__name__} took {seconds:.2f} s"
+        self._tell("slow_request", f"{what}, in which others waited{since}")
