@@ -47,7 +47,7 @@ class HostLink:
     ) -> None:
         self._channel = client_channel(secret, max_bytes)
         self._seq = 0
-        self._sock = connect(address, _HANDSHAKE_TIMEOUT)
+        self._sock = connect(address, secret, _HANDSHAKE_TIMEOUT)
         try:
             self._sock.settimeout(_HANDSHAKE_TIMEOUT)
             self._channel.send(Hello(role, os.urandom(16), os.getpid()))

@@ -210,7 +210,7 @@ class BlockingConnection:
         with self._lock:
             address, self._dialled_after = self._address, self._moves
         sock = patience.attempt(
-            CONNECT_TIMEOUT, lambda limit: connect(address, limit, self._announced)
+            CONNECT_TIMEOUT, lambda limit: connect(address, self._secret, limit, self._announced)
         )
         try:
             channel = client_channel(self._secret, self._max_bytes)

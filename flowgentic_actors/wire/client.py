@@ -406,7 +406,7 @@ class AsyncConnection:
         channel.send(Hello(self._role, self._session.id, os.getpid()))
         wire = _Wire(self, channel, await dial(self._loop, address))
         try:
-            await secure(self._loop, wire, wire.sock, address)
+            await secure(self._loop, wire, wire.sock, address, self._secret)
             await wire.welcomed
             await self._watch_loop_end(wire)
         except BaseException:

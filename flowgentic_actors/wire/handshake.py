@@ -6,6 +6,10 @@
 
 Nothing is decoded before a side has verified the other; the messages have fixed lengths, so a
 stranger can make a server hold 69 bytes and no more.
+
+Over TCP a client knocks before all that, and before TLS: with a number that it chose and
+HMAC(secret, "knock", number). It proves less, for who can read the network's traffic may repeat it,
+but it costs a server microseconds to see that a stranger does not have it.
 """
 
 from __future__ import annotations
@@ -27,13 +31,30 @@ _SERVER_FIRST = NONCE + PROOF
 UNAUTHENTICATED_LIMIT = 256
 """Bytes that a peer may send before it has proved itself."""
 
+KNOCK_BYTES = NONCE + PROOF
+"""Size of a knock."""
+
+DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
+"""What a client hears whose knock is of another secret: TLS's fatal alert `access_denied`."""
+
 
 def new_secret() -> bytes:
     """A fresh cluster secret."""
     return secrets.token_bytes(SECRET_BYTES)
 
 
-def _prove(secret: bytes, side: Literal[b"client", b"server"], nonces: bytes) -> bytes:
+def knock(secret: bytes) -> bytes:
+    """The first bytes of a client over TCP."""
+    nonce = secrets.token_bytes(NONCE)
+    return nonce + _prove(secret, b"knock", nonce)
+
+
+def is_knock(secret: bytes, data: bytes) -> bool:
+    """Whether these bytes are of a client that knows the secret."""
+    return hmac.compare_digest(data[NONCE:], _prove(secret, b"knock", data[:NONCE]))
+
+
+def _prove(secret: bytes, side: Literal[b"client", b"server", b"knock"], nonces: bytes) -> bytes:
     return hmac.digest(secret, side + nonces, "sha256")
 
 
