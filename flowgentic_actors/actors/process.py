@@ -20,6 +20,7 @@ from flowgentic_actors.actors.logfile import log_to
 from flowgentic_actors.actors.serving import make_actor, serve
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import FlowgenticError
+from flowgentic_actors.secret import concealed
 from flowgentic_actors.wire.descriptors import allow_files
 from flowgentic_actors.wire.messages import Broken, sendable
 from flowgentic_actors.wire.server import Server
@@ -35,7 +36,7 @@ def main() -> int:
     ignore_job_signals()
     log_to(Path(sys.argv[1]).with_suffix(".log"))
     allow_files()
-    spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ActorSpec)
+    spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ActorSpec, dec_hook=concealed)
     started = time.monotonic()
     link = SupervisorLink(spec)
     try:

@@ -30,6 +30,7 @@ from flowgentic_actors.actors.spawn import Spawner
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.errors import ActorFailedError, ActorStartError, ProtocolError
+from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.storage.private import overwrite
 from flowgentic_actors.wire.descriptors import is_out_of_files
 from flowgentic_actors.wire.identity import Identity
@@ -98,7 +99,7 @@ class Supervisor:
         self,
         folder: Path,
         address: str,
-        secret: bytes,
+        secret: Secret[bytes],
         spawner: Spawner,
         *,
         settings: SupervisorSettings,
@@ -394,7 +395,7 @@ class Supervisor:
     async def _bring_up(self, child: Child, life: Incarnation) -> None:
         settings = self._settings
         spec_file = self._folder / f"{child.spec.name}.spec"
-        encoded = msgspec.json.encode(self._spec_of(child))
+        encoded = Secret(msgspec.json.encode(self._spec_of(child), enc_hook=revealed))
         await on_daemon_thread(_FILE_TIMEOUT, overwrite, spec_file, encoded)
         log_file = self._folder / f"{child.spec.name}.log"
         life.spawned = await self._spawner.spawn(spec_file, log_file, settings.start_timeout)

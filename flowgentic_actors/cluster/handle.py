@@ -12,6 +12,7 @@ import msgspec
 
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterNotFoundError
+from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.storage.private import write_private
 from flowgentic_actors.wire.addresses import Address, TcpAddress
 
@@ -32,7 +33,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     host: str
-    secret: bytes
+    secret: Secret[bytes]
     max_message_bytes: int
     machine: str = ""
     remote: TcpAddress | None = None
@@ -44,12 +45,13 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
             return self.host
         return self.remote
 
-    def __repr__(self) -> str:
-        return f"Descriptor(name={self.name!r}, host={self.host!r}, secret=...)"
+    def encode(self) -> bytes:
+        """What is in the file."""
+        return msgspec.json.encode(self, enc_hook=revealed)
 
     def write(self, path: Path) -> None:
         """Write the file, readable by this user alone."""
-        write_private(path, msgspec.json.encode(self))
+        write_private(path, Secret(self.encode()))
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class ClusterHandle:
         path = Path(self.descriptor)
         try:
             found = path.stat()
-            data = path.read_bytes()
+            data = Secret(path.read_bytes())
         except OSError as error:
             raise ClusterNotFoundError(
                 f"the cluster {self.name!r} is not there: {error}. It was closed, or runs on "
@@ -89,7 +91,7 @@ class ClusterHandle:
 
     def export(self) -> str:
         """A string to attach by that *contains the secret*: never log it."""
-        return _EXPORT_PREFIX + base64.urlsafe_b64encode(msgspec.json.encode(self.read())).decode()
+        return _EXPORT_PREFIX + base64.urlsafe_b64encode(self.read().encode()).decode()
 
 
 def is_export(text: str) -> bool:
@@ -104,14 +106,14 @@ def read_export(text: str) -> Descriptor:
         ClusterNotFoundError: If it is not one.
     """
     try:
-        data = base64.urlsafe_b64decode(text.removeprefix(_EXPORT_PREFIX))
+        data = Secret(base64.urlsafe_b64decode(text.removeprefix(_EXPORT_PREFIX)))
     except ValueError as error:
         raise ClusterNotFoundError("the exported handle is cut or mistyped") from error
     return _decode(data, "the exported handle")
 
 
-def _decode(data: bytes, source: str) -> Descriptor:
+def _decode(data: Secret[bytes], source: str) -> Descriptor:
     try:
-        return msgspec.json.decode(data, type=Descriptor)
+        return msgspec.json.decode(data.reveal(), type=Descriptor, dec_hook=concealed)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ClusterNotFoundError(f"{source} does not describe a cluster: {error}") from error

@@ -99,6 +99,7 @@ from flowgentic_actors.errors import (
     ProtocolError,
     RejectedError,
 )
+from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
 from flowgentic_actors.storage.private import overwrite, write_private
@@ -144,7 +145,7 @@ def main() -> int:
     ignore_job_signals()  # they reach the owner too, who decides
     log_to(Path(sys.argv[1]).with_name(LOG_FILE), logging.INFO)
     allow_files()
-    spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=HostSpec)
+    spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=HostSpec, dec_hook=concealed)
     lock = FileLock(Path(spec.folder) / HOST_LOCK)
     if not lock.acquire():
         logger.error("another host runs in %s", spec.folder)

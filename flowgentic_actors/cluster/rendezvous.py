@@ -32,6 +32,7 @@ from flowgentic_actors.cluster.hostlink import HostLink
 from flowgentic_actors.cluster.protocol import AwaitRanks, Enter, RanksReply
 from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
+from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.storage.private import write_private
 
 _FOLDER: Final = ".flowgentic"
@@ -161,11 +162,11 @@ class Rendezvous:
         self._announced = time.monotonic()
 
     def _write(self, note: Note) -> None:
-        write_private(self._file, msgspec.json.encode(note))
+        write_private(self._file, Secret(msgspec.json.encode(note, enc_hook=revealed)))
 
     def _read(self) -> Note | None:
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Note)
+            return msgspec.json.decode(self._file.read_bytes(), type=Note, dec_hook=concealed)
         except (FileNotFoundError, msgspec.DecodeError):  # none, or one of an older version
             return None
 
@@ -236,13 +237,13 @@ class Rendezvous:
         while time.monotonic() < deadline:
             try:
                 found = self._file.stat()
-                data = self._file.read_bytes()
+                data = Secret(self._file.read_bytes())
             except OSError:  # not there yet, or not seen from here yet
                 time.sleep(_POLL)
                 continue
             if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
                 raise ClusterOpenError(f"{self._file} is not private to this user: not trusted")
-            note = msgspec.json.decode(data, type=Note)
+            note = msgspec.json.decode(data.reveal(), type=Note, dec_hook=concealed)
             if note.is_pending:
                 if note.first.has_ended:
                     raise ClusterOpenError(

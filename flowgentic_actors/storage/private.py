@@ -10,19 +10,21 @@ import os
 from pathlib import Path
 from typing import Final
 
+from flowgentic_actors.secret import Secret, plain
+
 _LEAST: Final = 4096  # bytes: less takes as much of a disk
 
 
-def write_private(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes | Secret[bytes]) -> None:
     """Write a file that only this user can read, whole or not at all."""
     temporary = path.with_name(path.name + ".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+        file.write(plain(data))
     temporary.replace(path)
 
 
-def overwrite(path: Path, data: bytes, least: int = _LEAST) -> None:
+def overwrite(path: Path, data: bytes | Secret[bytes], least: int = _LEAST) -> None:
     """Put data in the place of what a file holds, and fill up with spaces; it never gets smaller.
 
     Readable by this user alone. What is cut off in the middle leaves a part of both, so either
@@ -39,10 +41,11 @@ def overwrite(path: Path, data: bytes, least: int = _LEAST) -> None:
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        content = plain(data)
         size = os.fstat(descriptor).st_size
-        if size < len(data) or not size:
-            size = max(2 * len(data), least)
-        rest = memoryview(data.ljust(size))
+        if size < len(content) or not size:
+            size = max(2 * len(content), least)
+        rest = memoryview(content.tobytes().ljust(size))
         while rest:
             rest = rest[os.pwrite(descriptor, rest, size - len(rest)) :]
     finally:

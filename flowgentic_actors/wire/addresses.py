@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 
 from flowgentic_actors.errors import AuthenticationError
 from flowgentic_actors.foreign import is_foreign
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.handshake import knock
 from flowgentic_actors.wire.sockets import widen
 
@@ -120,7 +121,7 @@ def client_context(certificate: str) -> ssl.SSLContext:
 
 def connect(
     address: Destination,
-    secret: bytes,
+    secret: Secret[bytes],
     timeout: float,
     announce: Callable[[socket.socket], None] = lambda _: None,
 ) -> socket.socket:
@@ -235,7 +236,7 @@ async def secure(
     protocol: asyncio.Protocol,
     sock: socket.socket,
     address: Destination,
-    secret: bytes,
+    secret: Secret[bytes],
 ) -> None:
     """Connect a protocol with a socket that `dial` gave, once the server has proved itself.
 

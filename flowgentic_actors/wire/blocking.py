@@ -21,6 +21,7 @@ from flowgentic_actors.errors import (
     WireError,
 )
 from flowgentic_actors.foreign import is_foreign
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, NowhereError, connect, hang_up, unanswered
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.client import CONNECT_TIMEOUT
@@ -61,7 +62,7 @@ class BlockingConnection:
     def __init__(
         self,
         address: Destination,
-        secret: bytes,
+        secret: Secret[bytes],
         peer: str,
         max_bytes: int,
         role: Role = "client",
@@ -330,7 +331,7 @@ class BlockingPool:
     def __init__(
         self,
         address: Destination,
-        secret: bytes,
+        secret: Secret[bytes],
         peer: str,
         max_bytes: int,
         size: int,

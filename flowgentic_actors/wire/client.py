@@ -25,6 +25,7 @@ from flowgentic_actors.errors import (
     WireError,
 )
 from flowgentic_actors.foreign import is_foreign
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, NowhereError, dial, secure, unanswered
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.frames import FRAME_TARGET
@@ -96,7 +97,7 @@ class AsyncConnection:
     def __init__(
         self,
         address: Destination,
-        secret: bytes,
+        secret: Secret[bytes],
         peer: str,
         max_bytes: int,
         role: Role = "client",

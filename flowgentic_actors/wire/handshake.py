@@ -19,6 +19,7 @@ import secrets
 from typing import Literal
 
 from flowgentic_actors.errors import AuthenticationError, ProtocolError
+from flowgentic_actors.secret import Secret
 
 GREETING = b"flowgentic/1\n"
 NONCE = 32
@@ -38,30 +39,32 @@ DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
 """What a client hears whose knock is of another secret: TLS's fatal alert `access_denied`."""
 
 
-def new_secret() -> bytes:
+def new_secret() -> Secret[bytes]:
     """A fresh cluster secret."""
-    return secrets.token_bytes(SECRET_BYTES)
+    return Secret(secrets.token_bytes(SECRET_BYTES))
 
 
-def knock(secret: bytes) -> bytes:
+def knock(secret: Secret[bytes]) -> bytes:
     """The first bytes of a client over TCP."""
     nonce = secrets.token_bytes(NONCE)
     return nonce + _prove(secret, b"knock", nonce)
 
 
-def is_knock(secret: bytes, data: bytes) -> bool:
+def is_knock(secret: Secret[bytes], data: bytes) -> bool:
     """Whether these bytes are of a client that knows the secret."""
     return hmac.compare_digest(data[NONCE:], _prove(secret, b"knock", data[:NONCE]))
 
 
-def _prove(secret: bytes, side: Literal[b"client", b"server", b"knock"], nonces: bytes) -> bytes:
-    return hmac.digest(secret, side + nonces, "sha256")
+def _prove(
+    secret: Secret[bytes], side: Literal[b"client", b"server", b"knock"], nonces: bytes
+) -> bytes:
+    return hmac.digest(secret.reveal(), side + nonces, "sha256")
 
 
 class ClientHandshake:
     """The dialling side. Send `greeting`, then feed what arrives until `done`."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: Secret[bytes]) -> None:
         self._secret = secret
         self._nonce = secrets.token_bytes(NONCE)
         self._buffer = b""
@@ -98,7 +101,7 @@ class ClientHandshake:
 class ServerHandshake:
     """The accepting side. Feed what arrives until `done`."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: Secret[bytes]) -> None:
         self._secret = secret
         self._nonces = b""
         self._buffer = b""

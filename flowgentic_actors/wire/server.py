@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
 from flowgentic_actors.errors import ProtocolError, WireError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import CLOSING, keep_alive, limit_unread
 from flowgentic_actors.wire.channel import server_channel
 from flowgentic_actors.wire.descriptors import is_reserved
@@ -38,7 +39,7 @@ MAX_HANDSHAKES = 64
 
 _WRITE_BUFFER = 4 << 20
 _BACKLOG = 512
-_SLICE, _PAUSE = 32, 0.01  # so many are accepted over TCP, then nobody for so many seconds
+_SLICE, _PAUSE = 16, 0.02  # so many strangers are accepted, then nobody for so many seconds
 _ACCEPT_AGAIN = 1.0
 _NO_FILES = "few open files are left for this process: connections get no more of them"
 
@@ -303,7 +304,7 @@ class Connection(asyncio.Protocol):
 
     def _log_end(self, error: WireError) -> None:
         text = f"{self!r} is ended: {error}"
-        if self.greeted:
+        if self.greeted or not self.remote:
             logger.warning("%s", text)
         else:
             self._server.tally.note(text)
@@ -321,7 +322,7 @@ class Server:
     """
 
     def __init__(
-        self, handler: Handler, secret: bytes, name: str, epoch: int, max_bytes: int
+        self, handler: Handler, secret: Secret[bytes], name: str, epoch: int, max_bytes: int
     ) -> None:
         self.handler = handler
         self.secret = secret
@@ -386,8 +387,8 @@ class Server:
         def welcome(sock: socket.socket, origin: str) -> None:
             Connection(self, origin).secure(sock, context)
 
-        pause = _PAUSE
-        for _ in range(_SLICE):
+        pause, strangers = 0.0, 0
+        for _ in range(_BACKLOG):
             try:
                 sock, (host, port, *_) = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -401,7 +402,10 @@ class Server:
                 self.tally.note(_NO_FILES)
                 continue
             sock.setblocking(False)
-            self._strangers.take(sock, host, port, welcome)
+            strangers += not self._strangers.take(sock, host, port, welcome)
+            if strangers == _SLICE:
+                pause = _PAUSE
+                break
         loop = asyncio.get_running_loop()
         loop.remove_reader(listener)
         loop.call_later(pause, self._accept_again, listener, context)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.handshake import DENIED, KNOCK_BYTES, is_knock
 
 AT_ONCE: Final = 128
@@ -86,6 +87,7 @@ class _Stranger:
     welcome: Callable[[socket.socket, str], None]
     heard: bytes = b""
     denied: bool = False
+    welcomed: bool = False
     deadline: asyncio.TimerHandle | None = None
 
     @property
@@ -101,7 +103,7 @@ class Strangers:
         tally: Told whom is turned away, and why.
     """
 
-    def __init__(self, secret: bytes, tally: Tally) -> None:
+    def __init__(self, secret: Secret[bytes], tally: Tally) -> None:
         self._secret = secret
         self._tally = tally
         self._waiting: dict[_Stranger, None] = {}  # who has waited longest is first
@@ -116,7 +118,7 @@ class Strangers:
         host: str,
         port: int,
         welcome: Callable[[socket.socket, str], None],
-    ) -> None:
+    ) -> bool:
         """Listen to a socket that was accepted.
 
         Args:
@@ -124,10 +126,13 @@ class Strangers:
             host: Where it is from.
             port: Where it is from.
             welcome: Gets the socket, and where it is from, once that has knocked.
+
+        Returns:
+            Whether it has by now.
         """
         stranger = _Stranger(sock, host, port, welcome)
         if not self._hear(stranger):
-            return
+            return stranger.welcomed
         self._make_room(host)
         self._waiting[stranger] = None
         self._of_host[host] += 1
@@ -135,6 +140,7 @@ class Strangers:
         if not stranger.denied:
             loop.add_reader(sock, self._hear, stranger)
         stranger.deadline = loop.call_later(PATIENCE, self._too_slow, stranger)
+        return False
 
     def close(self) -> None:
         """Turn all of them away."""
@@ -161,6 +167,7 @@ class Strangers:
             return True
         if is_knock(self._secret, stranger.heard):
             self._forget(stranger)
+            stranger.welcomed = True
             stranger.welcome(stranger.sock, stranger.origin)
         elif data:
             self._deny(stranger)

@@ -36,6 +36,7 @@ from flowgentic_actors.errors import (
     RequestError,
     RequestExpiredError,
 )
+from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.private import write_private
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.certificates import new_identity
@@ -127,7 +128,7 @@ async def test_what_an_actor_is_told_is_private(folder: Path) -> None:
         await opened.start("a")
     spec_file = folder / "a.spec"
     assert mode(spec_file) == 0o600
-    spec = msgspec.json.decode(read(spec_file), type=ActorSpec)
+    spec = msgspec.json.decode(read(spec_file), type=ActorSpec, dec_hook=concealed)
     assert spec.secret == SECRET
     assert repr(SECRET) not in repr(spec)
 

@@ -16,8 +16,11 @@ from flowgentic_actors.cluster.handle import Descriptor
 from flowgentic_actors.cluster.rendezvous import FirstRank, Note, Rendezvous
 from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError
+from flowgentic_actors.secret import Secret, revealed
 
-ELSEWHERE = Descriptor(name="a", host="/nowhere/host.sock", secret=b"s" * 32, max_message_bytes=1)
+ELSEWHERE = Descriptor(
+    name="a", host="/nowhere/host.sock", secret=Secret(b"s" * 32), max_message_bytes=1
+)
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def begins(place: Rendezvous, scratch: Path, note: Note | None = None) -> bool:
     """Whether it is the first rank, where a note is there already."""
     if note is not None:
         place._folder.mkdir(mode=0o700)
-        place._file.write_bytes(msgspec.json.encode(note))
+        place._file.write_bytes(msgspec.json.encode(note, enc_hook=revealed))
         place._file.chmod(0o600)
     place.begin(scratch)
     return place.is_first

@@ -31,6 +31,7 @@ from flowgentic_actors.errors import (
     AuthenticationError,
     OutcomeUnknownError,
 )
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire import addresses, blocking, strangers
 from flowgentic_actors.wire import client as wire_client
 from flowgentic_actors.wire import server as wire_server
@@ -99,7 +100,7 @@ def at(port: int) -> TcpAddress:
 
 @asynccontextmanager
 async def tls_serving(
-    path: Path, context: ssl.SSLContext, secret: bytes = SECRET
+    path: Path, context: ssl.SSLContext, secret: Secret[bytes] = SECRET
 ) -> AsyncIterator[tuple[Server, Counter, TcpAddress]]:
     async with serving(path, secret=secret, limit=LIMIT) as (server, counter):
         yield server, counter, at(await server.listen_tcp(HOST, context))
@@ -205,7 +206,7 @@ def test_addresses_are_readable() -> None:
 def test_an_identity_shows_nothing_of_itself() -> None:
     ref = ActorRef("counter", at(1), SECRET, LIMIT, 1)
     shown = f"{OURS!r} {OURS} {pretty_repr(OURS)} {ref!r}"
-    for secret in (OURS.key, OURS.certificate):
+    for secret in (OURS.key.reveal(), OURS.certificate):
         assert secret.splitlines()[1] not in shown
     assert "BEGIN" not in shown
 
@@ -237,7 +238,7 @@ def test_the_key_does_not_stay_in_a_file(
     assert modes == ([] if unnamed else [0o600])
     assert not list(tmp_path.iterdir())
     with pytest.raises(ssl.SSLError):
-        server_context(Identity("no", "key"), tmp_path)
+        server_context(Identity("no", Secret("key")), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -381,7 +382,7 @@ async def test_a_wrong_secret_is_refused_as_it_is_on_a_unix_socket(
     path: Path, context: ssl.SSLContext
 ) -> None:
     async with (
-        tls_serving(path, context, bytes(32)) as (_, _, address),
+        tls_serving(path, context, Secret(bytes(32))) as (_, _, address),
         connection_to(address) as connection,
     ):
         with pytest.raises(ActorUnavailableError, match="secret"):
