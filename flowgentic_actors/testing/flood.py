@@ -79,6 +79,8 @@ class FloodReport:
         waits: How long new clients waited until every shard had answered them, in the flood.
         grown: Most bytes that a process took more in the flood than before.
         logged: Most bytes that a log grew by.
+        busy: Seconds of a processor that all processes of the cluster took in a second, before the
+            flood (with graphs) and in it. Other work on the machine makes puts slower, not this.
         files: Most open files of a process.
         events: How many there were of each kind.
     """
@@ -90,6 +92,7 @@ class FloodReport:
     waits: list[float] = field(default_factory=list)
     grown: int = 0
     logged: int = 0
+    busy: dict[str, float] = field(default_factory=dict)
     files: int = 0
     events: Counter[str] = field(default_factory=Counter)
 
@@ -110,6 +113,7 @@ class FloodReport:
             f"(median), {max(self.waits):.3f} s (worst)\n"
             f"most of a process: {self.grown / 1e6:.1f} MB more, {self.files} open files; most of "
             f"a log: {self.logged / 1e3:.1f} KB more\n"
+            f"processors: {', '.join(f'{phase} {n:.2f}' for phase, n in self.busy.items())}\n"
             f"events: {events}\n"
             f"findings: {len(self.findings)}"
         )
@@ -185,6 +189,7 @@ class _Flood:
     ) -> None:
         """Put, run graphs, and do something else beside."""
         self._runs = 0
+        spent = await on_daemon_thread(_FILE_WAIT, self._spent)
         until = time.monotonic() + seconds
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._put(phase, until))
@@ -192,6 +197,9 @@ class _Flood:
                 tasks.create_task(self._run_graphs(f"{phase}-{number}", until))
             for another in also:
                 tasks.create_task(_forever(another, until))
+        now = await on_daemon_thread(_FILE_WAIT, self._spent)
+        took = sum(now[pid] - spent[pid] for pid in now.keys() & spent.keys())
+        self._report.busy[phase] = took / seconds
 
     async def strike(self) -> None:
         """Have strangers flood it, and kill an actor meanwhile."""
@@ -298,6 +306,10 @@ class _Flood:
         entries = [entry for folder in folders for entry in ProcessRecord(folder).entries()]
         return [entry.pid for entry in entries if entry.alive()]
 
+    def _spent(self) -> dict[int, float]:
+        """Seconds of a processor that each process has taken."""
+        return {pid: _seconds_of(pid) for pid in self._look()}
+
     def _log_sizes(self) -> dict[Path, int]:
         return {path: path.stat().st_size for path in self._folder.rglob("*.log*")}
 
@@ -333,6 +345,15 @@ def _memory_of(pid: int) -> int:
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGESIZE")
+
+
+def _seconds_of(pid: int) -> float:
+    """Seconds of a processor, 0 for a process that is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _files_of(pid: int) -> list[str]:

@@ -39,7 +39,7 @@ MAX_HANDSHAKES = 64
 
 _WRITE_BUFFER = 4 << 20
 _BACKLOG = 512
-_SLICE, _PAUSE = 16, 0.02  # so many strangers are accepted, then nobody for so many seconds
+_SLICE, _PAUSE = 8, 0.01  # so many strangers are accepted, then nobody for so many seconds
 _ACCEPT_AGAIN = 1.0
 _NO_FILES = "few open files are left for this process: connections get no more of them"
 
