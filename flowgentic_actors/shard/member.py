@@ -18,7 +18,7 @@ from flowgentic_actors.errors import (
     JournalDamagedError,
     RejectedError,
 )
-from flowgentic_actors.secret import Secret, concealed
+from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.claims import Claim
 from flowgentic_actors.shard.following import Following, is_incomplete, write_term
@@ -239,7 +239,7 @@ class ReplicatedShardActor:
         self._changing = None
         self._break_with(task)
         if self._wanted is not None and self._broken is None and not task.cancelled():
-            self.told(Raw(msgspec.msgpack.encode(self._wanted)))
+            self.told(Raw(msgspec.msgpack.encode(self._wanted, enc_hook=revealed)))
 
     def _followed(self, task: asyncio.Task[None]) -> None:
         self._break_with(task)
