@@ -117,6 +117,7 @@ class Child:
         self.state = ChildState.STARTING
         self.epoch = epoch
         self.restarts = epoch  # under an earlier supervisor
+        self.in_vain = 0  # epochs that began nothing, for there was no open file to spare
         self.pid = 0
         self.node = ""
         self.has_run = epoch > 0

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import signal
 import sys
 import time
@@ -17,12 +16,15 @@ from typing import Any, Final
 import msgspec
 
 from flowgentic_actors.actors.link import SupervisorLink
+from flowgentic_actors.actors.logfile import log_to
 from flowgentic_actors.actors.serving import make_actor, serve
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import FlowgenticError
+from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.private import read_private, trusted_path
+from flowgentic_actors.wire.descriptors import allow_files
 from flowgentic_actors.wire.messages import Broken, sendable
-from flowgentic_actors.wire.server import MAX_CONNECTIONS, Server
+from flowgentic_actors.wire.server import Server
 
 EXIT_BROKEN: Final = 70
 """Exit code of an actor that could not start or go on, after it told the supervisor why."""
@@ -33,10 +35,11 @@ logger = logging.getLogger(__name__)
 def main() -> int:
     """Become the actor that the file named on the command line describes."""
     ignore_job_signals()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    _allow_files(MAX_CONNECTIONS + 64)
+    spec_file = trusted_path(Path(sys.argv[1]))
+    log_to(spec_file.with_suffix(".log"))
+    allow_files()
     spec = msgspec.json.decode(
-        read_private(trusted_path(Path(sys.argv[1])), secret=True), type=ActorSpec
+        read_private(spec_file, secret=True), type=ActorSpec, dec_hook=concealed
     )
     started = time.monotonic()
     link = SupervisorLink(spec)
@@ -85,11 +88,3 @@ def ignore_job_signals() -> None:
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _allow_files(wanted: int) -> None:
-    """Lift the soft limit on open files, often 1,024, towards what the connections may need."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import Raw
 
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, describe
 from flowgentic_actors.wire.blocking import BlockingCall, BlockingPool
 from flowgentic_actors.wire.client import Answered, AsyncConnection, as_it_is
@@ -41,7 +42,7 @@ class ActorRef:
         self,
         name: str,
         address: Destination,
-        secret: bytes,
+        secret: Secret[bytes],
         max_bytes: int,
         pool: int,
         *,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.errors import ProtocolError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.messages import (
     Cancel,
     Failure,
@@ -53,7 +54,7 @@ class Refusal:
 
 
 async def refuse(
-    address: str, name: str, secret: bytes, max_bytes: int, refusal: Refusal
+    address: str, name: str, secret: Secret[bytes], max_bytes: int, refusal: Refusal
 ) -> Server:
     """Listen on an actor's address in its place.
 

@@ -13,6 +13,7 @@ from flowgentic_actors.dragon_fixes import with_fixes
 from flowgentic_actors.environment import without_dragon
 from flowgentic_actors.errors import ActorStartError
 from flowgentic_actors.python import python_command
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.storage.private import open_log
 
 _PATIENCE: Final = 15.0  # for what takes a second on a busy machine
@@ -89,6 +90,7 @@ def start_dragon_process(
     uses_dragon: bool = False,
     node: str | None = None,
     environ: Mapping[str, str] | None = None,
+    told: Secret[str] | None = None,
 ) -> None:
     """Start a native Dragon process. Blocks; call it on a daemon thread.
 
@@ -99,6 +101,7 @@ def start_dragon_process(
         uses_dragon: Whether the program calls Dragon itself.
         node: Host name of the node; this one if None.
         environ: Its environment; this process's own if None.
+        told: What it finds on its standard input; nothing, and an input of nobody's, if None.
 
     Raises:
         ActorStartError: If Dragon refuses.
@@ -113,16 +116,20 @@ def start_dragon_process(
         if log_file is not None:
             open_log(log_file).close()  # Dragon opens it by name, with the mode that it has then
         output = str(log_file) if log_file is not None else Popen.DEVNULL
-        Process(
+        process = Process(
             command[0],
             command[1:],
             cwd=str(log_file.parent) if log_file is not None else "/",
             env=with_fixes(os.environ if environ is None else environ),
+            stdin=Popen.PIPE if told is not None else None,
             stdout=output,
             stderr=output,
             policy=Policy(placement=Policy.Placement.HOST_NAME, host_name=where),
             options=ProcessOptions(make_inf_channels=uses_dragon),
-        ).start()
+        )
+        process.start()
+        if told is not None:
+            process.stdin_conn.send(told.reveal())
     except Exception as error:  # Dragon's errors have no common root
         raise ActorStartError(
             f"Dragon did not start a process: {type(error).__name__}: {error}"

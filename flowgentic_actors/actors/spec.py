@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.identity import Identity
 
 
@@ -34,7 +35,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     arguments: dict[str, str]
     address: str
     supervisor: str
-    secret: bytes
+    secret: Secret[bytes]
     mailbox_requests: int
     mailbox_bytes: int
     max_message_bytes: int
@@ -43,6 +44,3 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     identity: Identity | None = None
     leased: bool = False
-
-    def __repr__(self) -> str:
-        return f"ActorSpec(name={self.name!r}, epoch={self.epoch}, secret=...)"

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,11 +25,14 @@ from flowgentic_actors.actors.hosted import HostedActor
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.refusal import Refusal, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy, was_killed
+from flowgentic_actors.actors.shortage import FileShortage
 from flowgentic_actors.actors.spawn import Spawner
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.errors import ActorFailedError, ActorStartError, ProtocolError
+from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.storage.private import overwrite
+from flowgentic_actors.wire.descriptors import is_out_of_files
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.messages import (
     Broken,
@@ -95,7 +99,7 @@ class Supervisor:
         self,
         folder: Path,
         address: str,
-        secret: bytes,
+        secret: Secret[bytes],
         spawner: Spawner,
         *,
         settings: SupervisorSettings,
@@ -115,6 +119,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._record = ProcessRecord(folder)
         self._refusing: list[Server] = []
+        self._shortage = FileShortage(self._stopping, partial(on_event, "out_of_files", ""))
 
     @property
     def settings(self) -> SupervisorSettings:
@@ -136,7 +141,7 @@ class Supervisor:
         Raises:
             ActorFailedError: If one of them failed for good.
         """
-        epochs = await on_daemon_thread(_FILE_TIMEOUT, self._record.epochs)
+        epochs = await self._epochs()
         for child in [self._add(tasks, spec, epochs, None) for spec in specs]:
             await child.settled.wait()
             if child.state is ChildState.FAILED:
@@ -150,8 +155,13 @@ class Supervisor:
             spec: The actor.
             told: What each incarnation of it is told first; see `tell`.
         """
-        epochs = await on_daemon_thread(_FILE_TIMEOUT, self._record.epochs)
+        epochs = await self._epochs()
         return self._add(tasks, spec, epochs, told)
+
+    async def _epochs(self) -> dict[str, int]:
+        return await self._shortage.outlast(
+            lambda: on_daemon_thread(_FILE_TIMEOUT, self._record.epochs)
+        )
 
     def _add(
         self, tasks: TaskGroup, spec: ChildSpec, epochs: Mapping[str, int], told: Raw | None
@@ -273,6 +283,7 @@ class Supervisor:
             child.epoch += 1
             life = child.life = Incarnation(child.epoch)
             child.stats, child.as_of = {}, None
+            in_vain = False
             try:
                 await self._bring_up(child, life)
                 await self._watch(child, life)
@@ -280,17 +291,23 @@ class Supervisor:
             except (ActorStartError, TimeoutError) as error:
                 reason = life.reason or str(error) or type(error).__name__
             except OSError as error:
+                in_vain = is_out_of_files(error)
                 reason = life.reason or f"cannot use {self._folder}: {error} (setting: scratch)"
             finally:
                 code = await self._confirm_exit(child, life)
             if self._stopping.is_set() or child.unwanted.is_set():
                 break
+            if in_vain:  # that is no death of the actor
+                child.in_vain += 1
+                await self._shortage.wait(child.unwanted)
+                continue
             child.reason = reason or _describe_exit(code)
             self._on_event("actor_exited", child.spec.name, child.reason)
             now = time.monotonic()
             killed = life.ready.is_set() and not reason and was_killed(code)
             delay = child.policy.next_delay(now, now - life.served_from, killed=killed)
-            if not child.has_run and (delay is None or child.epoch > _FIRST_ATTEMPTS):
+            attempts = child.epoch - child.in_vain
+            if not child.has_run and (delay is None or attempts > _FIRST_ATTEMPTS):
                 self._failed(child, child.reason)
                 return
             if delay is None:
@@ -329,8 +346,10 @@ class Supervisor:
         )
         size = self._settings.max_message_bytes
         address = child.spec.address
-        server = await refuse(address, name, self._secret, size, Refusal("failed", text))
-        self._refusing.append(server)
+        refusal = Refusal("failed", text)
+        self._refusing.append(
+            await self._shortage.outlast(lambda: refuse(address, name, self._secret, size, refusal))
+        )
 
     async def _watch_hosted(self, child: Child, hosted: HostedActor) -> None:
         stuck = 0
@@ -376,7 +395,7 @@ class Supervisor:
     async def _bring_up(self, child: Child, life: Incarnation) -> None:
         settings = self._settings
         spec_file = self._folder / f"{child.spec.name}.spec"
-        encoded = msgspec.json.encode(self._spec_of(child))
+        encoded = Secret(msgspec.json.encode(self._spec_of(child), enc_hook=revealed))
         await on_daemon_thread(_FILE_TIMEOUT, overwrite, spec_file, encoded)
         log_file = self._folder / f"{child.spec.name}.log"
         life.spawned = await self._spawner.spawn(spec_file, log_file, settings.start_timeout)

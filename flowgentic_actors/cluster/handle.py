@@ -10,6 +10,7 @@ import msgspec
 
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterNotFoundError, UntrustedPathError
+from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.storage.private import read_private, trusted_path, write_private
 from flowgentic_actors.wire.addresses import Address, TcpAddress
 
@@ -30,7 +31,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     host: str
-    secret: bytes
+    secret: Secret[bytes]
     max_message_bytes: int
     machine: str = ""
     remote: TcpAddress | None = None
@@ -42,12 +43,13 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
             return self.host
         return self.remote
 
-    def __repr__(self) -> str:
-        return f"Descriptor(name={self.name!r}, host={self.host!r}, secret=...)"
+    def encode(self) -> bytes:
+        """What is in the file."""
+        return msgspec.json.encode(self, enc_hook=revealed)
 
     def write(self, path: Path) -> None:
         """Write the file, readable by this user alone."""
-        write_private(path, msgspec.json.encode(self))
+        write_private(path, Secret(self.encode()))
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class ClusterHandle:
         """
         path = Path(self.descriptor)
         try:
-            data = read_private(trusted_path(path), secret=True)
+            data = Secret(read_private(trusted_path(path), secret=True))
         except UntrustedPathError as error:
             raise ClusterNotFoundError(str(error)) from error
         except OSError as error:
@@ -84,7 +86,7 @@ class ClusterHandle:
 
     def export(self) -> str:
         """A string to attach by that *contains the secret*: never log it."""
-        return _EXPORT_PREFIX + base64.urlsafe_b64encode(msgspec.json.encode(self.read())).decode()
+        return _EXPORT_PREFIX + base64.urlsafe_b64encode(self.read().encode()).decode()
 
 
 def is_export(text: str) -> bool:
@@ -99,14 +101,14 @@ def read_export(text: str) -> Descriptor:
         ClusterNotFoundError: If it is not one.
     """
     try:
-        data = base64.urlsafe_b64decode(text.removeprefix(_EXPORT_PREFIX))
+        data = Secret(base64.urlsafe_b64decode(text.removeprefix(_EXPORT_PREFIX)))
     except ValueError as error:
         raise ClusterNotFoundError("the exported handle is cut or mistyped") from error
     return _decode(data, "the exported handle")
 
 
-def _decode(data: bytes, source: str) -> Descriptor:
+def _decode(data: Secret[bytes], source: str) -> Descriptor:
     try:
-        return msgspec.json.decode(data, type=Descriptor)
+        return msgspec.json.decode(data.reveal(), type=Descriptor, dec_hook=concealed)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ClusterNotFoundError(f"{source} does not describe a cluster: {error}") from error

@@ -26,6 +26,7 @@ from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from flowgentic_actors.actors.child import ChildSpec
+from flowgentic_actors.actors.logfile import log_to
 from flowgentic_actors.actors.process import ignore_job_signals
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.refusal import Refusal, refuse
@@ -44,6 +45,7 @@ from flowgentic_actors.cluster.folders import (
 )
 from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
+from flowgentic_actors.cluster.launch import LOG_FILE
 from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.cluster.logs import log_tail, with_last_line
 from flowgentic_actors.cluster.nodes.duties import name_of
@@ -95,10 +97,12 @@ from flowgentic_actors.errors import (
     ProtocolError,
     RejectedError,
 )
+from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
 from flowgentic_actors.storage.private import overwrite, read_private, trusted_path, write_private
 from flowgentic_actors.wire.addresses import TcpAddress
+from flowgentic_actors.wire.descriptors import allow_files
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
@@ -137,11 +141,11 @@ _encode = msgspec.msgpack.Encoder().encode
 def main() -> int:
     """Be the host that the file named on the command line describes."""
     ignore_job_signals()  # they reach the owner too, who decides
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
-    )
+    spec_file = trusted_path(Path(sys.argv[1]))
+    log_to(spec_file.with_name(LOG_FILE), logging.INFO)
+    allow_files()
     spec = msgspec.json.decode(
-        read_private(trusted_path(Path(sys.argv[1])), secret=True), type=HostSpec
+        read_private(spec_file, secret=True), type=HostSpec, dec_hook=concealed
     )
     lock = FileLock(Path(spec.folder) / HOST_LOCK)
     if not lock.acquire():

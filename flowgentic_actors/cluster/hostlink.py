@@ -17,6 +17,7 @@ from msgspec import Raw
 
 from flowgentic_actors.cluster.protocol import HostCommand
 from flowgentic_actors.errors import ProtocolError, RejectedError, RequestExpiredError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Address, connect
 from flowgentic_actors.wire.channel import client_channel
 from flowgentic_actors.wire.messages import Failure, Hello, Reply, Request, Role, Welcome
@@ -43,11 +44,11 @@ class HostLink:
     """
 
     def __init__(
-        self, address: Address, secret: bytes, max_bytes: int, role: Role = "owner"
+        self, address: Address, secret: Secret[bytes], max_bytes: int, role: Role = "owner"
     ) -> None:
         self._channel = client_channel(secret, max_bytes)
         self._seq = 0
-        self._sock = connect(address, _HANDSHAKE_TIMEOUT)
+        self._sock = connect(address, secret, _HANDSHAKE_TIMEOUT)
         try:
             self._sock.settimeout(_HANDSHAKE_TIMEOUT)
             self._channel.send(Hello(role, os.urandom(16), os.getpid()))

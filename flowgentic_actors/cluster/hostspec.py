@@ -10,6 +10,7 @@ from flowgentic_actors.cluster.folders import OrphanLimits
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.shared_settings import SharedSettings
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.wire.identity import Identity
 
@@ -43,7 +44,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     persist: bool
     instance: str
     job: str
-    secret: bytes
+    secret: Secret[bytes]
     spawner: str
     actors: int
     namespace_depth: int
@@ -83,9 +84,6 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     reindex: bool = False
     restarts: int = 0
     reason: str = ""
-
-    def __repr__(self) -> str:
-        return f"HostSpec(name={self.name!r}, folder={self.folder!r}, secret=...)"
 
 
 def actor_addresses(spec: HostSpec) -> dict[str, str]:

@@ -41,6 +41,7 @@ from flowgentic_actors.cluster.protocol import (
 )
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, RequestExpiredError
+from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.storage.private import overwrite, read_private
 
 SPEC_FILE: Final = "host.spec"
@@ -331,7 +332,7 @@ class HostKeeper:
         socket_path.unlink(missing_ok=True)
         overwrite(self._folder / PID_FILE, b"")
         spec_file = self._folder / SPEC_FILE
-        overwrite(spec_file, msgspec.json.encode(self._spec))
+        overwrite(spec_file, Secret(msgspec.json.encode(self._spec, enc_hook=revealed)))
         attempts = 0
         while not self._comes_up(socket_path, spec_file, patience):
             attempts += 1

@@ -31,6 +31,7 @@ from flowgentic_actors.cluster.hostlink import HostLink
 from flowgentic_actors.cluster.protocol import AwaitRanks, Enter, RanksReply
 from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, UntrustedPathError
+from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.storage.private import (
     make_folders,
     read_private,
@@ -161,11 +162,13 @@ class Rendezvous:
         self._announced = time.monotonic()
 
     def _write(self, note: Note) -> None:
-        write_private(self._file, msgspec.json.encode(note))
+        write_private(self._file, Secret(msgspec.json.encode(note, enc_hook=revealed)))
 
     def _read(self) -> Note | None:
         try:
-            return msgspec.json.decode(read_private(self._file, secret=True), type=Note)
+            return msgspec.json.decode(
+                read_private(self._file, secret=True), type=Note, dec_hook=concealed
+            )
         except (FileNotFoundError, msgspec.DecodeError):  # none, or one of an older version
             return None
 
@@ -235,13 +238,13 @@ class Rendezvous:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             try:
-                data = read_private(trusted_path(self._file), secret=True)
+                data = Secret(read_private(trusted_path(self._file), secret=True))
             except UntrustedPathError as error:
                 raise ClusterOpenError(f"{error} (setting: rendezvous)") from error
             except OSError:  # not there yet, or not seen from here yet
                 time.sleep(_POLL)
                 continue
-            note = msgspec.json.decode(data, type=Note)
+            note = msgspec.json.decode(data.reveal(), type=Note, dec_hook=concealed)
             if note.is_pending:
                 if note.first.has_ended:
                     raise ClusterOpenError(

@@ -164,6 +164,7 @@ WARNINGS: Final = frozenset(
         "node_lost",
         "node_missing",
         "plan_not_written",
+        "out_of_files",
         "rebalance_failed",
         "shard_lost",
     }
@@ -189,7 +190,8 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
             `node_returned`, `node_given_up`, `shard_promoted`, `shard_moved`, `shard_lost`,
             `shard_found`, `replica_begun`, `replica_ready`; of slots that move, `rebalance_begun`,
             `slots_moved`, `slots_stayed`, `slots_not_taken`, `rebalanced`, `rebalance_failed`;
-            `plan_not_written` when the host's disk is full.
+            `plan_not_written` when the host's disk is full; `out_of_files` when a host or node has
+            no open file to spare, and what needs one waits.
         actor: The actor concerned, or empty.
         detail: Description. In a cluster of several nodes, what happens to an actor names its node,
             and whether it leads its shard there or follows.

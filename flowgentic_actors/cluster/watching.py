@@ -15,6 +15,7 @@ import msgspec
 
 from flowgentic_actors.cluster.protocol import Done, EventsReply, GetEvents, GetPlaces, Places
 from flowgentic_actors.errors import ClusterClosedError, RequestError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Address
 from flowgentic_actors.wire.blocking import BlockingPool
 
@@ -45,7 +46,7 @@ class PlaceWatch:
     def __init__(
         self,
         host: Address,
-        secret: bytes,
+        secret: Secret[bytes],
         max_bytes: int,
         *,
         version: int,
@@ -95,7 +96,7 @@ class EventLog:
         name: The cluster's name.
     """
 
-    def __init__(self, host: Address, secret: bytes, max_bytes: int, name: str) -> None:
+    def __init__(self, host: Address, secret: Secret[bytes], max_bytes: int, name: str) -> None:
         self._pool = BlockingPool(host, secret, "the host", max_bytes, 1)
         self._name = name
         self._closed = threading.Event()

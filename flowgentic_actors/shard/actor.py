@@ -41,6 +41,7 @@ from flowgentic_actors.errors import (
     RejectedError,
     StorageError,
 )
+from flowgentic_actors.secret import concealed
 from flowgentic_actors.shard.claims import Told
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.compactor import Compactor
@@ -239,7 +240,7 @@ class ShardActor:
 
     def told(self, body: msgspec.Raw) -> None:
         """Answer for some slots from now on; see `Actor.told`."""
-        told = msgspec.msgpack.decode(body, type=Told)
+        told = msgspec.msgpack.decode(body, type=Told, dec_hook=concealed)
         self.moving.told(told.claim, told.secret, told.max_bytes)
 
     def asked_by_peer(self, body: msgspec.Raw, answer: Callable[[bytes], None]) -> None:

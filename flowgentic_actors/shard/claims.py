@@ -16,6 +16,7 @@ from flowgentic_actors.engine.slots import (
     slot_of_thread,
 )
 from flowgentic_actors.errors import SlotsMovedError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Address
 
 
@@ -70,7 +71,7 @@ class Told(Struct, array_like=True, frozen=True):
     """
 
     claim: Claim
-    secret: bytes
+    secret: Secret[bytes]
     max_bytes: int
 
 

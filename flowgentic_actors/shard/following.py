@@ -15,6 +15,7 @@ from msgspec import Raw
 
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.errors import ProtocolError, RequestError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.leading import PIECE
 from flowgentic_actors.shard.peers import (
@@ -72,7 +73,7 @@ class Following:
         make: Callable[[], ShardActor],
         term: int,
         leader: Address,
-        secret: bytes,
+        secret: Secret[bytes],
         max_bytes: int,
         name: str | None = None,
     ) -> None:

@@ -18,6 +18,7 @@ from flowgentic_actors.errors import (
     JournalDamagedError,
     RejectedError,
 )
+from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.claims import Claim
 from flowgentic_actors.shard.following import Following, is_incomplete, write_term
@@ -54,7 +55,7 @@ class Part(Struct, array_like=True, frozen=True):
     follower: bool
     alone: bool
     joint: bool
-    secret: bytes
+    secret: Secret[bytes]
     max_bytes: int
     name: str | None = None
     claim: Claim | None = None
@@ -96,7 +97,7 @@ class ReplicatedShardActor:
 
     def told(self, body: Raw) -> None:
         """Lead or follow from now on; see `Actor.told`."""
-        self._wanted = msgspec.msgpack.decode(body, type=Part)
+        self._wanted = msgspec.msgpack.decode(body, type=Part, dec_hook=concealed)
         if self._changing is None:
             self._changing = asyncio.ensure_future(self._change())
             self._changing.add_done_callback(self._changed)
@@ -243,7 +244,7 @@ class ReplicatedShardActor:
         self._changing = None
         self._break_with(task)
         if self._wanted is not None and self._broken is None and not task.cancelled():
-            self.told(Raw(msgspec.msgpack.encode(self._wanted)))
+            self.told(Raw(msgspec.msgpack.encode(self._wanted, enc_hook=revealed)))
 
     def _followed(self, task: asyncio.Task[None]) -> None:
         self._break_with(task)

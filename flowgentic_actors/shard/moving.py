@@ -23,6 +23,7 @@ from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import CacheClear
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import RejectedError, StorageError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.claims import Claim, Claims
 from flowgentic_actors.shard.giving import Giving
 from flowgentic_actors.shard.peers import Give
@@ -76,7 +77,7 @@ class Moving:
         self._task: asyncio.Task[None] | None = None  # that takes, or forgets
         self._stale = 0  # a move that an earlier incarnation began
 
-    def told(self, claim: Claim, secret: bytes, max_bytes: int) -> None:
+    def told(self, claim: Claim, secret: Secret[bytes], max_bytes: int) -> None:
         """Answer for some slots from now on, and take over or give away others.
 
         Args:
@@ -102,7 +103,9 @@ class Moving:
         self._arrange(claim, before, secret, max_bytes)
         self._tell("", "")
 
-    def _arrange(self, claim: Claim, before: Claims | None, secret: bytes, max_bytes: int) -> None:
+    def _arrange(
+        self, claim: Claim, before: Claims | None, secret: Secret[bytes], max_bytes: int
+    ) -> None:
         """Take what is to be taken; if there is nothing, forget what is not this shard's."""
         pull, taking = claim.pull, self._taking
         if pull is None:

@@ -16,6 +16,7 @@ from flowgentic_actors.errors import (
     ProtocolError,
     RequestError,
 )
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.claims import Pull
 from flowgentic_actors.shard.entries import Entry, decode_entry
 from flowgentic_actors.shard.giving import PIECE
@@ -58,7 +59,7 @@ class Taking:
         end: Callable[[], int],
         lag: Callable[[], int],
         on_change: Callable[[], None],
-        secret: bytes,
+        secret: Secret[bytes],
         max_bytes: int,
     ) -> None:
         self.move = pull.move

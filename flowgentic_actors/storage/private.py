@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from flowgentic_actors.errors import UntrustedPathError
+from flowgentic_actors.secret import Secret, plain
 
 TRUSTED_VARIABLE: Final = "FLOWGENTIC_TRUSTED_FOLDERS"
 """Holds folders, separated by colons, that are trusted as if only root could write to them."""
@@ -194,17 +195,17 @@ def open_log(path: Path) -> BinaryIO:
     return os.fdopen(open_private(path, flags), "ab", buffering=0)
 
 
-def write_private(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes | Secret[bytes]) -> None:
     """Write a file that only this user can read, whole or not at all. Blocks."""
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)  # what an interrupted writing, or somebody else, left there
     descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+        file.write(plain(data))
     temporary.replace(path)
 
 
-def overwrite(path: Path, data: bytes, least: int = _LEAST) -> None:
+def overwrite(path: Path, data: bytes | Secret[bytes], least: int = _LEAST) -> None:
     """Put data in the place of what a file holds, and fill up with spaces; it never gets smaller.
 
     That needs no room on a disk that is full, which must not keep an actor from being started
@@ -224,10 +225,11 @@ def overwrite(path: Path, data: bytes, least: int = _LEAST) -> None:
     """
     descriptor = open_private(path, os.O_WRONLY | os.O_CREAT)
     try:
+        content = plain(data)
         size = os.fstat(descriptor).st_size
-        if size < len(data) or not size:
-            size = max(2 * len(data), least)
-        rest = memoryview(data.ljust(size))
+        if size < len(content) or not size:
+            size = max(2 * len(content), least)
+        rest = memoryview(content.tobytes().ljust(size))
         while rest:
             rest = rest[os.pwrite(descriptor, rest, size - len(rest)) :]
     finally:

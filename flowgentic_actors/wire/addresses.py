@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import socket
 import ssl
 import time
@@ -20,6 +21,8 @@ from msgspec import Meta, Struct
 
 from flowgentic_actors.errors import AuthenticationError
 from flowgentic_actors.foreign import is_foreign
+from flowgentic_actors.secret import Secret
+from flowgentic_actors.wire.handshake import knock
 from flowgentic_actors.wire.sockets import check_peer, widen
 
 SERVER_NAME: Final = "flowgentic-actors"
@@ -28,6 +31,7 @@ SERVER_NAME: Final = "flowgentic-actors"
 CLOSING: Final = 1.0
 """Seconds that a peer has to agree to the end of a TLS connection."""
 
+_DENIAL = "TLSV1_ALERT_ACCESS_DENIED"
 _UNREAD = 30_000
 _KEEPALIVE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}
 _RETRANSMITS, _PROBES = 2, 3  # offsets in Linux's tcp_info
@@ -117,6 +121,7 @@ def client_context(certificate: str) -> ssl.SSLContext:
 
 def connect(
     address: Destination,
+    secret: Secret[bytes],
     timeout: float,
     announce: Callable[[socket.socket], None] = lambda _: None,
 ) -> socket.socket:
@@ -124,6 +129,7 @@ def connect(
 
     Args:
         address: Where.
+        secret: The cluster's secret.
         timeout: Seconds for all of it, but for looking up the host's name.
         announce: Told of each socket before it is connected, for whoever may have to `hang_up`.
 
@@ -162,15 +168,14 @@ def connect(
             announce(secured)
             secured.settimeout(_left(deadline))
             secured.connect(where)
+            socket.socket.send(secured, knock(secret))  # not through TLS; there is room for it
             secured.settimeout(_left(deadline))
             secured.do_handshake()
-        except ssl.SSLCertVerificationError as error:
-            secured.close()
-            raise _taken_over(address, error) from error
         except OSError as error:
             secured.close()
             if is_foreign(error):
                 raise
+            _check_trust(address, error)
             failure = error
         except BaseException:
             secured.close()
@@ -240,6 +245,7 @@ async def secure(
     protocol: asyncio.Protocol,
     sock: socket.socket,
     address: Destination,
+    secret: Secret[bytes],
 ) -> None:
     """Connect a protocol with a socket that `dial` gave, once the server has proved itself.
 
@@ -250,6 +256,8 @@ async def secure(
     if not isinstance(address, TcpAddress):
         await loop.create_unix_connection(lambda: protocol, sock=sock)
         return
+    sock.send(knock(secret))  # there is room for it
+    file = os.fstat(sock.fileno()).st_ino
     try:
         await loop.create_connection(
             lambda: protocol,
@@ -258,16 +266,39 @@ async def secure(
             server_hostname=SERVER_NAME,
             ssl_shutdown_timeout=CLOSING,
         )
-    except ssl.SSLCertVerificationError as error:
-        raise _taken_over(address, error) from error
+    except BaseException as error:
+        _forget_closed(sock, file)
+        if isinstance(error, OSError):
+            _check_trust(address, error)
+        raise
 
 
-def _taken_over(address: TcpAddress, error: ssl.SSLCertVerificationError) -> AuthenticationError:
-    return AuthenticationError(
-        f"the server at {describe(address)} does not have the cluster's certificate "
-        f"({error.verify_message}): the handle is of another cluster, or the address was taken over"
-        " by another program. Take the handle of the cluster that runs now"
-    )
+def _forget_closed(sock: socket.socket, file: int) -> None:
+    """Let go of a descriptor that is not this socket's any more.
+
+    uvloop closes it without telling the socket when a server hangs up at once, and the number may
+    be another file's by the time at which the socket is closed.
+    """
+    try:
+        same = os.fstat(sock.fileno()).st_ino == file
+    except OSError:
+        same = False
+    if not same:
+        sock.detach()
+
+
+def _check_trust(address: TcpAddress, error: OSError) -> None:
+    """Tell from a connection that broke a server that is of another cluster."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        what = f"does not have the cluster's certificate ({error.verify_message})"
+    elif isinstance(error, ssl.SSLError) and error.reason == _DENIAL:
+        what = "does not know the cluster's secret"
+    else:
+        return
+    raise AuthenticationError(
+        f"the server at {describe(address)} {what}: the handle is of another cluster, or the "
+        "address was taken over by another program. Take the handle of the cluster that runs now"
+    ) from error
 
 
 def _left(deadline: float) -> float:

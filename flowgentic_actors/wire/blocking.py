@@ -22,6 +22,7 @@ from flowgentic_actors.errors import (
     WireError,
 )
 from flowgentic_actors.foreign import is_foreign
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, NowhereError, connect, hang_up, unanswered
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.client import CONNECT_TIMEOUT
@@ -62,7 +63,7 @@ class BlockingConnection:
     def __init__(
         self,
         address: Destination,
-        secret: bytes,
+        secret: Secret[bytes],
         peer: str,
         max_bytes: int,
         role: Role = "client",
@@ -211,7 +212,7 @@ class BlockingConnection:
         with self._lock:
             address, self._dialled_after = self._address, self._moves
         sock = patience.attempt(
-            CONNECT_TIMEOUT, lambda limit: connect(address, limit, self._announced)
+            CONNECT_TIMEOUT, lambda limit: connect(address, self._secret, limit, self._announced)
         )
         try:
             channel = client_channel(self._secret, self._max_bytes)
@@ -331,7 +332,7 @@ class BlockingPool:
     def __init__(
         self,
         address: Destination,
-        secret: bytes,
+        secret: Secret[bytes],
         peer: str,
         max_bytes: int,
         size: int,

@@ -13,6 +13,7 @@ from typing import Annotated, Generic, TypeVar
 import msgspec
 
 from flowgentic_actors.errors import ProtocolError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.frames import FRAME_TARGET, FrameReader, FrameWriter
 from flowgentic_actors.wire.handshake import ClientHandshake, ServerHandshake
 from flowgentic_actors.wire.messages import MAX_MESSAGES, ToClient, ToServer
@@ -153,11 +154,11 @@ ClientChannel = Channel[ToClient, ToServer]
 ServerChannel = Channel[ToServer, ToClient]
 
 
-def client_channel(secret: bytes, max_bytes: int) -> ClientChannel:
+def client_channel(secret: Secret[bytes], max_bytes: int) -> ClientChannel:
     """The dialling side's channel."""
     return Channel(ClientHandshake(secret), _to_client, max_bytes)
 
 
-def server_channel(secret: bytes, max_bytes: int) -> ServerChannel:
+def server_channel(secret: Secret[bytes], max_bytes: int) -> ServerChannel:
     """The accepting side's channel."""
     return Channel(ServerHandshake(secret), _to_server, max_bytes)

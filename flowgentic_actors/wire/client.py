@@ -25,6 +25,7 @@ from flowgentic_actors.errors import (
     WireError,
 )
 from flowgentic_actors.foreign import is_foreign
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, NowhereError, dial, secure, unanswered
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.frames import FRAME_TARGET
@@ -96,7 +97,7 @@ class AsyncConnection:
     def __init__(
         self,
         address: Destination,
-        secret: bytes,
+        secret: Secret[bytes],
         peer: str,
         max_bytes: int,
         role: Role = "client",
@@ -406,7 +407,7 @@ class AsyncConnection:
         channel.send(Hello(self._role, self._session.id, os.getpid()))
         wire = _Wire(self, channel, await dial(self._loop, address))
         try:
-            await secure(self._loop, wire, wire.sock, address)
+            await secure(self._loop, wire, wire.sock, address, self._secret)
             await wire.welcomed
             await self._watch_loop_end(wire)
         except BaseException:

@@ -6,6 +6,10 @@
 
 Nothing is decoded before a side has verified the other; the messages have fixed lengths, so a
 stranger can make a server hold 69 bytes and no more.
+
+Over TCP a client knocks before all that, and before TLS: with a number that it chose and
+HMAC(secret, "knock", number). It proves less, for who can read the network's traffic may repeat it,
+but it costs a server microseconds to see that a stranger does not have it.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import secrets
 from typing import Literal
 
 from flowgentic_actors.errors import AuthenticationError, ProtocolError
+from flowgentic_actors.secret import Secret
 
 GREETING = b"flowgentic/1\n"
 NONCE = 32
@@ -27,20 +32,39 @@ _SERVER_FIRST = NONCE + PROOF
 UNAUTHENTICATED_LIMIT = 256
 """Bytes that a peer may send before it has proved itself."""
 
+KNOCK_BYTES = NONCE + PROOF
+"""Size of a knock."""
 
-def new_secret() -> bytes:
+DENIED = bytes((21, 3, 3, 0, 2, 2, 49))
+"""What a client hears whose knock is of another secret: TLS's fatal alert `access_denied`."""
+
+
+def new_secret() -> Secret[bytes]:
     """A fresh cluster secret."""
-    return secrets.token_bytes(SECRET_BYTES)
+    return Secret(secrets.token_bytes(SECRET_BYTES))
 
 
-def _prove(secret: bytes, side: Literal[b"client", b"server"], nonces: bytes) -> bytes:
-    return hmac.digest(secret, side + nonces, "sha256")
+def knock(secret: Secret[bytes]) -> bytes:
+    """The first bytes of a client over TCP."""
+    nonce = secrets.token_bytes(NONCE)
+    return nonce + _prove(secret, b"knock", nonce)
+
+
+def is_knock(secret: Secret[bytes], data: bytes) -> bool:
+    """Whether these bytes are of a client that knows the secret."""
+    return hmac.compare_digest(data[NONCE:], _prove(secret, b"knock", data[:NONCE]))
+
+
+def _prove(
+    secret: Secret[bytes], side: Literal[b"client", b"server", b"knock"], nonces: bytes
+) -> bytes:
+    return hmac.digest(secret.reveal(), side + nonces, "sha256")
 
 
 class ClientHandshake:
     """The dialling side. Send `greeting`, then feed what arrives until `done`."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: Secret[bytes]) -> None:
         self._secret = secret
         self._nonce = secrets.token_bytes(NONCE)
         self._buffer = b""
@@ -77,7 +101,7 @@ class ClientHandshake:
 class ServerHandshake:
     """The accepting side. Feed what arrives until `done`."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: Secret[bytes]) -> None:
         self._secret = secret
         self._nonces = b""
         self._buffer = b""

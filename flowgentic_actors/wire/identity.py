@@ -12,6 +12,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from flowgentic_actors.secret import Secret
+
 
 class Identity(Struct, frozen=True):
     """What a cluster's servers prove themselves with.
@@ -22,7 +24,7 @@ class Identity(Struct, frozen=True):
     """
 
     certificate: str
-    key: str
+    key: Secret[str]
 
     def __repr__(self) -> str:
         return "<Identity>"
@@ -45,21 +47,21 @@ def server_context(identity: Identity, folder: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0  # nobody resumes; what a client never reads would spoil its close
-    with _file_of((identity.certificate + identity.key).encode(), folder) as path:
+    with _file_of(identity, folder) as path:
         context.load_cert_chain(path)
     return context
 
 
 @contextlib.contextmanager
-def _file_of(data: bytes, folder: Path) -> Iterator[str]:
-    """A file that no disk ever has, nor needs room for, where the kernel can."""
+def _file_of(identity: Identity, folder: Path) -> Iterator[str]:
+    """Certificate and key, where the kernel can in a file that no disk ever has, nor room for."""
     if hasattr(os, "memfd_create"):
         descriptor, path = os.memfd_create("identity"), ""
     else:
         descriptor, path = tempfile.mkstemp(dir=folder, prefix="identity-")  # mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.write((identity.certificate + identity.key.reveal()).encode())
             file.flush()
             yield path or f"/proc/self/fd/{descriptor}"
     finally:

@@ -15,8 +15,10 @@ from operator import attrgetter
 from typing import Protocol, cast
 
 from flowgentic_actors.errors import ProtocolError, WireError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import CLOSING, keep_alive, limit_unread
 from flowgentic_actors.wire.channel import server_channel
+from flowgentic_actors.wire.descriptors import is_reserved
 from flowgentic_actors.wire.messages import (
     NO_BODY,
     Hello,
@@ -27,6 +29,7 @@ from flowgentic_actors.wire.messages import (
     Welcome,
 )
 from flowgentic_actors.wire.sockets import check_path, check_peer, peer_pid, widen
+from flowgentic_actors.wire.strangers import Strangers, Tally
 from flowgentic_actors.wire.underway import FramesUnderWay
 
 logger = logging.getLogger(__name__)
@@ -36,12 +39,16 @@ FLUSH_TIMEOUT = 1.0
 MAX_CONNECTIONS = 4096
 MAX_OF_ONE_PEER = 1024
 """Most connections of one process, or of one other node."""
+MAX_HANDSHAKES = 64
+"""TLS handshakes at one time, each of which takes some 350 KiB; others wait for theirs."""
 IDLE = 60.0
 """Seconds without a message after which a connection gives way to another one, if all are taken."""
 _WRITE_BUFFER = 4 << 20
 _BACKLOG = 512
 _FRAMES = 2  # of the largest messages, that all connections together may have under way
+_SLICE, _PAUSE = 8, 0.01  # so many strangers are accepted, then nobody for so many seconds
 _ACCEPT_AGAIN = 1.0
+_NO_FILES = "few open files are left for this process: connections get no more of them"
 
 
 class Handler(Protocol):
@@ -177,13 +184,14 @@ class Connection(asyncio.Protocol):
 
     async def _secure(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self,
-                sock,
-                ssl=context,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
-                ssl_shutdown_timeout=CLOSING,
-            )
+            async with self._server.handshakes:  # until `_too_slow`
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: self,
+                    sock,
+                    ssl=context,
+                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+                    ssl_shutdown_timeout=CLOSING,
+                )
         except OSError as error:
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
             self._log_end(ProtocolError(f"no TLS connection came about: {reason}"))
@@ -204,6 +212,10 @@ class Connection(asyncio.Protocol):
         if self.remote:
             return
         sock: socket.socket = transport.get_extra_info("socket")
+        if is_reserved(sock.fileno()):
+            self._server.tally.note(_NO_FILES)
+            self.abort()
+            return
         try:
             check_peer(sock)
             widen(sock)
@@ -251,7 +263,8 @@ class Connection(asyncio.Protocol):
         """Let go of everything held for this peer."""
         if exc is not None:
             self.timed_out = isinstance(exc, TimeoutError)
-            logger.info("%r is lost: %s", self, exc)
+            if self.greeted:
+                logger.info("%r is lost: %s", self, exc)
         if self._patience is not None:
             self._patience.cancel()
         self._transport = None
@@ -332,7 +345,11 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     def _log_end(self, error: WireError) -> None:
-        logger.warning("%r is ended: %s", self, error)
+        text = f"{self!r} is ended: {error}"
+        if self.greeted or not self.remote:
+            logger.warning("%s", text)
+        else:
+            self._server.tally.note(text)
 
 
 class Server:
@@ -347,7 +364,7 @@ class Server:
     """
 
     def __init__(
-        self, handler: Handler, secret: bytes, name: str, epoch: int, max_bytes: int
+        self, handler: Handler, secret: Secret[bytes], name: str, epoch: int, max_bytes: int
     ) -> None:
         self.handler = handler
         self.secret = secret
@@ -360,6 +377,9 @@ class Server:
         self._empty.set()
         self._listeners: list[asyncio.Server] = []  # on Unix sockets
         self._tcp: list[socket.socket] = []
+        self.handshakes = asyncio.Semaphore(MAX_HANDSHAKES)
+        self.tally = Tally(logger)
+        self._strangers = Strangers(secret, self.tally)
 
     @property
     def connections(self) -> frozenset[Connection]:
@@ -408,19 +428,31 @@ class Server:
         return int(sock.getsockname()[1])
 
     def _accept(self, listener: socket.socket, context: ssl.SSLContext) -> None:
-        loop = asyncio.get_running_loop()
+        def welcome(sock: socket.socket, origin: str) -> None:
+            Connection(self, origin).secure(sock, context)
+
+        pause, strangers = 0.0, 0
         for _ in range(_BACKLOG):
             try:
                 sock, (host, port, *_) = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:  # such as no files being left: others have to close theirs
-                logger.warning("no connection can be accepted for a while: %s", error)
-                loop.remove_reader(listener)
-                loop.call_later(_ACCEPT_AGAIN, self._accept_again, listener, context)
-                return
+                self.tally.note(f"no connection can be accepted for a while: {error}")
+                pause = _ACCEPT_AGAIN
+                break
+            if is_reserved(sock.fileno()):
+                sock.close()
+                self.tally.note(_NO_FILES)
+                continue
             sock.setblocking(False)
-            Connection(self, f"{host}:{port}").secure(sock, context)
+            strangers += not self._strangers.take(sock, host, port, welcome)
+            if strangers == _SLICE:
+                pause = _PAUSE
+                break
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener)
+        loop.call_later(pause, self._accept_again, listener, context)
 
     def _accept_again(self, listener: socket.socket, context: ssl.SSLContext) -> None:
         if listener in self._tcp:
@@ -435,6 +467,7 @@ class Server:
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
         self._tcp.clear()
+        self._strangers.close()
 
     async def close(self) -> None:
         """Stop listening, flush and close every connection; cut off what is not read in time."""
@@ -449,6 +482,7 @@ class Server:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_TIMEOUT):
                 await self._empty.wait()
+        self.tally.close()
 
     def admit(self, connection: Connection) -> str | None:
         """Take one more connection in, or say why not; called by the connection itself."""

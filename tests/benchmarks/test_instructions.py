@@ -34,6 +34,7 @@ from flowgentic_actors.adapters.store import AsyncStore
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.wire.channel import ClientChannel, client_channel, server_channel
 from flowgentic_actors.wire.messages import NO_BODY, Request
@@ -222,7 +223,7 @@ async def test_an_item_is_fetched(loopback: Loopback, ratios: Ratios) -> None:
 
 def established() -> tuple[ClientChannel, Any]:
     """Two ends of a connection whose handshake is done."""
-    secret = b"s" * 32
+    secret = Secret(b"s" * 32)
     client, server = client_channel(secret, 1 << 20), server_channel(secret, 1 << 20)
     while not (client.established and server.established):
         list(server.receive(b"".join(client.take())))

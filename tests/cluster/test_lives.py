@@ -268,7 +268,7 @@ def test_another_process_attaches_by_handle_name_export_and_environment(
 @distributed
 def test_the_secret_is_in_nothing_that_is_shown_or_passed_on(memory: MemoryCluster) -> None:
     handle = memory.handle
-    secret = handle.read().secret
+    secret = handle.read().secret.reveal()
     status = asyncio.run(memory.status())
     attached = MemoryCluster.attach(handle.export())
     things = [memory, handle, handle.read(), status, asyncio.run(memory.recent_events()), attached]

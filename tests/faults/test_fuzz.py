@@ -31,6 +31,7 @@ from flowgentic_actors.engine.commands import (
     SearchItems,
 )
 from flowgentic_actors.engine.model import ItemPosition, Position, Write
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.frames import HEADER, MAGIC, VERSION
 from flowgentic_actors.wire.handshake import GREETING
@@ -186,7 +187,7 @@ def dense_frames() -> Iterator[tuple[bool, bytes]]:
 # ---------------------------------------------------------------------- how it is sent
 
 
-def shake_hands(sock: socket.socket, secret: bytes) -> ClientChannel:
+def shake_hands(sock: socket.socket, secret: Secret[bytes]) -> ClientChannel:
     channel = client_channel(secret, 1 << 20)
     while not channel.established:
         sock.sendall(b"".join(channel.take()))
@@ -195,7 +196,7 @@ def shake_hands(sock: socket.socket, secret: bytes) -> ClientChannel:
     return channel
 
 
-def throw(address: str, secret: bytes, thrown: Iterator[tuple[bool, bytes]]) -> int:
+def throw(address: str, secret: Secret[bytes], thrown: Iterator[tuple[bool, bytes]]) -> int:
     """Send each in a connection of its own, and see that the server ends every one of them."""
     count = 0
     for shakes_hands, data in thrown:

@@ -34,6 +34,7 @@ from flowgentic_actors.cluster.persist import StoredMemory, snapshot
 from flowgentic_actors.cluster.rendezvous import Rendezvous
 from flowgentic_actors.environment import StepRank
 from flowgentic_actors.errors import FlowgenticError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.private import (
@@ -696,7 +697,7 @@ def _all_of(sock: socket.socket) -> bytes:
 
 
 def dial_blocking(path: str) -> None:
-    connect(path, 2.0).close()
+    connect(path, Secret(SECRET), 2.0).close()
 
 
 def dial_async(path: str) -> None:
@@ -714,7 +715,7 @@ def link_to_supervisor(path: str) -> None:
         arguments={},
         address="",
         supervisor=path,
-        secret=SECRET,
+        secret=Secret(SECRET),
         mailbox_requests=1,
         mailbox_bytes=1,
         max_message_bytes=1 << 20,

@@ -25,12 +25,13 @@ from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.errors import InvalidRequestError, JournalError, ProtocolError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.messages import ToServer
 from flowgentic_actors.wire.server import Connection, Server
 
 REPOSITORY = Path(__file__).parents[2]
 FACTORY = "tests.unit.counter:make"
-SECRET = bytes(range(32))
+SECRET = Secret(bytes(range(32)))
 PATIENCE = 30.0
 """Seconds that anything may take on a busy machine before a test gives up."""
 
@@ -161,7 +162,7 @@ def clear(path: Path) -> None:
 
 @asynccontextmanager
 async def serving(
-    path: Path, *, secret: bytes = SECRET, limit: int = 1 << 20
+    path: Path, *, secret: Secret[bytes] = SECRET, limit: int = 1 << 20
 ) -> AsyncIterator[tuple[Server, Counter]]:
     """A counter that is served in this process, without a supervisor."""
     counter = Counter()

@@ -25,6 +25,7 @@ from flowgentic_actors.engine.records import Record
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import OutcomeUnknownError, SlotsMovedError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, Nowhere
 from flowgentic_actors.wire.session import Pending
 
@@ -66,7 +67,9 @@ class World:
     def connect(self, patch: pytest.MonkeyPatch, timeout: float = 10.0) -> RemoteClient:
         """A client; it is told of new tables."""
         patch.setattr(client_module, "ActorRef", partial(Ref, self))
-        descriptor = Descriptor(name="moving", host="", secret=bytes(32), max_message_bytes=1 << 20)
+        descriptor = Descriptor(
+            name="moving", host="", secret=Secret(bytes(32)), max_message_bytes=1 << 20
+        )
         self.client = RemoteClient(descriptor, Description("", self.places(), 1 << 20), timeout, 2)
         return self.client
 

@@ -17,13 +17,14 @@ from types import ModuleType
 import pytest
 
 from flowgentic_actors.actors.exits import ProcessWatch
-from flowgentic_actors.actors.process import _allow_files, run_loop
+from flowgentic_actors.actors.process import run_loop
 from flowgentic_actors.actors.restarts import STABLE, RestartPolicy, was_killed
 from flowgentic_actors.actors.serving import make_actor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.python import python_command
 from flowgentic_actors.storage.private import write_private
-from tests.unit.counter import PATIENCE, Counter, until
+from flowgentic_actors.wire.descriptors import allow_files, is_reserved
+from tests.unit.counter import PATIENCE, REPOSITORY, Counter, until
 
 # ---------------------------------------------------------------------- restarts
 
@@ -212,12 +213,35 @@ def test_the_limit_on_open_files_is_lifted_and_never_lowered() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-        _allow_files(512)
+        allow_files(512)
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (512, before[1])
-        _allow_files(300)
+        allow_files(300)
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (512, before[1])
+        assert not is_reserved(512 - 129)
+        assert is_reserved(512 - 128)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_log_has_a_bound(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    script = """
+import logging, sys
+from pathlib import Path
+from flowgentic_actors.actors import logfile
+logfile.LOG_BYTES = 10_000
+logfile.send_streams_to(Path(sys.argv[1]))
+logfile.log_to(Path(sys.argv[1]))
+for number in range(1000):
+    logging.warning("line %d", number)
+print("the end")
+"""
+    subprocess.run([sys.executable, "-c", script, str(log)], check=True, cwd=REPOSITORY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log", "a.log.1"]
+    assert all(path.stat().st_size < 11_000 for path in tmp_path.iterdir())
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in tmp_path.iterdir())
+    assert log.read_text().splitlines()[-2:][0].endswith("line 999")
+    assert log.read_text().endswith("the end\n")
 
 
 def test_a_process_runs_the_copy_of_the_package_that_started_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import stat
@@ -18,6 +19,7 @@ import psutil
 import pytest
 from msgspec import Raw
 
+from flowgentic_actors.actors import refusal, shortage
 from flowgentic_actors.actors import supervisor as supervision
 from flowgentic_actors.actors.child import Child, ChildSpec, ChildState
 from flowgentic_actors.actors.exits import ProcessWatch
@@ -34,10 +36,12 @@ from flowgentic_actors.errors import (
     RequestError,
     RequestExpiredError,
 )
+from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.private import write_private
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.messages import Ready, Request, Started, ToServer
+from flowgentic_actors.wire.server import Server
 from tests.unit.counter import (
     FACTORY,
     PATIENCE,
@@ -124,9 +128,9 @@ async def test_what_an_actor_is_told_is_private(folder: Path) -> None:
         await opened.start("a")
     spec_file = folder / "a.spec"
     assert mode(spec_file) == 0o600
-    spec = msgspec.json.decode(read(spec_file), type=ActorSpec)
+    spec = msgspec.json.decode(read(spec_file), type=ActorSpec, dec_hook=concealed)
     assert spec.secret == SECRET
-    assert repr(SECRET) not in repr(spec)
+    assert repr(SECRET.reveal()) not in repr(spec)
 
 
 def read(path: Path) -> str:
@@ -747,3 +751,62 @@ async def test_other_nodes_reach_an_actor_at_the_port_that_it_tells(folder: Path
         assert opened.child("b").port == 0
         await ref.close()
         await without.close()
+
+
+# ---------------------------------------------------------------------- no file to spare
+
+
+class WithoutFiles(SubprocessSpawner):
+    """Has no open file to spare for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = 0
+
+    async def spawn(self, spec_file: Path, log_file: Path, timeout: float) -> Spawned:
+        if self.fails:
+            self.fails -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await super().spawn(spec_file, log_file, timeout)
+
+
+async def test_that_no_file_is_left_is_no_death_of_an_actor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shortage, "_PAUSE", 0.02)
+    spawner = WithoutFiles()
+    spawner.fails = 5
+    async with office(folder, spawner, restart_intensity=1) as opened:
+        (ref,) = await opened.start("a")
+        spawner.fails = 5
+        os.kill(opened.child().pid, signal.SIGKILL)
+        await until(lambda: not spawner.fails)
+        await until(lambda: opened.child().state is ChildState.RUNNING)
+        assert number(await ref.ask(command("add", 1), 30)) == 1
+        kinds = [kind for kind, _, _ in opened.events]
+        assert kinds == ["out_of_files", "actor_running", "actor_exited", "actor_running"]
+        assert opened.child().restarts == 1
+        await ref.close()
+
+
+async def test_a_failed_actors_place_is_taken_once_there_is_a_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shortage, "_PAUSE", 0.02)
+    missing = [OSError(errno.EMFILE, "Too many open files") for _ in range(3)]
+
+    async def refused(*arguments: Any) -> Server:
+        if missing:
+            raise missing.pop()
+        return await refusal.refuse(*arguments)
+
+    monkeypatch.setattr(supervision, "refuse", refused)
+    async with office(folder, restart_intensity=0) as opened:
+        (ref,) = await opened.start("a")
+        while opened.child().state is not ChildState.FAILED:
+            with pytest.raises(RequestError):
+                await ref.ask(command("crash"), 30)
+        with pytest.raises(RequestError, match="has failed"):
+            await ref.ask(command("get"), 30)
+        assert not missing
+        await ref.close()

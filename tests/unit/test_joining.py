@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
+from rich.pretty import pretty_repr
 
 from flowgentic_actors.actors.supervisor import SupervisorSettings
 from flowgentic_actors.cluster.folders import OrphanLimits
 from flowgentic_actors.cluster.nodes.joining import (
-    TICKET_VARIABLE,
     Join,
     JoinDesk,
     NodeSpec,
@@ -24,8 +25,10 @@ from flowgentic_actors.cluster.nodes.joining import (
     take_ticket,
 )
 from flowgentic_actors.errors import ClusterOpenError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.certificates import new_identity
+from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.server import Server
 from tests.unit.counter import PATIENCE, SECRET, until
@@ -111,23 +114,33 @@ async def joining(ticket: Ticket) -> NodeSpec:
     return await asyncio.to_thread(join, ticket, who)
 
 
-async def test_a_ticket_goes_through_the_environment_and_does_not_stay_there() -> None:
-    ticket = Ticket("node-1", (TcpAddress(HOST, 77, "certificate"),), b"secret" * 5, 3.0)
-    environ = {TICKET_VARIABLE: ticket.write(), "PATH": "/bin"}
-    assert take_ticket(environ) == ticket
-    assert environ == {"PATH": "/bin"}
-    assert "secret=..." in repr(ticket)
-    assert repr(ticket.secret) not in repr(ticket)
-    assert repr(SECRET) not in repr(spec_of("node-1"))
-    assert IDENTITY.key not in repr(spec_of("node-1"))
+@contextmanager
+def pipe_with(line: bytes) -> Iterator[int]:
+    there, here = os.pipe()
+    try:
+        os.write(here, line)
+        os.close(here)
+        yield there
+    finally:
+        os.close(there)
 
 
-@pytest.mark.parametrize("text", [None, "", "not base64!", "bm8ganNvbg==", "e30="])
-async def test_without_a_ticket_the_program_says_who_starts_it(text: str | None) -> None:
-    environ = {} if text is None else {TICKET_VARIABLE: text}
-    with pytest.raises(ClusterOpenError, match="started by a cluster's host"):
-        take_ticket(environ)
-    assert not environ
+def test_a_ticket_goes_through_a_pipe_and_shows_no_secret() -> None:
+    ticket = Ticket("node-1", (TcpAddress(HOST, 77, "certificate"),), new_secret(), 3.0)
+    with pipe_with(ticket.write().reveal().encode()) as there:
+        assert take_ticket(there) == ticket
+    for thing in (ticket, ticket.write(), spec_of("node-1")):
+        shown = f"{thing!r} {pretty_repr(thing)}"
+        assert "<secret>" in shown
+        for secret in (ticket.secret.reveal(), SECRET.reveal(), IDENTITY.key.reveal()):
+            assert repr(secret)[2:-1] not in shown
+            assert "PRIVATE" not in shown
+
+
+@pytest.mark.parametrize("line", [b"", b"\n", b"not json\n", b"{}\n"])
+def test_without_a_ticket_the_program_says_who_starts_it(line: bytes) -> None:
+    with pipe_with(line) as there, pytest.raises(ClusterOpenError, match="a cluster's host"):
+        take_ticket(there)
 
 
 async def test_a_node_waits_for_its_spec_and_a_late_one_has_it_at_once(tmp_path: Path) -> None:
@@ -156,7 +169,7 @@ async def test_a_wrong_secret_and_a_wrong_certificate_join_nothing(tmp_path: Pat
         good = host.ticket(patience=1.0)
         other = msgspec.structs.replace(host.address, certificate=OTHER.certificate)
         for wrong in (
-            msgspec.structs.replace(good, secret=bytes(32)),
+            msgspec.structs.replace(good, secret=Secret(bytes(32))),
             msgspec.structs.replace(good, addresses=(other,)),
         ):
             with pytest.raises(ClusterOpenError, match="cannot be reached"):

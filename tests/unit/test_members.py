@@ -11,6 +11,7 @@ import pytest
 from flowgentic_actors.actors.child import ChildState
 from flowgentic_actors.cluster.nodes.duties import Duty, Orders, name_of
 from flowgentic_actors.cluster.nodes.members import NodeMembers
+from flowgentic_actors.secret import Secret
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +63,7 @@ async def test_one_that_has_failed_is_started_again_by_another_term_alone(tmp_pa
         lambda shard: cast("Any", _Spec(name_of(shard), {"folder": str(tmp_path / str(shard))})),
         host="127.0.0.1",
         certificate="",
-        secret=b"",
+        secret=Secret(b""),
         max_bytes=1000,
         replicated=True,
     )

@@ -81,6 +81,7 @@ from flowgentic_actors.errors import (
     SlotsMovedError,
     StorageError,
 )
+from flowgentic_actors.secret import revealed
 from flowgentic_actors.shard import actor as actor_module
 from flowgentic_actors.shard import giving, moving, taking, upkeep
 from flowgentic_actors.shard.actor import ShardActor
@@ -105,7 +106,7 @@ SEGMENT = 16 << 10
 RATE = 1 << 30
 
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
-_encode = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
 
 
 @pytest.fixture

@@ -16,9 +16,12 @@ from flowgentic_actors.cluster.handle import Descriptor
 from flowgentic_actors.cluster.rendezvous import FirstRank, Note, Rendezvous
 from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError
+from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.storage.private import write_private
 
-ELSEWHERE = Descriptor(name="a", host="/nowhere/host.sock", secret=b"s" * 32, max_message_bytes=1)
+ELSEWHERE = Descriptor(
+    name="a", host="/nowhere/host.sock", secret=Secret(b"s" * 32), max_message_bytes=1
+)
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def begins(place: Rendezvous, scratch: Path, note: Note | None = None) -> bool:
     """Whether it becomes the first rank when a note exists already."""
     if note is not None:
         place._folder.mkdir(mode=0o700)
-        place._file.write_bytes(msgspec.json.encode(note))
+        place._file.write_bytes(msgspec.json.encode(note, enc_hook=revealed))
         place._file.chmod(0o600)
     place.begin(scratch)
     return place.is_first

@@ -35,6 +35,7 @@ from flowgentic_actors.errors import (
     OutcomeUnknownError,
     ReplicaUnavailableError,
 )
+from flowgentic_actors.secret import revealed
 from flowgentic_actors.shard import following, leading
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.compaction import compact
@@ -64,7 +65,7 @@ LIMIT = 4 << 20
 SEGMENT = 64 << 10
 
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
-_encode = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
 
 
 @pytest.fixture

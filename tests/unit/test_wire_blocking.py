@@ -24,6 +24,7 @@ from flowgentic_actors.errors import (
     InvalidRequestError,
     OutcomeUnknownError,
 )
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire import sockets
 from flowgentic_actors.wire.blocking import BlockingConnection, BlockingPool
 from flowgentic_actors.wire.frames import HEADER, MAGIC, VERSION
@@ -45,7 +46,7 @@ def elsewhere(served: AbstractAsyncContextManager[T]) -> Iterator[tuple[Blocking
 
 
 @contextmanager
-def connection_to(path: Path, secret: bytes = SECRET) -> Iterator[BlockingConnection]:
+def connection_to(path: Path, secret: Secret[bytes] = SECRET) -> Iterator[BlockingConnection]:
     connection = BlockingConnection(str(path), secret, "peer", LIMIT)
     try:
         yield connection
@@ -189,7 +190,8 @@ def test_an_actor_that_does_not_read_gives_backpressure(
 def test_a_wrong_secret_is_a_typed_error_long_before_the_deadline(
     path: Path, server_knows: bool
 ) -> None:
-    ours, theirs = (bytes(32), SECRET) if server_knows else (SECRET, bytes(32))
+    other = Secret(bytes(32))
+    ours, theirs = (other, SECRET) if server_knows else (SECRET, other)
     with elsewhere(serving(path, secret=theirs)), connection_to(path, ours) as connection:
 
         def ask() -> None:

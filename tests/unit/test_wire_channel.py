@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from flowgentic_actors.errors import LimitExceededError, ProtocolError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.channel import (
     Channel,
     ClientChannel,
@@ -42,7 +43,7 @@ from flowgentic_actors.wire.messages import (
     sendable,
 )
 
-SECRET = bytes(32)
+SECRET = Secret(bytes(32))
 LIMIT = 4 << 20
 
 numbers = st.integers(0, 2**62)

@@ -28,6 +28,7 @@ from flowgentic_actors.errors import (
     RejectedError,
     WireError,
 )
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire import server as wire_server
 from flowgentic_actors.wire.channel import ServerChannel, server_channel
 from flowgentic_actors.wire.client import TOGETHER, AsyncConnection
@@ -69,7 +70,7 @@ class Peer:
         answer: Makes what is sent back for the requests of a frame.
     """
 
-    def __init__(self, secret: bytes = SECRET) -> None:
+    def __init__(self, secret: Secret[bytes] = SECRET) -> None:
         self.frames: list[list[ToServer]] = []
         self.reading = asyncio.Event()
         self.reading.set()
@@ -128,7 +129,7 @@ def silence(requests: list[Request]) -> list[ToClient]:
 
 
 @asynccontextmanager
-async def peer_at(path: Path, secret: bytes = SECRET) -> AsyncIterator[Peer]:
+async def peer_at(path: Path, secret: Secret[bytes] = SECRET) -> AsyncIterator[Peer]:
     clear(path)
     peer = Peer(secret)
     listener = await asyncio.start_unix_server(peer.serve, path)
@@ -142,7 +143,9 @@ async def peer_at(path: Path, secret: bytes = SECRET) -> AsyncIterator[Peer]:
 
 
 @asynccontextmanager
-async def connection_to(path: Path, secret: bytes = SECRET) -> AsyncIterator[AsyncConnection]:
+async def connection_to(
+    path: Path, secret: Secret[bytes] = SECRET
+) -> AsyncIterator[AsyncConnection]:
     connection = AsyncConnection(str(path), secret, "peer", LIMIT)
     try:
         yield connection
@@ -297,7 +300,8 @@ async def test_a_server_that_does_not_greet_is_out_of_reach(path: Path) -> None:
 async def test_a_wrong_secret_is_a_typed_error_long_before_the_deadline(
     path: Path, server_knows: bool
 ) -> None:
-    ours, theirs = (bytes(32), SECRET) if server_knows else (SECRET, bytes(32))
+    other = Secret(bytes(32))
+    ours, theirs = (other, SECRET) if server_knows else (SECRET, other)
     async with serving(path, secret=theirs), connection_to(path, ours) as connection:
         with pytest.raises(ActorUnavailableError, match="secret"):
             await timed(connection.request(body(1), 600))
@@ -311,7 +315,7 @@ async def test_a_request_that_was_sent_before_its_address_was_taken_over_is_unkn
             peer.answer = silence
             task = asyncio.create_task(connection.request(body(1), 600))
             await until(lambda: peer.requests)
-        async with peer_at(path, bytes(32)):
+        async with peer_at(path, Secret(bytes(32))):
             with pytest.raises(OutcomeUnknownError, match="secret"):
                 await timed(task)
 

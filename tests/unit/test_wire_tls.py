@@ -31,7 +31,8 @@ from flowgentic_actors.errors import (
     AuthenticationError,
     OutcomeUnknownError,
 )
-from flowgentic_actors.wire import addresses, blocking
+from flowgentic_actors.secret import Secret
+from flowgentic_actors.wire import addresses, blocking, strangers
 from flowgentic_actors.wire import client as wire_client
 from flowgentic_actors.wire import server as wire_server
 from flowgentic_actors.wire.addresses import (
@@ -47,7 +48,7 @@ from flowgentic_actors.wire.addresses import (
 from flowgentic_actors.wire.blocking import BlockingConnection, BlockingPool
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.client import AsyncConnection
-from flowgentic_actors.wire.handshake import GREETING
+from flowgentic_actors.wire.handshake import GREETING, KNOCK_BYTES, is_knock, knock
 from flowgentic_actors.wire.identity import Identity, server_context
 from flowgentic_actors.wire.messages import Request, ToClient
 from flowgentic_actors.wire.server import Connection, Server
@@ -99,7 +100,7 @@ def at(port: int) -> TcpAddress:
 
 @asynccontextmanager
 async def tls_serving(
-    path: Path, context: ssl.SSLContext, secret: bytes = SECRET
+    path: Path, context: ssl.SSLContext, secret: Secret[bytes] = SECRET
 ) -> AsyncIterator[tuple[Server, Counter, TcpAddress]]:
     async with serving(path, secret=secret, limit=LIMIT) as (server, counter):
         yield server, counter, at(await server.listen_tcp(HOST, context))
@@ -108,14 +109,37 @@ async def tls_serving(
 @asynccontextmanager
 async def tls_peer(context: ssl.SSLContext) -> AsyncIterator[tuple[Peer, TcpAddress]]:
     peer = Peer()
-    listener = await asyncio.start_server(peer.serve, HOST, 0, ssl=context)
-    try:
-        yield peer, at(listener.sockets[0].getsockname()[1])
-    finally:
-        listener.close()
-        peer.reading.set()
-        peer.hang_up()
-        await asyncio.sleep(0.01)
+    loop = asyncio.get_running_loop()
+    served: set[asyncio.Task[None]] = set()
+
+    def protocol() -> asyncio.Protocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), peer.serve)
+
+    async def serve(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            data = b""
+            while len(data) < KNOCK_BYTES:
+                data += await loop.sock_recv(sock, KNOCK_BYTES - len(data))
+            assert is_knock(SECRET, data)
+            await loop.connect_accepted_socket(protocol, sock, ssl=context)
+
+    async def accept() -> None:
+        while True:
+            sock, _ = await loop.sock_accept(listener)
+            sock.setblocking(False)
+            served.add(asyncio.create_task(serve(sock)))
+
+    with socket.create_server((HOST, 0), backlog=100) as listener:
+        listener.setblocking(False)
+        accepting = asyncio.create_task(accept())
+        try:
+            yield peer, at(listener.getsockname()[1])
+        finally:
+            accepting.cancel()
+            peer.reading.set()
+            peer.hang_up()
+            await asyncio.gather(accepting, *served, return_exceptions=True)
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -182,7 +206,7 @@ def test_addresses_are_readable() -> None:
 def test_an_identity_shows_nothing_of_itself() -> None:
     ref = ActorRef("counter", at(1), SECRET, LIMIT, 1)
     shown = f"{OURS!r} {OURS} {pretty_repr(OURS)} {ref!r}"
-    for secret in (OURS.key, OURS.certificate):
+    for secret in (OURS.key.reveal(), OURS.certificate):
         assert secret.splitlines()[1] not in shown
     assert "BEGIN" not in shown
 
@@ -214,7 +238,7 @@ def test_the_key_does_not_stay_in_a_file(
     assert modes == ([] if unnamed else [0o600])
     assert not list(tmp_path.iterdir())
     with pytest.raises(ssl.SSLError):
-        server_context(Identity("no", "key"), tmp_path)
+        server_context(Identity("no", Secret("key")), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -336,7 +360,7 @@ async def test_another_certificate_is_refused_before_anything_is_sent(
                     await connection.request(body(1), 600)
         sock = await dial(asyncio.get_running_loop(), address)
         with pytest.raises(AuthenticationError, match="taken over"), sock:
-            await secure(asyncio.get_running_loop(), asyncio.Protocol(), sock, address)
+            await secure(asyncio.get_running_loop(), asyncio.Protocol(), sock, address, SECRET)
         assert not peer.frames
         assert not peer._writers  # no connection ever got through TLS's handshake
 
@@ -350,7 +374,7 @@ def test_another_certificate_is_refused_by_blocking_calls(other_context: ssl.SSL
 
         assert timed(ask) < PATIENCE
         with pytest.raises(AuthenticationError, match="taken over"):
-            connect(address, PATIENCE)
+            connect(address, SECRET, PATIENCE)
         assert not peer._writers
 
 
@@ -358,7 +382,7 @@ async def test_a_wrong_secret_is_refused_as_it_is_on_a_unix_socket(
     path: Path, context: ssl.SSLContext
 ) -> None:
     async with (
-        tls_serving(path, context, bytes(32)) as (_, _, address),
+        tls_serving(path, context, Secret(bytes(32))) as (_, _, address),
         connection_to(address) as connection,
     ):
         with pytest.raises(ActorUnavailableError, match="secret"):
@@ -409,12 +433,13 @@ async def _hello_of_tls() -> bytes:
 @pytest.mark.parametrize(
     ("first", "logged"),
     [
-        (b"GET / HTTP/1.1\r\n\r\n", "no TLS connection"),
-        (GREETING + bytes(32), "no TLS connection"),
-        (bytes(100_000), "no TLS connection"),
-        (b"\x16\x03\x01", "no complete handshake"),
-        (b"", "no complete handshake"),
-        (None, "no complete handshake"),  # the beginning of a handshake
+        (b"GET / HTTP/1.1\r\n\r\n", "no knock within"),
+        (bytes(100_000), "a wrong knock"),
+        (b"\x16\x03\x01", "no knock within"),
+        (b"", "no knock within"),
+        (None, "a wrong knock"),  # the beginning of TLS's handshake
+        (knock(SECRET) + GREETING + bytes(32), "no TLS connection"),
+        (knock(SECRET), "no complete handshake"),
     ],
 )
 async def test_a_stranger_costs_a_line_in_the_log(
@@ -426,6 +451,7 @@ async def test_a_stranger_costs_a_line_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.5)
+    monkeypatch.setattr(strangers, "PATIENCE", 0.5)
     async with tls_serving(path, context) as (server, _, address):
         async with connection_to(address) as connection:
             await connection.request(command("add", 1), 30)
@@ -437,7 +463,7 @@ async def test_a_stranger_costs_a_line_in_the_log(
                         while await reader.read(1 << 16):
                             pass
                 writer.close()
-                await until(lambda: len(server.connections) == 1)
+                await until(lambda: len(server.connections) == 1 and not server._strangers)
             assert number(await connection.request(command("get"), 30)) == 1
         (record,) = caplog.records
         assert logged in record.getMessage()
@@ -453,25 +479,24 @@ async def test_a_stranger_who_leaves_costs_a_line_in_the_log(
         with socket.socket() as stranger:
             stranger.setblocking(False)
             await asyncio.get_running_loop().sock_connect(stranger, (HOST, address.port))
-            await until(lambda: server.connections)
+            await until(lambda: server._strangers)
             if reset:
                 linger = struct.pack("ii", 1, 0)
                 stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        await until(lambda: not server.connections)
+        await until(lambda: not server._strangers)
     assert [record.exc_info for record in caplog.records] == [None]
 
 
 @pytest.mark.parametrize("sent", [b"", GREETING[:5], b"GET / HTTP/1.1\r\n\r\n"])
-async def test_a_stranger_who_has_tls_and_no_secret_is_sent_away(
+async def test_whoever_repeats_a_knock_and_has_no_secret_is_sent_away(
     path: Path, context: ssl.SSLContext, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.5)
     async with tls_serving(path, context) as (server, _, address):
+        sock = await dial(asyncio.get_running_loop(), address)
+        sock.send(knock(SECRET))
         reader, writer = await asyncio.open_connection(
-            HOST,
-            address.port,
-            ssl=client_context(OURS.certificate),
-            server_hostname=addresses.SERVER_NAME,
+            sock=sock, ssl=client_context(OURS.certificate), server_hostname=addresses.SERVER_NAME
         )
         writer.write(sent)
         async with asyncio.timeout(PATIENCE):
@@ -480,23 +505,95 @@ async def test_a_stranger_who_has_tls_and_no_secret_is_sent_away(
         await until(lambda: not server.connections)
 
 
-async def test_strangers_in_tlss_handshake_count_and_are_cut_off_at_the_end(
+async def test_handshakes_of_tls_take_turns_count_and_are_cut_off_at_the_end(
     path: Path, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_server, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(wire_server, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(wire_server, "MAX_HANDSHAKES", 2)
     async with tls_serving(path, context) as (server, _, address):
-        strangers = [await asyncio.open_connection(HOST, address.port) for _ in range(2)]
+        half_open = [await asyncio.open_connection(HOST, address.port) for _ in range(2)]
+        for _, writer in half_open:
+            writer.write(knock(SECRET))
         await until(lambda: len(server.connections) == 2)
         async with connection_to(address) as connection:
             with pytest.raises(ActorUnavailableError):
                 await connection.request(command("get"), SOON)
-            strangers[0][1].transport.abort()
+            half_open[0][1].transport.abort()
             assert number(await connection.request(command("get"), 30)) == 0
+            half_open.append(await asyncio.open_connection(HOST, address.port))
+            half_open[2][1].write(knock(SECRET))
+            await until(lambda: len(server.connections) == 3)
+            async with connection_to(address) as another:
+                with pytest.raises(ActorUnavailableError):
+                    await another.request(command("get"), SOON)
         async with asyncio.timeout(PATIENCE):
             await server.close()
         assert not server.connections
-        strangers[1][1].transport.abort()
+        for _, writer in half_open[1:]:
+            writer.transport.abort()
         await asyncio.sleep(0)
+
+
+def strangers_from(host: str, address: TcpAddress, number: int) -> list[socket.socket]:
+    """So many connections from one address, on which nothing is said."""
+    there = (address.host, address.port)
+    return [socket.create_connection(there, source_address=(host, 0)) for _ in range(number)]
+
+
+async def test_strangers_are_few_and_the_last_ones_and_keep_nobody_out(
+    path: Path,
+    context: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(strangers, "AT_ONCE", 8)
+    monkeypatch.setattr(strangers, "OF_ONE_HOST", 5)
+    async with tls_serving(path, context) as (server, _, address), connection_to(address) as known:
+        await known.request(command("add", 1), 30)
+        with contextlib.ExitStack() as held:
+            there = []
+            for host, number_of in (("127.0.0.2", 3), (HOST, 200), ("127.0.0.3", 2)):
+                there += await asyncio.to_thread(strangers_from, host, address, number_of)
+            for sock in there:
+                held.enter_context(sock)
+                sock.setblocking(False)
+            await until(lambda: len(server._strangers) == 8)
+            async with connection_to(address) as one_more, connection_to(str(path)) as near:
+                assert number(await one_more.request(command("add", 1), 30)) == 2
+                assert number(await near.request(command("add", 1), 30)) == 3
+            assert number(await known.request(command("get"), 30)) == 3
+            assert [is_open(sock) for sock in there].count(True) == 8
+            assert not is_open(there[0])  # the oldest of all, once the others' share was theirs
+            assert [is_open(sock) for sock in there[-7:]] == [True] * 7
+        await until(lambda: not server._strangers)
+        assert len(caplog.records) == 1  # for now
+    assert len(caplog.records) == 2
+    assert caplog.records[1].getMessage().startswith("204 more")
+
+
+def is_open(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+
+
+async def test_connections_leave_files_to_the_rest_of_their_process(
+    path: Path, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with tls_serving(path, context) as (_, _, address), connection_to(address) as known:
+        await known.request(command("get"), 30)
+        with monkeypatch.context() as patched:
+            patched.setattr(wire_server, "is_reserved", lambda descriptor: True)
+            for where in (address, str(path)):
+                async with connection_to(where) as connection:
+                    with pytest.raises(ActorUnavailableError):
+                        await connection.request(command("get"), SOON)
+            assert number(await known.request(command("get"), 30)) == 0
+        async with connection_to(address) as connection:
+            assert number(await connection.request(command("get"), 30)) == 0
 
 
 # ---------------------------------------------------------------------- a peer that is elsewhere

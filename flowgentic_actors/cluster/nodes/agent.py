@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -23,6 +22,7 @@ import msgspec
 
 from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.hearing import hear
+from flowgentic_actors.actors.logfile import log_to, send_streams_to
 from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
@@ -45,15 +45,16 @@ from flowgentic_actors.errors import FlowgenticError, ProtocolError, RequestErro
 from flowgentic_actors.storage.private import (
     make_folder,
     make_folders,
-    open_log,
     write_private,
 )
 from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.descriptors import allow_files
 from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import ToServer
 from flowgentic_actors.wire.server import Connection, Server
 
 NODE_SOCKET: Final = "node.sock"
+LOG_FILE: Final = "node.log"
 
 _FILE_TIMEOUT: Final = 60.0
 _PAUSE: Final = 0.1  # between two questions that were not answered
@@ -70,9 +71,7 @@ _decode = msgspec.msgpack.Decoder(Grant).decode
 def main() -> int:
     """Join the cluster that the ticket in the environment is for."""
     ignore_job_signals()
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO
-    )
+    allow_files()
     ticket = take_ticket()
     spec = join(ticket, Join(ticket.node, machine()))
     deadline = time.monotonic() + spec.open_timeout
@@ -83,7 +82,8 @@ def main() -> int:
         root, name = root_folder(Path(spec.scratch) if spec.scratch else None), spec.name
     folder, lock = claim_node_folder(root, name, spec.orphans, deadline)
     os.chdir(folder)  # Dragon writes files into the working directory
-    _log_to(folder / "node.log")
+    send_streams_to(folder / LOG_FILE)
+    log_to(folder / LOG_FILE, logging.INFO)
     logger.info("node %s of cluster %s on %s", ticket.node, spec.name, socket.gethostname())
     ProcessRecord(folder).note("node", 1, os.getpid())
     agent = NodeAgent(ticket.node, spec, folder)
@@ -96,14 +96,6 @@ def main() -> int:
         end_runtime(os.environ.get(RUNTIME_VARIABLE, ""))
     # Dragon's own farewell, at the interpreter's end, may hang with its runtime.
     os._exit(0)
-
-
-def _log_to(path: Path) -> None:
-    log = open_log(path)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(log.fileno(), stream.fileno())
-    log.close()
 
 
 class NodeAgent:

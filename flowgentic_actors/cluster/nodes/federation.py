@@ -393,7 +393,12 @@ class Federation:
             if self._end is not None or node in self._lines.values():
                 return
             deadline = time.monotonic() + spec.start_timeout
-            if not await self._gathering.start_again(node, self._spec_of, deadline):
+            try:
+                joined = await self._gathering.start_again(node, self._spec_of, deadline)
+            except OSError as error:  # such as no open file being left
+                self._on_event("node_missing", "", f"{node} cannot be started again: {error}")
+                return
+            if not joined:
                 self._on_event("node_missing", "", f"{node} did not join again")
 
     def stir(self) -> None:

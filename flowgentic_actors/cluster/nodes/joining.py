@@ -1,19 +1,18 @@
 """How a node's program, just started on another machine, comes by what it has to know.
 
-It is given a ticket in its environment, where other users cannot look: the addresses of a listener
-that the host opens for this, the certificate that the host proves itself with, and a secret that is
-good for joining alone and only for as long as that listener is open. Over it the node gets its
-spec, and in it the cluster's secret and key.
+It is given a ticket on its standard input, so that no process has it in its environment or command
+line: the addresses of a listener that the host opens for this, the certificate that the host proves
+itself with, and a secret that is good for joining alone and only for as long as that listener is
+open. Over it the node gets its spec, and in it the cluster's secret and key.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
-import secrets
+import select
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -22,18 +21,19 @@ from msgspec import Raw, Struct
 from flowgentic_actors.actors.supervisor import SupervisorSettings
 from flowgentic_actors.cluster.folders import OrphanLimits
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, ProtocolError
+from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.blocking import BlockingConnection
+from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
 from flowgentic_actors.wire.server import Connection
 
-TICKET_VARIABLE: Final = "FLOWGENTIC_JOIN"
-
+_TICKET_TIMEOUT: Final = 30.0
 _PAUSE: Final = 0.2
 _MAX_BYTES: Final = 4 << 20
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
 
 
 class Ticket(Struct, frozen=True):
@@ -48,29 +48,30 @@ class Ticket(Struct, frozen=True):
 
     node: str
     addresses: tuple[TcpAddress, ...]
-    secret: bytes
+    secret: Secret[bytes]
     patience: float
 
-    def __repr__(self) -> str:
-        return f"Ticket(node={self.node!r}, secret=...)"
-
-    def write(self) -> str:
-        """As the value of an environment variable."""
-        return base64.urlsafe_b64encode(msgspec.json.encode(self)).decode()
+    def write(self) -> Secret[str]:
+        """As a line."""
+        return Secret(msgspec.json.encode(self, enc_hook=revealed).decode() + "\n")
 
 
-def take_ticket(environ: MutableMapping[str, str] = os.environ) -> Ticket:
-    """This process's ticket, which is then in its environment no more.
+def take_ticket(source: int = 0) -> Ticket:
+    """The ticket on a pipe, by default this process's standard input. Blocks.
 
     Raises:
-        ClusterOpenError: If there is none.
+        ClusterOpenError: If there is none in time.
     """
-    text = environ.pop(TICKET_VARIABLE, "")
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(text), type=Ticket)
-    except (ValueError, msgspec.DecodeError) as error:
+        with os.fdopen(source, "rb", closefd=False) as lines:
+            there = poll.poll(_TICKET_TIMEOUT * 1000)
+            line = Secret(lines.readline() if there else b"")
+        return msgspec.json.decode(line.reveal(), type=Ticket, dec_hook=concealed)
+    except (OSError, msgspec.DecodeError) as error:
         raise ClusterOpenError(
-            f"${TICKET_VARIABLE} holds no ticket: this program is started by a cluster's host"
+            "there is no ticket on the standard input: this program is started by a cluster's host"
         ) from error
 
 
@@ -109,7 +110,7 @@ class NodeSpec(Struct, frozen=True, kw_only=True):
     memory: str
     manifest: bytes
     generation: str
-    secret: bytes
+    secret: Secret[bytes]
     identity: Identity
     host: TcpAddress
     host_id: str
@@ -127,9 +128,6 @@ class NodeSpec(Struct, frozen=True, kw_only=True):
     orphans: OrphanLimits
     max_message_bytes: int
 
-    def __repr__(self) -> str:
-        return f"NodeSpec(name={self.name!r}, secret=...)"
-
 
 class JoinDesk:
     """Handles the connections of those who join: who is there has to be known before the specs are.
@@ -142,7 +140,7 @@ class JoinDesk:
         self._on_join = on_join
         self._waiting: list[tuple[Connection, int, str]] = []
         self._specs: Callable[[str], NodeSpec] | None = None
-        self.secret = secrets.token_bytes(32)
+        self.secret = new_secret()
 
     def release(self, specs: Callable[[str], NodeSpec]) -> None:
         """Give those who have joined, and who still will, their specs.
@@ -201,7 +199,7 @@ def join(ticket: Ticket, who: Join) -> NodeSpec:
             connection = BlockingConnection(address, ticket.secret, "the host", _MAX_BYTES)
             try:
                 answer = connection.request(_encode(who), max(1.0, deadline - time.monotonic()))
-                return msgspec.msgpack.decode(answer, type=NodeSpec)
+                return msgspec.msgpack.decode(answer, type=NodeSpec, dec_hook=concealed)
             except FlowgenticError as error:
                 trouble = error
             finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import socket
 import subprocess
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from flowgentic_actors.actors.spawn_dragon import dragon_nodes, start_dragon_process
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.logs import log_tail, with_last_line
-from flowgentic_actors.cluster.nodes.joining import TICKET_VARIABLE, Ticket
+from flowgentic_actors.cluster.nodes.joining import Ticket
 from flowgentic_actors.python import python_command
 from flowgentic_actors.storage.private import open_log
 
@@ -70,7 +70,7 @@ class DragonNodeLauncher:
             None,
             uses_dragon=True,
             node=node,
-            environ={**os.environ, TICKET_VARIABLE: ticket.write()},
+            told=ticket.write(),
         )
 
     def ended(self) -> dict[str, str]:
@@ -134,11 +134,14 @@ class LocalNodeLauncher:
 
     def _start(self, ticket: Ticket) -> subprocess.Popen[bytes]:
         with open_log(self._log_file(ticket.node)) as log:
-            return subprocess.Popen(  # noqa: S603 - our own program
+            child = subprocess.Popen(  # noqa: S603 - our own program
                 python_command(AGENT_MODULE),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, TICKET_VARIABLE: ticket.write()},
                 process_group=0,
             )
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError), child.stdin:  # it has ended: see `ended`
+            child.stdin.write(ticket.write().reveal().encode())  # there is room for it
+        return child

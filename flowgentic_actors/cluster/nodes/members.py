@@ -15,6 +15,7 @@ from flowgentic_actors.actors.child import Child, ChildSpec, ChildState
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders, name_of
+from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.shard.claims import Told
 from flowgentic_actors.shard.member import Part
 from flowgentic_actors.wire.addresses import TcpAddress
@@ -22,7 +23,7 @@ from flowgentic_actors.wire.addresses import TcpAddress
 REPLICATED_FACTORY: Final = "flowgentic_actors.shard.member:ReplicatedShardActor"
 
 _FILE_TIMEOUT = 60.0
-_encode = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
 
 
 class NodeMembers:
@@ -48,7 +49,7 @@ class NodeMembers:
         *,
         host: str,
         certificate: str,
-        secret: bytes,
+        secret: Secret[bytes],
         max_bytes: int,
         replicated: bool,
     ) -> None:

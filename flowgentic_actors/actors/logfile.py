@@ -1,0 +1,50 @@
+"""The log of one of our processes: a file that its standard streams go to, and that has a bound."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from flowgentic_actors.storage.private import open_log
+
+LOG_BYTES = 4 << 20
+"""Size beyond which a log becomes the previous one, and a new one is begun."""
+
+_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_STREAMS: Final = (1, 2)
+
+
+class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic in stubs alone
+    """Writes to standard error, and looks at the size of the file that this is.
+
+    Args:
+        path: That file. Standard error that goes elsewhere is left alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; see `logging.Handler.emit`."""
+        super().emit(record)
+        with contextlib.suppress(OSError):  # a full disk, say: the log goes on as it is
+            found = os.fstat(_STREAMS[-1])
+            if found.st_size > LOG_BYTES and os.path.samestat(found, self._path.stat()):
+                self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+                send_streams_to(self._path)
+
+
+def log_to(path: Path, level: int = logging.WARNING) -> None:
+    """Have what this process logs written to standard error, and keep a bound of that file."""
+    logging.basicConfig(format=_FORMAT, level=level, handlers=[LogHandler(path)], force=True)
+
+
+def send_streams_to(path: Path) -> None:
+    """Have standard output and error appended to a file that only this user can read."""
+    with open_log(path) as log:
+        for stream in _STREAMS:
+            os.dup2(log.fileno(), stream)
