@@ -441,6 +441,7 @@ async def _hello_of_tls() -> bytes:
         (knock(SECRET) + GREETING + bytes(32), "no TLS connection"),
         (knock(SECRET), "no complete handshake"),
     ],
+    ids=["http", "long", "begun", "silent", "tls", "knock and more", "knock"],
 )
 async def test_a_stranger_costs_a_line_in_the_log(
     path: Path,
