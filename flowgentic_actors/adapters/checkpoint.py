@@ -22,6 +22,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.backlog import Backlog
+from flowgentic_actors.adapters.decoding import serializer_of
 from flowgentic_actors.adapters.facets import MetadataFilter, facets_of, mended
 from flowgentic_actors.adapters.ids import (
     identify,
@@ -122,7 +123,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     Args:
         client: How to reach the shards.
         serde: Serializer of checkpoints, metadata and values. Default: LangGraph's
-            `JsonPlusSerializer`.
+            `JsonPlusSerializer`, a `StrictSerializer` where `allowed_types` says so.
         detect_conflicts: Whether to refuse a checkpoint that does not follow the latest of its
             namespace, because somebody else wrote to the thread meanwhile.
         backlog: Bytes of one thread that may wait to be acknowledged.
@@ -138,7 +139,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         backlog: int = BACKLOG,
         request_timeout: float = 30.0,
     ) -> None:
-        super().__init__(serde=serde)
+        super().__init__(serde=serde or serializer_of(client))
         self._client = client
         self._detects_conflicts = detect_conflicts
         self._backlog = Backlog(backlog, request_timeout)
