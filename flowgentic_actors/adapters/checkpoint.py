@@ -72,7 +72,11 @@ from flowgentic_actors.engine.limits import (
 )
 from flowgentic_actors.engine.model import Position, ThreadPosition, Write
 from flowgentic_actors.engine.replies import CheckpointRow, Conflict, MissingBlobs, ThreadRow
-from flowgentic_actors.errors import InvalidRequestError, ThreadConflictError
+from flowgentic_actors.errors import (
+    InvalidRequestError,
+    ThreadConflictError,
+    TypeNotAllowedError,
+)
 
 BACKLOG = 64 << 20
 """Bytes of one thread that may wait to be acknowledged, unless something else is said."""
@@ -656,27 +660,36 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         return found
 
     def _tuple(self, row: CheckpointRow, *, remember: bool = False) -> CheckpointTuple:
-        loads = self.serde.loads_typed
-        body: Checkpoint = loads(row.checkpoint)
-        values = body.get("channel_values", {})  # without a version, of an earlier release
-        versions, blobs = row.versions, row.blobs
-        if MARK in versions:
-            versions, blobs, lists = find(versions, blobs)
-            values.update((c, load(found.parts, row.blobs, loads)) for c, found in lists.items())
-            if remember:
-                self._lists.remember(row.thread_id, row.checkpoint_ns, row.checkpoint_id, lists)
-        values.update((channel, loads(blob)) for channel, blob in blobs.items())
-        body["channel_versions"] = versions  # nobody else has it
-        body["channel_values"] = values
-        return CheckpointTuple(
-            config=_config(row.thread_id, row.checkpoint_ns, row.checkpoint_id),
-            checkpoint=body,
-            metadata=loads(row.metadata),
-            parent_config=(
-                _config(row.thread_id, row.checkpoint_ns, row.parent_id) if row.parent_id else None
-            ),
-            pending_writes=[(task, channel, loads(blob)) for task, channel, blob in row.writes],
-        )
+        try:
+            loads = self.serde.loads_typed
+            body: Checkpoint = loads(row.checkpoint)
+            values = body.get("channel_values", {})  # without a version, of an earlier release
+            versions, blobs = row.versions, row.blobs
+            if MARK in versions:
+                versions, blobs, lists = find(versions, blobs)
+                values.update(
+                    (c, load(found.parts, row.blobs, loads)) for c, found in lists.items()
+                )
+                if remember:
+                    self._lists.remember(row.thread_id, row.checkpoint_ns, row.checkpoint_id, lists)
+            values.update((channel, loads(blob)) for channel, blob in blobs.items())
+            body["channel_versions"] = versions  # nobody else has it
+            body["channel_values"] = values
+            return CheckpointTuple(
+                config=_config(row.thread_id, row.checkpoint_ns, row.checkpoint_id),
+                checkpoint=body,
+                metadata=loads(row.metadata),
+                parent_config=(
+                    _config(row.thread_id, row.checkpoint_ns, row.parent_id)
+                    if row.parent_id
+                    else None
+                ),
+                pending_writes=[(task, channel, loads(blob)) for task, channel, blob in row.writes],
+            )
+        except TypeNotAllowedError as error:
+            raise TypeNotAllowedError(
+                f"checkpoint {row.checkpoint_id!r} of thread {row.thread_id!r}: {error}"
+            ) from error
 
 
 def _thread_info(row: ThreadRow) -> ThreadInfo:
