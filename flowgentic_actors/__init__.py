@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowgentic_actors.adapters.cache import AsyncCache
     from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver, ThreadInfo
+    from flowgentic_actors.adapters.decoding import StrictSerializer
     from flowgentic_actors.adapters.store import AsyncStore
     from flowgentic_actors.cluster.handle import ClusterHandle
     from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         TierError,
         TierFullError,
         TierLostError,
+        TypeNotAllowedError,
         UntrustedPathError,
         VersionConflictError,
         WireError,
@@ -133,12 +135,14 @@ __all__ = [
     "SharedMemoryError",
     "SlotsMovedError",
     "StorageError",
+    "StrictSerializer",
     "ThreadConflictError",
     "ThreadInfo",
     "TierBusyError",
     "TierError",
     "TierFullError",
     "TierLostError",
+    "TypeNotAllowedError",
     "UntrustedPathError",
     "VersionConflictError",
     "WireError",
@@ -160,6 +164,7 @@ _HOMES = {name: "errors" for name in __all__ if name.endswith("Error")} | {
     "LangraphMemoryManager": "langGraph.memory",
     "MemoryCluster": "memory",
     "MemoryConfig": "config",
+    "StrictSerializer": "adapters.decoding",
     "ThreadInfo": "adapters.checkpoint",
 }
 

@@ -16,7 +16,7 @@ from flowgentic_actors.config_modes import (
     without_effect_in_subprocesses,
     without_effect_locally,
 )
-from flowgentic_actors.config_values import Bytes, Settings, UserPath, known_keys
+from flowgentic_actors.config_values import Bytes, Settings, TypeName, UserPath, known_keys
 
 Mode = Literal["auto", "local", "distributed"]
 Spawner = Literal["auto", "dragon", "subprocess"]
@@ -224,6 +224,15 @@ class MemoryConfig(Settings):
     reindex: bool = False
     """Open a memory whose vectors have other `dims` than `index` says, which is refused otherwise.
     An item is found by similarity again once it has been put again."""
+
+    allowed_types: tuple[TypeName, ...] | None = None
+    """Types, apart from plain values and LangGraph's own, that this program decodes stored values
+    to: classes, or (module, name). An object of any other type is refused with
+    `TypeNotAllowedError`, and nothing of it is imported or called; `()` names none. Types that come
+    by `with_allowlist` are allowed, too. Each program that attaches decides for itself, and a
+    serializer that is passed or assigned (`serde`) decides by itself: see `StrictSerializer`.
+    Default: any type that can be imported, as in LangGraph, so that who can write to the memory
+    runs code in its readers; or, where `LANGGRAPH_STRICT_MSGPACK` is set, none."""
 
     managers_per_node: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that hold the values of each actor's DDict."""

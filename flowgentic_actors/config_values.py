@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -80,6 +81,33 @@ def path_of_this_process(path: Path) -> Path:
 
 UserPath = Annotated[Path, BeforeValidator(user_path), AfterValidator(path_of_this_process)]
 """A path in which `~` is the home directory."""
+
+
+def type_name(value: Any) -> Any:
+    """A class as (module, name), by which LangGraph's serializer finds it; else unchanged.
+
+    Raises:
+        ValueError: If it is not found in that way, or the value is text.
+    """
+    if isinstance(value, str):
+        raise ValueError(  # noqa: TRY004 - what pydantic reports
+            f"{value!r} is no type: give the class itself, or (module, name)"
+        )
+    if not isinstance(value, type):
+        return value
+    if value.__qualname__ != value.__name__:
+        raise ValueError(
+            f"{value.__qualname__} is defined within something else, and LangGraph's serializer "
+            "finds only what a module has under its own name: define it there"
+        )
+    return value.__module__, value.__name__
+
+
+_Module = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*$")]
+_Class = Annotated[str, Field(pattern=r"^[^\W\d]\w*$")]
+
+TypeName = Annotated[tuple[_Module, _Class], BeforeValidator(type_name)]
+"""A class, or its module and name."""
 
 
 def unknown_settings(given: Iterable[object], known: Collection[str], within: str = "") -> str:

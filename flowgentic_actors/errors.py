@@ -18,6 +18,7 @@
     │   │   ├── BackpressureError     its turn to be sent did not come before the deadline
     │   │   └── ShardLostError        the shard's node is lost, and it had the only copy
     │   ├── OutcomeUnknownError       it was sent and not answered: it may have happened
+    │   ├── TypeNotAllowedError       what was read has an object of a type that is not decoded
     │   ├── PartialFailureError       of the shards that it concerns some answered, others did not
     │   └── RejectedError             the actor refused it: nothing happened
     │       ├── InvalidRequestError   the request itself is wrong; a ValueError
@@ -151,6 +152,13 @@ class OutcomeUnknownError(RequestError):
         super().__init__(message)
         self.reason = reason
         self.ask_again = ask_again
+
+
+class TypeNotAllowedError(RequestError):
+    """A stored value has an object of a type that is not decoded here; none was made.
+
+    The text names the type. Which are decoded: `allowed_types` and `LANGGRAPH_STRICT_MSGPACK`.
+    """
 
 
 class PartialFailureError(RequestError):

@@ -127,7 +127,8 @@ class MemoryCluster:
                 cluster is closed, calls raise `ClusterClosedError`; if a name was given, they use
                 the next cluster of that name once it is open.
             **settings: `request_timeout`, `connection_pool`, `scratch` (where names are looked
-                up), `detect_conflicts`, `thread_backlog`, `ttl`, `index`, as in `MemoryConfig`.
+                up), `detect_conflicts`, `thread_backlog`, `ttl`, `index`, `allowed_types`, as in
+                `MemoryConfig`. What is decoded each program decides for itself.
 
         Returns:
             A cluster to be entered with `async with`, which raises `ClusterNotFoundError` when
@@ -353,6 +354,7 @@ class MemoryCluster:
                 config.namespace_depth,
                 settings=shard_settings(config, 1),
                 index=SharedSettings.of(config).index,
+                allowed_types=config.allowed_types,
             )
         memory = await on_daemon_thread(timeout, LocalMemory, config, config.persist_path, name)
         try:
@@ -366,6 +368,7 @@ class MemoryCluster:
             memory,
             timeout=config.request_timeout,
             close_timeout=config.close_timeout,
+            allowed_types=config.allowed_types,
         )
 
     async def _open_distributed(self, timeout: float) -> str | None:
@@ -505,7 +508,15 @@ class MemoryCluster:
         config = self._config
         timeout, pool = config.request_timeout, config.connection_pool
         logs = self._owner is None
-        return RemoteClient(descriptor, description, timeout, pool, watched, logs=logs)
+        return RemoteClient(
+            descriptor,
+            description,
+            timeout,
+            pool,
+            watched,
+            logs=logs,
+            allowed_types=config.allowed_types,
+        )
 
     # ------------------------------------------------------------------ what users use
 

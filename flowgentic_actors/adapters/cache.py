@@ -8,6 +8,7 @@ from typing import Generic
 from langgraph.cache.base import BaseCache, FullKey, Namespace, ValueT
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from flowgentic_actors.adapters.decoding import serializer_of
 from flowgentic_actors.adapters.ids import text_of
 from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
 from flowgentic_actors.adapters.serializing import Named, name_unserializable
@@ -30,11 +31,12 @@ class AsyncCache(StaysHere, BaseCache[ValueT], Generic[ValueT]):
 
     Args:
         client: How to reach the shards.
-        serde: Serializer of values. Default: LangGraph's for caches, which never unpickles.
+        serde: Serializer of values. Default: LangGraph's for caches, which never unpickles; a
+            `StrictSerializer` where `allowed_types` says so.
     """
 
     def __init__(self, client: MemoryClient, *, serde: SerializerProtocol | None = None) -> None:
-        super().__init__(serde=serde)
+        super().__init__(serde=serde or serializer_of(client))
         self._client = client
 
     async def aget(self, keys: Sequence[FullKey]) -> dict[FullKey, ValueT]:

@@ -22,6 +22,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.backlog import Backlog
+from flowgentic_actors.adapters.decoding import serializer_of
 from flowgentic_actors.adapters.facets import MetadataFilter, facets_of, mended
 from flowgentic_actors.adapters.ids import (
     identify,
@@ -71,7 +72,11 @@ from flowgentic_actors.engine.limits import (
 )
 from flowgentic_actors.engine.model import Position, ThreadPosition, Write
 from flowgentic_actors.engine.replies import CheckpointRow, Conflict, MissingBlobs, ThreadRow
-from flowgentic_actors.errors import InvalidRequestError, ThreadConflictError
+from flowgentic_actors.errors import (
+    InvalidRequestError,
+    ThreadConflictError,
+    TypeNotAllowedError,
+)
 
 BACKLOG = 64 << 20
 """Bytes of one thread that may wait to be acknowledged, unless something else is said."""
@@ -122,7 +127,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     Args:
         client: How to reach the shards.
         serde: Serializer of checkpoints, metadata and values. Default: LangGraph's
-            `JsonPlusSerializer`.
+            `JsonPlusSerializer`, a `StrictSerializer` where `allowed_types` says so.
         detect_conflicts: Whether to refuse a checkpoint that does not follow the latest of its
             namespace, because somebody else wrote to the thread meanwhile.
         backlog: Bytes of one thread that may wait to be acknowledged.
@@ -138,7 +143,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         backlog: int = BACKLOG,
         request_timeout: float = 30.0,
     ) -> None:
-        super().__init__(serde=serde)
+        super().__init__(serde=serde or serializer_of(client))
         self._client = client
         self._detects_conflicts = detect_conflicts
         self._backlog = Backlog(backlog, request_timeout)
@@ -655,27 +660,36 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         return found
 
     def _tuple(self, row: CheckpointRow, *, remember: bool = False) -> CheckpointTuple:
-        loads = self.serde.loads_typed
-        body: Checkpoint = loads(row.checkpoint)
-        values = body.get("channel_values", {})  # without a version, of an earlier release
-        versions, blobs = row.versions, row.blobs
-        if MARK in versions:
-            versions, blobs, lists = find(versions, blobs)
-            values.update((c, load(found.parts, row.blobs, loads)) for c, found in lists.items())
-            if remember:
-                self._lists.remember(row.thread_id, row.checkpoint_ns, row.checkpoint_id, lists)
-        values.update((channel, loads(blob)) for channel, blob in blobs.items())
-        body["channel_versions"] = versions  # nobody else has it
-        body["channel_values"] = values
-        return CheckpointTuple(
-            config=_config(row.thread_id, row.checkpoint_ns, row.checkpoint_id),
-            checkpoint=body,
-            metadata=loads(row.metadata),
-            parent_config=(
-                _config(row.thread_id, row.checkpoint_ns, row.parent_id) if row.parent_id else None
-            ),
-            pending_writes=[(task, channel, loads(blob)) for task, channel, blob in row.writes],
-        )
+        try:
+            loads = self.serde.loads_typed
+            body: Checkpoint = loads(row.checkpoint)
+            values = body.get("channel_values", {})  # without a version, of an earlier release
+            versions, blobs = row.versions, row.blobs
+            if MARK in versions:
+                versions, blobs, lists = find(versions, blobs)
+                values.update(
+                    (c, load(found.parts, row.blobs, loads)) for c, found in lists.items()
+                )
+                if remember:
+                    self._lists.remember(row.thread_id, row.checkpoint_ns, row.checkpoint_id, lists)
+            values.update((channel, loads(blob)) for channel, blob in blobs.items())
+            body["channel_versions"] = versions  # nobody else has it
+            body["channel_values"] = values
+            return CheckpointTuple(
+                config=_config(row.thread_id, row.checkpoint_ns, row.checkpoint_id),
+                checkpoint=body,
+                metadata=loads(row.metadata),
+                parent_config=(
+                    _config(row.thread_id, row.checkpoint_ns, row.parent_id)
+                    if row.parent_id
+                    else None
+                ),
+                pending_writes=[(task, channel, loads(blob)) for task, channel, blob in row.writes],
+            )
+        except TypeNotAllowedError as error:
+            raise TypeNotAllowedError(
+                f"checkpoint {row.checkpoint_id!r} of thread {row.thread_id!r}: {error}"
+            ) from error
 
 
 def _thread_info(row: ThreadRow) -> ThreadInfo:

@@ -9,6 +9,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.store.base import Item, SearchItem
 
 from flowgentic_actors.engine.replies import ItemRow
+from flowgentic_actors.errors import TypeNotAllowedError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -62,10 +63,13 @@ def micros_of(time: datetime) -> int:
 
 def _fields(row: ItemRow, serde: SerializerProtocol) -> dict[str, Any]:
     updated = time_of(row.updated_us)
-    return {
-        "namespace": row.namespace,
-        "key": row.key,
-        "value": serde.loads_typed(row.value),
-        "created_at": updated if row.created_us == row.updated_us else time_of(row.created_us),
-        "updated_at": updated,
-    }
+    try:
+        return {
+            "namespace": row.namespace,
+            "key": row.key,
+            "value": serde.loads_typed(row.value),
+            "created_at": updated if row.created_us == row.updated_us else time_of(row.created_us),
+            "updated_at": updated,
+        }
+    except TypeNotAllowedError as error:
+        raise TypeNotAllowedError(f"the item {row.key!r} in {row.namespace}: {error}") from error

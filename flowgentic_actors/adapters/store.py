@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.store.base import (
     NOT_PROVIDED,
     BaseStore,
@@ -21,6 +20,7 @@ from langgraph.store.base import (
     TTLConfig,
 )
 
+from flowgentic_actors.adapters.decoding import serializer_of
 from flowgentic_actors.adapters.plan import run, run_sync
 from flowgentic_actors.adapters.ready import Ready
 from flowgentic_actors.adapters.shapes import check_namespace, check_shapes
@@ -57,8 +57,9 @@ class AsyncStore(BaseStore):
 
     Args:
         client: How to reach the shards.
-        serde: Serializer of values. Default: LangGraph's `JsonPlusSerializer`. Filters need one
-            that writes plain msgpack maps.
+        serde: Serializer of values. Default: LangGraph's `JsonPlusSerializer`, a
+            `StrictSerializer` where `allowed_types` says so. Filters need one that writes plain
+            msgpack maps.
         index: LangGraph's `IndexConfig`: `dims`, `embed`, `fields`, and `distance_type`.
         ttl: LangGraph's `TTLConfig`: `default_ttl` (minutes), `refresh_on_read` (default True),
             `omit_expired` (default True, other than LangGraph's, since what is over is over).
@@ -104,7 +105,7 @@ class AsyncStore(BaseStore):
             self._index = MissingIndex(stored)
         self.ttl_config = ttl
         expired = not (ttl or {}).get("omit_expired", True)
-        self._operations = Operations(client, serde or JsonPlusSerializer(), expired=expired)
+        self._operations = Operations(client, serde or serializer_of(client), expired=expired)
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """Carry out operations: reads see the state before the batch's puts, and of several puts

@@ -273,6 +273,7 @@ async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[s
         # Two, so that one goes on answering while the other is down.
         actors_per_node=2 if distributed else 1,
         persist_path=options.persist,
+        allowed_types=(),
     ) as memory:
         status = await memory.status()
         opened = time.perf_counter()

@@ -31,6 +31,7 @@ _OWN: Final = frozenset(
         "thread_backlog",
         "ttl",
         "index",
+        "allowed_types",
     }
 )
 """Settings that each program decides for itself."""

@@ -73,7 +73,8 @@ class MemoryClient(Protocol):
     Where slots can move between shards, a command about one key is sent after it. What is asked of
     several shards has to be begun anew, by a newer table, when it fails with `SlotsMovedError`.
 
-    A cluster's clients have an attribute `index`, too: how the memory's items are embedded.
+    A cluster's clients have two more attributes: `index`, how the memory's items are embedded, and
+    `allowed_types`, what adapters decode to where they are given no serializer.
 
     Attributes:
         table: Which shard a key belongs to.
@@ -113,6 +114,7 @@ class RemoteClient:
         pool: Blocking connections to each actor.
         watched: How to notice that the cluster has ended; None where its owner says so.
         logs: Whether to write warnings of the cluster's events into this program's log.
+        allowed_types: As in `MemoryConfig`.
     """
 
     def __init__(
@@ -124,10 +126,12 @@ class RemoteClient:
         watched: Watched | None = None,
         *,
         logs: bool = False,
+        allowed_types: Sequence[tuple[str, str]] | None = None,
     ) -> None:
         self.table = description.places.table
         self.spawner = description.spawner
         self.index = description.shared.index if description.shared is not None else None
+        self.allowed_types = allowed_types
         self._descriptor = descriptor
         self._places = description.places
         self._changes = description.changes

@@ -67,6 +67,7 @@ class InlineClient:
         close_timeout: Deadline of closing, seconds.
         index: How items are embedded, where there is no memory on disk.
         settings: How much the shard keeps, where there is no memory on disk.
+        allowed_types: As in `MemoryConfig`.
     """
 
     def __init__(
@@ -79,10 +80,12 @@ class InlineClient:
         close_timeout: float = 10.0,
         index: IndexSettings | None = None,
         settings: ShardSettings = ShardSettings(),  # noqa: B008 - immutable
+        allowed_types: Sequence[tuple[str, str]] | None = None,
     ) -> None:
         self.table = even_table(1, namespace_depth)
         self.spawner = "inline"
         self.index = memory.index if memory is not None else index
+        self.allowed_types = allowed_types
         self._name = name
         self._shard = BareShard(settings)
         self._memory = memory

@@ -99,7 +99,7 @@ class DragonCheckpointSaver(_OverCluster, AsyncCheckpointSaver):
         n_nodes: Nodes to use; see `DistributedMemoryConfig`.
         total_mem: Ceiling of the bytes of all checkpoints.
         fallback_to_local: Without Dragon, or without room, go on in this process.
-        serde: Serializer of checkpoints. Default: LangGraph's `JsonPlusSerializer`.
+        serde: Serializer of checkpoints. Default: as `allowed_types` of the cluster says.
         cluster: An open cluster to use instead of one of its own.
         **settings: Further fields of `MemoryConfig`.
 

@@ -60,6 +60,12 @@ REFUSED: list[tuple[str, Any]] = [
     ("ttl", {"sweep_interval_minutes": -1}),
     ("index", ["text"]),
     ("index", {"dims": 1.5, "embed": len}),
+    ("allowed_types", "app.Person"),
+    ("allowed_types", ["app.Person"]),
+    ("allowed_types", [("app", "")]),
+    ("allowed_types", [("app/..", "Person")]),
+    ("allowed_types", [("app", "Person", "make")]),
+    ("allowed_types", True),
     ("reindex", True),  # without index
     ("managers_per_node", 0),
     ("segment_bytes", 1000),

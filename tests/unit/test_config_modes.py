@@ -57,6 +57,7 @@ EFFECTIVE_LOCALLY: dict[str, Any] = {
     "thread_backlog": "1 MiB",
     "ttl": {"default_ttl": 5.0},
     "index": {"dims": 2, "embed": len},
+    "allowed_types": [("app", "Person")],
     "reindex": True,
     "segment_bytes": "1 MiB",
     "request_timeout": 5.0,
