@@ -186,8 +186,7 @@ class AsyncConnection:
         self.abandon()
         if connecting is not None:
             await asyncio.wait([connecting])
-        if self._guard is not None:
-            await self._guard.aclose()
+        await self._close_guard()
 
     def abandon(self) -> None:
         """The same, without waiting until the socket is closed."""
@@ -416,10 +415,15 @@ class AsyncConnection:
         return wire
 
     async def _watch_loop_end(self, wire: _Wire) -> None:
-        if self._guard is not None:
-            await self._guard.aclose()
+        await self._close_guard()
         self._guard = _close_with_loop(wire)
         await anext(self._guard)
+
+    async def _close_guard(self) -> None:
+        # Once only: up to Python 3.11 a generator whose closing was cancelled counts as running.
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            await guard.aclose()
 
 
 async def _close_with_loop(wire: _Wire) -> AsyncGenerator[None, None]:
