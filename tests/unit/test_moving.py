@@ -1111,7 +1111,8 @@ async def test_what_a_failing_disk_takes_back_at_the_source_is_not_lost_on_the_w
 
 
 class TinyDisk(SmallDisk):
-    room = 4 * (32 << 10)
+    segment = 32 << 10
+    room = 4 * segment + 4096  # and the note of the log's end
 
 
 async def test_a_target_whose_disk_is_full_fails_and_forgets_what_it_has_taken(
@@ -1120,7 +1121,7 @@ async def test_a_target_whose_disk_is_full_fails_and_forgets_what_it_has_taken(
     """What is kept for deletions is not used up by what is taken over."""
     monkeypatch.setattr(Compactor, "start", compaction)
     monkeypatch.setattr(upkeep, "_MAKE_ROOM_EVERY", 0.05)
-    async with two(place, segment_bytes=str(TinyDisk.room // 4)) as both:
+    async with two(place, segment_bytes=str(TinyDisk.segment)) as both:
         await both.target.end()
         with monkeypatch.context() as patched:
             patched.setattr(actor_module, "RealDisk", TinyDisk)
@@ -1141,7 +1142,7 @@ async def test_a_target_whose_disk_is_full_fails_and_forgets_what_it_has_taken(
         both.give_up()
         await both.forgotten()
         await both.check_union()
-        monkeypatch.setattr(TinyDisk, "room", TinyDisk.room * 5 // 4)
+        monkeypatch.setattr(TinyDisk, "room", TinyDisk.room + TinyDisk.segment)
         full = both.target.stats()["journal_bytes"]
         while both.target.stats()["journal_bytes"] > full / 2:
             await patiently(both, own)
