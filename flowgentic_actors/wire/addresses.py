@@ -246,7 +246,7 @@ async def secure(
     sock: socket.socket,
     address: Destination,
     secret: Secret[bytes],
-) -> None:
+) -> asyncio.BaseTransport:
     """Connect a protocol with a socket that `dial` gave, once the server has proved itself.
 
     Raises:
@@ -254,12 +254,12 @@ async def secure(
         OSError: If the connection broke.
     """
     if not isinstance(address, TcpAddress):
-        await loop.create_unix_connection(lambda: protocol, sock=sock)
-        return
+        transport, _ = await loop.create_unix_connection(lambda: protocol, sock=sock)
+        return transport
     sock.send(knock(secret))  # there is room for it
     file = os.fstat(sock.fileno()).st_ino
     try:
-        await loop.create_connection(
+        transport, _ = await loop.create_connection(
             lambda: protocol,
             sock=sock,
             ssl=client_context(address.certificate),
@@ -271,6 +271,7 @@ async def secure(
         if isinstance(error, OSError):
             _check_trust(address, error)
         raise
+    return transport
 
 
 def _forget_closed(sock: socket.socket, file: int) -> None:

@@ -330,6 +330,8 @@ class AsyncConnection:
             alone.losses += 1
             if alone.losses >= MAX_LOSSES:
                 self._fail(alone, lethal(alone, self._peer))
+        for answered in [p for p in self._session if p.waiter.done()]:  # and then interrupted
+            self._session.settle(answered.seq)
         self._queue = deque(self._session)
         self._wire = None
         if self._queue:
@@ -406,7 +408,7 @@ class AsyncConnection:
         channel.send(Hello(self._role, self._session.id, os.getpid()))
         wire = _Wire(self, channel, await dial(self._loop, address))
         try:
-            await secure(self._loop, wire, wire.sock, address, self._secret)
+            wire.check_made(await secure(self._loop, wire, wire.sock, address, self._secret))
             await wire.welcomed
             await self._watch_loop_end(wire)
         except BaseException:
@@ -469,6 +471,16 @@ class _Wire(asyncio.Protocol):
             transport.abort()
             raise
 
+    def check_made(self, transport: asyncio.BaseTransport) -> None:
+        """Make sure that `connection_made` was not interrupted before it began.
+
+        Raises:
+            ConnectionAbortedError: If it was; the transport is closed then.
+        """
+        if self._transport is None:
+            cast("asyncio.Transport", transport).abort()
+            raise ConnectionAbortedError("the event loop's call of connection_made was interrupted")
+
     def _look(self) -> None:
         """See once a second whether the actor's node still answers at all."""
         if self.sock.fileno() < 0:
@@ -483,7 +495,11 @@ class _Wire(asyncio.Protocol):
         """Hand what the channel holds to the transport."""
         if self._transport is not None and self.channel.pending:
             for piece in self.channel.take_joined():
-                self._transport.write(piece)
+                try:
+                    self._transport.write(piece)
+                except RuntimeError:  # uvloop's, of a closed transport; asyncio's does nothing
+                    if not self.is_closing():
+                        raise
 
     def data_received(self, data: bytes) -> None:
         """Decode and hand on."""
