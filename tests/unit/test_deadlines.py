@@ -371,5 +371,5 @@ def test_a_request_that_expired_by_the_actors_clock_is_asked_again(
         assert len({request.seq for request in peer.requests}) == 1
         assert [isinstance(answer, Reply) for answer in peer.answer(peer.requests[:1])] == [True]
         peer.answer = expiring(10**9)
-        with pytest.raises(RequestExpiredError):
+        with pytest.raises((RequestExpiredError, OutcomeUnknownError)):  # the last one may be out
             asked(0.3)
