@@ -671,6 +671,8 @@ class MemoryCluster:
         return await self._opened().recent_events()
 
     def __repr__(self) -> str:
+        if "_client" not in vars(self):  # in a traceback with locals of settings that are refused
+            return object.__repr__(self)
         state = "new" if self._client is None else type(self._client).__name__
         return f"<MemoryCluster {self._config.mode} {state}>"
 

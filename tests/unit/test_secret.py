@@ -7,10 +7,12 @@ import dataclasses
 import io
 import pickle
 from pathlib import Path
+from traceback import TracebackException
 from typing import Any
 
 import msgspec
 import pytest
+from pydantic import ValidationError
 from rich import inspect
 from rich.console import Console
 from rich.pretty import pretty_repr
@@ -127,6 +129,13 @@ def test_an_exported_handle_is_not_shown_by_who_attaches_with_it(tmp_path: Path)
     assert isinstance(console.file, io.StringIO)
     assert "<secret>" in console.file.getvalue()
     assert inside not in console.file.getvalue()
+
+
+def test_a_traceback_with_locals_shows_a_cluster_whose_settings_are_refused() -> None:
+    with pytest.raises(ValidationError) as raised:
+        MemoryCluster(name="Not A Name")
+    text = "".join(TracebackException.from_exception(raised.value, capture_locals=True).format())
+    assert "MemoryCluster object at" in text
 
 
 def test_on_the_wire_and_in_files_it_is_as_before() -> None:
