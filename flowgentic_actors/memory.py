@@ -16,7 +16,13 @@ from flowgentic_actors.actors.threads import on_daemon_thread, run_blocking
 from flowgentic_actors.adapters.cache import AsyncCache
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
-from flowgentic_actors.cluster.attaching import Target, config_to_attach, find_cluster
+from flowgentic_actors.cluster.attaching import (
+    KeptTarget,
+    Target,
+    config_to_attach,
+    find_cluster,
+    kept,
+)
 from flowgentic_actors.cluster.client import MemoryClient, RemoteClient
 from flowgentic_actors.cluster.endings import (
     WALLTIME_UNKNOWN,
@@ -99,7 +105,7 @@ class MemoryCluster:
 
     def __init__(self, config: MemoryConfig | None = None, /, **settings: Any) -> None:
         self._config = config_of(config, settings)
-        self._target: Target = None
+        self._target: KeptTarget = None
         self._attached = False
         self._closed = False
         self._owner: Owner | None = None
@@ -140,7 +146,7 @@ class MemoryCluster:
             pydantic.ValidationError: If a setting is impossible.
         """
         memory = cls(config_to_attach(target, settings))
-        memory._target = target
+        memory._target = kept(target)
         memory._attached = True
         return memory
 
@@ -665,6 +671,8 @@ class MemoryCluster:
         return await self._opened().recent_events()
 
     def __repr__(self) -> str:
+        if "_client" not in vars(self):  # in a traceback with locals of settings that are refused
+            return object.__repr__(self)
         state = "new" if self._client is None else type(self._client).__name__
         return f"<MemoryCluster {self._config.mode} {state}>"
 

@@ -17,9 +17,12 @@ from flowgentic_actors.config import NAME_PATTERN, MemoryConfig
 from flowgentic_actors.config_values import unknown_settings
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE
 from flowgentic_actors.errors import ClusterNotFoundError, UntrustedPathError
+from flowgentic_actors.secret import Secret
 from flowgentic_actors.storage.private import check_folder, trusted_path
 
 Target: TypeAlias = ClusterHandle | str | os.PathLike[str] | None
+
+KeptTarget: TypeAlias = Target | Secret[str]
 
 _NAME: Final = re.compile(NAME_PATTERN)
 _OWN: Final = frozenset(
@@ -78,18 +81,28 @@ class Found(NamedTuple):
     handle: ClusterHandle | None
 
 
-def find_cluster(target: Target, scratch: Path | None) -> Found:
+def kept(target: Target) -> KeptTarget:
+    """A target as it may be kept: an exported handle holds the cluster's secret.
+
+    It may come from a file, with the end of its line.
+    """
+    if isinstance(target, str) and is_export(target.strip()):
+        return Secret(target.strip())
+    return target
+
+
+def find_cluster(target: KeptTarget, scratch: Path | None) -> Found:
     """Find the cluster of a target. Blocks.
 
     Args:
-        target: As `MemoryCluster.attach` takes it.
+        target: What `kept` made of that of `MemoryCluster.attach`.
         scratch: Where names are looked up, as in `MemoryConfig`.
 
     Raises:
         ClusterNotFoundError: If there is none.
         PersistError: If it is a memory's folder, and that is damaged.
     """
-    if isinstance(target, str) and is_export(target):
+    if isinstance(target, Secret):
         descriptor = read_export(target)
         return Found(descriptor, watched_file(descriptor), None)
     handle = _handle(target, scratch)

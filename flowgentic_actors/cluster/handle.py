@@ -94,16 +94,16 @@ def is_export(text: str) -> bool:
     return text.startswith(_EXPORT_PREFIX)
 
 
-def read_export(text: str) -> Descriptor:
+def read_export(text: Secret[str]) -> Descriptor:
     """The descriptor in an exported handle.
 
     Raises:
         ClusterNotFoundError: If it is not one.
     """
     try:
-        data = Secret(base64.urlsafe_b64decode(text.removeprefix(_EXPORT_PREFIX)))
-    except ValueError as error:
-        raise ClusterNotFoundError("the exported handle is cut or mistyped") from error
+        data = Secret(base64.urlsafe_b64decode(text.reveal().removeprefix(_EXPORT_PREFIX)))
+    except ValueError:  # it would come with its frames, which have the text
+        raise ClusterNotFoundError("the exported handle is cut or mistyped") from None
     return _decode(data, "the exported handle")
 
 

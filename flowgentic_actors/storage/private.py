@@ -41,7 +41,8 @@ def trusted_path(path: Path) -> Path:
 
     Every folder and link on the way has to belong to root or to this user, and every folder must
     not be writable by others, unless it has the sticky bit. What is at its end is for whoever opens
-    it to check. Parts that are not there yet are left as they are. Blocks.
+    it to check. Parts that are not there yet are left as they are, but for one before a `..`, which
+    takes it away. Blocks.
 
     Raises:
         UntrustedPathError: If it is not so; the text names the part, its owner and mode.
@@ -59,8 +60,13 @@ def trusted_path(path: Path) -> Path:
         there = here / name
         try:
             found = there.lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            return there.joinpath(*reversed(left))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            rest = [name, *reversed(left)]
+            if ".." not in rest or isinstance(error, NotADirectoryError):
+                return here.joinpath(*rest)
+            up = rest.index("..")
+            left = [*reversed(rest[: up - 1] + rest[up + 1 :])]
+            continue
         if not stat.S_ISLNK(found.st_mode):
             here = there
             continue

@@ -272,6 +272,17 @@ def test_links_are_followed_part_by_part(tmp_path: Path) -> None:
         trusted_path(tmp_path / "loop")
 
 
+def test_a_part_that_is_not_there_is_taken_away_by_two_dots(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    assert make_folders(tmp_path / "own/a/b/../../../c/d/../e") == tmp_path / "c" / "e"
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / name for name in ("c", "c/e", "own")]
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "open")
+    with pytest.raises(UntrustedPathError, match="everybody could exchange"):
+        trusted_path(tmp_path / "own/a/../../link/b")
+
+
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
 def test_what_is_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "path"

@@ -6,17 +6,23 @@ import copy
 import dataclasses
 import io
 import pickle
+from pathlib import Path
+from traceback import TracebackException
 from typing import Any
 
 import msgspec
 import pytest
+from pydantic import ValidationError
 from rich import inspect
 from rich.console import Console
 from rich.pretty import pretty_repr
 from rich.traceback import Traceback
 
-from flowgentic_actors.cluster.handle import Descriptor
+from flowgentic_actors import MemoryCluster
+from flowgentic_actors.cluster.attaching import find_cluster, kept
+from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.rendezvous import FirstRank, Note
+from flowgentic_actors.errors import ClusterNotFoundError
 from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.shard.member import Part
 from flowgentic_actors.wire.certificates import new_identity
@@ -100,6 +106,36 @@ def test_a_traceback_with_locals_does_not_show_it() -> None:
     assert "handshake = " in text
     assert "<secret>" in text
     assert WORD not in text
+
+
+def test_an_exported_handle_is_not_shown_by_who_attaches_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.json"
+    DESCRIPTOR.write(path)
+    export = ClusterHandle("a", str(path)).export()
+    memory = MemoryCluster.attach(f"  {export}\n")
+    inside = export[20:60]
+    assert inside not in f"{vars(memory)} {shown(memory)}"
+    found = find_cluster(kept(f"  {export}\n"), None)
+    assert found.descriptor == DESCRIPTOR
+    cut = Secret(export[:-1])
+    with pytest.raises(ClusterNotFoundError, match="cut or mistyped") as raised:
+        find_cluster(cut, None)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(
+        Traceback.from_exception(
+            raised.type, raised.value, raised.tb.tb_next, show_locals=True, locals_max_string=10_000
+        )
+    )
+    assert isinstance(console.file, io.StringIO)
+    assert "<secret>" in console.file.getvalue()
+    assert inside not in console.file.getvalue()
+
+
+def test_a_traceback_with_locals_shows_a_cluster_whose_settings_are_refused() -> None:
+    with pytest.raises(ValidationError) as raised:
+        MemoryCluster(name="Not A Name")
+    text = "".join(TracebackException.from_exception(raised.value, capture_locals=True).format())
+    assert "MemoryCluster object at" in text
 
 
 def test_on_the_wire_and_in_files_it_is_as_before() -> None:
