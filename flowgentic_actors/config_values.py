@@ -47,12 +47,15 @@ def user_path(value: Any) -> Any:
     """A path with its `~` replaced by the home directory; other values unchanged.
 
     Raises:
-        ValueError: If the text is empty, or names the home of an unknown user.
+        ValueError: If the text is empty, has a null character in it, or names the home of an
+            unknown user.
     """
     if not isinstance(value, (str, Path)):
         return value
     if not str(value).strip():
         raise ValueError("is empty, which would be the working directory: name a path")
+    if "\0" in str(value):
+        raise ValueError("has a null character in it, which no path can have")
     try:
         return Path(value).expanduser()
     except RuntimeError as error:
