@@ -107,7 +107,7 @@ def type_name(value: Any) -> Any:
 
 
 _Module = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*$")]
-_Class = Annotated[str, Field(pattern=r"^[^\W\d]\w*$")]
+_Class = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\[.+\])?$")]  # pydantic's: Page[int]
 
 TypeName = Annotated[tuple[_Module, _Class], BeforeValidator(type_name)]
 """A class, or its module and name."""
