@@ -47,12 +47,15 @@ def user_path(value: Any) -> Any:
     """A path with its `~` replaced by the home directory; other values unchanged.
 
     Raises:
-        ValueError: If the text is empty, or names the home of an unknown user.
+        ValueError: If the text is empty, has a null character in it, or names the home of an
+            unknown user.
     """
     if not isinstance(value, (str, Path)):
         return value
     if not str(value).strip():
         raise ValueError("is empty, which would be the working directory: name a path")
+    if "\0" in str(value):
+        raise ValueError("has a null character in it, which no path can have")
     try:
         return Path(value).expanduser()
     except RuntimeError as error:
@@ -104,7 +107,7 @@ def type_name(value: Any) -> Any:
 
 
 _Module = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*$")]
-_Class = Annotated[str, Field(pattern=r"^[^\W\d]\w*$")]
+_Class = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\[.+\])?$")]  # pydantic's: Page[int]
 
 TypeName = Annotated[tuple[_Module, _Class], BeforeValidator(type_name)]
 """A class, or its module and name."""

@@ -310,19 +310,10 @@ class StoredMemory:
         return manifest
 
     def _check_notes(self, found: Manifest) -> bool:
-        """Whether each shard has a note of its log's end; a memory of an earlier version gets them.
-
-        Raises:
-            JournalDamagedError: If one is missing that was there.
-        """
+        """Whether each shard has a note of its log's end; one of an earlier version gets it."""
         for folder in found.folders(self._path):
             if read_end(self._disk, folder) is not None:
                 continue
-            if found.noted:
-                raise JournalDamagedError(
-                    f"{folder} has no {NAME}: files of this shard's journal were removed. Restore "
-                    "the folder from a copy"
-                )
             try:
                 write_end(self._disk, folder, 0)
             except OSError as error:  # on a full disk, say: it can be opened as it is
@@ -502,7 +493,7 @@ def _snapshot(disk: Disk, path: Path, target: Path) -> tuple[Manifest, int]:
         try:
             for old, new in zip(shard_folders(path, found), copy.folders(target), strict=True):
                 written += copy_shards(disk, [old], [new], lambda _: 0, live=live)
-        except (PersistError, FileNotFoundError):
+        except (PersistError, JournalError, FileNotFoundError):
             if read_manifest(path) == found:
                 raise
             continue  # it was re-sharded, and the generation that was being read is gone
@@ -593,6 +584,7 @@ def shard_folders(path: Path, manifest: Manifest) -> list[Path]:
 
     Raises:
         PersistError: If one is missing, or not only this user's.
+        JournalDamagedError: If one has no note of its log's end any more.
     """
     folders = manifest.folders(path)
     missing = [str(folder) for folder in folders if not folder.is_dir()]
@@ -606,6 +598,12 @@ def shard_folders(path: Path, manifest: Manifest) -> list[Path]:
             check_folder(folder)
     except UntrustedPathError as error:
         raise PersistError(str(error)) from error
+    for folder in folders if manifest.noted else ():
+        if not (folder / NAME).exists():
+            raise JournalDamagedError(
+                f"{folder} has no {NAME}: files of this shard's journal were removed. Restore the "
+                "folder from a copy"
+            )
     return folders
 
 

@@ -72,6 +72,11 @@ def test_a_tilde_is_the_home_directory(
         made({field: ""})
 
 
+def test_a_path_with_a_null_character_is_refused() -> None:
+    with pytest.raises(ValidationError, match="null character"):
+        MemoryConfig(persist_path="/home/a\0b")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [

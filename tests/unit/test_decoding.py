@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import ormsgpack
@@ -21,6 +23,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.store.base import Item
 from langgraph.types import Interrupt, Send
+from pydantic import BaseModel
 
 from flowgentic_actors import MemoryConfig, StrictSerializer, TypeNotAllowedError
 from flowgentic_actors.adapters.decoding import serializer_of
@@ -179,6 +182,31 @@ def test_a_type_that_could_not_be_found_is_refused_when_it_is_named() -> None:
         MemoryConfig(allowed_types=(Local,))  # type: ignore[arg-type]
     named = MemoryConfig(allowed_types=[Person, ("app.state", "Team")])  # type: ignore[arg-type]
     assert named.allowed_types == ((__name__, "Person"), ("app.state", "Team"))
+
+
+T = TypeVar("T")
+
+
+class Page(BaseModel, Generic[T]):
+    first: T
+
+
+PAGE = Page[int](first=1)
+
+
+def test_a_generic_model_is_allowed_as_the_error_says_and_as_itself() -> None:
+    stored = StrictSerializer().dumps_typed(PAGE)
+    with pytest.raises(TypeNotAllowedError) as raised:
+        StrictSerializer().loads_typed(stored)
+    told = re.search(r"allowed_types=(\[.*\])\. If", str(raised.value))
+    assert told is not None
+    ways: list[Any] = [literal_eval(told[1]), [Page[int]]]
+    for types in ways:
+        allowed = MemoryConfig(allowed_types=types).allowed_types
+        assert allowed == ((__name__, "Page[int]"),)
+        assert StrictSerializer(allowed).loads_typed(stored) == PAGE
+    with pytest.raises(ValueError, match="allowed_types"):
+        MemoryConfig(allowed_types=[(__name__, "Page[")])  # type: ignore[arg-type]
 
 
 GRAPH = """

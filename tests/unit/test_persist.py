@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flowgentic_actors.cluster import persist
 from flowgentic_actors.cluster.holder import HOLDER_FILE, SILENCE, Holder
 from flowgentic_actors.cluster.persist import (
     FORMAT,
@@ -25,8 +26,10 @@ from flowgentic_actors.cluster.persist import (
     StoredMemory,
     await_free,
     copy_shards,
+    holds_memory,
     read_manifest,
     router,
+    snapshot,
 )
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.engine.commands import GetItem, PutItem
@@ -275,10 +278,34 @@ def test_a_shard_that_lost_all_its_files_is_refused(tmp_path: Path) -> None:
     words = r"shard-1 has no log.end: files .* were removed. Restore"
     with pytest.raises(JournalDamagedError, match=words), opened(tmp_path, 2):
         pass
+    with pytest.raises(JournalDamagedError, match=words):
+        snapshot(tmp_path, tmp_path.with_name("copy"))
+    assert holds_memory(tmp_path)
     for file in tmp_path.glob(".*"):
         file.rename(tmp_path / "generation-1" / "shard-1" / file.name[1:])
     with opened(tmp_path, 2) as manifest:
         assert contents(manifest.folders(tmp_path), even_table(2, 2)) == expected
+
+
+def test_a_snapshot_of_a_memory_that_is_re_sharded_meanwhile_is_of_the_new_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, target = tmp_path / "memory", tmp_path / "copy"
+    expected = filled(path, 1)
+    with opened(path, 1) as manifest:
+        old = manifest
+    with opened(path, 2):
+        pass
+    (folder,) = old.folders(path)
+    folder.mkdir(mode=0o700, parents=True)  # the removal of the old generation is half done
+    folder.parent.chmod(0o700)
+    manifests = iter([old])
+    monkeypatch.setattr(
+        persist, "read_manifest", lambda path: next(manifests, None) or read_manifest(path)
+    )
+    copied, _ = snapshot(path, target)
+    assert copied.shards == 2
+    assert contents(copied.folders(target), even_table(2, 2)) == expected
 
 
 def test_a_memory_of_a_version_that_noted_no_ends_opens_and_gets_them(tmp_path: Path) -> None:
