@@ -393,9 +393,10 @@ class AsyncConnection:
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
             delay = min(delay * 2, _LAST_RETRY)
 
-    def _connected(self, _: asyncio.Task[None]) -> None:
+    def _connected(self, task: asyncio.Task[None]) -> None:
         # Not at the end of `_connect`, which does not even begin when it is cancelled at once.
-        self._connecting = None
+        if self._connecting is task:  # another may have begun between its end and this call
+            self._connecting = None
         self._flush_soon()
 
     def _refused(self, error: AuthenticationError) -> None:
