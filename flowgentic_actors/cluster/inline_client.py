@@ -68,6 +68,9 @@ class InlineClient:
         index: How items are embedded, where there is no memory on disk.
         settings: How much the shard keeps, where there is no memory on disk.
         allowed_types: As in `MemoryConfig`.
+
+    Attributes:
+        direct: Whether `ask_sync` never waits: then `ask` need not be awaited.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class InlineClient:
         self._timeout = timeout
         self._close_timeout = close_timeout
         self._requests = 0
+        self.direct = memory is None
+        self._at_once = memory is None  # and neither ended, closed nor forked
         self._opened = time.time()
         self._events: list[ClusterEvent] = []
         self._slow = SlowRequests(lambda kind, detail: self.event(kind, detail, "shard-0"))
@@ -160,6 +165,9 @@ class InlineClient:
 
     def ask_sync(self, shard: int, command: Command) -> Reply:  # noqa: ARG002 - there is one
         """Have the shard carry out a command; see `MemoryClient.ask_sync`."""
+        if self._at_once and type(command) not in _PAGED:  # most of what is ever asked
+            self._requests += 1
+            return self._shard.ask(command)
         if self._memory is not None:
             answer = self._begin(self._memory, command, None)
             if not isinstance(answer, Blocking):
@@ -265,12 +273,14 @@ class InlineClient:
 
     def end(self, reason: str) -> None:
         """Take no more commands; callable from any thread."""
+        self._at_once = False
         if self._end_reason is None:
             self._end_reason = reason
             self.event("cluster_closing", reason)
 
     async def close(self) -> None:
         """Refuse everything from now on, and seal the memory on disk."""
+        self._at_once = False
         forked, self._unusable = self._unusable == "forked", "closed"
         self._shard.close()
         if self._memory is not None and not forked:
@@ -288,6 +298,7 @@ class InlineClient:
 
     def after_fork(self) -> None:
         """A forked child has a copy that nobody else sees: refuse to write into it."""
+        self._at_once = False
         self._unusable = self._unusable or "forked"
         self._shard.after_fork()
         if self._memory is not None:

@@ -100,6 +100,16 @@ class Items:
             command.vectors,
         )
 
+    def takes(self, command: PutItem) -> bool:
+        """Whether a put has neither conditions nor consequences; see `Shard.writes`."""
+        return not (
+            command.expected is not None
+            or command.ttl_us
+            or command.vectors
+            or self._expiry.lives
+            or self.vectors.total_bytes
+        )
+
     def plan_delete(self, command: DeleteItem, now_us: int) -> ItemDeleted | Conflict | None:
         """Decide what removing an item would record."""
         place = command.namespace, command.key
@@ -162,30 +172,49 @@ class Items:
 
     def store(self, record: ItemStored, lsn: int) -> None:
         """Carry out the record of an item; see `Shard.replay`."""
-        namespace = self._namespaces.get(record.namespace)
-        if namespace is None:
-            namespace = self._namespaces[record.namespace] = _Namespace()
-            if self._order is not None:
-                self._order.add(record.namespace)
-        old = namespace.items.get(record.key)
-        if old is not None:
-            self._drop(old)
-        else:
-            self._count += 1
-            if namespace.order is not None:
-                namespace.order.add(record.key)
-        kind, data = record.value
-        updated = record.updated_us
         # one number for both times of what was never updated: a number is an object
-        created = updated if record.created_us == updated else record.created_us
-        item = StoredItem(intern(kind), data, shared(len(data)), lsn, created, updated)
-        namespace.items[record.key] = item
-        self._values.keep(item)
-        self.bytes += item.size
+        created = record.updated_us if record.created_us == record.updated_us else record.created_us
+        self._store(record, lsn, created, record.updated_us)
         if record.expires_us or self._expiry.lives:
             self._expiry.begin((record.namespace, record.key), record.expires_us, record.ttl_us)
         if self._searchable and (record.vectors or self.vectors):
             self._put_vectors(record)
+
+    def put(self, command: PutItem, lsn: int, now_us: int) -> None:
+        """Carry out a put that `takes` says is possible."""
+        self._store(command, lsn, None, now_us)
+
+    def _store(
+        self, record: ItemStored | PutItem, lsn: int, created_us: int | None, updated_us: int
+    ) -> None:
+        """Store an item's value; it was created when the one in its place was, if not said."""
+        name, key = record.namespace, record.key
+        namespace = self._namespaces.get(name)
+        if namespace is None:
+            namespace = self._namespaces[name] = _Namespace()
+            if self._order is not None:
+                self._order.add(name)
+        old = namespace.items.get(key)
+        if old is not None:
+            self._drop(old)
+            if created_us is None:
+                created_us = old.created_us
+        else:
+            self._count += 1
+            if namespace.order is not None:
+                namespace.order.add(key)
+        kind, data = record.value
+        item = StoredItem(
+            intern(kind),
+            data,
+            shared(len(data)),
+            lsn,
+            updated_us if created_us is None else created_us,
+            updated_us,
+        )
+        namespace.items[key] = item
+        self._values.keep(item)
+        self.bytes += item.size
 
     def _put_vectors(self, record: ItemStored) -> None:
         before = self.vectors.total_bytes
