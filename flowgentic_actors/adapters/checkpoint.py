@@ -17,13 +17,13 @@ from langgraph.checkpoint.base import (
     CheckpointMetadata,
     CheckpointTuple,
     DeltaChannelHistory,
-    get_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.backlog import Backlog
 from flowgentic_actors.adapters.decoding import serializer_of
-from flowgentic_actors.adapters.facets import MetadataFilter, facets_of, mended
+from flowgentic_actors.adapters.facets import MetadataFilter
+from flowgentic_actors.adapters.heads import checked, checked_writes, metadata_of
 from flowgentic_actors.adapters.ids import (
     identify,
     limit_of,
@@ -34,7 +34,15 @@ from flowgentic_actors.adapters.ids import (
 )
 from flowgentic_actors.adapters.items import micros_of, time_of
 from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thread_position
-from flowgentic_actors.adapters.parts import KIND, MARK, find, load, no_version, read_manifest
+from flowgentic_actors.adapters.parts import (
+    KIND,
+    MARK,
+    LongList,
+    find,
+    load,
+    no_version,
+    read_manifest,
+)
 from flowgentic_actors.adapters.parts_known import RecentLists
 from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
 from flowgentic_actors.adapters.plan import Ask, Plan, WritePlan, over_table, run, run_sync
@@ -61,17 +69,13 @@ from flowgentic_actors.engine.commands import (
     ReadThread,
 )
 from flowgentic_actors.engine.limits import (
-    UNFIT,
     CheckpointHead,
     CheckpointPlace,
     WritesHead,
     check,
-    decode_checkpoint,
-    decode_writes,
-    encode,
 )
 from flowgentic_actors.engine.model import Position, ThreadPosition, Write
-from flowgentic_actors.engine.replies import CheckpointRow, Conflict, MissingBlobs, ThreadRow
+from flowgentic_actors.engine.replies import CheckpointRow, Conflict, Done, MissingBlobs, ThreadRow
 from flowgentic_actors.errors import (
     InvalidRequestError,
     ThreadConflictError,
@@ -116,6 +120,20 @@ class ThreadInfo(NamedTuple):
     bytes: int
 
 
+class _New(NamedTuple):
+    """A checkpoint to be stored.
+
+    Attributes:
+        command: What stores it.
+        values: Its channels' values.
+        known: The lists in parts that may be stored already, by channel.
+    """
+
+    command: PutCheckpoint
+    values: dict[str, Any]
+    known: Mapping[str, Sequence[LongList]]
+
+
 class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     """Stores LangGraph checkpoints in a cluster's memory actors.
 
@@ -145,6 +163,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     ) -> None:
         super().__init__(serde=serde or serializer_of(client))
         self._client = client
+        self._direct: bool = getattr(client, "direct", False)
         self._detects_conflicts = detect_conflicts
         self._backlog = Backlog(backlog, request_timeout)
         self._crowded = self._backlog.crowded
@@ -154,6 +173,8 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint: the one named in the config, or the latest of its namespace."""
+        if self._direct:
+            return self._get_directly(config)
         return await run(self._client, self._get(config))
 
     async def alist(
@@ -201,6 +222,8 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             NotSerializableError: If a value cannot be serialized; it is named.
         """
         try:
+            if self._direct:
+                return self._put_directly(config, checkpoint, metadata, new_versions)
             return await run(self._client, self._put(config, checkpoint, metadata, new_versions))
         except Exception as error:
             name_unserializable(error, self.serde, checkpoint_values(config, checkpoint, metadata))
@@ -215,6 +238,9 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     ) -> None:
         """Store a task's pending writes on a checkpoint, which may not have arrived yet."""
         try:
+            if self._direct:
+                self._client.ask_sync(0, self._new_writes(config, writes, task_id, task_path))
+                return
             await run(self._client, self._put_writes(config, writes, task_id, task_path))
         except Exception as error:
             name_unserializable(error, self.serde, written_values(config, writes))
@@ -287,6 +313,8 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint; see `aget_tuple`."""
+        if self._direct:
+            return self._get_directly(config)
         return run_sync(self._client, self._get(config))
 
     def list(
@@ -315,6 +343,8 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     ) -> RunnableConfig:
         """Store a checkpoint; see `aput`."""
         try:
+            if self._direct:
+                return self._put_directly(config, checkpoint, metadata, new_versions)
             return run_sync(self._client, self._put(config, checkpoint, metadata, new_versions))
         except Exception as error:
             name_unserializable(error, self.serde, checkpoint_values(config, checkpoint, metadata))
@@ -329,6 +359,9 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     ) -> None:
         """Store pending writes; see `aput_writes`."""
         try:
+            if self._direct:
+                self._client.ask_sync(0, self._new_writes(config, writes, task_id, task_path))
+                return
             run_sync(self._client, self._put_writes(config, writes, task_id, task_path))
         except Exception as error:
             name_unserializable(error, self.serde, written_values(config, writes))
@@ -389,19 +422,29 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
     # ------------------------------------------------------------------ plans
 
-    def _get(self, config: RunnableConfig) -> Plan[CheckpointTuple | None]:
+    def _query(self, config: RunnableConfig) -> GetCheckpoint:
         thread_id, ns, checkpoint_id = identify(config)
         query = GetCheckpoint(thread_id, ns, checkpoint_id)
         if not (thread_id + ns + (checkpoint_id or "")).isascii():
             check(query)
-        reply = yield Ask(self._client.table.of_thread(thread_id), query)
+        return query
+
+    def _found(self, query: GetCheckpoint, reply: Any) -> CheckpointTuple | None:
         if reply.row is None:
-            check(CheckpointPlace(thread_id, ns, checkpoint_id))
+            check(CheckpointPlace(query.thread_id, query.checkpoint_ns, query.checkpoint_id))
             return None
         found = self._tuple(reply.row, remember=True)
-        if self._detects_conflicts and checkpoint_id:
-            found.config["configurable"]["checkpoint_id"] = _Addressed(checkpoint_id)
+        if self._detects_conflicts and query.checkpoint_id:
+            found.config["configurable"]["checkpoint_id"] = _Addressed(query.checkpoint_id)
         return found
+
+    def _get(self, config: RunnableConfig) -> Plan[CheckpointTuple | None]:
+        query = self._query(config)
+        return self._found(query, (yield Ask(self._client.table.of_thread(query.thread_id), query)))
+
+    def _get_directly(self, config: RunnableConfig) -> CheckpointTuple | None:
+        query = self._query(config)
+        return self._found(query, self._client.ask_sync(0, query))
 
     def _put(
         self,
@@ -410,30 +453,64 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> WritePlan[RunnableConfig]:
-        # Everything is copied before the write waits for its turn, and serialized before the first
-        # question: LangGraph goes on changing some of these containers while the caller waits.
+        if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
+            # Everything is copied before the write waits for its turn: LangGraph goes on changing
+            # some of these containers. What cannot be stored is refused before it waits.
+            config, checkpoint, metadata = _copied(config, checkpoint, metadata)
+            self._head(config, checkpoint, metadata)
+            yield self._backlog.turn(thread_id)
+        new = self._new(config, checkpoint, metadata, new_versions)
+        return (yield from self._send(new, new_versions))
+
+    def _put_directly(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """The same where nothing is ever under way."""
+        new = self._new(config, checkpoint, metadata, new_versions)
+        command = new.command
+        if not new.known and _size(command) < SPLIT:
+            reply = self._client.ask_sync(0, command)
+            if type(reply) is Done:
+                return _config(command.thread_id, command.checkpoint_ns, command.checkpoint_id)
+        return run_sync(self._client, self._send(new, new_versions))
+
+    def _head(
+        self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
+    ) -> tuple[CheckpointHead, dict[str, Any]]:
+        """What a checkpoint has beside its values, checked, and its metadata."""
         thread_id, ns, parent_id = identify(config)
-        dumps = self.serde.dumps_typed
-        body: dict[str, Any] = dict(checkpoint)
-        values: dict[str, Any] = dict(body.pop("channel_values"))
-        merged = get_checkpoint_metadata(config, metadata)
+        merged, facets = metadata_of(config, metadata)
         head = CheckpointHead(
             thread_id,
             ns,
             checkpoint["id"],
             parent_id,
-            facets_of(merged),
-            body.pop("channel_versions"),
+            facets,
+            checkpoint["channel_versions"],
             tuple(merged.get("counters_since_delta_snapshot") or ()),
         )
-        try:
-            head = decode_checkpoint(encode(head))
-        except UNFIT:
-            head = mended(head)
+        return checked(head), merged
+
+    def _new(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> _New:
+        """The command that stores a checkpoint; all of it is serialized here and now."""
+        head, merged = self._head(config, checkpoint, metadata)
+        thread_id, ns, parent_id = head.thread_id, head.checkpoint_ns, head.parent_id
         versions = head.channel_versions
-        checkpoint_id = body["id"] = head.checkpoint_id
-        if self._crowded and thread_id in self._crowded:
-            yield self._backlog.turn(thread_id)
+        dumps = self.serde.dumps_typed
+        body: dict[str, Any] = dict(checkpoint)
+        values: dict[str, Any] = dict(body.pop("channel_values"))
+        del body["channel_versions"]
+        body["id"] = head.checkpoint_id
         known = self._lists.of(thread_id, ns, parent_id)
         blobs = {
             c: dumps(values[c])
@@ -450,7 +527,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         command = PutCheckpoint(
             thread_id,
             ns,
-            checkpoint_id,
+            head.checkpoint_id,
             parent_id,
             dumps(body),
             dumps(merged),
@@ -459,8 +536,16 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             blobs,
             tuple([c for c in values if c not in blobs]),
             head.deltas,
-            self._must_follow(config, parent_id, merged.get("source")),
+            self._detects_conflicts and self._must_follow(config, parent_id, merged.get("source")),
         )
+        return _New(command, values, known)
+
+    def _send(self, new: _New, new_versions: ChannelVersions) -> Plan[RunnableConfig]:
+        """Store a checkpoint; a long list is sent as its parts."""
+        command, values, known = new
+        thread_id, ns = command.thread_id, command.checkpoint_ns
+        checkpoint_id, parent_id = command.checkpoint_id, command.parent_id
+        dumps = self.serde.dumps_typed
         shard = self._client.table.of_thread(thread_id)
         size = _size(command)
         outgoing: Outgoing | None = None
@@ -493,7 +578,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         return _config(thread_id, ns, checkpoint_id)
 
     def _must_follow(self, config: RunnableConfig, parent_id: str | None, source: object) -> bool:
-        if not self._detects_conflicts or source == "fork":
+        if source == "fork":
             return False
         configurable = config.get("configurable", {})
         if parent_id:
@@ -508,29 +593,13 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         task_id: str,
         task_path: str,
     ) -> WritePlan[None]:
-        thread_id, ns, checkpoint_id = identify(config)
-        if not checkpoint_id:
-            raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
-        try:
-            head = WritesHead(thread_id, ns, checkpoint_id, task_id, task_path, [*dict(writes)])
-            head = decode_writes(encode(head))
-        except UNFIT:
-            task_id, task_path = text_of("task_id", task_id), text_of("task_path", task_path)
-            channels = [channel for channel, _ in writes]
-            head = check(WritesHead(thread_id, ns, checkpoint_id, task_id, task_path, channels))
-        if self._crowded and thread_id in self._crowded:
+        if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
             writes = list(writes)
+            self._writes_head(config, writes, task_id, task_path)
             yield self._backlog.turn(thread_id)
-        dumps = self.serde.dumps_typed
-        stored: list[Write] = []
-        size = 0
-        for index, (channel, value) in enumerate(writes):
-            blob = dumps(value)
-            size += len(blob[1])
-            stored.append(Write(WRITES_IDX_MAP.get(channel, index), channel, blob))
-        command = PutWrites(
-            thread_id, ns, checkpoint_id, head.task_id, head.task_path, tuple(stored)
-        )
+        command = self._new_writes(config, writes, task_id, task_path)
+        thread_id = command.thread_id
+        size = sum([len(write.value[1]) for write in command.writes])
         write = object()
         try:
             self._backlog.begin(thread_id, size, write)
@@ -539,6 +608,34 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         except BaseException:  # as above
             self._backlog.end(thread_id, write)
             raise
+
+    def _writes_head(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, path: str
+    ) -> WritesHead:
+        thread_id, ns, checkpoint_id = identify(config)
+        if not checkpoint_id:
+            raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
+        channels = [channel for channel, _ in writes]
+        return checked_writes(WritesHead(thread_id, ns, checkpoint_id, task_id, path, channels))
+
+    def _new_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, path: str
+    ) -> PutWrites:
+        """The command that stores pending writes; they are serialized here and now."""
+        head = self._writes_head(config, writes, task_id, path)
+        dumps, special = self.serde.dumps_typed, WRITES_IDX_MAP.get
+        stored = [
+            Write(special(channel, index), channel, dumps(value))
+            for index, (channel, value) in enumerate(writes)
+        ]
+        return PutWrites(
+            head.thread_id,
+            head.checkpoint_ns,
+            head.checkpoint_id,
+            head.task_id,
+            head.task_path,
+            tuple(stored),
+        )
 
     def _delete_thread(self, thread_id: str) -> WritePlan[None]:
         command = check(DeleteThread(text_of("thread_id", thread_id)))
@@ -694,6 +791,18 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
 def _thread_info(row: ThreadRow) -> ThreadInfo:
     return ThreadInfo(row.thread_id, time_of(row.updated_us), row.checkpoints, row.bytes)
+
+
+def _copied(
+    config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
+) -> tuple[RunnableConfig, Checkpoint, CheckpointMetadata]:
+    copied = checkpoint.copy()
+    copied["channel_values"] = dict(checkpoint["channel_values"])
+    copied["channel_versions"] = dict(checkpoint["channel_versions"])
+    kept: RunnableConfig = {"configurable": dict(config["configurable"])}
+    if fields := config.get("metadata"):
+        kept["metadata"] = dict(fields)
+    return kept, copied, metadata.copy()
 
 
 def _size(command: PutCheckpoint) -> int:
