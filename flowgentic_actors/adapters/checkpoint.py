@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from langchain_core.runnables import RunnableConfig
@@ -23,7 +23,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from flowgentic_actors.adapters.backlog import Backlog
 from flowgentic_actors.adapters.decoding import serializer_of
 from flowgentic_actors.adapters.facets import MetadataFilter
-from flowgentic_actors.adapters.heads import checked, checked_writes, metadata_of
+from flowgentic_actors.adapters.heads import checked, checked_task, metadata_of
 from flowgentic_actors.adapters.ids import (
     identify,
     limit_of,
@@ -71,7 +71,6 @@ from flowgentic_actors.engine.commands import (
 from flowgentic_actors.engine.limits import (
     CheckpointHead,
     CheckpointPlace,
-    WritesHead,
     check,
 )
 from flowgentic_actors.engine.model import Position, ThreadPosition, Write
@@ -120,18 +119,7 @@ class ThreadInfo(NamedTuple):
     bytes: int
 
 
-class _New(NamedTuple):
-    """A checkpoint to be stored.
-
-    Attributes:
-        command: What stores it.
-        values: Its channels' values.
-        known: The lists in parts that may be stored already, by channel.
-    """
-
-    command: PutCheckpoint
-    values: dict[str, Any]
-    known: Mapping[str, Sequence[LongList]]
+_Known: TypeAlias = Mapping[str, Sequence[LongList]]
 
 
 class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
@@ -457,10 +445,10 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             # Everything is copied before the write waits for its turn: LangGraph goes on changing
             # some of these containers. What cannot be stored is refused before it waits.
             config, checkpoint, metadata = _copied(config, checkpoint, metadata)
-            self._head(config, checkpoint, metadata)
+            self._new(config, {**checkpoint, "channel_values": {}}, metadata, {})
             yield self._backlog.turn(thread_id)
         new = self._new(config, checkpoint, metadata, new_versions)
-        return (yield from self._send(new, new_versions))
+        return (yield from self._send(*new, new_versions))
 
     def _put_directly(
         self,
@@ -470,30 +458,12 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """The same where nothing is ever under way."""
-        new = self._new(config, checkpoint, metadata, new_versions)
-        command = new.command
-        if not new.known and _size(command) < SPLIT:
+        command, values, known = self._new(config, checkpoint, metadata, new_versions)
+        if not known and _size(command) < SPLIT:
             reply = self._client.ask_sync(0, command)
             if type(reply) is Done:
                 return _config(command.thread_id, command.checkpoint_ns, command.checkpoint_id)
-        return run_sync(self._client, self._send(new, new_versions))
-
-    def _head(
-        self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
-    ) -> tuple[CheckpointHead, dict[str, Any]]:
-        """What a checkpoint has beside its values, checked, and its metadata."""
-        thread_id, ns, parent_id = identify(config)
-        merged, facets = metadata_of(config, metadata)
-        head = CheckpointHead(
-            thread_id,
-            ns,
-            checkpoint["id"],
-            parent_id,
-            facets,
-            checkpoint["channel_versions"],
-            tuple(merged.get("counters_since_delta_snapshot") or ()),
-        )
-        return checked(head), merged
+        return run_sync(self._client, self._send(command, values, known, new_versions))
 
     def _new(
         self,
@@ -501,16 +471,30 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> _New:
-        """The command that stores a checkpoint; all of it is serialized here and now."""
-        head, merged = self._head(config, checkpoint, metadata)
-        thread_id, ns, parent_id = head.thread_id, head.checkpoint_ns, head.parent_id
+    ) -> tuple[PutCheckpoint, dict[str, Any], _Known]:
+        """The command that stores a checkpoint; all of it is serialized here and now.
+
+        Returns:
+            It, the channels' values, and their lists that may be stored already.
+        """
+        thread_id, ns, parent_id = identify(config)
+        merged, facets = metadata_of(config, metadata)
+        body: dict[str, Any] = {**checkpoint}
+        values: dict[str, Any] = {**body.pop("channel_values")}
+        head = checked(
+            CheckpointHead(
+                thread_id,
+                ns,
+                checkpoint["id"],
+                parent_id,
+                facets,
+                body.pop("channel_versions"),
+                tuple(merged.get("counters_since_delta_snapshot") or ()),
+            )
+        )
         versions = head.channel_versions
+        checkpoint_id = body["id"] = head.checkpoint_id
         dumps = self.serde.dumps_typed
-        body: dict[str, Any] = dict(checkpoint)
-        values: dict[str, Any] = dict(body.pop("channel_values"))
-        del body["channel_versions"]
-        body["id"] = head.checkpoint_id
         known = self._lists.of(thread_id, ns, parent_id)
         blobs = {
             c: dumps(values[c])
@@ -527,7 +511,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         command = PutCheckpoint(
             thread_id,
             ns,
-            head.checkpoint_id,
+            checkpoint_id,
             parent_id,
             dumps(body),
             dumps(merged),
@@ -538,11 +522,16 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             head.deltas,
             self._detects_conflicts and self._must_follow(config, parent_id, merged.get("source")),
         )
-        return _New(command, values, known)
+        return command, values, known
 
-    def _send(self, new: _New, new_versions: ChannelVersions) -> Plan[RunnableConfig]:
+    def _send(
+        self,
+        command: PutCheckpoint,
+        values: dict[str, Any],
+        known: _Known,
+        new_versions: ChannelVersions,
+    ) -> Plan[RunnableConfig]:
         """Store a checkpoint; a long list is sent as its parts."""
-        command, values, known = new
         thread_id, ns = command.thread_id, command.checkpoint_ns
         checkpoint_id, parent_id = command.checkpoint_id, command.parent_id
         dumps = self.serde.dumps_typed
@@ -595,7 +584,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     ) -> WritePlan[None]:
         if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
             writes = list(writes)
-            self._writes_head(config, writes, task_id, task_path)
+            self._new_writes(config, [(c, None) for c, _ in writes], task_id, task_path)
             yield self._backlog.turn(thread_id)
         command = self._new_writes(config, writes, task_id, task_path)
         thread_id = command.thread_id
@@ -609,33 +598,20 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             self._backlog.end(thread_id, write)
             raise
 
-    def _writes_head(
-        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, path: str
-    ) -> WritesHead:
-        thread_id, ns, checkpoint_id = identify(config)
-        if not checkpoint_id:
-            raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
-        channels = [channel for channel, _ in writes]
-        return checked_writes(WritesHead(thread_id, ns, checkpoint_id, task_id, path, channels))
-
     def _new_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, path: str
     ) -> PutWrites:
         """The command that stores pending writes; they are serialized here and now."""
-        head = self._writes_head(config, writes, task_id, path)
+        thread_id, ns, checkpoint_id = identify(config)
+        if not checkpoint_id:
+            raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
+        task_id, path = checked_task((thread_id, ns, checkpoint_id), task_id, path, writes)
         dumps, special = self.serde.dumps_typed, WRITES_IDX_MAP.get
         stored = [
             Write(special(channel, index), channel, dumps(value))
             for index, (channel, value) in enumerate(writes)
         ]
-        return PutWrites(
-            head.thread_id,
-            head.checkpoint_ns,
-            head.checkpoint_id,
-            head.task_id,
-            head.task_path,
-            tuple(stored),
-        )
+        return PutWrites(thread_id, ns, checkpoint_id, task_id, path, tuple(stored))
 
     def _delete_thread(self, thread_id: str) -> WritePlan[None]:
         command = check(DeleteThread(text_of("thread_id", thread_id)))

@@ -6,7 +6,7 @@ and decoded as on its way to an actor: that refuses what cannot be sent (`engine
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_core.runnables import RunnableConfig
@@ -84,67 +84,64 @@ def checked(head: CheckpointHead) -> CheckpointHead:
     Raises:
         InvalidRequestError: If it cannot be stored.
     """
-    checkpoint_id, facets, versions = head.checkpoint_id, head.metadata, head.channel_versions
-    if (
-        not head.deltas
-        and type(checkpoint_id) is str
-        and type(versions) is dict
-        and _is_short(head.thread_id + head.checkpoint_ns + checkpoint_id + (head.parent_id or ""))
-        and _are_names(versions)
-        and _are_names(facets)
-        and _are_short(versions.values(), _VERSION)
-        and _are_short([v for v in facets.values() if isinstance(v, str)], MAX_TEXT)
-    ):
-        head.channel_versions = versions.copy()
-        return head
+    parent_id, facets, names = head.parent_id or "", head.metadata, head.channel_versions
+    ids = head.thread_id, head.checkpoint_ns, head.checkpoint_id, parent_id
+    if not head.deltas and type(names) is dict:
+        versions: Any = names.values()
+        if (
+            _all_plain(map(type, (*ids, *names, *versions, *facets)))
+            and _names.issuperset(names)
+            and _names.issuperset(facets)
+            and max(map(len, versions), default=0) <= _VERSION
+            and len("".join(ids)) <= MAX_TEXT
+            and "".join((*ids, *versions, *map(str, facets.values()))).isascii()
+        ):
+            head.channel_versions = names.copy()
+            return head
     try:
-        return decode_checkpoint(encode(head))
+        arrived = decode_checkpoint(encode(head))
     except UNFIT:
         return mended(head)
+    _remember((*arrived.channel_versions, *arrived.metadata))
+    return arrived
 
 
-def checked_writes(head: WritesHead) -> WritesHead:
-    """Check what pending writes have beside their values; see `checked`."""
-    task_id, task_path = head.task_id, head.task_path
-    if (
-        type(task_id) is str
-        and type(task_path) is str
-        and _is_short(
-            head.thread_id + head.checkpoint_ns + head.checkpoint_id + task_id + task_path
-        )
-        and _are_names(head.channel)
-    ):
-        return head
+def checked_task(
+    ids: tuple[str, str, str], task_id: str, task_path: str, writes: Sequence[tuple[str, Any]]
+) -> tuple[str, str]:
+    """Check what a task's pending writes have beside their values.
+
+    Args:
+        ids: Thread, namespace and checkpoint.
+        task_id: The task.
+        task_path: Its path.
+        writes: What it wrote, by channel.
+
+    Returns:
+        The task and its path as they can be sent.
+
+    Raises:
+        InvalidRequestError: If the writes cannot be stored.
+    """
+    texts = *ids, task_id, task_path
     try:
-        return decode_writes(encode(head))
+        channels = [*dict(writes)]
+        if _all_plain(map(type, (*texts, *channels))) and _names.issuperset(channels):
+            text = "".join(texts)
+            if text.isascii() and len(text) <= MAX_TEXT:
+                return task_id, task_path
+        head = decode_writes(encode(WritesHead(*ids, task_id, task_path, channels)))
     except UNFIT:
-        head.task_id, head.task_path = text_of("task_id", task_id), text_of("task_path", task_path)
-        return check(head)
+        task_id, task_path = text_of("task_id", task_id), text_of("task_path", task_path)
+        channels = [channel for channel, _ in writes]
+        head = check(WritesHead(*ids, task_id, task_path, channels))
+    _remember(head.channel)
+    return head.task_id, head.task_path
 
 
-def _is_short(text: str) -> bool:
-    return text.isascii() and len(text) <= MAX_TEXT
-
-
-def _are_names(names: Collection[str]) -> bool:
-    """Whether all are plain, short names; they are remembered."""
-    if not _all_plain(map(type, names)):  # other kinds of text may equal what they are not
-        return False
-    if _names.issuperset(names):
-        return True
+def _remember(names: Collection[str]) -> None:
+    """Note names that can be sent; those that are longer, or of other letters, are few."""
     if len(_names) + len(names) > _MOST_NAMES:
         _names.clear()
-        if len(names) > _MOST_NAMES:
-            return False
-    if not _are_short(names, _NAME):
-        return False
-    _names.update(names)
-    return True
-
-
-def _are_short(texts: Collection[Any], most: int) -> bool:
-    """Whether all are plain ASCII text of at most so many characters."""
-    if not _all_plain(map(type, texts)):
-        return False
-    joined = "".join(texts)
-    return joined.isascii() and (len(joined) <= most or max(map(len, texts)) <= most)
+    if len(names) <= _MOST_NAMES:
+        _names.update([name for name in names if len(name) <= _NAME and name.isascii()])

@@ -96,7 +96,7 @@ class InlineClient:
         self._close_timeout = close_timeout
         self._requests = 0
         self.direct = memory is None
-        self._at_once = memory is None  # and neither ended, closed nor forked
+        self._usable = True  # neither ended, closed nor forked
         self._opened = time.time()
         self._events: list[ClusterEvent] = []
         self._slow = SlowRequests(lambda kind, detail: self.event(kind, detail, "shard-0"))
@@ -165,7 +165,9 @@ class InlineClient:
 
     def ask_sync(self, shard: int, command: Command) -> Reply:  # noqa: ARG002 - there is one
         """Have the shard carry out a command; see `MemoryClient.ask_sync`."""
-        if self._at_once and type(command) not in _PAGED:  # most of what is ever asked
+        if (
+            self._usable and self.direct and type(command) not in _PAGED
+        ):  # most of what is ever asked
             self._requests += 1
             return self._shard.ask(command)
         if self._memory is not None:
@@ -180,11 +182,8 @@ class InlineClient:
                     return answer.result()
                 patience.lapse(limit)
             raise self._late()
-        if self._unusable is not None or self._end_reason is not None:
-            self._check_usable()
+        self._check_usable()
         self._requests += 1
-        if type(command) not in _PAGED:
-            return self._shard.ask(command)
         begun = time.monotonic()
         reply = self._shard.ask(command)
         self._took = time.monotonic() - begun
@@ -200,7 +199,8 @@ class InlineClient:
     def _begin(
         self, memory: LocalMemory, command: Command, loop: asyncio.AbstractEventLoop | None
     ) -> Reply | Promise[Reply]:
-        self._check_usable()
+        if not self._usable:
+            self._check_usable()
         self._requests += 1
         if type(command) not in _PAGED:
             return memory.ask(command, loop)
@@ -273,14 +273,14 @@ class InlineClient:
 
     def end(self, reason: str) -> None:
         """Take no more commands; callable from any thread."""
-        self._at_once = False
+        self._usable = False
         if self._end_reason is None:
             self._end_reason = reason
             self.event("cluster_closing", reason)
 
     async def close(self) -> None:
         """Refuse everything from now on, and seal the memory on disk."""
-        self._at_once = False
+        self._usable = False
         forked, self._unusable = self._unusable == "forked", "closed"
         self._shard.close()
         if self._memory is not None and not forked:
@@ -298,7 +298,7 @@ class InlineClient:
 
     def after_fork(self) -> None:
         """A forked child has a copy that nobody else sees: refuse to write into it."""
-        self._at_once = False
+        self._usable = False
         self._unusable = self._unusable or "forked"
         self._shard.after_fork()
         if self._memory is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from msgspec import Struct
@@ -142,13 +142,11 @@ class Shard:
         # Those that a shard without a journal, a limit or a retention carries out at once: reads
         # that change nothing, whatever the time, and writes that may turn out to be recorded just
         # as they are asked for; a write has (whether it does, how it is carried out).
-        self.reads: Mapping[type, Callable[[Any], Reply | None]] = {
+        self.reads: dict[type, Callable[[Any], Reply | None]] = {
             GetItem: self._item_queries.get_at_once,
             GetCheckpoint: self._thread_queries.get,
         }
-        self.writes: Mapping[
-            type, tuple[Callable[[Any], bool], Callable[[Any, int, int], None]]
-        ] = {
+        self.writes: dict[type, tuple[Callable[[Any], bool], Callable[[Any, int, int], None]]] = {
             PutItem: (self._items.takes, self._items.put),
             PutCheckpoint: (self._threads.takes_checkpoint, self._threads.store_checkpoint),
             PutWrites: (self._threads.takes_writes, self._threads.store_writes),

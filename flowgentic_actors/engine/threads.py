@@ -125,10 +125,9 @@ class Threads:
             and self._was_dropped(branch, command.checkpoint_id)
         ):
             return None
-        known = branch.writes.get(command.checkpoint_id) if branch else None
-        if known is None and len(command.writes) == 1:
+        if self.takes_writes(command):
             return _writes_stored(command, command.writes, now_us)
-        known = known or {}
+        known = (branch.writes.get(command.checkpoint_id) if branch else None) or {}
         accepted: dict[int, Write] = {}
         for write in command.writes:
             if write.index < 0 or (
@@ -159,8 +158,10 @@ class Threads:
             return False
         branch = self.branch(command.thread_id, command.checkpoint_ns)
         known = None if branch is None else branch.writes.get(command.checkpoint_id)
+        if known is None:
+            return True
         index = command.writes[0].index
-        return known is None or index < 0 or (command.task_id, index) not in known
+        return index < 0 or (command.task_id, index) not in known
 
     def _was_dropped(self, branch: Branch, checkpoint_id: str) -> bool:
         """Whether writes come too late: their checkpoint is older than all that are kept."""
@@ -250,7 +251,7 @@ class Threads:
                     self._delete(thread_id)
 
     def store_checkpoint(
-        self, record: CheckpointStored | PutCheckpoint, lsn: int, time_us: int | None = None
+        self, record: CheckpointStored | PutCheckpoint, lsn: int, time_us: int = 0
     ) -> None:
         """Carry out the record of a checkpoint, or a command at its time; see `Shard.replay`."""
         thread, branch = self._make(record.thread_id, record.checkpoint_ns)
@@ -269,7 +270,9 @@ class Threads:
         self._store_blobs(thread, branch, record, lsn)
         if self._runs is not None:
             _note_run(self._runs, record.thread_id, record.facets)
-        self._touch(record.thread_id, thread, record.time_us if time_us is None else time_us)
+        if not isinstance(record, PutCheckpoint):
+            time_us = record.time_us
+        self._touch(record.thread_id, thread, time_us)
 
     def _store_blobs(
         self,
@@ -290,9 +293,7 @@ class Threads:
             size += value.size
         self._count(thread, size)
 
-    def store_writes(
-        self, record: WritesStored | PutWrites, lsn: int, time_us: int | None = None
-    ) -> None:
+    def store_writes(self, record: WritesStored | PutWrites, lsn: int, time_us: int = 0) -> None:
         """Carry out the record of pending writes, or a command; see `store_checkpoint`."""
         thread, branch = self._make(record.thread_id, record.checkpoint_ns)
         writes = branch.writes.setdefault(record.checkpoint_id, {})
@@ -305,7 +306,9 @@ class Threads:
             size += value.size
             writes[key] = PendingWrite(write.channel, value, record.task_path)
         self._count(thread, size)
-        self._touch(record.thread_id, thread, record.time_us if time_us is None else time_us)
+        if not isinstance(record, PutWrites):
+            time_us = record.time_us
+        self._touch(record.thread_id, thread, time_us)
 
     def _delete(self, thread_id: str) -> None:
         thread = self._threads.pop(thread_id, None)

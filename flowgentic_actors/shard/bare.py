@@ -46,15 +46,16 @@ class BareShard:
         with self._mutex:
             if self._begun is not None:
                 self._complete()
-            read = self._reads.get(type(command))
-            if read is not None and (found := read(command)) is not None:
+            kind = type(command)
+            if kind in self._writes:
+                takes, carry_out = self._writes[kind]
+                if takes(command):
+                    self._begun = command
+                    carry_out(command, NOWHERE, self._clock.tick())
+                    self._begun = None
+                    return DONE
+            elif kind in self._reads and (found := self._reads[kind](command)) is not None:
                 return found
-            write = self._writes.get(type(command))
-            if write is not None and write[0](command):
-                self._begun = command
-                write[1](command, NOWHERE, self._clock.tick())
-                self._begun = None
-                return DONE
             shard, now_us = self._shard, self._clock.tick()
             if not isinstance(command, WRITES):
                 self._begun = command

@@ -11,12 +11,10 @@ from langgraph.checkpoint.base import get_checkpoint_metadata
 
 from flowgentic_actors.adapters import heads
 from flowgentic_actors.adapters.facets import facets_of
-from flowgentic_actors.adapters.heads import checked, checked_writes, metadata_of
+from flowgentic_actors.adapters.heads import checked, checked_task, metadata_of
 from flowgentic_actors.engine.limits import (
     CheckpointHead,
-    WritesHead,
     decode_checkpoint,
-    decode_writes,
     encode,
 )
 from flowgentic_actors.errors import InvalidRequestError
@@ -138,22 +136,27 @@ def test_what_is_beyond_a_limit_is_refused(fields: dict[str, Any]) -> None:
         checked(head(**fields))
 
 
-def test_heads_of_writes() -> None:
-    usual = WritesHead("t", "", "c", "task", "path", ["messages"])
-    assert checked_writes(usual) is usual
-    for other in (
-        WritesHead("t", "", "c", "task", "path", [Folded("MESSAGES")]),
-        WritesHead("t", "", "c", Kind.LOOP, "ö", ["ä", "n" * 300]),
-    ):
-        assert repr(checked_writes(other)) == repr(decode_writes(encode(other)))
-    for wrong in (
-        WritesHead("t", "", "c", "task", "path", ["n" * 65_537]),
-        WritesHead("t", "", "c", "task", "\ud800", ["messages"]),
-        WritesHead("t", "", "c", "task" * 20_000, "", ["messages"]),
-        WritesHead("t", "", "c", None, "", ["messages"]),  # type: ignore[arg-type]
-    ):
+def test_tasks() -> None:
+    ids = ("t", "", "c")
+    good: list[tuple[str, str, list[str]]] = [
+        ("task", "path", ["messages"]),
+        ("task", "path", [Folded("MESSAGES")]),
+        (Kind.LOOP, "ö", ["ä", "n" * 300]),
+    ]
+    for task, path, channels in good:
+        found = checked_task(ids, task, path, [(channel, 1) for channel in channels])
+        assert repr(found) == repr((str.__str__(task), path))
+    wrong: list[tuple[Any, str, list[Any]]] = [
+        ("task", "path", ["n" * 65_537]),
+        ("task", "\ud800", ["messages"]),
+        ("task", "path", ["\ud800"]),
+        ("task", "path", [["messages"]]),
+        ("task" * 20_000, "", ["messages"]),
+        (None, "", ["messages"]),
+    ]
+    for task, path, channels in wrong:
         with pytest.raises(InvalidRequestError):
-            checked_writes(wrong)
+            checked_task(ids, task, path, [(channel, 1) for channel in channels])
 
 
 def test_names_that_are_remembered_are_few() -> None:
