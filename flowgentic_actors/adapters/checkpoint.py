@@ -74,7 +74,14 @@ from flowgentic_actors.engine.limits import (
     check,
 )
 from flowgentic_actors.engine.model import Position, ThreadPosition, Write
-from flowgentic_actors.engine.replies import CheckpointRow, Conflict, Done, MissingBlobs, ThreadRow
+from flowgentic_actors.engine.replies import (
+    CheckpointRow,
+    Conflict,
+    Done,
+    MissingBlobs,
+    Reply,
+    ThreadRow,
+)
 from flowgentic_actors.errors import (
     InvalidRequestError,
     ThreadConflictError,
@@ -161,9 +168,12 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint: the one named in the config, or the latest of its namespace."""
+        query = self._query(config)
         if self._direct:
-            return self._get_directly(config)
-        return await run(self._client, self._get(config))
+            reply = self._client.ask_sync(0, query)
+        else:
+            reply = await self._client.ask(self._client.table.of_thread(query.thread_id), query)
+        return self._found(query, reply)
 
     async def alist(
         self,
@@ -212,7 +222,18 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         try:
             if self._direct:
                 return self._put_directly(config, checkpoint, metadata, new_versions)
-            return await run(self._client, self._put(config, checkpoint, metadata, new_versions))
+            if self._crowded:
+                return await run(
+                    self._client, self._put(config, checkpoint, metadata, new_versions)
+                )
+            command, values, known = self._new(config, checkpoint, metadata, new_versions)
+            reply = None
+            if not known and (size := _size(command)) < SPLIT:
+                reply = await self._counted(command, size)
+                if type(reply) is Done:
+                    return _config(command.thread_id, command.checkpoint_ns, command.checkpoint_id)
+            plan = self._send(command, values, known, new_versions, reply)
+            return await run(self._client, plan)
         except Exception as error:
             name_unserializable(error, self.serde, checkpoint_values(config, checkpoint, metadata))
             raise
@@ -227,9 +248,11 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         """Store a task's pending writes on a checkpoint, which may not have arrived yet."""
         try:
             if self._direct:
-                self._client.ask_sync(0, self._new_writes(config, writes, task_id, task_path))
-                return
-            await run(self._client, self._put_writes(config, writes, task_id, task_path))
+                self._client.ask_sync(0, self._new_writes(config, writes, task_id, task_path)[0])
+            elif self._crowded:
+                await run(self._client, self._put_writes(config, writes, task_id, task_path))
+            else:
+                await self._counted(*self._new_writes(config, writes, task_id, task_path))
         except Exception as error:
             name_unserializable(error, self.serde, written_values(config, writes))
             raise
@@ -301,9 +324,9 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint; see `aget_tuple`."""
-        if self._direct:
-            return self._get_directly(config)
-        return run_sync(self._client, self._get(config))
+        query = self._query(config)
+        shard = 0 if self._direct else self._client.table.of_thread(query.thread_id)
+        return self._found(query, self._client.ask_sync(shard, query))
 
     def list(
         self,
@@ -348,7 +371,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         """Store pending writes; see `aput_writes`."""
         try:
             if self._direct:
-                self._client.ask_sync(0, self._new_writes(config, writes, task_id, task_path))
+                self._client.ask_sync(0, self._new_writes(config, writes, task_id, task_path)[0])
                 return
             run_sync(self._client, self._put_writes(config, writes, task_id, task_path))
         except Exception as error:
@@ -426,14 +449,6 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             found.config["configurable"]["checkpoint_id"] = _Addressed(query.checkpoint_id)
         return found
 
-    def _get(self, config: RunnableConfig) -> Plan[CheckpointTuple | None]:
-        query = self._query(config)
-        return self._found(query, (yield Ask(self._client.table.of_thread(query.thread_id), query)))
-
-    def _get_directly(self, config: RunnableConfig) -> CheckpointTuple | None:
-        query = self._query(config)
-        return self._found(query, self._client.ask_sync(0, query))
-
     def _put(
         self,
         config: RunnableConfig,
@@ -448,7 +463,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             self._new(config, {**checkpoint, "channel_values": {}}, metadata, {})
             yield self._backlog.turn(thread_id)
         new = self._new(config, checkpoint, metadata, new_versions)
-        return (yield from self._send(*new, new_versions))
+        return (yield from self._send(*new, new_versions, None))
 
     def _put_directly(
         self,
@@ -459,11 +474,24 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     ) -> RunnableConfig:
         """The same where nothing is ever under way."""
         command, values, known = self._new(config, checkpoint, metadata, new_versions)
+        reply = None
         if not known and _size(command) < SPLIT:
             reply = self._client.ask_sync(0, command)
             if type(reply) is Done:
                 return _config(command.thread_id, command.checkpoint_ns, command.checkpoint_id)
-        return run_sync(self._client, self._send(command, values, known, new_versions))
+        return run_sync(self._client, self._send(command, values, known, new_versions, reply))
+
+    async def _counted(self, command: PutCheckpoint | PutWrites, size: int) -> Reply:
+        """Ask for a write that is counted as under way."""
+        thread_id, write = command.thread_id, object()
+        try:
+            self._backlog.begin(thread_id, size, write)
+            reply = await self._client.ask(self._client.table.of_thread(thread_id), command)
+            self._backlog.end(thread_id, write)
+        except BaseException:  # of a signal's handler, too, and within `end`: no `finally` would do
+            self._backlog.end(thread_id, write)
+            raise
+        return reply
 
     def _new(
         self,
@@ -530,8 +558,17 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         values: dict[str, Any],
         known: _Known,
         new_versions: ChannelVersions,
+        reply: Reply | None,
     ) -> Plan[RunnableConfig]:
-        """Store a checkpoint; a long list is sent as its parts."""
+        """Store a checkpoint; a long list is sent as its parts.
+
+        Args:
+            command: What stores it.
+            values: Its channels' values.
+            known: Their lists that may be stored already.
+            new_versions: As for `put`.
+            reply: To the command as it is, None if it was not asked.
+        """
         thread_id, ns = command.thread_id, command.checkpoint_ns
         checkpoint_id, parent_id = command.checkpoint_id, command.parent_id
         dumps = self.serde.dumps_typed
@@ -545,7 +582,8 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         write = object()
         try:
             self._backlog.begin(thread_id, size, write)
-            reply = yield Ask(shard, command)
+            if reply is None:
+                reply = yield Ask(shard, command)
             while isinstance(reply, MissingBlobs):
                 # Values that came with no new version and that the shard has never seen, or parts
                 # of lists that it has no more.
@@ -553,7 +591,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
                 outgoing.send_again(reply.channels)
                 reply = yield Ask(shard, outgoing.command())
             self._backlog.end(thread_id, write)
-        except BaseException:  # of a signal's handler, too, and within `end`: no `finally` would do
+        except BaseException:  # as in `_counted`
             self._backlog.end(thread_id, write)
             raise
         if isinstance(reply, Conflict):
@@ -586,9 +624,8 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             writes = list(writes)
             self._new_writes(config, [(c, None) for c, _ in writes], task_id, task_path)
             yield self._backlog.turn(thread_id)
-        command = self._new_writes(config, writes, task_id, task_path)
+        command, size = self._new_writes(config, writes, task_id, task_path)
         thread_id = command.thread_id
-        size = sum([len(write.value[1]) for write in command.writes])
         write = object()
         try:
             self._backlog.begin(thread_id, size, write)
@@ -600,18 +637,20 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
     def _new_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, path: str
-    ) -> PutWrites:
-        """The command that stores pending writes; they are serialized here and now."""
+    ) -> tuple[PutWrites, int]:
+        """The command that stores pending writes, and their size; they are serialized here."""
         thread_id, ns, checkpoint_id = identify(config)
         if not checkpoint_id:
             raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
         task_id, path = checked_task((thread_id, ns, checkpoint_id), task_id, path, writes)
         dumps, special = self.serde.dumps_typed, WRITES_IDX_MAP.get
-        stored = [
-            Write(special(channel, index), channel, dumps(value))
-            for index, (channel, value) in enumerate(writes)
-        ]
-        return PutWrites(thread_id, ns, checkpoint_id, task_id, path, tuple(stored))
+        stored: list[Write] = []
+        size = 0
+        for channel, value in writes:
+            blob = dumps(value)
+            stored.append(Write(special(channel, len(stored)), channel, blob))
+            size += len(blob[1])
+        return PutWrites(thread_id, ns, checkpoint_id, task_id, path, tuple(stored)), size
 
     def _delete_thread(self, thread_id: str) -> WritePlan[None]:
         command = check(DeleteThread(text_of("thread_id", thread_id)))

@@ -123,14 +123,16 @@ def checked_task(
     Raises:
         InvalidRequestError: If the writes cannot be stored.
     """
-    texts = *ids, task_id, task_path
     try:
-        channels = [*dict(writes)]
-        if _all_plain(map(type, (*texts, *channels))) and _names.issuperset(channels):
-            text = "".join(texts)
-            if text.isascii() and len(text) <= MAX_TEXT:
-                return task_id, task_path
-        head = decode_writes(encode(WritesHead(*ids, task_id, task_path, channels)))
+        named = dict(writes)
+        if (
+            _all_plain(map(type, (task_id, task_path, *named)))
+            and _names.issuperset(named)
+            and (text := "".join(ids) + task_id + task_path).isascii()
+            and len(text) <= MAX_TEXT
+        ):
+            return task_id, task_path
+        head = decode_writes(encode(WritesHead(*ids, task_id, task_path, [*named])))
     except UNFIT:
         task_id, task_path = text_of("task_id", task_id), text_of("task_path", task_path)
         channels = [channel for channel, _ in writes]

@@ -165,9 +165,7 @@ class InlineClient:
 
     def ask_sync(self, shard: int, command: Command) -> Reply:  # noqa: ARG002 - there is one
         """Have the shard carry out a command; see `MemoryClient.ask_sync`."""
-        if (
-            self._usable and self.direct and type(command) not in _PAGED
-        ):  # most of what is ever asked
+        if self._usable and self.direct and type(command) not in _PAGED:  # nearly always
             self._requests += 1
             return self._shard.ask(command)
         if self._memory is not None:

@@ -170,24 +170,8 @@ class Items:
         sizes = sum(item.size for items in stored for item in items)
         self.bytes = sizes + self.vectors.total_bytes
 
-    def store(self, record: ItemStored, lsn: int) -> None:
-        """Carry out the record of an item; see `Shard.replay`."""
-        # one number for both times of what was never updated: a number is an object
-        created = record.updated_us if record.created_us == record.updated_us else record.created_us
-        self._store(record, lsn, created, record.updated_us)
-        if record.expires_us or self._expiry.lives:
-            self._expiry.begin((record.namespace, record.key), record.expires_us, record.ttl_us)
-        if self._searchable and (record.vectors or self.vectors):
-            self._put_vectors(record)
-
-    def put(self, command: PutItem, lsn: int, now_us: int) -> None:
-        """Carry out a put that `takes` says is possible."""
-        self._store(command, lsn, None, now_us)
-
-    def _store(
-        self, record: ItemStored | PutItem, lsn: int, created_us: int | None, updated_us: int
-    ) -> None:
-        """Store an item's value; it was created when the one in its place was, if not said."""
+    def store(self, record: ItemStored | PutItem, lsn: int, now_us: int = 0) -> None:
+        """Carry out the record of an item, or a put that `takes` says is possible, at its time."""
         name, key = record.namespace, record.key
         namespace = self._namespaces.get(name)
         if namespace is None:
@@ -197,24 +181,28 @@ class Items:
         old = namespace.items.get(key)
         if old is not None:
             self._drop(old)
-            if created_us is None:
-                created_us = old.created_us
         else:
             self._count += 1
             if namespace.order is not None:
                 namespace.order.add(key)
         kind, data = record.value
-        item = StoredItem(
-            intern(kind),
-            data,
-            shared(len(data)),
-            lsn,
-            updated_us if created_us is None else created_us,
-            updated_us,
-        )
+        if isinstance(record, PutItem):
+            updated = now_us
+            created = now_us if old is None else old.created_us
+        else:
+            updated = record.updated_us
+            # one number for both times of what was never updated: a number is an object
+            created = updated if record.created_us == updated else record.created_us
+        item = StoredItem(intern(kind), data, shared(len(data)), lsn, created, updated)
         namespace.items[key] = item
         self._values.keep(item)
         self.bytes += item.size
+        if isinstance(record, PutItem):
+            return
+        if record.expires_us or self._expiry.lives:
+            self._expiry.begin((name, key), record.expires_us, record.ttl_us)
+        if self._searchable and (record.vectors or self.vectors):
+            self._put_vectors(record)
 
     def _put_vectors(self, record: ItemStored) -> None:
         before = self.vectors.total_bytes

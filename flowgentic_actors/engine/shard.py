@@ -147,7 +147,7 @@ class Shard:
             GetCheckpoint: self._thread_queries.get,
         }
         self.writes: dict[type, tuple[Callable[[Any], bool], Callable[[Any, int, int], None]]] = {
-            PutItem: (self._items.takes, self._items.put),
+            PutItem: (self._items.takes, self._items.store),
             PutCheckpoint: (self._threads.takes_checkpoint, self._threads.store_checkpoint),
             PutWrites: (self._threads.takes_writes, self._threads.store_writes),
         }
@@ -268,7 +268,7 @@ class Shard:
                 return
             case PutItem():
                 self._items.restore([(begun.namespace, begun.key)])
-                self._items.put(begun, NOWHERE, now_us)
+                self._items.store(begun, NOWHERE, now_us)
                 return
             case PutCheckpoint():
                 self._threads.restore([begun.thread_id])

@@ -118,15 +118,11 @@ class Threads:
 
     def plan_writes(self, command: PutWrites, now_us: int) -> WritesStored | None:
         """Decide which of a task's writes are accepted; None when none is."""
-        branch = self.branch(command.thread_id, command.checkpoint_ns)
-        if (
-            self._retention.keep_last is not None
-            and branch is not None
-            and self._was_dropped(branch, command.checkpoint_id)
-        ):
-            return None
-        if self.takes_writes(command):
+        if self._retention.keep_last is None and self.takes_writes(command):
             return _writes_stored(command, command.writes, now_us)
+        branch = self.branch(command.thread_id, command.checkpoint_ns)
+        if branch is not None and self._was_dropped(branch, command.checkpoint_id):
+            return None
         known = (branch.writes.get(command.checkpoint_id) if branch else None) or {}
         accepted: dict[int, Write] = {}
         for write in command.writes:

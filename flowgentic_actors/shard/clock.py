@@ -21,9 +21,8 @@ class Clock:
 
     def tick(self) -> int:
         """The time of a write, later than all before."""
-        now, latest = time.time_ns() // 1000, self._latest
-        self._latest = now = now if now > latest else latest + 1
-        return now
+        self._latest = max(self._latest + 1, time.time_ns() // 1000)
+        return self._latest
 
     def saw(self, time_us: int) -> None:
         """Take note of a time that was given out earlier, by this clock or another one."""

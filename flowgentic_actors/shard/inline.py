@@ -311,8 +311,8 @@ class JournaledShard:
         payload = encode_entry(own_entry(record, now_us))
         size = len(payload) + ENTRY_OVERHEAD
         group = self._group
-        waiting = 0 if group is None else group.waiting_bytes
-        self._upkeep.check_room(size + waiting, urgent=urgent)
+        wanted = size if group is None else size + group.waiting_bytes
+        self._upkeep.check_room(wanted, urgent=urgent)
         if self._begun is None or not isinstance(
             self._begun, RECORDS
         ):  # otherwise this is a part of what is under way
