@@ -165,11 +165,10 @@ class Backlog:
         """Count a write no longer: it was acknowledged, or given up. May be called twice."""
         with self._lock:
             under_way = self._under_way.get(thread_id)
-            if under_way is not None and write in under_way:
-                if len(under_way) == 1:
+            if under_way is not None:
+                under_way.pop(write, None)
+                if not under_way:
                     del self._under_way[thread_id]
-                else:
-                    del under_way[write]
             if self.crowded:
                 self._go_on(thread_id)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from langchain_core.runnables import RunnableConfig
@@ -17,13 +17,13 @@ from langgraph.checkpoint.base import (
     CheckpointMetadata,
     CheckpointTuple,
     DeltaChannelHistory,
-    get_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.backlog import Backlog
 from flowgentic_actors.adapters.decoding import serializer_of
-from flowgentic_actors.adapters.facets import MetadataFilter, facets_of, mended
+from flowgentic_actors.adapters.facets import MetadataFilter
+from flowgentic_actors.adapters.heads import checked, checked_task, metadata_of
 from flowgentic_actors.adapters.ids import (
     identify,
     limit_of,
@@ -34,7 +34,15 @@ from flowgentic_actors.adapters.ids import (
 )
 from flowgentic_actors.adapters.items import micros_of, time_of
 from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thread_position
-from flowgentic_actors.adapters.parts import KIND, MARK, find, load, no_version, read_manifest
+from flowgentic_actors.adapters.parts import (
+    KIND,
+    MARK,
+    LongList,
+    find,
+    load,
+    no_version,
+    read_manifest,
+)
 from flowgentic_actors.adapters.parts_known import RecentLists
 from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
 from flowgentic_actors.adapters.plan import Ask, Plan, WritePlan, over_table, run, run_sync
@@ -61,17 +69,19 @@ from flowgentic_actors.engine.commands import (
     ReadThread,
 )
 from flowgentic_actors.engine.limits import (
-    UNFIT,
     CheckpointHead,
     CheckpointPlace,
-    WritesHead,
     check,
-    decode_checkpoint,
-    decode_writes,
-    encode,
 )
 from flowgentic_actors.engine.model import Position, ThreadPosition, Write
-from flowgentic_actors.engine.replies import CheckpointRow, Conflict, MissingBlobs, ThreadRow
+from flowgentic_actors.engine.replies import (
+    CheckpointRow,
+    Conflict,
+    Done,
+    MissingBlobs,
+    Reply,
+    ThreadRow,
+)
 from flowgentic_actors.errors import (
     InvalidRequestError,
     ThreadConflictError,
@@ -116,6 +126,9 @@ class ThreadInfo(NamedTuple):
     bytes: int
 
 
+_Known: TypeAlias = Mapping[str, Sequence[LongList]]
+
+
 class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     """Stores LangGraph checkpoints in a cluster's memory actors.
 
@@ -145,6 +158,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     ) -> None:
         super().__init__(serde=serde or serializer_of(client))
         self._client = client
+        self._direct: bool = getattr(client, "direct", False)
         self._detects_conflicts = detect_conflicts
         self._backlog = Backlog(backlog, request_timeout)
         self._crowded = self._backlog.crowded
@@ -154,7 +168,12 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint: the one named in the config, or the latest of its namespace."""
-        return await run(self._client, self._get(config))
+        query = self._query(config)
+        if self._direct:
+            reply = self._client.ask_sync(0, query)
+        else:
+            reply = await self._client.ask(self._client.table.of_thread(query.thread_id), query)
+        return self._found(query, reply)
 
     async def alist(
         self,
@@ -201,7 +220,20 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             NotSerializableError: If a value cannot be serialized; it is named.
         """
         try:
-            return await run(self._client, self._put(config, checkpoint, metadata, new_versions))
+            if self._direct:
+                return self._put_directly(config, checkpoint, metadata, new_versions)
+            if self._crowded:
+                return await run(
+                    self._client, self._put(config, checkpoint, metadata, new_versions)
+                )
+            command, values, known = self._new(config, checkpoint, metadata, new_versions)
+            reply = None
+            if not known and (size := _size(command)) < SPLIT:
+                reply = await self._counted(command, size)
+                if type(reply) is Done:
+                    return _config(command.thread_id, command.checkpoint_ns, command.checkpoint_id)
+            plan = self._send(command, values, known, new_versions, reply)
+            return await run(self._client, plan)
         except Exception as error:
             name_unserializable(error, self.serde, checkpoint_values(config, checkpoint, metadata))
             raise
@@ -215,7 +247,12 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     ) -> None:
         """Store a task's pending writes on a checkpoint, which may not have arrived yet."""
         try:
-            await run(self._client, self._put_writes(config, writes, task_id, task_path))
+            if self._direct:
+                self._client.ask_sync(0, self._new_writes(config, writes, task_id, task_path)[0])
+            elif self._crowded:
+                await run(self._client, self._put_writes(config, writes, task_id, task_path))
+            else:
+                await self._counted(*self._new_writes(config, writes, task_id, task_path))
         except Exception as error:
             name_unserializable(error, self.serde, written_values(config, writes))
             raise
@@ -287,7 +324,9 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint; see `aget_tuple`."""
-        return run_sync(self._client, self._get(config))
+        query = self._query(config)
+        shard = 0 if self._direct else self._client.table.of_thread(query.thread_id)
+        return self._found(query, self._client.ask_sync(shard, query))
 
     def list(
         self,
@@ -315,6 +354,8 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     ) -> RunnableConfig:
         """Store a checkpoint; see `aput`."""
         try:
+            if self._direct:
+                return self._put_directly(config, checkpoint, metadata, new_versions)
             return run_sync(self._client, self._put(config, checkpoint, metadata, new_versions))
         except Exception as error:
             name_unserializable(error, self.serde, checkpoint_values(config, checkpoint, metadata))
@@ -329,6 +370,9 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
     ) -> None:
         """Store pending writes; see `aput_writes`."""
         try:
+            if self._direct:
+                self._client.ask_sync(0, self._new_writes(config, writes, task_id, task_path)[0])
+                return
             run_sync(self._client, self._put_writes(config, writes, task_id, task_path))
         except Exception as error:
             name_unserializable(error, self.serde, written_values(config, writes))
@@ -389,18 +433,20 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
     # ------------------------------------------------------------------ plans
 
-    def _get(self, config: RunnableConfig) -> Plan[CheckpointTuple | None]:
+    def _query(self, config: RunnableConfig) -> GetCheckpoint:
         thread_id, ns, checkpoint_id = identify(config)
         query = GetCheckpoint(thread_id, ns, checkpoint_id)
         if not (thread_id + ns + (checkpoint_id or "")).isascii():
             check(query)
-        reply = yield Ask(self._client.table.of_thread(thread_id), query)
+        return query
+
+    def _found(self, query: GetCheckpoint, reply: Any) -> CheckpointTuple | None:
         if reply.row is None:
-            check(CheckpointPlace(thread_id, ns, checkpoint_id))
+            check(CheckpointPlace(query.thread_id, query.checkpoint_ns, query.checkpoint_id))
             return None
         found = self._tuple(reply.row, remember=True)
-        if self._detects_conflicts and checkpoint_id:
-            found.config["configurable"]["checkpoint_id"] = _Addressed(checkpoint_id)
+        if self._detects_conflicts and query.checkpoint_id:
+            found.config["configurable"]["checkpoint_id"] = _Addressed(query.checkpoint_id)
         return found
 
     def _put(
@@ -410,30 +456,73 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> WritePlan[RunnableConfig]:
-        # Everything is copied before the write waits for its turn, and serialized before the first
-        # question: LangGraph goes on changing some of these containers while the caller waits.
-        thread_id, ns, parent_id = identify(config)
-        dumps = self.serde.dumps_typed
-        body: dict[str, Any] = dict(checkpoint)
-        values: dict[str, Any] = dict(body.pop("channel_values"))
-        merged = get_checkpoint_metadata(config, metadata)
-        head = CheckpointHead(
-            thread_id,
-            ns,
-            checkpoint["id"],
-            parent_id,
-            facets_of(merged),
-            body.pop("channel_versions"),
-            tuple(merged.get("counters_since_delta_snapshot") or ()),
-        )
+        if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
+            # Everything is copied before the write waits for its turn: LangGraph goes on changing
+            # some of these containers. What cannot be stored is refused before it waits.
+            config, checkpoint, metadata = _copied(config, checkpoint, metadata)
+            self._new(config, {**checkpoint, "channel_values": {}}, metadata, {})
+            yield self._backlog.turn(thread_id)
+        new = self._new(config, checkpoint, metadata, new_versions)
+        return (yield from self._send(*new, new_versions, None))
+
+    def _put_directly(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """The same where nothing is ever under way."""
+        command, values, known = self._new(config, checkpoint, metadata, new_versions)
+        reply = None
+        if not known and _size(command) < SPLIT:
+            reply = self._client.ask_sync(0, command)
+            if type(reply) is Done:
+                return _config(command.thread_id, command.checkpoint_ns, command.checkpoint_id)
+        return run_sync(self._client, self._send(command, values, known, new_versions, reply))
+
+    async def _counted(self, command: PutCheckpoint | PutWrites, size: int) -> Reply:
+        """Ask for a write that is counted as under way."""
+        thread_id, write = command.thread_id, object()
         try:
-            head = decode_checkpoint(encode(head))
-        except UNFIT:
-            head = mended(head)
+            self._backlog.begin(thread_id, size, write)
+            reply = await self._client.ask(self._client.table.of_thread(thread_id), command)
+            self._backlog.end(thread_id, write)
+        except BaseException:  # of a signal's handler, too, and within `end`: no `finally` would do
+            self._backlog.end(thread_id, write)
+            raise
+        return reply
+
+    def _new(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> tuple[PutCheckpoint, dict[str, Any], _Known]:
+        """The command that stores a checkpoint; all of it is serialized here and now.
+
+        Returns:
+            It, the channels' values, and their lists that may be stored already.
+        """
+        thread_id, ns, parent_id = identify(config)
+        merged, facets = metadata_of(config, metadata)
+        body: dict[str, Any] = {**checkpoint}
+        values: dict[str, Any] = {**body.pop("channel_values")}
+        head = checked(
+            CheckpointHead(
+                thread_id,
+                ns,
+                checkpoint["id"],
+                parent_id,
+                facets,
+                body.pop("channel_versions"),
+                tuple(merged.get("counters_since_delta_snapshot") or ()),
+            )
+        )
         versions = head.channel_versions
         checkpoint_id = body["id"] = head.checkpoint_id
-        if self._crowded and thread_id in self._crowded:
-            yield self._backlog.turn(thread_id)
+        dumps = self.serde.dumps_typed
         known = self._lists.of(thread_id, ns, parent_id)
         blobs = {
             c: dumps(values[c])
@@ -459,8 +548,30 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             blobs,
             tuple([c for c in values if c not in blobs]),
             head.deltas,
-            self._must_follow(config, parent_id, merged.get("source")),
+            self._detects_conflicts and self._must_follow(config, parent_id, merged.get("source")),
         )
+        return command, values, known
+
+    def _send(
+        self,
+        command: PutCheckpoint,
+        values: dict[str, Any],
+        known: _Known,
+        new_versions: ChannelVersions,
+        reply: Reply | None,
+    ) -> Plan[RunnableConfig]:
+        """Store a checkpoint; a long list is sent as its parts.
+
+        Args:
+            command: What stores it.
+            values: Its channels' values.
+            known: Their lists that may be stored already.
+            new_versions: As for `put`.
+            reply: To the command as it is, None if it was not asked.
+        """
+        thread_id, ns = command.thread_id, command.checkpoint_ns
+        checkpoint_id, parent_id = command.checkpoint_id, command.parent_id
+        dumps = self.serde.dumps_typed
         shard = self._client.table.of_thread(thread_id)
         size = _size(command)
         outgoing: Outgoing | None = None
@@ -471,7 +582,8 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         write = object()
         try:
             self._backlog.begin(thread_id, size, write)
-            reply = yield Ask(shard, command)
+            if reply is None:
+                reply = yield Ask(shard, command)
             while isinstance(reply, MissingBlobs):
                 # Values that came with no new version and that the shard has never seen, or parts
                 # of lists that it has no more.
@@ -479,7 +591,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
                 outgoing.send_again(reply.channels)
                 reply = yield Ask(shard, outgoing.command())
             self._backlog.end(thread_id, write)
-        except BaseException:  # of a signal's handler, too, and within `end`: no `finally` would do
+        except BaseException:  # as in `_counted`
             self._backlog.end(thread_id, write)
             raise
         if isinstance(reply, Conflict):
@@ -493,7 +605,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         return _config(thread_id, ns, checkpoint_id)
 
     def _must_follow(self, config: RunnableConfig, parent_id: str | None, source: object) -> bool:
-        if not self._detects_conflicts or source == "fork":
+        if source == "fork":
             return False
         configurable = config.get("configurable", {})
         if parent_id:
@@ -508,29 +620,12 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         task_id: str,
         task_path: str,
     ) -> WritePlan[None]:
-        thread_id, ns, checkpoint_id = identify(config)
-        if not checkpoint_id:
-            raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
-        try:
-            head = WritesHead(thread_id, ns, checkpoint_id, task_id, task_path, [*dict(writes)])
-            head = decode_writes(encode(head))
-        except UNFIT:
-            task_id, task_path = text_of("task_id", task_id), text_of("task_path", task_path)
-            channels = [channel for channel, _ in writes]
-            head = check(WritesHead(thread_id, ns, checkpoint_id, task_id, task_path, channels))
-        if self._crowded and thread_id in self._crowded:
+        if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
             writes = list(writes)
+            self._new_writes(config, [(c, None) for c, _ in writes], task_id, task_path)
             yield self._backlog.turn(thread_id)
-        dumps = self.serde.dumps_typed
-        stored: list[Write] = []
-        size = 0
-        for index, (channel, value) in enumerate(writes):
-            blob = dumps(value)
-            size += len(blob[1])
-            stored.append(Write(WRITES_IDX_MAP.get(channel, index), channel, blob))
-        command = PutWrites(
-            thread_id, ns, checkpoint_id, head.task_id, head.task_path, tuple(stored)
-        )
+        command, size = self._new_writes(config, writes, task_id, task_path)
+        thread_id = command.thread_id
         write = object()
         try:
             self._backlog.begin(thread_id, size, write)
@@ -539,6 +634,23 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         except BaseException:  # as above
             self._backlog.end(thread_id, write)
             raise
+
+    def _new_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, path: str
+    ) -> tuple[PutWrites, int]:
+        """The command that stores pending writes, and their size; they are serialized here."""
+        thread_id, ns, checkpoint_id = identify(config)
+        if not checkpoint_id:
+            raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
+        task_id, path = checked_task((thread_id, ns, checkpoint_id), task_id, path, writes)
+        dumps, special = self.serde.dumps_typed, WRITES_IDX_MAP.get
+        stored: list[Write] = []
+        size = 0
+        for channel, value in writes:
+            blob = dumps(value)
+            stored.append(Write(special(channel, len(stored)), channel, blob))
+            size += len(blob[1])
+        return PutWrites(thread_id, ns, checkpoint_id, task_id, path, tuple(stored)), size
 
     def _delete_thread(self, thread_id: str) -> WritePlan[None]:
         command = check(DeleteThread(text_of("thread_id", thread_id)))
@@ -694,6 +806,18 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
 def _thread_info(row: ThreadRow) -> ThreadInfo:
     return ThreadInfo(row.thread_id, time_of(row.updated_us), row.checkpoints, row.bytes)
+
+
+def _copied(
+    config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
+) -> tuple[RunnableConfig, Checkpoint, CheckpointMetadata]:
+    copied = checkpoint.copy()
+    copied["channel_values"] = dict(checkpoint["channel_values"])
+    copied["channel_versions"] = dict(checkpoint["channel_versions"])
+    kept: RunnableConfig = {"configurable": dict(config["configurable"])}
+    if fields := config.get("metadata"):
+        kept["metadata"] = dict(fields)
+    return kept, copied, metadata.copy()
 
 
 def _size(command: PutCheckpoint) -> int:

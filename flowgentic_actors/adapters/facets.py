@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from flowgentic_actors.adapters.ids import text_of
 from flowgentic_actors.engine.limits import CheckpointHead, check
 from flowgentic_actors.engine.model import MAX_TEXT, Scalar
 
-_INT64 = 2**63
+INT64: Final = 2**63
 _NO_SCALAR = object()
 
 
@@ -18,12 +18,16 @@ def facets_of(metadata: Mapping[str, Any]) -> dict[str, Scalar]:
     """The fields that a shard can compare: scalars that travel without loss."""
     facets: dict[str, Scalar] = {}
     for name, value in metadata.items():
-        kind = type(value)
-        if kind is str or (kind is int and -_INT64 <= value < _INT64):
-            facets[name] = value
-        elif (facet := _scalar(value)) is not _NO_SCALAR:
-            facets[name] = facet
+        add_facet(facets, name, value)
     return facets
+
+
+def add_facet(facets: dict[str, Scalar], name: str, value: Any) -> None:
+    """Add a field, if a shard can compare it."""
+    if type(value) is str:
+        facets[name] = value
+    elif (facet := _scalar(value)) is not _NO_SCALAR:
+        facets[name] = facet
 
 
 def sendable(facets: Mapping[Any, Scalar]) -> dict[str, Scalar]:
@@ -87,7 +91,7 @@ def _scalar(value: object) -> Any:
     if isinstance(value, int):
         if isinstance(value, bool):
             return value
-        return int(value) if -_INT64 <= value < _INT64 else _NO_SCALAR
+        return int(value) if -INT64 <= value < INT64 else _NO_SCALAR
     if value is None:
         return value
     if isinstance(value, str):

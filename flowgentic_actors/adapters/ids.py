@@ -48,9 +48,13 @@ def identify(config: RunnableConfig) -> tuple[str, str, str | None]:
     Raises:
         InvalidRequestError: If it names no thread, or one of them cannot be text.
     """
-    named = config.get("configurable", {}).get
-    thread_id, ns = named("thread_id"), named("checkpoint_ns")
-    checkpoint_id = named("checkpoint_id")
+    try:
+        configurable = config["configurable"]
+        thread_id, ns = configurable["thread_id"], configurable["checkpoint_ns"]
+    except KeyError:
+        configurable = config.get("configurable", {})
+        thread_id, ns = configurable.get("thread_id"), configurable.get("checkpoint_ns")
+    checkpoint_id = configurable.get("checkpoint_id")
     if type(thread_id) is not str:
         thread_id = thread_of(thread_id)
     if type(ns) is not str:

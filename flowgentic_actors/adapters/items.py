@@ -12,6 +12,7 @@ from flowgentic_actors.engine.replies import ItemRow
 from flowgentic_actors.errors import TypeNotAllowedError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_new = object.__new__
 
 
 class VersionedItem(Item):
@@ -22,33 +23,48 @@ class VersionedItem(Item):
             from another one's `dict()`, which does not have it.
     """
 
-    __slots__ = ("version",)
+    __slots__ = ("_created_us", "version")
+
+    _created_us: int
 
     def __init__(self, *, version: int = 0, **fields: Any) -> None:
         super().__init__(**fields)
         self.version = version
+
+    def __getattr__(self, name: str) -> Any:
+        return _time(self, name)
 
 
 class VersionedSearchItem(SearchItem):
     """The same as a search gives it."""
 
-    __slots__ = ("version",)
+    __slots__ = ("_created_us", "version")
+
+    _created_us: int
 
     def __init__(self, *, version: int = 0, **fields: Any) -> None:
         super().__init__(**fields)
         self.version = version
 
+    def __getattr__(self, name: str) -> Any:
+        return _time(self, name)
+
 
 def item_of(row: ItemRow, serde: SerializerProtocol) -> VersionedItem:
     """An item from its row."""
-    return VersionedItem(version=row.updated_us, **_fields(row, serde))
+    item = _new(VersionedItem)
+    _fill(item, row, serde)
+    return item
 
 
 def search_item_of(
     row: ItemRow, score: float | None, serde: SerializerProtocol
 ) -> VersionedSearchItem:
     """An item that a search found, from its row."""
-    return VersionedSearchItem(version=row.updated_us, score=score, **_fields(row, serde))
+    item = _new(VersionedSearchItem)
+    item.score = score
+    _fill(item, row, serde)
+    return item
 
 
 def time_of(microseconds: int) -> datetime:
@@ -61,15 +77,29 @@ def micros_of(time: datetime) -> int:
     return (time.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
 
 
-def _fields(row: ItemRow, serde: SerializerProtocol) -> dict[str, Any]:
-    updated = time_of(row.updated_us)
+def _time(item: VersionedItem | VersionedSearchItem, name: str) -> datetime:
+    """Make an item's time when it is first asked for; most never are.
+
+    LangGraph's attribute is not set until then, so Python asks `__getattr__` for it.
+    """
+    if name == "created_at":
+        item.created_at = time_of(item._created_us)  # noqa: SLF001 - of this module
+        return item.created_at
+    if name == "updated_at":
+        item.updated_at = time_of(item.version)
+        return item.updated_at
+    kind = type(item).__name__
+    raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=item)
+
+
+def _fill(
+    item: VersionedItem | VersionedSearchItem, row: ItemRow, serde: SerializerProtocol
+) -> None:
+    item.namespace = row.namespace
+    item.key = row.key
+    item._created_us = row.created_us  # noqa: SLF001 - of this module
+    item.version = row.updated_us
     try:
-        return {
-            "namespace": row.namespace,
-            "key": row.key,
-            "value": serde.loads_typed(row.value),
-            "created_at": updated if row.created_us == row.updated_us else time_of(row.created_us),
-            "updated_at": updated,
-        }
+        item.value = serde.loads_typed(row.value)
     except TypeNotAllowedError as error:
         raise TypeNotAllowedError(f"the item {row.key!r} in {row.namespace}: {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from langgraph.store.base import InvalidNamespaceError, ListNamespacesOp, Op, PutOp
+from langgraph.store.base import InvalidNamespaceError, ListNamespacesOp, Op, SearchOp
 
 from flowgentic_actors.errors import InvalidRequestError
 
@@ -31,33 +31,25 @@ def check_namespace(namespace: object) -> None:
         )
 
 
-def not_a_dict(op: PutOp) -> InvalidRequestError:
+def not_a_dict(namespace: object, key: object, value: object) -> InvalidRequestError:
     """The error of a put whose value is no dict."""
-    hint = ": give its model_dump()" if hasattr(type(op.value), "model_dump") else ""
+    hint = ": give its model_dump()" if hasattr(type(value), "model_dump") else ""
     return InvalidRequestError(
-        f"the value of {op.key!r:.100} in {op.namespace!r:.200} must be a dict, and is a "
-        f"{type(op.value).__name__}{hint}. Nothing was stored"
+        f"the value of {key!r:.100} in {namespace!r:.200} must be a dict, and is a "
+        f"{type(value).__name__}{hint}. Nothing was stored"
     )
 
 
-def check_shapes(ops: Iterable[Op]) -> None:
-    """Refuse operations whose namespaces are of a wrong type. Runs before each batch.
+def check_shape(op: Op) -> None:
+    """Refuse a search or a listing whose namespaces are of a wrong type.
 
     Raises:
         InvalidNamespaceError: If one is a text, or nothing that holds labels.
     """
-    for op in ops:
-        if type(op) is ListNamespacesOp:
-            _check_conditions(op.match_conditions)
-            continue
-        try:
-            namespace = op[0]  # all other operations begin with it
-        except (TypeError, IndexError):
-            continue  # no operation at all, which is refused where it would be carried out
-        if type(namespace) is not tuple:
-            check_namespace(namespace)
-
-
-def _check_conditions(conditions: Any) -> None:
-    for condition in conditions or ():
-        check_namespace(condition.path)
+    if isinstance(op, SearchOp):
+        if type(op.namespace_prefix) is not tuple:
+            check_namespace(op.namespace_prefix)
+    elif isinstance(op, ListNamespacesOp):
+        conditions: Any = op.match_conditions
+        for condition in conditions or ():
+            check_namespace(condition.path)

@@ -9,7 +9,6 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.store.base import (
     NOT_PROVIDED,
     BaseStore,
-    GetOp,
     IndexConfig,
     InvalidNamespaceError,
     Item,
@@ -23,11 +22,12 @@ from langgraph.store.base import (
 from flowgentic_actors.adapters.decoding import serializer_of
 from flowgentic_actors.adapters.plan import run, run_sync
 from flowgentic_actors.adapters.ready import Ready
-from flowgentic_actors.adapters.shapes import check_namespace, check_shapes
+from flowgentic_actors.adapters.shapes import check_namespace
 from flowgentic_actors.adapters.store_batch import Batch
 from flowgentic_actors.adapters.store_ops import Operations, conflict
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.shared_settings import IndexSettings
+from flowgentic_actors.engine.commands import GetItem
 from flowgentic_actors.engine.replies import Conflict
 from flowgentic_actors.errors import InvalidRequestError
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from flowgentic_actors.adapters.embedding import Index
     from flowgentic_actors.adapters.missing_index import MissingIndex
 
-_RESERVED = "langgraph"
+_RESERVED = ("langgraph",)
 
 
 class AsyncStore(BaseStore):
@@ -73,7 +73,15 @@ class AsyncStore(BaseStore):
         ttl_config: The `ttl`, None without.
     """
 
-    __slots__ = ("_client", "_index", "_operations", "embeddings", "index_config", "ttl_config")
+    __slots__ = (
+        "_client",
+        "_direct",
+        "_index",
+        "_operations",
+        "embeddings",
+        "index_config",
+        "ttl_config",
+    )
 
     supports_ttl = True
 
@@ -86,6 +94,7 @@ class AsyncStore(BaseStore):
         ttl: TTLConfig | None = None,
     ) -> None:
         self._client = client
+        self._direct: bool = getattr(client, "direct", False)
         self.index_config = index
         self.embeddings: Embeddings | None = None
         self._index: Index | MissingIndex | None = None
@@ -116,15 +125,11 @@ class AsyncStore(BaseStore):
             InvalidNamespaceError: If a namespace is no tuple of labels; nothing is done then.
             FlowgenticError: What the first one failed with that failed; the others are done.
         """
-        ops = list(ops)
-        check_shapes(ops)
-        return await self._arun(ops)
+        return await self._arun(list(ops))
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Carry out operations, blocking; see `abatch`."""
-        ops = list(ops)
-        check_shapes(ops)
-        return self._run(ops)
+        return self._run(list(ops))
 
     async def aget(
         self, namespace: tuple[str, ...], key: str, *, refresh_ttl: bool | None = None
@@ -136,16 +141,19 @@ class AsyncStore(BaseStore):
             key: Under which key.
             refresh_ttl: Whether its life begins anew. Default: the configured `refresh_on_read`.
         """
-        query = self._operations.query_of(self._get_op(namespace, key, refresh_ttl))
-        shard = self._client.table.of_namespace(query.namespace)
-        return self._operations.item(await self._client.ask(shard, query))
+        query = self._query(namespace, key, refresh_ttl)
+        if self._direct:
+            reply = self._client.ask_sync(0, query)
+        else:
+            reply = await self._client.ask(self._client.table.of_namespace(query.namespace), query)
+        return self._operations.item(reply)
 
     def get(
         self, namespace: tuple[str, ...], key: str, *, refresh_ttl: bool | None = None
     ) -> Item | None:
         """Fetch an item, blocking; see `aget`."""
-        query = self._operations.query_of(self._get_op(namespace, key, refresh_ttl))
-        shard = self._client.table.of_namespace(query.namespace)
+        query = self._query(namespace, key, refresh_ttl)
+        shard = 0 if self._direct else self._client.table.of_namespace(query.namespace)
         return self._operations.item(self._client.ask_sync(shard, query))
 
     async def aput(
@@ -173,14 +181,17 @@ class AsyncStore(BaseStore):
             InvalidRequestError: If the value is no dict.
             InvalidNamespaceError: If the namespace is no tuple of labels.
         """
-        op = self._put_op(namespace, key, value, index, ttl)
+        minutes = self._minutes(namespace, ttl)
         if self._index is not None:
-            await self._arun([op], expected_version)
+            await self._arun([PutOp(namespace, key, value, index, minutes)], expected_version)
             return
-        command = self._operations.change_of(op, expected_version)
-        shard = self._client.table.of_namespace(command.namespace)
-        reply = await self._client.ask(shard, command)
-        if isinstance(reply, Conflict):
+        command = self._operations.change_of(namespace, key, value, minutes, expected_version)
+        if self._direct:
+            reply = self._client.ask_sync(0, command)
+        else:
+            shard = self._client.table.of_namespace(command.namespace)
+            reply = await self._client.ask(shard, command)
+        if type(reply) is Conflict:
             raise conflict(command, reply)
 
     def put(
@@ -194,8 +205,15 @@ class AsyncStore(BaseStore):
         expected_version: int | None = None,
     ) -> None:
         """Store an item, blocking; see `aput`."""
-        op = self._put_op(namespace, key, value, index, ttl)
-        self._run([op], expected_version)
+        minutes = self._minutes(namespace, ttl)
+        if self._index is not None:
+            self._run([PutOp(namespace, key, value, index, minutes)], expected_version)
+            return
+        command = self._operations.change_of(namespace, key, value, minutes, expected_version)
+        shard = 0 if self._direct else self._client.table.of_namespace(command.namespace)
+        reply = self._client.ask_sync(shard, command)
+        if type(reply) is Conflict:
+            raise conflict(command, reply)
 
     async def adelete(
         self, namespace: tuple[str, ...], key: str, *, expected_version: int | None = None
@@ -261,25 +279,17 @@ class AsyncStore(BaseStore):
             embedded = self._index.embed(batch.documents, batch.queries)
         return run_sync(self._client, batch.plan(embedded))
 
-    def _get_op(self, namespace: tuple[str, ...], key: str, refresh: bool | None) -> GetOp:
+    def _query(self, namespace: tuple[str, ...], key: str, refresh: bool | None) -> GetItem:
         if refresh is None:
             refresh = self.ttl_config is None or self.ttl_config.get("refresh_on_read", True)
-        if type(namespace) is not tuple:
-            check_namespace(namespace)
-        return GetOp(namespace, key, refresh)
+        return self._operations.query_of(namespace, key, refresh)
 
-    def _put_op(
-        self,
-        namespace: tuple[str, ...],
-        key: str,
-        value: Mapping[str, Any],
-        index: Literal[False] | list[str] | None,
-        ttl: float | NotProvided | None,
-    ) -> PutOp:
+    def _minutes(self, namespace: tuple[str, ...], ttl: float | NotProvided | None) -> float | None:
+        """How long an item that is put lives; its namespace may not be LangGraph's."""
         if type(namespace) is not tuple:
             check_namespace(namespace)
-            namespace = tuple(namespace)
-        if namespace[:1] == (_RESERVED,):
-            raise InvalidNamespaceError(f"Root label for namespace cannot be {_RESERVED!r}")
-        minutes = (self.ttl_config or {}).get("default_ttl") if ttl is NOT_PROVIDED else ttl
-        return PutOp(namespace, key, value, index, minutes)  # type: ignore[arg-type]
+        if namespace[:1] == _RESERVED:
+            raise InvalidNamespaceError(f"Root label for namespace cannot be {_RESERVED[0]!r}")
+        if ttl is not NOT_PROVIDED:
+            return ttl  # type: ignore[return-value]
+        return None if self.ttl_config is None else self.ttl_config.get("default_ttl")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from langgraph.store.base import Op, PutOp, Result, SearchOp
 
 from flowgentic_actors.adapters.plan import Plan, each
-from flowgentic_actors.adapters.store_ops import Change, Operations, check
-from flowgentic_actors.engine.commands import PutItem
+from flowgentic_actors.adapters.store_ops import Change, Operations, Wide
+from flowgentic_actors.engine.commands import GetItem, PutItem
 from flowgentic_actors.engine.limits import ItemPlace
 from flowgentic_actors.engine.limits import check as within_limits
 from flowgentic_actors.engine.model import Vector
@@ -55,12 +55,15 @@ class Batch:
         expected: int | None,
     ) -> None:
         self._operations = operations
-        self._ops = list(ops)
+        self._count = 0
+        self._gets: list[tuple[int, GetItem]] = []
+        self._wide: list[tuple[int, Op, Wide]] = []
         self._puts: dict[tuple[tuple[str, ...], str], _Put] = {}
         self.queries: list[str] = []
-        for number, op in enumerate(self._ops):
+        for number, op in enumerate(ops):
+            self._count += 1
             if isinstance(op, PutOp):
-                command = operations.change_of(op, expected)
+                command = operations.change_of(op.namespace, op.key, op.value, op.ttl, expected)
                 place = command.namespace, command.key
                 self._puts.pop(place, None)  # the last one counts, in its place
                 texts = []
@@ -69,36 +72,45 @@ class Batch:
                     within_limits(ItemPlace(*place, tuple([path for path, _ in texts])))
                 self._puts[place] = _Put(number, command, texts)
                 continue
-            check(op)
+            question = operations.question_of(op)
+            if isinstance(question, GetItem):
+                self._gets.append((number, question))
+                continue
+            self._wide.append((number, op, question))
             if isinstance(op, SearchOp) and index is not None and op.query:
                 self.queries.append(op.query)
         self.documents = [text for put in self._puts.values() for _, text in put.texts]
 
     def plan(self, embedded: Embedded | None) -> Plan[list[Result]]:
         """Reads first, then puts; an operation that fails keeps no other from being done."""
-        results: list[Result] = [None] * len(self._ops)
+        operations = self._operations
+        reads = [number for number, _, _ in self._wide]
+        reads += [number for number, _ in self._gets]
+        gets = [query for _, query in self._gets]
+        puts = self._puts.values()
+        found: list[Any] = []
+        if self._wide:
+            plans: list[Plan[Any]] = [operations.read(q, op, embedded) for _, op, q in self._wide]
+            if gets:
+                plans.append(operations.several(gets))
+            found += yield from each(plans)
+            if gets:
+                found += found.pop()
+        elif gets:
+            found += yield from operations.several(gets)
+        if puts:
+            changes = [_with_vectors(put, embedded) for put in puts]
+            found += yield from operations.several(changes)
+        results: list[Result] = [None] * self._count
         errors: dict[int, Exception] = {}
-        reads = {
-            number: self._operations.read(op, embedded)
-            for number, op in enumerate(self._ops)
-            if not isinstance(op, PutOp)
-        }
-        puts = {
-            put.number: self._operations.change(_with_vectors(put, embedded))
-            for put in self._puts.values()
-        }
-        for plans in (reads, puts):
-            if not plans:
-                continue
-            found = yield from each(list(plans.values()))
-            for number, result in zip(plans, found, strict=True):
-                if isinstance(result, Exception):
-                    errors[number] = result
-                else:
-                    results[number] = result
+        for number, result in zip((*reads, *(put.number for put in puts)), found, strict=True):
+            if isinstance(result, Exception):
+                errors[number] = result
+            else:
+                results[number] = result
         if errors:
             first = min(errors)
-            if len(self._ops) > 1:
+            if self._count > 1:
                 others = f", and so did {len(errors) - 1} others" if len(errors) > 1 else ""
                 errors[first].add_note(f"operation {first} of the batch failed{others}")
             raise errors[first]

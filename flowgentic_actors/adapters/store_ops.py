@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import merge
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -25,9 +25,9 @@ from langgraph.store.base import (
 from flowgentic_actors.adapters.facets import replaced
 from flowgentic_actors.adapters.ids import text_of, whole
 from flowgentic_actors.adapters.items import item_of, search_item_of
-from flowgentic_actors.adapters.plan import Ask, Plan, over_shards, over_table
+from flowgentic_actors.adapters.plan import Ask, Each, Plan, over_shards, over_table
 from flowgentic_actors.adapters.serializing import entries, name_unserializable
-from flowgentic_actors.adapters.shapes import not_a_dict
+from flowgentic_actors.adapters.shapes import check_namespace, check_shape, not_a_dict
 from flowgentic_actors.cluster.client import MemoryClient
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.commands import (
@@ -42,8 +42,8 @@ from flowgentic_actors.engine.commands import (
 from flowgentic_actors.engine.limits import ItemPlace
 from flowgentic_actors.engine.limits import check as within_limits
 from flowgentic_actors.engine.model import MAX_LABELS, MAX_TEXT, ItemPosition, RankPosition
-from flowgentic_actors.engine.replies import Conflict, ScoredRow
-from flowgentic_actors.errors import InvalidRequestError, VersionConflictError
+from flowgentic_actors.engine.replies import Conflict, ItemReply, ScoredRow
+from flowgentic_actors.errors import FlowgenticError, InvalidRequestError, VersionConflictError
 
 if TYPE_CHECKING:
     from flowgentic_actors.adapters.embedding import Embedded
@@ -53,9 +53,15 @@ _MOST = 2**52  # more than any shard holds; a limit and an offset of it still fi
 _MINUTE_US = 60_000_000
 _plain_text = str.__str__
 _PLAIN = (str, int, float, bool, bytes, type(None))
+_all_plain = frozenset({str}).issuperset
+
+_KEY: Final = MAX_TEXT - 512  # characters of a key that a namespace in `_checked` leaves room for
+_MOST_CHECKED: Final = 1024
+_checked: set[tuple[str, ...]] = set()  # namespaces of ASCII text within the limits
 
 Search: TypeAlias = SearchItems | RankItems
 Change: TypeAlias = PutItem | DeleteItem
+Wide: TypeAlias = SearchItems | ListNamespaces
 
 
 class Operations:
@@ -86,81 +92,139 @@ class Operations:
             InvalidNamespaceError: If its namespace is.
         """
         if isinstance(op, PutOp):
-            return self.change(self.change_of(op, expected))
-        check(op)
-        return self.read(op, None)
+            return self.one(self.change_of(op.namespace, op.key, op.value, op.ttl, expected))
+        question = self.question_of(op)
+        return self.one(question) if isinstance(question, GetItem) else self.read(question)
 
-    def read(self, op: Op, embedded: Embedded | None) -> Plan[Result]:
-        """The plan of an operation that was checked and changes nothing."""
-        match op:
-            case GetOp():
-                return self._get(op)
-            case SearchOp() if embedded is not None and op.query:
-                return self._rank(op, embedded.queries[op.query], embedded.metric)
-            case SearchOp():
-                return self._search(op)
-            case ListNamespacesOp():
-                return self._list_namespaces(op)
-        raise AssertionError(f"{op!r} was not checked")
+    def read(
+        self, question: Wide, op: Op | None = None, embedded: Embedded | None = None
+    ) -> Plan[Any]:
+        """The plan of a search or a listing.
 
-    def change_of(self, op: PutOp, expected: int | None) -> Change:
+        Args:
+            question: What `question_of` made.
+            op: The search, if it has a query.
+            embedded: Its query's vector, None without an index.
+        """
+        if isinstance(question, ListNamespaces):
+            return self._list_namespaces(question)
+        if embedded is not None and isinstance(op, SearchOp) and op.query:
+            return self._rank(question, embedded.queries[op.query], embedded.metric)
+        return self._search(question)
+
+    def change_of(
+        self,
+        namespace: tuple[str, ...],
+        key: str,
+        value: Mapping[str, Any] | None,
+        minutes: float | None,
+        expected: int | None,
+    ) -> Change:
         """The command of a put or delete; its value is serialized here and now.
+
+        Args:
+            namespace: Where.
+            key: Under which key.
+            value: What, None to delete it.
+            minutes: How long it lives, None for ever.
+            expected: Version that the item must have.
 
         Raises:
             InvalidRequestError: If it is impossible, or its value cannot be serialized.
             InvalidNamespaceError: If its namespace is.
         """
-        namespace, key = place_of(op)
+        namespace, key = place_of(namespace, key, deletes=value is None)
         if not namespace:
             raise InvalidNamespaceError("Namespace cannot be empty.")
         if expected is not None:
             expected = whole("expected_version", expected)
-        if op.value is None:
+        if value is None:
             return DeleteItem(namespace, key, expected)
-        try:
-            value = {**op.value}  # other than dict(), this takes no list of pairs
-        except TypeError as error:
-            raise not_a_dict(op) from error
+        if type(value) is not dict:
+            try:
+                value = {**value}  # other than dict(), this takes no list of pairs
+            except TypeError as error:
+                raise not_a_dict(namespace, key, value) from error
         try:
             blob = self._serde.dumps_typed(value)
         except Exception as error:
             item = f"the item {key!r} in {namespace}: value"
             name_unserializable(error, self._serde, entries(item, value))
             raise
-        return PutItem(namespace, key, blob, _ttl_us(op), expected)
+        return PutItem(namespace, key, blob, 0 if minutes is None else _ttl_us(minutes), expected)
 
-    def change(self, command: Change) -> Plan[Result]:
-        """The plan of a put or delete."""
-        reply = yield Ask(self._client.table.of_namespace(command.namespace), command)
-        if isinstance(reply, Conflict):
-            raise conflict(command, reply)
-        return None
-
-    def query_of(self, op: GetOp) -> GetItem:
+    def query_of(self, namespace: tuple[str, ...], key: str, refresh: object) -> GetItem:
         """The query of a get.
 
         Raises:
             InvalidRequestError: If it is impossible.
             InvalidNamespaceError: If its namespace is.
         """
-        namespace, key = place_of(op)
-        return GetItem(namespace, key, bool(op.refresh_ttl), self._expired)
+        namespace, key = place_of(namespace, key)
+        return GetItem(namespace, key, bool(refresh), self._expired)
+
+    def question_of(self, op: Op) -> GetItem | Wide:
+        """The question of an operation that changes nothing; the limits of its fields are checked.
+
+        Raises:
+            InvalidRequestError: If it is impossible.
+            InvalidNamespaceError: If a namespace is.
+        """
+        if isinstance(op, GetOp):
+            return self.query_of(op.namespace, op.key, op.refresh_ttl)
+        check_shape(op)
+        validate_op_namespace(op)
+        if isinstance(op, SearchOp):
+            return within_limits(_search_of(op, self._expired))
+        if isinstance(op, ListNamespacesOp):
+            return within_limits(_listing_of(op, self._expired))
+        raise InvalidRequestError(f"{type(op).__name__} is not a store operation")
 
     def item(self, reply: Any) -> Item | None:
         """What a get found."""
         return None if reply.row is None else item_of(reply.row, self._serde)
 
-    def _get(self, op: GetOp) -> Plan[Result]:
-        query = self.query_of(op)
-        return self.item((yield Ask(self._client.table.of_namespace(query.namespace), query)))
+    def result(self, command: GetItem | Change, reply: Any) -> Result:
+        """What a get, put or delete came to.
 
-    def _search(self, op: SearchOp) -> Plan[Any]:
-        query = _search_of(op, self._expired)
+        Raises:
+            VersionConflictError: If it expected another version.
+        """
+        if type(reply) is ItemReply:
+            return self.item(reply)
+        if type(reply) is Conflict:
+            assert not isinstance(command, GetItem)
+            raise conflict(command, reply)
+        return None
+
+    def one(self, command: GetItem | Change) -> Plan[Result]:
+        """The plan of a get, put or delete."""
+        shard = self._client.table.of_namespace(command.namespace)
+        return self.result(command, (yield Ask(shard, command)))
+
+    def several(self, commands: Sequence[GetItem | Change]) -> Plan[list[Result | Exception]]:
+        """The plan of gets, puts or deletes: all are asked at once.
+
+        One that fails has its error in the place of its result.
+        """
+        of = self._client.table.of_namespace
+        answers = yield Each([Ask(of(command.namespace), command) for command in commands])
+        results: list[Result | Exception] = []
+        for command, answer in zip(commands, answers, strict=True):
+            if isinstance(answer, Exception):
+                results.append(answer)
+                continue
+            try:
+                results.append(self.result(command, answer))
+            except FlowgenticError as error:
+                results.append(error)
+        return results
+
+    def _search(self, query: SearchItems) -> Plan[Any]:
         found = yield from self._over_shards(query, _place)
         return [search_item_of(row, None, self._serde) for row in found]
 
-    def _rank(self, op: SearchOp, vector: bytes, metric: Metric) -> Plan[Any]:
-        unranked = _search_of(op, self._expired)
+    def _rank(self, unranked: SearchItems, vector: bytes, metric: Metric) -> Plan[Any]:
         query = RankItems(
             unranked.prefix,
             unranked.filter,
@@ -192,8 +256,7 @@ class Operations:
 
         return (yield from over_table(self._client, ask))
 
-    def _list_namespaces(self, op: ListNamespacesOp) -> Plan[Result]:
-        query = _listing_of(op, self._expired)
+    def _list_namespaces(self, query: ListNamespaces) -> Plan[Result]:
         last = query.limit + query.offset
 
         def ask(table: SlotTable) -> Plan[list[list[tuple[str, ...]]]]:
@@ -216,26 +279,9 @@ def conflict(command: Change, reply: Conflict) -> VersionConflictError:
     )
 
 
-def check(op: Op) -> None:
-    """Make sure that an operation is possible.
-
-    Raises:
-        InvalidRequestError: If it is not.
-        InvalidNamespaceError: If its namespace is not.
-    """
-    if isinstance(op, (GetOp, PutOp)):
-        place_of(op)
-        return
-    validate_op_namespace(op)
-    if isinstance(op, SearchOp):
-        within_limits(_search_of(op, expired=False))
-    elif isinstance(op, ListNamespacesOp):
-        within_limits(_listing_of(op, expired=False))
-    else:
-        raise InvalidRequestError(f"{type(op).__name__} is not a store operation")
-
-
-def place_of(op: GetOp | PutOp) -> tuple[tuple[str, ...], str]:
+def place_of(
+    namespace: tuple[str, ...], key: str, *, deletes: bool = False
+) -> tuple[tuple[str, ...], str]:
     """The labels and the key of an item as plain text.
 
     Those of an item to delete may be of any length: it may be there from an earlier version.
@@ -244,22 +290,38 @@ def place_of(op: GetOp | PutOp) -> tuple[tuple[str, ...], str]:
         InvalidRequestError: If there cannot be such an item.
         InvalidNamespaceError: If there cannot be such a namespace.
     """
-    key = op.key if type(op.key) is str else text_of("key", op.key)
+    if (
+        type(key) is str
+        and key.isascii()
+        and len(key) <= _KEY
+        and type(namespace) is tuple
+        and _all_plain(map(type, namespace))  # other kinds of text may equal what they are not
+        and namespace in _checked
+    ):
+        return namespace, key
+    return _place_of(namespace, key, deletes)
+
+
+def _place_of(namespace: tuple[str, ...], key: str, deletes: bool) -> tuple[tuple[str, ...], str]:
+    if type(namespace) is not tuple:
+        check_namespace(namespace)
+    op = GetOp(namespace, key)
+    key = key if type(key) is str else text_of("key", key)
     try:
-        labels = tuple(map(_plain_text, op.namespace))
+        labels = tuple(map(_plain_text, namespace))
     except TypeError:
         validate_op_namespace(op)
         raise
     joined = "".join(labels)
     if "." in joined or "\0" in joined or not all(labels):
         validate_op_namespace(op)
-    if (
-        len(joined) + len(key) > MAX_TEXT
-        or len(labels) > MAX_LABELS
-        or not (joined.isascii() and key.isascii())
-    ):
-        deletes = isinstance(op, PutOp) and op.value is None
+    fits = len(labels) <= MAX_LABELS and joined.isascii()
+    if not fits or len(joined) + len(key) > MAX_TEXT or not key.isascii():
         within_limits(DeleteItem(labels, key) if deletes else ItemPlace(labels, key))
+    if fits and len(joined) <= MAX_TEXT - _KEY:
+        if len(_checked) >= _MOST_CHECKED:
+            _checked.clear()
+        _checked.add(labels)
     return labels, key
 
 
@@ -361,12 +423,10 @@ def _replaced(value: Any) -> Any:
     return value
 
 
-def _ttl_us(op: PutOp) -> int:
-    if op.ttl is None:
-        return 0
-    if not 0 < op.ttl < math.inf:
-        raise InvalidRequestError(f"ttl must be a positive number of minutes, not {op.ttl!r}")
-    return max(1, min(int(op.ttl * _MINUTE_US), _MOST))
+def _ttl_us(minutes: float) -> int:
+    if not 0 < minutes < math.inf:
+        raise InvalidRequestError(f"ttl must be a positive number of minutes, not {minutes!r}")
+    return max(1, min(int(minutes * _MINUTE_US), _MOST))
 
 
 def window(op: SearchOp | ListNamespacesOp) -> tuple[int, int]:

@@ -74,7 +74,8 @@ class MemoryClient(Protocol):
     several shards has to be begun anew, by a newer table, when it fails with `SlotsMovedError`.
 
     A cluster's clients have two more attributes: `index`, how the memory's items are embedded, and
-    `allowed_types`, what adapters decode to where they are given no serializer.
+    `allowed_types`, what adapters decode to where they are given no serializer. One with a single
+    shard in this process has `direct`: whether it answers `ask_sync` without ever waiting.
 
     Attributes:
         table: Which shard a key belongs to.

@@ -68,6 +68,9 @@ class InlineClient:
         index: How items are embedded, where there is no memory on disk.
         settings: How much the shard keeps, where there is no memory on disk.
         allowed_types: As in `MemoryConfig`.
+
+    Attributes:
+        direct: Whether `ask_sync` never waits: then `ask` need not be awaited.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class InlineClient:
         self._timeout = timeout
         self._close_timeout = close_timeout
         self._requests = 0
+        self.direct = memory is None
+        self._usable = True  # neither ended, closed nor forked
         self._opened = time.time()
         self._events: list[ClusterEvent] = []
         self._slow = SlowRequests(lambda kind, detail: self.event(kind, detail, "shard-0"))
@@ -160,6 +165,9 @@ class InlineClient:
 
     def ask_sync(self, shard: int, command: Command) -> Reply:  # noqa: ARG002 - there is one
         """Have the shard carry out a command; see `MemoryClient.ask_sync`."""
+        if self._usable and self.direct and type(command) not in _PAGED:  # nearly always
+            self._requests += 1
+            return self._shard.ask(command)
         if self._memory is not None:
             answer = self._begin(self._memory, command, None)
             if not isinstance(answer, Blocking):
@@ -172,11 +180,8 @@ class InlineClient:
                     return answer.result()
                 patience.lapse(limit)
             raise self._late()
-        if self._unusable is not None or self._end_reason is not None:
-            self._check_usable()
+        self._check_usable()
         self._requests += 1
-        if type(command) not in _PAGED:
-            return self._shard.ask(command)
         begun = time.monotonic()
         reply = self._shard.ask(command)
         self._took = time.monotonic() - begun
@@ -192,7 +197,8 @@ class InlineClient:
     def _begin(
         self, memory: LocalMemory, command: Command, loop: asyncio.AbstractEventLoop | None
     ) -> Reply | Promise[Reply]:
-        self._check_usable()
+        if not self._usable:
+            self._check_usable()
         self._requests += 1
         if type(command) not in _PAGED:
             return memory.ask(command, loop)
@@ -265,12 +271,14 @@ class InlineClient:
 
     def end(self, reason: str) -> None:
         """Take no more commands; callable from any thread."""
+        self._usable = False
         if self._end_reason is None:
             self._end_reason = reason
             self.event("cluster_closing", reason)
 
     async def close(self) -> None:
         """Refuse everything from now on, and seal the memory on disk."""
+        self._usable = False
         forked, self._unusable = self._unusable == "forked", "closed"
         self._shard.close()
         if self._memory is not None and not forked:
@@ -288,6 +296,7 @@ class InlineClient:
 
     def after_fork(self) -> None:
         """A forked child has a copy that nobody else sees: refuse to write into it."""
+        self._usable = False
         self._unusable = self._unusable or "forked"
         self._shard.after_fork()
         if self._memory is not None:

@@ -100,6 +100,16 @@ class Items:
             command.vectors,
         )
 
+    def takes(self, command: PutItem) -> bool:
+        """Whether a put has neither conditions nor consequences; see `Shard.writes`."""
+        return not (
+            command.expected is not None
+            or command.ttl_us
+            or command.vectors
+            or self._expiry.lives
+            or self.vectors.total_bytes
+        )
+
     def plan_delete(self, command: DeleteItem, now_us: int) -> ItemDeleted | Conflict | None:
         """Decide what removing an item would record."""
         place = command.namespace, command.key
@@ -160,30 +170,37 @@ class Items:
         sizes = sum(item.size for items in stored for item in items)
         self.bytes = sizes + self.vectors.total_bytes
 
-    def store(self, record: ItemStored, lsn: int) -> None:
-        """Carry out the record of an item; see `Shard.replay`."""
-        namespace = self._namespaces.get(record.namespace)
+    def store(self, record: ItemStored | PutItem, lsn: int, now_us: int = 0) -> None:
+        """Carry out the record of an item, or a put that `takes` says is possible, at its time."""
+        name, key = record.namespace, record.key
+        namespace = self._namespaces.get(name)
         if namespace is None:
-            namespace = self._namespaces[record.namespace] = _Namespace()
+            namespace = self._namespaces[name] = _Namespace()
             if self._order is not None:
-                self._order.add(record.namespace)
-        old = namespace.items.get(record.key)
+                self._order.add(name)
+        old = namespace.items.get(key)
         if old is not None:
             self._drop(old)
         else:
             self._count += 1
             if namespace.order is not None:
-                namespace.order.add(record.key)
+                namespace.order.add(key)
         kind, data = record.value
-        updated = record.updated_us
-        # one number for both times of what was never updated: a number is an object
-        created = updated if record.created_us == updated else record.created_us
+        if isinstance(record, PutItem):
+            updated = now_us
+            created = now_us if old is None else old.created_us
+        else:
+            updated = record.updated_us
+            # one number for both times of what was never updated: a number is an object
+            created = updated if record.created_us == updated else record.created_us
         item = StoredItem(intern(kind), data, shared(len(data)), lsn, created, updated)
-        namespace.items[record.key] = item
+        namespace.items[key] = item
         self._values.keep(item)
         self.bytes += item.size
+        if isinstance(record, PutItem):
+            return
         if record.expires_us or self._expiry.lives:
-            self._expiry.begin((record.namespace, record.key), record.expires_us, record.ttl_us)
+            self._expiry.begin((name, key), record.expires_us, record.ttl_us)
         if self._searchable and (record.vectors or self.vectors):
             self._put_vectors(record)
 

@@ -139,6 +139,18 @@ class Shard:
             PutCheckpoint: self._threads.plan_checkpoint,
             PutWrites: self._threads.plan_writes,
         }
+        # Those that a shard without a journal, a limit or a retention carries out at once: reads
+        # that change nothing, whatever the time, and writes that may turn out to be recorded just
+        # as they are asked for; a write has (whether it does, how it is carried out).
+        self.reads: dict[type, Callable[[Any], Reply | None]] = {
+            GetItem: self._item_queries.get_at_once,
+            GetCheckpoint: self._thread_queries.get,
+        }
+        self.writes: dict[type, tuple[Callable[[Any], bool], Callable[[Any, int, int], None]]] = {
+            PutItem: (self._items.takes, self._items.store),
+            PutCheckpoint: (self._threads.takes_checkpoint, self._threads.store_checkpoint),
+            PutWrites: (self._threads.takes_writes, self._threads.store_writes),
+        }
         self._replays: dict[type, Callable[[Any, int], None]] = {
             ItemStored: self._items.store,
             CheckpointStored: self._threads.store_checkpoint,
@@ -246,12 +258,25 @@ class Shard:
         Only for a shard that keeps all values in memory.
 
         Args:
-            begun: The record, or the command about cached values. Other commands change nothing.
+            begun: The record, or a command about cached values, or one of the `writes` that was
+                found to be recorded just as it is. Other commands change nothing.
             now_us: The time, as for `query`.
         """
         match begun:
             case CacheGet() | CacheSet() | CacheClear():
                 self._cache.redo(begun, now_us)
+                return
+            case PutItem():
+                self._items.restore([(begun.namespace, begun.key)])
+                self._items.store(begun, NOWHERE, now_us)
+                return
+            case PutCheckpoint():
+                self._threads.restore([begun.thread_id])
+                self._threads.store_checkpoint(begun, NOWHERE, now_us)
+                return
+            case PutWrites():
+                self._threads.restore([begun.thread_id])
+                self._threads.store_writes(begun, NOWHERE, now_us)
                 return
             case ItemStored(namespace, key) | ItemDeleted(namespace, key):
                 self._items.restore([(namespace, key)])

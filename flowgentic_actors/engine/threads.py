@@ -118,17 +118,12 @@ class Threads:
 
     def plan_writes(self, command: PutWrites, now_us: int) -> WritesStored | None:
         """Decide which of a task's writes are accepted; None when none is."""
-        branch = self.branch(command.thread_id, command.checkpoint_ns)
-        if (
-            self._retention.keep_last is not None
-            and branch is not None
-            and self._was_dropped(branch, command.checkpoint_id)
-        ):
-            return None
-        known = branch.writes.get(command.checkpoint_id) if branch else None
-        if known is None and len(command.writes) == 1:
+        if self._retention.keep_last is None and self.takes_writes(command):
             return _writes_stored(command, command.writes, now_us)
-        known = known or {}
+        branch = self.branch(command.thread_id, command.checkpoint_ns)
+        if branch is not None and self._was_dropped(branch, command.checkpoint_id):
+            return None
+        known = (branch.writes.get(command.checkpoint_id) if branch else None) or {}
         accepted: dict[int, Write] = {}
         for write in command.writes:
             if write.index < 0 or (
@@ -138,6 +133,31 @@ class Threads:
         if not accepted:
             return None
         return _writes_stored(command, tuple(accepted.values()), now_us)
+
+    def takes_checkpoint(self, command: PutCheckpoint) -> bool:
+        """Whether `plan_checkpoint` would record just what was asked for; see `Shard.writes`."""
+        if command.follows:
+            return False
+        if command.present:
+            branch = self.branch(command.thread_id, command.checkpoint_ns)
+            if branch is None:
+                return False
+            known, versions = branch.blobs, command.versions
+            for channel in command.present:
+                if (channel, versions.get(channel)) not in known:
+                    return False
+        return True
+
+    def takes_writes(self, command: PutWrites) -> bool:
+        """Whether `plan_writes` would record just what was asked for; see `Shard.writes`."""
+        if len(command.writes) != 1:
+            return False
+        branch = self.branch(command.thread_id, command.checkpoint_ns)
+        known = None if branch is None else branch.writes.get(command.checkpoint_id)
+        if known is None:
+            return True
+        index = command.writes[0].index
+        return index < 0 or (command.task_id, index) not in known
 
     def _was_dropped(self, branch: Branch, checkpoint_id: str) -> bool:
         """Whether writes come too late: their checkpoint is older than all that are kept."""
@@ -226,8 +246,10 @@ class Threads:
                 for thread_id in thread_ids:
                     self._delete(thread_id)
 
-    def store_checkpoint(self, record: CheckpointStored, lsn: int) -> None:
-        """Carry out the record of a checkpoint; see `Shard.replay`."""
+    def store_checkpoint(
+        self, record: CheckpointStored | PutCheckpoint, lsn: int, time_us: int = 0
+    ) -> None:
+        """Carry out the record of a checkpoint, or a command at its time; see `Shard.replay`."""
         thread, branch = self._make(record.thread_id, record.checkpoint_ns)
         checkpoint = self._values.place(record.checkpoint, lsn)
         metadata = self._values.place(record.metadata, lsn)
@@ -244,10 +266,16 @@ class Threads:
         self._store_blobs(thread, branch, record, lsn)
         if self._runs is not None:
             _note_run(self._runs, record.thread_id, record.facets)
-        self._touch(record.thread_id, thread, record.time_us)
+        if not isinstance(record, PutCheckpoint):
+            time_us = record.time_us
+        self._touch(record.thread_id, thread, time_us)
 
     def _store_blobs(
-        self, thread: Thread, branch: Branch, record: CheckpointStored | BlobsKept, lsn: int
+        self,
+        thread: Thread,
+        branch: Branch,
+        record: CheckpointStored | PutCheckpoint | BlobsKept,
+        lsn: int,
     ) -> None:
         size = 0
         for channel, blob in record.blobs.items():
@@ -261,8 +289,8 @@ class Threads:
             size += value.size
         self._count(thread, size)
 
-    def store_writes(self, record: WritesStored, lsn: int) -> None:
-        """Carry out the record of pending writes; see `Shard.replay`."""
+    def store_writes(self, record: WritesStored | PutWrites, lsn: int, time_us: int = 0) -> None:
+        """Carry out the record of pending writes, or a command; see `store_checkpoint`."""
         thread, branch = self._make(record.thread_id, record.checkpoint_ns)
         writes = branch.writes.setdefault(record.checkpoint_id, {})
         size = 0
@@ -274,7 +302,9 @@ class Threads:
             size += value.size
             writes[key] = PendingWrite(write.channel, value, record.task_path)
         self._count(thread, size)
-        self._touch(record.thread_id, thread, record.time_us)
+        if not isinstance(record, PutWrites):
+            time_us = record.time_us
+        self._touch(record.thread_id, thread, time_us)
 
     def _delete(self, thread_id: str) -> None:
         thread = self._threads.pop(thread_id, None)

@@ -9,6 +9,8 @@ import msgspec
 from flowgentic_actors.engine.commands import WRITES, Command
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.engine.replies import Reply
+from flowgentic_actors.engine.shard import DONE
+from flowgentic_actors.engine.values import NOWHERE
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.sweeper import Sweeper
@@ -26,6 +28,9 @@ class BareShard:
         self._clock = Clock()
         self._shard = settings.make_shard()
         self._ceilings = settings.ceilings if settings.ceilings.any else None
+        limited = settings.ceilings.any or settings.keep_last is not None or settings.thread_ttl
+        self._writes = {} if limited else self._shard.writes
+        self._reads = self._shard.reads
         # The operation under way. A signal handler may raise at any instruction: the next call
         # finds the interrupted operation here, and completes it first.
         self._begun: Command | Record | None = None
@@ -41,6 +46,16 @@ class BareShard:
         with self._mutex:
             if self._begun is not None:
                 self._complete()
+            kind = type(command)
+            if kind in self._writes:
+                takes, carry_out = self._writes[kind]
+                if takes(command):
+                    self._begun = command
+                    carry_out(command, NOWHERE, self._clock.tick())
+                    self._begun = None
+                    return DONE
+            elif kind in self._reads and (found := self._reads[kind](command)) is not None:
+                return found
             shard, now_us = self._shard, self._clock.tick()
             if not isinstance(command, WRITES):
                 self._begun = command

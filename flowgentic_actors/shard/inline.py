@@ -99,7 +99,8 @@ class JournaledShard:
             raise JournalLockedError(f"the journal in {folder} is open in another process")
         self._mutex = threading.RLock()
         self._shard = settings.make_shard()
-        self._ceilings = settings.ceilings
+        self._ceilings = settings.ceilings if settings.ceilings.any else None
+        self._trims = settings.keep_last is not None
         self._clock = Clock()
         self._sweeper = Sweeper(self._sweep, settings.sweep_seconds)
         # What is under way: an exception in its middle leaves it here, as in a `BareShard`.
@@ -269,6 +270,10 @@ class JournaledShard:
             waiting.answer(answer)
 
     def _read(self, query: Query, loop: asyncio.AbstractEventLoop | None) -> Reply | Promise[Reply]:
+        if self._group is None and (read := self._shard.reads.get(type(query))) is not None:
+            found = read(query)
+            if found is not None:
+                return found
         now_us = self._clock.now()
         self._begun = query
         reply = self._shard.query(query, now_us)
@@ -286,9 +291,11 @@ class JournaledShard:
         reply, record = self._shard.plan(command, now_us)
         payloads: list[bytes] = []
         if record is not None:
-            self._ceilings.check(self._shard, record)
-            payloads += self._keep(record, now_us, urgent=isinstance(command, MAKES_ROOM))
-            payloads += self._keep_own(self._shard.plan_trim(record), now_us)
+            if self._ceilings is not None:
+                self._ceilings.check(self._shard, record)
+            payloads = self._keep(record, now_us, urgent=isinstance(command, MAKES_ROOM))
+            if self._trims:
+                payloads += self._keep_own(self._shard.plan_trim(record), now_us)
             if self._shard.any_expires:
                 self._sweeper.start()
         answer = reply if self._group is None else self._group.commit(reply, payloads, loop)
@@ -304,9 +311,11 @@ class JournaledShard:
         payload = encode_entry(own_entry(record, now_us))
         size = len(payload) + ENTRY_OVERHEAD
         group = self._group
-        waiting = 0 if group is None else group.waiting_bytes
-        self._upkeep.check_room(size + waiting, urgent=urgent)
-        if not isinstance(self._begun, RECORDS):  # otherwise this is a part of what is under way
+        wanted = size if group is None else size + group.waiting_bytes
+        self._upkeep.check_room(wanted, urgent=urgent)
+        if self._begun is None or not isinstance(
+            self._begun, RECORDS
+        ):  # otherwise this is a part of what is under way
             self._begun = record
         if group is not None:
             self._shard.replay(record)

@@ -206,19 +206,17 @@ async def test_writes_are_stored(loopback: Loopback, ratios: Ratios) -> None:
 
 async def test_a_checkpoint_is_fetched(loopback: Loopback, ratios: Ratios) -> None:
     saver, reference = AsyncCheckpointSaver(loopback), InMemorySaver()
-    check(await ratios(await gets(saver), await gets(reference)), client=1.68, actor=1.4)
+    check(await ratios(await gets(saver), await gets(reference)), client=1.5, actor=1.4)
 
 
 async def test_an_item_is_stored(loopback: Loopback, ratios: Ratios) -> None:
     store = AsyncStore(loopback)
-    check(await ratios(store_puts(store), store_puts(InMemoryStore())), client=1.31, actor=3.5)
+    check(await ratios(store_puts(store), store_puts(InMemoryStore())), client=1.1, actor=3.6)
 
 
 async def test_an_item_is_fetched(loopback: Loopback, ratios: Ratios) -> None:
     store, reference = AsyncStore(loopback), InMemoryStore()
-    check(
-        await ratios(await store_gets(store), await store_gets(reference)), client=2.52, actor=1.66
-    )
+    check(await ratios(await store_gets(store), await store_gets(reference)), client=1.8, actor=1.7)
 
 
 def established() -> tuple[ClientChannel, Any]:
