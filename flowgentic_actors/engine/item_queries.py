@@ -215,7 +215,7 @@ class _Page:
 
     def fill(self) -> bool:
         """Take candidates until the page is full; False when their values have to be fetched."""
-        size = 0
+        size = seen = 0  # bytes of what is given, and of what was looked into
         matches = self._matches
         found, room, step = self.found, self._room, self._pace.step
         if not room:
@@ -223,6 +223,7 @@ class _Page:
         for looked, candidate in enumerate(self._candidates(), 1):
             item = candidate[1]
             if item is not None:
+                seen += item.size
                 if matches is not None and item.data is None:
                     return self._end_before_cold()
                 if matches is None or matches(*self._values.blob(item)):
@@ -235,10 +236,7 @@ class _Page:
                             return True
                         found.append(candidate)
             self.last = candidate
-            if len(found) == room or (
-                (not looked % step or (item is not None and item.size > LARGE))
-                and self._pace.is_over()
-            ):
+            if len(found) == room or ((not looked % step or seen > LARGE) and self._pace.is_over()):
                 self.has_more = True
                 return True
         return True
