@@ -150,6 +150,7 @@ def make_folders(
     for level in reversed(missing):
         make_folder(level)
         made(level)
+    folder = trusted_path(path)  # what was missing may have been made by somebody else meanwhile
     check_folder(folder, secret=secret)
     return folder
 
