@@ -109,14 +109,20 @@ class ItemQueries:
 
         def candidates() -> Iterator[_Candidate]:
             after: ItemPosition | None = None
-            if start is None or start.score is not None:
+            has, size = self._items.vectors.has, len(query.vector)
+            if start is not None and start.score is None:
+                after = start.item
+            elif query.metric != "l2" and not any(query.vector):
+                # All score the same, and are in the order of their places.
+                after = None if start is None else start.item
+                for place, item in self._items.below(query.prefix, after):
+                    yield place, item if has(place, size) else None, 0.0
+                after = None
+            else:
                 for score, place in self._ranked(query):
                     yield place, self._items.find(place), score
-            else:
-                after = start.item
-            has = self._items.vectors.has
             for place, item in self._items.below(query.prefix, after):
-                yield place, None if has(place, len(query.vector)) else item, None
+                yield place, None if has(place, size) else item, None
 
         page = self._page(query, candidates, now_us)
         if not page.fill():

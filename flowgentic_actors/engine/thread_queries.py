@@ -279,7 +279,7 @@ class ThreadQueries:
         """One page of a thread, as the commands that would write it."""
         checkpoints: list[PutCheckpoint] = []
         writes: list[PutWrites] = []
-        size = 0
+        size = looked = 0
         last: Position | None = None
         pace, after = Pace(), query.after
         for ns, branch in sorted(self._threads.branches(query.thread_id).items()):
@@ -301,7 +301,9 @@ class ThreadQueries:
                 if entry is not None:
                     known = entry.versions
                 size += branch.bytes_of(checkpoint_id, fresh.values())
-                if last is not None and (size > PAGE_BYTES or pace.is_over()):
+                looked += 1 + len(versions)
+                late = looked >= pace.step and pace.is_over()
+                if last is not None and (size > PAGE_BYTES or late):
                     return ThreadPage(tuple(checkpoints), tuple(writes), last)
                 if entry is not None:
                     checkpoints.append(self._as_command(position, entry, fresh))

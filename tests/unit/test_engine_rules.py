@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import sys
 from contextlib import suppress
 from typing import Any
@@ -28,11 +29,12 @@ from flowgentic_actors.engine.commands import (
     PutCheckpoint,
     PutItem,
     PutWrites,
+    RankItems,
     ReadThread,
     SearchItems,
 )
 from flowgentic_actors.engine.limits import MAX_LEVELS
-from flowgentic_actors.engine.model import Blob, Position, Scalar, Version, Write
+from flowgentic_actors.engine.model import Blob, Position, Scalar, Vector, Version, Write
 from flowgentic_actors.engine.replies import (
     CheckpointPage,
     CheckpointReply,
@@ -43,6 +45,7 @@ from flowgentic_actors.engine.replies import (
     ItemRow,
     MissingBlobs,
     NamespacePage,
+    RankPage,
     Reply,
     ThreadPage,
 )
@@ -590,6 +593,28 @@ def test_a_listing_over_all_threads_costs_its_answer(shard: Shard) -> None:
     assert _work(shard, ListCheckpoints(limit=1)) < 100
     assert _work(shard, ListCheckpoints(before="0500", limit=1)) < 100
     assert _work(shard, ListCheckpoints(checkpoint_id="0500")) < 100
+
+
+@pytest.mark.parametrize("metric", ["cosine", "inner_product"])
+def test_a_search_for_nothing_in_particular_costs_its_answer(shard: Shard, metric: Any) -> None:
+    """Which a vector of zeros is; all items score the same."""
+    one, none = (struct.pack("<2f", *vector) for vector in ((1, 0), (0, 0)))
+    for number in range(1000):
+        vectors = (Vector("$", one),) if number % 3 else ()
+        shard.apply(PutItem((f"n{number % 7}",), f"{number}", blob(), vectors=vectors), 0)
+    there = [(f"n{number % 7}", f"{number}", number % 3 > 0) for number in range(1000)]
+    query = RankItems((), b"", none, 300, 0, metric=metric)
+    assert _work(shard, replace(query, limit=1)) < 500
+    given: list[tuple[str, str, bool]] = []
+    while True:
+        answer = shard.apply(query, 0).reply
+        assert isinstance(answer, RankPage)
+        given += [(r.row.namespace[0], r.row.key, r.score is not None) for r in answer.rows]
+        assert {row.score for row in answer.rows} <= {0.0, None}
+        if answer.after is None:
+            break
+        query = replace(query, after=answer.after)
+    assert given == sorted(there, key=lambda each: (not each[2], *each[:2]))
 
 
 def test_what_was_deleted_is_listed_no_more_and_once_when_it_is_back(shard: Shard) -> None:
