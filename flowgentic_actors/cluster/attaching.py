@@ -127,9 +127,9 @@ def _handle(target: Target, scratch: Path | None) -> ClusterHandle:
             )
         if is_export(named.strip()):
             raise ClusterNotFoundError(
-                f"${DESCRIPTOR_VARIABLE} is an exported handle, which holds the cluster's secret and "
-                "does not belong into an environment, where other programs can read it: give it to "
-                "attach() from a file, or set the variable to a descriptor's path"
+                f"${DESCRIPTOR_VARIABLE} is an exported handle, which holds the cluster's secret. "
+                "Other programs can read an environment: give it to attach() from a file, or set "
+                "the variable to a descriptor's path"
             )
         return _at(Path(named), scratch)
     if not isinstance(target, str):
