@@ -333,7 +333,8 @@ class StoredMemory:
                 )
                 self._reshard(found, manifest)
         # What is the same to the next host of one cluster needs no room on a disk that is full.
-        if found is None or manifest != msgspec.structs.replace(found, opened=manifest.opened):
+        same = found and msgspec.structs.replace(found, opened=manifest.opened, check=0)
+        if manifest != same:
             write_manifest(self._disk, self._path, manifest)
         self._remove_generations(but=manifest.generation)
         self._manifest = manifest
