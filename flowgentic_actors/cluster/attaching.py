@@ -84,10 +84,12 @@ class Found(NamedTuple):
 def kept(target: Target) -> KeptTarget:
     """A target as it may be kept: an exported handle holds the cluster's secret.
 
-    It may come from a file, with the end of its line.
+    It may come from a file, with the end of its line, or be taken for a path.
     """
-    if isinstance(target, str) and is_export(target.strip()):
-        return Secret(target.strip())
+    if isinstance(target, (str, os.PathLike)):
+        text = os.fsdecode(target).strip()
+        if is_export(text):
+            return Secret(text)
     return target
 
 
@@ -122,6 +124,12 @@ def _handle(target: Target, scratch: Path | None) -> ClusterHandle:
         if not named:
             raise ClusterNotFoundError(
                 f"attach() was given no handle or name, and ${DESCRIPTOR_VARIABLE} is not set"
+            )
+        if is_export(named.strip()):
+            raise ClusterNotFoundError(
+                f"${DESCRIPTOR_VARIABLE} is an exported handle, which holds the cluster's secret. "
+                "Other programs can read an environment: give it to attach() from a file, or set "
+                "the variable to a descriptor's path"
             )
         return _at(Path(named), scratch)
     if not isinstance(target, str):

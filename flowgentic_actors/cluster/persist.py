@@ -15,9 +15,12 @@ the next opening.
 from __future__ import annotations
 
 import logging
+import re
+import secrets
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError
@@ -51,7 +54,14 @@ from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.reading import ShardReader, holds_entries
 from flowgentic_actors.shard.reshard import reshard
 from flowgentic_actors.storage.disk import Disk, RealDisk
-from flowgentic_actors.storage.ends import NAME, read_end, write_end
+from flowgentic_actors.storage.ends import (
+    NAME,
+    Owner,
+    read_end,
+    read_owner,
+    write_end,
+    write_owner,
+)
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.private import (
     check_folder,
@@ -67,6 +77,7 @@ FORMAT: Final = 2
 MANIFEST: Final = "manifest.json"
 
 _UNFINISHED: Final = "manifest.new"
+_CHECK: Final = re.compile(rb'"check": \d+')
 _GENERATION: Final = "generation-"
 _OURS: Final = (MANIFEST, _UNFINISHED, HOLDER_LOCK)
 _LET_GO: Final = 10.0  # for the actors of a host that was killed to end
@@ -100,6 +111,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         index: How items are embedded, None while no opener has said so.
         noted: Whether each shard's folder has a note of how far its log was sealed; earlier
             versions wrote none.
+        identity: What tells this memory's shards from those of others and of copies, 32 hexadecimal
+            digits; empty in manifests of earlier versions.
+        check: CRC-32 of the file, with 0 in the place of this; 0 in those of earlier versions.
     """
 
     format: int
@@ -115,11 +129,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     table: SlotTable | None = None
     index: IndexSettings | None = None
     noted: bool = False
+    identity: str = ""
+    check: int = 0
 
     @property
     def subfolder(self) -> str:
         """Folder of its generation, below the memory's."""
         return f"{_GENERATION}{self.generation}"
+
+    def owner(self, shard: int) -> Owner:
+        """What is noted in the folder of a shard."""
+        return Owner(bytes.fromhex(self.identity), shard)
 
     @property
     def slots(self) -> SlotTable:
@@ -229,6 +249,7 @@ class StoredMemory:
                     opened=time.time(),
                     table=table,
                     noted=True,
+                    identity=found.identity if found else _new_identity(),
                     index=reopened_index(
                         self._path, found.index if found else None, index, reindex=reindex
                     ),
@@ -251,10 +272,12 @@ class StoredMemory:
         manifest = msgspec.structs.replace(
             self._manifest, format=FORMAT, shards=shards, table=table
         )
-        for folder in manifest.folders(self._path):
+        for number, folder in enumerate(manifest.folders(self._path)):
             make_folder(folder)
             if read_end(self._disk, folder) is None:  # it is there after an interrupted attempt
                 write_end(self._disk, folder, 0)
+                if manifest.identity:
+                    write_owner(self._disk, folder, manifest.owner(number))
         self._disk.sync_folder(folder.parent)
         write_manifest(self._disk, self._path, manifest)
         self._manifest = manifest
@@ -294,16 +317,24 @@ class StoredMemory:
             _make_generation(self._disk, self._path, manifest)
         else:
             self._await_actors(found.folders(self._path))
-            manifest = msgspec.structs.replace(manifest, noted=self._check_notes(found))
+            noted = self._check_notes(found)
+            identity = found.identity or (self._identify(found) if noted else "")
+            manifest = msgspec.structs.replace(manifest, noted=noted, identity=identity)
             old = found.shards, found.namespace_depth
             layout = manifest.shards, manifest.namespace_depth
             # By a table of its own, a shard may hold what is another one's by now.
             if manifest.table is None and (found.table is not None or old != layout):
                 generation = found.generation + 1
-                manifest = msgspec.structs.replace(manifest, generation=generation, noted=True)
+                manifest = msgspec.structs.replace(
+                    manifest,
+                    generation=generation,
+                    noted=True,
+                    identity=manifest.identity or _new_identity(),
+                )
                 self._reshard(found, manifest)
         # What is the same to the next host of one cluster needs no room on a disk that is full.
-        if found is None or manifest != msgspec.structs.replace(found, opened=manifest.opened):
+        same = found and msgspec.structs.replace(found, opened=manifest.opened, check=0)
+        if manifest != same:
             write_manifest(self._disk, self._path, manifest)
         self._remove_generations(but=manifest.generation)
         self._manifest = manifest
@@ -320,6 +351,17 @@ class StoredMemory:
                 logger.warning("%s: how far its log is sealed cannot be noted: %s", folder, error)
                 return False
         return True
+
+    def _identify(self, found: Manifest) -> str:
+        """Give the shards of an earlier version's memory an identity; empty if that fails."""
+        identified = msgspec.structs.replace(found, identity=_new_identity())
+        try:
+            for number, folder in enumerate(found.folders(self._path)):
+                write_owner(self._disk, folder, identified.owner(number))
+        except OSError as error:
+            logger.warning("%s: whose shards these are cannot be noted: %s", self._path, error)
+            return ""
+        return identified.identity
 
     def _await_actors(self, folders: list[Path]) -> None:
         """Wait until no actor of a cluster that was killed has a journal open any more."""
@@ -485,7 +527,12 @@ def _snapshot(disk: Disk, path: Path, target: Path) -> tuple[Manifest, int]:
         if found is None:
             raise PersistError(f"{path} is no memory: it has no {MANIFEST}")
         copy = msgspec.structs.replace(
-            found, generation=attempt + 1, version=_version(), closed=time.time(), noted=True
+            found,
+            generation=attempt + 1,
+            version=_version(),
+            closed=time.time(),
+            noted=True,
+            identity=_new_identity(),
         )
         _make_generation(disk, target, copy)
         live = is_held(path)
@@ -554,8 +601,11 @@ def read_manifest(path: Path) -> Manifest | None:
                 f"{FORMAT}: use the version that wrote it, or a newer one"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
+        bytes.fromhex(manifest.identity)
         if not 1 <= manifest.shards <= MAX_SHARDS or manifest.generation < 1:
             raise ValueError(f"{manifest.shards} shards, generation {manifest.generation}")
+        if manifest.check and manifest.check != _check_of(data):
+            raise ValueError("it is not what was written, by its checksum (check)")
     except (ValueError, UnicodeDecodeError) as error:
         raise PersistError(
             f"{file} is damaged: {error}. The journals beside it may be whole: restore the file "
@@ -571,7 +621,9 @@ def write_manifest(disk: Disk, path: Path, manifest: Manifest) -> None:
         disk.unlink(unfinished)
     fd = disk.create(unfinished, 0)
     try:
-        disk.write(fd, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n", 0)
+        data = msgspec.json.encode(msgspec.structs.replace(manifest, check=0))
+        data = msgspec.json.format(data) + b"\n"
+        disk.write(fd, _CHECK.sub(b'"check": %d' % _check_of(data), data), 0)
         disk.sync(fd)
     finally:
         disk.close(fd)
@@ -579,12 +631,18 @@ def write_manifest(disk: Disk, path: Path, manifest: Manifest) -> None:
     disk.sync_folder(path)
 
 
+def _check_of(data: bytes) -> int:
+    """The checksum of a manifest's file."""
+    return zlib.crc32(_CHECK.sub(b'"check": 0', data)) or 1
+
+
 def shard_folders(path: Path, manifest: Manifest) -> list[Path]:
     """The folders of a memory's shards.
 
     Raises:
         PersistError: If one is missing, or not only this user's.
-        JournalDamagedError: If one has no note of its log's end any more.
+        JournalDamagedError: If one has no note of its log's end any more, or is another shard's, or
+            another memory's.
     """
     folders = manifest.folders(path)
     missing = [str(folder) for folder in folders if not folder.is_dir()]
@@ -603,6 +661,15 @@ def shard_folders(path: Path, manifest: Manifest) -> list[Path]:
             raise JournalDamagedError(
                 f"{folder} has no {NAME}: files of this shard's journal were removed. Restore the "
                 "folder from a copy"
+            )
+    for number, folder in enumerate(folders if manifest.identity else ()):
+        owner = read_owner(folder) if (folder / NAME).exists() else None
+        if owner is not None and owner != manifest.owner(number):
+            same = owner.memory == manifest.owner(number).memory
+            whose = f"shard-{owner.shard}'s" if same else "another memory's, or another copy's"
+            raise JournalDamagedError(
+                f"{folder} is {whose}: folders were exchanged, or copied one by one. Restore the "
+                f"whole of {path} from one copy"
             )
     return folders
 
@@ -639,6 +706,10 @@ def _read_layout(path: Path) -> Manifest | None:
     return None
 
 
+def _new_identity() -> str:
+    return secrets.token_hex(16)
+
+
 def _version() -> str:
     try:
         return version_of("flowgentic-actors")
@@ -654,9 +725,10 @@ def _make_path(disk: Disk, path: Path) -> None:
 def _make_generation(disk: Disk, path: Path, manifest: Manifest) -> None:
     folders = manifest.folders(path)
     make_folder(folders[0].parent)
-    for folder in folders:
+    for number, folder in enumerate(folders):
         folder.mkdir(mode=0o700)
         write_end(disk, folder, 0)
+        write_owner(disk, folder, manifest.owner(number))
     disk.sync_folder(folders[0].parent)
     disk.sync_folder(path)
 

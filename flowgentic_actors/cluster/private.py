@@ -40,6 +40,7 @@ def private_folder(folder: Path) -> Path:
     try:
         trusted_path(folder)
         make_folder(folder, secret=True)
+        trusted_path(folder)  # what was missing may have been made by somebody else meanwhile
     except UntrustedPathError as error:
         raise ClusterOpenError(f"{error}. {_FOR}") from error
     except OSError as error:

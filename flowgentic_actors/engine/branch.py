@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping
+from heapq import merge
+from itertools import islice
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -163,6 +165,16 @@ class Branch:
             return []
         ordered = sorted(pending.items(), key=lambda kv: (kv[1].task_path, *kv[0]))
         return [(task_id, write) for (task_id, _), write in ordered]
+
+    def ids_after(self, checkpoint_id: str | None) -> Iterator[str]:
+        """The ids of checkpoints, and of those that only have writes, in order; None for all."""
+        begin = 0 if checkpoint_id is None else bisect_right(self.order, checkpoint_id)
+        early = sorted(
+            i
+            for i in self.writes.keys() - self.entries.keys()
+            if checkpoint_id is None or i > checkpoint_id
+        )
+        return merge(islice(self.order, begin, None), early)
 
     def bytes_of(self, checkpoint_id: str, values: Iterable[Value]) -> int:
         """Bytes of a checkpoint and its writes, with the channel values given."""

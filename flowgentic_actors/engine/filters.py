@@ -27,9 +27,6 @@ FILTERABLE = "msgpack"
 _Comparison: TypeAlias = Callable[[Any, Any], bool]
 """Of a field's value, or `_MISSING`, with an operand."""
 
-_SHORT = 32
-"""A list with more elements is made into a set once, for all conditions that look into it."""
-
 _MISSING = object()
 
 _Raw = msgspec.Raw
@@ -59,8 +56,8 @@ def compile_filter(encoded: bytes) -> Callable[[str, bytes], bool]:
         raise InvalidRequestError("filter is nested too deeply") from error
     check_filter(conditions)
     _check(conditions, whole=True)
-    of_lists: dict[int, frozenset[Any]] = {}
-    conditions = _Preparation(of_lists).of_whole(conditions)
+    of_parts: dict[int, frozenset[Any]] = {}
+    conditions = _Preparation(of_parts).of_whole(conditions)
 
     def matches_value(kind: str, data: bytes) -> bool:
         if kind != FILTERABLE:
@@ -68,8 +65,8 @@ def compile_filter(encoded: bytes) -> Callable[[str, bytes], bool]:
                 f"items serialized as {kind!r} cannot be filtered by their shard: search without "
                 "filter=, or store them with a serializer that is not encrypted"
             )
-        if of_lists:
-            of_lists.clear()
+        if of_parts:
+            of_parts.clear()
         try:
             return _whole_matches(_fields.decode(data), conditions)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -165,26 +162,32 @@ class _Among:
 
     Args:
         operands: The values.
-        of_lists: What the elements of the present candidate's long lists are looked up by, by the
-            lists' ids; shared by all conditions of a filter.
+        of_parts: What the present candidate's lists and maps are looked up by, by their ids: each
+            is gone through once, however many conditions look into it. Shared by all conditions of
+            a filter.
     """
 
-    __slots__ = ("_keys", "_of_lists")
+    __slots__ = ("_keys", "_of_parts")
 
-    def __init__(self, operands: list[Any], of_lists: dict[int, frozenset[Any]]) -> None:
+    def __init__(self, operands: list[Any], of_parts: dict[int, frozenset[Any]]) -> None:
         self._keys = frozenset(map(_key, operands))
-        self._of_lists = of_lists
+        self._of_parts = of_parts
 
     def has(self, value: object) -> bool:
-        keys = self._keys
-        if not isinstance(value, list):
-            return _key(value) in keys
-        if len(value) <= _SHORT:
-            return any(_key(each) in keys for each in value) or _key(value) in keys
-        found = self._of_lists.get(id(value))
+        if type(value) is not list and type(value) is not dict:
+            return _key(value) in self._keys
+        found = self._of_parts.get(id(value))
         if found is None:
-            found = self._of_lists[id(value)] = frozenset((_key(value), *map(_key, value)))
-        return not keys.isdisjoint(found)
+            found = self._of_parts[id(value)] = _keys_of(value)
+        return not self._keys.isdisjoint(found)
+
+
+def _keys_of(value: list[Any] | dict[Any, Any]) -> frozenset[Any]:
+    """Of a list or map, and of the elements of a list."""
+    if isinstance(value, dict):
+        return frozenset((_key(value),))
+    elements = [*map(_key, value)]
+    return frozenset(((list, tuple(elements)), *elements))
 
 
 def _key(value: Any) -> Any:
@@ -209,11 +212,11 @@ class _Preparation:
     """Brings a filter that was checked into the form in which it is tried on each candidate.
 
     Args:
-        of_lists: See `_Among`.
+        of_parts: See `_Among`.
     """
 
-    def __init__(self, of_lists: dict[int, frozenset[Any]]) -> None:
-        self._of_lists = of_lists
+    def __init__(self, of_parts: dict[int, frozenset[Any]]) -> None:
+        self._of_parts = of_parts
 
     def of_whole(self, conditions: dict[str, Any]) -> dict[str, Any]:
         """Of conditions about the whole value."""
@@ -241,7 +244,7 @@ class _Preparation:
         if not _is_operator(name):  # a plain field beside an operator: {"$gt": 1, "a": 2}
             return _matches, {name: self.of_field(operand)}
         if name in ("$in", "$nin"):
-            operand = _Among(operand, self._of_lists)
+            operand = _Among(operand, self._of_parts)
         elif name in _CONNECTIVES:
             operand = self.of_field(operand)
         return _OPERATORS[name], operand

@@ -113,14 +113,20 @@ class ItemQueries:
 
         def candidates() -> Iterator[_Candidate]:
             after: ItemPosition | None = None
-            if start is None or start.score is not None:
+            has, size = self._items.vectors.has, len(query.vector)
+            if start is not None and start.score is None:
+                after = start.item
+            elif query.metric != "l2" and not any(query.vector):
+                # All score the same, and are in the order of their places.
+                after = None if start is None else start.item
+                for place, item in self._items.below(query.prefix, after):
+                    yield place, item if has(place, size) else None, 0.0
+                after = None
+            else:
                 for score, place in self._ranked(query):
                     yield place, self._items.find(place), score
-            else:
-                after = start.item
-            has = self._items.vectors.has
             for place, item in self._items.below(query.prefix, after):
-                yield place, None if has(place, len(query.vector)) else item, None
+                yield place, None if has(place, size) else item, None
 
         page = self._page(query, candidates, now_us)
         if not page.fill():
@@ -219,7 +225,7 @@ class _Page:
 
     def fill(self) -> bool:
         """Take candidates until the page is full; False when their values have to be fetched."""
-        size = 0
+        size = seen = 0  # bytes of what is given, and of what was looked into
         matches = self._matches
         found, room, step = self.found, self._room, self._pace.step
         if not room:
@@ -227,6 +233,7 @@ class _Page:
         for looked, candidate in enumerate(self._candidates(), 1):
             item = candidate[1]
             if item is not None:
+                seen += item.size
                 if matches is not None and item.data is None:
                     return self._end_before_cold()
                 if matches is None or matches(*self._values.blob(item)):
@@ -239,10 +246,7 @@ class _Page:
                             return True
                         found.append(candidate)
             self.last = candidate
-            if len(found) == room or (
-                (not looked % step or (item is not None and item.size > LARGE))
-                and self._pace.is_over()
-            ):
+            if len(found) == room or ((not looked % step or seen > LARGE) and self._pace.is_over()):
                 self.has_more = True
                 return True
         return True

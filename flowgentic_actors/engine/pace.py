@@ -18,8 +18,8 @@ With what else there is to do for a page, its shard is kept for some 20 ms at mo
 LOOKS: Final = 256
 """Candidates after which a page looks at the clock, if each costs little."""
 
-LARGE: Final = 1 << 16
-"""Bytes of a value that a filter takes long to look into: the clock is looked at after each."""
+LARGE: Final = 1 << 14
+"""Bytes of values that a page looks into before it looks at the clock after each."""
 
 _CHEAP: Final = 16  # bytes of a filter that make a candidate as costly as no filter does
 

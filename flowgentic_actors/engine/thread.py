@@ -12,12 +12,14 @@ class Thread:
         branches: By checkpoint namespace.
         updated_us: When it was last written to.
         bytes: Bytes of its values.
+        order: The order of all checkpoints that has its own, if there is one; see `Threads`.
     """
 
-    __slots__ = ("branches", "bytes", "updated_us")
+    __slots__ = ("branches", "bytes", "order", "updated_us")
 
-    def __init__(self) -> None:
+    def __init__(self, order: object = None) -> None:
         self.branches: dict[str, Branch] = {}
+        self.order = order
         self.updated_us = 0
         self.bytes = 0
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
-from heapq import merge
-from typing import Final
+from typing import Final, TypeAlias
 
 from flowgentic_actors.engine.branch import Branch, StoredCheckpoint
 from flowgentic_actors.engine.commands import (
@@ -27,6 +26,7 @@ from flowgentic_actors.engine.model import (
     Version,
     Write,
 )
+from flowgentic_actors.engine.order import CheckpointOrder
 from flowgentic_actors.engine.pace import Pace
 from flowgentic_actors.engine.replies import (
     ChannelHistories,
@@ -53,6 +53,17 @@ So does the version of a value that consists of such parts.
 """
 
 _ABSENT: Final = object()
+
+_BEGINNING: Final = Position("\U0010ffff", "", "")
+"""After it comes all that there is: the place of a page before the first row."""
+
+_MANY: Final = 64
+"""Channels of a checkpoint that take long to copy: the clock is looked at after each such row."""
+
+_LATEST: Final = ThreadPosition(2**63, "")
+
+_Candidate: TypeAlias = tuple[Position, Branch | None]
+"""Position, and branch; None for one that is no candidate, but was looked at."""
 
 
 class ThreadQueries:
@@ -103,29 +114,75 @@ class ThreadQueries:
         size = 0
         if not room:
             return CheckpointPage((), None)
-        last: Position | None = None
         pace = Pace()
-        for looked, (position, branch) in enumerate(self._newest_first(query), 1):
-            facets = branch.entries[position.checkpoint_id].facets
-            if all(facets.get(k, _ABSENT) == v for k, v in query.facets.items()):
+        after = None if query.after == _BEGINNING else query.after
+        if query.thread_id is None:
+            order = self._threads.in_order(pace)
+            if order is None:
+                return CheckpointPage((), after or _BEGINNING)
+            candidates = self._of_all(query, order, after)
+        else:
+            candidates = self._of_thread(query.thread_id, query, after)
+        last: Position | None = None
+        for looked, (position, branch) in enumerate(candidates, 1):
+            entry = None if branch is None else branch.entries.get(position.checkpoint_id)
+            costly = not looked % pace.step
+            if (
+                branch is not None
+                and entry is not None
+                and all(entry.facets.get(k, _ABSENT) == v for k, v in query.facets.items())
+            ):
                 size += branch.row_bytes(position.checkpoint_id)
                 if rows and size > PAGE_BYTES:
                     return CheckpointPage(tuple(rows), last)
                 rows.append(self._row(branch, position))
-            if len(rows) == room or (not looked % pace.step and pace.is_over()):
+                costly = costly or len(entry.versions) > _MANY
+            if len(rows) == room or (costly and pace.is_over()):
                 return CheckpointPage(tuple(rows), position)
             last = position
         return CheckpointPage(tuple(rows), None)
 
-    def _newest_first(self, query: ListCheckpoints) -> Iterator[tuple[Position, Branch]]:
-        thread_ids = self._threads.ids() if query.thread_id is None else (query.thread_id,)
-        runs = [
-            _branch_newest_first(branch, thread_id, ns, query)
-            for thread_id in thread_ids
-            for ns, branch in self._threads.branches(thread_id).items()
-            if query.checkpoint_ns in (None, ns)
-        ]
-        return iter(runs[0]) if len(runs) == 1 else merge(*runs, key=_position, reverse=True)
+    def _of_all(
+        self, query: ListCheckpoints, order: CheckpointOrder, after: Position | None
+    ) -> Iterator[_Candidate]:
+        wanted, shown = query.checkpoint_id, self._threads.shown
+        ends = []  # what is listed is below each of these
+        if wanted:
+            ends.append((wanted + "\0", "", ""))
+        if query.before:
+            ends.append((query.before, "", ""))
+        if after is not None:
+            ends.append((after.checkpoint_id, after.thread_id, after.checkpoint_ns))
+        for place in order.newest_first(min(ends, default=None)):
+            checkpoint_id, thread_id, ns = place
+            if wanted and checkpoint_id != wanted:
+                return
+            found = query.checkpoint_ns in (None, ns) and (shown is None or shown(thread_id))
+            yield Position(*place), self._threads.branch(thread_id, ns) if found else None
+
+    def _of_thread(
+        self, thread_id: str, query: ListCheckpoints, after: Position | None
+    ) -> Iterator[_Candidate]:
+        branches = self._threads.branches(thread_id)
+        heads: list[tuple[Position, int]] = []  # of each branch the next one, and where that is
+        begins: dict[str, int] = {}
+        for ns, branch in branches.items():
+            if query.checkpoint_ns in (None, ns):
+                begins[ns], end = _range(branch, query)
+                if after is not None:
+                    # ids above the position were listed; at the position itself, the ns decides
+                    end = min(end, bisect_right(branch.order, after.checkpoint_id))
+                    if end and Position(branch.order[end - 1], thread_id, ns) >= after:
+                        end -= 1
+                if end > begins[ns]:
+                    heads.append((Position(branch.order[end - 1], thread_id, ns), end - 1))
+        heads.sort()
+        while heads:
+            position, at = heads.pop()
+            ns = position.checkpoint_ns
+            yield position, branches[ns]
+            if at > begins[ns]:
+                insort(heads, (Position(branches[ns].order[at - 1], thread_id, ns), at - 1))
 
     def _list_threads(self, query: ListThreads) -> ThreadListing:
         """One page of threads, the one that was written to last first."""
@@ -136,11 +193,15 @@ class ThreadQueries:
         looked = 0
         last: ThreadPosition | None = None
         pace = Pace()
+        after = query.after or _LATEST
+        latest = (
+            after.updated_us if query.before is None else min(after.updated_us, query.before - 1)
+        )
         for thread_id, thread in self._threads.newest_first():
+            if thread.updated_us > latest:
+                continue
             position = ThreadPosition(thread.updated_us, thread_id)
-            if (query.after is not None and position >= query.after) or (
-                query.before is not None and thread.updated_us >= query.before
-            ):
+            if position >= after:
                 continue
             if last is not None and (
                 len(rows) == room or (not looked % pace.step and pace.is_over())
@@ -218,11 +279,17 @@ class ThreadQueries:
         """One page of a thread, as the commands that would write it."""
         checkpoints: list[PutCheckpoint] = []
         writes: list[PutWrites] = []
-        size = 0
+        size = looked = 0
         last: Position | None = None
+        pace, after = Pace(), query.after
         for ns, branch in sorted(self._threads.branches(query.thread_id).items()):
+            if after is not None and ns < after.checkpoint_ns:
+                continue
+            begun = after.checkpoint_id if after is not None and ns == after.checkpoint_ns else None
             known: dict[str, Version] = {}
-            for checkpoint_id in sorted({*branch.entries, *branch.writes}):
+            if begun is not None and (before := bisect_right(branch.order, begun)):
+                known = branch.entries[branch.order[before - 1]].versions
+            for checkpoint_id in branch.ids_after(begun):
                 position = Position(checkpoint_id, query.thread_id, ns)
                 entry = branch.entries.get(checkpoint_id)
                 versions = entry.versions if entry else {}
@@ -233,13 +300,10 @@ class ThreadQueries:
                 }
                 if entry is not None:
                     known = entry.versions
-                if query.after is not None and (ns, checkpoint_id) <= (
-                    query.after.checkpoint_ns,
-                    query.after.checkpoint_id,
-                ):
-                    continue
                 size += branch.bytes_of(checkpoint_id, fresh.values())
-                if last is not None and size > PAGE_BYTES:
+                looked += 1 + len(versions)
+                late = looked >= pace.step and pace.is_over()
+                if last is not None and (size > PAGE_BYTES or late):
                     return ThreadPage(tuple(checkpoints), tuple(writes), last)
                 if entry is not None:
                     checkpoints.append(self._as_command(position, entry, fresh))
@@ -280,23 +344,12 @@ class ThreadQueries:
             )
 
 
-def _branch_newest_first(
-    branch: Branch, thread_id: str, ns: str, query: ListCheckpoints
-) -> Iterator[tuple[Position, Branch]]:
+def _range(branch: Branch, query: ListCheckpoints) -> tuple[int, int]:
+    """Where in a branch's order that is which a listing asks for: from, and up to before."""
     begin, end = 0, len(branch.order)
     if query.checkpoint_id:
         begin = bisect_left(branch.order, query.checkpoint_id)
         end = bisect_right(branch.order, query.checkpoint_id)
     if query.before:
         end = min(end, bisect_left(branch.order, query.before))
-    if query.after is not None:
-        # ids above the position were listed; at the position itself, (thread, ns) decides
-        end = min(end, bisect_right(branch.order, query.after.checkpoint_id))
-    for index in range(end - 1, begin - 1, -1):
-        position = Position(branch.order[index], thread_id, ns)
-        if query.after is None or position < query.after:
-            yield position, branch
-
-
-def _position(candidate: tuple[Position, Branch]) -> Position:
-    return candidate[0]
+    return begin, end

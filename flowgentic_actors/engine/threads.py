@@ -11,6 +11,8 @@ from msgspec.structs import replace
 from flowgentic_actors.engine.branch import Branch, PendingWrite, StoredCheckpoint
 from flowgentic_actors.engine.commands import DropRuns, PruneThread, PutCheckpoint, PutWrites
 from flowgentic_actors.engine.model import Scalar, Write
+from flowgentic_actors.engine.order import CheckpointOrder
+from flowgentic_actors.engine.pace import Pace
 from flowgentic_actors.engine.records import (
     BlobsKept,
     CheckpointsDropped,
@@ -56,6 +58,7 @@ class Threads:
         self._values = values
         self._retention = retention
         self._runs: dict[str, set[str]] | None = None
+        self._order: CheckpointOrder | None = None  # from the first question on
         self._threads: OrderedDict[str, Thread] = OrderedDict()  # last written to at the end
         self._latest_us = 0
         self._out_of_order = False  # records of several shards may come one shard after the other
@@ -223,7 +226,7 @@ class Threads:
                 thread.restore()
                 if not thread.branches:
                     del self._threads[thread_id]
-        self._runs = None
+        self._runs = self._order = None
         self._out_of_order = True
         self.checkpoints = sum(thread.checkpoints for thread in self._threads.values())
         self.bytes = sum(thread.bytes for thread in self._threads.values())
@@ -260,6 +263,8 @@ class Threads:
         old = branch.put(record.checkpoint_id, entry)
         if old is None:
             self.checkpoints += 1
+            if self._order is not None and thread.order is self._order:
+                self._order.add((record.checkpoint_id, record.thread_id, record.checkpoint_ns))
         else:
             self._drop(thread, old.checkpoint)
             self._drop(thread, old.metadata)
@@ -310,7 +315,7 @@ class Threads:
         thread = self._threads.pop(thread_id, None)
         if thread is None:
             return
-        self.checkpoints -= thread.checkpoints
+        self._dropped(thread.checkpoints)
         for branch in thread.branches.values():
             for value in branch.all_values():
                 self._drop(thread, value)
@@ -335,16 +340,22 @@ class Threads:
     def _drop_checkpoint(self, thread: Thread, branch: Branch, checkpoint_id: str) -> None:
         entry = branch.pop(checkpoint_id)
         if entry is not None:
-            self.checkpoints -= 1
+            self._dropped(1)
             self._drop(thread, entry.checkpoint)
             self._drop(thread, entry.metadata)
         for write in branch.writes.pop(checkpoint_id, {}).values():
             self._drop(thread, write.value)
 
+    def _dropped(self, count: int) -> None:
+        """Count checkpoints that are gone."""
+        self.checkpoints -= count
+        if self._order is not None and not self._order.drop(count):
+            self._order = None
+
     def _make(self, thread_id: str, checkpoint_ns: str) -> tuple[Thread, Branch]:
         thread = self._threads.get(thread_id)
         if thread is None:
-            thread = self._threads[thread_id] = Thread()
+            thread = self._threads[thread_id] = Thread(self._order)
         branch = thread.branches.get(checkpoint_ns)
         if branch is None:
             branch = thread.branches[checkpoint_ns] = Branch()
@@ -438,9 +449,17 @@ class Threads:
         """Whether anything of a thread is stored."""
         return thread_id in self._threads
 
-    def ids(self) -> Iterator[str]:
-        """The ids of the threads that are shown."""
-        return iter(self._threads) if self.shown is None else filter(self.shown, self._threads)
+    def in_order(self, pace: Pace) -> CheckpointOrder | None:
+        """The order of all checkpoints, those of threads that are not shown included.
+
+        None if there was no time to complete it: ask again.
+        """
+        order, self._order = self._order, None  # one that is interrupted is made anew
+        if order is None:
+            order = CheckpointOrder(iter(self._threads))
+        complete = order.grow(self._threads, pace)
+        self._order = order
+        return order if complete else None
 
     def branches(self, thread_id: str) -> Mapping[str, Branch]:
         """The branches of a thread by namespace, none if it is not there."""

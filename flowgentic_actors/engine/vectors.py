@@ -33,6 +33,8 @@ _SMALLEST: Final = 64  # rows of a new matrix
 _SPARSE: Final = 4  # a part of the rows smaller than one in so many is copied out first
 _FEW: Final = 32  # items fewer than one in so many are named one by one
 _FIRST_RANKS: Final = 64
+_AT_ONCE: Final = 1 << 19
+"""Components of which exact scores are computed at once, if bounds allow: some 10 ms."""
 
 
 def check_vectors(vectors: Iterable[Vector]) -> None:
@@ -283,6 +285,7 @@ class _Matrix:
                 places = (self._places[row] for row in rows[better].tolist())
                 passed.update(place for place in places if place is not None)
             rows, low, high = rows[~better], low[~better], high[~better]
+        most = max(_FIRST_RANKS, _AT_ONCE // int(self._rows.shape[1]))
         found: list[tuple[float, ItemPlace]] = []  # the negative of each score: the best first
         wanted = _FIRST_RANKS
         while len(rows):
@@ -305,7 +308,7 @@ class _Matrix:
                 yield 0.0 - negative, place
             del found[:ready]
             rows, low, high = rows[~chosen], low[~chosen], high[~chosen]
-            wanted *= 8
+            wanted = min(8 * wanted, most)
 
 
 def _negative_score(found: tuple[float, ItemPlace]) -> float:

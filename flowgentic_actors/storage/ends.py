@@ -1,6 +1,7 @@
 """How far a log was sealed, noted beside its segments: what is missing at its end is told.
 
-    file   two slots of 512 bytes: magic, format, LSN, CRC-32; the rest of a slot is zeros
+    file   two slots of 512 bytes: magic, format, LSN, CRC-32; from byte 64 of a slot on whose log
+           it is: the memory's identity, the shard's number, CRC-32; the rest is zeros
 
 A segment that was shortened or removed leaves a gap before the next one; behind the last one
 there is none. The note is written in place, so it takes no room on a disk that is full. Both slots
@@ -12,10 +13,11 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError
 from flowgentic_actors.storage.disk import Disk
+from flowgentic_actors.storage.private import read_private
 
 NAME: Final = "log.end"
 
@@ -25,6 +27,20 @@ _FORMAT: Final = 1
 _NOTE = struct.Struct("!4sIQI")
 _SLOT: Final = 512  # what a disk writes as a whole
 _SLOTS: Final = (0, _SLOT)
+_OWNER = struct.Struct("!16sII")
+_OWNER_AT: Final = 64  # in a slot; earlier versions leave it as it is
+
+
+class Owner(NamedTuple):
+    """Whose log it is.
+
+    Attributes:
+        memory: The memory's identity, 16 bytes.
+        shard: Number of the shard in it.
+    """
+
+    memory: bytes
+    shard: int
 
 
 def read_end(disk: Disk, folder: Path) -> int | None:
@@ -84,6 +100,34 @@ def write_end(disk: Disk, folder: Path, end: int, *, synced: bool = True) -> Non
         disk.close(fd)
     disk.rename(unfinished, folder / NAME)
     disk.sync_folder(folder)
+
+
+def read_owner(folder: Path) -> Owner | None:
+    """Whose log is in a folder; None where that was never noted, or cannot be read any more."""
+    data = read_private(folder / NAME)
+    for at in _SLOTS:
+        note = data[at + _OWNER_AT : at + _OWNER_AT + _OWNER.size]
+        if len(note) == _OWNER.size and any(note):
+            memory, shard, crc = _OWNER.unpack(note)
+            if crc == zlib.crc32(note[:-4]):
+                return Owner(memory, int(shard))
+    return None
+
+
+def write_owner(disk: Disk, folder: Path, owner: Owner) -> None:
+    """Note whose log is in a folder, where its end is noted already. Blocks.
+
+    Raises:
+        OSError: If that is not possible.
+    """
+    head = _OWNER.pack(*owner, 0)[:-4]
+    fd = disk.open(folder / NAME)
+    try:
+        for at in _SLOTS:
+            disk.write(fd, head + struct.pack("!I", zlib.crc32(head)), at + _OWNER_AT)
+        disk.sync(fd)
+    finally:
+        disk.close(fd)
 
 
 def _write(disk: Disk, fd: int, end: int) -> None:

@@ -31,6 +31,7 @@ TRUSTED_VARIABLE: Final = "FLOWGENTIC_TRUSTED_FOLDERS"
 _LEAST: Final = 4096  # bytes: less takes as much of a disk
 _MOST_LINKS: Final = 40  # as the Linux kernel
 _OTHERS: Final = 0o077
+_ACL: Final = "system.posix_acl_access"
 
 
 # ---------------------------------------------------------------------- paths
@@ -84,7 +85,7 @@ def trusted_path(path: Path) -> Path:
 def _expect_trusted(part: Path, found: os.stat_result, path: Path) -> None:
     foreign = found.st_uid not in (0, os.geteuid()) and not _is_roots(found.st_uid)
     fixed = stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX
-    why = "its owner" if foreign else "" if fixed else _writers(found)
+    why = "its owner" if foreign else "" if fixed else _writers(part, found)
     if not why:
         return
     if part in map(Path, os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep)):
@@ -113,7 +114,7 @@ def check_folder(folder: Path, *, secret: bool = False) -> None:
         raise UntrustedPathError(
             f"{_described(folder, found)}, and is no folder: remove it, or choose another path"
         )
-    _expect_own(folder, found, secret=secret)
+    _expect_own(folder, found, folder, secret=secret)
 
 
 def make_folder(folder: Path, *, secret: bool = False) -> None:
@@ -150,6 +151,7 @@ def make_folders(
     for level in reversed(missing):
         make_folder(level)
         made(level)
+    folder = trusted_path(path)  # what was missing may have been made by somebody else meanwhile
     check_folder(folder, secret=secret)
     return folder
 
@@ -179,10 +181,10 @@ def open_private(path: Path, flags: int, *, secret: bool = False) -> int:
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
         with contextlib.suppress(FileNotFoundError):
-            _expect_own_file(path, path.lstat(), secret=False, cause=error)
+            _expect_own_file(path, path.lstat(), path, secret=False, cause=error)
         raise
     try:
-        _expect_own_file(path, os.fstat(descriptor), secret=secret)
+        _expect_own_file(path, os.fstat(descriptor), descriptor, secret=secret)
     except BaseException:
         os.close(descriptor)
         raise
@@ -246,16 +248,21 @@ def overwrite(path: Path, data: bytes | Secret[bytes], least: int = _LEAST) -> N
 
 
 def _expect_own_file(
-    path: Path, found: os.stat_result, *, secret: bool, cause: OSError | None = None
+    path: Path,
+    found: os.stat_result,
+    where: Path | int,
+    *,
+    secret: bool,
+    cause: OSError | None = None,
 ) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise UntrustedPathError(
             f"{_described(path, found)}, and is no file: remove it, or choose another path"
         ) from cause
-    _expect_own(path, found, secret=secret)
+    _expect_own(path, found, where, secret=secret)
 
 
-def _expect_own(path: Path, found: os.stat_result, *, secret: bool) -> None:
+def _expect_own(path: Path, found: os.stat_result, where: Path | int, *, secret: bool) -> None:
     if found.st_uid != os.geteuid():
         raise UntrustedPathError(
             f"{_described(path, found)}, not to this one ({_user(os.geteuid())}): choose another "
@@ -266,23 +273,41 @@ def _expect_own(path: Path, found: os.stat_result, *, secret: bool) -> None:
             f"{_described(path, found)}: only its owner may read it. If what is in it is yours, "
             f"chmod go= {path}"
         )
-    if writers := _writers(found):
+    if writers := _writers(where, found):
         raise UntrustedPathError(
             f"{_described(path, found)}: {writers} may write to it, and could have. If all that "
             f"is in it is yours, chmod -R go-w {path}"
         )
 
 
-def _writers(found: os.stat_result) -> str:
+def _writers(where: Path | int, found: os.stat_result) -> str:
     """Who, of other users, may write to a file or folder, in words; empty for nobody.
 
     Access control lists that let others write show in the bits of the group.
+
+    Args:
+        where: Its path, or its descriptor if it is open.
+        found: Its owner and mode.
     """
     if found.st_mode & stat.S_IWOTH:
         return "everybody"
-    if found.st_mode & stat.S_IWGRP and not _is_private(found.st_gid):
-        return f"group {_group(found.st_gid)}"
+    if found.st_mode & stat.S_IWGRP:
+        if _has_list(where):
+            return "who is in its access control list (getfacl)"
+        if not _is_private(found.st_gid):
+            return f"group {_group(found.st_gid)}"
     return ""
+
+
+def _has_list(where: Path | int) -> bool:
+    """Whether a file or folder has an access control list, on Linux."""
+    if not hasattr(os, "getxattr"):
+        return False
+    try:
+        os.getxattr(where, _ACL)  # of a link's target, where it is one: links have none
+    except OSError:  # none, or none on this file system
+        return False
+    return True
 
 
 def _is_private(gid: int) -> bool:

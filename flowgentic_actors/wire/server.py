@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import ssl
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from operator import attrgetter
@@ -192,7 +193,12 @@ class Connection(asyncio.Protocol):
                     ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
                     ssl_shutdown_timeout=CLOSING,
                 )
-        except OSError as error:
+        except BaseException as error:
+            # Its frames have TLS's buffers, 256 KiB with asyncio's loop, and the future that has
+            # the error: such a ring would stay until the garbage collector looks at everything.
+            traceback.clear_frames(error.__traceback__)
+            if not isinstance(error, OSError):
+                raise
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
             self._log_end(ProtocolError(f"no TLS connection came about: {reason}"))
 

@@ -35,6 +35,7 @@ from flowgentic_actors.cluster.rendezvous import Rendezvous
 from flowgentic_actors.environment import StepRank
 from flowgentic_actors.errors import FlowgenticError
 from flowgentic_actors.secret import Secret
+from flowgentic_actors.storage import private as private_files
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.private import (
@@ -44,6 +45,7 @@ from flowgentic_actors.storage.private import (
     open_log,
     overwrite,
     read_private,
+    trusted_path,
     write_private,
 )
 from flowgentic_actors.wire.addresses import connect, dial
@@ -671,6 +673,54 @@ def test_a_race_for_a_folder_is_never_won(shared: Path, ann: User, mallory: User
     assert made > 0
     assert wrong == []
     assert not list((shared / "mine").rglob("*secret*"))
+
+
+def make_late(path: Path, signs: Path) -> None:
+    """Make a folder, and let another user be faster after the way to it was looked at."""
+
+    def followed(path: Path) -> Path:
+        found = trusted_path(path)
+        if not (signs / "looked").exists():
+            (signs / "looked").touch()
+            until(signs / "made")
+        return found
+
+    setattr(private_files, "trusted_path", followed)  # noqa: B010 - it is final elsewhere
+    try:
+        make_folders(path)
+    finally:
+        setattr(private_files, "trusted_path", trusted_path)  # noqa: B010
+
+
+def be_faster(kind: str, path: Path, signs: Path) -> None:
+    before = os.umask(0)
+    until(signs / "looked")
+    if kind == "folder":
+        path.mkdir(0o777)
+    else:
+        path.symlink_to(path.parent / "anns")
+    (signs / "made").touch()
+    os.umask(before)
+
+
+def until(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_folder_on_the_way_that_somebody_makes_meanwhile_is_refused(
+    shared: Path, ann: User, mallory: User, kind: str
+) -> None:
+    signs = shared / "signs"
+    signs.mkdir()
+    signs.chmod(0o777)
+    ann.does(make_folders, shared / "anns")
+    path = shared / "wanted"
+    mallory.begins(be_faster, kind, path, signs)
+    with pytest.raises(UntrustedPathError, match=f"{path} belongs to user {MALLORY}"):
+        ann.does(make_late, path / "deep" / "memory", signs)
+    mallory.has_done()
 
 
 # ---------------------------------------------------------------------- servers

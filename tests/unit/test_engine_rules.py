@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import struct
 import sys
 from contextlib import suppress
 from typing import Any
@@ -23,13 +25,16 @@ from flowgentic_actors.engine.commands import (
     ListCheckpoints,
     ListNamespaces,
     Match,
+    PruneThread,
     PutCheckpoint,
     PutItem,
     PutWrites,
+    RankItems,
+    ReadThread,
     SearchItems,
 )
 from flowgentic_actors.engine.limits import MAX_LEVELS
-from flowgentic_actors.engine.model import Blob, Scalar, Version, Write
+from flowgentic_actors.engine.model import Blob, Position, Scalar, Vector, Version, Write
 from flowgentic_actors.engine.replies import (
     CheckpointPage,
     CheckpointReply,
@@ -40,7 +45,9 @@ from flowgentic_actors.engine.replies import (
     ItemRow,
     MissingBlobs,
     NamespacePage,
+    RankPage,
     Reply,
+    ThreadPage,
 )
 from flowgentic_actors.engine.shard import ShardSize
 from flowgentic_actors.errors import InvalidRequestError
@@ -553,8 +560,101 @@ def test_a_page_ends_after_page_bytes_of_any_kind_of_value(
 def test_a_page_of_checkpoints_ends_when_its_time_is_over(
     history: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert len(listed(history, ListCheckpoints())) == 5  # which has them brought into an order
     pages_end_after(monkeypatch, 2)
     assert pages(history, ListCheckpoints(facets={"source": "input"})) == ["", "2", "1"]
+    assert pages(history, ListCheckpoints("a", facets={"source": "input"})) == ["", "1"]
+
+
+def test_what_many_threads_have_is_brought_into_an_order_page_by_page(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        put_checkpoint(shard, f"{number}", f"t{number}")
+    pages_end_after(monkeypatch, 2)
+    query = ListCheckpoints(before="9")
+    for number in range(7):  # one thread on each page, and others write meanwhile
+        answer = page(shard, query)
+        assert (answer.rows, answer.after is None) == ((), False)
+        query = replace(query, after=answer.after)
+        put_checkpoint(shard, f"{number}-more", f"t{number}")
+    shard.apply(DeleteThread("t2"), 0)
+    put_checkpoint(shard, "2-again", "t2")
+    put_checkpoint(shard, "80", "t8")
+    monkeypatch.undo()
+    expected = "80 7 6-more 6 5-more 5 4-more 4 3-more 3 2-again 1-more 1 0-more 0"
+    assert pages(shard, query) == [expected]
+
+
+def test_a_listing_over_all_threads_costs_its_answer(shard: Shard) -> None:
+    for number in range(1000):
+        put_checkpoint(shard, f"{number:04}", f"t{number}")
+    assert len(listed(shard, ListCheckpoints())) == 1000
+    assert _work(shard, ListCheckpoints(limit=1)) < 100
+    assert _work(shard, ListCheckpoints(before="0500", limit=1)) < 100
+    assert _work(shard, ListCheckpoints(checkpoint_id="0500")) < 100
+
+
+@pytest.mark.parametrize("metric", ["cosine", "inner_product"])
+def test_a_search_for_nothing_in_particular_costs_its_answer(shard: Shard, metric: Any) -> None:
+    """Which a vector of zeros is; all items score the same."""
+    one, none = (struct.pack("<2f", *vector) for vector in ((1, 0), (0, 0)))
+    for number in range(1000):
+        vectors = (Vector("$", one),) if number % 3 else ()
+        shard.apply(PutItem((f"n{number % 7}",), f"{number}", blob(), vectors=vectors), 0)
+    there = [(f"n{number % 7}", f"{number}", number % 3 > 0) for number in range(1000)]
+    query = RankItems((), b"", none, 300, 0, metric=metric)
+    assert _work(shard, replace(query, limit=1)) < 500
+    given: list[tuple[str, str, bool]] = []
+    while True:
+        answer = shard.apply(query, 0).reply
+        assert isinstance(answer, RankPage)
+        given += [(r.row.namespace[0], r.row.key, r.score is not None) for r in answer.rows]
+        assert {row.score for row in answer.rows} <= {0.0, None}
+        if answer.after is None:
+            break
+        query = replace(query, after=answer.after)
+    assert given == sorted(there, key=lambda each: (not each[2], *each[:2]))
+
+
+def test_what_was_deleted_is_listed_no_more_and_once_when_it_is_back(shard: Shard) -> None:
+    rng = random.Random(7)
+    there: set[tuple[str, str, str]] = set()
+    for _ in range(3000):
+        thread, ns, checkpoint = (rng.choice(names) for names in ("abc", ["", "n"], "123456789"))
+        match rng.randrange(10):
+            case 0:
+                shard.apply(DeleteThread(thread), 0)
+                there = {place for place in there if place[1] != thread}
+            case 1:
+                shard.apply(PruneThread(thread, 1), 0)
+                for each in "", "n":
+                    there -= set(sorted(p for p in there if p[1:] == (thread, each))[:-1])
+            case _:
+                put_checkpoint(shard, checkpoint, thread, ns)
+                there.add((checkpoint, thread, ns))
+        assert listed(shard, ListCheckpoints()) == sorted(there, reverse=True)
+
+
+def test_a_page_ends_by_time_where_checkpoints_have_many_channels(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in "123":
+        put_checkpoint(shard, number, "t", versions={f"c{n}": 1 for n in range(100)})
+    pages_end_after(monkeypatch, 256)
+    assert pages(shard, ListCheckpoints("t")) == ["3", "2", "1", ""]
+
+
+def test_a_thread_is_read_page_by_page_at_the_cost_of_what_is_left(shard: Shard) -> None:
+    for number in range(1000):
+        put_checkpoint(shard, f"{number:04}", versions={"a": 1, "b": number}, blobs={"b": blob()})
+    after = Position("0990", "t", "")
+    assert _work(shard, ReadThread("t", after)) < 1000
+    answer = shard.apply(ReadThread("t", after), 0).reply
+    assert isinstance(answer, ThreadPage)
+    rest = [f"{n:04}" for n in range(991, 1000)]
+    assert [each.checkpoint_id for each in answer.checkpoints] == rest
+    assert [sorted(each.blobs) for each in answer.checkpoints] == [["b"]] * 9
 
 
 def test_a_listing_goes_on_where_it_was_while_others_write_and_delete(
@@ -705,6 +805,15 @@ def test_a_page_of_a_search_ends_when_its_time_is_over(
     assert item_pages(store, nothing) == ["", "", ""]
     some = SearchItems((), pack({"key": {"$gte": "c"}}), MANY, 0)
     assert item_pages(store, some) == ["c", "d e f", "g"]
+
+
+def test_a_page_of_a_search_ends_by_the_bytes_that_a_filter_looked_into(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        put_item(shard, ("n",), f"{number}", {"text": "x" * 5000})
+    pages_end_after(monkeypatch, 256)
+    assert item_pages(shard, SearchItems((), pack({"a": 1}), MANY, 0))[1:] != []
 
 
 def test_pages_that_end_by_time_are_whole_where_items_expire(
@@ -994,6 +1103,16 @@ def test_an_operator_with_an_operand_that_it_cannot_take_is_refused(
 ) -> None:
     with pytest.raises(InvalidRequestError, match=f"filter operator {message}"):
         search(shard, (), filter_)
+
+
+@pytest.mark.parametrize("value", [{f"k{n}": n for n in range(5000)}, [[*range(5000)]]])
+def test_what_many_conditions_look_into_is_gone_through_once(shard: Shard, value: Any) -> None:
+    put_item(shard, ("n",), "k", {"f": value})
+    one, many = (
+        pack({"$and": [{"f": {"$nin": [f"no {n}"]}} for n in range(count)]}) for count in (1, 100)
+    )
+    least, most = (_work(shard, SearchItems((), each, MANY, 0)) for each in (one, many))
+    assert most < 5 * least
 
 
 @pytest.mark.parametrize("operator", ["$in", "$nin"])

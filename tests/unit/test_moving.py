@@ -30,7 +30,7 @@ from flowgentic_actors.cluster.nodes.coordinator import Coordinator
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.cluster.slots import SlotTable, even_table
-from flowgentic_actors.engine import Shard
+from flowgentic_actors.engine import Shard, pace
 from flowgentic_actors.engine.commands import (
     CacheClear,
     CacheEntry,
@@ -99,6 +99,13 @@ from tests.unit.test_replication import LIMIT, Copy, caught_up, compacted, follo
 from tests.unit.test_shard_actor import SmallDisk
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def whole_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are compared as they are, so none may end because this machine is busy."""
+    monkeypatch.setattr(pace, "PAGE_SECONDS", 60.0)
+
 
 compaction = Compactor.start
 DEPTH = 2

@@ -116,7 +116,8 @@ def without_shard(path: Path) -> None:
         (lambda path: change(path, shards=1_000_000), "is damaged: 1000000 shards"),
         (lambda path: (path / MANIFEST).unlink(), "no manifest.json"),
         (without_shard, "there is no .*shard-1"),
-        (lambda path: change(path, generation=2), "there is no .*generation-2"),
+        (lambda path: change(path, generation=2, check=0), "there is no .*generation-2"),
+        (lambda path: change(path, shards=1), "is damaged: it is not what was written"),
     ],
 )
 def test_a_memory_that_is_not_whole_is_refused_and_left_alone(
@@ -285,6 +286,70 @@ def test_a_shard_that_lost_all_its_files_is_refused(tmp_path: Path) -> None:
         file.rename(tmp_path / "generation-1" / "shard-1" / file.name[1:])
     with opened(tmp_path, 2) as manifest:
         assert contents(manifest.folders(tmp_path), even_table(2, 2)) == expected
+
+
+def exchange(memory: Path, other: Path) -> None:
+    generation = memory / "generation-1"
+    for old, new in (("shard-0", "x"), ("shard-1", "shard-0"), ("x", "shard-1")):
+        (generation / old).rename(generation / new)
+
+
+def double(memory: Path, other: Path) -> None:
+    replace_folder(memory / "generation-1/shard-1", memory / "generation-1/shard-0")
+
+
+def take_another_ones(memory: Path, other: Path) -> None:
+    replace_folder(memory / "generation-1/shard-1", other / "generation-1/shard-1")
+
+
+def replace_folder(folder: Path, by: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(by, folder)
+
+
+def take_another_ones_manifest(memory: Path, other: Path) -> None:
+    shutil.copyfile(other / MANIFEST, memory / MANIFEST)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (exchange, "shard-0 is shard-1's"),
+        (double, "shard-1 is shard-0's"),
+        (take_another_ones, "shard-1 is another memory's"),
+        (take_another_ones_manifest, "shard-0 is another memory's"),
+    ],
+)
+def test_shards_in_the_place_of_others_are_refused(
+    tmp_path: Path, damage: Any, told: str, shards: int
+) -> None:
+    memory, copy = tmp_path / "memory", tmp_path / "copy"
+    expected = filled(memory, 2)
+    snapshot(memory, copy)
+    shutil.copytree(memory, tmp_path / "whole")
+    damage(memory, copy)
+    with pytest.raises(JournalDamagedError, match=told), opened(memory, shards):
+        pass
+    with pytest.raises(JournalDamagedError, match=told):
+        snapshot(memory, tmp_path / "another")
+    for whole in tmp_path / "whole", copy:
+        with opened(whole, shards) as manifest:
+            assert contents(manifest.folders(whole), even_table(shards, 2)) == expected
+
+
+def test_shards_of_an_earlier_version_get_to_know_whose_they_are(tmp_path: Path) -> None:
+    filled(tmp_path, 2)
+    for number in range(2):  # as that version would leave them
+        end = tmp_path / "generation-1" / f"shard-{number}" / "log.end"
+        note = end.read_bytes()
+        end.write_bytes(b"".join(note[at : at + 64].ljust(512, b"\0") for at in (0, 512)))
+    change(tmp_path, identity="", check=0)
+    with opened(tmp_path, 2):
+        pass
+    exchange(tmp_path, tmp_path)
+    with pytest.raises(JournalDamagedError, match="shard-0 is shard-1's"), opened(tmp_path, 2):
+        pass
 
 
 def test_a_snapshot_of_a_memory_that_is_re_sharded_meanwhile_is_of_the_new_shards(

@@ -7,9 +7,11 @@ import grp
 import os
 import pwd
 import shutil
+import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from flowgentic_actors.cluster.holder import HOLDER_FILE, Hold, is_held, read_ho
 from flowgentic_actors.cluster.persist import MANIFEST, StoredMemory
 from flowgentic_actors.errors import UntrustedPathError
 from flowgentic_actors.shard.following import TERM_FILE, read_term, write_term
+from flowgentic_actors.storage import private
 from flowgentic_actors.storage.private import (
     check_folder,
     make_folder,
@@ -340,3 +343,35 @@ def test_folders_of_the_machines_root_are_roots_in_a_container_that_does_not_kno
     assert subprocess.run(
         [*inside, sys.executable, "-c", program], check=False, capture_output=True
     ).returncode
+
+
+def list_of(other: int) -> bytes:
+    """An access control list, as Linux keeps it, by which another user may write, too."""
+    nobody = 0xFFFF_FFFF
+    entries = [(1, 7, nobody), (2, 7, other), (4, 5, nobody), (16, 7, nobody), (32, 0, nobody)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+@pytest.mark.parametrize("what", ["way", "folder", "file"])
+def test_an_access_control_list_counts_where_the_group_is_the_users_own(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private, "_is_private", lambda gid: True)
+    folder = tmp_path / "folder"
+    make_folder(folder)
+    write_private(folder / "file", b"data")
+    path = folder / "file" if what == "file" else folder
+    path.chmod(0o770 if path.is_dir() else 0o660)
+    uses: dict[str, Callable[[], object]] = {
+        "way": lambda: trusted_path(folder / "file"),
+        "folder": lambda: check_folder(folder),
+        "file": lambda: read_private(folder / "file"),
+    }
+    use = uses[what]
+    use()
+    try:
+        os.setxattr(path, "system.posix_acl_access", list_of(os.geteuid() + 1))
+    except OSError as error:
+        pytest.skip(f"no access control lists on this file system: {error}")
+    with pytest.raises(UntrustedPathError, match="access control list"):
+        use()

@@ -22,6 +22,7 @@ from flowgentic_actors import MemoryCluster
 from flowgentic_actors.cluster.attaching import find_cluster, kept
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.rendezvous import FirstRank, Note
+from flowgentic_actors.environment import DESCRIPTOR_VARIABLE
 from flowgentic_actors.errors import ClusterNotFoundError
 from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.shard.member import Part
@@ -129,6 +130,19 @@ def test_an_exported_handle_is_not_shown_by_who_attaches_with_it(tmp_path: Path)
     assert isinstance(console.file, io.StringIO)
     assert "<secret>" in console.file.getvalue()
     assert inside not in console.file.getvalue()
+
+
+def test_an_exported_handle_in_the_place_of_a_path_is_in_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cluster.json"
+    DESCRIPTOR.write(path)
+    export = ClusterHandle("a", str(path)).export()
+    assert find_cluster(kept(Path(export)), None).descriptor == DESCRIPTOR
+    monkeypatch.setenv(DESCRIPTOR_VARIABLE, export)
+    with pytest.raises(ClusterNotFoundError, match="is an exported handle") as raised:
+        find_cluster(None, None)
+    assert export[20:60] not in str(raised.value)
 
 
 def test_a_traceback_with_locals_shows_a_cluster_whose_settings_are_refused() -> None:

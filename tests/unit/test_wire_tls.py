@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -508,6 +510,34 @@ async def test_whoever_repeats_a_knock_and_has_no_secret_is_sent_away(
             assert await reader.read() == b""
         writer.transport.abort()
         await until(lambda: not server.connections)
+
+
+@pytest.mark.parametrize("sent", [b"", b"no TLS" * 1000])
+async def test_a_handshake_that_fails_leaves_no_garbage(
+    path: Path, context: ssl.SSLContext, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.2)
+    before = handshakes()
+    gc.disable()
+    try:
+        async with tls_serving(path, context) as (server, _, address):
+            for _ in range(3):
+                with socket.create_connection((HOST, address.port)) as sock:
+                    sock.sendall(knock(SECRET) + sent)
+                    sock.setblocking(False)
+                    async with asyncio.timeout(PATIENCE):
+                        with contextlib.suppress(ConnectionError):
+                            while await asyncio.get_running_loop().sock_recv(sock, 100):
+                                pass
+                await until(lambda: not server.connections)
+            await until(lambda: handshakes() == before)
+    finally:
+        gc.enable()
+
+
+def handshakes() -> int:
+    """How many objects of asyncio's for TLS there are, whether anybody has them or not."""
+    return sum(isinstance(each, asyncio.sslproto.SSLProtocol) for each in gc.get_objects())
 
 
 async def test_handshakes_of_tls_take_turns_count_and_are_cut_off_at_the_end(
