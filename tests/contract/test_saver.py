@@ -526,6 +526,8 @@ async def test_the_serializer_may_be_replaced_after_construction(
     assert len(await mine.ids(config_of(hidden["configurable"]["thread_id"]))) == 2
     with pytest.raises(NotImplementedError, match="shift"):
         await SaverFace(memory.checkpointer, blocking=face == "sync").get(hidden)
+    # no other saver could list it
+    await memory.checkpointer.adelete_thread(hidden["configurable"]["thread_id"])
 
 
 async def test_strict_msgpack_revives_only_what_is_allowed(
