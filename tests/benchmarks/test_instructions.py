@@ -196,7 +196,7 @@ def check(found: tuple[float, float], client: float, actor: float) -> None:
 
 async def test_a_checkpoint_is_stored(loopback: Loopback, ratios: Ratios) -> None:
     saver = AsyncCheckpointSaver(loopback)
-    check(await ratios(puts(saver), puts(InMemorySaver())), client=2.85, actor=3.7)
+    check(await ratios(puts(saver), puts(InMemorySaver())), client=2.85, actor=3.75)
 
 
 async def test_writes_are_stored(loopback: Loopback, ratios: Ratios) -> None:
