@@ -42,6 +42,20 @@ class Postponed(NamedTuple):
     otherwise: RejectedError
 
 
+class Status(NamedTuple):
+    """How an actor is.
+
+    Attributes:
+        busy: Seconds for which it has been in its current batch, 0 when it is idle.
+        stats: Its counters, and those of its mailbox.
+        report: See `Actor.report`.
+    """
+
+    busy: float
+    stats: dict[str, int]
+    report: Raw
+
+
 class Actor(Protocol):
     """State behind a mailbox, touched by one request at a time.
 
@@ -49,12 +63,19 @@ class Actor(Protocol):
     Its methods are called on the loop and do not wait for anything.
     """
 
-    def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
+    def start(
+        self,
+        tell: Callable[[str, str], None],
+        report: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
         """Begin what goes on beside the requests; called on the loop, before the first of them.
 
         Args:
-            tell: Reports an event (kind, detail), and the counters as they are now, to the
-                supervisor; callable from any thread. With an empty kind there is no event.
+            tell: Reports an event (kind, detail) to the supervisor, after `report`; callable from
+                any thread.
+            report: Gives the supervisor `stats` and `report` as they are now, without waiting for
+                it to ask; callable from any thread.
             wake: Has `commit` called soon, for what was done beside the requests.
         """
 
@@ -104,6 +125,9 @@ class Actor(Protocol):
 
     def stats(self) -> dict[str, int]:
         """Counters for status; called from another thread, so it only reads."""
+
+    def report(self) -> Raw:
+        """What decisions about it are made by, encoded; called from another thread as well."""
 
     async def drained(self) -> None:
         """The last request is done: end what takes a while, within a bound; `close` follows."""

@@ -14,7 +14,7 @@ from flowgentic_actors.actors.hosted import HostedActor
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned
 from flowgentic_actors.errors import ActorStartError
-from flowgentic_actors.wire.messages import Lease, Ping, Tell
+from flowgentic_actors.wire.messages import NIL, Lease, Ping, Tell
 from flowgentic_actors.wire.server import Connection
 
 
@@ -122,6 +122,7 @@ class Child:
         self.node = ""
         self.has_run = epoch > 0
         self.stats: dict[str, int] = {}
+        self.report = NIL
         self.as_of: float | None = None  # of the counters, seconds since the Unix epoch
         self.last_heard: float | None = None
         self.reason = ""
@@ -139,16 +140,16 @@ class Child:
             return self.hosted.port
         return self.life.port if self.life is not None else 0
 
-    def count(self, stats: dict[str, int]) -> None:
-        """Store the actor's current counters."""
-        self.stats, self.as_of = stats, time.time()
+    def note(self, stats: dict[str, int], report: Raw) -> None:
+        """Store the actor's current counters, and what else it reports."""
+        self.stats, self.report, self.as_of = stats, report, time.time()
         self.last_heard = self.as_of
 
     def ask_hosted(self) -> float:
         """Store the counters of an actor in this process; returns how long its batch has taken."""
         assert self.hosted is not None
-        busy, stats = self.hosted.status()
-        self.count(stats)
+        busy, stats, report = self.hosted.status()
+        self.note(stats, report)
         return busy
 
     def tell(self, message: Tell | Lease) -> None:

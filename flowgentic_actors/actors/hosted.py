@@ -18,11 +18,11 @@ from typing import Any
 
 from msgspec import Raw
 
-from flowgentic_actors.actors.actor import Actor
+from flowgentic_actors.actors.actor import Actor, Status
 from flowgentic_actors.actors.serving import make_actor, serve
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import ActorStartError, FlowgenticError
-from flowgentic_actors.wire.messages import Ready, Stopped, ToServer
+from flowgentic_actors.wire.messages import NIL, Ready, Stopped, ToServer
 from flowgentic_actors.wire.server import Server
 
 _LAST_MOMENT = 0.02
@@ -48,7 +48,7 @@ class HostedActor:
         self.ended = asyncio.Event()
         self.stopped = False
         self.reason = ""
-        self.status: Callable[[], tuple[float, dict[str, int]]] = lambda: (0.0, {})
+        self.status: Callable[[], Status] = lambda: Status(0.0, {}, NIL)
         self.on_drain: Callable[[str], None] = lambda _reason: None
         self.on_fence: Callable[[bool], None] = lambda _fenced: None
         self.on_news: Callable[[], None] = lambda: None

@@ -18,10 +18,12 @@ from typing import Final
 
 from msgspec import Raw
 
+from flowgentic_actors.actors.actor import Status
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import ActorStartError, FlowgenticError
 from flowgentic_actors.wire.channel import client_channel
 from flowgentic_actors.wire.messages import (
+    NIL,
     Drain,
     Go,
     Hello,
@@ -56,7 +58,7 @@ class SupervisorLink:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
-        self.status: Callable[[], tuple[float, dict[str, int]]] = lambda: (0.0, {})
+        self.status: Callable[[], Status] = lambda: Status(0.0, {}, NIL)
         self.on_drain: Callable[[str], None] = lambda _reason: None
         self.on_fence: Callable[[bool], None] = lambda _fenced: None
         self.on_news: Callable[[], None] = lambda: None
@@ -149,8 +151,7 @@ class SupervisorLink:
                 for message in self._receive():
                     match message:
                         case Ping(number):
-                            busy, stats = self.status()
-                            self.send(Pong(number, busy, stats))
+                            self.send(Pong(number, *self.status()))
                         case Drain(reason):
                             self.on_drain(reason)
                         case Lease() | Tell():

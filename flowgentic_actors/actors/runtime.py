@@ -11,7 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import TypeAlias
 
-from flowgentic_actors.actors.actor import SLOW, Actor, Postponed
+from flowgentic_actors.actors.actor import SLOW, Actor, Postponed, Status
 from flowgentic_actors.actors.mailbox import Envelope, Mailbox
 from flowgentic_actors.actors.postponing import PostponedRequests
 from flowgentic_actors.errors import (
@@ -110,6 +110,10 @@ class ActorRuntime:
             "mailbox_most_bytes": self._mailbox.most_bytes,
             **self._actor.stats(),
         }
+
+    def status(self) -> Status:
+        """What its supervisor is told again and again; callable from any thread."""
+        return Status(self.busy(), self.stats(), self._actor.report())
 
     async def drain(self, server: Server, reason: str = "") -> None:
         """Stop intake, finish what was accepted, close the connections and the actor.

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from msgspec import Raw
 
-from flowgentic_actors.actors.actor import Actor
+from flowgentic_actors.actors.actor import Actor, Status
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spec import ActorSpec
@@ -28,7 +28,7 @@ class Link(Protocol):
     """How an actor and its supervisor reach each other.
 
     Attributes:
-        status: Tells how long the batch under way has taken, and the counters; any thread.
+        status: Tells how the actor is; any thread.
         on_drain: Called, on any thread, with the reason when the actor shall end.
         on_fence: Called, on any thread, when the actor shall answer nothing, and when it may again.
         on_news: Called, on any thread, when `lease` or `told` have changed.
@@ -36,7 +36,7 @@ class Link(Protocol):
         told: What the supervisor passed on last, None for nothing yet.
     """
 
-    status: Callable[[], tuple[float, dict[str, int]]]
+    status: Callable[[], Status]
     on_drain: Callable[[str], None]
     on_fence: Callable[[bool], None]
     on_news: Callable[[], None]
@@ -100,15 +100,18 @@ async def serve(
         if spec.leased:
             runtime.extend(link.lease)
 
-    link.status = lambda: (runtime.busy(), runtime.stats())
+    link.status = runtime.status
     link.on_drain = lambda reason: _threadsafe(loop, lambda: drain(reason))
     link.on_fence = lambda fenced: _threadsafe(loop, lambda: runtime.fence(fenced=fenced))
 
+    def report() -> None:
+        link.send(Pong(0, *runtime.status()))
+
     def tell(kind: str, detail: str) -> None:
-        link.send(Pong(0, *link.status()))
+        report()
         link.send(Noted(kind, sendable(detail)))
 
-    actor.start(tell, runtime.wake)
+    actor.start(tell, report, runtime.wake)
     link.on_news = lambda: _threadsafe(loop, take_news)
     take_news()  # what came before
     link.send(Ready(time.monotonic() - started, port))

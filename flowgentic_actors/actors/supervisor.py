@@ -35,6 +35,7 @@ from flowgentic_actors.storage.private import overwrite
 from flowgentic_actors.wire.descriptors import is_out_of_files
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.messages import (
+    NIL,
     Broken,
     Drain,
     Go,
@@ -73,8 +74,7 @@ class SupervisorSettings:
 
 
 EventSink = Callable[[str, str, str], None]
-"""Called with (kind, actor, detail) when something happened; an empty kind is of no interest but
-that an actor's counters have changed."""
+"""Called with (kind, actor, detail) when something happened."""
 
 
 class Supervisor:
@@ -92,6 +92,7 @@ class Supervisor:
         spawner: Starts the processes.
         settings: Times and bounds.
         on_event: Told what happens.
+        on_report: Called when an actor has reported how it is without being asked.
         identity: What actors prove to other nodes.
     """
 
@@ -104,6 +105,7 @@ class Supervisor:
         *,
         settings: SupervisorSettings,
         on_event: EventSink,
+        on_report: Callable[[], None] = lambda: None,
         identity: Identity | None = None,
     ) -> None:
         self._folder = folder
@@ -112,6 +114,7 @@ class Supervisor:
         self._spawner = spawner
         self._settings = settings
         self._on_event = on_event
+        self._on_report = on_report
         self._identity = identity
         self._lease = -math.inf
         self._children: dict[str, Child] = {}
@@ -240,16 +243,18 @@ class Supervisor:
             case Ready(_, port):
                 life.port = port
                 life.ready.set()
-            case Pong(number, busy, stats):
+            case Pong(number, busy, stats, report):
                 life.busy = busy
-                child.count(stats)
+                child.note(stats, report.copy())
                 life.heard(number)
+                if not number:
+                    self._on_report()
             case Noted(kind, detail):
                 self._on_event(kind, child.spec.name, detail)
             case Broken(reason):
                 life.reason = reason
             case Stopped(stats):
-                child.count(stats)
+                child.note(stats, child.report)
                 life.stopped.set()
             case _:
                 raise ProtocolError(f"{type(message).__name__} is not a message for a supervisor")
@@ -282,7 +287,7 @@ class Supervisor:
         while not (self._stopping.is_set() or child.unwanted.is_set()):
             child.epoch += 1
             life = child.life = Incarnation(child.epoch)
-            child.stats, child.as_of = {}, None
+            child.stats, child.report, child.as_of = {}, NIL, None
             in_vain = False
             try:
                 await self._bring_up(child, life)

@@ -220,6 +220,7 @@ class Host:
                 max_message_bytes=spec.max_message_bytes,
             ),
             on_event=self._actor_event,
+            on_report=self._stir,
             identity=spec.identity,
         )
         epochs = ProcessRecord(self._folder).epochs()
@@ -725,15 +726,17 @@ class Host:
 
     def _actor_event(self, kind: str, actor: str, detail: str) -> None:
         """Note what happened to an actor of this node."""
-        if kind and self._federation is not None:
+        if self._federation is not None:
             detail = self._federation.located(actor, detail)
         self._event(kind, actor, detail)
 
-    def _event(self, kind: str, actor: str, detail: str) -> None:
-        if self._federation is not None and actor:
+    def _stir(self) -> None:
+        if self._federation is not None:
             self._federation.stir()
-        if not kind:
-            return
+
+    def _event(self, kind: str, actor: str, detail: str) -> None:
+        if actor:
+            self._stir()
         logger.info("%s %s %s", kind, actor, detail)
         self._history.add(kind, actor, detail)
         self._news.set()

@@ -91,7 +91,6 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
 def known_stats(stats: Mapping[str, int]) -> dict[str, Any]:
     """Those of an actor's counters that its status tells."""
     known = {name: stats[name] for name in ActorStatus.__struct_fields__ if name in stats}
-    known.pop("slots", None)  # a table says that, and not the actor
     return {**known, "hot": hot_in(stats)}
 
 

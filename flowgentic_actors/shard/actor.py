@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Call, Postponed
 from flowgentic_actors.deadlines import timeout
@@ -58,6 +59,7 @@ from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
 from flowgentic_actors.shard.moving import Moving
 from flowgentic_actors.shard.peers import Give, read_question
+from flowgentic_actors.shard.progress import Progress, encode_progress
 from flowgentic_actors.shard.room import RoomWanted, WaitingCalls
 from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.shard.settings import ShardSettings
@@ -118,6 +120,7 @@ class ShardActor:
     _tell: Callable[[str, str], None]
     _wake: Callable[[], None]
     _slow: SlowRequests
+    _report: Callable[[], None]
 
     def __init__(
         self,
@@ -185,10 +188,11 @@ class ShardActor:
             next_lsn=lambda: self._next_lsn,
             lag=lambda: self._leading.lag if self._leading is not None else 0,
             tell=lambda kind, detail: self._tell(kind, detail),  # noqa: PLW0108 - another one later
+            report=lambda: self._report(),  # noqa: PLW0108 - the same
         )
         """What it has to do with slots that move."""
         self._upkeep.hold = self._holds_log
-        self._wake, self._tell, self._line = _nothing, _nothing, self.room.waiting
+        self._wake, self._tell, self._report, self._line = *(_nothing,) * 3, self.room.waiting
         # Without a limit, nothing is ever let go.
         tier = hot_limit is not None and why_no_ddict() is None
         self._tier_bytes = _number(tier_bytes) if tier else None
@@ -207,9 +211,14 @@ class ShardActor:
             raise
         self._next_lsn = self._journal.end
 
-    def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
+    def start(
+        self,
+        tell: Callable[[str, str], None],
+        report: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
         """Begin what goes on beside the requests; see `Actor.start`."""
-        self._tell, self._wake = tell, wake
+        self._tell, self._report, self._wake = tell, report, wake
         self._slow = SlowRequests(tell)
         self._sweeping = asyncio.ensure_future(self._sweep(wake))
         self._sweeping.add_done_callback(_log_defect)
@@ -238,7 +247,7 @@ class ShardActor:
         """Whether it knows its slots, if it has to; see `Actor.takes_clients`."""
         return not self._claimed or self.moving.claims is not None
 
-    def told(self, body: msgspec.Raw) -> None:
+    def told(self, body: Raw) -> None:
         """Answer for some slots from now on; see `Actor.told`."""
         told = msgspec.msgpack.decode(body, type=Told, dec_hook=concealed)
         self.moving.told(told.claim, told.secret, told.max_bytes)
@@ -372,8 +381,11 @@ class ShardActor:
             "replayed_writes": self._replayed,
             "sessions": len(self._sessions),
             **self._hot_keys.stats(time.monotonic()),
-            **self.moving.stats(),
         }
+
+    def report(self) -> Raw:
+        """How far it is with slots that it takes over; see `Actor.report`."""
+        return encode_progress(Progress(migration=self.moving.status))
 
     async def drained(self) -> None:
         """Have Dragon end the DDict, in the hope that it does; see `Actor.drained`."""

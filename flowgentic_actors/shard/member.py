@@ -24,6 +24,7 @@ from flowgentic_actors.shard.claims import Claim
 from flowgentic_actors.shard.following import Following, is_incomplete, write_term
 from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.peers import Give, read_question
+from flowgentic_actors.shard.progress import Progress, ReplicationStatus, encode_progress
 from flowgentic_actors.wire.addresses import Address
 
 _RECOVERY = 7 * 86_400.0
@@ -84,11 +85,17 @@ class ReplicatedShardActor:
         self._changing: asyncio.Task[None] | None = None
         self._broken: BaseException | None = None
         self._tell: Callable[[str, str], None] = lambda _kind, _detail: None
+        self._report: Callable[[], None] = lambda: None
         self._wake: Callable[[], None] = lambda: None
 
-    def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
+    def start(
+        self,
+        tell: Callable[[str, str], None],
+        report: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
         """Wait to be told; see `Actor.start`."""
-        self._tell, self._wake = tell, wake
+        self._tell, self._report, self._wake = tell, report, wake
 
     @property
     def takes_clients(self) -> bool:
@@ -129,19 +136,27 @@ class ReplicatedShardActor:
             self._leading.asked(question, answer)
 
     def stats(self) -> dict[str, int]:
-        """What the copy holds, and how far it is."""
-        leading, following, part = self._leading, self._following, self._part
+        """What the copy holds; see `Actor.stats`."""
+        leading, following = self._leading, self._following
         core = self._core or (following.core if following else None)
-        there = leading is not None or (following is not None and following.complete)
         return {
             **(core.stats() if core is not None else {}),
-            "term": part.term if part is not None and there else 0,
-            "leads": int(leading is not None),
-            "caught_up": int(leading is not None and leading.caught_up),
-            "sent_back": int(leading is not None and leading.sent_back),
             "replica_lag": leading.lag if leading is not None else 0,
-            "unanswered": int(following.unanswered) if following is not None else 0,
         }
+
+    def report(self) -> Raw:
+        """How far the copy is; see `Actor.report`."""
+        leading, following, part = self._leading, self._following, self._part
+        there = leading is not None or (following is not None and following.complete)
+        replication = ReplicationStatus(
+            term=part.term if part is not None and there else 0,
+            leads=leading is not None,
+            caught_up=leading is not None and leading.caught_up,
+            sent_back=leading is not None and leading.sent_back,
+            unanswered=int(following.unanswered) if following is not None else 0,
+        )
+        core = self._core
+        return encode_progress(Progress(replication, core.moving.status if core else None))
 
     async def drained(self) -> None:
         """Let the leader, which ends at the same time, finish what it has; see `Actor.drained`."""
@@ -180,8 +195,8 @@ class ReplicatedShardActor:
                 )
                 if part.claim is not None and self._core is not None:
                     self._core.moving.told(part.claim, part.secret, part.max_bytes)
-                self._part = part  # after it: `stats` must not tell the last term's of this one
-                self._changed_state()
+                self._part = part  # after it: `report` must not tell the last term's of this one
+                self._report()
                 await on_daemon_thread(_FILE_TIMEOUT, write_term, self._folder, part.term)
             elif self._following is not None and self._part and self._part.term == part.term:
                 if part.leader is not None and part.leader != self._part.leader:
@@ -206,8 +221,8 @@ class ReplicatedShardActor:
             finally:  # cancelled or not: a shard that is made is `close`'s to close
                 core = self._core = await making
         self._core = core
-        core.start(self._tell, self._wake)
-        return core.lead(waits=self._waits, on_change=self._changed_state)
+        core.start(self._tell, self._report, self._wake)
+        return core.lead(waits=self._waits, on_change=self._report)
 
     async def _begin_to_follow(self, part: Part, leader: Address) -> None:
         if self._leading is not None:
@@ -227,9 +242,6 @@ class ReplicatedShardActor:
         )
         self._task = asyncio.ensure_future(self._following.run())
         self._task.add_done_callback(self._followed)
-
-    def _changed_state(self) -> None:
-        self._tell("", "")  # no event, but the counters are of interest at once
 
     async def _stop_following(self) -> None:
         if self._task is not None:

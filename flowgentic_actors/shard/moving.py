@@ -27,6 +27,7 @@ from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.claims import Claim, Claims
 from flowgentic_actors.shard.giving import Giving
 from flowgentic_actors.shard.peers import Give
+from flowgentic_actors.shard.progress import MigrationStatus
 from flowgentic_actors.shard.taking import Taking
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
@@ -47,7 +48,8 @@ class Moving:
         stored: Has a commit soon; its future is done when that is.
         next_lsn: LSN after the last entry, those included that wait to be appended.
         lag: Bytes of journal that the second copy does not have yet.
-        tell: Reports an event (kind, detail), and the counters; with an empty kind, those alone.
+        tell: Reports an event (kind, detail).
+        report: Reports `status` at once.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Moving:
         next_lsn: Callable[[], int],
         lag: Callable[[], int],
         tell: Callable[[str, str], None],
+        report: Callable[[], None],
     ) -> None:
         self._shard = shard
         self._journal = journal
@@ -70,6 +73,7 @@ class Moving:
         self._next_lsn = next_lsn
         self._lag = lag
         self._tell = tell
+        self._report = report
         self.claims: Claims | None = None
         """What this shard answers for, None for everything."""
         self._giving: Giving | None = None
@@ -101,7 +105,7 @@ class Moving:
         if before is None or before.claim.owned != claim.owned or claim.pull is not None:
             self._shard.show(self.claims.shows_thread, self.claims.shows_namespace)
         self._arrange(claim, before, secret, max_bytes)
-        self._tell("", "")
+        self._report()
 
     def _arrange(
         self, claim: Claim, before: Claims | None, secret: Secret[bytes], max_bytes: int
@@ -123,7 +127,7 @@ class Moving:
             stored=self._stored,
             end=lambda: self._journal.end,
             lag=self._lag,
-            on_change=partial(self._tell, "", ""),
+            on_change=self._report,
             secret=secret,
             max_bytes=max_bytes,
         )
@@ -149,19 +153,15 @@ class Moving:
             raise RejectedError("this shard gives nothing away")
         self._giving.asked(question, answer)
 
-    def stats(self) -> dict[str, int]:
-        """Counters for whoever ordered a move; callable from any thread."""
-        claims, taking = self.claims, self._taking
-        if claims is None:
-            return {}
-        found = {"slots": len(claims.owned)}
-        if taking is not None:
-            found["take"] = taking.move
-            found["take_position"], found["take_steps"] = taking.position, taking.steps
-            found["take_near"] = int(taking.near)
-            found["take_done"] = int(taking.done)
-            found["take_failed"] = int(bool(taking.failed))
-        return found
+    @property
+    def status(self) -> MigrationStatus | None:
+        """What was taken over last, None for nothing; from any thread."""
+        taking = self._taking
+        if taking is None:
+            return None
+        return MigrationStatus(
+            taking.move, taking.steps, taking.near, taking.done, bool(taking.failed)
+        )
 
     def close(self) -> None:
         """End what goes on."""

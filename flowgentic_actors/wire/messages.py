@@ -15,6 +15,9 @@ MAX_TEXT = 65_536
 NO_BODY: Final = Raw(b"")
 """In the place of a body that follows its message in a chunk of its own."""
 
+NIL: Final = Raw(b"\xc0")
+"""In the place of an encoded value that is not there."""
+
 Counter: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 Name: TypeAlias = Annotated[str, Meta(max_length=256)]
 Role: TypeAlias = Literal["client", "owner", "link", "peer"]
@@ -84,11 +87,13 @@ class Pong(Struct, tag=6, array_like=True, frozen=True):
     Attributes:
         busy: Seconds for which the actor has been in its current batch, 0 when it is idle.
         stats: The actor's counters.
+        report: What only those understand who know what kind of actor it is.
     """
 
     number: Counter
     busy: float
     stats: Annotated[dict[Name, int], Meta(max_length=256)]
+    report: Raw = NIL
 
 
 class Stopped(Struct, tag=7, array_like=True, frozen=True):

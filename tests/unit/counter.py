@@ -26,7 +26,7 @@ from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.errors import InvalidRequestError, JournalError, ProtocolError
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.wire.messages import ToServer
+from flowgentic_actors.wire.messages import NIL, ToServer
 from flowgentic_actors.wire.server import Connection, Server
 
 REPOSITORY = Path(__file__).parents[2]
@@ -57,7 +57,12 @@ class Counter:
         self.commit_later: asyncio.Future[None] | None = None
         self.on_call: Callable[[Call], None] = lambda call: None
 
-    def start(self, tell: Callable[[str, str], None], wake: Callable[[], None]) -> None:
+    def start(
+        self,
+        tell: Callable[[str, str], None],
+        report: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
         pass
 
     async def drained(self) -> None:
@@ -116,6 +121,9 @@ class Counter:
 
     def stats(self) -> dict[str, int]:
         return {"total": self.total}
+
+    def report(self) -> Raw:
+        return NIL
 
     def close(self) -> None:
         pass

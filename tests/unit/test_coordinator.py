@@ -112,7 +112,7 @@ def followed(host: Coordinator, shard: int, **changes: object) -> None:
     ("changes", "why"),
     [
         ({"state": "failed", "reason": "no disk"}, "no disk"),
-        ({"stats": {"unanswered": 15}}, "it does not reach a"),
+        ({"unanswered": 15}, "it does not reach a"),
     ],
 )
 def test_a_node_that_cannot_follow_is_replaced_by_another_one(
@@ -165,7 +165,7 @@ def test_a_follower_whose_leader_is_not_there_yet_waits() -> None:
     host = caught_up()
     old = host.plan.shards[0].follower
     tell(host, "a", leads=False)
-    followed(host, 0, stats={"unanswered": 30})
+    followed(host, 0, unanswered=30)
     assert host.plan.shards[0].follower == old
 
 

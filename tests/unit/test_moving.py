@@ -89,6 +89,7 @@ from flowgentic_actors.shard.claims import Claim, Told
 from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.peers import Give, Given
+from flowgentic_actors.shard.progress import MigrationStatus, decode_progress
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.client import AsyncConnection
@@ -157,7 +158,7 @@ class Side:
         self.core = await asyncio.to_thread(made)
         self.runtime = ActorRuntime(self.core, Mailbox(1000, 16 << 20), self.broken.append, LIMIT)
         self.server = Server(self.runtime, SECRET, self.name, 1, LIMIT)
-        self.core.start(lambda kind, detail: None, self.runtime.wake)
+        self.core.start(lambda kind, detail: None, lambda: None, self.runtime.wake)
         clear(Path(self.address))
         if claim is not None:
             self.tell(claim)
@@ -202,8 +203,15 @@ class Side:
         """What it holds, shown or not."""
         return self.core._shard
 
+    @property
+    def migration(self) -> MigrationStatus | None:
+        return decode_progress(self.core.report()).migration if self.serves else None
+
     def take(self, what: str) -> int:
-        return self.stats().get(f"take_{what}", 0)
+        if what == "position":
+            taking = self.core.moving._taking
+            return taking.position if taking is not None else 0
+        return int(getattr(self.migration, what, 0))
 
     @property
     def hides(self) -> list[Any]:
@@ -263,7 +271,7 @@ class Two:
         for node, side in zip("ab", self.sides, strict=True):
             (duty,) = self.host.orders(node).duties
             address = side.address if side.serves else None
-            told = member(duty, node, leads=side.serves, address=address, stats=side.stats())
+            told = member(duty, node, leads=side.serves, address=address, migration=side.migration)
             self.host.heard(node, [told])
 
     def order(self, *sides: Side) -> None:
@@ -885,7 +893,7 @@ async def test_a_target_that_ends_keeps_what_it_has_and_begins_nothing_by_itself
         await asyncio.sleep(0.1)
         assert both.target.hides
         assert both.target.shard.size().threads >= kept.threads
-        assert "take" not in both.target.stats()
+        assert both.target.migration is None
         await both.check_union()
 
         both.host.moves.give_up(both.number, "nothing happens")
@@ -959,7 +967,7 @@ async def test_a_source_that_ends_on_the_way_is_asked_on(place: Path, held: bool
             await both.near()
             both.hold()
         await both.done()
-        assert both.target.stats()["take"] == both.number
+        assert both.target.take("move") == both.number
         both.commit()
         both.order()
         await both.check()
@@ -1297,7 +1305,7 @@ async def test_slots_that_are_held_for_one_attempt_end_no_other_one(place: Path)
         both.host.moves.give_up(both.number, "again")
         both.number = both.host.moves.begin(0, 1, both.slots, RATE)
         both.order(target)
-        await until(lambda: target.stats()["take"] == both.number and target.take("near"))
+        await until(lambda: target.take("move") == both.number and target.take("near"))
         await asyncio.sleep(0.2)
         assert holds()[0] != both.number
         assert not target.take("done")

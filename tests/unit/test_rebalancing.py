@@ -26,6 +26,7 @@ from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.engine.slots import SLOTS, SlotSet
 from flowgentic_actors.errors import RejectedError
 from flowgentic_actors.shard.claims import Claim
+from flowgentic_actors.shard.progress import MigrationStatus
 from tests.unit.test_coordinator import coordinator, kinds, member, tell
 
 pytestmark = pytest.mark.anyio
@@ -445,15 +446,12 @@ class Leader:
         if source.hold[0] == take.move and end >= source.hold[1]:
             take.done = True
 
-    def stats(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        if self.take is not None:
-            found |= {f"take_{name}": int(getattr(self.take, name)) for name in _TAKE}
-            found["take"] = self.take.move
-        return found
-
-
-_TAKE = ("steps", "near", "done", "failed")
+    @property
+    def migration(self) -> MigrationStatus | None:
+        take = self.take
+        if take is None:
+            return None
+        return MigrationStatus(take.move, take.steps, take.near, take.done, bool(take.failed))
 
 
 class World:
@@ -571,7 +569,8 @@ class World:
         if duty.role == "follower" or leader is None:
             return member(duty, node)
         caught_up = duty.follower in self.up
-        return member(duty, node, caught_up=caught_up, stats=leader.stats(), epoch=leader.epoch)
+        told = {"migration": leader.migration, "epoch": leader.epoch}
+        return member(duty, node, caught_up=caught_up, **told)
 
     def write(self, count: int, slots: Sequence[int] = range(SLOTS)) -> int:
         """Clients write what somebody answers; how many writes were acknowledged."""

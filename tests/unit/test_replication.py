@@ -53,6 +53,7 @@ from flowgentic_actors.shard.peers import (
     decode_answer,
     encode_peer,
 )
+from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.server import Server
@@ -95,11 +96,17 @@ class Copy:
         self.broken: list[str] = []
         self._arguments = {"segment_bytes": str(SEGMENT), "ack": ack, **arguments}
 
+    @property
+    def status(self) -> ReplicationStatus:
+        status = decode_progress(self.actor.report()).replication
+        assert status is not None
+        return status
+
     async def begin(self, part: Part | None = None) -> None:
         self.actor = ReplicatedShardActor(str(self.folder), **self._arguments)
         self.runtime = ActorRuntime(self.actor, Mailbox(1000, 16 << 20), self.broken.append, LIMIT)
         self.server = Server(self.runtime, SECRET, self.folder.name, 1, LIMIT)
-        self.actor.start(lambda kind, detail: None, self.runtime.wake)
+        self.actor.start(lambda kind, detail: None, lambda: None, self.runtime.wake)
         clear(Path(self.address))
         await self.server.listen(self.address)
         if part is not None:
@@ -328,10 +335,11 @@ async def test_a_follower_has_what_the_leader_acknowledges(place: Path) -> None:
             assert follower.has_all_of(leader)
         await check_equal(leader, follower)
         assert (await client.get("key-7")) == value("key-7")
-        assert leader.actor.stats()["caught_up"] == leader.actor.stats()["leads"] == 1
+        assert leader.status.caught_up
+        assert leader.status.leads
         assert leader.actor.stats()["replica_lag"] == 0
-        assert follower.actor.stats()["term"] == 1
-        assert follower.actor.stats()["leads"] == 0
+        assert follower.status.term == 1
+        assert not follower.status.leads
 
 
 async def test_with_ack_node_a_follower_is_not_waited_for_and_gets_there(place: Path) -> None:
@@ -447,7 +455,7 @@ async def test_a_follower_that_is_too_far_behind_starts_over_in_another_term(pla
         leader.leading._recent.clear()
         await follower.begin(follows(leader))
         await until(lambda: leader.leading.sent_back)
-        assert leader.actor.stats()["sent_back"] == 1
+        assert leader.status.sent_back
         term = await asyncio.to_thread(read_term, follower.folder)
         assert term == 1  # the host still counts on what it has
         leader.tell(leads(2, alone=True))
@@ -772,7 +780,7 @@ async def test_peers_of_another_term_and_without_a_leader_are_refused(place: Pat
                 await ask_follower(Follow(1, 0))
         beyond = leader.core.position + 1
         assert await ask(Follow(1, beyond)) == Entries(beyond, [])
-        assert leader.actor.stats()["sent_back"] == 1
+        assert leader.status.sent_back
         leader.tell(leads(2))
         follower.tell(follows(leader, 2))
         await noted(leader, leads(2))

@@ -385,7 +385,7 @@ async def test_a_ddict_is_made_when_hot_memory_is_half_full(
         "tier_folder": str(tmp_path / "tier"),
     }
     async with opened(tmp_path / "shard", **settings) as actor:
-        actor.start(lambda _kind, _detail: None, lambda: None)
+        actor.start(lambda _kind, _detail: None, lambda: None, lambda: None)
         caller = Caller(actor)
         await write(caller, 400)  # 1.6 MiB: all of it is hot
         assert IdleTier.started == 0
@@ -393,5 +393,5 @@ async def test_a_ddict_is_made_when_hot_memory_is_half_full(
         assert IdleTier.started > 0
     IdleTier.started = 0
     async with opened(tmp_path / "shard", **settings) as actor:
-        actor.start(lambda _kind, _detail: None, lambda: None)
+        actor.start(lambda _kind, _detail: None, lambda: None, lambda: None)
         assert IdleTier.started > 0  # what was there before counts

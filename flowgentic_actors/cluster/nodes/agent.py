@@ -136,6 +136,7 @@ class NodeAgent:
             self._spawner(),
             settings=spec.supervision,
             on_event=self._event,
+            on_report=self._changed.set,
             identity=spec.identity,
         )
         await on_daemon_thread(_FILE_TIMEOUT, self._prepare_memory)
@@ -313,13 +314,12 @@ class NodeAgent:
         )
 
     def _event(self, kind: str, actor: str, detail: str) -> None:
-        if kind:
-            if actor:
-                detail = self._members.located(actor, detail, self._node)
-            logger.info("%s %s %s", kind, actor, detail)
-            if len(self._events) == _MOST_EVENTS:
-                self._events_from += 1
-            self._events.append((kind, actor, detail))
+        if actor:
+            detail = self._members.located(actor, detail, self._node)
+        logger.info("%s %s %s", kind, actor, detail)
+        if len(self._events) == _MOST_EVENTS:
+            self._events_from += 1
+        self._events.append((kind, actor, detail))
         self._changed.set()
 
     # ------------------------------------------------------------------ the server's handler

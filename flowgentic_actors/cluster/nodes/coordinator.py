@@ -317,9 +317,7 @@ class Coordinator:
         leader = self.member(plan.shard)
         if member.state == "failed":
             why = member.reason
-        elif (
-            member.stats.get("unanswered", 0) >= _UNANSWERED and leader is not None and leader.leads
-        ):
+        elif member.unanswered >= _UNANSWERED and leader is not None and leader.leads:
             why = f"it does not reach {plan.leader}, which is there"
         else:
             return

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from flowgentic_actors.shard.claims import Claim
+from flowgentic_actors.shard.progress import MigrationStatus
 from flowgentic_actors.wire.addresses import Address
 
 NodeName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -70,6 +71,8 @@ class Member(Struct, array_like=True, frozen=True):
         stats: Its counters.
         as_of: When they were so; see `ActorStatus`.
         last_heard: When it last gave a sign of life.
+        unanswered: Times in a row that it has not reached the leader that it follows.
+        migration: Slots that it takes over, or took over last.
     """
 
     shard: int
@@ -87,6 +90,8 @@ class Member(Struct, array_like=True, frozen=True):
     stats: dict[str, int]
     as_of: float | None = None
     last_heard: float | None = None
+    unanswered: int = 0
+    migration: MigrationStatus | None = None
 
 
 def name_of(shard: int) -> str:

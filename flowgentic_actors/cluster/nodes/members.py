@@ -18,6 +18,7 @@ from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders, name_of
 from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.shard.claims import Told
 from flowgentic_actors.shard.member import Part
+from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
 from flowgentic_actors.wire.addresses import TcpAddress
 
 REPLICATED_FACTORY: Final = "flowgentic_actors.shard.member:ReplicatedShardActor"
@@ -112,9 +113,10 @@ class NodeMembers:
 
     def _member(self, duty: Duty, child: Child) -> Member:
         serves = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
-        stats = child.stats
+        progress = decode_progress(child.report)
+        copy = progress.replication or ReplicationStatus()
         if self._replicated and child.state is not ChildState.FAILED:
-            term, leads = stats.get("term", 0), serves and bool(stats.get("leads", 0))
+            term, leads = copy.term, serves and copy.leads
         else:  # of one that has failed, what it was to do
             term, leads = duty.term, serves
         port = child.port
@@ -124,17 +126,19 @@ class NodeMembers:
             state=child.state,
             term=term if serves or child.state is ChildState.FAILED else 0,
             leads=leads,
-            caught_up=leads and bool(stats.get("caught_up", 0)),
-            sent_back=leads and bool(stats.get("sent_back", 0)),
+            caught_up=leads and copy.caught_up,
+            sent_back=leads and copy.sent_back,
             path=child.spec.address,
             address=address,
             pid=child.pid if serves else 0,
             epoch=child.epoch,
             restarts=child.restarts,
             reason=child.reason,
-            stats=stats,
+            stats=child.stats,
             as_of=child.as_of,
             last_heard=child.last_heard,
+            unanswered=copy.unanswered,
+            migration=progress.migration,
         )
 
     def _told(self, duty: Duty) -> Raw | None:

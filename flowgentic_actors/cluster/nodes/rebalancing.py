@@ -8,7 +8,7 @@ data to move, and at no time fewer copies of anything than there shall be.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -19,6 +19,7 @@ from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.cluster.slots import SlotTable, moves, rebalanced
 from flowgentic_actors.errors import RejectedError
+from flowgentic_actors.shard.progress import MigrationStatus
 
 _ATTEMPTS: Final = 20  # to go on with what is left, when a node was lost or an actor ended
 _PAUSE: Final = 0.5
@@ -197,7 +198,7 @@ class Rebalancing:
         self._stir()
 
         def done() -> bool:
-            return self._takes(target, number, epoch)["take_done"] > 0 and self._serves(target)
+            return self._takes(target, number, epoch).done and self._serves(target)
 
         why = "whoever moved them was ended"
         try:
@@ -223,28 +224,29 @@ class Rebalancing:
         steps, deadline = -1, 0.0
         while True:
             found = self._takes(target, number, epoch)
-            if found["take_near"]:
+            if found.near:
                 return
-            if found["take_steps"] != steps:
-                steps, deadline = found["take_steps"], self._now() + _SILENCE
+            if found.steps != steps:
+                steps, deadline = found.steps, self._now() + _SILENCE
             elif self._now() > deadline:
                 raise _BeginAnewError(f"{name_of(target)} does not get on with the slots")
             await self._changed()
 
-    def _takes(self, shard: int, number: int, epoch: int) -> Mapping[str, int]:
+    def _takes(self, shard: int, number: int, epoch: int) -> MigrationStatus:
         """How far a shard is that takes slots over."""
         if self._coordinator.moves.find(number) is None:
             raise _BeginAnewError("a node was lost meanwhile")
         member = self._coordinator.member(shard)
         if member is not None and member.epoch != epoch:
             raise _BeginAnewError(f"{name_of(shard)} ended, and was started again")
-        if member is None or not member.leads or member.stats.get("take") != number:
-            return _NOT_BEGUN
-        if member.stats["take_failed"]:
+        found = member.migration if member is not None and member.leads else None
+        if found is None or found.move != number:
+            return MigrationStatus(number)
+        if found.failed:
             raise _BeginAnewError(
                 f"{name_of(shard)} could not take the slots over (event slots_not_taken)"
             )
-        return member.stats
+        return found
 
     async def _until(self, so: Callable[[], bool], timeout: float, shard: int) -> None:
         """Wait until something is so."""
@@ -253,6 +255,3 @@ class Rebalancing:
             if self._now() > deadline:
                 raise _BeginAnewError(f"nothing was heard of {name_of(shard)} in time")
             await self._changed()
-
-
-_NOT_BEGUN: Final = {"take_near": 0, "take_done": 0, "take_steps": 0}

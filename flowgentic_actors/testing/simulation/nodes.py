@@ -9,6 +9,7 @@ from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.engine.slots import SlotSet
 from flowgentic_actors.shard.claims import Pull
+from flowgentic_actors.shard.progress import MigrationStatus
 from flowgentic_actors.testing.simulation.agenda import Agenda
 from flowgentic_actors.testing.simulation.conditions import RETRIES, Chance, Conditions
 
@@ -114,15 +115,9 @@ class Slots:
         self.move, self.near, self.done = move, False, False
 
     @property
-    def stats(self) -> dict[str, int]:
-        """As an actor tells them."""
-        return {
-            "take": self.move,
-            "take_near": self.near,
-            "take_done": self.done,
-            "take_failed": 0,
-            "take_steps": self.steps,
-        }
+    def status(self) -> MigrationStatus:
+        """As an actor tells it."""
+        return MigrationStatus(self.move, self.steps, self.near, self.done)
 
 
 class Part:
@@ -270,7 +265,8 @@ class Node:
                     epoch=1,
                     restarts=0,
                     reason="",
-                    stats=part.slots.stats,
+                    stats={},
+                    migration=part.slots.status,
                 )
                 for shard, part in self.parts.items()
             )
