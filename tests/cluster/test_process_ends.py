@@ -38,6 +38,8 @@ COMMON = """
     from flowgentic_actors.errors import FlowgenticError
 
     settings = json.loads(sys.argv[1])
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, and a shell's background, ignore them
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def put(memory):
         memory.store.put(("a",), "key", {"n": 1})
