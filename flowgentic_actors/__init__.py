@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flowgentic_actors.adapters.store import AsyncStore
     from flowgentic_actors.cluster.handle import ClusterHandle
     from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
+    from flowgentic_actors.event_kinds import EventKind
     from flowgentic_actors.config import MemoryConfig
     from flowgentic_actors.errors import (
         ActorError,
@@ -107,6 +108,7 @@ __all__ = [
     "DragonCheckpointSaver",
     "DragonDDictStore",
     "DragonUnavailableError",
+    "EventKind",
     "FlowgenticError",
     "InvalidRequestError",
     "JournalDamagedError",
@@ -160,6 +162,7 @@ _HOMES = {name: "errors" for name in __all__ if name.endswith("Error")} | {
     "DistributedMemoryManager": "langGraph.distributed_memory",
     "DragonCheckpointSaver": "langGraph.distributed_memory",
     "DragonDDictStore": "langGraph.distributed_memory",
+    "EventKind": "event_kinds",
     "LangraphIntegration": "langGraph.main",
     "LangraphMemoryManager": "langGraph.memory",
     "MemoryCluster": "memory",

@@ -64,6 +64,7 @@ from flowgentic_actors.errors import (
     RequestError,
     UntrustedPathError,
 )
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.foreign import is_foreign
 
 if TYPE_CHECKING:
@@ -476,13 +477,13 @@ class MemoryCluster:
                 config.walltime_margin,
                 self._unwatch,
                 client.end,
-                lambda: client.event("walltime_unknown", WALLTIME_UNKNOWN),
+                lambda: client.event(EventKind.WALLTIME_UNKNOWN, WALLTIME_UNKNOWN),
             )
 
     def _fall_back(self, reason: str, client: InlineClient) -> None:
         if missing := self._config.without_effect_locally:
             reason += f". Without effect in this process: {', '.join(missing)}"
-        client.event("fallback_to_local", reason)
+        client.event(EventKind.FALLBACK_TO_LOCAL, reason)
         if reason not in _said:
             _said.add(reason)
             logger.warning(
@@ -662,7 +663,7 @@ class MemoryCluster:
         what was accepted is finished, and every further call gets `ClusterClosingError`.
         """
         async for event in self.events():
-            if event.kind == "cluster_closing":
+            if event.kind == EventKind.CLUSTER_CLOSING:
                 return event.detail
         raise AssertionError("events do not end")
 

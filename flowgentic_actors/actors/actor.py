@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, Protocol
 from msgspec import Raw, Struct
 
 from flowgentic_actors.errors import RejectedError
+from flowgentic_actors.event_kinds import EventKind
 
 SLOW: Final = 0.25
 """Seconds from which on carrying out one request, or one page of an answer, is worth an event."""
@@ -65,7 +66,7 @@ class Actor(Protocol):
 
     def start(
         self,
-        tell: Callable[[str, str], None],
+        tell: Callable[[EventKind, str], None],
         report: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:

@@ -17,6 +17,7 @@ from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.messages import Noted, Pong, Ready, Stopped, ToServer, sendable
 from flowgentic_actors.wire.server import Server
@@ -107,7 +108,7 @@ async def serve(
     def report() -> None:
         link.send(Pong(0, *runtime.status()))
 
-    def tell(kind: str, detail: str) -> None:
+    def tell(kind: EventKind, detail: str) -> None:
         report()
         link.send(Noted(kind, sendable(detail)))
 

@@ -30,6 +30,7 @@ from flowgentic_actors.actors.spawn import Spawner
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.errors import ActorFailedError, ActorStartError, ProtocolError
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.storage.private import overwrite
 from flowgentic_actors.wire.descriptors import is_out_of_files
@@ -73,7 +74,7 @@ class SupervisorSettings:
     rejoin_grace: float
 
 
-EventSink = Callable[[str, str, str], None]
+EventSink = Callable[[EventKind, str, str], None]
 """Called with (kind, actor, detail) when something happened."""
 
 
@@ -122,7 +123,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._record = ProcessRecord(folder)
         self._refusing: list[Server] = []
-        self._shortage = FileShortage(self._stopping, partial(on_event, "out_of_files", ""))
+        self._shortage = FileShortage(self._stopping, partial(on_event, EventKind.OUT_OF_FILES, ""))
 
     @property
     def settings(self) -> SupervisorSettings:
@@ -307,7 +308,7 @@ class Supervisor:
                 await self._shortage.wait(child.unwanted)
                 continue
             child.reason = reason or _describe_exit(code)
-            self._on_event("actor_exited", child.spec.name, child.reason)
+            self._on_event(EventKind.ACTOR_EXITED, child.spec.name, child.reason)
             now = time.monotonic()
             killed = life.ready.is_set() and not reason and was_killed(code)
             delay = child.policy.next_delay(now, now - life.served_from, killed=killed)
@@ -336,7 +337,7 @@ class Supervisor:
         if hosted.ready.is_set():
             child.state, child.pid, child.node = ChildState.DEGRADED, os.getpid(), _node()
             self._on_event(
-                "actor_hosted",
+                EventKind.ACTOR_HOSTED,
                 name,
                 f"degraded: it is in the supervisor's process now, after {child.restarts} restarts;"
                 f" the last reason: {cause}",
@@ -375,7 +376,7 @@ class Supervisor:
         child.state, child.reason = ChildState.FAILED, reason
         child.settled.set()
         detail = f"given up after {child.restarts} restarts; the last reason: {reason}"
-        self._on_event("actor_failed", child.spec.name, detail)
+        self._on_event(EventKind.ACTOR_FAILED, child.spec.name, detail)
 
     def _spec_of(self, child: Child) -> ActorSpec:
         settings = self._settings
@@ -429,7 +430,9 @@ class Supervisor:
         child.has_run = True
         life.served_from = time.monotonic()
         self._on_event(
-            "actor_running", child.spec.name, f"epoch {life.epoch}, pid {child.pid} on {child.node}"
+            EventKind.ACTOR_RUNNING,
+            child.spec.name,
+            f"epoch {life.epoch}, pid {child.pid} on {child.node}",
         )
         child.settled.set()
 
@@ -467,13 +470,13 @@ class Supervisor:
         silent = life.silence > longest
         if silent and not life.silent:
             self._on_event(
-                "actor_silent",
+                EventKind.ACTOR_SILENT,
                 child.spec.name,
                 f"no answer for {longest:g} s; it is replaced after hang_timeout, "
                 f"{settings.hang_timeout:g} s",
             )
         elif life.silent and not silent:
-            self._on_event("actor_answers", child.spec.name, "again")
+            self._on_event(EventKind.ACTOR_ANSWERS, child.spec.name, "again")
         life.silent = silent
 
     async def _confirm_exit(self, child: Child, life: Incarnation) -> int | None:
@@ -489,7 +492,7 @@ class Supervisor:
                 # Stuck in the kernel, on a file system that does not answer perhaps. Another one
                 # beside it would be two.
                 child.state = ChildState.RESTARTING
-                self._on_event("actor_lingers", child.spec.name, "killed, and not gone yet")
+                self._on_event(EventKind.ACTOR_LINGERS, child.spec.name, "killed, and not gone yet")
                 await first_of(life.watch.gone, self._stopping)
             life.watch.close()
         return life.spawned.reap() if life.spawned else None
@@ -524,7 +527,7 @@ class Supervisor:
 
     def _stopped(self, child: Child, *, orderly: bool, served: bool) -> None:
         child.state = ChildState.STOPPED if orderly else ChildState.FAILED
-        kind = "actor_stopped" if orderly else "actor_killed"
+        kind = EventKind.ACTOR_STOPPED if orderly else EventKind.ACTOR_KILLED
         reason = "it did not drain in time" if served else "it did not serve"
         if not orderly:
             child.reason = reason

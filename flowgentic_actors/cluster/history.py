@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from flowgentic_actors.cluster.status import ClusterEvent
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.private import open_private, read_private, write_private
 
 HISTORY_FILE: Final = "events.jsonl"
@@ -43,7 +44,7 @@ class History:
                 os.write(self._fd, b"\n")
         self.next_number = self._events[-1].number + 1 if self._events else 0
 
-    def add(self, kind: str, actor: str, detail: str) -> None:
+    def add(self, kind: EventKind, actor: str, detail: str) -> None:
         """Note an event, in the file before anybody can have seen it.
 
         A line to a node-local file, a few times in an actor's life: done on the event loop.

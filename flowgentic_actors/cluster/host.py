@@ -97,6 +97,7 @@ from flowgentic_actors.errors import (
     ProtocolError,
     RejectedError,
 )
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
@@ -249,7 +250,7 @@ class Host:
             deadline = time.monotonic() + self._shutdown_timeout
             self._unwatch.set()
             self._memory.announce_end()
-            self._event("cluster_closing", "", self._end_reason)
+            self._event(EventKind.CLUSTER_CLOSING, "", self._end_reason)
             if not self.owner_lost:  # a host that has just taken over: what it starts can be sealed
                 with anyio.move_on_after(self._shutdown_timeout / 2):
                     await self._brought_up.wait()
@@ -289,7 +290,7 @@ class Host:
             loop.call_soon_threadsafe(self._begin_end, reason)
 
         def on_unknown() -> None:
-            loop.call_soon_threadsafe(self._event, "walltime_unknown", "", WALLTIME_UNKNOWN)
+            loop.call_soon_threadsafe(self._event, EventKind.WALLTIME_UNKNOWN, "", WALLTIME_UNKNOWN)
 
         if spec.stop_signal is not None:  # a scheduler may send it to every process of the job
             number = signal.Signals[spec.stop_signal]
@@ -350,9 +351,9 @@ class Host:
 
     async def _bring_up(self, tasks: TaskGroup) -> None:
         if self._spec.restarts:
-            self._event("host_restarted", "", f"the one before {self._spec.reason}")
+            self._event(EventKind.HOST_RESTARTED, "", f"the one before {self._spec.reason}")
             if self._spec.tier_given_up:
-                self._event("ddict_given_up", "", self._spec.tier_given_up)
+                self._event(EventKind.DDICT_GIVEN_UP, "", self._spec.tier_given_up)
             if self._spec.nodes == 1:
                 self._started.set()  # whoever attaches now waits for the actors themselves
         try:
@@ -386,7 +387,7 @@ class Host:
             detail = f"{len(self._specs)} actors by {self._spec.spawner}"
             if len(nodes) > 1:
                 detail += f" on {len(nodes)} nodes"
-            self._event("cluster_opened", "", detail)
+            self._event(EventKind.CLUSTER_OPENED, "", detail)
 
     async def _gather(self) -> list[str]:
         """Take in the other nodes, if there are to be any; the names of all."""
@@ -396,7 +397,9 @@ class Host:
                 detail = (
                     f"n_nodes={spec.asked_nodes}, and there is this one alone: neither a Dragon"
                 )
-                self._event("fewer_nodes", "", f"{detail} runtime nor a job with more nodes")
+                self._event(
+                    EventKind.FEWER_NODES, "", f"{detail} runtime nor a job with more nodes"
+                )
             return [_node()]
         self._ip = "127.0.0.1" if spec.spawner != "dragon" else choose_address(spec.network)
         dragon = spec.spawner == "dragon"
@@ -490,7 +493,7 @@ class Host:
         if await on_daemon_thread(_FILE_TIMEOUT, is_in_memory, Path(spec.memory)):
             setting = "persist_path" if spec.persist else "scratch"
             self._event(
-                "journal_in_memory",
+                EventKind.JOURNAL_IN_MEMORY,
                 "",
                 f"the journals are in {spec.memory}, on a file system in memory: they take memory, "
                 f"and end with this node. Set {setting}= to a folder on a disk if there is one",
@@ -546,9 +549,9 @@ class Host:
             )
 
     def _tell_reopened(self, manifest: Manifest, found: Manifest) -> None:
-        what = "persist" if self._spec.persist else "orphan"
-        for kind, detail in reopening(Path(self._spec.memory), manifest, found):
-            self._event(f"{what}_reopened" if kind == "reopened" else kind, "", detail)
+        kind = EventKind.PERSIST_REOPENED if self._spec.persist else EventKind.ORPHAN_REOPENED
+        for event, detail in reopening(Path(self._spec.memory), manifest, found, kind):
+            self._event(event, "", detail)
 
     def close_memory(self) -> None:
         """Let go of the memory on disk, when its actors have ended; another cluster may take it."""
@@ -649,7 +652,7 @@ class Host:
             case AwaitRanks(size, wait):
                 reply = await self._ranks.wait(size, wait)
             case LoopBlocked(detail):
-                self._event("loop_blocked", "", detail)
+                self._event(EventKind.LOOP_BLOCKED, "", detail)
             case GetStatus():
                 reply = StatusReply(await self._reporter.status(self._federation))
             case GetEvents(start, wait):
@@ -721,10 +724,12 @@ class Host:
             return SubprocessSpawner()
         return DragonSpawner(
             uses_dragon=spec.tier_bytes > 0,
-            on_hung=lambda why: self._event("dragon_hung", "", f"{why}: actors go on without it"),
+            on_hung=lambda why: self._event(
+                EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
+            ),
         )
 
-    def _actor_event(self, kind: str, actor: str, detail: str) -> None:
+    def _actor_event(self, kind: EventKind, actor: str, detail: str) -> None:
         """Note what happened to an actor of this node."""
         if self._federation is not None:
             detail = self._federation.located(actor, detail)
@@ -734,7 +739,7 @@ class Host:
         if self._federation is not None:
             self._federation.stir()
 
-    def _event(self, kind: str, actor: str, detail: str) -> None:
+    def _event(self, kind: EventKind, actor: str, detail: str) -> None:
         if actor:
             self._stir()
         logger.info("%s %s %s", kind, actor, detail)

@@ -32,6 +32,7 @@ from flowgentic_actors.errors import (
     LocalClusterError,
     OutcomeUnknownError,
 )
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.bare import BareShard
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow import SlowRequests
@@ -105,11 +106,11 @@ class InlineClient:
         self._end_reason: str | None = None
         let_go_after_fork(self)
         tell_when_blocked(self)
-        self.event("cluster_opened", "in this process")
+        self.event(EventKind.CLUSTER_OPENED, "in this process")
         if memory is not None:
             for kind, detail in memory.findings:
                 self.event(kind, detail)
-            memory.on_lost = lambda reason: self.event("memory_lost", reason)
+            memory.on_lost = lambda reason: self.event(EventKind.MEMORY_LOST, reason)
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(_NOT_PICKLED)
@@ -257,7 +258,7 @@ class InlineClient:
         self._check_open()
         return list(self._events)
 
-    def event(self, kind: str, detail: str, actor: str = "") -> None:
+    def event(self, kind: EventKind, detail: str, actor: str = "") -> None:
         """Note that something happened."""
         number, now = len(self._events), time.time()
         self._events.append(
@@ -267,14 +268,14 @@ class InlineClient:
     def loop_blocked(self, seconds: float) -> None:
         """Add the event that an event loop of this program was blocked."""
         if self._unusable is None:
-            self.event("loop_blocked", blocked(seconds))
+            self.event(EventKind.LOOP_BLOCKED, blocked(seconds))
 
     def end(self, reason: str) -> None:
         """Take no more commands; callable from any thread."""
         self._usable = False
         if self._end_reason is None:
             self._end_reason = reason
-            self.event("cluster_closing", reason)
+            self.event(EventKind.CLUSTER_CLOSING, reason)
 
     async def close(self) -> None:
         """Refuse everything from now on, and seal the memory on disk."""

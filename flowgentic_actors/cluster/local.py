@@ -19,6 +19,7 @@ from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.environment import scheduler_job
 from flowgentic_actors.errors import MemoryFailedError
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.inline import JournaledShard
 from flowgentic_actors.storage.group import Promise
 from flowgentic_actors.storage.mounts import is_node_local
@@ -35,7 +36,7 @@ class LocalMemory:
 
     def __init__(self, config: MemoryConfig, path: Path, name: str) -> None:
         self.path = path.absolute()
-        self.findings: list[tuple[str, str]] = []
+        self.findings: list[tuple[EventKind, str]] = []
         """Events of the opening: kinds and details."""
         self.on_lost: Callable[[str], None] = lambda _: None
         """Told, on a thread, when another cluster took the memory away."""
@@ -73,9 +74,7 @@ class LocalMemory:
             )
             self.index = manifest.index
             if found is not None:
-                for kind, detail in reopening(self.path, manifest, found):
-                    event = "persist_reopened" if kind == "reopened" else kind
-                    self.findings.append((event, detail))
+                self.findings += reopening(self.path, manifest, found)
             self._shard = JournaledShard(
                 manifest.folders(self.path)[0],
                 ack=ack,

@@ -50,6 +50,7 @@ from flowgentic_actors.errors import (
     PersistHeldError,
     UntrustedPathError,
 )
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.reading import ShardReader, holds_entries
 from flowgentic_actors.shard.reshard import reshard
@@ -151,14 +152,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return [path / self.subfolder / f"shard-{n}" for n in range(self.shards)]
 
 
-def reopening(path: Path, now: Manifest, found: Manifest) -> Iterator[tuple[str, str]]:
+def reopening(
+    path: Path,
+    now: Manifest,
+    found: Manifest,
+    kind: EventKind = EventKind.PERSIST_REOPENED,
+) -> Iterator[tuple[EventKind, str]]:
     """What there is to tell about a memory that was found: kinds of events, and details."""
     end = "was closed in order" if found.closed else "was not closed in order"
-    yield "reopened", f"{path} of cluster {found.name}, which {end}"
+    yield kind, f"{path} of cluster {found.name}, which {end}"
     if now.generation != found.generation:
         shards = f"{found.shards} to {now.shards} shards"
         depths = f"{found.namespace_depth} to {now.namespace_depth}"
-        yield "resharded", f"from {shards}, namespace_depth {depths}"
+        yield EventKind.RESHARDED, f"from {shards}, namespace_depth {depths}"
 
 
 class _Format(msgspec.Struct):

@@ -10,6 +10,7 @@ from flowgentic_actors.cluster.nodes.duties import Member, NodeName, Orders
 from flowgentic_actors.cluster.shared_settings import SharedSettings
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.addresses import Address, TcpAddress
 
 
@@ -71,7 +72,7 @@ class Beat(Struct, tag=8, array_like=True, frozen=True):
     host: str
     known: int
     members: tuple[Member, ...]
-    events: tuple[tuple[str, str, str], ...]
+    events: tuple[tuple[EventKind, str, str], ...]
     events_from: int = 0
     ended: dict[str, str] | None = None
     asked: int = 0

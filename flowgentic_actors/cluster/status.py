@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct
 
+from flowgentic_actors.event_kinds import WARNINGS
 from flowgentic_actors.shard.hot import hot_in
 
 
@@ -146,51 +147,13 @@ class ClusterStatus(Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeStatus, ...] = ()
 
 
-WARNINGS: Final = frozenset(
-    {
-        "actor_exited",
-        "actor_failed",
-        "actor_hosted",
-        "actor_killed",
-        "actor_lingers",
-        "actor_silent",
-        "ddict_given_up",
-        "ddict_lost",
-        "dragon_hung",
-        "fewer_nodes",
-        "host_restarted",
-        "node_given_up",
-        "node_lost",
-        "node_missing",
-        "plan_not_written",
-        "out_of_files",
-        "rebalance_failed",
-        "shard_lost",
-    }
-)
-"""Kinds of events that are logged as warnings in all programs that use the cluster."""
-
-
 class ClusterEvent(Struct, frozen=True, kw_only=True):
     """Something that happened.
 
     Attributes:
         number: Counts up from 0.
         time: Seconds since the Unix epoch.
-        kind: `cluster_opened`, `persist_reopened`, `orphan_reopened`, `resharded`,
-            `fallback_to_local`, `actor_running`, `actor_silent`, `actor_answers`, `actor_exited`,
-            `actor_hosted`, `actor_failed`, `actor_stopped`, `actor_killed`, `actor_lingers`,
-            `ddict_ready`, `ddict_lost`, `ddict_given_up`, `dragon_hung`, `host_restarted`,
-            `journal_in_memory`, `walltime_unknown`, `loop_blocked` (a program with calls under way
-            did not turn its event loop for a second or more; told at most once in 10 s),
-            `slow_request` (one request, or one page of an answer, for which others waited for a
-            quarter of a second or more; told at most once in 10 s by each shard),
-            `cluster_closing`; of several nodes, `fewer_nodes`, `node_missing`, `node_lost`,
-            `node_returned`, `node_given_up`, `shard_promoted`, `shard_moved`, `shard_lost`,
-            `shard_found`, `replica_begun`, `replica_ready`; of slots that move, `rebalance_begun`,
-            `slots_moved`, `slots_stayed`, `slots_not_taken`, `rebalanced`, `rebalance_failed`;
-            `plan_not_written` when the host's disk is full; `out_of_files` when a host or node has
-            no open file to spare, and what needs one waits.
+        kind: An `EventKind`; another one only if it is told by a newer version of this package.
         actor: The actor concerned, or empty.
         detail: Description. In a cluster of several nodes, what happens to an actor names its node,
             and whether it leads its shard there or follows.

@@ -42,6 +42,7 @@ from flowgentic_actors.errors import (
     RejectedError,
     StorageError,
 )
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.shard.claims import Told
 from flowgentic_actors.shard.clock import Clock
@@ -117,7 +118,7 @@ class ShardActor:
         JournalError: If the journal cannot be used.
     """
 
-    _tell: Callable[[str, str], None]
+    _tell: Callable[[EventKind, str], None]
     _wake: Callable[[], None]
     _slow: SlowRequests
     _report: Callable[[], None]
@@ -213,7 +214,7 @@ class ShardActor:
 
     def start(
         self,
-        tell: Callable[[str, str], None],
+        tell: Callable[[EventKind, str], None],
         report: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:
@@ -225,7 +226,7 @@ class ShardActor:
         if self._tier_bytes is None:
             return
 
-        def happened(kind: str, detail: str) -> None:
+        def happened(kind: EventKind, detail: str) -> None:
             tell(kind, detail)
             mirror.notice()
 

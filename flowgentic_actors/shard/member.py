@@ -18,6 +18,7 @@ from flowgentic_actors.errors import (
     JournalDamagedError,
     RejectedError,
 )
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.claims import Claim
@@ -84,13 +85,13 @@ class ReplicatedShardActor:
         self._task: asyncio.Task[None] | None = None  # that follows
         self._changing: asyncio.Task[None] | None = None
         self._broken: BaseException | None = None
-        self._tell: Callable[[str, str], None] = lambda _kind, _detail: None
+        self._tell: Callable[[EventKind, str], None] = lambda _kind, _detail: None
         self._report: Callable[[], None] = lambda: None
         self._wake: Callable[[], None] = lambda: None
 
     def start(
         self,
-        tell: Callable[[str, str], None],
+        tell: Callable[[EventKind, str], None],
         report: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:

@@ -23,6 +23,7 @@ from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import CacheClear
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import RejectedError, StorageError
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.claims import Claim, Claims
 from flowgentic_actors.shard.giving import Giving
@@ -62,7 +63,7 @@ class Moving:
         stored: Callable[[], asyncio.Future[None]],
         next_lsn: Callable[[], int],
         lag: Callable[[], int],
-        tell: Callable[[str, str], None],
+        tell: Callable[[EventKind, str], None],
         report: Callable[[], None],
     ) -> None:
         self._shard = shard
@@ -188,7 +189,7 @@ class Moving:
         await self._forget()  # an earlier attempt's
         await taking.run()
         if taking.failed:
-            self._tell("slots_not_taken", taking.failed)
+            self._tell(EventKind.SLOTS_NOT_TAKEN, taking.failed)
 
     async def _forget(self) -> None:
         """Remove what is not this shard's, a bit at a time: others get their turn in between."""

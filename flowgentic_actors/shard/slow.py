@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from flowgentic_actors.engine.commands import Command
+from flowgentic_actors.event_kinds import EventKind
 
 _QUIET: Final = 10.0  # seconds after one was told of
 
@@ -18,7 +19,7 @@ class SlowRequests:
         tell: Reports an event (kind, detail).
     """
 
-    def __init__(self, tell: Callable[[str, str], None]) -> None:
+    def __init__(self, tell: Callable[[EventKind, str], None]) -> None:
         self._tell = tell
         self._quiet_until = 0.0
         self._untold = 0
@@ -37,4 +38,4 @@ class SlowRequests:
         since = f"; {self._untold} others since the last event" if self._untold else ""
         self._quiet_until, self._untold = now + _QUIET, 0
         what = f"{type(command).__name__} took {seconds:.2f} s"
-        self._tell("slow_request", f"{what}, in which others waited{since}")
+        self._tell(EventKind.SLOW_REQUEST, f"{what}, in which others waited{since}")

@@ -33,6 +33,7 @@ from flowgentic_actors.dragon_fixes import with_fixes
 from flowgentic_actors.dragon_fixes.sitecustomize import OWNER_VARIABLE
 from flowgentic_actors.environment import inside_dragon
 from flowgentic_actors.errors import TierBusyError, TierError, TierFullError, TierLostError
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.pool_processes import (
     empty,
     end_ddict,
@@ -84,8 +85,8 @@ class DDictShard:
         total_bytes: Size of its pools together; about seven eighths of it can be used.
         managers: Processes that keep the values, each with an equal part of the pool.
         folder: Private folder for its files; other shards need others. May not exist yet.
-        on_event: Called on the loop with `"ddict_ready"`, `"ddict_lost"` or, once, with
-            `"ddict_given_up"`, and a detail.
+        on_event: Called on the loop with `DDICT_READY`, `DDICT_LOST` or, once, with
+            `DDICT_GIVEN_UP`, and a detail.
         timeout: Seconds that one call on the DDict may take before it counts as wedged.
         create_timeout: Seconds that making it may take.
     """
@@ -96,7 +97,7 @@ class DDictShard:
         total_bytes: int,
         managers: int,
         folder: Path,
-        on_event: Callable[[str, str], None],
+        on_event: Callable[[EventKind, str], None],
         timeout: float = 5.0,
         create_timeout: float = _CREATE_TIMEOUT,
     ) -> None:
@@ -140,7 +141,7 @@ class DDictShard:
         return int(self._total_bytes // self._managers * FULL)
 
     def start(self) -> None:
-        """Begin to make the DDict; `"ddict_ready"` tells when it is there."""
+        """Begin to make the DDict; `EventKind.DDICT_READY` tells when it is there."""
         if self._current is None and not self._closed:
             self._begin()
 
@@ -238,7 +239,7 @@ class DDictShard:
 
     def _is_ready(self, generation: _Generation, seconds: float) -> None:
         if generation is self._current:
-            self._on_event("ddict_ready", f"made in {seconds:.1f} s")
+            self._on_event(EventKind.DDICT_READY, f"made in {seconds:.1f} s")
 
     def _is_broken(self, generation: _Generation, reason: str, timed_out: bool) -> None:
         if generation is not self._current:
@@ -256,9 +257,9 @@ class DDictShard:
         generation.give_up(reason)
         self._cleaned = _on_thread(generation.clean)
         self._cleaned.add_done_callback(self._is_clean)
-        self._on_event("ddict_lost", reason)
+        self._on_event(EventKind.DDICT_LOST, reason)
         if self._failed == MOST_FAILED:
-            self._on_event("ddict_given_up", f"{MOST_FAILED} in a row did not come up")
+            self._on_event(EventKind.DDICT_GIVEN_UP, f"{MOST_FAILED} in a row did not come up")
 
     def _is_clean(self, _: asyncio.Future[None]) -> None:
         if not self._closed and self._failed < MOST_FAILED:

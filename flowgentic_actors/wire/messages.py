@@ -6,6 +6,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Raw, Struct
 
+from flowgentic_actors.event_kinds import EventKind
+
 MAX_MESSAGES = 65_536
 """Most messages in one frame."""
 
@@ -111,7 +113,7 @@ class Broken(Struct, tag=8, array_like=True, frozen=True):
 class Noted(Struct, tag=9, array_like=True, frozen=True):
     """Something happened to an actor that its supervisor's events should tell."""
 
-    kind: Annotated[str, Meta(max_length=64)]
+    kind: EventKind
     detail: Annotated[str, Meta(max_length=MAX_TEXT)]
 
 

@@ -25,6 +25,7 @@ from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.errors import InvalidRequestError, JournalError, ProtocolError
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.messages import NIL, ToServer
 from flowgentic_actors.wire.server import Connection, Server
@@ -59,7 +60,7 @@ class Counter:
 
     def start(
         self,
-        tell: Callable[[str, str], None],
+        tell: Callable[[EventKind, str], None],
         report: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:

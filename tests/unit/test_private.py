@@ -24,6 +24,7 @@ from flowgentic_actors.cluster.history import HISTORY_FILE, History
 from flowgentic_actors.cluster.holder import HOLDER_FILE, Hold, is_held, read_holder
 from flowgentic_actors.cluster.persist import MANIFEST, StoredMemory
 from flowgentic_actors.errors import UntrustedPathError
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.following import TERM_FILE, read_term, write_term
 from flowgentic_actors.storage import private
 from flowgentic_actors.storage.private import (
@@ -122,12 +123,12 @@ def test_the_next_host_goes_on_counting_events_on_a_full_disk(
 ) -> None:
     first = History(tmp_path)
     for number in range(3):
-        first.add("kind", "", f"event {number}")
+        first.add(EventKind.ACTOR_RUNNING, "", f"event {number}")
     first.close()
     request.getfixturevalue("full")
     second = History(tmp_path)
     assert second.next_number == 3
-    second.add("kind", "", "not on the disk")
+    second.add(EventKind.ACTOR_RUNNING, "", "not on the disk")
     assert [event.detail for event in second.since(2)] == ["event 2", "not on the disk"]
     second.close()
 
@@ -135,7 +136,7 @@ def test_the_next_host_goes_on_counting_events_on_a_full_disk(
 def test_an_event_after_a_line_that_was_cut_is_kept(tmp_path: Path) -> None:
     for number in range(2):
         events = History(tmp_path)
-        events.add("kind", "", f"event {number}")
+        events.add(EventKind.ACTOR_RUNNING, "", f"event {number}")
         events.close()
         with (tmp_path / HISTORY_FILE).open("ab") as file:
             file.write(b'{"number": 7, "ti')
@@ -147,7 +148,7 @@ def test_only_the_last_events_are_kept(tmp_path: Path, monkeypatch: pytest.Monke
     for _ in range(4):
         events = History(tmp_path)
         for _ in range(4):
-            events.add("kind", "", "")
+            events.add(EventKind.ACTOR_RUNNING, "", "")
         events.close()
     assert [event.number for event in History(tmp_path).since(0)] == [11, 12, 13, 14, 15]
     assert len((tmp_path / HISTORY_FILE).read_bytes().splitlines()) == 5

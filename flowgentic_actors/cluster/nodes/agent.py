@@ -42,6 +42,7 @@ from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant
 from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
 from flowgentic_actors.environment import inside_dragon, machine
 from flowgentic_actors.errors import FlowgenticError, ProtocolError, RequestError
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.private import (
     make_folder,
     make_folders,
@@ -115,7 +116,7 @@ class NodeAgent:
         self._spec = spec
         self._folder = folder
         self._lease = HeldLease(spec.lease)
-        self._events: deque[tuple[str, str, str]] = deque(maxlen=_MOST_EVENTS)
+        self._events: deque[tuple[EventKind, str, str]] = deque(maxlen=_MOST_EVENTS)
         self._events_from = 0
         self._changed = asyncio.Event()
         self._ending: asyncio.Future[None] | None = None
@@ -283,7 +284,9 @@ class NodeAgent:
             return SubprocessSpawner()
         return DragonSpawner(
             uses_dragon=self._spec.uses_dragon,
-            on_hung=lambda why: self._event("dragon_hung", "", f"{why}: actors go on without it"),
+            on_hung=lambda why: self._event(
+                EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
+            ),
         )
 
     def _memory_folder(self) -> Path:
@@ -313,7 +316,7 @@ class NodeAgent:
             leased=True,
         )
 
-    def _event(self, kind: str, actor: str, detail: str) -> None:
+    def _event(self, kind: EventKind, actor: str, detail: str) -> None:
         if actor:
             detail = self._members.located(actor, detail, self._node)
         logger.info("%s %s %s", kind, actor, detail)

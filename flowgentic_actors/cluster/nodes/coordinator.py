@@ -14,6 +14,7 @@ from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders, name_of
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
 from flowgentic_actors.cluster.nodes.moves import SlotMoves
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.addresses import Address
 
 _UNANSWERED: Final = 10
@@ -26,7 +27,7 @@ _TRY_AGAIN: Final = 60.0
 class NodeEvent(NamedTuple):
     """Something that was decided, in the words of `ClusterEvent`."""
 
-    kind: str
+    kind: EventKind
     actor: str
     detail: str
 
@@ -173,7 +174,7 @@ class Coordinator:
             self._leases.heard(node)
         if node not in self._up:
             self._up[node] = {}
-            self._event("node_returned", "", f"{node} is there again")
+            self._event(EventKind.NODE_RETURNED, "", f"{node} is there again")
             self._restore(node)
         led = [self.plan.shards[shard] for shard in self._copies.get(node, ())]
         led = [plan for plan in led if plan.leader == node]
@@ -226,7 +227,7 @@ class Coordinator:
         for node, reason in reasons.items():
             self._leases.forget(node)
             if self._up.pop(node, None) is not None:
-                self._event("node_lost", "", f"{node}: {reason}")
+                self._event(EventKind.NODE_LOST, "", f"{node}: {reason}")
                 concerned |= self._copies.get(node, set())
         for plan in [self.plan.shards[shard] for shard in sorted(concerned)]:
             if plan.lost:
@@ -301,11 +302,15 @@ class Coordinator:
             plan.caught_up = True
             self.plan.version += 1
             self._changed[node] = self.plan.version
-            self._event("replica_ready", name_of(plan.shard), f"on {plan.follower}, for {node}")
+            self._event(
+                EventKind.REPLICA_READY, name_of(plan.shard), f"on {plan.follower}, for {node}"
+            )
         if member.sent_back and plan.follower:
             # A term of its own: an older word that all was caught up must not count for it.
             self._change(plan, plan.leader, plan.follower)
-            self._event("replica_begun", name_of(plan.shard), f"on {plan.follower}, once more")
+            self._event(
+                EventKind.REPLICA_BEGUN, name_of(plan.shard), f"on {plan.follower}, once more"
+            )
             return
         if member.state == "failed" and plan.caught_up:
             self._replace_leader(plan)
@@ -326,7 +331,7 @@ class Coordinator:
         if other := self._other_for(plan):
             self._change(plan, plan.leader, other)
             self._event(
-                "replica_begun", name_of(plan.shard), f"on {other}, for {old} cannot: {why}"
+                EventKind.REPLICA_BEGUN, name_of(plan.shard), f"on {other}, for {old} cannot: {why}"
             )
 
     def _try_again(self) -> None:
@@ -338,7 +343,7 @@ class Coordinator:
             if plan.leader and follower is not None and follower.state == "failed":
                 other = self._other_for(plan)
                 self._change(plan, plan.leader, other)
-                self._event("replica_begun", name_of(plan.shard), f"on {other}, once more")
+                self._event(EventKind.REPLICA_BEGUN, name_of(plan.shard), f"on {other}, once more")
 
     def _other_for(self, plan: ShardPlan) -> str:
         """The node that is to follow, empty when there is none that could."""
@@ -352,17 +357,19 @@ class Coordinator:
         if other in self._up:
             self._change(plan, other, "")
             self._note_twin(plan, old)
-            self._event("shard_promoted", name, f"to {plan.leader}, in the place of {old}")
+            self._event(EventKind.SHARD_PROMOTED, name, f"to {plan.leader}, in the place of {old}")
         elif self._recovers:
             self._change(plan, self._least_used(old), "")
             self._twins.pop(plan.shard, None)
-            self._event("shard_moved", name, f"from {old} to {plan.leader}: read from persist_path")
+            self._event(
+                EventKind.SHARD_MOVED, name, f"from {old} to {plan.leader}: read from persist_path"
+            )
         else:
             self._change(plan, "", other)
             plan.lost, plan.caught_up = old, bool(other)
             without = "its replica was not complete yet" if self._replicas > 1 else "one copy"
             why = f" and {other}" if other else f": there is no other copy ({without})"
-            self._event("shard_lost", name, f"with {old}{why}")
+            self._event(EventKind.SHARD_LOST, name, f"with {old}{why}")
 
     def _restore(self, node: str) -> None:
         """A node is there: what was lost with it is found, and it can keep copies of others."""
@@ -373,7 +380,7 @@ class Coordinator:
                 twin = plan.follower if node == plan.lost else plan.lost
                 self._change(plan, node, "")
                 self._note_twin(plan, twin)
-                self._event("shard_found", name_of(plan.shard), f"on {node}")
+                self._event(EventKind.SHARD_FOUND, name_of(plan.shard), f"on {node}")
         if self._settled:
             self._seek_followers()
 
@@ -389,7 +396,7 @@ class Coordinator:
         for plan in self.plan.shards:
             if plan.leader and not plan.follower and (other := self._other_for(plan)):
                 self._change(plan, plan.leader, other)
-                self._event("replica_begun", name_of(plan.shard), f"on {other}")
+                self._event(EventKind.REPLICA_BEGUN, name_of(plan.shard), f"on {other}")
 
     def _least_used(self, but: str, unfit: Container[str] = ()) -> str:
         """The node with the fewest copies, but some; of several, the next one in their order."""
@@ -428,5 +435,5 @@ class Coordinator:
         self._changed.clear()
         self._begun = self.plan.version
 
-    def _event(self, kind: str, actor: str, detail: str) -> None:
+    def _event(self, kind: EventKind, actor: str, detail: str) -> None:
         self._events.append(NodeEvent(kind, actor, detail))

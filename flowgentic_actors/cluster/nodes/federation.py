@@ -48,6 +48,7 @@ from flowgentic_actors.errors import (
     InvalidRequestError,
     RejectedError,
 )
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.server import Connection
@@ -88,7 +89,7 @@ class Federation:
         identity: Identity,
         ip: str,
         supervisor: Supervisor,
-        on_event: Callable[[str, str, str], None],
+        on_event: Callable[[EventKind, str, str], None],
     ) -> None:
         self._spec = spec
         self._gathering = gathering
@@ -386,7 +387,7 @@ class Federation:
         )
         delay = policy.next_delay(now, 0.0)
         if delay is None:
-            self._on_event("node_given_up", "", f"the program of {node} keeps ending")
+            self._on_event(EventKind.NODE_GIVEN_UP, "", f"the program of {node} keeps ending")
             return
         await anyio.sleep(delay)
         async with self._starting:
@@ -396,10 +397,12 @@ class Federation:
             try:
                 joined = await self._gathering.start_again(node, self._spec_of, deadline)
             except OSError as error:  # such as no open file being left
-                self._on_event("node_missing", "", f"{node} cannot be started again: {error}")
+                self._on_event(
+                    EventKind.NODE_MISSING, "", f"{node} cannot be started again: {error}"
+                )
                 return
             if not joined:
-                self._on_event("node_missing", "", f"{node} did not join again")
+                self._on_event(EventKind.NODE_MISSING, "", f"{node} did not join again")
 
     def stir(self) -> None:
         """Look at this node's actors now: something has changed."""
@@ -418,7 +421,7 @@ class Federation:
                 # Nobody acts upon what is not there. A host that ended would not have more room.
                 logger.warning("what was decided cannot be written down: %s", error)
                 if not self._told_of_disk:
-                    self._on_event("plan_not_written", "", f"{error} (setting: scratch)")
+                    self._on_event(EventKind.PLAN_NOT_WRITTEN, "", f"{error} (setting: scratch)")
                 self._told_of_disk = True
                 await anyio.sleep(_DISK_PAUSE)
                 self._stir.set()

@@ -16,6 +16,7 @@ from flowgentic_actors.cluster.nodes.joining import Join, JoinDesk, NodeSpec, Ti
 from flowgentic_actors.cluster.nodes.launching import NodeLauncher
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.identity import Identity, server_context
 from flowgentic_actors.wire.server import Server
@@ -48,7 +49,7 @@ class Gathering:
         launcher: NodeLauncher,
         identity: Identity,
         ip: str,
-        on_event: Callable[[str, str, str], None],
+        on_event: Callable[[EventKind, str, str], None],
     ) -> None:
         self._spec = spec
         self._launcher = launcher
@@ -83,7 +84,9 @@ class Gathering:
         if len(wanted) + 1 < asked:
             there = ", ".join([self.here, *wanted])
             self._on_event(
-                "fewer_nodes", "", f"n_nodes={asked}, and there are {len(wanted) + 1}: {there}"
+                EventKind.FEWER_NODES,
+                "",
+                f"n_nodes={asked}, and there are {len(wanted) + 1}: {there}",
             )
         missing = await self._start(wanted, deadline)
         return [self.here, *(node for node in wanted if node not in missing)]
@@ -151,7 +154,7 @@ class Gathering:
         why = (f"{node} {self._hopeless.get(node, 'did not join in time')}" for node in missing)
         self.missing = "; ".join(why)
         if missing:
-            self._on_event("node_missing", "", self.missing)
+            self._on_event(EventKind.NODE_MISSING, "", self.missing)
         return missing
 
     async def _launch(self, ticket: Ticket) -> None:

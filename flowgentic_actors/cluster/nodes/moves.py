@@ -10,6 +10,7 @@ from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan, Move, ShardPlan
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.slots import SlotSet
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.claims import Claim, Pull
 from flowgentic_actors.wire.addresses import Address
 
@@ -30,7 +31,7 @@ class SlotMoves:
         *,
         address: Callable[[ShardPlan], Address | None],
         changed: Callable[..., None],
-        tell: Callable[[str, str, str], None],
+        tell: Callable[[EventKind, str, str], None],
     ) -> None:
         self._plan = plan
         self._address = address
@@ -84,7 +85,7 @@ class SlotMoves:
         self._plan.moves.remove(move)
         self._mark(move.source, move.target)
         name, count = name_of(move.target), len(moved)
-        self._tell("slots_moved", name, f"{count} slots from {name_of(move.source)}")
+        self._tell(EventKind.SLOTS_MOVED, name, f"{count} slots from {name_of(move.source)}")
 
     def give_up(self, number: int, why: str) -> None:
         """Slots stay where they are."""
@@ -94,7 +95,7 @@ class SlotMoves:
         self._plan.moves.remove(move)
         self._mark(move.source, move.target)
         what = f"{len(SlotSet(move.slots))} slots stay with {name_of(move.source)}"
-        self._tell("slots_stayed", name_of(move.target), f"{what}: {why}")
+        self._tell(EventKind.SLOTS_STAYED, name_of(move.target), f"{what}: {why}")
 
     def give_up_of(self, shard: int) -> None:
         """A shard is arranged anew: what was on its way from or to it has to begin anew."""

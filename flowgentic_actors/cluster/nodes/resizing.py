@@ -13,6 +13,7 @@ from flowgentic_actors.cluster.nodes.joining import NodeSpec
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.protocol import Rebalance, RebalanceReply
 from flowgentic_actors.errors import FlowgenticError, InvalidRequestError, RejectedError
+from flowgentic_actors.event_kinds import EventKind
 
 
 class Resizing:
@@ -43,7 +44,7 @@ class Resizing:
         changed: Callable[[], Awaitable[None]],
         stir: Callable[[], None],
         joined: Callable[[Sequence[str]], None],
-        on_event: Callable[[str, str, str], None],
+        on_event: Callable[[EventKind, str, str], None],
         replicas: int,
         start_timeout: float,
     ) -> None:
@@ -84,17 +85,17 @@ class Resizing:
         error = ""
         try:
             nodes = await self._gather(command)
-            self._on_event("rebalance_begun", "", f"over {', '.join(nodes)}")
+            self._on_event(EventKind.REBALANCE_BEGUN, "", f"over {', '.join(nodes)}")
             self._coordinator.use(nodes, command.without)
             self._stir()
             await self._rebalancing(command.rate).run(nodes)
-            self._on_event("rebalanced", "", f"over {', '.join(nodes)}")
+            self._on_event(EventKind.REBALANCED, "", f"over {', '.join(nodes)}")
         except FlowgenticError as failure:
             error = str(failure)
         except (OSError, TimeoutError) as failure:
             error = f"on the host's node, {failure!r} (setting: scratch)"
         if error:
-            self._on_event("rebalance_failed", "", error)
+            self._on_event(EventKind.REBALANCE_FAILED, "", error)
         self._reply = RebalanceReply(True, error)
 
     async def _gather(self, command: Rebalance) -> list[str]:
