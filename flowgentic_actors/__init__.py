@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from flowgentic_actors.adapters.store import AsyncStore
     from flowgentic_actors.cluster.handle import ClusterHandle
     from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
-    from flowgentic_actors.event_kinds import EventKind
     from flowgentic_actors.config import MemoryConfig
     from flowgentic_actors.errors import (
         ActorError,
@@ -69,6 +68,7 @@ if TYPE_CHECKING:
         VersionConflictError,
         WireError,
     )
+    from flowgentic_actors.event_kinds import EventKind
     from flowgentic_actors.langGraph.distributed_config import DistributedMemoryConfig
     from flowgentic_actors.langGraph.distributed_memory import (
         DistributedMemoryManager,
