@@ -87,6 +87,16 @@ WAYS: dict[str, Way] = {
     loop.close()
     """
     ),
+    "async generator in asyncio.run": Way(
+        """
+    async def main():
+        global it
+        it = async_generator()
+        memory = await anext(it)
+        await memory.store.aput(("b",), "key", {})
+    asyncio.run(main())
+    """
+    ),
     "asyncio.run raises": Way(
         """
     async def main():
