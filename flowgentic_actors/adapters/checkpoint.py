@@ -417,10 +417,13 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         body: dict[str, Any] = dict(checkpoint)
         values: dict[str, Any] = dict(body.pop("channel_values"))
         merged = get_checkpoint_metadata(config, metadata)
+        named = checkpoint["id"]
+        if type(named) is not str:
+            named = text_of("checkpoint['id']", named)
         head = CheckpointHead(
             thread_id,
             ns,
-            checkpoint["id"],
+            named,
             parent_id,
             facets_of(merged),
             body.pop("channel_versions"),
@@ -511,11 +514,14 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         thread_id, ns, checkpoint_id = identify(config)
         if not checkpoint_id:
             raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
+        if type(task_id) is not str:
+            task_id = text_of("task_id", task_id)
+        if type(task_path) is not str:
+            task_path = text_of("task_path", task_path)
         try:
             head = WritesHead(thread_id, ns, checkpoint_id, task_id, task_path, [*dict(writes)])
             head = decode_writes(encode(head))
         except UNFIT:
-            task_id, task_path = text_of("task_id", task_id), text_of("task_path", task_path)
             channels = [channel for channel, _ in writes]
             head = check(WritesHead(thread_id, ns, checkpoint_id, task_id, task_path, channels))
         if self._crowded and thread_id in self._crowded:
