@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,7 +22,8 @@ from types import CodeType, FrameType
 from typing import Any, Protocol
 
 _MOST = 1_000_000
-_FINALIZERS = {"__del__", "__repr__", "_remove"}  # the second one of a socket left open
+_FINALIZERS = {"__del__", "__repr__"}  # the second one of a socket left open
+_WEAK = {c.__init__.__code__.co_filename for c in (weakref.WeakSet, weakref.WeakValueDictionary)}
 _LATER = 1e-5
 
 # An exception in asyncio's own `call_soon` loses the wake-up of a task, which nothing brings back.
@@ -182,6 +184,11 @@ class Source(Protocol):
         """
 
 
+def _ends(code: CodeType) -> bool:
+    """Whether it runs at an object's end, as callbacks of weak references do."""
+    return code.co_name in _FINALIZERS or code.co_filename in _WEAK
+
+
 class Signals:
     """A signal whose handler raises, on the main thread.
 
@@ -198,8 +205,7 @@ class Signals:
     def _ring(self, _number: int, frame: FrameType | None) -> None:
         if not self._armed:
             return
-        frames = (caller.f_code.co_name for caller, _ in traceback.walk_stack(frame))
-        if not _FINALIZERS.isdisjoint(frames):
+        if any(_ends(caller.f_code) for caller, _ in traceback.walk_stack(frame)):
             # What is raised in an object's end is lost in Python itself: a little later.
             signal.setitimer(signal.ITIMER_REAL, _LATER)
         else:

@@ -10,6 +10,7 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from flowgentic_actors.testing.interrupted import MODES, Mode, settings_of
 from flowgentic_actors.testing.interrupts import (
     Injector,
     Interruption,
+    Signals,
     interrupt_at_every_instruction,
 )
 
@@ -211,6 +213,16 @@ def test_a_sweeper_whose_start_is_interrupted_is_started_by_the_next_write() -> 
         sweeper = Sweeper(swept.set, 0.01)
 
     assert interrupt_at_every_instruction(lambda _run: sweeper.start(), check)
+
+
+def test_what_is_collected_during_the_work_loses_no_interruption() -> None:
+    signals, alive = Signals(1), weakref.WeakValueDictionary[int, Any]()
+
+    def work() -> None:
+        for n in range(2000):
+            alive[n] = Sweeper(gc.collect, 1.0)  # and forgotten, by a callback in Python
+
+    assert sum(signals.run(work, 0.001) is not None for _ in range(200)) > 100
 
 
 def test_interruptions_at_random_times_lose_nothing(mode: Mode) -> None:
