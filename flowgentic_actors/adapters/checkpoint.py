@@ -417,13 +417,11 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         body: dict[str, Any] = dict(checkpoint)
         values: dict[str, Any] = dict(body.pop("channel_values"))
         merged = get_checkpoint_metadata(config, metadata)
-        named = checkpoint["id"]
-        if type(named) is not str:
-            named = text_of("checkpoint['id']", named)
+        own_id = checkpoint["id"]
         head = CheckpointHead(
             thread_id,
             ns,
-            named,
+            own_id if type(own_id) is str else text_of("checkpoint['id']", own_id),
             parent_id,
             facets_of(merged),
             body.pop("channel_versions"),

@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from time import monotonic
+from types import AsyncGeneratorType
 from typing import Any, cast
 
 from msgspec import Raw
@@ -124,7 +125,7 @@ class AsyncConnection:
         self._alone: Pending[_Answer] | None = None  # the one of them that is out
         self._flush_at = 0.0  # when a flush was asked for that has not begun, 0 for never
         self._closed = False
-        self._guard: tuple[_Wire, AsyncGenerator[None, None]] | None = None
+        self._guard: tuple[_Wire, AsyncGeneratorType[None, None]] | None = None
         let_go_after_fork(self)
 
     async def request(
@@ -418,7 +419,7 @@ class AsyncConnection:
 
     async def _watch_loop_end(self, wire: _Wire) -> None:
         await self._close_guard()
-        guard = _close_with_loop(wire)
+        guard = cast("AsyncGeneratorType[None, None]", _close_with_loop(wire))
         self._guard = wire, guard
         await anext(guard)
 

@@ -220,7 +220,7 @@ def test_what_is_collected_during_the_work_loses_no_interruption() -> None:
 
     def work() -> None:
         for n in range(2000):
-            alive[n] = Sweeper(gc.collect, 1.0)  # and forgotten, by a callback in Python
+            alive[n] = Sweeper(lambda: None, 1.0)  # and forgotten, by a callback in Python
 
     assert sum(signals.run(work, 0.001) is not None for _ in range(200)) > 100
 
