@@ -512,14 +512,12 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         thread_id, ns, checkpoint_id = identify(config)
         if not checkpoint_id:
             raise InvalidRequestError("put_writes: the config has no configurable.checkpoint_id")
-        if type(task_id) is not str:
-            task_id = text_of("task_id", task_id)
-        if type(task_path) is not str:
-            task_path = text_of("task_path", task_path)
         try:
+            task_id + task_path  # the encoder would take an enumeration's member as its value
             head = WritesHead(thread_id, ns, checkpoint_id, task_id, task_path, [*dict(writes)])
             head = decode_writes(encode(head))
         except UNFIT:
+            task_id, task_path = text_of("task_id", task_id), text_of("task_path", task_path)
             channels = [channel for channel, _ in writes]
             head = check(WritesHead(thread_id, ns, checkpoint_id, task_id, task_path, channels))
         if self._crowded and thread_id in self._crowded:
