@@ -25,7 +25,7 @@ from typing import Any, Protocol
 _MOST = 1_000_000
 _FINALIZERS = {"__del__", "__repr__", "_collected"}  # the second one of a socket left open
 _WEAK = {c.__init__.__code__.co_filename for c in (weakref.WeakSet, weakref.WeakValueDictionary)}
-_LATER = 1e-5
+_LATER = 1e-4
 
 # An exception in asyncio's own `call_soon` loses the wake-up of a task, which nothing brings back.
 _SPARED = (__file__, str(Path(asyncio.__file__).parent))
