@@ -26,6 +26,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?)B|B)\s*", re.IGNORECASE)
 _HOW: Final = "give a number of bytes, or text such as '512 MiB' (2**20 bytes) or '1.5 GB' (10**9)"
 
+_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*:/+", re.IGNORECASE)
+_VARIABLE: Final = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
+
 
 def size_in_bytes(value: Any) -> Any:
     """A size that was given as text, in bytes; other values unchanged.
@@ -44,11 +47,11 @@ def size_in_bytes(value: Any) -> Any:
 
 
 def user_path(value: Any) -> Any:
-    """A path with its `~` replaced by the home directory; other values unchanged.
+    """A path with `~`, `$NAME` and `${NAME}` replaced as a shell does it; other values unchanged.
 
     Raises:
-        ValueError: If the text is empty, has a null character in it, or names the home of an
-            unknown user.
+        ValueError: If the text is empty, a URL, or has a null character in it, or names the home of
+            an unknown user or a variable that is not set.
     """
     if not isinstance(value, (str, Path)):
         return value
@@ -56,8 +59,13 @@ def user_path(value: Any) -> Any:
         raise ValueError("is empty, which would be the working directory: name a path")
     if "\0" in str(value):
         raise ValueError("has a null character in it, which no path can have")
+    if scheme := _URL.match(str(value)):
+        raise ValueError(f"begins with {scheme[0]} and is no path of a file system: name one")
+    path = os.path.expandvars(value)
+    if unset := _VARIABLE.search(path):
+        raise ValueError(f"has the variable {unset[0]} in it, which is not set here")
     try:
-        return Path(value).expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{value} names the home of a user who is not known here") from error
 
@@ -83,7 +91,7 @@ def path_of_this_process(path: Path) -> Path:
 
 
 UserPath = Annotated[Path, BeforeValidator(user_path), AfterValidator(path_of_this_process)]
-"""A path in which `~` is the home directory."""
+"""A path in which `~` is the home directory, and `$NAME` a variable of the environment."""
 
 
 def type_name(value: Any) -> Any:

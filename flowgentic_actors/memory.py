@@ -465,7 +465,9 @@ class MemoryCluster:
     def _watch_for_the_end(self, client: InlineClient, stop_file: Path | None) -> None:
         """What a host does for a distributed cluster."""
         config = self._config
-        if config.persist_path is not None:
+        # Without a journal nothing is left to close, and the kernel's own action ends a program at
+        # once, but not the first of a PID namespace, as in a container.
+        if config.persist_path is not None or os.getpid() == 1:
             on_sigterm.add(client, lambda: client.close_now("signal SIGTERM"))
         warning = config.stop_signal
         if warning is not None:

@@ -7,7 +7,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -85,10 +86,16 @@ def python_environ(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     What this process has put into `PYTHONPATH` for its children follows behind.
     """
     told = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    # An empty entry is the working directory, which is another one there.
-    path = dict.fromkeys(os.path.abspath(entry) for entry in [*sys.path, *told])  # noqa: PTH100
+    path = dict.fromkeys(_absolute([*sys.path, *told]))
     encoded = [os.fsencode(entry).decode("latin-1") for entry in path]
     return {**environ, PATH_VARIABLE: json.dumps(encoded)}
+
+
+def _absolute(path: Iterable[str]) -> Iterator[str]:
+    """Entries as they are found from another working directory, which is what an empty one is."""
+    for entry in path:
+        with suppress(FileNotFoundError):  # nothing is in a working directory that was removed
+            yield os.path.abspath(entry)  # noqa: PTH100
 
 
 def told_of_children(command: list[str]) -> list[str]:

@@ -509,11 +509,12 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         merged, facets = metadata_of(config, metadata)
         body: dict[str, Any] = {**checkpoint}
         values: dict[str, Any] = {**body.pop("channel_values")}
+        own_id = checkpoint["id"]
         head = checked(
             CheckpointHead(
                 thread_id,
                 ns,
-                checkpoint["id"],
+                own_id if type(own_id) is str else text_of("checkpoint['id']", own_id),
                 parent_id,
                 facets,
                 body.pop("channel_versions"),

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
 
-from flowgentic_actors.adapters.ids import text_of
 from flowgentic_actors.engine.limits import CheckpointHead, check
 from flowgentic_actors.engine.model import MAX_TEXT, Scalar
 
@@ -40,12 +39,11 @@ def sendable(facets: Mapping[Any, Scalar]) -> dict[str, Scalar]:
 
 
 def mended(head: CheckpointHead) -> CheckpointHead:
-    """A copy of a head that cannot be sent as it is, with its id as text and sendable facets.
+    """A copy of a head that cannot be sent as it is, with sendable facets.
 
     Raises:
         InvalidRequestError: If it cannot be sent then either.
     """
-    head.checkpoint_id = text_of("checkpoint['id']", head.checkpoint_id)
     head.metadata = sendable(head.metadata)
     return check(head)
 

@@ -132,6 +132,8 @@ def checked_task(
             and len(text) <= MAX_TEXT
         ):
             return task_id, task_path
+        # the encoder would take an enumeration's member as its value
+        task_id, task_path = text_of("task_id", task_id), text_of("task_path", task_path)
         head = decode_writes(encode(WritesHead(*ids, task_id, task_path, [*named])))
     except UNFIT:
         task_id, task_path = text_of("task_id", task_id), text_of("task_path", task_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
 from numbers import Number
 from operator import index
 
@@ -13,6 +14,9 @@ from flowgentic_actors.errors import InvalidRequestError
 
 def text_of(name: str, value: object) -> str:
     """Make an id text: a `uuid.UUID` or a number becomes `str()` of it, as in LangGraph's savers.
+
+    A member of an enumeration of texts or numbers is its value, since `str()` of it depends on how
+    the enumeration was made; any other member is refused.
 
     Args:
         name: The field's name.
@@ -25,8 +29,10 @@ def text_of(name: str, value: object) -> str:
     if isinstance(value, str):
         return str.__str__(value)
     kind = type(value)
+    if isinstance(value, Enum) and isinstance(value, Number):
+        return text_of(name, value.value)
     has_text = isinstance(value, Number) or kind.__str__ is not object.__str__
-    if not has_text or hasattr(kind, "__iter__"):
+    if not has_text or hasattr(kind, "__iter__"):  # an enumeration has one, too
         raise InvalidRequestError(
             f"{name} is {value!r:.100}, of type {kind.__name__}: give text, a number or a UUID"
         )

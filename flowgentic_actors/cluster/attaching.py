@@ -14,7 +14,7 @@ from flowgentic_actors.cluster.holder import is_held, read_holder
 from flowgentic_actors.cluster.persist import MANIFEST, read_manifest
 from flowgentic_actors.cluster.presence import Watched, watched_file
 from flowgentic_actors.config import NAME_PATTERN, MemoryConfig
-from flowgentic_actors.config_values import unknown_settings
+from flowgentic_actors.config_values import unknown_settings, user_path
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE
 from flowgentic_actors.errors import ClusterNotFoundError, UntrustedPathError
 from flowgentic_actors.secret import Secret
@@ -133,10 +133,17 @@ def _handle(target: Target, scratch: Path | None) -> ClusterHandle:
             )
         return _at(Path(named), scratch)
     if not isinstance(target, str):
-        return _at(Path(target).expanduser(), scratch)
+        return _at(_path(target), scratch)
     if _is_name(target):
         return _named(target, scratch)
-    return _at(Path(target).expanduser(), scratch)
+    return _at(_path(target), scratch)
+
+
+def _path(target: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(user_path(os.fspath(target)))
+    except ValueError as error:
+        raise ClusterNotFoundError(f"{target}: {error}") from error
 
 
 def _named(name: str, scratch: Path | None) -> ClusterHandle:
@@ -156,6 +163,10 @@ def _at(path: Path, scratch: Path | None) -> ClusterHandle:
         if (path / DESCRIPTOR).exists():
             return ClusterHandle(path.name, str(path / DESCRIPTOR))
         return _of_memory(path, scratch)
+    if path.name != DESCRIPTOR and not path.exists():
+        raise ClusterNotFoundError(
+            f"no cluster is at {path}: there is no such file or folder, and it is no cluster's name"
+        )
     return ClusterHandle(path.parent.name, str(path))
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import dis
+import gc
 import random
 import signal
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,8 +23,9 @@ from types import CodeType, FrameType
 from typing import Any, Protocol
 
 _MOST = 1_000_000
-_FINALIZERS = {"__del__", "__repr__", "_remove"}  # the second one of a socket left open
-_LATER = 1e-5
+_FINALIZERS = {"__del__", "__repr__", "_collected"}  # the second one of a socket left open
+_WEAK = {c.__init__.__code__.co_filename for c in (weakref.WeakSet, weakref.WeakValueDictionary)}
+_LATER = 1e-4
 
 # An exception in asyncio's own `call_soon` loses the wake-up of a task, which nothing brings back.
 _SPARED = (__file__, str(Path(asyncio.__file__).parent))
@@ -182,6 +185,14 @@ class Source(Protocol):
         """
 
 
+def _ends(code: CodeType) -> bool:
+    """Whether it runs at an object's end, as callbacks of weak references do.
+
+    The end of an open socket has no frame: it takes signals in C and drops what they raise.
+    """
+    return code.co_name in _FINALIZERS or code.co_filename in _WEAK
+
+
 class Signals:
     """A signal whose handler raises, on the main thread.
 
@@ -192,14 +203,14 @@ class Signals:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self._armed = False
+        self._collecting = False
         self._raised: BaseException | None = None
         self._where = ""
 
     def _ring(self, _number: int, frame: FrameType | None) -> None:
         if not self._armed:
             return
-        frames = (caller.f_code.co_name for caller, _ in traceback.walk_stack(frame))
-        if not _FINALIZERS.isdisjoint(frames):
+        if self._collecting or any(_ends(f.f_code) for f, _ in traceback.walk_stack(frame)):
             # What is raised in an object's end is lost in Python itself: a little later.
             signal.setitimer(signal.ITIMER_REAL, _LATER)
         else:
@@ -209,10 +220,14 @@ class Signals:
             self._raised = kind("the time is over")
             raise self._raised
 
+    def _collected(self, phase: str, _: object) -> None:
+        self._collecting = phase == "start"
+
     def run(self, work: Callable[[], object], within: float) -> BaseException | None:
         """See `Source.run`."""
         self._raised, caught = None, None
         before = signal.signal(signal.SIGALRM, self._ring)
+        gc.callbacks.append(self._collected)
         try:
             signal.setitimer(signal.ITIMER_REAL, max(1e-6, self._random.random() * within))
             self._armed = True
@@ -224,6 +239,7 @@ class Signals:
             self._armed = False
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+            gc.callbacks.remove(self._collected)
         return _compared(caught, self._raised, self._where)
 
 

@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from time import monotonic
+from types import AsyncGeneratorType
 from typing import Any, cast
 
 from msgspec import Raw
@@ -124,7 +125,7 @@ class AsyncConnection:
         self._alone: Pending[_Answer] | None = None  # the one of them that is out
         self._flush_at = 0.0  # when a flush was asked for that has not begun, 0 for never
         self._closed = False
-        self._guard: AsyncGenerator[None, None] | None = None
+        self._guard: tuple[_Wire, AsyncGeneratorType[None, None]] | None = None
         let_go_after_fork(self)
 
     async def request(
@@ -419,14 +420,20 @@ class AsyncConnection:
 
     async def _watch_loop_end(self, wire: _Wire) -> None:
         await self._close_guard()
-        self._guard = _close_with_loop(wire)
-        await anext(self._guard)
+        guard = cast("AsyncGeneratorType[None, None]", _close_with_loop(wire))
+        self._guard = wire, guard
+        await anext(guard)
 
     async def _close_guard(self) -> None:
         # Once only: up to Python 3.11 a generator whose closing was cancelled counts as running.
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            await guard.aclose()
+        guarded, self._guard = self._guard, None
+        if guarded is not None:
+            wire, guard = guarded
+            # A loop that ends closes its generators at the same time, such as one with the cluster
+            # in it and this guard: so the guard's own end awaits nothing any more.
+            await wire.close()
+            if not guard.ag_running:
+                await guard.aclose()
 
 
 async def _close_with_loop(wire: _Wire) -> AsyncGenerator[None, None]:
@@ -438,10 +445,7 @@ async def _close_with_loop(wire: _Wire) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
-        wire.end()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1.0):
-                await wire.ended.wait()
+        await wire.close()
 
 
 class _Wire(asyncio.Protocol):
@@ -549,6 +553,14 @@ class _Wire(asyncio.Protocol):
             self._transport.abort()
         else:
             self.sock.close()
+
+    async def close(self) -> None:
+        """Close at once, and wait until the socket is closed, a second at most."""
+        self.end()
+        if not self.ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self.ended.wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits."""

@@ -35,6 +35,7 @@ async def test_a_path_of_a_live_cluster_is_attached_to(
         f"{descriptor.parent}/",
         tmp_path / "memory",
         "~/there/cluster.json",
+        "$HOME/there/cluster.json",
     ]
     for number, target in enumerate(targets):
         async with MemoryCluster.attach(target) as attached:
@@ -55,7 +56,10 @@ async def test_a_path_without_a_cluster_says_what_is_there(tmp_path: Path) -> No
         (memory, "no cluster has the memory in"),
         (tmp_path, f"{re.escape(str(tmp_path))} is no cluster's folder"),
         (file, "does not describe a cluster"),
-        ("no/such/path", "no/such/path"),
+        ("no/such/path", r"^no cluster is at /.*/no/such/path: there is no such file"),
+        ("TEAM", r"^no cluster is at /.*/TEAM.* no cluster's name"),
+        ("$NO_SUCH/path", r"variable \$NO_SUCH in it, which is not set"),
+        ("tcp://localhost:7000", "begins with tcp://"),
     ):
         with pytest.raises(ClusterNotFoundError, match=message):
             await MemoryCluster.attach(target).__aenter__()

@@ -41,6 +41,20 @@ async def test_actors_and_nodes_have_the_openers_path_in_its_order(
     assert [entry for entry in seen if entry in wanted] == wanted
 
 
+@pytest.mark.parametrize("mode", mode_params("subprocess", "nodes", "dragon"))
+async def test_a_working_directory_that_was_removed_is_not_needed(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    gone.rmdir()
+    async with MemoryCluster(**SETTINGS[mode]) as memory:
+        await memory.store.aput(("a",), "k", {})
+        assert await memory.store.aget(("a",), "k") is not None
+
+
 @pytest.mark.parametrize("told", ["/usr/bin/uwsgi", "", None])
 async def test_a_program_that_embeds_python_uses_its_environments_interpreter(
     told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

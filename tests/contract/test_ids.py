@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from enum import Enum, IntEnum
 from typing import Any
 from uuid import UUID
 
@@ -25,10 +26,24 @@ class Marked(str):
     __slots__ = ()
 
 
-NO_TEXT: list[Any] = [b"a", ["a"], ("a",), {"a": 1}, object(), lambda: None]
+class Place(Enum):
+    """Members whose text is "Place.HERE", and their value another."""
+
+    HERE = "here"
+
+
+class Turn(IntEnum):
+    """Members that are numbers."""
+
+    FIRST = 11
+
+
+NO_TEXT: list[Any] = [b"a", ["a"], ("a",), {"a": 1}, object(), lambda: None, Place.HERE]
 """What cannot be an id."""
 
-SCALARS: list[Any] = [0, 7, False, 1.5, np.int64(9), np.float64(2.5), UUID(int=1), Marked("m")]
+SCALARS: list[Any] = [
+    *(0, 7, False, 1.5, np.int64(9), np.float64(2.5), UUID(int=1), Marked("m"), Turn.FIRST)
+]
 
 
 async def two_checkpoints(saver: SaverFace) -> tuple[str, RunnableConfig, RunnableConfig]:

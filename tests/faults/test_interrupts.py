@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from flowgentic_actors.testing.interrupted import MODES, Mode, settings_of
 from flowgentic_actors.testing.interrupts import (
     Injector,
     Interruption,
+    Signals,
     interrupt_at_every_instruction,
 )
 
@@ -211,6 +214,21 @@ def test_a_sweeper_whose_start_is_interrupted_is_started_by_the_next_write() -> 
         sweeper = Sweeper(swept.set, 0.01)
 
     assert interrupt_at_every_instruction(lambda _run: sweeper.start(), check)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_what_is_collected_during_the_work_loses_no_interruption() -> None:
+    signals, alive = Signals(1), weakref.WeakValueDictionary[int, Any]()
+
+    def work() -> None:
+        for n in range(300):
+            alive[n] = Sweeper(lambda: None, 1.0)  # and forgotten, by a callback in Python
+            left_open: list[Any] = [socket.socket(socket.AF_UNIX)]
+            left_open.append(left_open)  # for the collector
+            if n % 10 == 0:
+                gc.collect(0)
+
+    assert sum(signals.run(work, 0.001) is not None for _ in range(100)) > 30
 
 
 def test_interruptions_at_random_times_lose_nothing(mode: Mode) -> None:

@@ -1,8 +1,9 @@
-"""Values of settings: sizes as text, paths with `~`, and names that are nearly right."""
+"""Values of settings: sizes as text, `~` and variables in paths, names that are nearly right."""
 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,25 @@ def test_a_tilde_is_the_home_directory(
         made({field: "~no-such-user/x"})
     with pytest.raises(ValidationError, match=rf"{field}[\s\S]*empty"):
         made({field: ""})
+
+
+@pytest.mark.parametrize("field", PATHS)
+def test_a_variable_in_a_path_is_that_of_the_environment(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    for given in ("$SCRATCH/x", "${SCRATCH}/x", Path("$SCRATCH/x")):
+        assert getattr(made({field: given}), field) == tmp_path / "x"
+    for unset in ("$NO_SUCH", "${NO_SUCH}"):
+        with pytest.raises(ValidationError, match=rf"{field}[\s\S]*{re.escape(unset)}.*not set"):
+            made({field: f"/somewhere/{unset}/x"})
+
+
+@pytest.mark.parametrize("given", ["s3://bucket/x", "file:///x", Path("s3://bucket/x")])
+def test_a_url_is_no_path(given: Any) -> None:
+    with pytest.raises(ValidationError, match="no path of a file system"):
+        MemoryConfig(persist_path=given)
 
 
 def test_a_path_with_a_null_character_is_refused() -> None:
