@@ -289,9 +289,27 @@ def shared_clusters(scratch: Path) -> Iterator[SharedClusters]:
     _expect_only(before, scratch)
 
 
-def mode_params(*modes: str) -> list[ParameterSet]:
-    """Parameters of a fixture or test that needs Dragon in some of them."""
-    return [pytest.param(mode, marks=NEEDS_DRAGON if mode == "dragon" else ()) for mode in modes]
+def mode_params(*modes: str, slow: tuple[str, ...] = ()) -> list[ParameterSet]:
+    """Parameters of a fixture or test that needs Dragon in some of them.
+
+    Opening a Dragon runtime of one's own takes the CPU of a hundred other tests: where the spawner
+    makes no difference to what is tested, it is one of the `slow` modes.
+    """
+    marks = {mode: [*(NEEDS_DRAGON if mode == "dragon" else ())] for mode in modes}
+    for mode in slow:
+        marks[mode].append(pytest.mark.slow)
+    return [pytest.param(mode, marks=marks[mode]) for mode in modes]
+
+
+def seeds(count: int, quick: int = 2) -> list[ParameterSet]:
+    """Seeds of a test that does something else with each: a quick run takes the first ones."""
+    slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(quick, count)]
+    return [*map(pytest.param, range(quick)), *slow]
+
+
+def amounts(quick: int, slow: int) -> list[ParameterSet]:
+    """How often a test does something: few times in a quick run, many times in a slow one."""
+    return [pytest.param(quick, id="few"), pytest.param(slow, id="many", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(params=mode_params(*MODES))

@@ -148,7 +148,7 @@ async def test_a_ddict_is_filled_and_survived(mode: str) -> None:
         await until(memory, lambda actor: actor.ddict_bytes < MiB)
 
 
-@pytest.mark.parametrize("mode", mode_params("dragon"))
+@pytest.mark.parametrize("mode", mode_params("dragon", slow=("dragon",)))
 async def test_a_runtime_that_breaks_with_a_ddict_loses_nothing_and_goes_on_without(
     mode: str,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from flowgentic_actors import MemoryCluster
@@ -9,6 +11,18 @@ from tests.conftest import MODES, ONLY_MODE, mode_params
 from tests.contract.faces import SaverFace, StoreFace
 
 ALL = mode_params(*MODES, "inline-journal", "inline-wire", "several-actors", "nodes")
+
+SLOW_SYNC = {"dragon", "inline-wire", "several-actors"}
+"""Modes whose blocking calls take the ways of another mode's: quick runs make awaited ones there."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `slow` what combines a mode and a face that other combinations stand for."""
+    for item in items:
+        if isinstance(item, pytest.Function) and Path(__file__).parent in item.path.parents:
+            given = item.callspec.params if hasattr(item, "callspec") else {}
+            if given.get("face") == "sync" and given.get("mode") in SLOW_SYNC - {ONLY_MODE}:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=ALL if ONLY_MODE is None else [ONLY_MODE])

@@ -212,7 +212,7 @@ async def test_what_is_not_enabled_is_not_there() -> None:
 # ---------------------------------------------------------------------- store and checkpointer
 
 
-@pytest.mark.parametrize("place", mode_params("subprocess", "dragon"))
+@pytest.mark.parametrize("place", mode_params("subprocess", "dragon", slow=("dragon",)))
 async def test_store_and_saver_are_made_as_the_original_ones(place: str) -> None:
     more: Any = {"fallback_to_local": False, **settings_at(place)}
     store = DragonDDictStore(managers_per_node=1, n_nodes=1, total_mem=32 * MiB, **more)

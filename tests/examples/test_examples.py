@@ -13,7 +13,7 @@ import pytest
 
 from flowgentic_actors.cluster.holder import Hold
 from tests.cluster.helpers import run_in_runtime
-from tests.conftest import NO_DRAGON
+from tests.conftest import NEEDS_DRAGON, NO_DRAGON
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,7 +24,8 @@ BLOCKS = [
         re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     )
 ]
-DRAGON = [pytest.mark.dragon, pytest.mark.skipif(NO_DRAGON is not None, reason=NO_DRAGON or "")]
+DRAGON = NEEDS_DRAGON
+SLOW_DRAGON = [*DRAGON, pytest.mark.slow]
 
 
 def run(*command: str) -> str:
@@ -75,7 +76,7 @@ INTERRUPTIONS = [
     pytest.param(MODES[0].values[0], signal.SIGKILL, 30, id="local-killed"),
     pytest.param(MODES[0].values[0], signal.SIGINT, 90, id="local-ctrl-c"),
     pytest.param(MODES[1].values[0], signal.SIGKILL, 40, id="subprocess-killed"),
-    pytest.param(MODES[2].values[0], signal.SIGKILL, 40, id="dragon-killed", marks=DRAGON),
+    pytest.param(MODES[2].values[0], signal.SIGKILL, 40, id="dragon-killed", marks=SLOW_DRAGON),
 ]
 
 

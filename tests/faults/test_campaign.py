@@ -21,7 +21,7 @@ from flowgentic_actors.testing.faults import (
 )
 from flowgentic_actors.testing.links import Cut, FaultyLink
 from tests.cluster.helpers import eventually, is_orphan
-from tests.conftest import NEEDS_DRAGON
+from tests.conftest import mode_params
 from tests.faults.small_disk import small_disk
 
 pytestmark = pytest.mark.anyio
@@ -78,7 +78,7 @@ async def test_killed_compactions_lose_nothing() -> None:
     assert report.compactions > 0
 
 
-@pytest.mark.parametrize("spawner", [pytest.param("dragon", marks=NEEDS_DRAGON)])
+@pytest.mark.parametrize("spawner", mode_params("dragon", slow=("dragon",)))
 async def test_killed_dragon_actors_lose_nothing(spawner: str, scratch: Path) -> None:
     report = await run_campaign(CampaignPlan(count=4, seed=2, spawner="dragon"))
     # A kill in the middle of a Dragon call may hang the runtime; an actor that could not end in
