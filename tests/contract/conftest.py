@@ -13,7 +13,7 @@ from tests.contract.faces import SaverFace, StoreFace
 ALL = mode_params(*MODES, "inline-journal", "inline-wire", "several-actors", "nodes")
 
 SLOW_SYNC = {"dragon", "inline-wire", "several-actors"}
-"""Modes whose blocking calls take the ways of another mode's: quick runs make awaited ones there."""
+"""Modes whose blocking calls go the ways of another's: quick runs make awaited ones there."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
