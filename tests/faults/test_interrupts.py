@@ -45,7 +45,11 @@ def sockets_left_to_python() -> Iterator[None]:
     gc.collect()  # where its warning is expected
 
 
-@pytest.fixture(params=MODES, scope="module")
+# What is kept in a journal on the disk waits where it would otherwise not, and stands for both.
+QUICK = [pytest.param(mode, marks=pytest.mark.slow if mode == "journal" else ()) for mode in MODES]
+
+
+@pytest.fixture(params=QUICK, scope="module")
 def mode(request: pytest.FixtureRequest) -> Mode:
     chosen: Mode = request.param
     return chosen
