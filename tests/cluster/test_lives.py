@@ -114,7 +114,8 @@ async def test_a_cluster_may_be_left_in_another_task_than_it_was_entered_in(mode
     # A run opens more than one cluster by Dragon anyway: one is shared by most tests.
     [
         ("inline", 10),
-        ("subprocess", 10),
+        ("subprocess", 3),
+        pytest.param("subprocess", 20, marks=pytest.mark.slow),
         pytest.param("dragon", 2, marks=[*NEEDS_DRAGON, pytest.mark.slow]),
     ],
 )

@@ -17,11 +17,16 @@ SLOW_SYNC = {"dragon", "inline-wire", "several-actors"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `slow` what combines a mode and a face that other combinations stand for."""
+    """Mark as `slow` what combines a mode and a face that other combinations stand for.
+
+    Tests that choose their modes have chosen them all for a reason.
+    """
     for item in items:
         if isinstance(item, pytest.Function) and Path(__file__).parent in item.path.parents:
             given = item.callspec.params if hasattr(item, "callspec") else {}
-            if given.get("face") == "sync" and given.get("mode") in SLOW_SYNC - {ONLY_MODE}:
+            chosen = any("mode" in mark.args[0] for mark in item.iter_markers("parametrize"))
+            stood_for = given.get("mode") in SLOW_SYNC - {ONLY_MODE}
+            if given.get("face") == "sync" and stood_for and not chosen:
                 item.add_marker(pytest.mark.slow)
 
 
