@@ -166,18 +166,23 @@ class Snapshot:
         if new := set(psutil.pids()) - self._pids:
             processes = our_processes(new, self._scratch)
             found |= {f"process {pid}": command for pid, command in processes.items()}
+        if any(what.startswith(f"{_SHM}/") for what in found.values()):
+            mapped = _mapped()  # whether a process of ours is left is told by the process
+            found = {name: what for name, what in found.items() if what not in mapped}
         return {k: v for k, v in found.items() if _is_left(k, v)}
 
 
-def _in_use(file: str) -> bool:
-    """Whether a live process, such as one of another run on this machine, has the file mapped."""
-    for process in psutil.process_iter():
+def _mapped() -> set[str]:
+    """The shared memory that live processes have mapped, be they of another run or worker."""
+    found: set[str] = set()
+    for pid in psutil.pids():
         try:
-            if any(mapped.path == file for mapped in process.memory_maps()):
-                return True
-        except (psutil.Error, OSError):
-            continue
-    return False
+            # Not psutil's, which has the kernel count the pages of gigabytes.
+            maps = Path(f"/proc/{pid}/maps").read_text()
+        except OSError:
+            continue  # it is gone, or another user's
+        found |= {line[line.index("/") :] for line in maps.splitlines() if f" {_SHM}/" in line}
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -201,8 +206,8 @@ def _expect_only(before: Snapshot, scratch: Path) -> None:
 
 
 def _is_left(name: str, what: str) -> bool:
-    if what.startswith(str(_SHM)):
-        return not _in_use(what)  # what a process of ours has mapped is told by that process
+    if what.startswith(f"{_SHM}/"):
+        return True
     # A shared cluster's restarted actor is a new process of a known cluster, and so is a DDict's,
     # which is made with the first values that are worth it.
     if any(folder in what for folder in SharedClusters.folders):
