@@ -73,7 +73,7 @@ sys.exit(main())
 """
 
 INTERRUPTIONS = [
-    pytest.param(MODES[0].values[0], signal.SIGKILL, 30, id="local-killed"),
+    pytest.param(MODES[0].values[0], signal.SIGKILL, 30, id="local-killed", marks=pytest.mark.slow),
     pytest.param(MODES[0].values[0], signal.SIGINT, 90, id="local-ctrl-c"),
     pytest.param(MODES[1].values[0], signal.SIGKILL, 40, id="subprocess-killed"),
     pytest.param(MODES[2].values[0], signal.SIGKILL, 40, id="dragon-killed", marks=SLOW_DRAGON),
@@ -136,7 +136,10 @@ def test_a_demo_that_cannot_be_resumed_says_why(tmp_path: Path) -> None:
     hold.release()
 
 
-@pytest.mark.parametrize("options", MODES)
+# The demo runs the same with Dragon.
+@pytest.mark.parametrize(
+    "options", [*MODES[:2], pytest.param(MODES[2].values[0], id="dragon", marks=SLOW_DRAGON)]
+)
 def test_example_studies_a_folder_of_ones_own(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "tea.txt").write_text("Ada drinks tea.\n\nTea is brewed with boiling water.\n")
     (tmp_path / "rain.md").write_text("# Weather\n\nIt rained for a week in Brest.\n")
@@ -177,6 +180,7 @@ def test_the_distributed_memory_example_shows_its_four_parts() -> None:
     assert "4. integration: ['I am ada', 'that was message 1']" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.dragon
 @pytest.mark.skipif(NO_DRAGON is not None, reason=NO_DRAGON or "")
 def test_the_distributed_memory_example_runs_inside_a_dragon_runtime(tmp_path: Path) -> None:

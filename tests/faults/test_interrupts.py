@@ -29,6 +29,7 @@ from flowgentic_actors.testing.interrupts import (
     Interruption,
     interrupt_at_every_instruction,
 )
+from tests.conftest import amounts
 
 NAMESPACE = ("a", "b")
 PREFIX = NAMESPACE[:1]
@@ -217,14 +218,15 @@ def test_a_sweeper_whose_start_is_interrupted_is_started_by_the_next_write() -> 
     assert interrupt_at_every_instruction(lambda _run: sweeper.start(), check)
 
 
-def test_interruptions_at_random_times_lose_nothing(mode: Mode) -> None:
+@pytest.mark.parametrize("count", amounts(40, 150))
+def test_interruptions_at_random_times_lose_nothing(mode: Mode, count: int) -> None:
     """In a process where nothing but the campaign runs on the thread that signals interrupt."""
-    command = ["-m", interrupted.__name__, "--mode", mode, "--count", "150", "--seed", "4"]
+    command = ["-m", interrupted.__name__, "--mode", mode, "--count", str(count), "--seed", "4"]
     run = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=200, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "150 interruptions" in run.stdout
+    assert f"{count} interruptions" in run.stdout
 
 
 def test_threads_that_are_interrupted_leave_the_connections_to_others(tmp_path: Path) -> None:
