@@ -139,7 +139,7 @@ def our_processes(pids: set[int], scratch: Path) -> dict[int, str]:
 
 def _files(scratch: Path) -> dict[str, str]:
     """Paths by name: the scratch folders of this run, and the shared memory of everybody."""
-    found = {}
+    found: dict[str, str] = {}
     root = scratch / f"flowgentic-{os.geteuid()}"
     if root.exists():
         found |= {f"folder {p.name}": str(p) for p in root.iterdir() if p.name != ".lock"}
