@@ -67,8 +67,6 @@ NEEDS_DRAGON = (
 """Marks of a test that starts a Dragon runtime."""
 
 _SHM = Path("/dev/shm")
-_before_us = set(psutil.process_iter())
-"""The machine's processes from before this run: they need not be looked at after each test."""
 
 _TRACKER = "from multiprocessing.resource_tracker import main;main"
 
@@ -118,30 +116,30 @@ def scratch() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def our_processes(scratch: Path) -> dict[int, str]:
-    """Processes alive that this run started, directly or not: command lines by pid.
+def our_processes(pids: set[int], scratch: Path) -> dict[int, str]:
+    """Those of these processes that are alive and that this run started: command lines by pid.
 
     Hosts, actors and Dragon's services are known by the scratch folder in their environment,
     wherever in the process tree they end up; forks of this process are its descendants.
     """
     found: dict[int, str] = {}
-    processes = [process for process in psutil.process_iter() if process not in _before_us]
     descendants = {child.pid for child in psutil.Process().children(recursive=True)}
-    for process in processes:
+    for pid in pids:
         try:
-            ours = process.pid in descendants or process.environ().get("TMPDIR") == str(scratch)
-            if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            process = psutil.Process(pid)
+            ours = pid in descendants or process.environ().get("TMPDIR") == str(scratch)
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 command = " ".join(process.cmdline())
                 if _TRACKER not in command:  # multiprocessing's own: it ends with this process
-                    found[process.pid] = command
+                    found[pid] = command
         except psutil.Error:
             continue  # it is gone, or another user's
     return found
 
 
-def leftovers(scratch: Path) -> dict[str, str]:
-    """Everything of ours that exists now: processes, scratch files, shared memory."""
-    found = {f"process {pid}": command for pid, command in our_processes(scratch).items()}
+def _files(scratch: Path) -> dict[str, str]:
+    """Paths by name: the scratch folders of this run, and the shared memory of everybody."""
+    found: dict[str, str] = {}
     root = scratch / f"flowgentic-{os.geteuid()}"
     if root.exists():
         found |= {f"folder {p.name}": str(p) for p in root.iterdir() if p.name != ".lock"}
@@ -150,15 +148,41 @@ def leftovers(scratch: Path) -> dict[str, str]:
     return found
 
 
-def _in_use(file: str) -> bool:
-    """Whether a live process, such as one of another run on this machine, has the file mapped."""
-    for process in psutil.process_iter():
+class Snapshot:
+    """Everything that exists now; what is not in it was made later.
+
+    Every process of the machine is in it, unexamined: that is one listing. Only new ones are looked
+    at, and most tests make none.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._pids = set(psutil.pids())
+        self._files = set(_files(scratch))
+
+    def leftovers(self) -> dict[str, str]:
+        """What of ours was made since and is there now: processes, scratch files, shared memory."""
+        found = {k: v for k, v in _files(self._scratch).items() if k not in self._files}
+        if new := set(psutil.pids()) - self._pids:
+            processes = our_processes(new, self._scratch)
+            found |= {f"process {pid}": command for pid, command in processes.items()}
+        if any(what.startswith(f"{_SHM}/") for what in found.values()):
+            mapped = _mapped()  # whether a process of ours is left is told by the process
+            found = {name: what for name, what in found.items() if what not in mapped}
+        return {k: v for k, v in found.items() if _is_left(k, v)}
+
+
+def _mapped() -> set[str]:
+    """The shared memory that live processes have mapped, be they of another run or worker."""
+    found: set[str] = set()
+    for pid in psutil.pids():
         try:
-            if any(mapped.path == file for mapped in process.memory_maps()):
-                return True
-        except (psutil.Error, OSError):
-            continue
-    return False
+            # Not psutil's, which has the kernel count the pages of gigabytes.
+            maps = Path(f"/proc/{pid}/maps").read_text()
+        except OSError:
+            continue  # it is gone, or another user's
+        found |= {line[line.index("/") :] for line in maps.splitlines() if f" {_SHM}/" in line}
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -166,26 +190,24 @@ def nothing_left_behind(request: pytest.FixtureRequest, scratch: Path) -> Iterat
     """After each test: no process, socket, scratch file or shared memory that was not there."""
     if "memory" in request.fixturenames:  # a shared cluster is opened before the snapshot
         request.getfixturevalue("shared_clusters").get(request.getfixturevalue("mode"))
-    before = set(leftovers(scratch))
+    before = Snapshot(scratch)
     yield
     _expect_only(before, scratch)
 
 
-def _expect_only(before: set[str], scratch: Path) -> None:
+def _expect_only(before: Snapshot, scratch: Path) -> None:
     """Fail when more than what was there before is still there after a while."""
     deadline = time.monotonic() + 45  # a Dragon runtime that was left while it came up takes some
-    while extra := {k: v for k, v in leftovers(scratch).items() if _is_left(k, v, before)}:
+    while extra := before.leftovers():
         if time.monotonic() > deadline:
             logs = "".join(log.read_text() for log in scratch.glob("flowgentic-*/*/*.log"))
             pytest.fail(f"left behind: {extra}\nThe logs there:\n{logs[-5000:]}")
         time.sleep(0.05)
 
 
-def _is_left(name: str, what: str, before: set[str]) -> bool:
-    if name in before:
-        return False
-    if what.startswith(str(_SHM)):
-        return not _in_use(what)  # what a process of ours has mapped is told by that process
+def _is_left(name: str, what: str) -> bool:
+    if what.startswith(f"{_SHM}/"):
+        return True
     # A shared cluster's restarted actor is a new process of a known cluster, and so is a DDict's,
     # which is made with the first values that are worth it.
     if any(folder in what for folder in SharedClusters.folders):
@@ -206,9 +228,9 @@ def _is_of_a_shared_runtime(name: str) -> bool:
 # ---------------------------------------------------------------------- the event loop is free
 
 
-@pytest.fixture(autouse=True)
-def never_block_the_loop() -> Iterator[None]:
-    """Fail a test in which our code blocks the event loop."""
+@pytest.fixture(scope="session")
+def blocking_guard() -> BlockBuster:
+    """What finds calls in our code that block an event loop, except where they are meant."""
     guard = BlockBuster("flowgentic_actors")
     for function in guard.functions.values():
         # Sync calls block the thread that makes them, be it a loop's own: that is their contract.
@@ -221,9 +243,15 @@ def never_block_the_loop() -> Iterator[None]:
         function.can_block_in("flowgentic_actors/wire/server.py", {"listen"})
         # The append to a node-local journal is direct: 0.5 us, 100 us through a thread.
         function.can_block_in("flowgentic_actors/storage/journal.py", {"append"})
-    guard.activate()
+    return guard
+
+
+@pytest.fixture(autouse=True)
+def never_block_the_loop(blocking_guard: BlockBuster) -> Iterator[None]:
+    """Fail a test in which our code blocks the event loop."""
+    blocking_guard.activate()
     yield
-    guard.deactivate()
+    blocking_guard.deactivate()
 
 
 # ---------------------------------------------------------------------- clusters
@@ -259,16 +287,34 @@ class SharedClusters:
 
 @pytest.fixture(scope="session")
 def shared_clusters(scratch: Path) -> Iterator[SharedClusters]:
-    before = set(leftovers(scratch))
+    before = Snapshot(scratch)
     clusters = SharedClusters()
     yield clusters
     clusters.close()
     _expect_only(before, scratch)
 
 
-def mode_params(*modes: str) -> list[ParameterSet]:
-    """Parameters of a fixture or test that needs Dragon in some of them."""
-    return [pytest.param(mode, marks=NEEDS_DRAGON if mode == "dragon" else ()) for mode in modes]
+def mode_params(*modes: str, slow: tuple[str, ...] = ()) -> list[ParameterSet]:
+    """Parameters of a fixture or test that needs Dragon in some of them.
+
+    Opening a Dragon runtime of one's own takes the CPU of a hundred other tests: where the spawner
+    makes no difference to what is tested, it is one of the `slow` modes.
+    """
+    marks = {mode: [*(NEEDS_DRAGON if mode == "dragon" else ())] for mode in modes}
+    for mode in slow:
+        marks[mode].append(pytest.mark.slow)
+    return [pytest.param(mode, marks=marks[mode]) for mode in modes]
+
+
+def seeds(count: int, quick: int = 2) -> list[ParameterSet]:
+    """Seeds of a test that does something else with each: a quick run takes the first ones."""
+    slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(quick, count)]
+    return [*map(pytest.param, range(quick)), *slow]
+
+
+def amounts(quick: int, slow: int) -> list[ParameterSet]:
+    """How often a test does something: few times in a quick run, many times in a slow one."""
+    return [pytest.param(quick, id="few"), pytest.param(slow, id="many", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(params=mode_params(*MODES))

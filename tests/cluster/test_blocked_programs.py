@@ -41,7 +41,7 @@ def settings_of(mode: str, folder: Path) -> dict[str, Any]:
 
 
 MODES = pytest.mark.parametrize(
-    "mode", mode_params("inline", "inline-journal", "subprocess", "dragon")
+    "mode", mode_params("inline", "inline-journal", "subprocess", "dragon", slow=("dragon",))
 )
 
 
@@ -160,7 +160,9 @@ PROGRAM = """
 """
 
 
-@pytest.mark.parametrize("mode", mode_params("inline-journal", "subprocess", "dragon"))
+@pytest.mark.parametrize(
+    "mode", mode_params("inline-journal", "subprocess", "dragon", slow=("dragon",))
+)
 def test_a_program_that_is_stopped_and_continued_loses_no_call(mode: str, tmp_path: Path) -> None:
     with python(PROGRAM, mode, str(tmp_path)) as program:
         assert program.stdout is not None

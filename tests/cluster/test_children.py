@@ -143,7 +143,7 @@ def run(mode: str, persist: str = "", kill: str = "", before: str = "", **enviro
     return out.strip() + err.replace("\n", " ") * ("not end in order" in err)
 
 
-@pytest.mark.parametrize("mode", mode_params("inline", "subprocess", "dragon"))
+@pytest.mark.parametrize("mode", mode_params("inline", "subprocess", "dragon", slow=("dragon",)))
 async def test_a_program_that_ignores_the_ends_of_children_loses_nothing_by_it(
     mode: str, tmp_path: Path
 ) -> None:

@@ -408,7 +408,7 @@ IN_RUNTIME = """
 """
 
 
-@pytest.mark.parametrize("mode", mode_params("dragon"))
+@pytest.mark.parametrize("mode", mode_params("dragon", slow=("dragon",)))
 def test_a_host_killed_inside_a_programs_runtime_is_replaced_there(
     mode: str, tmp_path: Path
 ) -> None:

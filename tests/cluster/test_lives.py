@@ -112,7 +112,12 @@ async def test_a_cluster_may_be_left_in_another_task_than_it_was_entered_in(mode
 @pytest.mark.parametrize(
     ("mode", "times"),
     # A run opens more than one cluster by Dragon anyway: one is shared by most tests.
-    [("inline", 10), ("subprocess", 10), pytest.param("dragon", 1, marks=NEEDS_DRAGON)],
+    [
+        ("inline", 10),
+        ("subprocess", 3),
+        pytest.param("subprocess", 20, marks=pytest.mark.slow),
+        pytest.param("dragon", 2, marks=[*NEEDS_DRAGON, pytest.mark.slow]),
+    ],
 )
 def test_clusters_are_opened_one_after_the_other_in_one_process(mode: str, times: int) -> None:
     async def live() -> str:

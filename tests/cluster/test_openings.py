@@ -129,7 +129,7 @@ async def test_a_second_node_that_is_not_there_is_told_at_once() -> None:
     assert told.startswith("replicas=2 needs a second node")
 
 
-@pytest.mark.parametrize("mode", mode_params("inline", "subprocess", "dragon"))
+@pytest.mark.parametrize("mode", mode_params("inline", "subprocess", "dragon", slow=("dragon",)))
 async def test_a_damaged_journal_is_named_and_not_the_deadline(
     mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

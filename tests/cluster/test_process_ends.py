@@ -1,6 +1,7 @@
 """Each way in which a Python program can end while its memory is open, and what is left then.
 
-The programs of one mode run side by side, once; each test looks at one of them.
+The programs of one mode run side by side, once, as far as they are selected; each test looks at one
+of them.
 """
 
 from __future__ import annotations
@@ -223,6 +224,19 @@ WAYS: dict[str, Way] = {
 }
 
 
+LIKE_OTHERS = {
+    *("sys.exit", "generator", "asyncio.run raises", "sys.exit in a thread", "own handler"),
+    *("a daemon thread has it open", "atexit", "atexit of before", "SIGHUP", "SIGINT on a loop"),
+}
+"""Ways in which a local cluster is closed by the same code as one with actors, and leaves less."""
+
+CASES = [
+    pytest.param(mode, name, marks=pytest.mark.slow if local and name in LIKE_OTHERS else ())
+    for mode, local in zip(MODES, (True, False), strict=True)
+    for name in WAYS
+]
+
+
 class Ended(NamedTuple):
     """What became of a program."""
 
@@ -257,18 +271,22 @@ def run(way: Way, settings: dict[str, Any], folder: Path) -> Ended:
     return Ended(process.returncode, seconds, err, pids, folder / "memory", scratch)
 
 
-@pytest.fixture(scope="module", params=MODES)
+@pytest.fixture(scope="module")
 def ended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What became of each program, in a mode."""
-    settings = MODES[request.param]
+    """What became of each selected program, in a mode."""
+    selected = [getattr(item, "callspec", None) for item in request.session.items]
+    cases = [case.params for case in selected if case and "ended" in case.params]
+    names = [case["name"] for case in cases if case["ended"] == request.param]
     with ThreadPoolExecutor(4) as pool:
         return {
-            name: pool.submit(run, way, settings, tmp_path_factory.mktemp("ended"))
-            for name, way in WAYS.items()
+            name: pool.submit(
+                run, WAYS[name], MODES[request.param], tmp_path_factory.mktemp("ended")
+            )
+            for name in names
         }
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize(("ended", "name"), CASES, indirect=["ended"])
 def test_a_program_ends_and_leaves_nothing_but_its_memory(
     name: str, ended: dict[str, Future[Ended]]
 ) -> None:

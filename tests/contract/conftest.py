@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from flowgentic_actors import MemoryCluster
@@ -9,6 +11,23 @@ from tests.conftest import MODES, ONLY_MODE, mode_params
 from tests.contract.faces import SaverFace, StoreFace
 
 ALL = mode_params(*MODES, "inline-journal", "inline-wire", "several-actors", "nodes")
+
+SLOW_SYNC = {"dragon", "inline-wire", "several-actors"}
+"""Modes whose blocking calls go the ways of another's: quick runs make awaited ones there."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `slow` what combines a mode and a face that other combinations stand for.
+
+    Tests that choose their modes have chosen them all for a reason.
+    """
+    for item in items:
+        if isinstance(item, pytest.Function) and Path(__file__).parent in item.path.parents:
+            given = item.callspec.params if hasattr(item, "callspec") else {}
+            chosen = any("mode" in mark.args[0] for mark in item.iter_markers("parametrize"))
+            stood_for = given.get("mode") in SLOW_SYNC - {ONLY_MODE}
+            if given.get("face") == "sync" and stood_for and not chosen:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=ALL if ONLY_MODE is None else [ONLY_MODE])

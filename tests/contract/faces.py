@@ -5,7 +5,7 @@ The sync form is called on the event loop's own thread: LangGraph does that too.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -94,7 +94,7 @@ class SaverFace:
 
     async def each(
         self, config: RunnableConfig | None, **options: Any
-    ) -> AsyncIterator[CheckpointTuple]:
+    ) -> AsyncGenerator[CheckpointTuple, None]:
         if self.blocking:
             for found in self.saver.list(config, **options):
                 yield found

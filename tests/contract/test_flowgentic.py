@@ -212,7 +212,7 @@ async def test_what_is_not_enabled_is_not_there() -> None:
 # ---------------------------------------------------------------------- store and checkpointer
 
 
-@pytest.mark.parametrize("place", mode_params("subprocess", "dragon"))
+@pytest.mark.parametrize("place", mode_params("subprocess", "dragon", slow=("dragon",)))
 async def test_store_and_saver_are_made_as_the_original_ones(place: str) -> None:
     more: Any = {"fallback_to_local": False, **settings_at(place)}
     store = DragonDDictStore(managers_per_node=1, n_nodes=1, total_mem=32 * MiB, **more)
@@ -292,7 +292,7 @@ async def test_a_search_costs_its_answer_and_not_the_whole() -> None:
 
         await store.abatch([PutOp(("few", "x"), str(n), {"n": n}) for n in range(10)])
         alone = await took()
-        for start in range(0, 100_000, 1000):
+        for start in range(0, 20_000, 1000):
             ops = [
                 PutOp(("many", str(n % 50)), str(n), {"n": n}) for n in range(start, start + 1000)
             ]

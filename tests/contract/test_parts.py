@@ -130,7 +130,9 @@ def config() -> Any:
 # ---------------------------------------------------------------------- what it costs
 
 
-@FEW
+@pytest.mark.parametrize(
+    "mode", ["inline-journal", pytest.param("subprocess", marks=pytest.mark.slow)]
+)
 async def test_a_turn_of_a_long_conversation_costs_what_is_new(
     memory: MemoryCluster, config: RunnableConfig
 ) -> None:

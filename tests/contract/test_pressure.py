@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 BACKLOG = 1 << 20
 MODES = pytest.mark.parametrize(
-    "mode", mode_params("inline", "inline-journal", "subprocess", "dragon")
+    "mode", mode_params("inline", "inline-journal", "subprocess", "dragon", slow=("dragon",))
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -91,8 +92,14 @@ async def test_a_listing_is_newest_first_over_all_threads_and_namespaces(
 
     assert await saver.ids(None, filter={"marker": marker}) == put[::-1]
     assert await saver.ids(None, filter={"marker": marker}, limit=5) == put[:-6:-1]
-    listed = [f async for f in saver.each(None) if f.metadata.get("marker") == marker]
-    assert [id_of(found.config) for found in listed] == put[::-1]
+    listed = []
+    async with aclosing(saver.each(None)) as listing:
+        async for found in listing:  # up to ours: long conversations are older
+            if found.metadata.get("marker") == marker:
+                listed.append(id_of(found.config))
+            if len(listed) == len(put):
+                break
+    assert listed == put[::-1]
 
 
 async def test_before_is_strict_and_looks_at_the_id_alone(saver: SaverFace) -> None:
@@ -462,7 +469,8 @@ async def test_a_config_without_a_thread_is_refused(saver: SaverFace) -> None:
         await saver.put({}, checkpoint_of())
     with pytest.raises(InvalidRequestError, match="checkpoint_id"):
         await saver.put_writes(config_of(unique()), [("a", 1)])
-    stored = await saver.put(config_of(unique()), checkpoint_of())
+    marker = unique()
+    stored = await saver.put(config_of(unique()), checkpoint_of(), {"marker": marker})
     without: list[RunnableConfig] = [
         {"configurable": {}},
         {"configurable": {"checkpoint_ns": ""}},
@@ -475,7 +483,7 @@ async def test_a_config_without_a_thread_is_refused(saver: SaverFace) -> None:
             await saver.ids(config)
     all_threads: list[RunnableConfig | None] = [None, {}]
     for config_of_all in all_threads:
-        assert id_of(stored) in await saver.ids(config_of_all)
+        assert await saver.ids(config_of_all, filter={"marker": marker}) == [id_of(stored)]
 
 
 def test_versions_grow_and_differ_on_every_branch(memory: MemoryCluster) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from flowgentic_actors.cluster.holder import Hold
 from tests.cluster.helpers import run_in_runtime
-from tests.conftest import NO_DRAGON
+from tests.conftest import NEEDS_DRAGON, NO_DRAGON
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,7 +24,8 @@ BLOCKS = [
         re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     )
 ]
-DRAGON = [pytest.mark.dragon, pytest.mark.skipif(NO_DRAGON is not None, reason=NO_DRAGON or "")]
+DRAGON = NEEDS_DRAGON
+SLOW_DRAGON = [*DRAGON, pytest.mark.slow]
 
 
 def run(*command: str) -> str:
@@ -72,10 +73,10 @@ sys.exit(main())
 """
 
 INTERRUPTIONS = [
-    pytest.param(MODES[0].values[0], signal.SIGKILL, 30, id="local-killed"),
+    pytest.param(MODES[0].values[0], signal.SIGKILL, 30, id="local-killed", marks=pytest.mark.slow),
     pytest.param(MODES[0].values[0], signal.SIGINT, 90, id="local-ctrl-c"),
     pytest.param(MODES[1].values[0], signal.SIGKILL, 40, id="subprocess-killed"),
-    pytest.param(MODES[2].values[0], signal.SIGKILL, 40, id="dragon-killed", marks=DRAGON),
+    pytest.param(MODES[2].values[0], signal.SIGKILL, 40, id="dragon-killed", marks=SLOW_DRAGON),
 ]
 
 
@@ -135,7 +136,10 @@ def test_a_demo_that_cannot_be_resumed_says_why(tmp_path: Path) -> None:
     hold.release()
 
 
-@pytest.mark.parametrize("options", MODES)
+# The demo runs the same with Dragon.
+@pytest.mark.parametrize(
+    "options", [*MODES[:2], pytest.param(MODES[2].values[0], id="dragon", marks=SLOW_DRAGON)]
+)
 def test_example_studies_a_folder_of_ones_own(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "tea.txt").write_text("Ada drinks tea.\n\nTea is brewed with boiling water.\n")
     (tmp_path / "rain.md").write_text("# Weather\n\nIt rained for a week in Brest.\n")
@@ -176,6 +180,7 @@ def test_the_distributed_memory_example_shows_its_four_parts() -> None:
     assert "4. integration: ['I am ada', 'that was message 1']" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.dragon
 @pytest.mark.skipif(NO_DRAGON is not None, reason=NO_DRAGON or "")
 def test_the_distributed_memory_example_runs_inside_a_dragon_runtime(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ CALLBACKS = {
 }
 LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio")]
 if find_spec("uvloop"):
-    LOOPS += [pytest.param(import_module("uvloop").new_event_loop, id="uvloop")]
+    uvloop = import_module("uvloop").new_event_loop
+    LOOPS += [pytest.param(uvloop, id="uvloop", marks=pytest.mark.slow)]
 
 
 # uvloop leaves the socket of a connection whose making is interrupted to Python, which warns.

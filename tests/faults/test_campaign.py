@@ -21,18 +21,20 @@ from flowgentic_actors.testing.faults import (
 )
 from flowgentic_actors.testing.links import Cut, FaultyLink
 from tests.cluster.helpers import eventually, is_orphan
-from tests.conftest import NEEDS_DRAGON
+from tests.conftest import mode_params
 from tests.faults.small_disk import small_disk
 
 pytestmark = pytest.mark.anyio
+SLOW = pytest.mark.slow
 
 
-async def test_killed_actors_lose_nothing() -> None:
-    report = await run_campaign(CampaignPlan(count=8, seed=1, items=5000, pause=0.2))
+@pytest.mark.parametrize(("count", "items"), [(2, 500), pytest.param(8, 5000, marks=SLOW)])
+async def test_killed_actors_lose_nothing(count: int, items: int) -> None:
+    report = await run_campaign(CampaignPlan(count=count, seed=1, items=items, pause=0.2))
     assert report.clean, str(report.findings)
-    assert report.faults["kill-actor"] == report.restarts == 8
-    assert report.items_found == 5000
-    assert report.acknowledged > 500
+    assert report.faults["kill-actor"] == report.restarts == count
+    assert report.items_found == items
+    assert report.acknowledged > 50 * count
 
 
 async def test_stopped_processes_and_bad_connections_lose_nothing() -> None:
@@ -78,7 +80,7 @@ async def test_killed_compactions_lose_nothing() -> None:
     assert report.compactions > 0
 
 
-@pytest.mark.parametrize("spawner", [pytest.param("dragon", marks=NEEDS_DRAGON)])
+@pytest.mark.parametrize("spawner", mode_params("dragon", slow=("dragon",)))
 async def test_killed_dragon_actors_lose_nothing(spawner: str, scratch: Path) -> None:
     report = await run_campaign(CampaignPlan(count=4, seed=2, spawner="dragon"))
     # A kill in the middle of a Dragon call may hang the runtime; an actor that could not end in

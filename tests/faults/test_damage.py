@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from flowgentic_actors.testing import damage
+from tests.conftest import amounts
 
 
-def test_nothing_is_lost_in_silence_when_files_are_damaged() -> None:
-    outcomes, findings = damage.run(150, seed=3)
+@pytest.mark.parametrize("count", amounts(40, 150))
+def test_nothing_is_lost_in_silence_when_files_are_damaged(count: int) -> None:
+    outcomes, findings = damage.run(count, seed=3)
     assert findings == []
     assert outcomes["opened right"] > 0
     assert outcomes["refused: JournalDamagedError"] > 0

@@ -32,6 +32,7 @@ from flowgentic_actors.testing.interrupts import (
     Signals,
     interrupt_at_every_instruction,
 )
+from tests.conftest import amounts
 
 NAMESPACE = ("a", "b")
 PREFIX = NAMESPACE[:1]
@@ -48,7 +49,11 @@ def sockets_left_to_python() -> Iterator[None]:
     gc.collect()  # where its warning is expected
 
 
-@pytest.fixture(params=MODES, scope="module")
+# What is kept in a journal on the disk waits where it would otherwise not, and stands for both.
+QUICK = [pytest.param(mode, marks=pytest.mark.slow if mode == "journal" else ()) for mode in MODES]
+
+
+@pytest.fixture(params=QUICK, scope="module")
 def mode(request: pytest.FixtureRequest) -> Mode:
     chosen: Mode = request.param
     return chosen
@@ -231,14 +236,15 @@ def test_what_is_collected_during_the_work_loses_no_interruption() -> None:
     assert sum(signals.run(work, 0.001) is not None for _ in range(100)) > 30
 
 
-def test_interruptions_at_random_times_lose_nothing(mode: Mode) -> None:
+@pytest.mark.parametrize("count", amounts(40, 150))
+def test_interruptions_at_random_times_lose_nothing(mode: Mode, count: int) -> None:
     """In a process where nothing but the campaign runs on the thread that signals interrupt."""
-    command = ["-m", interrupted.__name__, "--mode", mode, "--count", "150", "--seed", "4"]
+    command = ["-m", interrupted.__name__, "--mode", mode, "--count", str(count), "--seed", "4"]
     run = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=200, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "150 interruptions" in run.stdout
+    assert f"{count} interruptions" in run.stdout
 
 
 def test_threads_that_are_interrupted_leave_the_connections_to_others(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from flowgentic_actors.cluster.nodes.coordinator import Coordinator
 from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases, HeldLease
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
+from tests.conftest import amounts
 
 TIMEOUT, TICK = 3.0, 0.1
 LEASE = TIMEOUT * (1 / (1 + DRIFT) - 0.1)
@@ -878,14 +879,15 @@ class LongLeases(Cluster):
     lease = TIMEOUT * 1.5
 
 
+@pytest.mark.parametrize("examples", amounts(15, 60))
 @pytest.mark.parametrize("machine", [Cluster, LongLeases])
 def test_two_nodes_never_answer_and_nothing_acknowledged_is_given_away(
-    machine: type[Cluster],
+    machine: type[Cluster], examples: int
 ) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60,
+            max_examples=examples,
             stateful_step_count=40,
             deadline=None,
             database=None,

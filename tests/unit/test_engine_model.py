@@ -61,12 +61,12 @@ from flowgentic_actors.engine.replies import (
 )
 from flowgentic_actors.engine.shard import ShardSize
 from flowgentic_actors.errors import ColdValuesError
+from tests.conftest import amounts
 
 # every value can go cold, however small
 pytestmark = pytest.mark.usefixtures("no_value_is_small")
 
 PROFILE = settings(
-    max_examples=70,
     stateful_step_count=25,
     deadline=None,
     database=None,
@@ -818,9 +818,13 @@ class ItemsMachine(ShardMachine):
         super().teardown()
 
 
-def test_threads_answer_like_the_model() -> None:
-    run_state_machine_as_test(ThreadsMachine, settings=PROFILE)
+@pytest.mark.parametrize("examples", amounts(20, 70))
+def test_threads_answer_like_the_model(examples: int) -> None:
+    profile = settings(PROFILE, max_examples=examples)
+    run_state_machine_as_test(ThreadsMachine, settings=profile)
 
 
-def test_items_answer_like_the_model() -> None:
-    run_state_machine_as_test(ItemsMachine, settings=PROFILE)
+@pytest.mark.parametrize("examples", amounts(20, 70))
+def test_items_answer_like_the_model(examples: int) -> None:
+    profile = settings(PROFILE, max_examples=examples)
+    run_state_machine_as_test(ItemsMachine, settings=profile)

@@ -23,6 +23,7 @@ from flowgentic_actors.testing.history import (
     number_in,
     outcome_of,
 )
+from tests.conftest import seeds
 
 KEY = "writer/key"
 
@@ -329,7 +330,7 @@ def simulate(seed: int, breakage: str | None) -> Findings:
     raise AssertionError("not reached")
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20, quick=5))
 def test_seeded_histories_are_judged_rightly(seed: int) -> None:
     assert simulate(seed, None).list == []
     for breakage in ("lost", "stale", "phantom", "duplicate", "reordered"):

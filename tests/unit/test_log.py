@@ -15,6 +15,7 @@ from flowgentic_actors.storage.ends import NAME, read_end, write_end
 from flowgentic_actors.storage.log import SegmentLog
 from flowgentic_actors.storage.segment import Segment
 from flowgentic_actors.testing.disk import Crash, SimulatedDisk
+from tests.conftest import seeds
 
 FOLDER = Path("/shard")
 BATCHES = [
@@ -80,7 +81,7 @@ def test_process_death_at_any_operation_loses_nothing_acknowledged(*, ahead: boo
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-@pytest.mark.parametrize("seed", [None, *range(8)])
+@pytest.mark.parametrize("seed", [None, *seeds(8)])
 def test_power_loss_at_any_operation_loses_nothing_synced(seed: int | None, *, ahead: bool) -> None:
     for crash_at in range(operations(durable=True, ahead=ahead)):
         disk = SimulatedDisk(crash_at)

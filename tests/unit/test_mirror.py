@@ -27,6 +27,7 @@ from flowgentic_actors.shard.entries import Entry, encode_entry
 from flowgentic_actors.shard.mirror import Mirror
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.testing.disk import SimulatedDisk
+from tests.conftest import seeds
 
 pytestmark = pytest.mark.anyio
 
@@ -205,7 +206,7 @@ async def test_the_room_of_what_is_dead_is_won_back(mirrored: Mirrored) -> None:
     assert mirrored.tier.bytes < 2 * CHUNK
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(6, quick=2))
 async def test_it_is_right_whatever_happens(mirrored: Mirrored, seed: int) -> None:
     rng = random.Random(seed)
     for number in range(1500):

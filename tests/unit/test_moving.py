@@ -94,6 +94,7 @@ from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.server import Server
+from tests.conftest import seeds
 from tests.unit.counter import PATIENCE, SECRET, clear, until
 from tests.unit.test_coordinator import coordinator, member
 from tests.unit.test_replication import LIMIT, Copy, caught_up, compacted, follows, leads
@@ -546,7 +547,7 @@ async def refused(asked: Awaitable[Any]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", seeds(15, quick=3))
 async def test_what_is_acknowledged_is_found_once_at_every_moment(place: Path, seed: int) -> None:
     async with two(place, seed, **VARIANTS[seed % len(VARIANTS)]) as both:
         rng, source, target = both.rng, both.source, both.target

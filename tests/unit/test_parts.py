@@ -11,7 +11,14 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from langgraph.checkpoint.base import ChannelVersions
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
@@ -33,6 +40,7 @@ from flowgentic_actors.errors import (
     OutcomeUnknownError,
     RequestError,
 )
+from tests.conftest import amounts
 from tests.contract.faces import checkpoint_of, config_of
 
 dumps = JsonPlusSerializer().dumps_typed
@@ -391,7 +399,12 @@ class Conversations(RuleBasedStateMachine):
         self._expect("t")
 
 
-TestConversations = Conversations.TestCase
-TestConversations.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck]
-)
+@pytest.mark.parametrize("examples", amounts(15, 60))
+def test_conversations_are_found_as_they_were_put(examples: int) -> None:
+    profile = settings(
+        max_examples=examples,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=[*HealthCheck],
+    )
+    run_state_machine_as_test(Conversations, settings=profile)

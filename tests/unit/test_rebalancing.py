@@ -27,6 +27,7 @@ from flowgentic_actors.engine.slots import SLOTS, SlotSet
 from flowgentic_actors.errors import RejectedError
 from flowgentic_actors.shard.claims import Claim
 from flowgentic_actors.shard.progress import MigrationStatus
+from tests.conftest import seeds
 from tests.unit.test_coordinator import coordinator, kinds, member, tell
 
 pytestmark = pytest.mark.anyio
@@ -672,7 +673,7 @@ async def test_a_node_that_came_back_gets_its_part_again() -> None:
     world.check("abc")
 
 
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", seeds(15, quick=3))
 async def test_whatever_happens_nothing_acknowledged_is_lost(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
