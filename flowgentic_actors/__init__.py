@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from flowgentic_actors.adapters.decoding import StrictSerializer
     from flowgentic_actors.adapters.store import AsyncStore
     from flowgentic_actors.cluster.handle import ClusterHandle
-    from flowgentic_actors.cluster.status import ActorStatus, ClusterEvent, ClusterStatus
+    from flowgentic_actors.cluster.status import (
+        ActorStatus,
+        ClusterEvent,
+        ClusterStatus,
+        NodeStatus,
+    )
     from flowgentic_actors.config import MemoryConfig
     from flowgentic_actors.errors import (
         ActorError,
@@ -122,6 +127,7 @@ __all__ = [
     "MemoryConfig",
     "MemoryFailedError",
     "MemoryFullError",
+    "NodeStatus",
     "NotSentError",
     "NotSerializableError",
     "OutcomeUnknownError",
@@ -167,6 +173,7 @@ _HOMES = {name: "errors" for name in __all__ if name.endswith("Error")} | {
     "LangraphMemoryManager": "langGraph.memory",
     "MemoryCluster": "memory",
     "MemoryConfig": "config",
+    "NodeStatus": "cluster.status",
     "StrictSerializer": "adapters.decoding",
     "ThreadInfo": "adapters.checkpoint",
 }
