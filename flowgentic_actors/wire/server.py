@@ -9,11 +9,12 @@ import math
 import os
 import socket
 import ssl
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from operator import attrgetter
-from typing import Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from flowgentic_actors.errors import ProtocolError, WireError
 from flowgentic_actors.secret import Secret
@@ -49,6 +50,9 @@ _BACKLOG = 512
 _FRAMES = 2  # of the largest messages, that all connections together may have under way
 _SLICE, _PAUSE = 8, 0.01  # so many strangers are accepted, then nobody for so many seconds
 _ACCEPT_AGAIN = 1.0
+# From Python 3.13 on event loops remove the file of a Unix socket that they close, with blocking
+# calls. Here it stays: callers are refused until the next incarnation replaces it.
+_KEEP_FILE: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 _NO_FILES = "few open files are left for this process: connections get no more of them"
 
 
@@ -398,7 +402,7 @@ class Server:
         # A socket file that a dead predecessor left is replaced by asyncio.
         self._listeners.append(
             await asyncio.get_running_loop().create_unix_server(
-                lambda: Connection(self), path, backlog=_BACKLOG
+                lambda: Connection(self), path, backlog=_BACKLOG, **_KEEP_FILE
             )
         )
 

@@ -102,7 +102,7 @@ class Peer:
                     asked = [m for m in messages if isinstance(m, Request)]
                     for message in self.answer(asked):
                         channel.send(message)
-                writer.writelines(channel.take())
+                writer.write(b"".join(channel.take()))
                 await self.reading.wait()
         writer.close()
 
@@ -111,7 +111,7 @@ class Peer:
         ((writer, channel),) = self._writers.items()
         for message in messages:
             channel.send(message)
-        writer.writelines(channel.take())
+        writer.write(b"".join(channel.take()))
 
     def hang_up(self) -> None:
         """Close every connection."""
