@@ -253,12 +253,12 @@ async def secure(
         AuthenticationError: If the server has not the certificate that is expected.
         OSError: If the connection broke.
     """
-    if not isinstance(address, TcpAddress):
-        transport, _ = await loop.create_unix_connection(lambda: protocol, sock=sock)
-        return transport
-    sock.send(knock(secret))  # there is room for it
     file = os.fstat(sock.fileno()).st_ino
     try:
+        if not isinstance(address, TcpAddress):
+            transport, _ = await loop.create_unix_connection(lambda: protocol, sock=sock)
+            return transport
+        sock.send(knock(secret))  # there is room for it
         transport, _ = await loop.create_connection(
             lambda: protocol,
             sock=sock,
@@ -268,7 +268,7 @@ async def secure(
         )
     except BaseException as error:
         _forget_closed(sock, file)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and isinstance(address, TcpAddress):
             _check_trust(address, error)
         raise
     return transport
@@ -277,8 +277,8 @@ async def secure(
 def _forget_closed(sock: socket.socket, file: int) -> None:
     """Let go of a descriptor that is not this socket's any more.
 
-    uvloop closes it without telling the socket when a server hangs up at once, and the number may
-    be another file's by the time at which the socket is closed.
+    uvloop closes it without telling the socket when connecting fails or is cancelled, and the
+    number may be another file's by the time at which the socket is closed.
     """
     try:
         same = os.fstat(sock.fileno()).st_ino == file
