@@ -101,7 +101,7 @@ def test_a_program_ended_by_ctrl_c_closes_its_cluster() -> None:
 
 
 @pytest.mark.anyio
-@distributed
+@pytest.mark.parametrize("mode", mode_params("subprocess", "dragon", slow=("dragon",)))
 async def test_when_the_host_is_killed_another_one_goes_on(mode: str) -> None:
     async with MemoryCluster(**SETTINGS[mode]) as memory:
         before = await memory.status()

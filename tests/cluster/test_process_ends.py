@@ -228,11 +228,15 @@ LIKE_OTHERS = {
     *("sys.exit", "generator", "asyncio.run raises", "sys.exit in a thread", "own handler"),
     *("a daemon thread has it open", "atexit", "atexit of before", "SIGHUP", "SIGINT on a loop"),
 }
-"""Ways in which a local cluster is closed by the same code as one with actors, and leaves less."""
+"""Ways that have the cluster closed by the same code as others: quick in a local one alone."""
 
+QUICK = {
+    "local with journal": {*LIKE_OTHERS, "returns", "SIGKILL", "SIGTERM"},
+    "subprocess": {*WAYS} - LIKE_OTHERS,
+}
 CASES = [
-    pytest.param(mode, name, marks=pytest.mark.slow if local and name in LIKE_OTHERS else ())
-    for mode, local in zip(MODES, (True, False), strict=True)
+    pytest.param(mode, name, marks=() if name in QUICK[mode] else pytest.mark.slow)
+    for mode in MODES
     for name in WAYS
 ]
 

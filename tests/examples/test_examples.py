@@ -150,6 +150,7 @@ def test_example_studies_a_folder_of_ones_own(options: list[str], tmp_path: Path
     assert "Nothing was lost" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.dragon
 @pytest.mark.skipif(NO_DRAGON is not None, reason=NO_DRAGON or "")
 def test_demo_runs_inside_a_dragon_runtime(tmp_path: Path) -> None:

@@ -49,11 +49,14 @@ def sockets_left_to_python() -> Iterator[None]:
     gc.collect()  # where its warning is expected
 
 
-# What is kept in a journal on the disk waits where it would otherwise not, and stands for both.
-QUICK = [pytest.param(mode, marks=pytest.mark.slow if mode == "journal" else ()) for mode in MODES]
+QUICK = {"local", "subprocess"}
+"""Modes of a quick run, which has other tests of what is interrupted beside a journal."""
 
 
-@pytest.fixture(params=QUICK, scope="module")
+@pytest.fixture(
+    params=[pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in MODES],
+    scope="module",
+)
 def mode(request: pytest.FixtureRequest) -> Mode:
     chosen: Mode = request.param
     return chosen

@@ -187,7 +187,9 @@ async def lose_the_new_node(memory: MemoryCluster) -> None:
     await asyncio.to_thread(node_of(memory, "node-2").lose)
 
 
-@pytest.mark.parametrize("harm", [kill_the_new_actor, lose_the_new_node])
+@pytest.mark.parametrize(
+    "harm", [pytest.param(kill_the_new_actor, marks=pytest.mark.slow), lose_the_new_node]
+)
 async def test_harm_in_the_middle_costs_nothing(
     harm: Callable[[MemoryCluster], Awaitable[None]],
 ) -> None:
@@ -248,7 +250,7 @@ async def found(memory: MemoryCluster) -> bool:
 # ---------------------------------------------------------------------- what outlives it
 
 
-@pytest.mark.parametrize("n_nodes", [1, 3])
+@pytest.mark.parametrize("n_nodes", [1, pytest.param(3, marks=pytest.mark.slow)])
 async def test_the_next_cluster_finds_what_was_moved(tmp_path: Path, n_nodes: int) -> None:
     path = tmp_path / "memory"
     async with MemoryCluster(**ONE_COPY, persist_path=path) as memory:
