@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from flowgentic_actors import __version__
-from flowgentic_actors.cli import bench, demo, dump, snapshot
+from flowgentic_actors.bench import command as bench
+from flowgentic_actors.cli import demo, dump, snapshot
 from flowgentic_actors.errors import FlowgenticError
 
 

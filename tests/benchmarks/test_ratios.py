@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cli.benchmark.subjects import Graph, messages, subject
-from flowgentic_actors.cli.benchmark.workloads import AT_ONCE
+from flowgentic_actors.bench.subjects import Graph, messages, subject
+from flowgentic_actors.bench.workloads import AT_ONCE
 from flowgentic_actors.wire.client import TOGETHER
 from flowgentic_actors.wire.frames import FrameReader, FrameWriter
 

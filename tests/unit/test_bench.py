@@ -17,16 +17,16 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.store.memory import InMemoryStore
 
-from flowgentic_actors.cli import bench
-from flowgentic_actors.cli.bench import MODES, BenchOptions
-from flowgentic_actors.cli.benchmark import contenders as who_module
-from flowgentic_actors.cli.benchmark import peers
-from flowgentic_actors.cli.benchmark.contenders import REFERENCE, Contender, Places, contenders
-from flowgentic_actors.cli.benchmark.measuring import Course, Effort, measure, opened
-from flowgentic_actors.cli.benchmark.results import Report, figures, percentile, read
-from flowgentic_actors.cli.benchmark.selection import GROUPS, WORKLOADS, select
-from flowgentic_actors.cli.benchmark.subjects import Raw, Subject, messages, subject
-from flowgentic_actors.cli.benchmark.workloads import Operations, Workload
+from flowgentic_actors.bench import command as bench
+from flowgentic_actors.bench import contenders as who_module
+from flowgentic_actors.bench import peers
+from flowgentic_actors.bench.command import MODES, BenchOptions
+from flowgentic_actors.bench.contenders import REFERENCE, Contender, Places, contenders
+from flowgentic_actors.bench.measuring import Course, Effort, measure, opened
+from flowgentic_actors.bench.results import Report, figures, percentile, read
+from flowgentic_actors.bench.selection import GROUPS, WORKLOADS, select
+from flowgentic_actors.bench.subjects import Raw, Subject, messages, subject
+from flowgentic_actors.bench.workloads import Operations, Workload
 from flowgentic_actors.cli.main import main
 from flowgentic_actors.errors import ClusterOpenError
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from flowgentic_actors.cli.benchmark import peers
-from flowgentic_actors.cli.benchmark.contenders import (
+from flowgentic_actors.bench import peers
+from flowgentic_actors.bench.contenders import (
     POSTGRES_VARIABLE,
     REDIS_VARIABLE,
     REFERENCE,
@@ -22,11 +22,11 @@ from flowgentic_actors.cli.benchmark.contenders import (
     Places,
     contenders,
 )
-from flowgentic_actors.cli.benchmark.conversation import Length, converse
-from flowgentic_actors.cli.benchmark.results import Report
-from flowgentic_actors.cli.benchmark.selection import WORKLOADS
-from flowgentic_actors.cli.benchmark.subjects import Subject, messages
-from flowgentic_actors.cli.benchmark.workloads import new_thread
+from flowgentic_actors.bench.conversation import Length, converse
+from flowgentic_actors.bench.results import Report
+from flowgentic_actors.bench.selection import WORKLOADS
+from flowgentic_actors.bench.subjects import Subject, messages
+from flowgentic_actors.bench.workloads import new_thread
 
 pytestmark = [
     pytest.mark.anyio,

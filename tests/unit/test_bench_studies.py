@@ -12,17 +12,17 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.store.memory import InMemoryStore
 
-from flowgentic_actors.cli import bench
-from flowgentic_actors.cli.bench import BenchOptions
-from flowgentic_actors.cli.benchmark import conversation, footprint, growth, plots, raw_ddict
-from flowgentic_actors.cli.benchmark.contenders import REFERENCE, Contender, Places, contenders
-from flowgentic_actors.cli.benchmark.conversation import Length, converse
-from flowgentic_actors.cli.benchmark.footprint import Extent, weigh
-from flowgentic_actors.cli.benchmark.growth import Sizes, grow
-from flowgentic_actors.cli.benchmark.markdown import markdown
-from flowgentic_actors.cli.benchmark.peers import PeerError
-from flowgentic_actors.cli.benchmark.results import Figure, Report
-from flowgentic_actors.cli.benchmark.subjects import Subject, Written, subject
+from flowgentic_actors.bench import command as bench
+from flowgentic_actors.bench import conversation, footprint, growth, plots, raw_ddict
+from flowgentic_actors.bench.command import BenchOptions
+from flowgentic_actors.bench.contenders import REFERENCE, Contender, Places, contenders
+from flowgentic_actors.bench.conversation import Length, converse
+from flowgentic_actors.bench.footprint import Extent, weigh
+from flowgentic_actors.bench.growth import Sizes, grow
+from flowgentic_actors.bench.markdown import markdown
+from flowgentic_actors.bench.peers import PeerError
+from flowgentic_actors.bench.results import Figure, Report
+from flowgentic_actors.bench.subjects import Subject, Written, subject
 
 pytestmark = pytest.mark.anyio
 

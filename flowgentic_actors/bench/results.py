@@ -12,8 +12,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from flowgentic_actors.cli.benchmark.machine import cpus, load
-from flowgentic_actors.cli.benchmark.workloads import Workload
+from flowgentic_actors.bench.machine import cpus, load
+from flowgentic_actors.bench.workloads import Workload
 
 Unit = Literal["s", "1/s", "B", "B/B", "%"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flowgentic_actors.cli.benchmark.report import amount, few, head, legend, missing, ratio
-from flowgentic_actors.cli.benchmark.results import Figure, Report, by_cell
+from flowgentic_actors.bench.report import amount, few, head, legend, missing, ratio
+from flowgentic_actors.bench.results import Figure, Report, by_cell
 
 
 def write_markdown(report: Report, file: Path) -> None:

@@ -14,14 +14,14 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from flowgentic_actors.cli.benchmark.measuring import Show
-from flowgentic_actors.cli.benchmark.results import Figure, Report, Unit
+from flowgentic_actors.bench.measuring import Show
+from flowgentic_actors.bench.results import Figure, Report, Unit
 from flowgentic_actors.python import python_command
 
 MEMORY: Final = "memory"
 IDLE: Final = "idle"
 
-_CHILD = "flowgentic_actors.cli.benchmark.footprint_child"
+_CHILD = "flowgentic_actors.bench.footprint_child"
 _TIMEOUT = 600.0
 _MIB = 1 << 20
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowgentic_actors.cli.benchmark.contenders import REFERENCE
-from flowgentic_actors.cli.benchmark.progress import say
-from flowgentic_actors.cli.benchmark.results import Figure, Report, Unit, by_cell
+from flowgentic_actors.bench.contenders import REFERENCE
+from flowgentic_actors.bench.progress import say
+from flowgentic_actors.bench.results import Figure, Report, Unit, by_cell
 
 FEW: Final = 10
 """Samples below which a figure is marked: its median may be chance, its p99 is the slowest one."""

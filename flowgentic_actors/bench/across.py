@@ -1,6 +1,6 @@
 """What a call costs that goes to another node: on our memory over TLS, and on a bare DDict.
 
-    dragon -w slurm -t tcp "$(which python)" -m flowgentic_actors.cli.benchmark.across
+    dragon -w slurm -t tcp "$(which python)" -m flowgentic_actors.bench.across
 
 It runs inside a Dragon runtime of two nodes or more, and prints a Markdown table. Both take turns
 in one run, so what the machine does beside it meets both.

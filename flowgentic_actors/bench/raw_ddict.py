@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from flowgentic_actors.cli.benchmark.peers import PeerError
+from flowgentic_actors.bench.peers import PeerError
 from flowgentic_actors.cluster.leftovers import group_members, remove_unused, shared_memory_of
 from flowgentic_actors.dragon_fixes import with_fixes
 from flowgentic_actors.environment import dragon_launcher
@@ -30,7 +30,7 @@ TURN_TIMEOUT: Final = 30.0
 """Seconds that the operations of one turn may take."""
 
 _END_TIMEOUT = 15.0
-_CHILD = "flowgentic_actors.cli.benchmark.raw_ddict_child"
+_CHILD = "flowgentic_actors.bench.raw_ddict_child"
 
 
 class RawDDict:

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 from langgraph.store.base import PutOp
 
-from flowgentic_actors.cli.benchmark.subjects import Subject, text
-from flowgentic_actors.cli.benchmark.workloads import (
+from flowgentic_actors.bench.subjects import Subject, text
+from flowgentic_actors.bench.workloads import (
     AT_ONCE,
     Operations,
     RawOperation,

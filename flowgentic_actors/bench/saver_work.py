@@ -10,8 +10,8 @@ from typing import Any, Final
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, empty_checkpoint
 
-from flowgentic_actors.cli.benchmark.subjects import Message, Subject, messages
-from flowgentic_actors.cli.benchmark.workloads import (
+from flowgentic_actors.bench.subjects import Message, Subject, messages
+from flowgentic_actors.bench.workloads import (
     Operations,
     RawOperation,
     Workload,

@@ -19,9 +19,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from flowgentic_actors.cli.benchmark.machine import written_by
-from flowgentic_actors.cli.benchmark.subjects import Subject, Written, subject
-from flowgentic_actors.cli.benchmark.workloads import RUN
+from flowgentic_actors.bench.machine import written_by
+from flowgentic_actors.bench.subjects import Subject, Written, subject
+from flowgentic_actors.bench.workloads import RUN
 
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds that a server has to answer the first time."""
@@ -235,7 +235,7 @@ async def redis(url: str) -> AsyncIterator[Subject]:
 async def redis_plain(url: str) -> AsyncIterator[Subject]:
     """Our own minimal saver and store, which need a plain Redis: a bound in Redis' favour."""
     async with _redis_client(url) as client:
-        (plain,) = await _import("flowgentic_actors.cli.benchmark.plain_redis")
+        (plain,) = await _import("flowgentic_actors.bench.plain_redis")
         mark = f"fab{uuid.uuid4().hex[:10]}"
         try:
             saver = plain.PlainRedisSaver(client, mark)

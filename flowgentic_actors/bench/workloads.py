@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from flowgentic_actors.cli.benchmark.subjects import Subject
+from flowgentic_actors.bench.subjects import Subject
 
 AT_ONCE = 64
 """Tasks that work side by side in the concurrent workloads, unless their name tells."""

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, NamedTuple, TypeAlias
 
-from flowgentic_actors.cli.benchmark.contenders import REFERENCE, Contender
-from flowgentic_actors.cli.benchmark.results import Report, Samples, figures
-from flowgentic_actors.cli.benchmark.subjects import Raw, Subject
-from flowgentic_actors.cli.benchmark.workloads import Workload, WrongAnswerError
+from flowgentic_actors.bench.contenders import REFERENCE, Contender
+from flowgentic_actors.bench.results import Report, Samples, figures
+from flowgentic_actors.bench.subjects import Raw, Subject
+from flowgentic_actors.bench.workloads import Workload, WrongAnswerError
 
 TURN_TIMEOUT: Final = 120.0
 """Seconds after which a turn counts as hung."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from flowgentic_actors.cli.benchmark.contenders import NAMES, REFERENCE
-from flowgentic_actors.cli.benchmark.growth import GROUP as GROWTH
-from flowgentic_actors.cli.benchmark.results import Figure, Report
+from flowgentic_actors.bench.contenders import NAMES, REFERENCE
+from flowgentic_actors.bench.growth import GROUP as GROWTH
+from flowgentic_actors.bench.results import Figure, Report
 
 CORE: Final = ("checkpoints", "graphs", "store")
 """Groups whose ratios are drawn."""

@@ -16,8 +16,8 @@ from langgraph.store.base import BaseStore, PutOp
 from langgraph.store.memory import InMemoryStore
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cli.benchmark.machine import processor_time, resident, shared_memory
-from flowgentic_actors.cli.benchmark.workloads import expect
+from flowgentic_actors.bench.machine import processor_time, resident, shared_memory
+from flowgentic_actors.bench.workloads import expect
 from flowgentic_actors.cluster.leftovers import group_members
 
 _VALUE: Final = 4096

@@ -17,13 +17,13 @@ from typing import Any, Final, NamedTuple
 
 from langgraph.store.base import PutOp
 
-from flowgentic_actors.cli.benchmark.contenders import Contender
-from flowgentic_actors.cli.benchmark.measuring import Show, set_heap_aside
-from flowgentic_actors.cli.benchmark.results import Figure, Report, percentile, summary
-from flowgentic_actors.cli.benchmark.saver_work import puts
-from flowgentic_actors.cli.benchmark.store_work import FOUND, NOTE, namespace_of
-from flowgentic_actors.cli.benchmark.subjects import Subject, messages
-from flowgentic_actors.cli.benchmark.workloads import expect
+from flowgentic_actors.bench.contenders import Contender
+from flowgentic_actors.bench.measuring import Show, set_heap_aside
+from flowgentic_actors.bench.results import Figure, Report, percentile, summary
+from flowgentic_actors.bench.saver_work import puts
+from flowgentic_actors.bench.store_work import FOUND, NOTE, namespace_of
+from flowgentic_actors.bench.subjects import Subject, messages
+from flowgentic_actors.bench.workloads import expect
 
 GROUP: Final = "growth"
 

@@ -9,8 +9,8 @@ from typing import Final
 
 from langchain_core.runnables import RunnableConfig
 
-from flowgentic_actors.cli.benchmark.subjects import FAN_OUT, Subject, messages
-from flowgentic_actors.cli.benchmark.workloads import (
+from flowgentic_actors.bench.subjects import FAN_OUT, Subject, messages
+from flowgentic_actors.bench.workloads import (
     AT_ONCE,
     Operations,
     Workload,

@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 from langgraph.store.base import PutOp
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cli.benchmark.measuring import Show
-from flowgentic_actors.cli.benchmark.results import Figure, Report, percentile, summary
-from flowgentic_actors.cli.benchmark.workloads import expect
+from flowgentic_actors.bench.measuring import Show
+from flowgentic_actors.bench.results import Figure, Report, percentile, summary
+from flowgentic_actors.bench.workloads import expect
 
 GROUP: Final = "cold"
 

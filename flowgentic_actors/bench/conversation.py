@@ -9,11 +9,11 @@ from typing import Any, Final, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
 
-from flowgentic_actors.cli.benchmark.contenders import REFERENCE
-from flowgentic_actors.cli.benchmark.measuring import Show, set_heap_aside
-from flowgentic_actors.cli.benchmark.results import Figure, Report, percentile, summary
-from flowgentic_actors.cli.benchmark.subjects import Message, Raw, Subject, Written, messages, text
-from flowgentic_actors.cli.benchmark.workloads import expect, forget, new_thread
+from flowgentic_actors.bench.contenders import REFERENCE
+from flowgentic_actors.bench.measuring import Show, set_heap_aside
+from flowgentic_actors.bench.results import Figure, Report, percentile, summary
+from flowgentic_actors.bench.subjects import Message, Raw, Subject, Written, messages, text
+from flowgentic_actors.bench.workloads import expect, forget, new_thread
 
 GROUP: Final = "conversation"
 

@@ -16,8 +16,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.store.memory import InMemoryStore
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cli.benchmark import peers, raw_ddict
-from flowgentic_actors.cli.benchmark.subjects import Raw, Subject, Written, subject
+from flowgentic_actors.bench import peers, raw_ddict
+from flowgentic_actors.bench.subjects import Raw, Subject, Written, subject
 from flowgentic_actors.environment import inside_dragon, why_no_dragon
 
 REFERENCE: Final = "in-memory"

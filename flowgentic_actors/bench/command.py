@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowgentic_actors.cli.benchmark import cold, conversation, footprint, growth
-from flowgentic_actors.cli.benchmark.contenders import (
+from flowgentic_actors.bench import cold, conversation, footprint, growth
+from flowgentic_actors.bench.contenders import (
     NAMES,
     OURS,
     POSTGRES_VARIABLE,
@@ -29,14 +29,14 @@ from flowgentic_actors.cli.benchmark.contenders import (
     Places,
     contenders,
 )
-from flowgentic_actors.cli.benchmark.machine import load, sync_time
-from flowgentic_actors.cli.benchmark.markdown import write_markdown
-from flowgentic_actors.cli.benchmark.measuring import Effort, measure, opened
-from flowgentic_actors.cli.benchmark.plots import draw, why_no_plots
-from flowgentic_actors.cli.benchmark.progress import Phase, progress, say
-from flowgentic_actors.cli.benchmark.report import missing, print_report
-from flowgentic_actors.cli.benchmark.results import Report, environment, read, write
-from flowgentic_actors.cli.benchmark.selection import (
+from flowgentic_actors.bench.machine import load, sync_time
+from flowgentic_actors.bench.markdown import write_markdown
+from flowgentic_actors.bench.measuring import Effort, measure, opened
+from flowgentic_actors.bench.plots import draw, why_no_plots
+from flowgentic_actors.bench.progress import Phase, progress, say
+from flowgentic_actors.bench.report import missing, print_report
+from flowgentic_actors.bench.results import Report, environment, read, write
+from flowgentic_actors.bench.selection import (
     DEFAULT,
     STUDIES,
     WORKLOADS,

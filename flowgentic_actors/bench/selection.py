@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from flowgentic_actors.cli.benchmark import (
+from flowgentic_actors.bench import (
     cold,
     conversation,
     footprint,
@@ -14,7 +14,7 @@ from flowgentic_actors.cli.benchmark import (
     saver_work,
     store_work,
 )
-from flowgentic_actors.cli.benchmark.workloads import Workload
+from flowgentic_actors.bench.workloads import Workload
 
 WORKLOADS: Final = (*saver_work.WORKLOADS, *graph_work.WORKLOADS, *store_work.WORKLOADS)
 """Everything that is measured in turns, in the order of the table."""
