@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from flowgentic_actors.testing.simulation import losses, placing, resizing, silence
-from flowgentic_actors.testing.simulation.cluster import LAVISH, SPARING, Manner, SimulatedCluster
-from flowgentic_actors.testing.simulation.conditions import Chance, Conditions
-from flowgentic_actors.testing.simulation.plots import why_no_plots
-from flowgentic_actors.testing.simulation.silence import NEVER, Pause, watch
+from tests.simulation import losses, placing, resizing, silence
+from tests.simulation.cluster import LAVISH, SPARING, Manner, SimulatedCluster
+from tests.simulation.conditions import Chance, Conditions
+from tests.simulation.plots import why_no_plots
+from tests.simulation.silence import NEVER, Pause, watch
 
 NODES = 30
 MANNERS = pytest.mark.parametrize("manner", [LAVISH, SPARING], ids=lambda manner: manner.name)
@@ -203,7 +203,7 @@ def test_a_beat_costs_the_same_however_many_nodes_there_are() -> None:
 
 
 def test_the_command_prints_tables(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flowgentic_actors.testing.simulation"]
+    command = [sys.executable, "-m", "tests.simulation"]
     command += ["--nodes", "12", "--hours", "0.1"]
     draws = why_no_plots() is None
     if draws:

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from flowgentic_actors.testing.simulation.report import Report
+from tests.simulation.report import Report
 
 _BLUE, _RED, _GREEN, _BLACK = "#0072b2", "#d55e00", "#009e73", "#000000"
 

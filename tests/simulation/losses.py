@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from flowgentic_actors.testing.simulation.cluster import Client, Manner, SimulatedCluster
-from flowgentic_actors.testing.simulation.conditions import Conditions
+from tests.simulation.cluster import Client, Manner, SimulatedCluster
+from tests.simulation.conditions import Conditions
 
 _PATIENCE = 30.0
 _STEP = 0.1

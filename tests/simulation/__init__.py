@@ -1,4 +1,4 @@
 """A cluster of a thousand nodes in one process: what decides is the real code, the rest a model.
 
-python -m flowgentic_actors.testing.simulation --nodes 1000 --hours 24 --seed 1 --plots images
+python -m tests.simulation --nodes 1000 --hours 24 --seed 1 --plots images
 """

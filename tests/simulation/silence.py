@@ -13,8 +13,8 @@ from typing import Final
 from msgspec import Struct
 
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases, HeldLease
-from flowgentic_actors.testing.simulation.cluster import LEASE_SHARE, TICK
-from flowgentic_actors.testing.simulation.conditions import RETRIES, Chance, Conditions
+from tests.simulation.cluster import LEASE_SHARE, TICK
+from tests.simulation.conditions import RETRIES, Chance, Conditions
 
 _SHORTEST: Final = 0.2
 _DAY: Final = 86_400.0

@@ -67,7 +67,7 @@ class Balance(Struct, frozen=True, kw_only=True):
 def balance(shards: int, threads: int, seed: int) -> Balance:
     """Draw threads, and look where they live."""
     table = even_table(shards, 2)
-    drawn = Random(seed)  # noqa: S311 - it is to be repeatable
+    drawn = Random(seed)
     names = [f"{drawn.getrandbits(64):016x}" for _ in range(threads)]
     home = np.array([table.of_thread(name) for name in names])
     ranks = np.arange(1, threads + 1, dtype=float)
@@ -299,7 +299,7 @@ def _places(shards: int, certificate: str) -> Places:
             Place(
                 f"shard-{shard}",
                 f"{shard:032x} n{shard:04}",
-                f"/tmp/flowgentic-1000/job-1234567/shard-{shard}.sock",  # noqa: S108 - never used
+                f"/tmp/flowgentic-1000/job-1234567/shard-{shard}.sock",
                 f"10.0.{shard // 250}.{shard % 250}",
                 40_000 + shard % 20_000,
             )

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
 
-from flowgentic_actors.testing.simulation import losses, placing, resizing, silence
-from flowgentic_actors.testing.simulation.cluster import LAVISH, SPARING
-from flowgentic_actors.testing.simulation.losses import Cut, PowerLosses, Spread
-from flowgentic_actors.testing.simulation.placing import Balance, FanOut, Loads, Moved, Routing
-from flowgentic_actors.testing.simulation.resizing import CHANGES, Resized
-from flowgentic_actors.testing.simulation.silence import Day
+from tests.simulation import losses, placing, resizing, silence
+from tests.simulation.cluster import LAVISH, SPARING
+from tests.simulation.losses import Cut, PowerLosses, Spread
+from tests.simulation.placing import Balance, FanOut, Loads, Moved, Routing
+from tests.simulation.resizing import CHANGES, Resized
+from tests.simulation.silence import Day
 
 _LENGTHS = tuple(length / 20 for length in range(40, 73))  # 2.0 to 3.6 s
 

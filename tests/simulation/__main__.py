@@ -6,14 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from flowgentic_actors.testing.simulation.plots import draw, why_no_plots
-from flowgentic_actors.testing.simulation.report import markdown, simulate
+from tests.simulation.plots import draw, why_no_plots
+from tests.simulation.report import markdown, simulate
 
 
 def main() -> int:
     """Simulate, and print a Markdown table of what was found."""
     parser = argparse.ArgumentParser(
-        prog="python -m flowgentic_actors.testing.simulation",
+        prog="python -m tests.simulation",
         description="A cluster of many nodes in this process: the real coordinator, leases and "
         "slots, in a model of nodes and networks.",
     )

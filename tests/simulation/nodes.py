@@ -10,8 +10,8 @@ from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.engine.slots import SlotSet
 from flowgentic_actors.shard.claims import Pull
 from flowgentic_actors.shard.progress import MigrationStatus
-from flowgentic_actors.testing.simulation.agenda import Agenda
-from flowgentic_actors.testing.simulation.conditions import RETRIES, Chance, Conditions
+from tests.simulation.agenda import Agenda
+from tests.simulation.conditions import RETRIES, Chance, Conditions
 
 _PAUSE = 0.1  # between two questions that were not answered
 _PROBE = 1.0

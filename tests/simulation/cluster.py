@@ -14,9 +14,9 @@ from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.engine.slots import SLOTS
-from flowgentic_actors.testing.simulation.agenda import Agenda, Course
-from flowgentic_actors.testing.simulation.conditions import Chance, Conditions
-from flowgentic_actors.testing.simulation.nodes import Network, Node, Part, Question
+from tests.simulation.agenda import Agenda, Course
+from tests.simulation.conditions import Chance, Conditions
+from tests.simulation.nodes import Network, Node, Part, Question
 
 TICK: Final = 0.1
 LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1
@@ -247,7 +247,7 @@ class SimulatedCluster:
         self.agenda.after(TICK, self._tick)
 
     def _hear_own(self) -> None:
-        self.coordinator.heard(self.host, self.nodes[self.host]._told())  # noqa: SLF001
+        self.coordinator.heard(self.host, self.nodes[self.host]._told())
         self._course.news()
 
     def ask_host(self, question: Question) -> None:
@@ -310,7 +310,7 @@ class SimulatedCluster:
         self._published = version
         own = self.nodes[self.host]
         if own.known < version:
-            own._carry_out(0.0, self.coordinator.orders(self.host), False)  # noqa: SLF001
+            own._carry_out(0.0, self.coordinator.orders(self.host), False)
             self._hear_own()
         for question in [q for q in self._polls.values() if self._has_news_for(q)]:
             self._work(self.conditions.beat_cost / 2, self._grant, question)

@@ -85,7 +85,7 @@ class Chance:
     """
 
     def __init__(self, seed: int | str, conditions: Conditions) -> None:
-        self.random = Random(seed)  # noqa: S311 - it is to be repeatable
+        self.random = Random(seed)
         self._conditions = conditions
 
     def around(self, median: float, spread: float) -> float:

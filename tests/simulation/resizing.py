@@ -7,9 +7,9 @@ from typing import Final, Literal, TypeAlias
 from msgspec import Struct
 
 from flowgentic_actors.engine.slots import SLOTS
-from flowgentic_actors.testing.simulation.cluster import SimulatedCluster
-from flowgentic_actors.testing.simulation.conditions import Conditions
-from flowgentic_actors.testing.simulation.losses import Spread, spread
+from tests.simulation.cluster import SimulatedCluster
+from tests.simulation.conditions import Conditions
+from tests.simulation.losses import Spread, spread
 
 Change: TypeAlias = Literal["one more", "one less", "one less, and one lost", "after a cut"]
 
