@@ -18,7 +18,7 @@ from langgraph.store.memory import InMemoryStore
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.bench.machine import processor_time, resident, shared_memory
 from flowgentic_actors.bench.workloads import expect
-from flowgentic_actors.cluster.leftovers import group_members
+from flowgentic_actors.dragon.runtime_cleanup import group_members
 
 _VALUE: Final = 4096
 _BATCH: Final = 200

@@ -18,8 +18,8 @@ from typing import Any, Final
 import msgspec
 
 from flowgentic_actors.bench.peers import PeerError
-from flowgentic_actors.cluster.leftovers import group_members, remove_unused, shared_memory_of
-from flowgentic_actors.dragon_fixes import with_fixes
+from flowgentic_actors.dragon.fixes import with_fixes
+from flowgentic_actors.dragon.runtime_cleanup import group_members, remove_unused, shared_memory_of
 from flowgentic_actors.environment import dragon_launcher
 from flowgentic_actors.python import python_command
 

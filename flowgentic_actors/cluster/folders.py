@@ -32,7 +32,7 @@ from flowgentic_actors.cluster.private import (
     private_folder,
     remove_socket_folder,
 )
-from flowgentic_actors.cluster.tiers import end_tiers
+from flowgentic_actors.dragon.ddict_sizing import end_tiers
 from flowgentic_actors.errors import (
     ClusterExistsError,
     ClusterNotFoundError,

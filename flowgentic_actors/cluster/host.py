@@ -31,7 +31,6 @@ from flowgentic_actors.actors.process import ignore_job_signals
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.refusal import Refusal, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
-from flowgentic_actors.actors.spawn_dragon import DragonSpawner
 from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.endings import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
@@ -46,7 +45,6 @@ from flowgentic_actors.cluster.folders import (
 from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.launch import LOG_FILE
-from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.cluster.logs import log_tail, with_last_line
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.federation import Federation
@@ -88,7 +86,9 @@ from flowgentic_actors.cluster.ranks import Ranks
 from flowgentic_actors.cluster.reporting import Reporter
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.cluster.status import ClusterEvent
-from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
+from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_folder
+from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
+from flowgentic_actors.dragon.spawner import DragonSpawner
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
     ClusterOpenError,

@@ -13,16 +13,16 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from flowgentic_actors.actors.spawn_dragon import start_dragon_process
 from flowgentic_actors.cluster.folders import PID_FILE, RUNTIME_FILE
-from flowgentic_actors.cluster.leftovers import (
+from flowgentic_actors.dragon.fixes import PRIMARY_VARIABLE, with_fixes
+from flowgentic_actors.dragon.runtime_cleanup import (
     Segment,
     end_runtime,
     group_members,
     remove_unused,
     shared_memory_of,
 )
-from flowgentic_actors.dragon_fixes import PRIMARY_VARIABLE, with_fixes
+from flowgentic_actors.dragon.spawner import start_dragon_process
 from flowgentic_actors.environment import (
     dragon_launcher,
     inside_dragon,

@@ -31,16 +31,16 @@ from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol import Description
 from flowgentic_actors.cluster.shared_settings import SharedSettings
 from flowgentic_actors.cluster.sizes import shard_settings
-from flowgentic_actors.cluster.tiers import end_tiers, tier_bytes
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.deadlines import Patience
+from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_bytes
+from flowgentic_actors.dragon.shared_memory import check_runtime_shm
 from flowgentic_actors.environment import inside_dragon, job_hosts, machine, scheduler_job
 from flowgentic_actors.errors import (
     ClusterOpenError,
     PersistError,
 )
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.shm import check_runtime_shm
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.sockets import let_go_after_fork

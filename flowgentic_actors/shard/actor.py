@@ -15,6 +15,7 @@ from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Call, Postponed
 from flowgentic_actors.deadlines import timeout
+from flowgentic_actors.dragon.ddict import DDictShard, why_no_ddict
 from flowgentic_actors.engine.commands import (
     MAKES_ROOM,
     WRITES,
@@ -66,7 +67,6 @@ from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow import SlowRequests
 from flowgentic_actors.shard.upkeep import Upkeep
-from flowgentic_actors.storage.ddict import DDictShard, why_no_ddict
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from flowgentic_actors.actors.threads import on_daemon_thread
-from flowgentic_actors.cluster.tiers import tier_folder
+from flowgentic_actors.dragon.ddict_sizing import tier_folder
 from flowgentic_actors.memory import MemoryCluster
 from flowgentic_actors.shard.compaction import MODULE as COMPACTION
 from flowgentic_actors.testing.links import Cut, FaultyLink

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cluster import tiers
 from flowgentic_actors.cluster.status import ActorStatus
-from flowgentic_actors.cluster.tiers import tier_bytes
+from flowgentic_actors.dragon import ddict_sizing
+from flowgentic_actors.dragon.ddict_sizing import tier_bytes
 from flowgentic_actors.errors import MemoryFullError, SharedMemoryError
 from tests.cluster.helpers import run_in_runtime
 from tests.conftest import NEEDS_DRAGON, SETTINGS, mode_params
@@ -109,7 +109,7 @@ def test_too_little_shared_memory_names_need_have_and_settings(
     monkeypatch.setattr(os, "statvfs", lambda _: Small)
     with pytest.raises(SharedMemoryError, match=r"100 MiB free.*store_total_mem"):
         tier_bytes(200 * MiB, 1, 1)
-    assert tier_bytes(0, 1, 1) == 100 * MiB // tiers._SHARE
+    assert tier_bytes(0, 1, 1) == 100 * MiB // ddict_sizing._SHARE
     assert tier_bytes(0, 200, 1) == 0
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import psutil
 
-from flowgentic_actors.dragon_fixes import with_fixes
+from flowgentic_actors.dragon.fixes import with_fixes
 from tests.multinode import fakehosts
 
 ROOT = Path(__file__).parents[2]

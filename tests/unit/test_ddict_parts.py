@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
-from flowgentic_actors.actors import spawn, spawn_dragon
-from flowgentic_actors.dragon_fixes import sitecustomize, with_fixes
+from flowgentic_actors.actors import spawn
+from flowgentic_actors.dragon import ddict
+from flowgentic_actors.dragon import spawner as spawner_module
+from flowgentic_actors.dragon.ddict import DDictShard
+from flowgentic_actors.dragon.ddict_processes import end_leftovers, make_folder, started_at
+from flowgentic_actors.dragon.fixes import sitecustomize, with_fixes
+from flowgentic_actors.dragon.shared_memory import check_shm, pool_bytes
 from flowgentic_actors.errors import SharedMemoryError, TierBusyError, TierFullError, TierLostError
-from flowgentic_actors.storage import ddict
-from flowgentic_actors.storage.ddict import DDictShard
-from flowgentic_actors.storage.pool_processes import end_leftovers, make_folder, started_at
-from flowgentic_actors.storage.shm import check_shm, pool_bytes
 from tests.conftest import NEEDS_DRAGON
 from tests.unit.counter import alive, until
 
@@ -113,7 +114,7 @@ def test_a_second_copy_of_the_package_runs_nothing_twice(
 ) -> None:
     """A checkout beside an installed package, also where somebody else put both on the path."""
     mine = Path(sitecustomize.__file__).parent
-    copy = tmp_path / "flowgentic_actors" / "dragon_fixes"
+    copy = tmp_path / "flowgentic_actors" / "dragon" / "fixes"
     shutil.copytree(mine, copy)
     path = with_fixes({"PYTHONPATH": str(copy)})["PYTHONPATH"]
     assert path == str(mine)
@@ -220,7 +221,7 @@ def test_the_workaround_is_still_needed() -> None:
     version = sitecustomize._installed()
     code = (
         "import sys\nfrom dragon.native.queue import Queue\n"
-        "from flowgentic_actors.dragon_fixes.sitecustomize import expected\n"
+        "from flowgentic_actors.dragon.fixes.sitecustomize import expected\n"
         "sys.exit(0 if expected(Queue) else 3)"
     )
     root = str(Path(__file__).parents[2])
@@ -232,7 +233,7 @@ def test_the_workaround_is_still_needed() -> None:
     )
     assert as_known, (
         f"dragonhpc {version} has another Queue: if its poll(timeout) waits, mend() in "
-        "dragon_fixes/sitecustomize.py can go"
+        "dragon/fixes/sitecustomize.py can go"
     )
 
 
@@ -244,14 +245,14 @@ async def test_when_dragon_starts_nothing_any_more_plain_children_are_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hung = threading.Event()
-    monkeypatch.setattr(spawn_dragon, "start_dragon_process", lambda *_, **__: hung.wait())
-    monkeypatch.setattr(spawn_dragon, "_PATIENCE", 0.1)
+    monkeypatch.setattr(spawner_module, "start_dragon_process", lambda *_, **__: hung.wait())
+    monkeypatch.setattr(spawner_module, "_PATIENCE", 0.1)
     code = "import os, sys; sys.exit(9 if 'DRAGON_MY_PUID' in os.environ else 7)"
     command = [sys.executable, "-c", code]
     monkeypatch.setattr(spawn, "python_command", lambda *_: command)
     monkeypatch.setenv("DRAGON_MY_PUID", "1")
     told: list[str] = []
-    spawner = spawn_dragon.DragonSpawner(on_hung=told.append)
+    spawner = spawner_module.DragonSpawner(on_hung=told.append)
     for _ in range(2):
         child = await spawner.spawn(tmp_path / "spec", tmp_path / "log", 10.0)
         assert child.pid is not None

@@ -26,11 +26,9 @@ from flowgentic_actors.actors.logfile import log_to, send_streams_to
 from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.record import ProcessRecord
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
-from flowgentic_actors.actors.spawn_dragon import DragonSpawner
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.folders import MEMORY, claim_node_folder, remove_folder, root_folder
-from flowgentic_actors.cluster.leftovers import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.cluster.nodes.asking import HEARING
 from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.joining import Join, NodeSpec, join, take_ticket
@@ -39,7 +37,9 @@ from flowgentic_actors.cluster.nodes.members import NodeMembers
 from flowgentic_actors.cluster.persist import MANIFEST
 from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant
-from flowgentic_actors.cluster.tiers import end_tiers, tier_folder
+from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_folder
+from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
+from flowgentic_actors.dragon.spawner import DragonSpawner
 from flowgentic_actors.environment import inside_dragon, machine
 from flowgentic_actors.errors import FlowgenticError, ProtocolError, RequestError
 from flowgentic_actors.event_kinds import EventKind

@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Final, Protocol
 
-from flowgentic_actors.actors.spawn_dragon import dragon_nodes, start_dragon_process
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.logs import log_tail, with_last_line
 from flowgentic_actors.cluster.nodes.joining import Ticket
+from flowgentic_actors.dragon.spawner import dragon_nodes, start_dragon_process
 from flowgentic_actors.python import python_command
 from flowgentic_actors.storage.private import open_log
 

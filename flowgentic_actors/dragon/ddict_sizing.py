@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-from flowgentic_actors.storage.ddict import FULL, SMALLEST_POOL
-from flowgentic_actors.storage.pool_processes import end_leftovers
-from flowgentic_actors.storage.shm import RUNTIME_BYTES, SHM, check_shm, pool_bytes
+from flowgentic_actors.dragon.ddict import FULL, SMALLEST_POOL
+from flowgentic_actors.dragon.ddict_processes import end_leftovers
+from flowgentic_actors.dragon.shared_memory import RUNTIME_BYTES, SHM, check_shm, pool_bytes
 
 _SUFFIX: Final = ".ddict"
 _SHARE: Final = 4  # of /dev/shm, for all tiers of a node, when no ceilings are given

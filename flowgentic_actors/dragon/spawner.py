@@ -9,7 +9,7 @@ from typing import Final
 
 from flowgentic_actors.actors.spawn import ACTOR_MODULE, Spawned, SubprocessSpawner
 from flowgentic_actors.actors.threads import on_daemon_thread
-from flowgentic_actors.dragon_fixes import with_fixes
+from flowgentic_actors.dragon.fixes import with_fixes
 from flowgentic_actors.environment import without_dragon
 from flowgentic_actors.errors import ActorStartError
 from flowgentic_actors.python import python_command

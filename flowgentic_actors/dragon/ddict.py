@@ -29,12 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from flowgentic_actors.dragon_fixes import with_fixes
-from flowgentic_actors.dragon_fixes.sitecustomize import OWNER_VARIABLE
-from flowgentic_actors.environment import inside_dragon
-from flowgentic_actors.errors import TierBusyError, TierError, TierFullError, TierLostError
-from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.storage.pool_processes import (
+from flowgentic_actors.dragon.ddict_processes import (
     empty,
     end_ddict,
     end_leftovers,
@@ -44,6 +39,11 @@ from flowgentic_actors.storage.pool_processes import (
     started_at,
     wake,
 )
+from flowgentic_actors.dragon.fixes import with_fixes
+from flowgentic_actors.dragon.fixes.sitecustomize import OWNER_VARIABLE
+from flowgentic_actors.environment import inside_dragon
+from flowgentic_actors.errors import TierBusyError, TierError, TierFullError, TierLostError
+from flowgentic_actors.event_kinds import EventKind
 
 logger = logging.getLogger(__name__)
 

@@ -23,5 +23,5 @@ def with_fixes(environ: Mapping[str, str]) -> dict[str, str]:
     """
     here = Path(__file__).parent
     path = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    others = [part for part in path if Path(part).parts[-2:] != here.parts[-2:]]
+    others = [part for part in path if Path(part).parts[-3:] != here.parts[-3:]]
     return {**environ, "PYTHONPATH": os.pathsep.join([str(here), *others])}
