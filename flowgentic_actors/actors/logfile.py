@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from flowgentic_actors.storage.private import open_log
+from flowgentic_actors.storage.private_files import open_log
 
 LOG_BYTES = 4 << 20
 """Size beyond which a log becomes the previous one, and a new one is begun."""

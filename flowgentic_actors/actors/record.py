@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.storage.private import overwrite, read_private
+from flowgentic_actors.storage.private_files import overwrite, read_private
 
 RECORD_FILE: Final = "processes.jsonl"
 

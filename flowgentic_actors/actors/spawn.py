@@ -8,7 +8,7 @@ from typing import Protocol
 
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.python import python_command
-from flowgentic_actors.storage.private import open_log
+from flowgentic_actors.storage.private_files import open_log
 
 ACTOR_MODULE = "flowgentic_actors.actors.process"
 

@@ -18,7 +18,7 @@ from flowgentic_actors.config_values import unknown_settings, user_path
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE
 from flowgentic_actors.errors import ClusterNotFoundError, UntrustedPathError
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.storage.private import check_folder, trusted_path
+from flowgentic_actors.storage.private_files import check_folder, trusted_path
 
 Target: TypeAlias = ClusterHandle | str | os.PathLike[str] | None
 

@@ -41,7 +41,7 @@ from flowgentic_actors.errors import (
     UntrustedPathError,
 )
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.private import check_folder, make_folder, trusted_path
+from flowgentic_actors.storage.private_files import check_folder, make_folder, trusted_path
 
 OWNER_LOCK = "owner.lock"
 HOST_LOCK = "host.lock"

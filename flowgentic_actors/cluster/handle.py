@@ -11,7 +11,7 @@ import msgspec
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterNotFoundError, UntrustedPathError
 from flowgentic_actors.secret import Secret, concealed, revealed
-from flowgentic_actors.storage.private import read_private, trusted_path, write_private
+from flowgentic_actors.storage.private_files import read_private, trusted_path, write_private
 from flowgentic_actors.wire.addresses import Address, TcpAddress
 
 _EXPORT_PREFIX = "flowgentic:"

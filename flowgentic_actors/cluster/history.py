@@ -13,7 +13,7 @@ import msgspec
 
 from flowgentic_actors.cluster.status import ClusterEvent
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.storage.private import open_private, read_private, write_private
+from flowgentic_actors.storage.private_files import open_private, read_private, write_private
 
 HISTORY_FILE: Final = "events.jsonl"
 

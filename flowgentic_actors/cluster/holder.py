@@ -31,7 +31,12 @@ import msgspec
 from flowgentic_actors.errors import PersistError, PersistHeldError
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.log import boot_id
-from flowgentic_actors.storage.private import open_private, overwrite, read_private, write_private
+from flowgentic_actors.storage.private_files import (
+    open_private,
+    overwrite,
+    read_private,
+    write_private,
+)
 
 HOLDER_LOCK: Final = "holder.lock"
 HOLDER_FILE: Final = "holder.json"

@@ -101,7 +101,12 @@ from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
-from flowgentic_actors.storage.private import overwrite, read_private, trusted_path, write_private
+from flowgentic_actors.storage.private_files import (
+    overwrite,
+    read_private,
+    trusted_path,
+    write_private,
+)
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.descriptors import allow_files
 from flowgentic_actors.wire.identity import server_context

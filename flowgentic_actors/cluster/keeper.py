@@ -42,7 +42,7 @@ from flowgentic_actors.cluster.protocol import (
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, RequestExpiredError
 from flowgentic_actors.secret import Secret, revealed
-from flowgentic_actors.storage.private import overwrite, read_private
+from flowgentic_actors.storage.private_files import overwrite, read_private
 
 SPEC_FILE: Final = "host.spec"
 

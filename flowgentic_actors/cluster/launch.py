@@ -33,7 +33,7 @@ from flowgentic_actors.environment import (
 )
 from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
 from flowgentic_actors.python import python_command, python_environ, told_of_children
-from flowgentic_actors.storage.private import open_log, read_private
+from flowgentic_actors.storage.private_files import open_log, read_private
 
 HOST_MODULE = "flowgentic_actors.cluster.host"
 LOG_FILE = "host.log"

@@ -21,7 +21,7 @@ from flowgentic_actors.environment import scheduler_job
 from flowgentic_actors.errors import MemoryFailedError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.inline import JournaledShard
-from flowgentic_actors.storage.group import Promise
+from flowgentic_actors.storage.group_commit_threads import Promise
 from flowgentic_actors.storage.mounts import is_node_local
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from flowgentic_actors.storage.private import open_private
+from flowgentic_actors.storage.private_files import open_private
 
 _TAIL: Final = 4000  # bytes of one file
 _LINE: Final = 400  # characters

@@ -55,21 +55,21 @@ from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.reading import ShardReader, holds_entries
 from flowgentic_actors.shard.reshard import reshard
 from flowgentic_actors.storage.disk import Disk, RealDisk
-from flowgentic_actors.storage.ends import (
+from flowgentic_actors.storage.lock import FileLock
+from flowgentic_actors.storage.private_files import (
+    check_folder,
+    make_folder,
+    make_folders,
+    read_private,
+    trusted_path,
+)
+from flowgentic_actors.storage.sealed_end import (
     NAME,
     Owner,
     read_end,
     read_owner,
     write_end,
     write_owner,
-)
-from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.private import (
-    check_folder,
-    make_folder,
-    make_folders,
-    read_private,
-    trusted_path,
 )
 
 FORMAT: Final = 2

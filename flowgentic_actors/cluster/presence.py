@@ -19,7 +19,7 @@ from flowgentic_actors.cluster.folders import DESCRIPTOR, PID_FILE, has_owner, i
 from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterNotFoundError, FlowgenticError
-from flowgentic_actors.storage.private import read_private
+from flowgentic_actors.storage.private_files import read_private
 
 _INTERVAL: Final = 0.2
 """Seconds between two polls: calls fail at most so much later than the cluster is closed."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from flowgentic_actors.errors import ClusterOpenError, UntrustedPathError
-from flowgentic_actors.storage.private import (
+from flowgentic_actors.storage.private_files import (
     make_folder,
     read_private,
     trusted_path,

@@ -32,7 +32,7 @@ from flowgentic_actors.cluster.protocol import AwaitRanks, Enter, RanksReply
 from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, UntrustedPathError
 from flowgentic_actors.secret import Secret, concealed, revealed
-from flowgentic_actors.storage.private import (
+from flowgentic_actors.storage.private_files import (
     make_folders,
     read_private,
     trusted_path,

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from flowgentic_actors.storage.private import make_folders, open_private
+from flowgentic_actors.storage.private_files import make_folders, open_private
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from flowgentic_actors.environment import without_dragon
 from flowgentic_actors.errors import ActorStartError
 from flowgentic_actors.python import python_command
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.storage.private import open_log
+from flowgentic_actors.storage.private_files import open_log
 
 _PATIENCE: Final = 15.0  # for what takes a second on a busy machine
 

@@ -68,12 +68,12 @@ from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow import SlowRequests
 from flowgentic_actors.shard.upkeep import Upkeep
 from flowgentic_actors.storage.disk import RealDisk
+from flowgentic_actors.storage.group_commit_loop import Syncer
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.log import SEGMENT_BYTES
-from flowgentic_actors.storage.private import make_folders
+from flowgentic_actors.storage.private_files import make_folders
 from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
-from flowgentic_actors.storage.syncer import Syncer
 from flowgentic_actors.storage.worker import Worker
 
 LOCK_NAME = "journal.lock"

@@ -22,9 +22,9 @@ from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
 from flowgentic_actors.shard.sessions import Sessions
+from flowgentic_actors.storage.compacted_set import open_newest, write_set
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.segment import SEALED, Segment
-from flowgentic_actors.storage.sets import open_newest, write_set
 
 MODULE = "flowgentic_actors.shard.compaction"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from flowgentic_actors.python import python_command, python_environ
 from flowgentic_actors.shard.compaction import MODULE
+from flowgentic_actors.storage.compacted_set import CompactedSet
 from flowgentic_actors.storage.journal import Journal, Needless
-from flowgentic_actors.storage.sets import CompactedSet
 from flowgentic_actors.storage.worker import Worker
 
 _AFTER_FAILURE = 5.0

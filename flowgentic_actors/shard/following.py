@@ -30,7 +30,7 @@ from flowgentic_actors.shard.peers import (
     encode_peer,
 )
 from flowgentic_actors.shard.room import RoomWanted
-from flowgentic_actors.storage.private import (
+from flowgentic_actors.storage.private_files import (
     make_folders,
     open_private,
     overwrite,

@@ -37,7 +37,7 @@ from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.sweeper import Sweeper
 from flowgentic_actors.shard.upkeep import Upkeep
 from flowgentic_actors.storage.disk import Disk, RealDisk
-from flowgentic_actors.storage.group import (
+from flowgentic_actors.storage.group_commit_threads import (
     REOPEN,
     Blocking,
     GroupCommit,

@@ -30,7 +30,7 @@ from flowgentic_actors.shard.peers import (
     encode_peer,
 )
 from flowgentic_actors.storage.journal import Journal
-from flowgentic_actors.storage.private import open_private
+from flowgentic_actors.storage.private_files import open_private
 from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 from flowgentic_actors.storage.worker import Worker
 

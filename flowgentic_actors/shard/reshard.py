@@ -18,9 +18,9 @@ from flowgentic_actors.shard.compaction import Liveness
 from flowgentic_actors.shard.entries import KeptSessions, SessionState, encode_entry
 from flowgentic_actors.shard.reading import ShardReader
 from flowgentic_actors.shard.sessions import Sessions
+from flowgentic_actors.storage.compacted_set import write_set
 from flowgentic_actors.storage.disk import Disk
-from flowgentic_actors.storage.ends import write_end
-from flowgentic_actors.storage.sets import write_set
+from flowgentic_actors.storage.sealed_end import write_end
 
 Route: TypeAlias = Callable[[Record], int]
 """Which new shard a record belongs to."""

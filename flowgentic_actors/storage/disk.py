@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from flowgentic_actors.storage.private import open_private
+from flowgentic_actors.storage.private_files import open_private
 
 
 class Disk(Protocol):

@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError
 from flowgentic_actors.foreign import is_foreign
+from flowgentic_actors.storage.compacted_set import CompactedSet, open_newest, open_set, set_names
 from flowgentic_actors.storage.disk import Disk
 from flowgentic_actors.storage.log import SEGMENT_BYTES, SegmentLog, SyncPlan
 from flowgentic_actors.storage.segment import Segment
-from flowgentic_actors.storage.sets import CompactedSet, open_newest, open_set, set_names
 
 _URGENT_SHARE: Final = 16  # of a segment: kept for what wins space back when the disk is full
 

@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from flowgentic_actors.storage.private import open_private
+from flowgentic_actors.storage.private_files import open_private
 
 
 class FileLock:

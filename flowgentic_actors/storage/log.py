@@ -34,7 +34,7 @@ from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.storage.disk import Disk
-from flowgentic_actors.storage.ends import read_end, write_end
+from flowgentic_actors.storage.sealed_end import read_end, write_end
 from flowgentic_actors.storage.segment import (
     ACTIVE,
     DATA,

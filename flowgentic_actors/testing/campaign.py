@@ -32,7 +32,7 @@ from flowgentic_actors.cluster.host_client import describe
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.errors import RequestError
 from flowgentic_actors.memory import MemoryCluster
-from flowgentic_actors.storage.sets import SUFFIX
+from flowgentic_actors.storage.compacted_set import SUFFIX
 from flowgentic_actors.testing.faults import (
     ACTIONS,
     End,

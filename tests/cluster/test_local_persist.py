@@ -30,7 +30,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.shard import upkeep
 from flowgentic_actors.shard.inline import JournaledShard
 from flowgentic_actors.storage.disk import RealDisk
-from flowgentic_actors.storage.group import Blocking
+from flowgentic_actors.storage.group_commit_threads import Blocking
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
 from tests.cluster.helpers import in_fork, python, wait_until
 from tests.cluster.test_persist import check, fill, settings

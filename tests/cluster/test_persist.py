@@ -212,7 +212,7 @@ async def test_a_re_sharding_longer_than_the_open_timeout_says_what_is_going_on(
     slow.mkdir()
     (slow / "sitecustomize.py").write_text(
         "import time, os\n"
-        "from flowgentic_actors.storage.view import FolderView\n"
+        "from flowgentic_actors.storage.read_only_disk import FolderView\n"
         "read = FolderView.read\n"
         "FolderView.read = lambda *a: (time.sleep(0.5), read(*a))[1]\n"
     )

@@ -35,10 +35,10 @@ from flowgentic_actors.cluster.rendezvous import Rendezvous
 from flowgentic_actors.environment import StepRank
 from flowgentic_actors.errors import FlowgenticError
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.storage import private as private_files
+from flowgentic_actors.storage import private_files
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.private import (
+from flowgentic_actors.storage.private_files import (
     TRUSTED_VARIABLE,
     make_folder,
     make_folders,

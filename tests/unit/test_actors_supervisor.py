@@ -37,7 +37,7 @@ from flowgentic_actors.errors import (
     RequestExpiredError,
 )
 from flowgentic_actors.secret import concealed
-from flowgentic_actors.storage.private import write_private
+from flowgentic_actors.storage.private_files import write_private
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.messages import Ready, Request, Started, ToServer

@@ -11,8 +11,8 @@ import pytest
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError
 from flowgentic_actors.storage.disk import RealDisk
-from flowgentic_actors.storage.ends import NAME, read_end, write_end
 from flowgentic_actors.storage.log import SegmentLog
+from flowgentic_actors.storage.sealed_end import NAME, read_end, write_end
 from flowgentic_actors.storage.segment import Segment
 from flowgentic_actors.testing.disk import Crash, SimulatedDisk
 from tests.conftest import seeds

@@ -26,8 +26,8 @@ from flowgentic_actors.cluster.persist import MANIFEST, StoredMemory
 from flowgentic_actors.errors import UntrustedPathError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.following import TERM_FILE, read_term, write_term
-from flowgentic_actors.storage import private
-from flowgentic_actors.storage.private import (
+from flowgentic_actors.storage import private_files
+from flowgentic_actors.storage.private_files import (
     check_folder,
     make_folder,
     make_folders,
@@ -331,7 +331,8 @@ def test_folders_of_the_machines_root_are_roots_in_a_container_that_does_not_kno
     (folder / "own").mkdir(parents=True)
     os.chown(folder, 65533, 65533)
     program = (
-        "from pathlib import Path; from flowgentic_actors.storage.private import make_folders; "
+        "from pathlib import Path; "
+        "from flowgentic_actors.storage.private_files import make_folders; "
         f"make_folders(Path({str(folder / 'own')!r}))"
     )
     inside = ["unshare", "--user", "--map-root-user"]
@@ -357,7 +358,7 @@ def list_of(other: int) -> bytes:
 def test_an_access_control_list_counts_where_the_group_is_the_users_own(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(private, "_is_private", lambda gid: True)
+    monkeypatch.setattr(private_files, "_is_private", lambda gid: True)
     folder = tmp_path / "folder"
     make_folder(folder)
     write_private(folder / "file", b"data")

@@ -17,7 +17,7 @@ from flowgentic_actors.cluster.rendezvous import FirstRank, Note, Rendezvous
 from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.secret import Secret, revealed
-from flowgentic_actors.storage.private import write_private
+from flowgentic_actors.storage.private_files import write_private
 
 ELSEWHERE = Descriptor(
     name="a", host="/nowhere/host.sock", secret=Secret(b"s" * 32), max_message_bytes=1

@@ -10,8 +10,8 @@ import pytest
 
 from flowgentic_actors.errors import JournalError
 from flowgentic_actors.storage.disk import RealDisk
+from flowgentic_actors.storage.group_commit_loop import Syncer
 from flowgentic_actors.storage.journal import Journal
-from flowgentic_actors.storage.syncer import Syncer
 
 pytestmark = pytest.mark.anyio
 

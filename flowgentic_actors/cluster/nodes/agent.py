@@ -43,7 +43,7 @@ from flowgentic_actors.dragon.spawner import DragonSpawner
 from flowgentic_actors.environment import inside_dragon, machine
 from flowgentic_actors.errors import FlowgenticError, ProtocolError, RequestError
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.storage.private import (
+from flowgentic_actors.storage.private_files import (
     make_folder,
     make_folders,
     write_private,

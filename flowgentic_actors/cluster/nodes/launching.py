@@ -13,7 +13,7 @@ from flowgentic_actors.cluster.logs import log_tail, with_last_line
 from flowgentic_actors.cluster.nodes.joining import Ticket
 from flowgentic_actors.dragon.spawner import dragon_nodes, start_dragon_process
 from flowgentic_actors.python import python_command
-from flowgentic_actors.storage.private import open_log
+from flowgentic_actors.storage.private_files import open_log
 
 AGENT_MODULE: Final = "flowgentic_actors.cluster.nodes.agent"
 

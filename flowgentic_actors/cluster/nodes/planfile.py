@@ -15,7 +15,7 @@ import msgspec
 
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.errors import ClusterOpenError
-from flowgentic_actors.storage.private import overwrite, read_private
+from flowgentic_actors.storage.private_files import overwrite, read_private
 
 _NAMES: Final = ("plan.json", "plan-2.json")
 _SMALLEST: Final = 16 << 10  # bytes

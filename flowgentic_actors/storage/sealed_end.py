@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError, JournalError
 from flowgentic_actors.storage.disk import Disk
-from flowgentic_actors.storage.private import read_private
+from flowgentic_actors.storage.private_files import read_private
 
 NAME: Final = "log.end"
 

@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from flowgentic_actors.errors import JournalError
 from flowgentic_actors.storage.disk import RealDisk
-from flowgentic_actors.storage.private import open_private
+from flowgentic_actors.storage.private_files import open_private
 
 _JOURNAL: Final = (".seg", ".sealed", ".spare", ".set", ".end")
 _ATTEMPTS: Final = 200
