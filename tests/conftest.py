@@ -234,7 +234,9 @@ def blocking_guard() -> BlockBuster:
     guard = BlockBuster("flowgentic_actors")
     for function in guard.functions.values():
         # Sync calls block the thread that makes them, be it a loop's own: that is their contract.
-        function.can_block_in("flowgentic_actors/wire/blocking.py", {"begin", "finish", "close"})
+        function.can_block_in(
+            "flowgentic_actors/wire/blocking_connection.py", {"begin", "finish", "close"}
+        )
         for client in ("client", "inline_client"):
             blocking = {"ask_sync", "ask_each_sync"}
             function.can_block_in(f"flowgentic_actors/cluster/{client}.py", blocking)

@@ -22,7 +22,7 @@ from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import FlowgenticError
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.private_files import read_private, trusted_path
-from flowgentic_actors.wire.descriptors import allow_files
+from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.messages import Broken, sendable
 from flowgentic_actors.wire.server import Server
 

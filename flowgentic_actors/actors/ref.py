@@ -12,8 +12,8 @@ from msgspec import Raw
 
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, describe
-from flowgentic_actors.wire.blocking import BlockingCall, BlockingPool
-from flowgentic_actors.wire.client import Answered, AsyncConnection, as_it_is
+from flowgentic_actors.wire.async_connection import Answered, AsyncConnection, as_it_is
+from flowgentic_actors.wire.blocking_connection import BlockingCall, BlockingPool
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
 _parents_connections: list[AsyncConnection] = []

@@ -33,7 +33,7 @@ from flowgentic_actors.errors import ActorFailedError, ActorStartError, Protocol
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.storage.private_files import overwrite
-from flowgentic_actors.wire.descriptors import is_out_of_files
+from flowgentic_actors.wire.file_limits import is_out_of_files
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.messages import (
     NIL,

@@ -39,8 +39,8 @@ from flowgentic_actors.errors import (
     SlotsMovedError,
 )
 from flowgentic_actors.wire.addresses import Destination, Nowhere
-from flowgentic_actors.wire.blocking import BlockingCall
-from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.async_connection import AsyncConnection
+from flowgentic_actors.wire.blocking_connection import BlockingCall
 from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
 

@@ -108,7 +108,7 @@ from flowgentic_actors.storage.private_files import (
     write_private,
 )
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.descriptors import allow_files
+from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable

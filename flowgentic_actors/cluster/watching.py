@@ -17,7 +17,7 @@ from flowgentic_actors.cluster.protocol import Done, EventsReply, GetEvents, Get
 from flowgentic_actors.errors import ClusterClosedError, RequestError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Address
-from flowgentic_actors.wire.blocking import BlockingPool
+from flowgentic_actors.wire.blocking_connection import BlockingPool
 
 _WAIT: Final = 1.0  # for news; the thread ends within it once it is not wanted any more
 _PATIENCE: Final = 4.0

@@ -38,7 +38,7 @@ from flowgentic_actors.storage.private_files import (
     write_private,
 )
 from flowgentic_actors.wire.addresses import Address
-from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.async_connection import AsyncConnection
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from flowgentic_actors.shard.entries import Entry, decode_entry
 from flowgentic_actors.shard.giving import PIECE
 from flowgentic_actors.shard.peers import Give, Given, decode_answer, encode_peer
 from flowgentic_actors.wire.addresses import Address
-from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.async_connection import AsyncConnection
 
 NEAR: Final = 256 << 10
 """Bytes of the other's journal that are left to be looked through when a move is near its end."""

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from flowgentic_actors.wire.descriptors import allow_files
+from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.handshake import GREETING, KNOCK_BYTES
 
 HOST: Final = "127.0.0.1"

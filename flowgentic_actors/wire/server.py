@@ -20,7 +20,8 @@ from flowgentic_actors.errors import ProtocolError, WireError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import CLOSING, keep_alive, limit_unread
 from flowgentic_actors.wire.channel import server_channel
-from flowgentic_actors.wire.descriptors import is_reserved
+from flowgentic_actors.wire.file_limits import is_reserved
+from flowgentic_actors.wire.incomplete_frames import FramesUnderWay
 from flowgentic_actors.wire.messages import (
     NO_BODY,
     Hello,
@@ -31,8 +32,7 @@ from flowgentic_actors.wire.messages import (
     Welcome,
 )
 from flowgentic_actors.wire.sockets import check_path, check_peer, peer_pid, widen
-from flowgentic_actors.wire.strangers import Strangers, Tally
-from flowgentic_actors.wire.underway import FramesUnderWay
+from flowgentic_actors.wire.unauthenticated import Strangers, Tally
 
 logger = logging.getLogger(__name__)
 

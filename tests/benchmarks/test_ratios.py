@@ -10,7 +10,7 @@ import pytest
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.bench.subjects import Graph, messages, subject
 from flowgentic_actors.bench.workloads import AT_ONCE
-from flowgentic_actors.wire.client import TOGETHER
+from flowgentic_actors.wire.async_connection import TOGETHER
 from flowgentic_actors.wire.frames import FrameReader, FrameWriter
 
 pytestmark = pytest.mark.anyio

@@ -31,7 +31,7 @@ from flowgentic_actors.errors import (
     DragonUnavailableError,
     LocalClusterError,
 )
-from flowgentic_actors.wire.client import _Wire as Wire
+from flowgentic_actors.wire.async_connection import _Wire as Wire
 from tests.cluster.helpers import eventually, in_fork, output_of, wait_until
 from tests.conftest import NEEDS_DRAGON, SETTINGS, mode_params
 from tests.contract.faces import checkpoint_of, config_of, unique

@@ -23,7 +23,7 @@ from flowgentic_actors.actors.serving import make_actor
 from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.python import python_command
 from flowgentic_actors.storage.private_files import write_private
-from flowgentic_actors.wire.descriptors import allow_files, is_reserved
+from flowgentic_actors.wire.file_limits import allow_files, is_reserved
 from tests.unit.counter import PATIENCE, REPOSITORY, Counter, until
 
 # ---------------------------------------------------------------------- restarts

@@ -24,7 +24,7 @@ from flowgentic_actors.errors import (
     RequestExpiredError,
     StorageError,
 )
-from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.messages import Cancel, Failure, Hello, Reply, Request
 from flowgentic_actors.wire.server import Server
 from tests.unit.counter import PATIENCE, SECRET, Counter, clear, command, number, serving, until

@@ -17,8 +17,8 @@ import pytest
 from flowgentic_actors import deadlines
 from flowgentic_actors.deadlines import Patience, loop_clock, tell_when_blocked, timeout
 from flowgentic_actors.errors import OutcomeUnknownError, RequestExpiredError
-from flowgentic_actors.wire.blocking import BlockingConnection
-from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.async_connection import AsyncConnection
+from flowgentic_actors.wire.blocking_connection import BlockingConnection
 from flowgentic_actors.wire.messages import Failure, Reply, Request, ToClient
 from tests.unit.counter import PATIENCE, SECRET, number
 from tests.unit.test_wire_blocking import elsewhere
@@ -290,7 +290,7 @@ def test_connecting_on_a_blocked_loop_is_not_given_up(
     path: Path,  # noqa: F811 - a fixture
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flowgentic_actors.wire.client.CONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr("flowgentic_actors.wire.async_connection.CONNECT_TIMEOUT", 0.5)
 
     async def main() -> None:
         connection = AsyncConnection(str(path), SECRET, "peer", LIMIT)

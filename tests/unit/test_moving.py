@@ -92,7 +92,7 @@ from flowgentic_actors.shard.peers import Give, Given
 from flowgentic_actors.shard.progress import MigrationStatus, decode_progress
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
-from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.server import Server
 from tests.conftest import seeds
 from tests.unit.counter import PATIENCE, SECRET, clear, until

@@ -55,7 +55,7 @@ from flowgentic_actors.shard.peers import (
 )
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
 from flowgentic_actors.storage.disk import RealDisk
-from flowgentic_actors.wire.client import AsyncConnection
+from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.server import Server
 from tests.unit.counter import PATIENCE, SECRET, clear, until
 from tests.unit.shards import some_commands

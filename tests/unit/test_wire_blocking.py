@@ -26,7 +26,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire import sockets
-from flowgentic_actors.wire.blocking import BlockingConnection, BlockingPool
+from flowgentic_actors.wire.blocking_connection import BlockingConnection, BlockingPool
 from flowgentic_actors.wire.frames import HEADER, MAGIC, VERSION
 from flowgentic_actors.wire.messages import Ping, Request, ToClient
 from flowgentic_actors.wire.session import MAX_LOSSES

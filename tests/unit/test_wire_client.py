@@ -30,8 +30,8 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire import server as wire_server
+from flowgentic_actors.wire.async_connection import TOGETHER, AsyncConnection
 from flowgentic_actors.wire.channel import ServerChannel, server_channel
-from flowgentic_actors.wire.client import TOGETHER, AsyncConnection
 from flowgentic_actors.wire.messages import (
     Cancel,
     Hello,

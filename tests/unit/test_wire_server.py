@@ -13,10 +13,10 @@ import pytest
 from msgspec import Raw
 
 from flowgentic_actors.errors import AuthenticationError, ClusterOpenError
+from flowgentic_actors.wire import incomplete_frames, sockets
 from flowgentic_actors.wire import server as wire_server
-from flowgentic_actors.wire import sockets, underway
+from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
-from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.handshake import GREETING
 from flowgentic_actors.wire.messages import (
     Cancel,
@@ -339,7 +339,7 @@ async def test_what_is_held_of_unfinished_frames_is_bounded(path: Path) -> None:
 async def test_who_does_not_go_on_with_a_frame_is_ended_where_others_wait(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(underway, "STALLED", 0.3)
+    monkeypatch.setattr(incomplete_frames, "STALLED", 0.3)
     async with serving(path) as (server, _), AsyncExitStack() as opened:
         for _ in range(4):
             await opened.enter_async_context(partly_sent(path, 700_000))

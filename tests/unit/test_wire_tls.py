@@ -34,8 +34,8 @@ from flowgentic_actors.errors import (
     OutcomeUnknownError,
 )
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.wire import addresses, blocking, strangers
-from flowgentic_actors.wire import client as wire_client
+from flowgentic_actors.wire import addresses, blocking_connection, unauthenticated
+from flowgentic_actors.wire import async_connection as wire_client
 from flowgentic_actors.wire import server as wire_server
 from flowgentic_actors.wire.addresses import (
     Address,
@@ -47,9 +47,9 @@ from flowgentic_actors.wire.addresses import (
     secure,
     unanswered,
 )
-from flowgentic_actors.wire.blocking import BlockingConnection, BlockingPool
+from flowgentic_actors.wire.async_connection import AsyncConnection
+from flowgentic_actors.wire.blocking_connection import BlockingConnection, BlockingPool
 from flowgentic_actors.wire.certificates import new_identity
-from flowgentic_actors.wire.client import AsyncConnection
 from flowgentic_actors.wire.handshake import GREETING, KNOCK_BYTES, is_knock, knock
 from flowgentic_actors.wire.identity import Identity, server_context
 from flowgentic_actors.wire.messages import Request, ToClient
@@ -458,7 +458,7 @@ async def test_a_stranger_costs_a_line_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.5)
-    monkeypatch.setattr(strangers, "PATIENCE", 0.5)
+    monkeypatch.setattr(unauthenticated, "PATIENCE", 0.5)
     async with tls_serving(path, context) as (server, _, address):
         async with connection_to(address) as connection:
             await connection.request(command("add", 1), 30)
@@ -581,8 +581,8 @@ async def test_strangers_are_few_and_the_last_ones_and_keep_nobody_out(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(strangers, "AT_ONCE", 8)
-    monkeypatch.setattr(strangers, "OF_ONE_HOST", 5)
+    monkeypatch.setattr(unauthenticated, "AT_ONCE", 8)
+    monkeypatch.setattr(unauthenticated, "OF_ONE_HOST", 5)
     async with tls_serving(path, context) as (server, _, address), connection_to(address) as known:
         await known.request(command("add", 1), 30)
         with contextlib.ExitStack() as held:
@@ -895,17 +895,17 @@ async def test_a_node_that_does_not_answer_any_more_is_noticed(
             silent.discard(name)
         return was
 
-    for module in (wire_client, blocking):
+    for module in (wire_client, blocking_connection):
         monkeypatch.setattr(module, "unanswered", partial(look, module.__name__))
     async with tls_peer(context) as (peer, address), connection_to(address) as connection:
         with blocking_to(address) as other:
 
             async def ask(name: str) -> int:
-                if name == blocking.__name__:
+                if name == blocking_connection.__name__:
                     return number(await asyncio.to_thread(other.request, body(1), PATIENCE))
                 return number(await connection.request(body(1), PATIENCE))
 
-            for name in (wire_client.__name__, blocking.__name__):
+            for name in (wire_client.__name__, blocking_connection.__name__):
                 await ask(name)
                 peer.answer = silence
                 before = len(peer.requests)

@@ -48,8 +48,8 @@ from flowgentic_actors.storage.private_files import (
     make_folders,
     write_private,
 )
-from flowgentic_actors.wire.client import AsyncConnection
-from flowgentic_actors.wire.descriptors import allow_files
+from flowgentic_actors.wire.async_connection import AsyncConnection
+from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import ToServer
 from flowgentic_actors.wire.server import Connection, Server

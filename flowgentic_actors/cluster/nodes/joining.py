@@ -23,7 +23,7 @@ from flowgentic_actors.cluster.folders import OrphanLimits
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, ProtocolError
 from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.blocking import BlockingConnection
+from flowgentic_actors.wire.blocking_connection import BlockingConnection
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable

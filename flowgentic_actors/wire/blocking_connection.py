@@ -24,8 +24,8 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, NowhereError, connect, hang_up, unanswered
+from flowgentic_actors.wire.async_connection import CONNECT_TIMEOUT
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
-from flowgentic_actors.wire.client import CONNECT_TIMEOUT
 from flowgentic_actors.wire.messages import (
     NO_BODY,
     Failure,
