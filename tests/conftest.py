@@ -240,7 +240,7 @@ def blocking_guard() -> BlockBuster:
         for client in ("client", "inline_client"):
             blocking = {"ask_sync", "ask_each_sync"}
             function.can_block_in(f"flowgentic_actors/cluster/{client}.py", blocking)
-        function.can_block_in("flowgentic_actors/actors/threads.py", {"run_blocking"})
+        function.can_block_in("flowgentic_actors/actors/daemon_threads.py", {"run_blocking"})
         # An event loop removes the file of a socket that it replaces; asyncio's is excepted anyway.
         function.can_block_in("flowgentic_actors/wire/server.py", {"listen"})
         # The append to a node-local journal is direct: 0.5 us, 100 us through a thread.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from msgspec import Raw
 
-from flowgentic_actors.actors.exits import ProcessWatch
-from flowgentic_actors.actors.hosted import HostedActor
+from flowgentic_actors.actors.in_process import HostedActor
+from flowgentic_actors.actors.process_watch import ProcessWatch
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned
 from flowgentic_actors.errors import ActorStartError

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from flowgentic_actors.actors.actor import SLOW, Actor, Postponed, Status
 from flowgentic_actors.actors.mailbox import Envelope, Mailbox
-from flowgentic_actors.actors.postponing import PostponedRequests
+from flowgentic_actors.actors.postponed_requests import PostponedRequests
 from flowgentic_actors.errors import (
     FlowgenticError,
     InvalidRequestError,

@@ -13,10 +13,10 @@ from typing import Protocol
 from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Actor, Status
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spec import ActorSpec
-from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.messages import Noted, Pong, Ready, Stopped, ToServer, sendable

@@ -19,16 +19,16 @@ from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from flowgentic_actors.actors.child import Child, ChildSpec, ChildState, Incarnation
-from flowgentic_actors.actors.exits import ProcessWatch
-from flowgentic_actors.actors.hearing import first_of
-from flowgentic_actors.actors.hosted import HostedActor
-from flowgentic_actors.actors.record import ProcessRecord
-from flowgentic_actors.actors.refusal import Refusal, refuse
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.file_shortage import FileShortage
+from flowgentic_actors.actors.in_process import HostedActor
+from flowgentic_actors.actors.process_record import ProcessRecord
+from flowgentic_actors.actors.process_watch import ProcessWatch
+from flowgentic_actors.actors.refusing_server import Refusal, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy, was_killed
-from flowgentic_actors.actors.shortage import FileShortage
 from flowgentic_actors.actors.spawn import Spawner
 from flowgentic_actors.actors.spec import ActorSpec
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.stats_query import first_of
 from flowgentic_actors.errors import ActorFailedError, ActorStartError, ProtocolError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret, revealed

@@ -11,7 +11,7 @@ from langchain_core.embeddings import Embeddings
 from langgraph.store.base import IndexConfig, ensure_embeddings, get_text_at_path, tokenize_path
 from langgraph.store.base.embed import EmbeddingsLambda
 
-from flowgentic_actors.actors.threads import run_blocking
+from flowgentic_actors.actors.daemon_threads import run_blocking
 from flowgentic_actors.deadlines import timeout
 from flowgentic_actors.engine.similarity import Metric
 from flowgentic_actors.errors import InvalidRequestError, NotSentError

@@ -26,13 +26,13 @@ from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from flowgentic_actors.actors.child import ChildSpec
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to
 from flowgentic_actors.actors.process import ignore_job_signals
-from flowgentic_actors.actors.record import ProcessRecord
-from flowgentic_actors.actors.refusal import Refusal, refuse
+from flowgentic_actors.actors.process_record import ProcessRecord
+from flowgentic_actors.actors.refusing_server import Refusal, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
-from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.endings import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
 from flowgentic_actors.cluster.folders import (
     HOST_LOCK,

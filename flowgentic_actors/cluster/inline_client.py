@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
 from flowgentic_actors.actors.actor import SLOW
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.shared_settings import IndexSettings
 from flowgentic_actors.cluster.slots import even_table

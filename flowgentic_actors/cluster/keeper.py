@@ -20,8 +20,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from flowgentic_actors.actors.record import ProcessRecord, end_all
-from flowgentic_actors.actors.refusal import Refusal, refuse
+from flowgentic_actors.actors.process_record import ProcessRecord, end_all
+from flowgentic_actors.actors.refusing_server import Refusal, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.cluster.folders import HOST_SOCKET, PID_FILE
 from flowgentic_actors.cluster.hostlink import HostLink, readable

@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.actors.record import is_alive, started_at
+from flowgentic_actors.actors.process_record import is_alive, started_at
 from flowgentic_actors.cluster.folders import root_folder, root_locked
 from flowgentic_actors.cluster.handle import Descriptor
 from flowgentic_actors.cluster.host_client import describe

@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 
 from flowgentic_actors.actors.child import Child, ChildState
-from flowgentic_actors.actors.hearing import hear
+from flowgentic_actors.actors.stats_query import hear
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.nodes.duties import name_of

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.spawn import ACTOR_MODULE, Spawned, SubprocessSpawner
-from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.dragon.fixes import with_fixes
 from flowgentic_actors.environment import without_dragon
 from flowgentic_actors.errors import ActorStartError

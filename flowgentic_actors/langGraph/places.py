@@ -19,7 +19,7 @@ from typing import Any, ParamSpec
 import cloudpickle  # type: ignore[import-untyped]
 from langchain_core.tools import StructuredTool
 
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.deadlines import timeout
 
 logger = logging.getLogger("flowgentic_actors")

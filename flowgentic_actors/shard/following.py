@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from msgspec import Raw
 
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.errors import ProtocolError, RequestError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.actor import ShardActor

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from flowgentic_actors.actors.actor import Call, Postponed
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.errors import (
     FlowgenticError,
     JournalDamagedError,

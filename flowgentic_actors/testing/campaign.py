@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
 from flowgentic_actors.cluster.client import RemoteClient

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any, Literal
 
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 
 When = Literal["waiting", "done"]
 """`waiting`: cancelled as soon as it waits. `done`: cancelled when what it waited for is there and

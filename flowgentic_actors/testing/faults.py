@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.dragon.ddict_sizing import tier_folder
 from flowgentic_actors.memory import MemoryCluster
 from flowgentic_actors.shard.compaction import MODULE as COMPACTION

@@ -27,8 +27,8 @@ from typing import Any, Final, TypedDict
 
 from langgraph.graph import END, START, StateGraph
 
-from flowgentic_actors.actors.record import ProcessRecord
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.memory import MemoryCluster
 from flowgentic_actors.python import python_command, python_environ
 from flowgentic_actors.testing.flooder import HOST

@@ -24,7 +24,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import Checkpoint, empty_checkpoint
 from langgraph.store.base import GetOp, Op, PutOp
 
-from flowgentic_actors.actors.threads import run_blocking
+from flowgentic_actors.actors.daemon_threads import run_blocking
 from flowgentic_actors.memory import MemoryCluster
 from flowgentic_actors.testing.cancellation import held_sockets
 from flowgentic_actors.testing.interrupts import Signals, Source

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Literal
 
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 
 Cut = Literal["both", "late", "half"]
 """`both`: the connection breaks in the middle of a frame. `late`: so it seems to the client, and

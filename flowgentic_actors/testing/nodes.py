@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from flowgentic_actors.actors.record import ProcessRecord
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.cluster.status import ClusterEvent
 from flowgentic_actors.errors import RequestError
 from flowgentic_actors.memory import MemoryCluster

@@ -16,11 +16,11 @@ from types import ModuleType
 
 import pytest
 
-from flowgentic_actors.actors.exits import ProcessWatch
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.process import run_loop
+from flowgentic_actors.actors.process_watch import ProcessWatch
 from flowgentic_actors.actors.restarts import STABLE, RestartPolicy, was_killed
 from flowgentic_actors.actors.serving import make_actor
-from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.python import python_command
 from flowgentic_actors.storage.private_files import write_private
 from flowgentic_actors.wire.file_limits import allow_files, is_reserved

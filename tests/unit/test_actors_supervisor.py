@@ -19,10 +19,10 @@ import psutil
 import pytest
 from msgspec import Raw
 
-from flowgentic_actors.actors import refusal, shortage
+from flowgentic_actors.actors import file_shortage, refusing_server
 from flowgentic_actors.actors import supervisor as supervision
 from flowgentic_actors.actors.child import Child, ChildSpec, ChildState
-from flowgentic_actors.actors.exits import ProcessWatch
+from flowgentic_actors.actors.process_watch import ProcessWatch
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned, SubprocessSpawner, _Child
@@ -773,7 +773,7 @@ class WithoutFiles(SubprocessSpawner):
 async def test_that_no_file_is_left_is_no_death_of_an_actor(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shortage, "_PAUSE", 0.02)
+    monkeypatch.setattr(file_shortage, "_PAUSE", 0.02)
     spawner = WithoutFiles()
     spawner.fails = 5
     async with office(folder, spawner, restart_intensity=1) as opened:
@@ -792,13 +792,13 @@ async def test_that_no_file_is_left_is_no_death_of_an_actor(
 async def test_a_failed_actors_place_is_taken_once_there_is_a_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shortage, "_PAUSE", 0.02)
+    monkeypatch.setattr(file_shortage, "_PAUSE", 0.02)
     missing = [OSError(errno.EMFILE, "Too many open files") for _ in range(3)]
 
     async def refused(*arguments: Any) -> Server:
         if missing:
             raise missing.pop()
-        return await refusal.refuse(*arguments)
+        return await refusing_server.refuse(*arguments)
 
     monkeypatch.setattr(supervision, "refuse", refused)
     async with office(folder, restart_intensity=0) as opened:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flowgentic_actors.actors.record import RECORD_FILE, ProcessRecord
+from flowgentic_actors.actors.process_record import RECORD_FILE, ProcessRecord
 from flowgentic_actors.cluster import history
 from flowgentic_actors.cluster import holder as holders
 from flowgentic_actors.cluster.history import HISTORY_FILE, History

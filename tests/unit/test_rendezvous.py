@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from flowgentic_actors.actors.record import started_at
+from flowgentic_actors.actors.process_record import started_at
 from flowgentic_actors.cluster import rendezvous
 from flowgentic_actors.cluster.handle import Descriptor
 from flowgentic_actors.cluster.rendezvous import FirstRank, Note, Rendezvous

@@ -21,13 +21,13 @@ import anyio
 import msgspec
 
 from flowgentic_actors.actors.child import ChildSpec
-from flowgentic_actors.actors.hearing import hear
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to, send_streams_to
 from flowgentic_actors.actors.process import ignore_job_signals, run_loop
-from flowgentic_actors.actors.record import ProcessRecord
+from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
+from flowgentic_actors.actors.stats_query import hear
 from flowgentic_actors.actors.supervisor import Supervisor
-from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.folders import MEMORY, claim_node_folder, remove_folder, root_folder
 from flowgentic_actors.cluster.nodes.asking import HEARING
 from flowgentic_actors.cluster.nodes.duties import name_of

@@ -16,9 +16,9 @@ from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from flowgentic_actors.actors.child import ChildSpec
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.supervisor import Supervisor
-from flowgentic_actors.actors.threads import on_daemon_thread
 from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.nodes.asking import NodeAsking
 from flowgentic_actors.cluster.nodes.coordinator import Coordinator

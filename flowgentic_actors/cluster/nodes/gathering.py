@@ -10,7 +10,7 @@ from typing import Final
 
 import anyio
 
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.nodes.joining import Join, JoinDesk, NodeSpec, Ticket
 from flowgentic_actors.cluster.nodes.launching import NodeLauncher

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Final, Protocol
 
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.cluster.logs import log_tail, with_last_line
 from flowgentic_actors.cluster.nodes.joining import Ticket
 from flowgentic_actors.dragon.spawner import dragon_nodes, start_dragon_process

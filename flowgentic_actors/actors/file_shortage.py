@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 import anyio
 
-from flowgentic_actors.actors.hearing import first_of
+from flowgentic_actors.actors.stats_query import first_of
 from flowgentic_actors.wire.file_limits import is_out_of_files
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from flowgentic_actors.actors.threads import on_daemon_thread
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.errors import ProtocolError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.messages import (
