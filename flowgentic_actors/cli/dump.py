@@ -25,8 +25,8 @@ from flowgentic_actors.engine.model import Blob
 from flowgentic_actors.engine.records import ItemStored
 from flowgentic_actors.engine.replies import CheckpointPage, CheckpointRow
 from flowgentic_actors.errors import PersistError
-from flowgentic_actors.shard.catalogue import Catalogue, ThreadSummary
-from flowgentic_actors.shard.reading import ShardReader
+from flowgentic_actors.shard.journaling.offline_index import Catalogue, ThreadSummary
+from flowgentic_actors.shard.journaling.offline_reader import ShardReader
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

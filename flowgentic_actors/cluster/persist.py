@@ -52,8 +52,8 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.actor import LOCK_NAME
-from flowgentic_actors.shard.reading import ShardReader, holds_entries
-from flowgentic_actors.shard.reshard import reshard
+from flowgentic_actors.shard.journaling.offline_reader import ShardReader, holds_entries
+from flowgentic_actors.shard.journaling.reshard import reshard
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.private_files import (

@@ -47,8 +47,9 @@ from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.shard.claims import Told
 from flowgentic_actors.shard.clock import Clock
-from flowgentic_actors.shard.compactor import Compactor
-from flowgentic_actors.shard.entries import (
+from flowgentic_actors.shard.hot import HotKeys, key_of, sampling
+from flowgentic_actors.shard.journaling.compactor import Compactor
+from flowgentic_actors.shard.journaling.entries import (
     Entry,
     JournalEntry,
     KeptSessions,
@@ -56,17 +57,16 @@ from flowgentic_actors.shard.entries import (
     decode_entry,
     own_entry,
 )
-from flowgentic_actors.shard.hot import HotKeys, key_of, sampling
+from flowgentic_actors.shard.journaling.maintenance import Upkeep
+from flowgentic_actors.shard.journaling.sessions import Sessions
+from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingCalls
 from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
 from flowgentic_actors.shard.moving import Moving
 from flowgentic_actors.shard.peers import Give, read_question
 from flowgentic_actors.shard.progress import Progress, encode_progress
-from flowgentic_actors.shard.room import RoomWanted, WaitingCalls
-from flowgentic_actors.shard.sessions import Sessions
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow import SlowRequests
-from flowgentic_actors.shard.upkeep import Upkeep
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.group_commit_loop import Syncer
 from flowgentic_actors.storage.journal import Journal

@@ -15,7 +15,7 @@ from typing import Final
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.slots import SlotSet, part_of
 from flowgentic_actors.errors import RejectedError
-from flowgentic_actors.shard.entries import (
+from flowgentic_actors.shard.journaling.entries import (
     Entry,
     KeptSessions,
     decode_entry,

@@ -30,12 +30,17 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.clock import Clock
-from flowgentic_actors.shard.compactor import Compactor
-from flowgentic_actors.shard.entries import KeptSessions, decode_entry, encode_entry, own_entry
-from flowgentic_actors.shard.room import RoomWanted, WaitingLine
+from flowgentic_actors.shard.journaling.compactor import Compactor
+from flowgentic_actors.shard.journaling.entries import (
+    KeptSessions,
+    decode_entry,
+    encode_entry,
+    own_entry,
+)
+from flowgentic_actors.shard.journaling.maintenance import Upkeep
+from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingLine
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.sweeper import Sweeper
-from flowgentic_actors.shard.upkeep import Upkeep
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.group_commit_threads import (
     REOPEN,

@@ -21,7 +21,7 @@ import msgspec
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.records import ItemStored, Record
 from flowgentic_actors.errors import JournalError, TierBusyError, TierError, TierFullError
-from flowgentic_actors.shard.entries import Entry, decode_entry
+from flowgentic_actors.shard.journaling.entries import Entry, decode_entry
 
 CHUNK: Final = 128 << 10
 """Bytes of a chunk, its entries' heads included: a power of two, see docs/explanation/ddict.md."""

@@ -18,8 +18,8 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.claims import Pull
-from flowgentic_actors.shard.entries import Entry, decode_entry
 from flowgentic_actors.shard.giving import PIECE
+from flowgentic_actors.shard.journaling.entries import Entry, decode_entry
 from flowgentic_actors.shard.peers import Give, Given, decode_answer, encode_peer
 from flowgentic_actors.wire.addresses import Address
 from flowgentic_actors.wire.async_connection import AsyncConnection

@@ -21,7 +21,7 @@ from typing import Final, TypeAlias
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.dragon.ddict_sizing import tier_folder
 from flowgentic_actors.memory import MemoryCluster
-from flowgentic_actors.shard.compaction import MODULE as COMPACTION
+from flowgentic_actors.shard.journaling.compaction import MODULE as COMPACTION
 from flowgentic_actors.testing.links import Cut, FaultyLink
 
 LARGEST_FILLED: Final = 2 << 30

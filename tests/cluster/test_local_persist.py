@@ -27,8 +27,8 @@ from flowgentic_actors.errors import (
     PersistHeldError,
     StorageError,
 )
-from flowgentic_actors.shard import upkeep
 from flowgentic_actors.shard.inline import JournaledShard
+from flowgentic_actors.shard.journaling import maintenance
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.group_commit_threads import Blocking
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
@@ -251,7 +251,7 @@ def fill_up(shard: JournaledShard) -> int:
 def test_a_full_disk_refuses_writes_and_is_freed_by_deletes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "_MAKE_ROOM_EVERY", 0.01)
+    monkeypatch.setattr(maintenance, "_MAKE_ROOM_EVERY", 0.01)
     disk = Disk()
     shard = JournaledShard(tmp_path, segment_bytes=65536, disk=disk)
     disk.full = True

@@ -24,7 +24,7 @@ from flowgentic_actors.engine.commands import (
 from flowgentic_actors.engine.model import Write
 from flowgentic_actors.engine.replies import CheckpointPage, ItemPage, Reply
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.compaction import compact
+from flowgentic_actors.shard.journaling.compaction import compact
 from flowgentic_actors.storage.disk import RealDisk
 
 SESSION = b"s" * 16

@@ -32,10 +32,15 @@ from flowgentic_actors.engine.commands import (
 from flowgentic_actors.engine.model import Write
 from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.compaction import compact
-from flowgentic_actors.shard.compactor import Compactor
-from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
-from flowgentic_actors.shard.sessions import Sessions
+from flowgentic_actors.shard.journaling.compaction import compact
+from flowgentic_actors.shard.journaling.compactor import Compactor
+from flowgentic_actors.shard.journaling.entries import (
+    Entry,
+    KeptSessions,
+    decode_entry,
+    encode_entry,
+)
+from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
 from flowgentic_actors.testing.disk import Crash, SimulatedDisk

@@ -23,7 +23,7 @@ from flowgentic_actors.engine.commands import (
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import TierFullError, TierLostError
 from flowgentic_actors.shard import mirror as mirror_module
-from flowgentic_actors.shard.entries import Entry, encode_entry
+from flowgentic_actors.shard.journaling.entries import Entry, encode_entry
 from flowgentic_actors.shard.mirror import Mirror
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.testing.disk import SimulatedDisk

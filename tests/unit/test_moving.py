@@ -83,10 +83,11 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.secret import revealed
 from flowgentic_actors.shard import actor as actor_module
-from flowgentic_actors.shard import giving, moving, taking, upkeep
+from flowgentic_actors.shard import giving, moving, taking
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.claims import Claim, Told
-from flowgentic_actors.shard.compactor import Compactor
+from flowgentic_actors.shard.journaling import maintenance
+from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.peers import Give, Given
 from flowgentic_actors.shard.progress import MigrationStatus, decode_progress
@@ -1136,7 +1137,7 @@ async def test_a_target_whose_disk_is_full_fails_and_forgets_what_it_has_taken(
 ) -> None:
     """What is kept for deletions is not used up by what is taken over."""
     monkeypatch.setattr(Compactor, "start", compaction)
-    monkeypatch.setattr(upkeep, "_MAKE_ROOM_EVERY", 0.05)
+    monkeypatch.setattr(maintenance, "_MAKE_ROOM_EVERY", 0.05)
     async with two(place, segment_bytes=str(TinyDisk.segment)) as both:
         await both.target.end()
         with monkeypatch.context() as patched:

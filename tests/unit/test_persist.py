@@ -41,7 +41,7 @@ from flowgentic_actors.errors import (
     PersistHeldError,
 )
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.reading import ShardReader, holds_entries
+from flowgentic_actors.shard.journaling.offline_reader import ShardReader, holds_entries
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.testing.disk import Crash
 from tests.unit.shards import ask, compact_all, contents, some_commands, write

@@ -38,9 +38,9 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.secret import revealed
 from flowgentic_actors.shard import following, leading
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.compaction import compact
-from flowgentic_actors.shard.compactor import Compactor
 from flowgentic_actors.shard.following import Following, is_incomplete, read_term
+from flowgentic_actors.shard.journaling.compaction import compact
+from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.member import Part, ReplicatedShardActor
 from flowgentic_actors.shard.peers import (

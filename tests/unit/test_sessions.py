@@ -22,10 +22,10 @@ from flowgentic_actors.errors import (
     RejectedError,
     StorageError,
 )
-from flowgentic_actors.shard import sessions as memory
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.entries import Entry, Unwritten, decode_entry
-from flowgentic_actors.shard.sessions import KEEP_US, Sessions
+from flowgentic_actors.shard.journaling import sessions as memory
+from flowgentic_actors.shard.journaling.entries import Entry, Unwritten, decode_entry
+from flowgentic_actors.shard.journaling.sessions import KEEP_US, Sessions
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
 

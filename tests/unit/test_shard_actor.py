@@ -33,8 +33,8 @@ from flowgentic_actors.engine.model import Write
 from flowgentic_actors.engine.replies import Done, ItemPage, ItemReply, Reply
 from flowgentic_actors.errors import MemoryFullError, StorageError
 from flowgentic_actors.shard import actor as actor_module
-from flowgentic_actors.shard import upkeep
 from flowgentic_actors.shard.actor import ShardActor
+from flowgentic_actors.shard.journaling import maintenance
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
 
@@ -234,7 +234,7 @@ async def test_a_full_disk_refuses_writes_serves_reads_and_is_freed_by_deletes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(actor_module, "RealDisk", SmallDisk)
-    monkeypatch.setattr(upkeep, "_MAKE_ROOM_EVERY", 0.05)
+    monkeypatch.setattr(maintenance, "_MAKE_ROOM_EVERY", 0.05)
     async with opened(tmp_path) as actor:
         caller = Caller(actor)
         kept = await fill(caller)

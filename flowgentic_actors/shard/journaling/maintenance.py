@@ -8,8 +8,8 @@ from typing import Final
 
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.errors import StorageError
-from flowgentic_actors.shard.compactor import Compactor
-from flowgentic_actors.shard.room import RoomWanted
+from flowgentic_actors.shard.journaling.compactor import Compactor
+from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
 

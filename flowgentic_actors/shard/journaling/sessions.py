@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import takewhile
 
 from flowgentic_actors.errors import InvalidRequestError, RejectedError
-from flowgentic_actors.shard.entries import SessionState
+from flowgentic_actors.shard.journaling.entries import SessionState
 
 KEEP_US = 25 * 3600 * 1_000_000
 """A session that wrote nothing for this long is forgotten; a request waits one day at most."""

@@ -18,8 +18,8 @@ from flowgentic_actors.engine.records import (
     ThreadsExpired,
     WritesStored,
 )
-from flowgentic_actors.shard.entries import KeptSessions
-from flowgentic_actors.shard.reading import ShardReader
+from flowgentic_actors.shard.journaling.entries import KeptSessions
+from flowgentic_actors.shard.journaling.offline_reader import ShardReader
 
 
 class ItemSummary(NamedTuple):

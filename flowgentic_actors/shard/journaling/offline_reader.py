@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Self
 
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import JournalDamagedError
-from flowgentic_actors.shard.entries import Entry, JournalEntry, decode_entry
+from flowgentic_actors.shard.journaling.entries import Entry, JournalEntry, decode_entry
 from flowgentic_actors.storage.compacted_set import CompactedSet, open_newest
 from flowgentic_actors.storage.log import SegmentLog
 from flowgentic_actors.storage.read_only_disk import FolderView

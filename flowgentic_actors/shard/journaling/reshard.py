@@ -14,10 +14,10 @@ from typing import Final, TypeAlias
 
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import JournalError
-from flowgentic_actors.shard.compaction import Liveness
-from flowgentic_actors.shard.entries import KeptSessions, SessionState, encode_entry
-from flowgentic_actors.shard.reading import ShardReader
-from flowgentic_actors.shard.sessions import Sessions
+from flowgentic_actors.shard.journaling.compaction import Liveness
+from flowgentic_actors.shard.journaling.entries import KeptSessions, SessionState, encode_entry
+from flowgentic_actors.shard.journaling.offline_reader import ShardReader
+from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.storage.compacted_set import write_set
 from flowgentic_actors.storage.disk import Disk
 from flowgentic_actors.storage.sealed_end import write_end

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from flowgentic_actors.python import python_command, python_environ
-from flowgentic_actors.shard.compaction import MODULE
+from flowgentic_actors.shard.journaling.compaction import MODULE
 from flowgentic_actors.storage.compacted_set import CompactedSet
 from flowgentic_actors.storage.journal import Journal, Needless
 from flowgentic_actors.storage.worker import Worker

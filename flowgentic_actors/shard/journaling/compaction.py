@@ -20,13 +20,18 @@ import msgspec
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import JournalDamagedError
-from flowgentic_actors.shard.entries import Entry, KeptSessions, decode_entry, encode_entry
-from flowgentic_actors.shard.sessions import Sessions
+from flowgentic_actors.shard.journaling.entries import (
+    Entry,
+    KeptSessions,
+    decode_entry,
+    encode_entry,
+)
+from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.storage.compacted_set import open_newest, write_set
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.segment import SEALED, Segment
 
-MODULE = "flowgentic_actors.shard.compaction"
+MODULE = "flowgentic_actors.shard.journaling.compaction"
 
 
 class Liveness:

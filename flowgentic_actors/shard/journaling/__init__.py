@@ -1,0 +1,1 @@
+"""The journal of a shard: entries, compaction, re-sharding, readers."""
