@@ -45,7 +45,6 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import concealed
-from flowgentic_actors.shard.claims import Told
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.hot import HotKeys, key_of, sampling
 from flowgentic_actors.shard.journaling.compactor import Compactor
@@ -61,8 +60,9 @@ from flowgentic_actors.shard.journaling.maintenance import Upkeep
 from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingCalls
 from flowgentic_actors.shard.leading import Leading
+from flowgentic_actors.shard.migration.migrator import Moving
+from flowgentic_actors.shard.migration.ownership import Told
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
-from flowgentic_actors.shard.moving import Moving
 from flowgentic_actors.shard.peers import Give, read_question
 from flowgentic_actors.shard.progress import Progress, encode_progress
 from flowgentic_actors.shard.settings import ShardSettings

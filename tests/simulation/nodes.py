@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.engine.slots import SlotSet
-from flowgentic_actors.shard.claims import Pull
+from flowgentic_actors.shard.migration.ownership import Pull
 from flowgentic_actors.shard.progress import MigrationStatus
 from tests.simulation.agenda import Agenda
 from tests.simulation.conditions import RETRIES, Chance, Conditions

@@ -83,12 +83,14 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.secret import revealed
 from flowgentic_actors.shard import actor as actor_module
-from flowgentic_actors.shard import giving, moving, taking
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.claims import Claim, Told
 from flowgentic_actors.shard.journaling import maintenance
 from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.leading import Leading
+from flowgentic_actors.shard.migration import migrator
+from flowgentic_actors.shard.migration import source as source_module
+from flowgentic_actors.shard.migration import target as target_module
+from flowgentic_actors.shard.migration.ownership import Claim, Told
 from flowgentic_actors.shard.peers import Give, Given
 from flowgentic_actors.shard.progress import MigrationStatus, decode_progress
 from flowgentic_actors.shard.settings import ShardSettings
@@ -130,11 +132,11 @@ def place() -> Iterator[Path]:
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Much is asked for little, nothing is compacted by itself, and what waits waits shortly."""
     monkeypatch.setattr(Compactor, "start", lambda self: None)
-    monkeypatch.setattr(giving, "PIECE", 1500)
-    monkeypatch.setattr(taking, "NEAR", 3000)
-    monkeypatch.setattr(taking, "_IDLE", 0.002)
-    monkeypatch.setattr(taking, "_PAUSE", 0.02)
-    monkeypatch.setattr(moving, "_FULL", 0.05)
+    monkeypatch.setattr(source_module, "PIECE", 1500)
+    monkeypatch.setattr(target_module, "NEAR", 3000)
+    monkeypatch.setattr(target_module, "_IDLE", 0.002)
+    monkeypatch.setattr(target_module, "_PAUSE", 0.02)
+    monkeypatch.setattr(migrator, "_FULL", 0.05)
 
 
 # ---------------------------------------------------------------------- two shards
@@ -211,8 +213,8 @@ class Side:
 
     def take(self, what: str) -> int:
         if what == "position":
-            taking = self.core.moving._taking
-            return taking.position if taking is not None else 0
+            target_module = self.core.moving._taking
+            return target_module.position if target_module is not None else 0
         return int(getattr(self.migration, what, 0))
 
     @property
@@ -862,7 +864,7 @@ async def test_without_the_log_all_is_taken_anew(place: Path) -> None:
 async def test_the_largest_item_moves_whatever_is_before_it(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(giving, "PIECE", 64 << 10)
+    monkeypatch.setattr(source_module, "PIECE", 64 << 10)
     async with two(place, segment_bytes=str(8 << 20)) as both:
         namespace = namespace_in(set(both.slots))
         for number in range(20):
@@ -1042,8 +1044,8 @@ async def test_what_is_read_at_the_source_meanwhile_is_not_over_at_the_target(
         await first.ask(PutItem(namespace, "k", BLOB, ttl))
         both.start_move()
         await until(lambda: both.target.hides)
-        asked = giving.Giving.asked
-        monkeypatch.setattr(giving.Giving, "asked", lambda *_: None)
+        asked = source_module.Giving.asked
+        monkeypatch.setattr(source_module.Giving, "asked", lambda *_: None)
         await second.ask(PutItem(own, "k", BLOB, ttl))
         deadline = time.monotonic() + 3 * ttl / 1e6
         while time.monotonic() < deadline:
@@ -1053,8 +1055,8 @@ async def test_what_is_read_at_the_source_meanwhile_is_not_over_at_the_target(
             await asyncio.sleep(0.05)
         reply = await second.ask(GetItem(own, "k"))
         assert reply == ItemReply(None)
-        monkeypatch.setattr(giving.Giving, "asked", asked)
-        monkeypatch.setattr(taking, "_PATIENCE", 0.2)
+        monkeypatch.setattr(source_module.Giving, "asked", asked)
+        monkeypatch.setattr(target_module, "_PATIENCE", 0.2)
         both.target.core.moving._taking.go_to(both.source.address)  # type: ignore[union-attr]
         both.hold()
         await both.done()
@@ -1090,15 +1092,15 @@ async def test_what_a_failing_disk_takes_back_at_the_source_is_not_lost_on_the_w
     disk = FailingDisk()
     disks: list[RealDisk] = [disk]
     monkeypatch.setattr(actor_module, "RealDisk", lambda: disks.pop() if disks else RealDisk())
-    monkeypatch.setattr(taking, "_PATIENCE", 0.3)
-    real, go_on = taking.Taking._ask, asyncio.Event()
+    monkeypatch.setattr(target_module, "_PATIENCE", 0.3)
+    real, go_on = target_module.Taking._ask, asyncio.Event()
 
-    async def ask(self: taking.Taking, question: Give) -> Given:
+    async def ask(self: target_module.Taking, question: Give) -> Given:
         if question.position:
             await go_on.wait()
         return await real(self, question)
 
-    monkeypatch.setattr(taking.Taking, "_ask", ask)
+    monkeypatch.setattr(target_module.Taking, "_ask", ask)
     async with two(place, ack="disk") as both:
         namespace = namespace_in(set(both.slots))
         first, second = PutItem(namespace, "k", ("", b"1")), PutItem(namespace, "k", ("", b"2"))
@@ -1259,7 +1261,7 @@ async def test_a_second_copy_that_is_always_a_little_behind_is_good_enough(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has to have what was taken over, and not all that was written since."""
-    monkeypatch.setattr(taking, "_WHOLE", 1.0)
+    monkeypatch.setattr(target_module, "_WHOLE", 1.0)
     send = Leading._send_from
 
     def late(self: Leading, position: int, answer: Callable[[bytes], None]) -> None:
@@ -1291,9 +1293,9 @@ async def test_slots_that_are_held_for_one_attempt_end_no_other_one(place: Path)
         source, target = both.sides
 
         def holds() -> tuple[int, int]:
-            giving = source.core.moving._giving
-            assert giving is not None
-            return giving.held_for, giving.held_from
+            source_module = source.core.moving._giving
+            assert source_module is not None
+            return source_module.held_for, source_module.held_from
 
         await both.do_some(50)
         assert holds() == (0, 0)

@@ -25,7 +25,7 @@ from flowgentic_actors.cluster.nodes.rebalancing import Layout, Rebalancing, lay
 from flowgentic_actors.cluster.slots import even_table
 from flowgentic_actors.engine.slots import SLOTS, SlotSet
 from flowgentic_actors.errors import RejectedError
-from flowgentic_actors.shard.claims import Claim
+from flowgentic_actors.shard.migration.ownership import Claim
 from flowgentic_actors.shard.progress import MigrationStatus
 from tests.conftest import seeds
 from tests.unit.test_coordinator import coordinator, kinds, member, tell

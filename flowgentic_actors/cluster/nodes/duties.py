@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from flowgentic_actors.shard.claims import Claim
+from flowgentic_actors.shard.migration.ownership import Claim
 from flowgentic_actors.shard.progress import MigrationStatus
 from flowgentic_actors.wire.addresses import Address
 

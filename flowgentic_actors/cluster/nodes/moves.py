@@ -11,7 +11,7 @@ from flowgentic_actors.cluster.nodes.plan import ClusterPlan, Move, ShardPlan
 from flowgentic_actors.cluster.slots import SlotTable
 from flowgentic_actors.engine.slots import SlotSet
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.shard.claims import Claim, Pull
+from flowgentic_actors.shard.migration.ownership import Claim, Pull
 from flowgentic_actors.wire.addresses import Address
 
 

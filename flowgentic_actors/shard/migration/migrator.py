@@ -25,11 +25,11 @@ from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import RejectedError, StorageError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.shard.claims import Claim, Claims
-from flowgentic_actors.shard.giving import Giving
+from flowgentic_actors.shard.migration.ownership import Claim, Claims
+from flowgentic_actors.shard.migration.source import Giving
+from flowgentic_actors.shard.migration.target import Taking
 from flowgentic_actors.shard.peers import Give
 from flowgentic_actors.shard.progress import MigrationStatus
-from flowgentic_actors.shard.taking import Taking
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
 

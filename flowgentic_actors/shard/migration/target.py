@@ -17,9 +17,9 @@ from flowgentic_actors.errors import (
     RequestError,
 )
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.shard.claims import Pull
-from flowgentic_actors.shard.giving import PIECE
 from flowgentic_actors.shard.journaling.entries import Entry, decode_entry
+from flowgentic_actors.shard.migration.ownership import Pull
+from flowgentic_actors.shard.migration.source import PIECE
 from flowgentic_actors.shard.peers import Give, Given, decode_answer, encode_peer
 from flowgentic_actors.wire.addresses import Address
 from flowgentic_actors.wire.async_connection import AsyncConnection
