@@ -59,12 +59,12 @@ from flowgentic_actors.shard.journaling.entries import (
 from flowgentic_actors.shard.journaling.maintenance import Upkeep
 from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingCalls
-from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.migration.migrator import Moving
 from flowgentic_actors.shard.migration.ownership import Told
 from flowgentic_actors.shard.mirror import CHUNK, Mirror
 from flowgentic_actors.shard.peers import Give, read_question
 from flowgentic_actors.shard.progress import Progress, encode_progress
+from flowgentic_actors.shard.replication.leader import Leading
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow import SlowRequests
 from flowgentic_actors.storage.disk import RealDisk

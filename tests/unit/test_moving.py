@@ -86,13 +86,13 @@ from flowgentic_actors.shard import actor as actor_module
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling import maintenance
 from flowgentic_actors.shard.journaling.compactor import Compactor
-from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.migration import migrator
 from flowgentic_actors.shard.migration import source as source_module
 from flowgentic_actors.shard.migration import target as target_module
 from flowgentic_actors.shard.migration.ownership import Claim, Told
 from flowgentic_actors.shard.peers import Give, Given
 from flowgentic_actors.shard.progress import MigrationStatus, decode_progress
+from flowgentic_actors.shard.replication.leader import Leading
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.async_connection import AsyncConnection

@@ -25,7 +25,7 @@ from flowgentic_actors.cluster.holder import HOLDER_FILE, Hold, is_held, read_ho
 from flowgentic_actors.cluster.persist import MANIFEST, StoredMemory
 from flowgentic_actors.errors import UntrustedPathError
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.shard.following import TERM_FILE, read_term, write_term
+from flowgentic_actors.shard.replication.follower import TERM_FILE, read_term, write_term
 from flowgentic_actors.storage import private_files
 from flowgentic_actors.storage.private_files import (
     check_folder,

@@ -60,7 +60,12 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert not modules_after("import flowgentic_actors") & heavy
 
 
-PROGRAMS = ["cluster.host", "cluster.nodes.agent", "actors.process", "shard.member"]
+PROGRAMS = [
+    "cluster.host",
+    "cluster.nodes.agent",
+    "actors.process",
+    "shard.replication.replica_actor",
+]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

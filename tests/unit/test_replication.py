@@ -36,13 +36,9 @@ from flowgentic_actors.errors import (
     ReplicaUnavailableError,
 )
 from flowgentic_actors.secret import revealed
-from flowgentic_actors.shard import following, leading
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.following import Following, is_incomplete, read_term
 from flowgentic_actors.shard.journaling.compaction import compact
 from flowgentic_actors.shard.journaling.compactor import Compactor
-from flowgentic_actors.shard.leading import Leading
-from flowgentic_actors.shard.member import Part, ReplicatedShardActor
 from flowgentic_actors.shard.peers import (
     CopySet,
     Entries,
@@ -54,6 +50,11 @@ from flowgentic_actors.shard.peers import (
     encode_peer,
 )
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
+from flowgentic_actors.shard.replication import follower as follower_module
+from flowgentic_actors.shard.replication import leader as leader_module
+from flowgentic_actors.shard.replication.follower import Following, is_incomplete, read_term
+from flowgentic_actors.shard.replication.leader import Leading
+from flowgentic_actors.shard.replication.replica_actor import Part, ReplicatedShardActor
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.server import Server
@@ -142,8 +143,8 @@ class Copy:
 
     @property
     def core_or_none(self) -> ShardActor | None:
-        following = self.actor._following
-        return self.actor._core or (following.core if following else None)
+        follower_module = self.actor._following
+        return self.actor._core or (follower_module.core if follower_module else None)
 
     @property
     def core(self) -> ShardActor:
@@ -400,8 +401,8 @@ async def test_a_follower_from_nothing_gets_the_set_and_the_sessions_in_it(place
 async def test_a_copy_that_is_killed_at_any_step_is_whole_in_the_end(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leading, "_SET_PIECE", 6000)
-    monkeypatch.setattr(leading, "PIECE", 6000)
+    monkeypatch.setattr(leader_module, "_SET_PIECE", 6000)
+    monkeypatch.setattr(leader_module, "PIECE", 6000)
     left = 0
 
     async def ask(self: Following, question: PeerQuestion) -> PeerAnswer:
@@ -501,7 +502,7 @@ async def test_the_log_stays_while_a_copy_of_it_is_made(
 async def test_a_set_that_changes_while_it_is_copied_is_copied_anew(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leading, "_SET_PIECE", 4000)
+    monkeypatch.setattr(leader_module, "_SET_PIECE", 4000)
     async with compacted_leader(place) as (leader, client):
         await write_some(client, 40, seed=9)
         leader.tell(leads(2, alone=True))
@@ -613,7 +614,7 @@ async def test_copies_take_turns_and_nothing_is_lost(place: Path) -> None:
 async def test_a_copy_that_was_never_whole_does_not_lead(place: Path) -> None:
     follower = Copy(place / "b")
     await follower.begin(follows(str(place / "nobody.sock")))
-    await until((follower.folder / following.INCOMPLETE).exists)
+    await until((follower.folder / follower_module.INCOMPLETE).exists)
     assert await asyncio.to_thread(is_incomplete, follower.folder)
     assert await asyncio.to_thread(read_term, follower.folder) is None
     follower.tell(leads(2))
@@ -631,7 +632,7 @@ async def test_a_copy_that_was_never_whole_does_not_lead(place: Path) -> None:
 async def test_without_its_follower_writes_wait_unapplied_and_reads_are_answered(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leading, "SILENCE", 0.4)
+    monkeypatch.setattr(leader_module, "SILENCE", 0.4)
     async with pair(place) as (leader, follower, client):
         await client.put("key")
         await follower.crash()
@@ -644,7 +645,7 @@ async def test_without_its_follower_writes_wait_unapplied_and_reads_are_answered
         given_up.cancel()
         assert await client.get("key") == value("key")
         assert leader.core.position == position
-        monkeypatch.setattr(leading, "SILENCE", PATIENCE)
+        monkeypatch.setattr(leader_module, "SILENCE", PATIENCE)
         await follower.begin(follows(leader))
         await asyncio.gather(*waiting)
         assert await client.get("key") == value("key", 3)  # in the order in which they were sent
@@ -655,7 +656,7 @@ async def test_without_its_follower_writes_wait_unapplied_and_reads_are_answered
 async def test_writes_that_wait_unapplied_are_bounded_by_the_mailbox(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leading, "SILENCE", 0.2)
+    monkeypatch.setattr(leader_module, "SILENCE", 0.2)
     async with pair(place) as (leader, follower, client):
         await follower.crash()
         await until(lambda: not leader.leading.follows)
@@ -665,7 +666,7 @@ async def test_writes_that_wait_unapplied_are_bounded_by_the_mailbox(
         await until(lambda: mailbox.full)
         await asyncio.sleep(0.2)
         assert mailbox.bytes < 3_000_000  # half of it: the bound, and what one frame brings
-        monkeypatch.setattr(leading, "SILENCE", PATIENCE)
+        monkeypatch.setattr(leader_module, "SILENCE", PATIENCE)
         await follower.begin(follows(leader))
         await asyncio.gather(*waiting)
         assert await client.get("key-299") == value("key-299", 20_000)
@@ -736,7 +737,7 @@ async def test_nothing_is_acknowledged_before_the_host_has_noted_the_follower(pl
 async def test_a_leader_that_goes_on_alone_waits_for_no_follower_that_went_away(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leading, "SILENCE", 0.4)
+    monkeypatch.setattr(leader_module, "SILENCE", 0.4)
     leader = Copy(place / "a")
     await leader.begin(leads(alone=True))
     await leader.until_it_leads()

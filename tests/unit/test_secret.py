@@ -25,7 +25,7 @@ from flowgentic_actors.cluster.rendezvous import FirstRank, Note
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE
 from flowgentic_actors.errors import ClusterNotFoundError
 from flowgentic_actors.secret import Secret, concealed, revealed
-from flowgentic_actors.shard.member import Part
+from flowgentic_actors.shard.replication.replica_actor import Part
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import ServerHandshake, knock
 

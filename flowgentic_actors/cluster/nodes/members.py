@@ -16,12 +16,12 @@ from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders, name_of
 from flowgentic_actors.secret import Secret, revealed
-from flowgentic_actors.shard.member import Part
 from flowgentic_actors.shard.migration.ownership import Told
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
+from flowgentic_actors.shard.replication.replica_actor import Part
 from flowgentic_actors.wire.addresses import TcpAddress
 
-REPLICATED_FACTORY: Final = "flowgentic_actors.shard.member:ReplicatedShardActor"
+REPLICATED_FACTORY: Final = "flowgentic_actors.shard.replication.replica_actor:ReplicatedShardActor"
 
 _FILE_TIMEOUT = 60.0
 _encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode

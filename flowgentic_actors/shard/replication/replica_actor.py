@@ -21,11 +21,11 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.following import Following, is_incomplete, write_term
-from flowgentic_actors.shard.leading import Leading
 from flowgentic_actors.shard.migration.ownership import Claim
 from flowgentic_actors.shard.peers import Give, read_question
 from flowgentic_actors.shard.progress import Progress, ReplicationStatus, encode_progress
+from flowgentic_actors.shard.replication.follower import Following, is_incomplete, write_term
+from flowgentic_actors.shard.replication.leader import Leading
 from flowgentic_actors.wire.addresses import Address
 
 _RECOVERY = 7 * 86_400.0

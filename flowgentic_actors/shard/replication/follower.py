@@ -18,7 +18,6 @@ from flowgentic_actors.errors import ProtocolError, RequestError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted
-from flowgentic_actors.shard.leading import PIECE
 from flowgentic_actors.shard.peers import (
     CopySet,
     Entries,
@@ -30,6 +29,7 @@ from flowgentic_actors.shard.peers import (
     decode_answer,
     encode_peer,
 )
+from flowgentic_actors.shard.replication.leader import PIECE
 from flowgentic_actors.storage.private_files import (
     make_folders,
     open_private,

@@ -1,0 +1,1 @@
+"""Two copies of a shard: a leader and a follower."""
