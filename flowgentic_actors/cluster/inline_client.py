@@ -33,7 +33,7 @@ from flowgentic_actors.errors import (
     OutcomeUnknownError,
 )
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.shard.bare import BareShard
+from flowgentic_actors.shard.embedded.volatile import BareShard
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow import SlowRequests
 from flowgentic_actors.storage.group_commit_threads import Blocking, Promise

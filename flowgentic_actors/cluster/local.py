@@ -20,7 +20,7 @@ from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.environment import scheduler_job
 from flowgentic_actors.errors import MemoryFailedError
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.shard.inline import JournaledShard
+from flowgentic_actors.shard.embedded.journaled import JournaledShard
 from flowgentic_actors.storage.group_commit_threads import Promise
 from flowgentic_actors.storage.mounts import is_node_local
 

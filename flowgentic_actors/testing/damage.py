@@ -27,7 +27,7 @@ from flowgentic_actors.engine.commands import DeleteItem, PutItem, SearchItems
 from flowgentic_actors.engine.model import ItemPosition
 from flowgentic_actors.engine.replies import ItemPage
 from flowgentic_actors.errors import FlowgenticError, JournalError
-from flowgentic_actors.shard.inline import JournaledShard
+from flowgentic_actors.shard.embedded.journaled import JournaledShard
 from flowgentic_actors.shard.journaling.compaction import compact
 from flowgentic_actors.shard.journaling.entries import encode_entry, own_entry
 from flowgentic_actors.storage.disk import RealDisk

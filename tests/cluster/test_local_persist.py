@@ -27,7 +27,7 @@ from flowgentic_actors.errors import (
     PersistHeldError,
     StorageError,
 )
-from flowgentic_actors.shard.inline import JournaledShard
+from flowgentic_actors.shard.embedded.journaled import JournaledShard
 from flowgentic_actors.shard.journaling import maintenance
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.group_commit_threads import Blocking

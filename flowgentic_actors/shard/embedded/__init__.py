@@ -1,0 +1,1 @@
+"""Shards in the user's own process."""
