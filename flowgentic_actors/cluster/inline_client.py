@@ -35,7 +35,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.embedded.volatile import BareShard
 from flowgentic_actors.shard.settings import ShardSettings
-from flowgentic_actors.shard.slow import SlowRequests
+from flowgentic_actors.shard.slow_requests import SlowRequests
 from flowgentic_actors.storage.group_commit_threads import Blocking, Promise
 from flowgentic_actors.wire.sockets import let_go_after_fork
 

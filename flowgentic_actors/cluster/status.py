@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from flowgentic_actors.event_kinds import WARNINGS
-from flowgentic_actors.shard.hot import hot_in
+from flowgentic_actors.shard.hot_keys import hot_in
 
 
 class ActorStatus(Struct, frozen=True, kw_only=True):

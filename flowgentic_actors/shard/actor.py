@@ -46,7 +46,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.shard.clock import Clock
-from flowgentic_actors.shard.hot import HotKeys, key_of, sampling
+from flowgentic_actors.shard.hot_keys import HotKeys, key_of, sampling
 from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.journaling.entries import (
     Entry,
@@ -59,14 +59,14 @@ from flowgentic_actors.shard.journaling.entries import (
 from flowgentic_actors.shard.journaling.maintenance import Upkeep
 from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingCalls
+from flowgentic_actors.shard.memory_tier import CHUNK, Mirror
 from flowgentic_actors.shard.migration.migrator import Moving
 from flowgentic_actors.shard.migration.ownership import Told
-from flowgentic_actors.shard.mirror import CHUNK, Mirror
-from flowgentic_actors.shard.peers import Give, read_question
+from flowgentic_actors.shard.peer_protocol import Give, read_question
 from flowgentic_actors.shard.progress import Progress, encode_progress
 from flowgentic_actors.shard.replication.leader import Leading
 from flowgentic_actors.shard.settings import ShardSettings
-from flowgentic_actors.shard.slow import SlowRequests
+from flowgentic_actors.shard.slow_requests import SlowRequests
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.group_commit_loop import Syncer
 from flowgentic_actors.storage.journal import Journal

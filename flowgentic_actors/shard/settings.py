@@ -9,7 +9,7 @@ import msgspec
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.shard import CACHE_BYTES
 from flowgentic_actors.engine.threads import Retention
-from flowgentic_actors.shard.ceilings import Ceilings
+from flowgentic_actors.shard.quotas import Ceilings
 from flowgentic_actors.shard.sweeper import SWEEP_SECONDS
 
 

@@ -25,7 +25,7 @@ from flowgentic_actors.engine.commands import (
     PutItem,
     SearchItems,
 )
-from flowgentic_actors.shard.hot import EVERY, HotKeys, Key, hot_in, key_of, sampling
+from flowgentic_actors.shard.hot_keys import EVERY, HotKeys, Key, hot_in, key_of, sampling
 from flowgentic_actors.wire.messages import Pong
 
 

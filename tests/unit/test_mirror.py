@@ -22,9 +22,9 @@ from flowgentic_actors.engine.commands import (
 )
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import TierFullError, TierLostError
-from flowgentic_actors.shard import mirror as mirror_module
+from flowgentic_actors.shard import memory_tier as mirror_module
 from flowgentic_actors.shard.journaling.entries import Entry, encode_entry
-from flowgentic_actors.shard.mirror import Mirror
+from flowgentic_actors.shard.memory_tier import Mirror
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.testing.disk import SimulatedDisk
 from tests.conftest import seeds

@@ -90,7 +90,7 @@ from flowgentic_actors.shard.migration import migrator
 from flowgentic_actors.shard.migration import source as source_module
 from flowgentic_actors.shard.migration import target as target_module
 from flowgentic_actors.shard.migration.ownership import Claim, Told
-from flowgentic_actors.shard.peers import Give, Given
+from flowgentic_actors.shard.peer_protocol import Give, Given
 from flowgentic_actors.shard.progress import MigrationStatus, decode_progress
 from flowgentic_actors.shard.replication.leader import Leading
 from flowgentic_actors.shard.settings import ShardSettings

@@ -39,7 +39,7 @@ from flowgentic_actors.secret import revealed
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling.compaction import compact
 from flowgentic_actors.shard.journaling.compactor import Compactor
-from flowgentic_actors.shard.peers import (
+from flowgentic_actors.shard.peer_protocol import (
     CopySet,
     Entries,
     Follow,

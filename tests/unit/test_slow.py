@@ -9,7 +9,7 @@ import pytest
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.cluster import inline_client
 from flowgentic_actors.engine.commands import GetItem, SearchItems
-from flowgentic_actors.shard.slow import SlowRequests
+from flowgentic_actors.shard.slow_requests import SlowRequests
 
 pytestmark = pytest.mark.anyio
 

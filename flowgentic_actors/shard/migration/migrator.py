@@ -28,7 +28,7 @@ from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.migration.ownership import Claim, Claims
 from flowgentic_actors.shard.migration.source import Giving
 from flowgentic_actors.shard.migration.target import Taking
-from flowgentic_actors.shard.peers import Give
+from flowgentic_actors.shard.peer_protocol import Give
 from flowgentic_actors.shard.progress import MigrationStatus
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker

@@ -22,7 +22,7 @@ from flowgentic_actors.shard.journaling.entries import (
     encode_entry,
     own_entry,
 )
-from flowgentic_actors.shard.peers import Give, Given, encode_peer
+from flowgentic_actors.shard.peer_protocol import Give, Given, encode_peer
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
 

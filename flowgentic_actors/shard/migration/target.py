@@ -20,7 +20,7 @@ from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.journaling.entries import Entry, decode_entry
 from flowgentic_actors.shard.migration.ownership import Pull
 from flowgentic_actors.shard.migration.source import PIECE
-from flowgentic_actors.shard.peers import Give, Given, decode_answer, encode_peer
+from flowgentic_actors.shard.peer_protocol import Give, Given, decode_answer, encode_peer
 from flowgentic_actors.wire.addresses import Address
 from flowgentic_actors.wire.async_connection import AsyncConnection
 

@@ -18,7 +18,7 @@ from flowgentic_actors.errors import ProtocolError, RequestError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted
-from flowgentic_actors.shard.peers import (
+from flowgentic_actors.shard.peer_protocol import (
     CopySet,
     Entries,
     Follow,

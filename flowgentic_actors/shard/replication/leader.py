@@ -20,7 +20,7 @@ from flowgentic_actors.errors import (
     RejectedError,
     ReplicaUnavailableError,
 )
-from flowgentic_actors.shard.peers import (
+from flowgentic_actors.shard.peer_protocol import (
     CopySet,
     Entries,
     Follow,

@@ -22,7 +22,7 @@ from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.migration.ownership import Claim
-from flowgentic_actors.shard.peers import Give, read_question
+from flowgentic_actors.shard.peer_protocol import Give, read_question
 from flowgentic_actors.shard.progress import Progress, ReplicationStatus, encode_progress
 from flowgentic_actors.shard.replication.follower import Following, is_incomplete, write_term
 from flowgentic_actors.shard.replication.leader import Leading
