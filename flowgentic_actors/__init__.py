@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver, ThreadInfo
     from flowgentic_actors.adapters.decoding import StrictSerializer
     from flowgentic_actors.adapters.store import AsyncStore
-    from flowgentic_actors.cluster.handle import ClusterHandle
-    from flowgentic_actors.cluster.status import (
+    from flowgentic_actors.cluster.protocol.handle import ClusterHandle
+    from flowgentic_actors.cluster.protocol.status import (
         ActorStatus,
         ClusterEvent,
         ClusterStatus,
@@ -157,13 +157,13 @@ __all__ = [
 ]
 
 _HOMES = {name: "errors" for name in __all__ if name.endswith("Error")} | {
-    "ActorStatus": "cluster.status",
+    "ActorStatus": "cluster.protocol.status",
     "AsyncCache": "adapters.cache",
     "AsyncCheckpointSaver": "adapters.checkpoint",
     "AsyncStore": "adapters.store",
-    "ClusterEvent": "cluster.status",
-    "ClusterHandle": "cluster.handle",
-    "ClusterStatus": "cluster.status",
+    "ClusterEvent": "cluster.protocol.status",
+    "ClusterHandle": "cluster.protocol.handle",
+    "ClusterStatus": "cluster.protocol.status",
     "DistributedMemoryConfig": "langGraph.distributed_config",
     "DistributedMemoryManager": "langGraph.distributed_memory",
     "DragonCheckpointSaver": "langGraph.distributed_memory",
@@ -173,7 +173,7 @@ _HOMES = {name: "errors" for name in __all__ if name.endswith("Error")} | {
     "LangraphMemoryManager": "langGraph.memory",
     "MemoryCluster": "memory",
     "MemoryConfig": "config",
-    "NodeStatus": "cluster.status",
+    "NodeStatus": "cluster.protocol.status",
     "StrictSerializer": "adapters.decoding",
     "ThreadInfo": "adapters.checkpoint",
 }

@@ -32,19 +32,19 @@ from flowgentic_actors.cluster.endings import (
 )
 from flowgentic_actors.cluster.exits import close_at_exit
 from flowgentic_actors.cluster.found import count_and_tell, tell_new
-from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.host_client import describe
 from flowgentic_actors.cluster.inline_client import InlineClient
 from flowgentic_actors.cluster.keeper import one_line
 from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.owner import Owner
 from flowgentic_actors.cluster.presence import Watched, watched_file
-from flowgentic_actors.cluster.protocol import Description
+from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
+from flowgentic_actors.cluster.protocol.host import Description
+from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
+from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.cluster.rendezvous import Rendezvous
-from flowgentic_actors.cluster.shared_settings import SharedSettings
 from flowgentic_actors.cluster.signals import on_sigterm, on_stop_signal
 from flowgentic_actors.cluster.sizes import shard_settings, transfer_rate
-from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.config import MemoryConfig, config_of
 from flowgentic_actors.environment import (
     inside_dragon,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Never
 
-from flowgentic_actors.cluster.shared_settings import IndexSettings
+from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings
 from flowgentic_actors.errors import InvalidRequestError
 
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from flowgentic_actors.adapters.backlog import Turn
 from flowgentic_actors.cluster.client import MemoryClient
-from flowgentic_actors.cluster.slots import SlotTable
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.errors import (

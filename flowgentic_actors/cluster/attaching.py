@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from flowgentic_actors.cluster.folders import DESCRIPTOR, descriptor_of
-from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor, is_export, read_export
 from flowgentic_actors.cluster.holder import is_held, read_holder
 from flowgentic_actors.cluster.persist import MANIFEST, read_manifest
 from flowgentic_actors.cluster.presence import Watched, watched_file
+from flowgentic_actors.cluster.protocol.handle import (
+    ClusterHandle,
+    Descriptor,
+    is_export,
+    read_export,
+)
 from flowgentic_actors.config import NAME_PATTERN, MemoryConfig
 from flowgentic_actors.config_values import unknown_settings, user_path
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE

@@ -24,7 +24,6 @@ import time
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
-from typing import NamedTuple
 
 from flowgentic_actors.cluster.persist import MANIFEST, holds_memory
 from flowgentic_actors.cluster.private import (
@@ -32,6 +31,7 @@ from flowgentic_actors.cluster.private import (
     private_folder,
     remove_socket_folder,
 )
+from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
 from flowgentic_actors.dragon.ddict_sizing import end_tiers
 from flowgentic_actors.errors import (
     ClusterExistsError,
@@ -54,13 +54,6 @@ MEMORY = "memory"
 PERSIST_LINK = "persist"
 
 _ENDING_POLL = 0.05
-
-
-class OrphanLimits(NamedTuple):
-    """What is kept of clusters that ended uncleanly; see `MemoryConfig`."""
-
-    ttl: float
-    bytes: int
 
 
 def _root_path(scratch: Path | None) -> Path:

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.cluster.status import ClusterEvent
+from flowgentic_actors.cluster.protocol.status import ClusterEvent
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.private_files import open_private, read_private, write_private
 

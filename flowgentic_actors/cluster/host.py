@@ -43,10 +43,8 @@ from flowgentic_actors.cluster.folders import (
     retire,
 )
 from flowgentic_actors.cluster.history import History
-from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.launch import LOG_FILE
 from flowgentic_actors.cluster.logs import log_tail, with_last_line
-from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.federation import Federation
 from flowgentic_actors.cluster.nodes.gathering import Gathering
 from flowgentic_actors.cluster.nodes.launching import DragonNodeLauncher, LocalNodeLauncher
@@ -60,7 +58,8 @@ from flowgentic_actors.cluster.persist import (
     reopening,
 )
 from flowgentic_actors.cluster.private import socket_folder
-from flowgentic_actors.cluster.protocol import (
+from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.host import (
     AwaitRanks,
     Beat,
     Describe,
@@ -82,10 +81,11 @@ from flowgentic_actors.cluster.protocol import (
     ShutdownReply,
     StatusReply,
 )
+from flowgentic_actors.cluster.protocol.host_spec import HostSpec, actor_addresses
+from flowgentic_actors.cluster.protocol.slot_table import even_table
+from flowgentic_actors.cluster.protocol.status import ClusterEvent
 from flowgentic_actors.cluster.ranks import Ranks
 from flowgentic_actors.cluster.reporting import Reporter
-from flowgentic_actors.cluster.slots import even_table
-from flowgentic_actors.cluster.status import ClusterEvent
 from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_folder
 from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.dragon.spawner import DragonSpawner

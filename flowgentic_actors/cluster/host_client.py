@@ -13,8 +13,8 @@ from typing import Final, TypeVar
 import msgspec
 
 from flowgentic_actors.actors.ref import ActorRef
-from flowgentic_actors.cluster.handle import Descriptor
-from flowgentic_actors.cluster.protocol import (
+from flowgentic_actors.cluster.protocol.handle import Descriptor
+from flowgentic_actors.cluster.protocol.host import (
     Describe,
     Description,
     EventsReply,
@@ -26,8 +26,8 @@ from flowgentic_actors.cluster.protocol import (
     RebalanceReply,
     StatusReply,
 )
+from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus, blocked
 from flowgentic_actors.cluster.routing import unanswered_read
-from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus, blocked
 from flowgentic_actors.errors import FlowgenticError, OutcomeUnknownError, RejectedError
 from flowgentic_actors.wire.addresses import Nowhere
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import msgspec
 from msgspec import Raw
 
-from flowgentic_actors.cluster.protocol import HostCommand
+from flowgentic_actors.cluster.protocol.host import HostCommand
 from flowgentic_actors.errors import ProtocolError, RejectedError, RequestExpiredError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Address, connect

@@ -25,11 +25,10 @@ from flowgentic_actors.actors.refusing_server import Refusal, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.cluster.folders import HOST_SOCKET, PID_FILE
 from flowgentic_actors.cluster.hostlink import HostLink, readable
-from flowgentic_actors.cluster.hostspec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.launch import LOG_FILE, HostProcess, launch_host
 from flowgentic_actors.cluster.logs import last_line, log_tail
 from flowgentic_actors.cluster.private import socket_folder
-from flowgentic_actors.cluster.protocol import (
+from flowgentic_actors.cluster.protocol.host import (
     Describe,
     Description,
     End,
@@ -39,6 +38,7 @@ from flowgentic_actors.cluster.protocol import (
     Shutdown,
     ShutdownReply,
 )
+from flowgentic_actors.cluster.protocol.host_spec import HostSpec, actor_addresses
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, RequestExpiredError
 from flowgentic_actors.secret import Secret, revealed

@@ -17,19 +17,18 @@ from flowgentic_actors.cluster.folders import (
     HOST_SOCKET,
     MEMORY,
     PERSIST_LINK,
-    OrphanLimits,
     claim_folder,
     remove_folder,
     retire,
     root_folder,
 )
-from flowgentic_actors.cluster.handle import ClusterHandle, Descriptor
-from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.keeper import HostKeeper
 from flowgentic_actors.cluster.persist import await_free, check_index, memory_path
 from flowgentic_actors.cluster.private import socket_folder
-from flowgentic_actors.cluster.protocol import Description
-from flowgentic_actors.cluster.shared_settings import SharedSettings
+from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
+from flowgentic_actors.cluster.protocol.host import Description
+from flowgentic_actors.cluster.protocol.host_spec import HostSpec, OrphanLimits
+from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
 from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.deadlines import Patience

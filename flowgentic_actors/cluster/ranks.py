@@ -6,7 +6,7 @@ import asyncio
 
 import anyio
 
-from flowgentic_actors.cluster.protocol import RanksReply
+from flowgentic_actors.cluster.protocol.host import RanksReply
 from flowgentic_actors.wire.server import Connection
 
 

@@ -25,10 +25,10 @@ import msgspec
 
 from flowgentic_actors.actors.process_record import is_alive, started_at
 from flowgentic_actors.cluster.folders import root_folder, root_locked
-from flowgentic_actors.cluster.handle import Descriptor
 from flowgentic_actors.cluster.host_client import describe
 from flowgentic_actors.cluster.hostlink import HostLink
-from flowgentic_actors.cluster.protocol import AwaitRanks, Enter, RanksReply
+from flowgentic_actors.cluster.protocol.handle import Descriptor
+from flowgentic_actors.cluster.protocol.host import AwaitRanks, Enter, RanksReply
 from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, UntrustedPathError
 from flowgentic_actors.secret import Secret, concealed, revealed

@@ -14,11 +14,16 @@ import anyio
 from flowgentic_actors.actors.child import Child, ChildState
 from flowgentic_actors.actors.stats_query import hear
 from flowgentic_actors.actors.supervisor import Supervisor
-from flowgentic_actors.cluster.hostspec import HostSpec
-from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.federation import Federation
-from flowgentic_actors.cluster.slots import even_table
-from flowgentic_actors.cluster.status import ActorStatus, ClusterStatus, NodeStatus, known_stats
+from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.host_spec import HostSpec
+from flowgentic_actors.cluster.protocol.slot_table import even_table
+from flowgentic_actors.cluster.protocol.status import (
+    ActorStatus,
+    ClusterStatus,
+    NodeStatus,
+    known_stats,
+)
 
 _HEARING: Final = 1.0  # seconds for the actors to answer; what is older says so
 

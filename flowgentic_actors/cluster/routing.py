@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowgentic_actors.cluster.slots import SlotTable
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import WRITES, Command
 from flowgentic_actors.engine.slots import slot_of_command
 from flowgentic_actors.errors import (

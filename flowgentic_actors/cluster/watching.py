@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.cluster.protocol import Done, EventsReply, GetEvents, GetPlaces, Places
+from flowgentic_actors.cluster.protocol.host import Done, EventsReply, GetEvents, GetPlaces, Places
 from flowgentic_actors.errors import ClusterClosedError, RequestError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Address

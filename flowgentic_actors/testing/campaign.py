@@ -29,7 +29,7 @@ from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
 from flowgentic_actors.cluster.client import RemoteClient
 from flowgentic_actors.cluster.host_client import describe
-from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.errors import RequestError
 from flowgentic_actors.memory import MemoryCluster
 from flowgentic_actors.storage.compacted_set import SUFFIX

@@ -28,7 +28,7 @@ from typing import Final, Literal, TypeAlias
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.process_record import ProcessRecord
-from flowgentic_actors.cluster.status import ClusterEvent
+from flowgentic_actors.cluster.protocol.status import ClusterEvent
 from flowgentic_actors.errors import RequestError
 from flowgentic_actors.memory import MemoryCluster
 from flowgentic_actors.testing.faults import compactor_of

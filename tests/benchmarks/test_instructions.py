@@ -31,7 +31,7 @@ from langgraph.store.memory import InMemoryStore
 from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
-from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.secret import Secret

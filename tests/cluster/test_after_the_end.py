@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cluster.handle import ClusterHandle
+from flowgentic_actors.cluster.protocol.handle import ClusterHandle
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE
 from flowgentic_actors.errors import (
     ClusterClosedError,

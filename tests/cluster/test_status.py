@@ -12,7 +12,7 @@ import pytest
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.cluster.nodes.launching import AGENT_MODULE
-from flowgentic_actors.cluster.status import ClusterStatus
+from flowgentic_actors.cluster.protocol.status import ClusterStatus
 from tests.cluster.helpers import eventually
 from tests.conftest import SETTINGS, mode_params
 from tests.contract.faces import unique

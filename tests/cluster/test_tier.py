@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cluster.status import ActorStatus
+from flowgentic_actors.cluster.protocol.status import ActorStatus
 from flowgentic_actors.dragon import ddict_sizing
 from flowgentic_actors.dragon.ddict_sizing import tier_bytes
 from flowgentic_actors.errors import MemoryFullError, SharedMemoryError

@@ -24,7 +24,7 @@ from langgraph.graph.message import add_messages
 
 from flowgentic_actors import AsyncCheckpointSaver, MemoryCluster
 from flowgentic_actors.cli.main import main
-from flowgentic_actors.cluster.slots import SlotTable
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import Command, PutCheckpoint
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.errors import ThreadConflictError

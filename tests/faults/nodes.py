@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cluster.status import ClusterStatus
+from flowgentic_actors.cluster.protocol.status import ClusterStatus
 from flowgentic_actors.errors import RequestError
 from flowgentic_actors.testing.nodes import LocalNode
 from tests.cluster.helpers import eventually

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cluster.slots import moves
-from flowgentic_actors.cluster.status import ClusterStatus
+from flowgentic_actors.cluster.protocol.slot_table import moves
+from flowgentic_actors.cluster.protocol.status import ClusterStatus
 from flowgentic_actors.errors import (
     InvalidRequestError,
     LocalClusterError,

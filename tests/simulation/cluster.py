@@ -12,7 +12,7 @@ from flowgentic_actors.cluster.nodes.coordinator import Coordinator, NodeEvent
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
-from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine.slots import SLOTS
 from tests.simulation.agenda import Agenda, Course
 from tests.simulation.conditions import Chance, Conditions

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
 from flowgentic_actors.cluster.nodes.leases import HeldLease
+from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders
 from flowgentic_actors.engine.slots import SlotSet
 from flowgentic_actors.shard.migration.ownership import Pull
 from flowgentic_actors.shard.progress import MigrationStatus

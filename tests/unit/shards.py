@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from flowgentic_actors.actors.actor import Call
-from flowgentic_actors.cluster.slots import SlotTable
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import (
     Command,
     DeleteItem,

@@ -24,9 +24,9 @@ from hypothesis.stateful import (
 )
 
 from flowgentic_actors.cluster.nodes.coordinator import Coordinator
-from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases, HeldLease
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
+from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders
 from tests.conftest import amounts
 
 TIMEOUT, TICK = 3.0, 0.1

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine import shard as shard_module
 from flowgentic_actors.engine.commands import (

@@ -17,12 +17,12 @@ from flowgentic_actors.cluster.folders import (
     HOST_LOCK,
     MEMORY,
     OWNER_LOCK,
-    OrphanLimits,
     claim_folder,
     is_live,
     remove_folder,
     retire,
 )
+from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
 from flowgentic_actors.storage.lock import FileLock
 
 KEPT = OrphanLimits(ttl=3600, bytes=1 << 30)

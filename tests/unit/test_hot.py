@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowgentic_actors.cluster.status import known_stats
+from flowgentic_actors.cluster.protocol.status import known_stats
 from flowgentic_actors.engine.commands import (
     CacheGet,
     Command,

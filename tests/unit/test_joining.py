@@ -15,7 +15,6 @@ import pytest
 from rich.pretty import pretty_repr
 
 from flowgentic_actors.actors.supervisor import SupervisorSettings
-from flowgentic_actors.cluster.folders import OrphanLimits
 from flowgentic_actors.cluster.nodes.joining import (
     Join,
     JoinDesk,
@@ -24,6 +23,7 @@ from flowgentic_actors.cluster.nodes.joining import (
     join,
     take_ticket,
 )
+from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import TcpAddress

@@ -28,7 +28,7 @@ from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.parts import LongList, Part, load
 from flowgentic_actors.adapters.parts_cutting import cut
 from flowgentic_actors.adapters.parts_known import RecentLists
-from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import Command, ListCheckpoints, PutCheckpoint
 from flowgentic_actors.engine.model import Blob

@@ -31,7 +31,7 @@ from flowgentic_actors.cluster.persist import (
     router,
     snapshot,
 )
-from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine.commands import GetItem, PutItem
 from flowgentic_actors.engine.replies import ItemReply
 from flowgentic_actors.errors import (

@@ -12,7 +12,7 @@ import pytest
 
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
-from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.errors import ClusterOpenError
 
 

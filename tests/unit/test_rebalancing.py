@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from flowgentic_actors.cluster.nodes import rebalancing
 from flowgentic_actors.cluster.nodes.coordinator import Coordinator
-from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.rebalancing import Layout, Rebalancing, lay_out
-from flowgentic_actors.cluster.slots import even_table
+from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders
+from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine.slots import SLOTS, SlotSet
 from flowgentic_actors.errors import RejectedError
 from flowgentic_actors.shard.migration.ownership import Claim

@@ -12,7 +12,7 @@ import pytest
 
 from flowgentic_actors.actors.process_record import started_at
 from flowgentic_actors.cluster import rendezvous
-from flowgentic_actors.cluster.handle import Descriptor
+from flowgentic_actors.cluster.protocol.handle import Descriptor
 from flowgentic_actors.cluster.rendezvous import FirstRank, Note, Rendezvous
 from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowgentic_actors.cluster.slots import SlotTable, even_table, moves, rebalanced
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table, moves, rebalanced
 from flowgentic_actors.engine.slots import SLOTS
 
 EACH = even_table(SLOTS, 2)
@@ -213,7 +213,7 @@ def test_a_shard_without_weight_is_emptied() -> None:
 def test_the_next_table_is_the_same_in_every_process() -> None:
     table = rebalanced(even_table(5, 2), {0: 1.0, 2: 2.0, 3: 1.5, 9: 1.0})
     code = (
-        "from flowgentic_actors.cluster.slots import *;"
+        "from flowgentic_actors.cluster.protocol.slot_table import *;"
         "print(rebalanced(even_table(5, 2), {9: 1.0, 3: 1.5, 2: 2.0, 0: 1.0}).shards)"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

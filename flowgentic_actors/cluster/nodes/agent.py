@@ -30,13 +30,13 @@ from flowgentic_actors.actors.stats_query import hear
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.folders import MEMORY, claim_node_folder, remove_folder, root_folder
 from flowgentic_actors.cluster.nodes.asking import HEARING
-from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.joining import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.nodes.members import NodeMembers
 from flowgentic_actors.cluster.persist import MANIFEST
 from flowgentic_actors.cluster.private import socket_folder
-from flowgentic_actors.cluster.protocol import Beat, EndNode, Grant
+from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.host import Beat, EndNode, Grant
 from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_folder
 from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.dragon.spawner import DragonSpawner

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 
 from flowgentic_actors.cluster.nodes.coordinator import Coordinator
-from flowgentic_actors.cluster.nodes.duties import Member, name_of
 from flowgentic_actors.cluster.nodes.plan import ShardPlan
-from flowgentic_actors.cluster.protocol import Place
-from flowgentic_actors.cluster.status import ActorStatus, NodeStatus, known_stats
+from flowgentic_actors.cluster.protocol.assignments import Member, name_of
+from flowgentic_actors.cluster.protocol.host import Place
+from flowgentic_actors.cluster.protocol.status import ActorStatus, NodeStatus, known_stats
 from flowgentic_actors.wire.addresses import TcpAddress
 
 

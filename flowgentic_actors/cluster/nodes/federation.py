@@ -19,11 +19,9 @@ from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.supervisor import Supervisor
-from flowgentic_actors.cluster.hostspec import HostSpec
 from flowgentic_actors.cluster.nodes.asking import NodeAsking
 from flowgentic_actors.cluster.nodes.coordinator import Coordinator
 from flowgentic_actors.cluster.nodes.directory import actors_of, nodes_of, places_of
-from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.gathering import Gathering
 from flowgentic_actors.cluster.nodes.joining import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
@@ -32,7 +30,8 @@ from flowgentic_actors.cluster.nodes.plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.nodes.resizing import Resizing
-from flowgentic_actors.cluster.protocol import (
+from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.host import (
     Beat,
     Done,
     EndNode,
@@ -41,8 +40,9 @@ from flowgentic_actors.cluster.protocol import (
     Rebalance,
     RebalanceReply,
 )
-from flowgentic_actors.cluster.slots import SlotTable
-from flowgentic_actors.cluster.status import ActorStatus, NodeStatus
+from flowgentic_actors.cluster.protocol.host_spec import HostSpec
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable
+from flowgentic_actors.cluster.protocol.status import ActorStatus, NodeStatus
 from flowgentic_actors.errors import (
     ActorFailedError,
     InvalidRequestError,

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from flowgentic_actors.actors.supervisor import SupervisorSettings
-from flowgentic_actors.cluster.folders import OrphanLimits
+from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, ProtocolError
 from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.wire.addresses import TcpAddress

@@ -14,7 +14,7 @@ from msgspec import Raw
 from flowgentic_actors.actors.child import Child, ChildSpec, ChildState
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.supervisor import Supervisor
-from flowgentic_actors.cluster.nodes.duties import Duty, Member, Orders, name_of
+from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders, name_of
 from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.shard.migration.ownership import Told
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress

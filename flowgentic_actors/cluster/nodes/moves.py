@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan, Move, ShardPlan
-from flowgentic_actors.cluster.slots import SlotTable
+from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.slots import SlotSet
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.migration.ownership import Claim, Pull

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from flowgentic_actors.cluster.slots import SlotTable
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 
 
 class ShardPlan(Struct, kw_only=True):

@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 import anyio
 
 from flowgentic_actors.cluster.nodes.coordinator import Coordinator
-from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.nodes.plan import ClusterPlan
-from flowgentic_actors.cluster.slots import SlotTable, moves, rebalanced
+from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable, moves, rebalanced
 from flowgentic_actors.errors import RejectedError
 from flowgentic_actors.shard.progress import MigrationStatus
 

@@ -11,7 +11,7 @@ from flowgentic_actors.cluster.nodes.coordinator import Coordinator
 from flowgentic_actors.cluster.nodes.gathering import Gathering
 from flowgentic_actors.cluster.nodes.joining import NodeSpec
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
-from flowgentic_actors.cluster.protocol import Rebalance, RebalanceReply
+from flowgentic_actors.cluster.protocol.host import Rebalance, RebalanceReply
 from flowgentic_actors.errors import FlowgenticError, InvalidRequestError, RejectedError
 from flowgentic_actors.event_kinds import EventKind
 

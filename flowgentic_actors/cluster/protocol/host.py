@@ -6,10 +6,10 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from flowgentic_actors.cluster.nodes.duties import Member, NodeName, Orders
-from flowgentic_actors.cluster.shared_settings import SharedSettings
-from flowgentic_actors.cluster.slots import SlotTable
-from flowgentic_actors.cluster.status import ClusterEvent, ClusterStatus
+from flowgentic_actors.cluster.protocol.assignments import Member, NodeName, Orders
+from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable
+from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.addresses import Address, TcpAddress
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from flowgentic_actors.cluster.folders import OrphanLimits
-from flowgentic_actors.cluster.nodes.duties import name_of
 from flowgentic_actors.cluster.private import socket_folder
-from flowgentic_actors.cluster.shared_settings import SharedSettings
+from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.wire.identity import Identity
+
+
+class OrphanLimits(NamedTuple):
+    """What is kept of clusters that ended uncleanly; see `MemoryConfig`."""
+
+    ttl: float
+    bytes: int
 
 
 class HostSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,1 @@
+"""What hosts, nodes and clients say to each other, and its types."""
