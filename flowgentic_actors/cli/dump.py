@@ -16,9 +16,13 @@ from typing import Any
 from flowgentic_actors.adapters.parts import find, load
 from flowgentic_actors.cli.snapshot import add_memory
 from flowgentic_actors.cli.values import readable
-from flowgentic_actors.cluster.folders import find_memory
-from flowgentic_actors.cluster.holder import is_held, read_holder
-from flowgentic_actors.cluster.persist import Manifest, read_manifest, shard_folders
+from flowgentic_actors.cluster.persistence.cluster_folders import find_memory
+from flowgentic_actors.cluster.persistence.memory_lock import is_held, read_holder
+from flowgentic_actors.cluster.persistence.stored_memory import (
+    Manifest,
+    read_manifest,
+    shard_folders,
+)
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import ListCheckpoints
 from flowgentic_actors.engine.model import Blob

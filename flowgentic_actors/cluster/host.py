@@ -34,14 +34,6 @@ from flowgentic_actors.actors.refusing_server import Refusal, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.cluster.endings import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
-from flowgentic_actors.cluster.folders import (
-    HOST_LOCK,
-    HOST_SOCKET,
-    PID_FILE,
-    PORT_FILE,
-    RUNTIME_FILE,
-    retire,
-)
 from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.launch import LOG_FILE
 from flowgentic_actors.cluster.logs import log_tail, with_last_line
@@ -50,7 +42,15 @@ from flowgentic_actors.cluster.nodes.gathering import Gathering
 from flowgentic_actors.cluster.nodes.launching import DragonNodeLauncher, LocalNodeLauncher
 from flowgentic_actors.cluster.nodes.members import REPLICATED_FACTORY
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
-from flowgentic_actors.cluster.persist import (
+from flowgentic_actors.cluster.persistence.cluster_folders import (
+    HOST_LOCK,
+    HOST_SOCKET,
+    PID_FILE,
+    PORT_FILE,
+    RUNTIME_FILE,
+    retire,
+)
+from flowgentic_actors.cluster.persistence.stored_memory import (
     MANIFEST,
     Manifest,
     StoredMemory,

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from flowgentic_actors.cluster.folders import PID_FILE, RUNTIME_FILE
+from flowgentic_actors.cluster.persistence.cluster_folders import PID_FILE, RUNTIME_FILE
 from flowgentic_actors.dragon.fixes import PRIMARY_VARIABLE, with_fixes
 from flowgentic_actors.dragon.runtime_cleanup import (
     Segment,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from flowgentic_actors.cluster.found import tell_found, tell_new
-from flowgentic_actors.cluster.persist import StoredMemory, await_free, reopening
+from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory, await_free, reopening
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings, SharedSettings
 from flowgentic_actors.cluster.sizes import shard_settings
 from flowgentic_actors.config import MemoryConfig

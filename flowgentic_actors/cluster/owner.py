@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from flowgentic_actors.cluster.endings import refuse_stale
-from flowgentic_actors.cluster.folders import (
+from flowgentic_actors.cluster.keeper import HostKeeper
+from flowgentic_actors.cluster.persistence.cluster_folders import (
     DESCRIPTOR,
     HOST_SOCKET,
     MEMORY,
@@ -22,8 +23,7 @@ from flowgentic_actors.cluster.folders import (
     retire,
     root_folder,
 )
-from flowgentic_actors.cluster.keeper import HostKeeper
-from flowgentic_actors.cluster.persist import await_free, check_index, memory_path
+from flowgentic_actors.cluster.persistence.stored_memory import await_free, check_index, memory_path
 from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description

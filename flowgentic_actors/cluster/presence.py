@@ -15,7 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from flowgentic_actors.cluster.folders import DESCRIPTOR, PID_FILE, has_owner, is_orphan
+from flowgentic_actors.cluster.persistence.cluster_folders import (
+    DESCRIPTOR,
+    PID_FILE,
+    has_owner,
+    is_orphan,
+)
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterNotFoundError, FlowgenticError

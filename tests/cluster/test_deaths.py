@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from flowgentic_actors import ClusterEvent, MemoryCluster
-from flowgentic_actors.cluster.folders import HOST_SOCKET
 from flowgentic_actors.cluster.keeper import HostKeeper
+from flowgentic_actors.cluster.persistence.cluster_folders import HOST_SOCKET
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import MemoryFailedError, OutcomeUnknownError, RequestError
 from flowgentic_actors.wire.session import MAX_LOSSES

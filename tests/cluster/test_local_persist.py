@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cluster import holder
+from flowgentic_actors.cluster.persistence import memory_lock
 from flowgentic_actors.engine.commands import Command, DeleteItem, GetItem, PutItem, SearchItems
 from flowgentic_actors.engine.replies import Done, ItemPage, ItemReply, Reply
 from flowgentic_actors.errors import (
@@ -156,13 +156,13 @@ async def test_a_fork_neither_writes_nor_keeps_the_memory_from_others(folder: Pa
 async def test_a_program_whose_memory_was_taken_stops_writing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holder, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(memory_lock, "HEARTBEAT", 0.05)
     memory = MemoryCluster(**local(folder))
     await memory.__aenter__()
     await memory.store.aput(("a",), "key", {"n": 1})
     before = segments(folder)
-    other = (folder / holder.HOLDER_FILE).read_text().replace('"token":"', '"token":"0')
-    (folder / holder.HOLDER_FILE).write_text(other)
+    other = (folder / memory_lock.HOLDER_FILE).read_text().replace('"token":"', '"token":"0')
+    (folder / memory_lock.HOLDER_FILE).write_text(other)
 
     async def lost() -> bool:
         return "memory_lost" in await kinds(memory)
@@ -175,7 +175,7 @@ async def test_a_program_whose_memory_was_taken_stops_writing(
         await memory.store.aput(("a",), "key", {"n": 2})
     await memory.__aexit__(None, None, None)
     assert segments(folder) == before
-    assert (folder / holder.HOLDER_FILE).read_text() == other
+    assert (folder / memory_lock.HOLDER_FILE).read_text() == other
 
 
 # ---------------------------------------------------------------------- the shard itself

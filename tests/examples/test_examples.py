@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flowgentic_actors.cluster.holder import Hold
+from flowgentic_actors.cluster.persistence.memory_lock import Hold
 from tests.cluster.helpers import run_in_runtime
 from tests.conftest import NEEDS_DRAGON, NO_DRAGON
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flowgentic_actors.cluster import folders
-from flowgentic_actors.cluster.folders import (
+from flowgentic_actors.cluster.persistence import cluster_folders
+from flowgentic_actors.cluster.persistence.cluster_folders import (
     HOST_LOCK,
     MEMORY,
     OWNER_LOCK,
@@ -144,7 +144,7 @@ def test_orphans_that_are_old_or_too_much_are_removed(tmp_path: Path) -> None:
         for path in (*folder.rglob("*"), folder):
             os.utime(path, (time.time() - age,) * 2)
     names = []
-    one = folders._age_and_size(tmp_path / "new" / MEMORY)[1]
+    one = cluster_folders._age_and_size(tmp_path / "new" / MEMORY)[1]
     for limits in (KEPT, OrphanLimits(ttl=3600, bytes=one)):
         folder, lock = _claim(tmp_path, "mine", limits)
         remove_folder(folder)

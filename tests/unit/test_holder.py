@@ -14,8 +14,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from flowgentic_actors.cluster import holder as holders
-from flowgentic_actors.cluster.holder import HOLDER_FILE, SILENCE, Hold, Holder, is_held
+from flowgentic_actors.cluster.persistence import memory_lock as holders
+from flowgentic_actors.cluster.persistence.memory_lock import (
+    HOLDER_FILE,
+    SILENCE,
+    Hold,
+    Holder,
+    is_held,
+)
 from flowgentic_actors.errors import PersistError, PersistHeldError
 from flowgentic_actors.storage.lock import FileLock
 
@@ -76,7 +82,7 @@ def test_a_holder_that_is_ending_is_worth_waiting_for(tmp_path: Path) -> None:
 def test_a_holder_that_was_killed_here_is_dead_at_once(tmp_path: Path) -> None:
     program = (
         "import os, pathlib, signal\n"
-        "from flowgentic_actors.cluster.holder import Hold\n"
+        "from flowgentic_actors.cluster.persistence.memory_lock import Hold\n"
         f"Hold(pathlib.Path({str(tmp_path)!r})).take('killed', '', print)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowgentic_actors.cluster import persist
-from flowgentic_actors.cluster.holder import HOLDER_FILE, SILENCE, Holder
-from flowgentic_actors.cluster.persist import (
+from flowgentic_actors.cluster.persistence import stored_memory
+from flowgentic_actors.cluster.persistence.memory_lock import HOLDER_FILE, SILENCE, Holder
+from flowgentic_actors.cluster.persistence.stored_memory import (
     FORMAT,
     MANIFEST,
     Manifest,
@@ -366,7 +366,7 @@ def test_a_snapshot_of_a_memory_that_is_re_sharded_meanwhile_is_of_the_new_shard
     folder.parent.chmod(0o700)
     manifests = iter([old])
     monkeypatch.setattr(
-        persist, "read_manifest", lambda path: next(manifests, None) or read_manifest(path)
+        stored_memory, "read_manifest", lambda path: next(manifests, None) or read_manifest(path)
     )
     copied, _ = snapshot(path, target)
     assert copied.shards == 2

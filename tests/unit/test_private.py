@@ -19,10 +19,15 @@ import pytest
 
 from flowgentic_actors.actors.process_record import RECORD_FILE, ProcessRecord
 from flowgentic_actors.cluster import history
-from flowgentic_actors.cluster import holder as holders
 from flowgentic_actors.cluster.history import HISTORY_FILE, History
-from flowgentic_actors.cluster.holder import HOLDER_FILE, Hold, is_held, read_holder
-from flowgentic_actors.cluster.persist import MANIFEST, StoredMemory
+from flowgentic_actors.cluster.persistence import memory_lock as holders
+from flowgentic_actors.cluster.persistence.memory_lock import (
+    HOLDER_FILE,
+    Hold,
+    is_held,
+    read_holder,
+)
+from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST, StoredMemory
 from flowgentic_actors.errors import UntrustedPathError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.replication.follower import TERM_FILE, read_term, write_term

@@ -28,12 +28,17 @@ from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.stats_query import hear
 from flowgentic_actors.actors.supervisor import Supervisor
-from flowgentic_actors.cluster.folders import MEMORY, claim_node_folder, remove_folder, root_folder
 from flowgentic_actors.cluster.nodes.asking import HEARING
 from flowgentic_actors.cluster.nodes.joining import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.nodes.members import NodeMembers
-from flowgentic_actors.cluster.persist import MANIFEST
+from flowgentic_actors.cluster.persistence.cluster_folders import (
+    MEMORY,
+    claim_node_folder,
+    remove_folder,
+    root_folder,
+)
+from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST
 from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol.assignments import name_of
 from flowgentic_actors.cluster.protocol.host import Beat, EndNode, Grant

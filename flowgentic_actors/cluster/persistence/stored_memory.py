@@ -30,7 +30,12 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.cluster.holder import HOLDER_FILE, HOLDER_LOCK, Hold, is_held
+from flowgentic_actors.cluster.persistence.memory_lock import (
+    HOLDER_FILE,
+    HOLDER_LOCK,
+    Hold,
+    is_held,
+)
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings, reopened_index
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table
 from flowgentic_actors.engine.records import (
