@@ -16,14 +16,19 @@ from flowgentic_actors.actors.daemon_threads import on_daemon_thread, run_blocki
 from flowgentic_actors.adapters.cache import AsyncCache
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
-from flowgentic_actors.cluster.attaching import (
+from flowgentic_actors.cluster.client.attaching import (
     KeptTarget,
     Target,
     config_to_attach,
     find_cluster,
     kept,
 )
-from flowgentic_actors.cluster.client import MemoryClient, RemoteClient
+from flowgentic_actors.cluster.client.cluster_watch import Watched, watched_file
+from flowgentic_actors.cluster.client.host_client import describe
+from flowgentic_actors.cluster.client.inline import InlineClient
+from flowgentic_actors.cluster.client.local_memory import LocalMemory
+from flowgentic_actors.cluster.client.opening_log import count_and_tell, tell_new
+from flowgentic_actors.cluster.client.remote import MemoryClient, RemoteClient
 from flowgentic_actors.cluster.endings import (
     WALLTIME_UNKNOWN,
     refuse_stale,
@@ -31,13 +36,8 @@ from flowgentic_actors.cluster.endings import (
     watch_walltime,
 )
 from flowgentic_actors.cluster.exits import close_at_exit
-from flowgentic_actors.cluster.found import count_and_tell, tell_new
-from flowgentic_actors.cluster.host_client import describe
-from flowgentic_actors.cluster.inline_client import InlineClient
 from flowgentic_actors.cluster.keeper import one_line
-from flowgentic_actors.cluster.local import LocalMemory
 from flowgentic_actors.cluster.owner import Owner
-from flowgentic_actors.cluster.presence import Watched, watched_file
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings

@@ -237,9 +237,9 @@ def blocking_guard() -> BlockBuster:
         function.can_block_in(
             "flowgentic_actors/wire/blocking_connection.py", {"begin", "finish", "close"}
         )
-        for client in ("client", "inline_client"):
+        for client in ("remote", "inline"):
             blocking = {"ask_sync", "ask_each_sync"}
-            function.can_block_in(f"flowgentic_actors/cluster/{client}.py", blocking)
+            function.can_block_in(f"flowgentic_actors/cluster/client/{client}.py", blocking)
         function.can_block_in("flowgentic_actors/actors/daemon_threads.py", {"run_blocking"})
         # An event loop removes the file of a socket that it replaces; asyncio's is excepted anyway.
         function.can_block_in("flowgentic_actors/wire/server.py", {"listen"})

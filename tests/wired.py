@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cluster.inline_client import InlineClient
+from flowgentic_actors.cluster.client.inline import InlineClient
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.limits import UNFIT, encode
 from flowgentic_actors.engine.replies import Reply

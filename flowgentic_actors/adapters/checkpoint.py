@@ -53,7 +53,7 @@ from flowgentic_actors.adapters.serializing import (
     written_values,
 )
 from flowgentic_actors.adapters.staying import StaysHere
-from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.cluster.client.remote import MemoryClient
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import (
     DeleteThread,

@@ -9,9 +9,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from flowgentic_actors.adapters.plan import Ask, Plan, over_table
-from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.cluster.client.remote import MemoryClient
+from flowgentic_actors.cluster.client.routing import shard_of
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
-from flowgentic_actors.cluster.routing import shard_of
 from flowgentic_actors.engine.commands import ListCheckpoints, ListThreads
 from flowgentic_actors.engine.model import Position, ThreadPosition
 from flowgentic_actors.engine.replies import CheckpointRow, ThreadRow

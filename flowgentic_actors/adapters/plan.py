@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from msgspec import Struct
 
 from flowgentic_actors.adapters.backlog import Turn
-from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.cluster.client.remote import MemoryClient
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply

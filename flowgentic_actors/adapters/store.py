@@ -25,7 +25,7 @@ from flowgentic_actors.adapters.ready import Ready
 from flowgentic_actors.adapters.shapes import check_namespace
 from flowgentic_actors.adapters.store_batch import Batch
 from flowgentic_actors.adapters.store_ops import Operations, conflict
-from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.cluster.client.remote import MemoryClient
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings
 from flowgentic_actors.engine.commands import GetItem
 from flowgentic_actors.engine.replies import Conflict

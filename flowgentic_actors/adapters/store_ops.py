@@ -28,7 +28,7 @@ from flowgentic_actors.adapters.items import item_of, search_item_of
 from flowgentic_actors.adapters.plan import Ask, Each, Plan, over_shards, over_table
 from flowgentic_actors.adapters.serializing import entries, name_unserializable
 from flowgentic_actors.adapters.shapes import check_namespace, check_shape, not_a_dict
-from flowgentic_actors.cluster.client import MemoryClient
+from flowgentic_actors.cluster.client.remote import MemoryClient
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import (
     DeleteItem,

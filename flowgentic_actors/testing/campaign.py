@@ -27,8 +27,8 @@ import msgspec
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
-from flowgentic_actors.cluster.client import RemoteClient
-from flowgentic_actors.cluster.host_client import describe
+from flowgentic_actors.cluster.client.host_client import describe
+from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.errors import RequestError
 from flowgentic_actors.memory import MemoryCluster

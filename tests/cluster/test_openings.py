@@ -17,7 +17,7 @@ import pytest
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.actors.spawn import ACTOR_MODULE
-from flowgentic_actors.cluster.host_client import describe
+from flowgentic_actors.cluster.client.host_client import describe
 from flowgentic_actors.cluster.launch import HOST_MODULE
 from flowgentic_actors.cluster.nodes.launching import AGENT_MODULE
 from flowgentic_actors.cluster.rendezvous import Rendezvous

@@ -26,7 +26,7 @@ from langgraph.store.base import (
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.adapters.items import VersionedItem
-from flowgentic_actors.cluster import inline_client
+from flowgentic_actors.cluster.client import inline as inline_client
 from flowgentic_actors.engine import item_queries, pace
 from flowgentic_actors.errors import InvalidRequestError, MemoryFullError, VersionConflictError
 from tests.cluster.helpers import eventually

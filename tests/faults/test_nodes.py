@@ -18,7 +18,7 @@ import pytest
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.actors.ref import ActorRef
-from flowgentic_actors.cluster.client import RemoteClient
+from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.engine.commands import GetItem, PutItem
 from flowgentic_actors.errors import (
     NotSentError,

@@ -13,12 +13,12 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from flowgentic_actors.cluster import client as client_module
-from flowgentic_actors.cluster.client import RemoteClient
+from flowgentic_actors.cluster.client import remote as client_module
+from flowgentic_actors.cluster.client.remote import RemoteClient
+from flowgentic_actors.cluster.client.routing import shard_of
 from flowgentic_actors.cluster.protocol.handle import Descriptor
 from flowgentic_actors.cluster.protocol.host import Description, Place, Places
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table, moves
-from flowgentic_actors.cluster.routing import shard_of
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import CacheGet, CacheSet, Command
 from flowgentic_actors.engine.records import Record

@@ -18,13 +18,13 @@ from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.adapters import plan
-from flowgentic_actors.cluster import client as client_module
-from flowgentic_actors.cluster.client import RemoteClient
-from flowgentic_actors.cluster.news import News
+from flowgentic_actors.cluster.client import remote as client_module
+from flowgentic_actors.cluster.client.notifier import News
+from flowgentic_actors.cluster.client.remote import RemoteClient
+from flowgentic_actors.cluster.client.routing import outdated, shard_of
 from flowgentic_actors.cluster.protocol.handle import Descriptor
 from flowgentic_actors.cluster.protocol.host import Description, Place, Places
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table
-from flowgentic_actors.cluster.routing import outdated, shard_of
 from flowgentic_actors.engine import item_queries, thread_queries
 from flowgentic_actors.engine.commands import (
     CacheClear,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flowgentic_actors.cluster.client import RemoteClient
+from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.engine.commands import Command, GetItem, PutItem, SearchItems
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.errors import ActorUnavailableError, OutcomeUnknownError

@@ -19,7 +19,7 @@ from rich.pretty import pretty_repr
 from rich.traceback import Traceback
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cluster.attaching import find_cluster, kept
+from flowgentic_actors.cluster.client.attaching import find_cluster, kept
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.rendezvous import FirstRank, Note
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE

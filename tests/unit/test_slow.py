@@ -7,7 +7,7 @@ import time
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cluster import inline_client
+from flowgentic_actors.cluster.client import inline as inline_client
 from flowgentic_actors.engine.commands import GetItem, SearchItems
 from flowgentic_actors.shard.slow_requests import SlowRequests
 

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Final
 
-from flowgentic_actors.cluster.client import RemoteClient
+from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.errors import RequestError
 
 _COUNTED: Final = 1.0  # seconds in which actors tell what they hold

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from flowgentic_actors.actors.ref import ActorRef
+from flowgentic_actors.cluster.client.routing import unanswered_read
 from flowgentic_actors.cluster.protocol.handle import Descriptor
 from flowgentic_actors.cluster.protocol.host import (
     Describe,
@@ -27,7 +28,6 @@ from flowgentic_actors.cluster.protocol.host import (
     StatusReply,
 )
 from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus, blocked
-from flowgentic_actors.cluster.routing import unanswered_read
 from flowgentic_actors.errors import FlowgenticError, OutcomeUnknownError, RejectedError
 from flowgentic_actors.wire.addresses import Nowhere
 

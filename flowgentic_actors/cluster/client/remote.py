@@ -12,20 +12,20 @@ from typing import Any, Protocol
 import msgspec
 
 from flowgentic_actors.actors.ref import ActorRef
-from flowgentic_actors.cluster.host_client import HostClient, describe
-from flowgentic_actors.cluster.news import News
-from flowgentic_actors.cluster.presence import ClusterWatch, Watched
-from flowgentic_actors.cluster.protocol.handle import Descriptor
-from flowgentic_actors.cluster.protocol.host import Description, Place, Places
-from flowgentic_actors.cluster.protocol.slot_table import SlotTable
-from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus
-from flowgentic_actors.cluster.routing import (
+from flowgentic_actors.cluster.client.cluster_watch import ClusterWatch, Watched
+from flowgentic_actors.cluster.client.host_client import HostClient, describe
+from flowgentic_actors.cluster.client.notifier import News
+from flowgentic_actors.cluster.client.place_watcher import EventLog, PlaceWatch
+from flowgentic_actors.cluster.client.routing import (
     failed,
     outdated,
     shard_of,
     worth_asking_again,
 )
-from flowgentic_actors.cluster.watching import EventLog, PlaceWatch
+from flowgentic_actors.cluster.protocol.handle import Descriptor
+from flowgentic_actors.cluster.protocol.host import Description, Place, Places
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable
+from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.deadlines import Deadline, Patience, tell_when_blocked
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.limits import UNFIT, encode, refusal

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from flowgentic_actors.cluster.found import tell_found, tell_new
+from flowgentic_actors.cluster.client.opening_log import tell_found, tell_new
 from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory, await_free, reopening
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings, SharedSettings
 from flowgentic_actors.cluster.sizes import shard_settings

@@ -11,7 +11,7 @@ from typing import Final
 
 from flowgentic_actors.actors.actor import SLOW
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.cluster.local import LocalMemory
+from flowgentic_actors.cluster.client.local_memory import LocalMemory
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.cluster.protocol.status import (
