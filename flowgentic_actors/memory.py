@@ -35,15 +35,15 @@ from flowgentic_actors.cluster.endings import (
     watch_stop_file,
     watch_walltime,
 )
-from flowgentic_actors.cluster.exits import close_at_exit
-from flowgentic_actors.cluster.keeper import one_line
-from flowgentic_actors.cluster.owner import Owner
+from flowgentic_actors.cluster.opener.exit_hook import close_at_exit
+from flowgentic_actors.cluster.opener.host_watchdog import one_line
+from flowgentic_actors.cluster.opener.owner import Owner
+from flowgentic_actors.cluster.opener.rendezvous import Rendezvous
+from flowgentic_actors.cluster.opener.signals import on_sigterm, on_stop_signal
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
 from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus
-from flowgentic_actors.cluster.rendezvous import Rendezvous
-from flowgentic_actors.cluster.signals import on_sigterm, on_stop_signal
 from flowgentic_actors.cluster.sizes import shard_settings, transfer_rate
 from flowgentic_actors.config import MemoryConfig, config_of
 from flowgentic_actors.environment import (

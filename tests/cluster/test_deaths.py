@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from flowgentic_actors import ClusterEvent, MemoryCluster
-from flowgentic_actors.cluster.keeper import HostKeeper
+from flowgentic_actors.cluster.opener.host_watchdog import HostKeeper
 from flowgentic_actors.cluster.persistence.cluster_folders import HOST_SOCKET
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import MemoryFailedError, OutcomeUnknownError, RequestError

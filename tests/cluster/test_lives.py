@@ -18,7 +18,7 @@ import msgspec
 import psutil
 import pytest
 
-import flowgentic_actors.cluster.launch
+import flowgentic_actors.cluster.opener.host_launcher
 import flowgentic_actors.memory
 from flowgentic_actors import ClusterEvent, ClusterHandle, MemoryCluster
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE, SchedulerJob, dragon_launcher
@@ -543,7 +543,9 @@ async def test_a_dragon_that_does_not_come_up_falls_back_too(
     launcher = tmp_path / "dragon"
     launcher.write_text("#!/bin/sh\necho no more semaphores >&2\nexit 1\n")
     launcher.chmod(0o755)
-    monkeypatch.setattr(flowgentic_actors.cluster.launch, "dragon_launcher", lambda: str(launcher))
+    monkeypatch.setattr(
+        flowgentic_actors.cluster.opener.host_launcher, "dragon_launcher", lambda: str(launcher)
+    )
     async with MemoryCluster(mode="distributed") as memory:
         assert not memory.is_distributed
         await remembers(memory)
@@ -565,7 +567,9 @@ async def test_a_dragon_that_fails_once_to_come_up_is_started_once_more(
         f'#!/bin/sh\nif mkdir {tmp_path}/first; then exit 1; fi\nexec {real} "$@"\n'
     )
     launcher.chmod(0o755)
-    monkeypatch.setattr(flowgentic_actors.cluster.launch, "dragon_launcher", lambda: str(launcher))
+    monkeypatch.setattr(
+        flowgentic_actors.cluster.opener.host_launcher, "dragon_launcher", lambda: str(launcher)
+    )
     async with MemoryCluster(mode="distributed", fallback_to_local=False) as memory:
         await remembers(memory)
         assert (await memory.status()).spawner == "dragon"

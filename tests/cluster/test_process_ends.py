@@ -173,7 +173,7 @@ WAYS: dict[str, Way] = {
     ),
     "atexit of before": Way(
         """
-    atexit.unregister(sys.modules["flowgentic_actors.cluster.exits"]._close_all)
+    atexit.unregister(sys.modules["flowgentic_actors.cluster.opener.exit_hook"]._close_all)
     memory = opened()
     atexit.register(memory.close)
     """
@@ -346,7 +346,7 @@ def test_sigterm_ends_the_first_process_of_a_container(mode: str, tmp_path: Path
 CLOSED_BY_SIGNAL = """
     import asyncio, json, os, signal, sys, time
     from flowgentic_actors import MemoryCluster
-    from flowgentic_actors.cluster import signals
+    from flowgentic_actors.cluster.opener import signals
     from flowgentic_actors.errors import ClusterClosingError
 
     async def main():

@@ -29,13 +29,13 @@ from flowgentic_actors import ClusterHandle, MemoryCluster, UntrustedPathError
 from flowgentic_actors.actors.link import SupervisorLink
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.cluster import private
+from flowgentic_actors.cluster.opener.rendezvous import Rendezvous
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     descriptor_of,
     find_memory,
     root_folder,
 )
 from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory, snapshot
-from flowgentic_actors.cluster.rendezvous import Rendezvous
 from flowgentic_actors.environment import StepRank
 from flowgentic_actors.errors import FlowgenticError
 from flowgentic_actors.secret import Secret

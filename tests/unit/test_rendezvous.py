@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from flowgentic_actors.actors.process_record import started_at
-from flowgentic_actors.cluster import rendezvous
+from flowgentic_actors.cluster.opener import rendezvous
+from flowgentic_actors.cluster.opener.rendezvous import FirstRank, Note, Rendezvous
 from flowgentic_actors.cluster.protocol.handle import Descriptor
-from flowgentic_actors.cluster.rendezvous import FirstRank, Note, Rendezvous
 from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.secret import Secret, revealed

@@ -20,8 +20,8 @@ from rich.traceback import Traceback
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.cluster.client.attaching import find_cluster, kept
+from flowgentic_actors.cluster.opener.rendezvous import FirstRank, Note
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
-from flowgentic_actors.cluster.rendezvous import FirstRank, Note
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE
 from flowgentic_actors.errors import ClusterNotFoundError
 from flowgentic_actors.secret import Secret, concealed, revealed

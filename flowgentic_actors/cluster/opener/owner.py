@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from flowgentic_actors.cluster.endings import refuse_stale
-from flowgentic_actors.cluster.keeper import HostKeeper
+from flowgentic_actors.cluster.opener.host_watchdog import HostKeeper
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     DESCRIPTOR,
     HOST_SOCKET,

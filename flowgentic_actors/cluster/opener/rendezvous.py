@@ -25,7 +25,7 @@ import msgspec
 
 from flowgentic_actors.actors.process_record import is_alive, started_at
 from flowgentic_actors.cluster.client.host_client import describe
-from flowgentic_actors.cluster.hostlink import HostLink
+from flowgentic_actors.cluster.opener.host_connection import HostLink
 from flowgentic_actors.cluster.persistence.cluster_folders import root_folder, root_locked
 from flowgentic_actors.cluster.protocol.handle import Descriptor
 from flowgentic_actors.cluster.protocol.host import AwaitRanks, Enter, RanksReply

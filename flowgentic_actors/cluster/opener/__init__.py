@@ -1,0 +1,1 @@
+"""Opens a cluster: starts its host and watches it."""
