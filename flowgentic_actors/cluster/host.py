@@ -36,11 +36,11 @@ from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.cluster.endings import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
 from flowgentic_actors.cluster.history import History
 from flowgentic_actors.cluster.logs import log_tail, with_last_line
-from flowgentic_actors.cluster.nodes.federation import Federation
-from flowgentic_actors.cluster.nodes.gathering import Gathering
-from flowgentic_actors.cluster.nodes.launching import DragonNodeLauncher, LocalNodeLauncher
-from flowgentic_actors.cluster.nodes.members import REPLICATED_FACTORY
+from flowgentic_actors.cluster.nodes.controller import Federation
+from flowgentic_actors.cluster.nodes.node_launcher import DragonNodeLauncher, LocalNodeLauncher
+from flowgentic_actors.cluster.nodes.node_pool import Gathering
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
+from flowgentic_actors.cluster.nodes.replica_manager import REPLICATED_FACTORY
 from flowgentic_actors.cluster.opener.host_launcher import LOG_FILE
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     HOST_LOCK,

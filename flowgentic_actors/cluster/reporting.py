@@ -14,7 +14,7 @@ import anyio
 from flowgentic_actors.actors.child import Child, ChildState
 from flowgentic_actors.actors.stats_query import hear
 from flowgentic_actors.actors.supervisor import Supervisor
-from flowgentic_actors.cluster.nodes.federation import Federation
+from flowgentic_actors.cluster.nodes.controller import Federation
 from flowgentic_actors.cluster.protocol.assignments import name_of
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.cluster.protocol.slot_table import even_table

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from flowgentic_actors.cluster.nodes.coordinator import Coordinator, NodeEvent
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
-from flowgentic_actors.cluster.nodes.plan import ClusterPlan
+from flowgentic_actors.cluster.nodes.placement import Coordinator, NodeEvent
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine.slots import SLOTS

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from flowgentic_actors.cluster.nodes.coordinator import Coordinator
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
-from flowgentic_actors.cluster.nodes.plan import ClusterPlan
+from flowgentic_actors.cluster.nodes.placement import Coordinator
 from flowgentic_actors.cluster.protocol.assignments import Member
 from flowgentic_actors.cluster.protocol.host import Place, Places
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table, moves, rebalanced

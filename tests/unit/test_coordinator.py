@@ -23,9 +23,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from flowgentic_actors.cluster.nodes.coordinator import Coordinator
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases, HeldLease
-from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
+from flowgentic_actors.cluster.nodes.placement import Coordinator
 from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders
 from tests.conftest import amounts
 

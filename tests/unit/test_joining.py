@@ -15,7 +15,7 @@ import pytest
 from rich.pretty import pretty_repr
 
 from flowgentic_actors.actors.supervisor import SupervisorSettings
-from flowgentic_actors.cluster.nodes.joining import (
+from flowgentic_actors.cluster.nodes.join_protocol import (
     Join,
     JoinDesk,
     NodeSpec,

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from flowgentic_actors.actors.child import ChildState
-from flowgentic_actors.cluster.nodes.members import NodeMembers
+from flowgentic_actors.cluster.nodes.replica_manager import NodeMembers
 from flowgentic_actors.cluster.protocol.assignments import Duty, Orders, name_of
 from flowgentic_actors.secret import Secret
 

@@ -26,8 +26,8 @@ from msgspec import Raw
 from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
-from flowgentic_actors.cluster.nodes.coordinator import Coordinator
-from flowgentic_actors.cluster.nodes.plan import ClusterPlan
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
+from flowgentic_actors.cluster.nodes.placement import Coordinator
 from flowgentic_actors.cluster.protocol.assignments import name_of
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table
 from flowgentic_actors.engine import Shard, pace

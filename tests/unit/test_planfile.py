@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.errors import ClusterOpenError

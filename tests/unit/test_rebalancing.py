@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowgentic_actors.cluster.nodes import rebalancing
-from flowgentic_actors.cluster.nodes.coordinator import Coordinator
-from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
+from flowgentic_actors.cluster.nodes.placement import Coordinator
 from flowgentic_actors.cluster.nodes.rebalancing import Layout, Rebalancing, lay_out
 from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders
 from flowgentic_actors.cluster.protocol.slot_table import even_table

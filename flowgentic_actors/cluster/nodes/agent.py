@@ -28,10 +28,10 @@ from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.stats_query import hear
 from flowgentic_actors.actors.supervisor import Supervisor
-from flowgentic_actors.cluster.nodes.asking import HEARING
-from flowgentic_actors.cluster.nodes.joining import Join, NodeSpec, join, take_ticket
+from flowgentic_actors.cluster.nodes.join_protocol import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
-from flowgentic_actors.cluster.nodes.members import NodeMembers
+from flowgentic_actors.cluster.nodes.replica_manager import NodeMembers
+from flowgentic_actors.cluster.nodes.stats_queries import HEARING
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     MEMORY,
     claim_node_folder,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from flowgentic_actors.cluster.nodes.coordinator import Coordinator
-from flowgentic_actors.cluster.nodes.plan import ShardPlan
+from flowgentic_actors.cluster.nodes.cluster_plan import ShardPlan
+from flowgentic_actors.cluster.nodes.placement import Coordinator
 from flowgentic_actors.cluster.protocol.assignments import Member, name_of
 from flowgentic_actors.cluster.protocol.host import Place
 from flowgentic_actors.cluster.protocol.status import ActorStatus, NodeStatus, known_stats

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.cluster.nodes.plan import ClusterPlan
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.storage.private_files import overwrite, read_private
 

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 import anyio
 
-from flowgentic_actors.cluster.nodes.coordinator import Coordinator
-from flowgentic_actors.cluster.nodes.plan import ClusterPlan
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
+from flowgentic_actors.cluster.nodes.placement import Coordinator
 from flowgentic_actors.cluster.protocol.assignments import name_of
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, moves, rebalanced
 from flowgentic_actors.errors import RejectedError

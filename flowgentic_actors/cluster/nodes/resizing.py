@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from anyio.abc import TaskGroup
 
-from flowgentic_actors.cluster.nodes.coordinator import Coordinator
-from flowgentic_actors.cluster.nodes.gathering import Gathering
-from flowgentic_actors.cluster.nodes.joining import NodeSpec
+from flowgentic_actors.cluster.nodes.join_protocol import NodeSpec
+from flowgentic_actors.cluster.nodes.node_pool import Gathering
+from flowgentic_actors.cluster.nodes.placement import Coordinator
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.protocol.host import Rebalance, RebalanceReply
 from flowgentic_actors.errors import FlowgenticError, InvalidRequestError, RejectedError

@@ -19,17 +19,17 @@ from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.supervisor import Supervisor
-from flowgentic_actors.cluster.nodes.asking import NodeAsking
-from flowgentic_actors.cluster.nodes.coordinator import Coordinator
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.directory import actors_of, nodes_of, places_of
-from flowgentic_actors.cluster.nodes.gathering import Gathering
-from flowgentic_actors.cluster.nodes.joining import NodeSpec
+from flowgentic_actors.cluster.nodes.join_protocol import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
-from flowgentic_actors.cluster.nodes.members import NodeMembers
-from flowgentic_actors.cluster.nodes.plan import ClusterPlan
+from flowgentic_actors.cluster.nodes.node_pool import Gathering
+from flowgentic_actors.cluster.nodes.placement import Coordinator
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
+from flowgentic_actors.cluster.nodes.replica_manager import NodeMembers
 from flowgentic_actors.cluster.nodes.resizing import Resizing
+from flowgentic_actors.cluster.nodes.stats_queries import NodeAsking
 from flowgentic_actors.cluster.protocol.assignments import name_of
 from flowgentic_actors.cluster.protocol.host import (
     Beat,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
-from flowgentic_actors.cluster.nodes.moves import SlotMoves
-from flowgentic_actors.cluster.nodes.plan import ClusterPlan, ShardPlan
+from flowgentic_actors.cluster.nodes.slot_migrations import SlotMoves
 from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders, name_of
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.addresses import Address

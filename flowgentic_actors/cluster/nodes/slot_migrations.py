@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from flowgentic_actors.cluster.nodes.plan import ClusterPlan, Move, ShardPlan
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, Move, ShardPlan
 from flowgentic_actors.cluster.protocol.assignments import name_of
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.slots import SlotSet

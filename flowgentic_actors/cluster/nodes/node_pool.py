@@ -11,8 +11,8 @@ from typing import Final
 import anyio
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.cluster.nodes.joining import Join, JoinDesk, NodeSpec, Ticket
-from flowgentic_actors.cluster.nodes.launching import NodeLauncher
+from flowgentic_actors.cluster.nodes.join_protocol import Join, JoinDesk, NodeSpec, Ticket
+from flowgentic_actors.cluster.nodes.node_launcher import NodeLauncher
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
