@@ -29,7 +29,7 @@ from flowgentic_actors.cluster.client.inline import InlineClient
 from flowgentic_actors.cluster.client.local_memory import LocalMemory
 from flowgentic_actors.cluster.client.opening_log import count_and_tell, tell_new
 from flowgentic_actors.cluster.client.remote import MemoryClient, RemoteClient
-from flowgentic_actors.cluster.endings import (
+from flowgentic_actors.cluster.job_end import (
     WALLTIME_UNKNOWN,
     refuse_stale,
     watch_stop_file,
@@ -44,7 +44,7 @@ from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
 from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus
-from flowgentic_actors.cluster.sizes import shard_settings, transfer_rate
+from flowgentic_actors.cluster.shard_limits import shard_settings, transfer_rate
 from flowgentic_actors.config import MemoryConfig, config_of
 from flowgentic_actors.environment import (
     inside_dragon,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cluster.private import socket_folder
+from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.python import interpreter
 from tests.cluster.helpers import python
@@ -98,7 +98,7 @@ async def test_the_short_folder_is_refused_where_others_could_write(
     monkeypatch.chdir(here)
     long = tmp_path / ("x" * 100)
     long.mkdir()
-    monkeypatch.setattr("flowgentic_actors.cluster.private._SHORT", tmp_path)
+    monkeypatch.setattr("flowgentic_actors.cluster.socket_folders._SHORT", tmp_path)
     (tmp_path / f"flowgentic-sockets-{os.geteuid()}").symlink_to(long)
     with pytest.raises(ClusterOpenError, match="is no folder"):
         await MemoryCluster(**SETTINGS["subprocess"], scratch=long).__aenter__()

@@ -28,7 +28,7 @@ import pytest
 from flowgentic_actors import ClusterHandle, MemoryCluster, UntrustedPathError
 from flowgentic_actors.actors.link import SupervisorLink
 from flowgentic_actors.actors.spec import ActorSpec
-from flowgentic_actors.cluster import private
+from flowgentic_actors.cluster import socket_folders
 from flowgentic_actors.cluster.opener.rendezvous import Rendezvous
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     descriptor_of,
@@ -398,8 +398,8 @@ def attach_by_name(shared: Path) -> None:
 
 
 def place_sockets(shared: Path) -> None:
-    setattr(private, "_SHORT", shared)  # noqa: B010 - it is final elsewhere
-    private.make_socket_folder(shared / ("x" * 100))
+    setattr(socket_folders, "_SHORT", shared)  # noqa: B010 - it is final elsewhere
+    socket_folders.make_socket_folder(shared / ("x" * 100))
 
 
 def fill(root: Path) -> None:

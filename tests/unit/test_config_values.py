@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from flowgentic_actors import MemoryCluster, MemoryConfig
-from flowgentic_actors.cluster.sizes import transfer_rate
+from flowgentic_actors.cluster.shard_limits import transfer_rate
 from flowgentic_actors.errors import InvalidRequestError
 from flowgentic_actors.langGraph import memory as flowgentic
 

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 
 from flowgentic_actors.actors.process_record import RECORD_FILE, ProcessRecord
-from flowgentic_actors.cluster import history
-from flowgentic_actors.cluster.history import HISTORY_FILE, History
+from flowgentic_actors.cluster.host import event_log
+from flowgentic_actors.cluster.host.event_log import HISTORY_FILE, History
 from flowgentic_actors.cluster.persistence import memory_lock as holders
 from flowgentic_actors.cluster.persistence.memory_lock import (
     HOLDER_FILE,
@@ -149,7 +149,7 @@ def test_an_event_after_a_line_that_was_cut_is_kept(tmp_path: Path) -> None:
 
 
 def test_only_the_last_events_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "_KEPT", 5)
+    monkeypatch.setattr(event_log, "_KEPT", 5)
     for _ in range(4):
         events = History(tmp_path)
         for _ in range(4):

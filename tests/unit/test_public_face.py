@@ -61,7 +61,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 PROGRAMS = [
-    "cluster.host",
+    "cluster.host.host",
     "cluster.nodes.agent",
     "actors.process",
     "shard.replication.replica_actor",

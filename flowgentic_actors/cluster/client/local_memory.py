@@ -13,7 +13,7 @@ from typing import Literal
 from flowgentic_actors.cluster.client.opening_log import tell_found, tell_new
 from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory, await_free, reopening
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings, SharedSettings
-from flowgentic_actors.cluster.sizes import shard_settings
+from flowgentic_actors.cluster.shard_limits import shard_settings
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply

@@ -39,9 +39,9 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     root_folder,
 )
 from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST
-from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol.assignments import name_of
 from flowgentic_actors.cluster.protocol.host import Beat, EndNode, Grant
+from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_folder
 from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.dragon.spawner import DragonSpawner

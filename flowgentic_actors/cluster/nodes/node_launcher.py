@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.cluster.logs import log_tail, with_last_line
 from flowgentic_actors.cluster.nodes.join_protocol import Ticket
+from flowgentic_actors.cluster.process_logs import log_tail, with_last_line
 from flowgentic_actors.dragon.spawner import dragon_nodes, start_dragon_process
 from flowgentic_actors.python import python_command
 from flowgentic_actors.storage.private_files import open_log

@@ -35,7 +35,7 @@ from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
 from flowgentic_actors.python import python_command, python_environ, told_of_children
 from flowgentic_actors.storage.private_files import open_log, read_private
 
-HOST_MODULE = "flowgentic_actors.cluster.host"
+HOST_MODULE = "flowgentic_actors.cluster.host.host"
 LOG_FILE = "host.log"
 _POLL = 0.02
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit

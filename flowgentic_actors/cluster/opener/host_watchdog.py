@@ -23,11 +23,10 @@ import msgspec
 from flowgentic_actors.actors.process_record import ProcessRecord, end_all
 from flowgentic_actors.actors.refusing_server import Refusal, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy
-from flowgentic_actors.cluster.logs import last_line, log_tail
 from flowgentic_actors.cluster.opener.host_connection import HostLink, readable
 from flowgentic_actors.cluster.opener.host_launcher import LOG_FILE, HostProcess, launch_host
 from flowgentic_actors.cluster.persistence.cluster_folders import HOST_SOCKET, PID_FILE
-from flowgentic_actors.cluster.private import socket_folder
+from flowgentic_actors.cluster.process_logs import last_line, log_tail
 from flowgentic_actors.cluster.protocol.host import (
     Describe,
     Description,
@@ -39,6 +38,7 @@ from flowgentic_actors.cluster.protocol.host import (
     ShutdownReply,
 )
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec, actor_addresses
+from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, RequestExpiredError
 from flowgentic_actors.secret import Secret, revealed

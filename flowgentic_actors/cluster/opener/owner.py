@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from flowgentic_actors.cluster.endings import refuse_stale
+from flowgentic_actors.cluster.job_end import refuse_stale
 from flowgentic_actors.cluster.opener.host_watchdog import HostKeeper
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     DESCRIPTOR,
@@ -24,12 +24,12 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     root_folder,
 )
 from flowgentic_actors.cluster.persistence.stored_memory import await_free, check_index, memory_path
-from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec, OrphanLimits
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
-from flowgentic_actors.cluster.sizes import shard_settings
+from flowgentic_actors.cluster.shard_limits import shard_settings
+from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_bytes

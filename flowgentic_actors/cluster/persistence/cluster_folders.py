@@ -26,12 +26,12 @@ from glob import glob
 from pathlib import Path
 
 from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST, holds_memory
-from flowgentic_actors.cluster.private import (
+from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
+from flowgentic_actors.cluster.socket_folders import (
     make_socket_folder,
     private_folder,
     remove_socket_folder,
 )
-from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
 from flowgentic_actors.dragon.ddict_sizing import end_tiers
 from flowgentic_actors.errors import (
     ClusterExistsError,

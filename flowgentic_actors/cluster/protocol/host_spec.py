@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from flowgentic_actors.cluster.private import socket_folder
 from flowgentic_actors.cluster.protocol.assignments import name_of
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
+from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.wire.identity import Identity

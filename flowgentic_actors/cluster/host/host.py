@@ -33,9 +33,10 @@ from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.refusing_server import Refusal, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
-from flowgentic_actors.cluster.endings import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
-from flowgentic_actors.cluster.history import History
-from flowgentic_actors.cluster.logs import log_tail, with_last_line
+from flowgentic_actors.cluster.host.event_log import History
+from flowgentic_actors.cluster.host.ranks import Ranks
+from flowgentic_actors.cluster.host.reporter import Reporter
+from flowgentic_actors.cluster.job_end import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
 from flowgentic_actors.cluster.nodes.controller import Federation
 from flowgentic_actors.cluster.nodes.node_launcher import DragonNodeLauncher, LocalNodeLauncher
 from flowgentic_actors.cluster.nodes.node_pool import Gathering
@@ -57,7 +58,7 @@ from flowgentic_actors.cluster.persistence.stored_memory import (
     holds_memory,
     reopening,
 )
-from flowgentic_actors.cluster.private import socket_folder
+from flowgentic_actors.cluster.process_logs import log_tail, with_last_line
 from flowgentic_actors.cluster.protocol.assignments import name_of
 from flowgentic_actors.cluster.protocol.host import (
     AwaitRanks,
@@ -84,8 +85,7 @@ from flowgentic_actors.cluster.protocol.host import (
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.cluster.protocol.status import ClusterEvent
-from flowgentic_actors.cluster.ranks import Ranks
-from flowgentic_actors.cluster.reporting import Reporter
+from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_folder
 from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.dragon.spawner import DragonSpawner

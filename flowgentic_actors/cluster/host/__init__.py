@@ -1,0 +1,1 @@
+"""The program that supervises a cluster's actors."""
