@@ -10,9 +10,9 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.decoding import serializer_of
 from flowgentic_actors.adapters.ids import text_of
-from flowgentic_actors.adapters.plan import Ask, Plan, over_table, run, run_sync
+from flowgentic_actors.adapters.not_picklable import StaysHere
+from flowgentic_actors.adapters.operations import Ask, Plan, over_table, run, run_sync
 from flowgentic_actors.adapters.serializing import Named, name_unserializable
-from flowgentic_actors.adapters.staying import StaysHere
 from flowgentic_actors.cluster.client.remote import MemoryClient
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import CacheClear, CacheEntry, CacheGet, CacheKey, CacheSet

@@ -21,8 +21,18 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.backlog import Backlog
+from flowgentic_actors.adapters.chunked_lists.format import (
+    KIND,
+    MARK,
+    LongList,
+    find,
+    load,
+    no_version,
+    read_manifest,
+)
+from flowgentic_actors.adapters.chunked_lists.outgoing import SPLIT, Outgoing
+from flowgentic_actors.adapters.chunked_lists.recent import RecentLists
 from flowgentic_actors.adapters.decoding import serializer_of
-from flowgentic_actors.adapters.facets import MetadataFilter
 from flowgentic_actors.adapters.heads import checked, checked_task, metadata_of
 from flowgentic_actors.adapters.ids import (
     identify,
@@ -32,27 +42,17 @@ from flowgentic_actors.adapters.ids import (
     texts_of,
     thread_of,
 )
+from flowgentic_actors.adapters.indexed_metadata import MetadataFilter
 from flowgentic_actors.adapters.items import micros_of, time_of
 from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thread_position
-from flowgentic_actors.adapters.parts import (
-    KIND,
-    MARK,
-    LongList,
-    find,
-    load,
-    no_version,
-    read_manifest,
-)
-from flowgentic_actors.adapters.parts_known import RecentLists
-from flowgentic_actors.adapters.parts_sending import SPLIT, Outgoing
-from flowgentic_actors.adapters.plan import Ask, Plan, WritePlan, over_table, run, run_sync
-from flowgentic_actors.adapters.ready import Ready
+from flowgentic_actors.adapters.not_picklable import StaysHere
+from flowgentic_actors.adapters.operations import Ask, Plan, WritePlan, over_table, run, run_sync
+from flowgentic_actors.adapters.ready_result import Ready
 from flowgentic_actors.adapters.serializing import (
     checkpoint_values,
     name_unserializable,
     written_values,
 )
-from flowgentic_actors.adapters.staying import StaysHere
 from flowgentic_actors.cluster.client.remote import MemoryClient
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import (

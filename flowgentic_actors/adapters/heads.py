@@ -12,8 +12,8 @@ from typing import Any, Final
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import EXCLUDED_METADATA_KEYS, CheckpointMetadata
 
-from flowgentic_actors.adapters.facets import INT64, add_facet, mended
 from flowgentic_actors.adapters.ids import text_of
+from flowgentic_actors.adapters.indexed_metadata import INT64, add_facet, mended
 from flowgentic_actors.engine.limits import (
     UNFIT,
     CheckpointHead,

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from flowgentic_actors.adapters.plan import Ask, Plan, over_table
+from flowgentic_actors.adapters.operations import Ask, Plan, over_table
 from flowgentic_actors.cluster.client.remote import MemoryClient
 from flowgentic_actors.cluster.client.routing import shard_of
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable

@@ -20,8 +20,8 @@ from langgraph.store.base import (
 )
 
 from flowgentic_actors.adapters.decoding import serializer_of
-from flowgentic_actors.adapters.plan import run, run_sync
-from flowgentic_actors.adapters.ready import Ready
+from flowgentic_actors.adapters.operations import run, run_sync
+from flowgentic_actors.adapters.ready_result import Ready
 from flowgentic_actors.adapters.shapes import check_namespace
 from flowgentic_actors.adapters.store_batch import Batch
 from flowgentic_actors.adapters.store_ops import Operations, conflict

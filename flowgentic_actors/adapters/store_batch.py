@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from langgraph.store.base import Op, PutOp, Result, SearchOp
 
-from flowgentic_actors.adapters.plan import Plan, each
+from flowgentic_actors.adapters.operations import Plan, each
 from flowgentic_actors.adapters.store_ops import Change, Operations, Wide
 from flowgentic_actors.engine.commands import GetItem, PutItem
 from flowgentic_actors.engine.limits import ItemPlace

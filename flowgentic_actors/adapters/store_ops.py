@@ -22,10 +22,10 @@ from langgraph.store.base import (
     validate_op_namespace,
 )
 
-from flowgentic_actors.adapters.facets import replaced
 from flowgentic_actors.adapters.ids import text_of, whole
+from flowgentic_actors.adapters.indexed_metadata import replaced
 from flowgentic_actors.adapters.items import item_of, search_item_of
-from flowgentic_actors.adapters.plan import Ask, Each, Plan, over_shards, over_table
+from flowgentic_actors.adapters.operations import Ask, Each, Plan, over_shards, over_table
 from flowgentic_actors.adapters.serializing import entries, name_unserializable
 from flowgentic_actors.adapters.shapes import check_namespace, check_shape, not_a_dict
 from flowgentic_actors.cluster.client.remote import MemoryClient

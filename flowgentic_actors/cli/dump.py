@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from flowgentic_actors.adapters.parts import find, load
+from flowgentic_actors.adapters.chunked_lists.format import find, load
 from flowgentic_actors.cli.snapshot import add_memory
 from flowgentic_actors.cli.values import readable
 from flowgentic_actors.cluster.persistence.cluster_folders import find_memory

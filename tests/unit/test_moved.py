@@ -17,7 +17,7 @@ from flowgentic_actors import AsyncCache, AsyncCheckpointSaver, AsyncStore
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.actors.runtime import ActorRuntime
-from flowgentic_actors.adapters import plan
+from flowgentic_actors.adapters import operations
 from flowgentic_actors.cluster.client import remote as client_module
 from flowgentic_actors.cluster.client.notifier import News
 from flowgentic_actors.cluster.client.remote import RemoteClient
@@ -329,7 +329,7 @@ async def test_a_cache_of_a_shard_that_has_ended_is_another_ones(
 async def test_what_moves_for_too_long_is_said_to_fail(
     world: World, store: AsyncStore, blocking: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "MOVING", 0.2)
+    monkeypatch.setattr(operations, "MOVING", 0.2)
     world.answers = False
     begun = time.monotonic()
     with pytest.raises((SlotsMovedError, PartialFailureError), match="asked by table 1"):

@@ -23,11 +23,14 @@ from langgraph.checkpoint.base import ChannelVersions
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from flowgentic_actors.adapters import checkpoint as checkpoint_module
-from flowgentic_actors.adapters import parts, parts_cutting, parts_known, parts_sending
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
-from flowgentic_actors.adapters.parts import LongList, Part, load
-from flowgentic_actors.adapters.parts_cutting import cut
-from flowgentic_actors.adapters.parts_known import RecentLists
+from flowgentic_actors.adapters.chunked_lists import chunking
+from flowgentic_actors.adapters.chunked_lists import format as list_format
+from flowgentic_actors.adapters.chunked_lists import outgoing as outgoing_lists
+from flowgentic_actors.adapters.chunked_lists import recent as recent_lists
+from flowgentic_actors.adapters.chunked_lists.chunking import cut
+from flowgentic_actors.adapters.chunked_lists.format import LongList, Part, load
+from flowgentic_actors.adapters.chunked_lists.recent import RecentLists
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import Command, ListCheckpoints, PutCheckpoint
@@ -55,12 +58,12 @@ REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 def small_parts() -> Iterator[None]:
     """Parts of a few items, so that short lists have many."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts_sending, "SPLIT", 40)
+        patch.setattr(outgoing_lists, "SPLIT", 40)
         patch.setattr(checkpoint_module, "SPLIT", 40)
-        patch.setattr(parts_cutting, "PART", 200)
-        patch.setattr(parts_cutting, "_TINY", 12)
-        patch.setattr(parts_cutting, "_SCAN", 800)
-        patch.setattr(parts_cutting, "_FRAGMENTS", 6)
+        patch.setattr(chunking, "PART", 200)
+        patch.setattr(chunking, "_TINY", 12)
+        patch.setattr(chunking, "_SCAN", 800)
+        patch.setattr(chunking, "_FRAGMENTS", 6)
         yield
 
 
@@ -121,8 +124,8 @@ def test_any_list_is_the_sum_of_its_parts(data: st.DataObject) -> None:
         for part, blob in found:
             assert part.size == len(blob[1])
             assert part.items > 0
-            assert part.size <= 2 * parts_cutting.PART or part.items == 1
-        assert len(found) <= 6 + 8 * sum(part.size for part, _ in found) / parts_cutting.PART + 8
+            assert part.size <= 2 * chunking.PART or part.items == 1
+        assert len(found) <= 6 + 8 * sum(part.size for part, _ in found) / chunking.PART + 8
         base = tuple(part for part, _ in found)
         value = data.draw(changed(value))
 
@@ -150,7 +153,7 @@ def test_a_long_conversation_is_written_a_few_times_over() -> None:
         written += sum(part.size for part, _ in found if part.name not in stored)
         base = tuple(part for part, _ in found)
         size = sum(part.size for part in base)
-        most = max(most, len(base) - 4 * size // parts_cutting.PART)
+        most = max(most, len(base) - 4 * size // chunking.PART)
     assert written < 6 * size
     assert most <= 16  # beyond what the size accounts for
 
@@ -178,7 +181,7 @@ def test_items_taken_out_or_put_in_cost_what_is_around_them(where: int, count: i
         found = cut(after, dumps, base)
         assert whole(found) == after
         new = sum(part.size for part, _ in found if part.name not in stored)
-        assert new < (count + 4) * 40 + 3 * parts_cutting.PART
+        assert new < (count + 4) * 40 + 3 * chunking.PART
 
 
 def test_items_that_are_all_the_same_are_no_trouble() -> None:
@@ -189,15 +192,15 @@ def test_items_that_are_all_the_same_are_no_trouble() -> None:
 
 
 def test_the_type_of_a_blob_belongs_to_its_name() -> None:
-    assert parts.name_of(("a", b"bc")) != parts.name_of(("ab", b"c"))
-    assert parts.name_of(("a", b"bc")) == parts.name_of(("a", b"bc"))
+    assert list_format.name_of(("a", b"bc")) != list_format.name_of(("ab", b"c"))
+    assert list_format.name_of(("a", b"bc")) == list_format.name_of(("a", b"bc"))
 
 
 def test_a_list_that_was_never_cut_is_cut_by_its_size() -> None:
     value = [{"text": "x" * size} for size in random.Random(1).choices([1, 50, 500], k=200)]
     found = cut(value, dumps, average=len(dumps(value)[1]) / 200)
     assert whole(found) == value
-    assert len(found) < 2 * len(dumps(value)[1]) / parts_cutting.PART
+    assert len(found) < 2 * len(dumps(value)[1]) / chunking.PART
 
 
 def test_a_part_that_is_not_there_is_told() -> None:
@@ -207,7 +210,7 @@ def test_a_part_that_is_not_there_is_told() -> None:
     (command,) = client.sent
     blobs = {name: blob for name, blob in command.blobs.items() if not name.startswith("\0")}
     with pytest.raises(JournalDamagedError, match="'a'"):
-        parts.find(command.versions, blobs)
+        list_format.find(command.versions, blobs)
 
 
 # ---------------------------------------------------------------------- what is remembered
@@ -235,7 +238,7 @@ def test_the_lists_of_the_parent_come_first() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts_known, "_REMEMBERED", 100)
+    monkeypatch.setattr(recent_lists, "_REMEMBERED", 100)
     recent = RecentLists()
     for number in range(40):
         for step in range(3):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 from zlib import crc32
 
-from flowgentic_actors.adapters.parts import Part, Piece, name_of
+from flowgentic_actors.adapters.chunked_lists.format import Part, Piece, name_of
 from flowgentic_actors.engine.model import Blob
 
 PART: Final = 64 << 10

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from flowgentic_actors.adapters.parts import LongList
+from flowgentic_actors.adapters.chunked_lists.format import LongList
 
 _CHECKPOINTS = 4  # of each namespace, whose lists are remembered
 _REMEMBERED = 50_000  # parts, some 250 bytes each

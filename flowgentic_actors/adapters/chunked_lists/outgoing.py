@@ -7,8 +7,15 @@ from typing import Any, Final
 
 import msgspec
 
-from flowgentic_actors.adapters.parts import MARK, LongList, Part, Piece, manifest_of, name_of
-from flowgentic_actors.adapters.parts_cutting import Dumps, cut
+from flowgentic_actors.adapters.chunked_lists.chunking import Dumps, cut
+from flowgentic_actors.adapters.chunked_lists.format import (
+    MARK,
+    LongList,
+    Part,
+    Piece,
+    manifest_of,
+    name_of,
+)
 from flowgentic_actors.engine.commands import PutCheckpoint
 from flowgentic_actors.engine.model import Blob, Version
 from flowgentic_actors.engine.thread_queries import HIDDEN

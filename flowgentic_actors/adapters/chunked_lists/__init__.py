@@ -1,0 +1,1 @@
+"""Long lists of checkpoints, stored in chunks that they share."""
