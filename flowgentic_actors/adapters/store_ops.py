@@ -412,7 +412,7 @@ def _check_plain(value: object, where: str) -> None:
 
 
 def _replaced(value: Any) -> Any:
-    """A filter on text as it is stored; see `facets.replaced`."""
+    """A filter on text as it is stored; see `indexed_metadata.replaced`."""
     match value:
         case str():
             return replaced(value)

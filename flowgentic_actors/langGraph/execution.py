@@ -21,7 +21,7 @@ from langgraph.prebuilt import InjectedStore, ToolRuntime
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore
 
-from flowgentic_actors.langGraph.places import AsyncFlowEngine, Here, Place, place_for
+from flowgentic_actors.langGraph.backends import AsyncFlowEngine, Here, Place, place_for
 from flowgentic_actors.langGraph.retries import RetryConfig, retry
 
 logger = logging.getLogger("flowgentic_actors")

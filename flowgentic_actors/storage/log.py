@@ -9,8 +9,8 @@ the machine itself went down since (the boot id tells), what is in a `.seg` may 
 pages reach the medium in any order. Everything from the first bad entry on is cut then, later
 segments included: none of it was acknowledged as on disk.
 
-How far the log is sealed is noted beside it (`ends`): a log that ends before that was shortened, or
-has lost a segment, and is refused.
+How far the log is sealed is noted beside it (`sealed_end`): a log that ends before that was
+shortened, or has lost a segment, and is refused.
 
 `append` only writes to a file that is open and allocated, so an event loop may call it. Whatever
 else there is to do with files belongs on a thread: allocating the next segment (`prepare`,

@@ -37,7 +37,7 @@ from langgraph.types import Command, StreamWriter, interrupt
 from pydantic import ValidationError
 from typing_extensions import TypedDict
 
-from flowgentic_actors.langGraph import places
+from flowgentic_actors.langGraph import backends
 from flowgentic_actors.langGraph.execution import AsyncFlowType, Execution
 from flowgentic_actors.langGraph.retries import RetryConfig, retry
 
@@ -637,7 +637,7 @@ async def test_an_attempt_that_takes_too_long_is_retried(execution: Execution) -
     config = RetryConfig(max_attempts=2, timeout_sec=0.1, base_backoff_sec=0)
     began = time.monotonic()
     place = execution._place
-    if isinstance(place, places._Processes):
+    if isinstance(place, backends._Processes):
         return  # it would keep the only process
     with pytest.raises(TimeoutError, match=r"slow took longer than timeout_sec=0\.1 s") as caught:
         await execution.task(slow, retry=config)()
@@ -715,7 +715,7 @@ async def test_a_cancelled_run_leaves_nothing_behind(execution: Execution) -> No
             ended.append("node")
         return {}
 
-    if isinstance(execution._place, places._Processes):
+    if isinstance(execution._place, backends._Processes):
         return  # it would keep the only process
     graph = graph_of(execution.node(slow))
     await cancelled_soon(graph.ainvoke({"messages": [], "total": 0}))
@@ -831,7 +831,7 @@ async def test_tools_on_an_engine_can_be_called_from_other_threads() -> None:
 async def test_a_blocked_loop_is_told_instead_of_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(places, "_LOOP_ANSWERS", 0.2)
+    monkeypatch.setattr(backends, "_LOOP_ANSWERS", 0.2)
     async with Execution(FakeEngine()) as execution:
         tool = execution.tool(add)
         errors: list[Exception] = []

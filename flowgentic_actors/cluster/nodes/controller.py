@@ -60,7 +60,7 @@ _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
 _SHARED_GRACE: Final = 25.0
 """A node without its host lets go of journals at `persist_path` before the next cluster takes hold
-of them, which is when their holder has been silent for `holder.SILENCE`."""
+of them, which is when their holder has been silent for `memory_lock.SILENCE`."""
 
 _LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1  # of node_timeout: over for sure when that is
 
@@ -493,7 +493,7 @@ class Federation:
         return Places(self._published, table, places, certificate, self._closing, self._closed)
 
     async def hear(self, timeout: float) -> None:
-        """Have the other nodes ask their actors how they are doing; see `actors.hearing.hear`."""
+        """Have the other nodes ask their actors how they are doing; see `stats_query.hear`."""
         if self._coordinator is not None:
             await self._asking.ask(set(self._coordinator.nodes) - {self._here}, timeout)
 

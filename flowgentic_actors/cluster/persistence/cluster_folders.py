@@ -5,7 +5,7 @@
         <name>/                         one cluster
             owner.lock  host.lock       held while opener and host live
             cluster.json                how to attach (0600: it holds the secret)
-            memory/                     the journals (see `persist`), or without one of its own
+            memory/                     the journals (`stored_memory`), or without one of its own
             persist                     a link to the `persist_path`
 
 A folder whose locks nobody holds belonged to processes that died. Its memory, if it holds anything,
