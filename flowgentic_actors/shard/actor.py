@@ -60,8 +60,8 @@ from flowgentic_actors.shard.journaling.maintenance import Upkeep
 from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingCalls
 from flowgentic_actors.shard.memory_tier import CHUNK, Mirror
-from flowgentic_actors.shard.migration.migrator import Moving
-from flowgentic_actors.shard.migration.ownership import Told
+from flowgentic_actors.shard.migration.migrator import SlotMigrator
+from flowgentic_actors.shard.migration.ownership import OwnershipOrder
 from flowgentic_actors.shard.peer_protocol import Give, read_question
 from flowgentic_actors.shard.progress import Progress, encode_progress
 from flowgentic_actors.shard.replication.leader import Leading
@@ -180,7 +180,7 @@ class ShardActor:
         self._leading: Leading | None = None
         self._claimed = bool(claimed)
         self._storing: list[asyncio.Future[None]] = []  # who waits for the next commit
-        self.moving = Moving(
+        self.migrator = SlotMigrator(
             self._shard,
             self._journal,
             self._worker,
@@ -246,19 +246,19 @@ class ShardActor:
     @property
     def takes_clients(self) -> bool:
         """Whether it knows its slots, if it has to; see `Actor.takes_clients`."""
-        return not self._claimed or self.moving.claims is not None
+        return not self._claimed or self.migrator.owned_slots is not None
 
     def told(self, body: Raw) -> None:
         """Answer for some slots from now on; see `Actor.told`."""
-        told = msgspec.msgpack.decode(body, type=Told, dec_hook=concealed)
-        self.moving.told(told.claim, told.secret, told.max_bytes)
+        told = msgspec.msgpack.decode(body, type=OwnershipOrder, dec_hook=concealed)
+        self.migrator.set_ownership(told.ownership, told.secret, told.max_bytes)
 
     def asked_by_peer(self, body: msgspec.Raw, answer: Callable[[bytes], None]) -> None:
         """Answer another shard, which takes slots over; see `Actor.asked_by_peer`."""
         question = read_question(body)
         if not isinstance(question, Give):
             raise RejectedError("this shard has one copy: nobody follows it")
-        self.moving.asked(question, answer)
+        self.migrator.on_peer_request(question, answer)
 
     # ------------------------------------------------------------------ two copies
 
@@ -279,7 +279,7 @@ class ShardActor:
 
     def _holds_log(self) -> bool:
         """Whether the log must stay as it is: somebody who has no copy of it reads on in it."""
-        return self.moving.holds_log or (self._leading is not None and self._leading.holds_log)
+        return self.migrator.holds_log or (self._leading is not None and self._leading.holds_log)
 
     def follow(self, first: int, payloads: Sequence[bytes]) -> None:
         """Take entries of the leader's journal into this one.
@@ -319,7 +319,7 @@ class ShardActor:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise InvalidRequestError(f"not a command: {error}") from error
             if self._leading is not None and not self._leading.may_write:
-                if (claims := self.moving.claims) is not None:
+                if (claims := self.migrator.owned_slots) is not None:
                     claims.check(command)  # what is not this shard's has nothing to wait for here
                 return self._leading.postpone()
             remembered = self._sessions.recall(call.session, call.seq)
@@ -386,7 +386,7 @@ class ShardActor:
 
     def report(self) -> Raw:
         """How far it is with slots that it takes over; see `Actor.report`."""
-        return encode_progress(Progress(migration=self.moving.status))
+        return encode_progress(Progress(migration=self.migrator.status))
 
     async def drained(self) -> None:
         """Have Dragon end the DDict, in the hope that it does; see `Actor.drained`."""
@@ -402,7 +402,7 @@ class ShardActor:
         for future in self._storing:
             future.cancel()
         self.room.close()
-        self.moving.close()
+        self.migrator.close()
         if self._leading is not None:
             self._leading.close()
         for task in (self._mirroring, self._sweeping):
@@ -420,7 +420,7 @@ class ShardActor:
     # ------------------------------------------------------------------ writes
 
     def _write(self, command: WriteCommand, call: Call) -> bytes:
-        if (claims := self.moving.claims) is not None:
+        if (claims := self.migrator.owned_slots) is not None:
             claims.check(command)
         self._sessions.admit(call.session, call.low)
         now_us = self._clock.tick()
@@ -500,7 +500,7 @@ class ShardActor:
         """Forget what is over, for as long as the actor lives."""
         while True:
             await asyncio.sleep(self._sweep_seconds)
-            if self.moving.takes:
+            if self.migrator.is_target:
                 continue  # what is not shown may have been refreshed where it is
             now_us = self._clock.now()
             while self._keep_own(self._shard.plan_expire(now_us), now_us):
@@ -554,7 +554,7 @@ class ShardActor:
 
     def _answer(self, query: Query) -> bytes:
         now_us = self._clock.now()
-        if (claims := self.moving.claims) is not None:
+        if (claims := self.migrator.owned_slots) is not None:
             # Here, and not when it arrived: what is fetched first may not be its own any more.
             claims.check(query)
             if isinstance(query, CacheGet | CacheSet):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders
 from flowgentic_actors.engine.slots import SlotSet
-from flowgentic_actors.shard.migration.ownership import Pull
+from flowgentic_actors.shard.migration.ownership import PullOrder
 from flowgentic_actors.shard.progress import MigrationStatus
 from tests.simulation.agenda import Agenda
 from tests.simulation.conditions import RETRIES, Chance, Conditions
@@ -329,7 +329,7 @@ class Node:
         if claim is None:
             slots.answered = frozenset()
         else:
-            slots.answered = frozenset(SlotSet(claim.owned)) - frozenset(SlotSet(claim.held))
+            slots.answered = frozenset(SlotSet(claim.owned)) - frozenset(SlotSet(claim.frozen))
             if claim.pull is None:
                 slots.move = 0
                 slots.stored &= set(SlotSet(claim.owned))
@@ -358,7 +358,7 @@ class Node:
             cluster.agenda.after(seconds, self._pull, part, move, left - seconds * pull.rate)
             return
         claim = source.duty.claim
-        if claim is not None and claim.held_for == move:
+        if claim is not None and claim.frozen_for == move:
             taken = set(SlotSet(pull.slots)) & source.slots.stored
             slots.done = True
             for copy in (part, self._second(part)):
@@ -372,7 +372,7 @@ class Node:
         wait = _IDLE + cluster.chance.latency() + cluster.chance.latency()
         cluster.agenda.after(wait, self._pull, part, move, 0.0)
 
-    def _source(self, pull: Pull) -> Part | None:
+    def _source(self, pull: PullOrder) -> Part | None:
         """The copy that has the slots, if it answers."""
         name, _, shard = str(pull.source).partition(":")
         node = self._cluster.nodes[name]

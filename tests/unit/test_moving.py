@@ -89,7 +89,7 @@ from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.migration import migrator
 from flowgentic_actors.shard.migration import source as source_module
 from flowgentic_actors.shard.migration import target as target_module
-from flowgentic_actors.shard.migration.ownership import Claim, Told
+from flowgentic_actors.shard.migration.ownership import OwnershipOrder, SlotOwnership
 from flowgentic_actors.shard.peer_protocol import Give, Given
 from flowgentic_actors.shard.progress import MigrationStatus, decode_progress
 from flowgentic_actors.shard.replication.leader import Leading
@@ -151,10 +151,10 @@ class Side:
         self.address = f"{folder}.sock"
         self.arguments = {"segment_bytes": str(SEGMENT), **arguments}
         self.broken: list[str] = []
-        self.claim: Claim | None = None
+        self.claim: SlotOwnership | None = None
         self.serves = False
 
-    async def begin(self, claim: Claim | None) -> None:
+    async def begin(self, claim: SlotOwnership | None) -> None:
         def made() -> ShardActor:
             return ShardActor(str(self.folder), claimed="1", **self.arguments)  # type: ignore[arg-type]
 
@@ -169,11 +169,11 @@ class Side:
         await self.server.listen(self.address)
         self.serves = True
 
-    def tell(self, claim: Claim | None) -> None:
+    def tell(self, claim: SlotOwnership | None) -> None:
         assert claim is not None
         if claim != self.claim:
             self.claim = claim
-            self.core.told(Raw(_encode(Told(claim, SECRET, LIMIT))))
+            self.core.told(Raw(_encode(OwnershipOrder(claim, SECRET, LIMIT))))
 
     def stats(self) -> dict[str, int]:
         return self.core.stats() if self.serves else {}
@@ -197,7 +197,7 @@ class Side:
 
     async def _end_tasks(self) -> None:
         await self.server.close()
-        for task in (self.core.moving._task, self.core._sweeping):
+        for task in (self.core.migrator._task, self.core._sweeping):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -213,14 +213,14 @@ class Side:
 
     def take(self, what: str) -> int:
         if what == "position":
-            target_module = self.core.moving._taking
+            target_module = self.core.migrator._target
             return target_module.position if target_module is not None else 0
         return int(getattr(self.migration, what, 0))
 
     @property
     def hides(self) -> list[Any]:
         """What would have to be forgotten."""
-        claims = self.core.moving.claims
+        claims = self.core.migrator.owned_slots
         assert claims is not None
         assert self.claim is not None
         before = self.shard._threads.shown, self.shard._items.shown
@@ -264,7 +264,7 @@ class Two:
         assert self.host.plan.table is not None
         return self.host.plan.table
 
-    def claim(self, side: Side) -> Claim:
+    def claim(self, side: Side) -> SlotOwnership:
         node = "ab"[self.sides.index(side)]
         claim = self.host.orders(node).duties[0].claim
         assert claim is not None
@@ -308,7 +308,7 @@ class Two:
         await until(lambda: self.target.take("near"))
 
     def hold(self) -> None:
-        self.host.moves.hold(self.number)
+        self.host.moves.freeze(self.number)
         self.order()
 
     async def done(self) -> None:
@@ -820,7 +820,7 @@ async def test_the_log_stays_while_somebody_reads_on_in_it(
         await both.done()
         both.commit()
         both.order()
-        monkeypatch.setattr(both.source.core.moving._giving, "_until", 0.0)  # a while later
+        monkeypatch.setattr(both.source.core.migrator._source, "_until", 0.0)  # a while later
         await garbage()
         assert started.is_set()
 
@@ -1044,8 +1044,8 @@ async def test_what_is_read_at_the_source_meanwhile_is_not_over_at_the_target(
         await first.ask(PutItem(namespace, "k", BLOB, ttl))
         both.start_move()
         await until(lambda: both.target.hides)
-        asked = source_module.Giving.asked
-        monkeypatch.setattr(source_module.Giving, "asked", lambda *_: None)
+        asked = source_module.MigrationSource.on_peer_request
+        monkeypatch.setattr(source_module.MigrationSource, "on_peer_request", lambda *_: None)
         await second.ask(PutItem(own, "k", BLOB, ttl))
         deadline = time.monotonic() + 3 * ttl / 1e6
         while time.monotonic() < deadline:
@@ -1055,9 +1055,9 @@ async def test_what_is_read_at_the_source_meanwhile_is_not_over_at_the_target(
             await asyncio.sleep(0.05)
         reply = await second.ask(GetItem(own, "k"))
         assert reply == ItemReply(None)
-        monkeypatch.setattr(source_module.Giving, "asked", asked)
+        monkeypatch.setattr(source_module.MigrationSource, "on_peer_request", asked)
         monkeypatch.setattr(target_module, "_PATIENCE", 0.2)
-        both.target.core.moving._taking.go_to(both.source.address)  # type: ignore[union-attr]
+        both.target.core.migrator._target.set_source(both.source.address)  # type: ignore[union-attr]
         both.hold()
         await both.done()
         both.commit()
@@ -1093,14 +1093,14 @@ async def test_what_a_failing_disk_takes_back_at_the_source_is_not_lost_on_the_w
     disks: list[RealDisk] = [disk]
     monkeypatch.setattr(actor_module, "RealDisk", lambda: disks.pop() if disks else RealDisk())
     monkeypatch.setattr(target_module, "_PATIENCE", 0.3)
-    real, go_on = target_module.Taking._ask, asyncio.Event()
+    real, go_on = target_module.MigrationTarget._ask, asyncio.Event()
 
-    async def ask(self: target_module.Taking, question: Give) -> Given:
+    async def ask(self: target_module.MigrationTarget, question: Give) -> Given:
         if question.position:
             await go_on.wait()
         return await real(self, question)
 
-    monkeypatch.setattr(target_module.Taking, "_ask", ask)
+    monkeypatch.setattr(target_module.MigrationTarget, "_ask", ask)
     async with two(place, ack="disk") as both:
         namespace = namespace_in(set(both.slots))
         first, second = PutItem(namespace, "k", ("", b"1")), PutItem(namespace, "k", ("", b"2"))
@@ -1191,7 +1191,7 @@ class LeadingSide(Side):
         self.copy = copy
         self.part = leads(alone=True)
 
-    async def begin(self, claim: Claim | None) -> None:
+    async def begin(self, claim: SlotOwnership | None) -> None:
         self.part = msgspec.structs.replace(self.part, claim=claim)
         if not hasattr(self.copy, "actor"):
             await self.copy.begin(self.part)
@@ -1199,7 +1199,7 @@ class LeadingSide(Side):
         await self.copy.until_it_leads()
         self.core, self.claim, self.serves = self.copy.core, claim, True
 
-    def tell(self, claim: Claim | None) -> None:
+    def tell(self, claim: SlotOwnership | None) -> None:
         if claim != self.claim:
             self.claim, self.part = claim, msgspec.structs.replace(self.part, claim=claim)
             self.copy.tell(self.part)
@@ -1293,9 +1293,9 @@ async def test_slots_that_are_held_for_one_attempt_end_no_other_one(place: Path)
         source, target = both.sides
 
         def holds() -> tuple[int, int]:
-            source_module = source.core.moving._giving
+            source_module = source.core.migrator._source
             assert source_module is not None
-            return source_module.held_for, source_module.held_from
+            return source_module.frozen_for, source_module.held_from
 
         await both.do_some(50)
         assert holds() == (0, 0)

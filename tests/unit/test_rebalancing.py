@@ -25,7 +25,7 @@ from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine.slots import SLOTS, SlotSet
 from flowgentic_actors.errors import RejectedError
-from flowgentic_actors.shard.migration.ownership import Claim
+from flowgentic_actors.shard.migration.ownership import SlotOwnership
 from flowgentic_actors.shard.progress import MigrationStatus
 from tests.conftest import seeds
 from tests.unit.test_coordinator import coordinator, kinds, member, tell
@@ -158,7 +158,7 @@ def opened(nodes: str = "abc", replicas: int = 1, shards: int = 0) -> Coordinato
     return host
 
 
-def claim(host: Coordinator, shard: int) -> Claim:
+def claim(host: Coordinator, shard: int) -> SlotOwnership:
     plan = host.plan.shards[shard]
     found = [duty.claim for duty in host.orders(plan.leader).duties if duty.shard == shard]
     assert found[0] is not None
@@ -182,7 +182,7 @@ def test_who_takes_slots_over_hears_from_whom_and_who_has_them_that_they_may_go(
     assert list(SlotSet(pull.slots)) == list(SOME)
     assert claim(host, 0).pull is None
     assert claim(host, 0).known == claim(host, 1).known == 1
-    assert not claim(host, 0).held
+    assert not claim(host, 0).frozen
     assert claim(host, 2) == third
     assert [host.changed_for(node) > before[node] for node in "abc"] == [True, True, False]
 
@@ -192,11 +192,11 @@ def test_who_has_the_slots_is_told_to_hold_them() -> None:
     number = host.moves.begin(0, 1, SOME, 77)
     before = host.changed_for("a")
 
-    host.moves.hold(number)
+    host.moves.freeze(number)
 
-    assert list(SlotSet(claim(host, 0).held)) == list(SOME)
-    assert claim(host, 0).held_for == number
-    assert not claim(host, 1).held
+    assert list(SlotSet(claim(host, 0).frozen)) == list(SOME)
+    assert claim(host, 0).frozen_for == number
+    assert not claim(host, 1).frozen
     assert set(SOME) <= set(SlotSet(claim(host, 0).owned))
     assert host.changed_for("a") > before
 
@@ -220,7 +220,7 @@ def test_a_source_that_serves_nowhere_is_not_asked_and_one_that_moved_is_found()
 def test_slots_are_their_new_shards_by_the_next_table() -> None:
     host = opened()
     number = host.moves.begin(0, 1, SOME, 77)
-    host.moves.hold(number)
+    host.moves.freeze(number)
     before = {node: host.changed_for(node) for node in "abc"}
 
     host.moves.commit(number)
@@ -229,8 +229,8 @@ def test_slots_are_their_new_shards_by_the_next_table() -> None:
     assert host.plan.table is not None
     assert host.plan.table.version == 2
     assert (first.since, second.since, third.since) == (2, 2, 1)
-    assert first.known == second.known == first.held_for == 0
-    assert not first.held
+    assert first.known == second.known == first.frozen_for == 0
+    assert not first.frozen
     assert second.pull is None
     assert set(SOME) <= set(SlotSet(second.owned))
     assert not set(SOME) & set(SlotSet(first.owned))
@@ -259,7 +259,7 @@ def test_slots_that_stay_stay() -> None:
     host = opened()
     before = [claim(host, shard) for shard in range(3)]
     number = host.moves.begin(0, 1, SOME, 77)
-    host.moves.hold(number)
+    host.moves.freeze(number)
 
     host.moves.give_up(number, "so it is")
     host.moves.give_up(number, "twice")
@@ -273,7 +273,7 @@ def test_no_two_attempts_have_the_same_number() -> None:
     numbers = []
     for _ in range(5):
         numbers.append(host.moves.begin(0, 1, SOME, 77))
-        host.moves.hold(numbers[-1])
+        host.moves.freeze(numbers[-1])
         host.moves.give_up(numbers[-1], "again")
     assert len(set(numbers)) == 5
     assert numbers == sorted(numbers)
@@ -287,7 +287,7 @@ def test_a_move_is_given_up_when_one_of_the_two_is_arranged_anew(node: str, held
     shard = "ab".index(node)
     number = host.moves.begin(0, 1, SOME, 77)
     if held:
-        host.moves.hold(number)
+        host.moves.freeze(number)
     follower = host.plan.shards[shard].follower
     term = host.plan.shards[shard].term
 
@@ -295,7 +295,7 @@ def test_a_move_is_given_up_when_one_of_the_two_is_arranged_anew(node: str, held
 
     assert host.plan.shards[shard].term > term
     assert host.moves.find(number) is None
-    assert not claim(host, 0).held
+    assert not claim(host, 0).frozen
     assert "slots_stayed" in kinds(host)
 
 
@@ -405,22 +405,22 @@ class Leader:
     def __init__(self, shard: FakeShard, epoch: int) -> None:
         self.shard = shard
         self.epoch = epoch
-        self.claim: Claim | None = None
+        self.claim: SlotOwnership | None = None
         self.owned, self.held = SlotSet(), SlotSet()
         self.hold = 0, 0
         self.take: Take | None = None
         self.stale = 0
 
-    def told(self, claim: Claim) -> None:
+    def told(self, claim: SlotOwnership) -> None:
         before, self.claim = self.claim, claim
         pull = claim.pull
         if before == claim:
             return
         if before is None:
             self.stale = pull.move if pull else 0
-        self.owned, self.held = SlotSet(claim.owned), SlotSet(claim.held)
-        if claim.held_for != self.hold[0]:
-            self.hold = claim.held_for, len(self.shard.journal)
+        self.owned, self.held = SlotSet(claim.owned), SlotSet(claim.frozen)
+        if claim.frozen_for != self.hold[0]:
+            self.hold = claim.frozen_for, len(self.shard.journal)
         if pull is None:
             self.shard.forget_all_but(list(self.owned))
         elif pull.move != self.stale and (self.take is None or self.take.move != pull.move):

@@ -33,7 +33,7 @@ class ShardPlan(Struct, kw_only=True):
     retired: bool = False
 
 
-class Move(Struct, frozen=True, kw_only=True):
+class SlotMigration(Struct, frozen=True, kw_only=True):
     """Slots that one shard takes over from another, while both serve.
 
     Attributes:
@@ -67,7 +67,7 @@ class ClusterPlan(Struct, kw_only=True):
     version: int
     shards: list[ShardPlan]
     table: SlotTable | None = None
-    moves: list[Move] = []
+    moves: list[SlotMigration] = []
     spare: list[str] = []
 
     @property

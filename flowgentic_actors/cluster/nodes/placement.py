@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
-from flowgentic_actors.cluster.nodes.slot_migrations import SlotMoves
+from flowgentic_actors.cluster.nodes.slot_migrations import SlotMigrations
 from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders, name_of
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.addresses import Address
@@ -70,7 +70,9 @@ class Coordinator:
         self._twins: dict[int, str] = {}
         self._unfit: dict[int, set[str]] = {}  # nodes that could not follow a shard's leader
         self._forgive_at: float | None = None  # on the clock of `tick`
-        self.moves = SlotMoves(plan, address=self._address, changed=self._mark, tell=self._event)
+        self.moves = SlotMigrations(
+            plan, address=self._address, changed=self._mark, tell=self._event
+        )
         """The slots that are on their way."""
         self._index()
 
@@ -103,7 +105,7 @@ class Coordinator:
             plan = self.plan.shards[shard]
             if plan.leader == node:
                 alone = self._degrade or self._replicas == 1
-                joint, claim = plan.caught_up, self.moves.claim(plan)
+                joint, claim = plan.caught_up, self.moves.ownership(plan)
                 duties.append(
                     Duty(plan.shard, "leader", plan.term, None, plan.follower, alone, joint, claim)
                 )

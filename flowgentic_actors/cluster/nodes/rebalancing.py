@@ -203,7 +203,7 @@ class Rebalancing:
         why = "whoever moved them was ended"
         try:
             await self._until_near(target, number, epoch)
-            coordinator.moves.hold(number)
+            coordinator.moves.freeze(number)
             self._stir()
             await self._until(done, _HELD, target)
             coordinator.moves.commit(number)

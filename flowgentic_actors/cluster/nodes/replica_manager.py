@@ -16,7 +16,7 @@ from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders, name_of
 from flowgentic_actors.secret import Secret, revealed
-from flowgentic_actors.shard.migration.ownership import Told
+from flowgentic_actors.shard.migration.ownership import OwnershipOrder
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
 from flowgentic_actors.shard.replication.replica_actor import Part
 from flowgentic_actors.wire.addresses import TcpAddress
@@ -144,7 +144,7 @@ class NodeMembers:
     def _told(self, duty: Duty) -> Raw | None:
         """What the actor hears of its duty, None for nothing."""
         if not self._replicated:
-            told = Told(duty.claim, self._secret, self._max_bytes) if duty.claim else None
+            told = OwnershipOrder(duty.claim, self._secret, self._max_bytes) if duty.claim else None
             return Raw(_encode(told)) if told else None
         part = Part(
             leads=duty.role == "leader",

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, Move, ShardPlan
+from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan, SlotMigration
 from flowgentic_actors.cluster.protocol.assignments import name_of
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.slots import SlotSet
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.shard.migration.ownership import Claim, Pull
+from flowgentic_actors.shard.migration.ownership import PullOrder, SlotOwnership
 from flowgentic_actors.wire.addresses import Address
 
 
-class SlotMoves:
+class SlotMigrations:
     """Begins, ends and gives up moves; what the leaders of shards hear of that.
 
     Args:
@@ -38,7 +38,7 @@ class SlotMoves:
         self._mark = changed
         self._tell = tell
 
-    def find(self, number: int) -> Move | None:
+    def find(self, number: int) -> SlotMigration | None:
         """A move that is under way, None when it is not any more."""
         return next((move for move in self._plan.moves if move.number == number), None)
 
@@ -56,12 +56,12 @@ class SlotMoves:
         """
         number = self._plan.version + 1
         packed = SlotSet.pack(slots)
-        move = Move(number=number, source=source, target=target, slots=packed, rate=rate)
+        move = SlotMigration(number=number, source=source, target=target, slots=packed, rate=rate)
         self._plan.moves.append(move)
         self._mark(source, target)
         return number
 
-    def hold(self, number: int) -> None:
+    def freeze(self, number: int) -> None:
         """Have the source answer nothing any more about slots that are almost taken over."""
         for index, move in enumerate(self._plan.moves):
             if move.number == number:
@@ -107,7 +107,7 @@ class SlotMoves:
         """The shards that take slots over from one."""
         return [move.target for move in self._plan.moves if move.source == source]
 
-    def claim(self, plan: ShardPlan) -> Claim | None:
+    def ownership(self, plan: ShardPlan) -> SlotOwnership | None:
         """The slots of a shard."""
         table = self._plan.table
         if table is None:
@@ -120,6 +120,6 @@ class SlotMoves:
                 held, held_for = move.slots, move.number
             if move.target == plan.shard:
                 source = self._address(self._plan.shards[move.source])
-                pull = Pull(move.number, source, name_of(move.source), move.slots, move.rate)
+                pull = PullOrder(move.number, source, name_of(move.source), move.slots, move.rate)
         owned = SlotSet.pack(table.slots.get(plan.shard, ()))
-        return Claim(plan.since, table.namespace_depth, owned, held, known, pull, held_for)
+        return SlotOwnership(plan.since, table.namespace_depth, owned, held, known, pull, held_for)

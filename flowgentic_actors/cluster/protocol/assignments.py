@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from flowgentic_actors.shard.migration.ownership import Claim
+from flowgentic_actors.shard.migration.ownership import SlotOwnership
 from flowgentic_actors.shard.progress import MigrationStatus
 from flowgentic_actors.wire.addresses import Address
 
@@ -37,7 +37,7 @@ class Duty(Struct, array_like=True, frozen=True):
     follower: str = ""
     alone: bool = True
     joint: bool = False
-    claim: Claim | None = None
+    claim: SlotOwnership | None = None
 
 
 class Orders(Struct, array_like=True, frozen=True):

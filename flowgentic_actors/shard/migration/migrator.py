@@ -25,9 +25,9 @@ from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import RejectedError, StorageError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.shard.migration.ownership import Claim, Claims
-from flowgentic_actors.shard.migration.source import Giving
-from flowgentic_actors.shard.migration.target import Taking
+from flowgentic_actors.shard.migration.ownership import OwnedSlots, SlotOwnership
+from flowgentic_actors.shard.migration.source import MigrationSource
+from flowgentic_actors.shard.migration.target import MigrationTarget
 from flowgentic_actors.shard.peer_protocol import Give
 from flowgentic_actors.shard.progress import MigrationStatus
 from flowgentic_actors.storage.journal import Journal
@@ -38,7 +38,7 @@ _FULL: Final = 1.0  # seconds before what there is no room for is tried again
 logger = logging.getLogger(__name__)
 
 
-class Moving:
+class SlotMigrator:
     """What one shard has to do with slots; see the module.
 
     Args:
@@ -75,14 +75,14 @@ class Moving:
         self._lag = lag
         self._tell = tell
         self._report = report
-        self.claims: Claims | None = None
+        self.owned_slots: OwnedSlots | None = None
         """What this shard answers for, None for everything."""
-        self._giving: Giving | None = None
-        self._taking: Taking | None = None
+        self._source: MigrationSource | None = None
+        self._target: MigrationTarget | None = None
         self._task: asyncio.Task[None] | None = None  # that takes, or forgets
         self._stale = 0  # a move that an earlier incarnation began
 
-    def told(self, claim: Claim, secret: Secret[bytes], max_bytes: int) -> None:
+    def set_ownership(self, claim: SlotOwnership, secret: Secret[bytes], max_bytes: int) -> None:
         """Answer for some slots from now on, and take over or give away others.
 
         Args:
@@ -90,39 +90,43 @@ class Moving:
             secret: The cluster's secret.
             max_bytes: Largest message.
         """
-        before = self.claims
-        self.claims = Claims(claim)
+        before = self.owned_slots
+        self.owned_slots = OwnedSlots(claim)
         if before is None:
-            self._giving = Giving(
+            self._source = MigrationSource(
                 self._shard, self._journal, self._worker, claim.depth, self._stored
             )
             self._stale = claim.pull.move if claim.pull is not None else 0
-        assert self._giving is not None
-        if claim.held_for != self._giving.held_for:
-            self._giving.held_for, self._giving.held_from = claim.held_for, self._next_lsn()
-        if before is None or before.claim.owned != claim.owned:
+        assert self._source is not None
+        if claim.frozen_for != self._source.frozen_for:
+            self._source.frozen_for, self._source.held_from = claim.frozen_for, self._next_lsn()
+        if before is None or before.ownership.owned != claim.owned:
             # Whatever is cached for slots that come back some day would be out of date by then.
             self._shard.query(CacheClear(), 0)
-        if before is None or before.claim.owned != claim.owned or claim.pull is not None:
-            self._shard.show(self.claims.shows_thread, self.claims.shows_namespace)
+        if before is None or before.ownership.owned != claim.owned or claim.pull is not None:
+            self._shard.show(self.owned_slots.shows_thread, self.owned_slots.shows_namespace)
         self._arrange(claim, before, secret, max_bytes)
         self._report()
 
     def _arrange(
-        self, claim: Claim, before: Claims | None, secret: Secret[bytes], max_bytes: int
+        self, claim: SlotOwnership, before: OwnedSlots | None, secret: Secret[bytes], max_bytes: int
     ) -> None:
         """Take what is to be taken; if there is nothing, forget what is not this shard's."""
-        pull, taking = claim.pull, self._taking
+        pull, taking = claim.pull, self._target
         if pull is None:
-            if before is None or before.claim.owned != claim.owned or before.claim.pull is not None:
+            if (
+                before is None
+                or before.ownership.owned != claim.owned
+                or before.ownership.pull is not None
+            ):
                 self._begin(self._forget)
             return
         if pull.move == self._stale or pull.source is None:
             return  # whoever ordered it hears that it is not done, or says more
         if taking is not None and taking.move == pull.move:
-            taking.go_to(pull.source)
+            taking.set_source(pull.source)
             return
-        self._taking = Taking(
+        self._target = MigrationTarget(
             pull,
             keep=self._keep,
             stored=self._stored,
@@ -132,32 +136,32 @@ class Moving:
             secret=secret,
             max_bytes=max_bytes,
         )
-        self._begin(partial(self._take, self._taking))
+        self._begin(partial(self._take, self._target))
 
     @property
-    def takes(self) -> bool:
+    def is_target(self) -> bool:
         """Whether there may be things here whose lives another shard decides about."""
-        return self.claims is not None and self.claims.claim.pull is not None
+        return self.owned_slots is not None and self.owned_slots.ownership.pull is not None
 
     @property
     def holds_log(self) -> bool:
         """Whether the log must stay as it is for now."""
-        return self._giving is not None and self._giving.holds_log
+        return self._source is not None and self._source.holds_log
 
-    def asked(self, question: Give, answer: Callable[[bytes], None]) -> None:
+    def on_peer_request(self, question: Give, answer: Callable[[bytes], None]) -> None:
         """Answer a shard that takes slots over from this one.
 
         Raises:
             RejectedError: If it has to begin anew, or nothing is given away here.
         """
-        if self._giving is None:
+        if self._source is None:
             raise RejectedError("this shard gives nothing away")
-        self._giving.asked(question, answer)
+        self._source.on_peer_request(question, answer)
 
     @property
     def status(self) -> MigrationStatus | None:
         """What was taken over last, None for nothing; from any thread."""
-        taking = self._taking
+        taking = self._target
         if taking is None:
             return None
         return MigrationStatus(
@@ -185,7 +189,7 @@ class Moving:
             await asyncio.wait({before})
         await work()
 
-    async def _take(self, taking: Taking) -> None:
+    async def _take(self, taking: MigrationTarget) -> None:
         await self._forget()  # an earlier attempt's
         await taking.run()
         if taking.failed:
@@ -203,7 +207,7 @@ class Moving:
             if record is not None:
                 await self._stored()
             await asyncio.sleep(0)
-        if not self.takes:
+        if not self.is_target:
             self._shard.show(None, None)
 
 

@@ -20,7 +20,7 @@ from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Address
 
 
-class Pull(Struct, array_like=True, frozen=True):
+class PullOrder(Struct, array_like=True, frozen=True):
     """Slots that a shard is to take over from another one.
 
     Attributes:
@@ -38,39 +38,39 @@ class Pull(Struct, array_like=True, frozen=True):
     rate: int
 
 
-class Claim(Struct, array_like=True, frozen=True):
+class SlotOwnership(Struct, array_like=True, frozen=True):
     """What a shard has to do with slots.
 
     Attributes:
         since: Version of the table in which its slots changed last.
         depth: Leading labels of a namespace that decide its slot.
         owned: The slots that are its own, packed.
-        held: Those of them that change hands just now: it answers nothing about them. Packed.
+        frozen: Those of them that change hands just now: it answers nothing about them. Packed.
         known: While slots may become others', or others' its own: version of the table that is in
             force. 0 otherwise.
         pull: Slots to take over.
-        held_for: Number of the move for which slots are held, 0 for none.
+        frozen_for: Number of the move for which slots are held, 0 for none.
     """
 
     since: int
     depth: int
     owned: bytes
-    held: bytes = b""
+    frozen: bytes = b""
     known: int = 0
-    pull: Pull | None = None
-    held_for: int = 0
+    pull: PullOrder | None = None
+    frozen_for: int = 0
 
 
-class Told(Struct, array_like=True, frozen=True):
+class OwnershipOrder(Struct, array_like=True, frozen=True):
     """What a shard that has one copy is told.
 
     Attributes:
-        claim: Its slots.
+        ownership: Its slots.
         secret: The cluster's secret.
         max_bytes: Largest message.
     """
 
-    claim: Claim
+    ownership: SlotOwnership
     secret: Secret[bytes]
     max_bytes: int
 
@@ -79,17 +79,17 @@ _NOBODYS: Final[CacheKey] = ((), "\0")
 """A key under which nothing is ever cached."""
 
 
-class Claims:
+class OwnedSlots:
     """A claim in force.
 
     Args:
-        claim: The claim.
+        ownership: The claim.
     """
 
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
-        owned, held = SlotSet(claim.owned), SlotSet(claim.held)
-        self.owned, self.held = owned, held
+    def __init__(self, claim: SlotOwnership) -> None:
+        self.ownership = claim
+        owned, held = SlotSet(claim.owned), SlotSet(claim.frozen)
+        self.owned, self.frozen = owned, held
         self._depth = claim.depth
         answered = int.from_bytes(owned.packed, "little") & ~int.from_bytes(held.packed, "little")
         self._answers = SlotSet(answered.to_bytes(max(len(owned.packed), 1), "little"))
@@ -107,14 +107,14 @@ class Claims:
         slot = slot_of_command(command, self._depth)
         if slot is not None:
             if slot not in self._answers:
-                whose = "changes hands just now" if slot in self.held else "is another shard's"
+                whose = "changes hands just now" if slot in self.frozen else "is another shard's"
                 raise SlotsMovedError(f"slot {slot} {whose}")
             return
         table = getattr(command, "table", 0)
-        if table and (table < self.claim.since or 0 < self.claim.known < table):
+        if table and (table < self.ownership.since or 0 < self.ownership.known < table):
             raise SlotsMovedError(
                 f"slots have moved: it was asked by version {table} of the table, and this shard's "
-                f"slots changed last in version {self.claim.since}"
+                f"slots changed last in version {self.ownership.since}"
             )
 
     def cached(self, command: CacheGet | CacheSet) -> CacheGet | CacheSet:

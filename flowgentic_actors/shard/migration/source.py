@@ -34,7 +34,7 @@ _HOLD: Final = 30.0  # seconds after a question for which the log stays as it is
 logger = logging.getLogger(__name__)
 
 
-class Giving:
+class MigrationSource:
     """Answers those who take slots over.
 
     Args:
@@ -59,7 +59,7 @@ class Giving:
         self._depth = depth
         self._stored = stored
         self._until = 0.0
-        self.held_for = 0
+        self.frozen_for = 0
         """Number of the move for which nothing is answered about its slots any more, 0 for none."""
         self.held_from = 0
         """LSN from which on the journal says nothing more about those."""
@@ -69,7 +69,7 @@ class Giving:
         """Whether the log must stay as it is, for somebody reads on in it."""
         return time.monotonic() < self._until
 
-    def asked(self, question: Give, answer: Callable[[bytes], None]) -> None:
+    def on_peer_request(self, question: Give, answer: Callable[[bytes], None]) -> None:
         """Answer a question.
 
         Raises:
@@ -91,7 +91,7 @@ class Giving:
 
     def _is_all(self, move: int, position: int) -> bool:
         """Whether nothing about the slots of a move comes after a position."""
-        return move == self.held_for and position >= self.held_from
+        return move == self.frozen_for and position >= self.held_from
 
     def _read(self, position: int, slots: SlotSet) -> tuple[list[tuple[int, Entry]], int]:
         """What a piece of the journal says about some slots, and where it ends. Blocks."""

@@ -18,7 +18,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.journaling.entries import Entry, decode_entry
-from flowgentic_actors.shard.migration.ownership import Pull
+from flowgentic_actors.shard.migration.ownership import PullOrder
 from flowgentic_actors.shard.migration.source import PIECE
 from flowgentic_actors.shard.peer_protocol import Give, Given, decode_answer, encode_peer
 from flowgentic_actors.wire.addresses import Address
@@ -36,7 +36,7 @@ _WHOLE: Final = 10.0  # for the second copy to have everything, at the end
 logger = logging.getLogger(__name__)
 
 
-class Taking:
+class MigrationTarget:
     """One attempt to take slots over.
 
     Args:
@@ -52,7 +52,7 @@ class Taking:
 
     def __init__(
         self,
-        pull: Pull,
+        pull: PullOrder,
         *,
         keep: Callable[[Record, int], Awaitable[None]],
         stored: Callable[[], asyncio.Future[None]],
@@ -85,7 +85,7 @@ class Taking:
         self.failed = ""
         """Why this attempt has no use any more."""
 
-    def go_to(self, source: Address) -> None:
+    def set_source(self, source: Address) -> None:
         """The other shard is somewhere else now."""
         self._connection.move(source)
 

@@ -21,7 +21,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.migration.ownership import Claim
+from flowgentic_actors.shard.migration.ownership import SlotOwnership
 from flowgentic_actors.shard.peer_protocol import Give, read_question
 from flowgentic_actors.shard.progress import Progress, ReplicationStatus, encode_progress
 from flowgentic_actors.shard.replication.follower import Following, is_incomplete, write_term
@@ -60,7 +60,7 @@ class Part(Struct, array_like=True, frozen=True):
     secret: Secret[bytes]
     max_bytes: int
     name: str | None = None
-    claim: Claim | None = None
+    claim: SlotOwnership | None = None
 
 
 class ReplicatedShardActor:
@@ -132,7 +132,7 @@ class ReplicatedShardActor:
             raise RejectedError("this copy leads nobody")
         question = read_question(body)
         if isinstance(question, Give):
-            self._core.moving.asked(question, answer)
+            self._core.migrator.on_peer_request(question, answer)
         else:
             self._leading.asked(question, answer)
 
@@ -157,7 +157,7 @@ class ReplicatedShardActor:
             unanswered=int(following.unanswered) if following is not None else 0,
         )
         core = self._core
-        return encode_progress(Progress(replication, core.moving.status if core else None))
+        return encode_progress(Progress(replication, core.migrator.status if core else None))
 
     async def drained(self) -> None:
         """Let the leader, which ends at the same time, finish what it has; see `Actor.drained`."""
@@ -195,7 +195,7 @@ class ReplicatedShardActor:
                     part.term, follower=part.follower, alone=part.alone, joint=part.joint
                 )
                 if part.claim is not None and self._core is not None:
-                    self._core.moving.told(part.claim, part.secret, part.max_bytes)
+                    self._core.migrator.set_ownership(part.claim, part.secret, part.max_bytes)
                 self._part = part  # after it: `report` must not tell the last term's of this one
                 self._report()
                 await on_daemon_thread(_FILE_TIMEOUT, write_term, self._folder, part.term)
