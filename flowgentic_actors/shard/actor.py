@@ -64,7 +64,7 @@ from flowgentic_actors.shard.migration.migrator import SlotMigrator
 from flowgentic_actors.shard.migration.ownership import OwnershipOrder
 from flowgentic_actors.shard.peer_protocol import Give, read_question
 from flowgentic_actors.shard.progress import Progress, encode_progress
-from flowgentic_actors.shard.replication.leader import Leading
+from flowgentic_actors.shard.replication.leader import ReplicationLeader
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow_requests import SlowRequests
 from flowgentic_actors.storage.disk import RealDisk
@@ -177,7 +177,7 @@ class ShardActor:
         self._unwritten = Unwritten()
         self._waiting_bytes, self._cold_reads = 0, 0  # the bytes: of entries not appended yet
         self._fetches: set[asyncio.Task[bytes]] = set()
-        self._leading: Leading | None = None
+        self._leading: ReplicationLeader | None = None
         self._claimed = bool(claimed)
         self._storing: list[asyncio.Future[None]] = []  # who waits for the next commit
         self.migrator = SlotMigrator(
@@ -267,14 +267,16 @@ class ShardActor:
         """LSN after the last entry in the journal."""
         return self._journal.end
 
-    def lead(self, *, waits: bool, on_change: Callable[[], None]) -> Leading:
+    def lead(self, *, waits: bool, on_change: Callable[[], None]) -> ReplicationLeader:
         """Hand on what is written from now on; called once, on the loop, instead of `follow`.
 
         Args:
             waits: Whether what is acknowledged has to be with the follower too.
             on_change: Called when the follower has caught up, or has to start over.
         """
-        self._leading = Leading(self._journal, self._worker, waits=waits, on_change=on_change)
+        self._leading = ReplicationLeader(
+            self._journal, self._worker, waits=waits, on_change=on_change
+        )
         return self._leading
 
     def _holds_log(self) -> bool:
@@ -359,7 +361,7 @@ class ShardActor:
         return committed
 
     def _commit_leading(
-        self, leading: Leading, entries: list[memoryview]
+        self, leading: ReplicationLeader, entries: list[memoryview]
     ) -> asyncio.Future[None] | None:
         if entries:
             first = self._journal.end

@@ -92,7 +92,7 @@ from flowgentic_actors.shard.migration import target as target_module
 from flowgentic_actors.shard.migration.ownership import OwnershipOrder, SlotOwnership
 from flowgentic_actors.shard.peer_protocol import Give, Given
 from flowgentic_actors.shard.progress import MigrationStatus, decode_progress
-from flowgentic_actors.shard.replication.leader import Leading
+from flowgentic_actors.shard.replication.leader import ReplicationLeader
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.async_connection import AsyncConnection
@@ -1192,7 +1192,7 @@ class LeadingSide(Side):
         self.part = leads(alone=True)
 
     async def begin(self, claim: SlotOwnership | None) -> None:
-        self.part = msgspec.structs.replace(self.part, claim=claim)
+        self.part = msgspec.structs.replace(self.part, ownership=claim)
         if not hasattr(self.copy, "actor"):
             await self.copy.begin(self.part)
         self.copy.tell(self.part)
@@ -1201,7 +1201,7 @@ class LeadingSide(Side):
 
     def tell(self, claim: SlotOwnership | None) -> None:
         if claim != self.claim:
-            self.claim, self.part = claim, msgspec.structs.replace(self.part, claim=claim)
+            self.claim, self.part = claim, msgspec.structs.replace(self.part, ownership=claim)
             self.copy.tell(self.part)
 
     async def end(self) -> None:
@@ -1262,12 +1262,12 @@ async def test_a_second_copy_that_is_always_a_little_behind_is_good_enough(
 ) -> None:
     """It has to have what was taken over, and not all that was written since."""
     monkeypatch.setattr(target_module, "_WHOLE", 1.0)
-    send = Leading._send_from
+    send = ReplicationLeader._send_from
 
-    def late(self: Leading, position: int, answer: Callable[[bytes], None]) -> None:
+    def late(self: ReplicationLeader, position: int, answer: Callable[[bytes], None]) -> None:
         asyncio.get_running_loop().call_later(0.1, send, self, position, answer)
 
-    monkeypatch.setattr(Leading, "_send_from", late)
+    monkeypatch.setattr(ReplicationLeader, "_send_from", late)
     async with with_copies(place) as (both, target, _):
         await both.do_some(50)
         own = namespace_in(owned(both, target))

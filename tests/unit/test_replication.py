@@ -52,9 +52,16 @@ from flowgentic_actors.shard.peer_protocol import (
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
 from flowgentic_actors.shard.replication import follower as follower_module
 from flowgentic_actors.shard.replication import leader as leader_module
-from flowgentic_actors.shard.replication.follower import Following, is_incomplete, read_term
-from flowgentic_actors.shard.replication.leader import Leading
-from flowgentic_actors.shard.replication.replica_actor import Part, ReplicatedShardActor
+from flowgentic_actors.shard.replication.follower import (
+    ReplicationFollower,
+    is_incomplete,
+    read_term,
+)
+from flowgentic_actors.shard.replication.leader import ReplicationLeader
+from flowgentic_actors.shard.replication.replica_actor import (
+    ReplicaAssignment,
+    ReplicatedShardActor,
+)
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.server import Server
@@ -103,7 +110,7 @@ class Copy:
         assert status is not None
         return status
 
-    async def begin(self, part: Part | None = None) -> None:
+    async def begin(self, part: ReplicaAssignment | None = None) -> None:
         self.actor = ReplicatedShardActor(str(self.folder), **self._arguments)
         self.runtime = ActorRuntime(self.actor, Mailbox(1000, 16 << 20), self.broken.append, LIMIT)
         self.server = Server(self.runtime, SECRET, self.folder.name, 1, LIMIT)
@@ -113,7 +120,7 @@ class Copy:
         if part is not None:
             self.tell(part)
 
-    def tell(self, part: Part) -> None:
+    def tell(self, part: ReplicaAssignment) -> None:
         self.actor.told(Raw(_encode(part)))
 
     async def end(self) -> None:
@@ -152,7 +159,7 @@ class Copy:
         return self.core_or_none
 
     @property
-    def leading(self) -> Leading:
+    def leading(self) -> ReplicationLeader:
         assert self.actor._leading is not None
         return self.actor._leading
 
@@ -173,19 +180,19 @@ class Copy:
 
 def leads(
     term: int = 1, *, follower: bool = True, alone: bool = False, joint: bool = False
-) -> Part:
-    return Part(True, term, None, follower, alone, joint, SECRET, LIMIT)
+) -> ReplicaAssignment:
+    return ReplicaAssignment(True, term, None, follower, alone, joint, SECRET, LIMIT)
 
 
-def follows(leader: Copy | str, term: int = 1) -> Part:
+def follows(leader: Copy | str, term: int = 1) -> ReplicaAssignment:
     address = leader if isinstance(leader, str) else leader.address
-    return Part(
+    return ReplicaAssignment(
         False,
         term,
         address,
         follower=False,
-        alone=False,
-        joint=False,
+        allow_single_copy=False,
+        follower_in_sync=False,
         secret=SECRET,
         max_bytes=LIMIT,
     )
@@ -255,12 +262,12 @@ async def caught_up(leader: Copy) -> None:
     await until(lambda: leader.leads and leader.leading.caught_up)
 
 
-async def noted(leader: Copy, part: Part) -> None:
+async def noted(leader: Copy, part: ReplicaAssignment) -> None:
     """What the host does when it hears that a follower has caught up."""
     await leader.until_it_leads()
     await until(lambda: leader.leading._term == part.term)  # what is told takes a moment
     await caught_up(leader)
-    leader.tell(msgspec.structs.replace(part, joint=True))
+    leader.tell(msgspec.structs.replace(part, follower_in_sync=True))
     await until(lambda: leader.leading._noted)
 
 
@@ -405,15 +412,15 @@ async def test_a_copy_that_is_killed_at_any_step_is_whole_in_the_end(
     monkeypatch.setattr(leader_module, "PIECE", 6000)
     left = 0
 
-    async def ask(self: Following, question: PeerQuestion) -> PeerAnswer:
+    async def ask(self: ReplicationFollower, question: PeerQuestion) -> PeerAnswer:
         nonlocal left
         left -= 1
         if not left:
             await asyncio.sleep(math.inf)
         return await real(self, question)
 
-    real = Following._ask
-    monkeypatch.setattr(Following, "_ask", ask)
+    real = ReplicationFollower._ask
+    monkeypatch.setattr(ReplicationFollower, "_ask", ask)
     async with compacted_leader(place) as (leader, _):
         leader.tell(leads(2))
         follower = Copy(place / "b")
@@ -455,7 +462,7 @@ async def test_a_follower_that_is_too_far_behind_starts_over_in_another_term(pla
             await compacted(leader.core)
         leader.leading._recent.clear()
         await follower.begin(follows(leader))
-        await until(lambda: leader.leading.sent_back)
+        await until(lambda: leader.leading.resync_required)
         assert leader.status.sent_back
         term = await asyncio.to_thread(read_term, follower.folder)
         assert term == 1  # the host still counts on what it has
@@ -508,14 +515,14 @@ async def test_a_set_that_changes_while_it_is_copied_is_copied_anew(
         leader.tell(leads(2, alone=True))
         changed = asyncio.Event()
 
-        async def ask(self: Following, question: PeerQuestion) -> PeerAnswer:
+        async def ask(self: ReplicationFollower, question: PeerQuestion) -> PeerAnswer:
             if isinstance(question, CopySet) and question.offset and not changed.is_set():
                 changed.set()
                 await compacted(leader.core)  # it had begun before
             return await real(self, question)
 
-        real = Following._ask
-        monkeypatch.setattr(Following, "_ask", ask)
+        real = ReplicationFollower._ask
+        monkeypatch.setattr(ReplicationFollower, "_ask", ask)
         follower = Copy(place / "b")
         await follower.begin(follows(leader, 2))
         await caught_up(leader)

@@ -18,7 +18,7 @@ from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders,
 from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.shard.migration.ownership import OwnershipOrder
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
-from flowgentic_actors.shard.replication.replica_actor import Part
+from flowgentic_actors.shard.replication.replica_actor import ReplicaAssignment
 from flowgentic_actors.wire.addresses import TcpAddress
 
 REPLICATED_FACTORY: Final = "flowgentic_actors.shard.replication.replica_actor:ReplicatedShardActor"
@@ -146,16 +146,16 @@ class NodeMembers:
         if not self._replicated:
             told = OwnershipOrder(duty.claim, self._secret, self._max_bytes) if duty.claim else None
             return Raw(_encode(told)) if told else None
-        part = Part(
+        part = ReplicaAssignment(
             leads=duty.role == "leader",
             term=duty.term,
             leader=duty.leader,
             follower=bool(duty.follower),
-            alone=duty.alone,
-            joint=duty.joint,
+            allow_single_copy=duty.alone,
+            follower_in_sync=duty.joint,
             secret=self._secret,
             max_bytes=self._max_bytes,
             name=name_of(duty.shard),
-            claim=duty.claim,
+            ownership=duty.claim,
         )
         return Raw(_encode(part))

@@ -53,7 +53,7 @@ _RECOVERY: Final = 7 * 86_400.0
 logger = logging.getLogger(__name__)
 
 
-class Following:
+class ReplicationFollower:
     """Follows one leader for one term, until it is cancelled.
 
     Args:
@@ -99,7 +99,7 @@ class Following:
         """Whether this is a copy, of some moment at least."""
         return self.core is not None
 
-    def move(self, leader: Address) -> None:
+    def set_leader(self, leader: Address) -> None:
         """The leader is somewhere else now."""
         self._connection.move(leader)
 
@@ -138,7 +138,7 @@ class Following:
 
     async def _begin(self) -> ShardActor:
         """Make a copy of the leader's set, and the shard on it."""
-        await on_daemon_thread(_FILE_TIMEOUT, empty, self._folder)
+        await on_daemon_thread(_FILE_TIMEOUT, empty_folder, self._folder)
         offset, size = 0, 1
         name = ""
         while offset < size:
@@ -148,7 +148,7 @@ class Following:
             if not piece.name:
                 break
             if offset and piece.name != name:  # a compaction that was under way has ended
-                await on_daemon_thread(_FILE_TIMEOUT, empty, self._folder)
+                await on_daemon_thread(_FILE_TIMEOUT, empty_folder, self._folder)
                 offset = 0
                 continue
             name, size = piece.name, piece.size
@@ -209,7 +209,7 @@ def write_term(folder: Path, term: int) -> None:
     overwrite(folder / TERM_FILE, str(term).encode())
 
 
-def empty(folder: Path) -> None:
+def empty_folder(folder: Path) -> None:
     """Remove a copy that is of no use any more. Blocks.
 
     The term goes first: what is interrupted here is not taken for a copy.

@@ -66,7 +66,7 @@ class _Waiting(NamedTuple):
     future: asyncio.Future[None]
 
 
-class Leading:
+class ReplicationLeader:
     """One leader, over all its followers.
 
     Args:
@@ -99,35 +99,39 @@ class Leading:
         self._writable: asyncio.Future[None] | None = None  # that postponed writes wait for
         self.caught_up = False
         """Whether the follower has had everything that was acknowledged, in this term."""
-        self.sent_back = False
+        self.resync_required = False
         """Whether the follower of this term had to start over after that."""
         self.position = 0
         """LSN after the last entry that the follower has."""
 
-    def arrange(self, term: int, *, follower: bool, alone: bool, joint: bool) -> None:
+    def begin_term(
+        self, term: int, *, follower: bool, allow_single_copy: bool, follower_in_sync: bool
+    ) -> None:
         """Begin a term.
 
         Args:
             term: Its number.
             follower: Whether there is to be a follower.
-            alone: Whether to acknowledge alone what no follower can have.
-            joint: Whether the host has noted that the follower has caught up, be it under an
-                earlier incarnation of this leader: then nothing may be acknowledged without it.
+            allow_single_copy: Whether to acknowledge alone what no follower can have.
+            follower_in_sync: Whether the host has noted that the follower has caught up, be it
+                under an earlier incarnation of this leader: then nothing may be acknowledged
+                without it.
         """
         if term != self._term:
             self._term, self.caught_up, self._joint_from = term, False, None
             self._noted = False
             self.position = 0
-            self.sent_back = False
+            self.resync_required = False
             self._heard = 0.0
             self._unpark()
-            if alone or not follower:
-                self._let_go(alone=alone)  # otherwise the follower of this term will have it
-        if joint and not (self.caught_up or self.sent_back):
+            if allow_single_copy or not follower:
+                # Otherwise the follower of this term will have it
+                self._let_go(alone=allow_single_copy)
+        if follower_in_sync and not (self.caught_up or self.resync_required):
             self.caught_up, self._joint_from = True, 0
             self._heard = time.monotonic()  # it gets a moment to ask
-        self._expected, self._alone = follower, alone
-        self._noted = self._noted or joint
+        self._expected, self._alone = follower, allow_single_copy
+        self._noted = self._noted or follower_in_sync
         self._settle()
         self._tell_writers()
         if not follower:
@@ -156,7 +160,7 @@ class Leading:
         """Whether a write that is carried out now can be acknowledged."""
         if not self._waits:
             return True
-        if self.sent_back:
+        if self.resync_required:
             return False
         return self.follows if self.caught_up else self._alone
 
@@ -192,7 +196,7 @@ class Leading:
 
     def _missing(self) -> str:
         """What is wrong with the second copy while `may_write` is false."""
-        if self.sent_back:
+        if self.resync_required:
             return "it has to be made anew"
         if self.caught_up:
             return "its node does not answer"
@@ -275,7 +279,9 @@ class Leading:
 
     # ------------------------------------------------------------------ questions
 
-    def asked(self, question: FollowerQuestion, answer: Callable[[bytes], None]) -> None:
+    def on_follower_request(
+        self, question: FollowerQuestion, answer: Callable[[bytes], None]
+    ) -> None:
         """Answer a follower.
 
         Raises:
@@ -362,8 +368,8 @@ class Leading:
         Until then it keeps what it has, and nothing is acknowledged without it.
         """
         if self.caught_up:
-            if not self.sent_back:
-                self.sent_back = True
+            if not self.resync_required:
+                self.resync_required = True
                 self._on_change()
             later = encode_peer(Entries(position, []))
             self._loop.call_later(HOLD / 4, answer, later)

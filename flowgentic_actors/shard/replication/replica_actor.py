@@ -24,8 +24,12 @@ from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.migration.ownership import SlotOwnership
 from flowgentic_actors.shard.peer_protocol import Give, read_question
 from flowgentic_actors.shard.progress import Progress, ReplicationStatus, encode_progress
-from flowgentic_actors.shard.replication.follower import Following, is_incomplete, write_term
-from flowgentic_actors.shard.replication.leader import Leading
+from flowgentic_actors.shard.replication.follower import (
+    ReplicationFollower,
+    is_incomplete,
+    write_term,
+)
+from flowgentic_actors.shard.replication.leader import ReplicationLeader
 from flowgentic_actors.wire.addresses import Address
 
 _RECOVERY = 7 * 86_400.0
@@ -35,7 +39,7 @@ _LAST_MOMENT, _QUIET = 2.0, 0.2  # for the leader's last entries, at most, and w
 logger = logging.getLogger(__name__)
 
 
-class Part(Struct, array_like=True, frozen=True):
+class ReplicaAssignment(Struct, array_like=True, frozen=True):
     """What a copy is told to do, see `Duty`.
 
     Attributes:
@@ -43,24 +47,24 @@ class Part(Struct, array_like=True, frozen=True):
         term: Number of the term.
         leader: Whom it follows.
         follower: Whether somebody is to follow it.
-        alone: Whether it may acknowledge alone what no follower can have.
-        joint: Whether the follower has caught up already.
+        allow_single_copy: Whether it may acknowledge alone what no follower can have.
+        follower_in_sync: Whether the follower has caught up already.
         secret: The cluster's secret.
         max_bytes: Largest message.
         name: Name of the shard's actors, None for any.
-        claim: The slots that it answers for, if it leads; None for all.
+        ownership: The slots that it answers for, if it leads; None for all.
     """
 
     leads: bool
     term: int
     leader: Address | None
     follower: bool
-    alone: bool
-    joint: bool
+    allow_single_copy: bool
+    follower_in_sync: bool
     secret: Secret[bytes]
     max_bytes: int
     name: str | None = None
-    claim: SlotOwnership | None = None
+    ownership: SlotOwnership | None = None
 
 
 class ReplicatedShardActor:
@@ -78,10 +82,10 @@ class ReplicatedShardActor:
         self._waits = ack == "replica"
         self._arguments = arguments
         self._core: ShardActor | None = None
-        self._leading: Leading | None = None
-        self._following: Following | None = None
-        self._part: Part | None = None
-        self._wanted: Part | None = None
+        self._leading: ReplicationLeader | None = None
+        self._following: ReplicationFollower | None = None
+        self._part: ReplicaAssignment | None = None
+        self._wanted: ReplicaAssignment | None = None
         self._task: asyncio.Task[None] | None = None  # that follows
         self._changing: asyncio.Task[None] | None = None
         self._broken: BaseException | None = None
@@ -105,7 +109,7 @@ class ReplicatedShardActor:
 
     def told(self, body: Raw) -> None:
         """Lead or follow from now on; see `Actor.told`."""
-        self._wanted = msgspec.msgpack.decode(body, type=Part, dec_hook=concealed)
+        self._wanted = msgspec.msgpack.decode(body, type=ReplicaAssignment, dec_hook=concealed)
         if self._changing is None:
             self._changing = asyncio.ensure_future(self._change())
             self._changing.add_done_callback(self._changed)
@@ -134,7 +138,7 @@ class ReplicatedShardActor:
         if isinstance(question, Give):
             self._core.migrator.on_peer_request(question, answer)
         else:
-            self._leading.asked(question, answer)
+            self._leading.on_follower_request(question, answer)
 
     def stats(self) -> dict[str, int]:
         """What the copy holds; see `Actor.stats`."""
@@ -153,7 +157,7 @@ class ReplicatedShardActor:
             term=part.term if part is not None and there else 0,
             leads=leading is not None,
             caught_up=leading is not None and leading.caught_up,
-            sent_back=leading is not None and leading.sent_back,
+            sent_back=leading is not None and leading.resync_required,
             unanswered=int(following.unanswered) if following is not None else 0,
         )
         core = self._core
@@ -191,22 +195,25 @@ class ReplicatedShardActor:
             if part.leads:
                 if self._leading is None:
                     self._leading = await self._begin_to_lead(part)
-                self._leading.arrange(
-                    part.term, follower=part.follower, alone=part.alone, joint=part.joint
+                self._leading.begin_term(
+                    part.term,
+                    follower=part.follower,
+                    allow_single_copy=part.allow_single_copy,
+                    follower_in_sync=part.follower_in_sync,
                 )
-                if part.claim is not None and self._core is not None:
-                    self._core.migrator.set_ownership(part.claim, part.secret, part.max_bytes)
+                if part.ownership is not None and self._core is not None:
+                    self._core.migrator.set_ownership(part.ownership, part.secret, part.max_bytes)
                 self._part = part  # after it: `report` must not tell the last term's of this one
                 self._report()
                 await on_daemon_thread(_FILE_TIMEOUT, write_term, self._folder, part.term)
             elif self._following is not None and self._part and self._part.term == part.term:
                 if part.leader is not None and part.leader != self._part.leader:
-                    self._following.move(part.leader)
+                    self._following.set_leader(part.leader)
                     self._part = part
             elif part.leader is not None:
                 await self._begin_to_follow(part, part.leader)
 
-    async def _begin_to_lead(self, part: Part) -> Leading:
+    async def _begin_to_lead(self, part: ReplicaAssignment) -> ReplicationLeader:
         await self._stop_following()
         core = self._following.core if self._following else None
         self._following = None
@@ -225,14 +232,14 @@ class ReplicatedShardActor:
         core.start(self._tell, self._report, self._wake)
         return core.lead(waits=self._waits, on_change=self._report)
 
-    async def _begin_to_follow(self, part: Part, leader: Address) -> None:
+    async def _begin_to_follow(self, part: ReplicaAssignment, leader: Address) -> None:
         if self._leading is not None:
             raise RejectedError("a copy that leads is ended, not made to follow")
         await self._stop_following()
         if self._following is not None and self._following.core is not None:
             await on_daemon_thread(_FILE_TIMEOUT, self._following.core.close)
         self._part = part
-        self._following = Following(
+        self._following = ReplicationFollower(
             self._folder,
             make=self._make,
             term=part.term,
