@@ -87,7 +87,7 @@ class Actor(Protocol):
     def told(self, body: Raw) -> None:
         """Take what its supervisor passes on to it; on the loop, after `start`."""
 
-    def asked_by_peer(self, body: Raw, answer: Callable[[bytes], None]) -> None:
+    def on_peer_request(self, body: Raw, answer: Callable[[bytes], None]) -> None:
         """Take what another actor asks, beside the mailbox and without a commit.
 
         Args:

@@ -204,7 +204,7 @@ class ActorRuntime:
                 continue  # a `Cancel`: what a peer asks is answered within its own time
             answer = partial(self._answer_peer, connection, message.seq)
             try:
-                self._actor.asked_by_peer(message.body, answer)
+                self._actor.on_peer_request(message.body, answer)
             except RejectedError as error:
                 connection.send(Failure(message.seq, "invalid", sendable(str(error))))
 

@@ -62,7 +62,7 @@ from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, Waiting
 from flowgentic_actors.shard.memory_tier import CHUNK, Mirror
 from flowgentic_actors.shard.migration.migrator import SlotMigrator
 from flowgentic_actors.shard.migration.ownership import OwnershipOrder
-from flowgentic_actors.shard.peer_protocol import Give, read_question
+from flowgentic_actors.shard.peer_protocol import PullSlots, decode_peer_request
 from flowgentic_actors.shard.progress import Progress, encode_progress
 from flowgentic_actors.shard.replication.leader import ReplicationLeader
 from flowgentic_actors.shard.settings import ShardSettings
@@ -253,10 +253,10 @@ class ShardActor:
         told = msgspec.msgpack.decode(body, type=OwnershipOrder, dec_hook=concealed)
         self.migrator.set_ownership(told.ownership, told.secret, told.max_bytes)
 
-    def asked_by_peer(self, body: msgspec.Raw, answer: Callable[[bytes], None]) -> None:
-        """Answer another shard, which takes slots over; see `Actor.asked_by_peer`."""
-        question = read_question(body)
-        if not isinstance(question, Give):
+    def on_peer_request(self, body: msgspec.Raw, answer: Callable[[bytes], None]) -> None:
+        """Answer another shard, which takes slots over; see `Actor.on_peer_request`."""
+        question = decode_peer_request(body)
+        if not isinstance(question, PullSlots):
             raise RejectedError("this shard has one copy: nobody follows it")
         self.migrator.on_peer_request(question, answer)
 

@@ -9,7 +9,7 @@ from msgspec import Meta, Raw, Struct
 
 from flowgentic_actors.errors import InvalidRequestError
 
-Position: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
+LogPosition: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class Follow(Struct, tag=1, array_like=True, frozen=True):
@@ -23,10 +23,10 @@ class Follow(Struct, tag=1, array_like=True, frozen=True):
     """
 
     term: int
-    position: Position
+    position: LogPosition
 
 
-class CopySet(Struct, tag=2, array_like=True, frozen=True):
+class GetSnapshotChunk(Struct, tag=2, array_like=True, frozen=True):
     """A piece of the leader's compacted set, for a follower that begins with nothing.
 
     Attributes:
@@ -35,10 +35,10 @@ class CopySet(Struct, tag=2, array_like=True, frozen=True):
     """
 
     term: int
-    offset: Position
+    offset: LogPosition
 
 
-class Give(Struct, tag=3, array_like=True, frozen=True):
+class PullSlots(Struct, tag=3, array_like=True, frozen=True):
     """What another shard's journal says about some slots, from a position on.
 
     Attributes:
@@ -49,18 +49,18 @@ class Give(Struct, tag=3, array_like=True, frozen=True):
             interest.
     """
 
-    move: Position
+    move: LogPosition
     slots: Annotated[bytes, Meta(max_length=512)]
-    position: Position
-    log_from: Position
+    position: LogPosition
+    log_from: LogPosition
 
 
-FollowerQuestion: TypeAlias = Follow | CopySet
+FollowerRequest: TypeAlias = Follow | GetSnapshotChunk
 
-PeerQuestion: TypeAlias = FollowerQuestion | Give
+PeerRequest: TypeAlias = FollowerRequest | PullSlots
 
 
-class Entries(Struct, tag=1, array_like=True, frozen=True):
+class LogEntries(Struct, tag=1, array_like=True, frozen=True):
     """Entries of the log, one after the other.
 
     Attributes:
@@ -68,11 +68,11 @@ class Entries(Struct, tag=1, array_like=True, frozen=True):
         payloads: The entries.
     """
 
-    first: Position
+    first: LogPosition
     payloads: list[bytes]
 
 
-class SetPiece(Struct, tag=2, array_like=True, frozen=True):
+class SnapshotChunk(Struct, tag=2, array_like=True, frozen=True):
     """Some bytes of the set's file.
 
     Attributes:
@@ -82,15 +82,15 @@ class SetPiece(Struct, tag=2, array_like=True, frozen=True):
     """
 
     name: Annotated[str, Meta(max_length=64, pattern=r"^([0-9a-f]{16}\.set)?$")]
-    size: Position
+    size: LogPosition
     data: bytes
 
 
-class StartOver(Struct, tag=3, array_like=True, frozen=True):
+class ResyncRequired(Struct, tag=3, array_like=True, frozen=True):
     """The log does not reach back that far: the follower has to begin with nothing."""
 
 
-class Given(Struct, tag=4, array_like=True, frozen=True):
+class SlotEntries(Struct, tag=4, array_like=True, frozen=True):
     """A piece of it.
 
     Attributes:
@@ -101,21 +101,21 @@ class Given(Struct, tag=4, array_like=True, frozen=True):
         last: Whether nothing more will come: the slots are held, and this was all.
     """
 
-    position: Position
-    log_from: Position
+    position: LogPosition
+    log_from: LogPosition
     payloads: list[bytes]
-    left: Position
+    left: LogPosition
     last: bool = False
 
 
-PeerAnswer: TypeAlias = Entries | SetPiece | StartOver | Given
+PeerAnswer: TypeAlias = LogEntries | SnapshotChunk | ResyncRequired | SlotEntries
 
 encode_peer = msgspec.msgpack.Encoder().encode
-_questions: msgspec.msgpack.Decoder[PeerQuestion] = msgspec.msgpack.Decoder(PeerQuestion)
+_questions: msgspec.msgpack.Decoder[PeerRequest] = msgspec.msgpack.Decoder(PeerRequest)
 decode_answer: msgspec.msgpack.Decoder[PeerAnswer] = msgspec.msgpack.Decoder(PeerAnswer)
 
 
-def read_question(body: Raw) -> PeerQuestion:
+def decode_peer_request(body: Raw) -> PeerRequest:
     """Decode what a peer asks.
 
     Raises:

@@ -76,7 +76,7 @@ class Counter:
     def told(self, body: Raw) -> None:
         self.total = number(body)
 
-    def asked_by_peer(self, body: Raw, answer: Callable[[bytes], None]) -> None:
+    def on_peer_request(self, body: Raw, answer: Callable[[bytes], None]) -> None:
         answer(msgspec.msgpack.encode(self.total))
 
     def handle(self, call: Call) -> bytes:

@@ -90,7 +90,7 @@ from flowgentic_actors.shard.migration import migrator
 from flowgentic_actors.shard.migration import source as source_module
 from flowgentic_actors.shard.migration import target as target_module
 from flowgentic_actors.shard.migration.ownership import OwnershipOrder, SlotOwnership
-from flowgentic_actors.shard.peer_protocol import Give, Given
+from flowgentic_actors.shard.peer_protocol import PullSlots, SlotEntries
 from flowgentic_actors.shard.progress import MigrationStatus, decode_progress
 from flowgentic_actors.shard.replication.leader import ReplicationLeader
 from flowgentic_actors.shard.settings import ShardSettings
@@ -1095,7 +1095,7 @@ async def test_what_a_failing_disk_takes_back_at_the_source_is_not_lost_on_the_w
     monkeypatch.setattr(target_module, "_PATIENCE", 0.3)
     real, go_on = target_module.MigrationTarget._ask, asyncio.Event()
 
-    async def ask(self: target_module.MigrationTarget, question: Give) -> Given:
+    async def ask(self: target_module.MigrationTarget, question: PullSlots) -> SlotEntries:
         if question.position:
             await go_on.wait()
         return await real(self, question)

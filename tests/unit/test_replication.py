@@ -40,12 +40,12 @@ from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling.compaction import compact
 from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.peer_protocol import (
-    CopySet,
-    Entries,
     Follow,
+    GetSnapshotChunk,
+    LogEntries,
     PeerAnswer,
-    PeerQuestion,
-    SetPiece,
+    PeerRequest,
+    SnapshotChunk,
     decode_answer,
     encode_peer,
 )
@@ -276,7 +276,7 @@ async def peer_of(leader: Copy) -> AsyncIterator[Any]:
     """Asks a leader what a follower asks."""
     connection = AsyncConnection(leader.address, SECRET, "the leader", 2 * LIMIT, "peer")
 
-    async def ask(question: PeerQuestion) -> PeerAnswer:
+    async def ask(question: PeerRequest) -> PeerAnswer:
         return decode_answer.decode(await connection.request(encode_peer(question), PATIENCE))
 
     try:
@@ -412,7 +412,7 @@ async def test_a_copy_that_is_killed_at_any_step_is_whole_in_the_end(
     monkeypatch.setattr(leader_module, "PIECE", 6000)
     left = 0
 
-    async def ask(self: ReplicationFollower, question: PeerQuestion) -> PeerAnswer:
+    async def ask(self: ReplicationFollower, question: PeerRequest) -> PeerAnswer:
         nonlocal left
         left -= 1
         if not left:
@@ -494,8 +494,8 @@ async def test_the_log_stays_while_a_copy_of_it_is_made(
         monkeypatch.setattr(leader.core._upkeep, "_look_after", 1)
         leader.tell(leads(2, alone=True))
         await until(lambda: leader.leading._term == 2)
-        piece = await ask(CopySet(2, 0))
-        assert isinstance(piece, SetPiece)
+        piece = await ask(GetSnapshotChunk(2, 0))
+        assert isinstance(piece, SnapshotChunk)
         assert piece.size >= len(piece.data) > 0
         await write_some(client, 60, seed=5, size=6000)
         assert not started.is_set()
@@ -515,8 +515,8 @@ async def test_a_set_that_changes_while_it_is_copied_is_copied_anew(
         leader.tell(leads(2, alone=True))
         changed = asyncio.Event()
 
-        async def ask(self: ReplicationFollower, question: PeerQuestion) -> PeerAnswer:
-            if isinstance(question, CopySet) and question.offset and not changed.is_set():
+        async def ask(self: ReplicationFollower, question: PeerRequest) -> PeerAnswer:
+            if isinstance(question, GetSnapshotChunk) and question.offset and not changed.is_set():
                 changed.set()
                 await compacted(leader.core)  # it had begun before
             return await real(self, question)
@@ -750,7 +750,7 @@ async def test_a_leader_that_goes_on_alone_waits_for_no_follower_that_went_away(
     await leader.until_it_leads()
     async with client_of(leader) as client, peer_of(leader) as ask:
         await client.put("key")
-        assert isinstance(await ask(Follow(1, 0)), Entries)
+        assert isinstance(await ask(Follow(1, 0)), LogEntries)
         writing = asyncio.create_task(client.put("waits"))
         await until(lambda: leader.leading._waiting)
         await writing  # once the one that asked is silent
@@ -780,14 +780,14 @@ async def test_after_its_restart_a_leader_acknowledges_nothing_alone(place: Path
 
 async def test_peers_of_another_term_and_without_a_leader_are_refused(place: Path) -> None:
     async with pair(place) as (leader, follower, client), peer_of(leader) as ask:
-        for question in (Follow(2, 0), Follow(0, 0), CopySet(2, 0)):
+        for question in (Follow(2, 0), Follow(0, 0), GetSnapshotChunk(2, 0)):
             with pytest.raises(InvalidRequestError, match="no follower of term"):
                 await ask(question)
         async with peer_of(follower) as ask_follower:
             with pytest.raises(InvalidRequestError, match="leads nobody"):
                 await ask_follower(Follow(1, 0))
         beyond = leader.core.position + 1
-        assert await ask(Follow(1, beyond)) == Entries(beyond, [])
+        assert await ask(Follow(1, beyond)) == LogEntries(beyond, [])
         assert leader.status.sent_back
         leader.tell(leads(2))
         follower.tell(follows(leader, 2))

@@ -28,7 +28,7 @@ from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.migration.ownership import OwnedSlots, SlotOwnership
 from flowgentic_actors.shard.migration.source import MigrationSource
 from flowgentic_actors.shard.migration.target import MigrationTarget
-from flowgentic_actors.shard.peer_protocol import Give
+from flowgentic_actors.shard.peer_protocol import PullSlots
 from flowgentic_actors.shard.progress import MigrationStatus
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
@@ -148,7 +148,7 @@ class SlotMigrator:
         """Whether the log must stay as it is for now."""
         return self._source is not None and self._source.holds_log
 
-    def on_peer_request(self, question: Give, answer: Callable[[bytes], None]) -> None:
+    def on_peer_request(self, question: PullSlots, answer: Callable[[bytes], None]) -> None:
         """Answer a shard that takes slots over from this one.
 
         Raises:

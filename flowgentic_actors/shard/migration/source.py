@@ -22,7 +22,7 @@ from flowgentic_actors.shard.journaling.entries import (
     encode_entry,
     own_entry,
 )
-from flowgentic_actors.shard.peer_protocol import Give, Given, encode_peer
+from flowgentic_actors.shard.peer_protocol import PullSlots, SlotEntries, encode_peer
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
 
@@ -69,7 +69,7 @@ class MigrationSource:
         """Whether the log must stay as it is, for somebody reads on in it."""
         return time.monotonic() < self._until
 
-    def on_peer_request(self, question: Give, answer: Callable[[bytes], None]) -> None:
+    def on_peer_request(self, question: PullSlots, answer: Callable[[bytes], None]) -> None:
         """Answer a question.
 
         Raises:
@@ -84,7 +84,7 @@ class MigrationSource:
         self._until = time.monotonic() + _HOLD
         if position >= end:
             last = self._is_all(question.move, position)
-            answer(encode_peer(Given(position, log_from, [], 0, last)))
+            answer(encode_peer(SlotEntries(position, log_from, [], 0, last)))
             return
         reading = self._worker.submit(self._read, position, SlotSet(question.slots))
         reading.add_done_callback(lambda done: self._answer(done, question.move, log_from, answer))
@@ -127,7 +127,7 @@ class MigrationSource:
                 payloads.append(encode_entry(own_entry(remains, entry.time_us)))
         left = max(0, self._journal.end - position)
         last = self._is_all(move, position)
-        given = encode_peer(Given(position, log_from, payloads, left, last))
+        given = encode_peer(SlotEntries(position, log_from, payloads, left, last))
 
         def tell(stored: asyncio.Future[None]) -> None:
             if not stored.cancelled() and stored.exception() is None:

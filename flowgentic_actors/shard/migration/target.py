@@ -20,7 +20,7 @@ from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.journaling.entries import Entry, decode_entry
 from flowgentic_actors.shard.migration.ownership import PullOrder
 from flowgentic_actors.shard.migration.source import PIECE
-from flowgentic_actors.shard.peer_protocol import Give, Given, decode_answer, encode_peer
+from flowgentic_actors.shard.peer_protocol import PullSlots, SlotEntries, decode_answer, encode_peer
 from flowgentic_actors.wire.addresses import Address
 from flowgentic_actors.wire.async_connection import AsyncConnection
 
@@ -110,7 +110,7 @@ class MigrationTarget:
     async def _take(self) -> None:
         log_from = 0
         while True:
-            given = await self._ask(Give(self.move, self._pull.slots, self.position, log_from))
+            given = await self._ask(PullSlots(self.move, self._pull.slots, self.position, log_from))
             for payload in given.payloads:
                 entry = decode_entry(payload)
                 assert isinstance(entry, Entry)
@@ -133,7 +133,7 @@ class MigrationTarget:
             seconds -= _STEP
             self.steps += 1
 
-    async def _ask(self, question: Give) -> Given:
+    async def _ask(self, question: PullSlots) -> SlotEntries:
         """Ask until there is an answer.
 
         Raises:
@@ -149,7 +149,7 @@ class MigrationTarget:
                 logger.info("%s", error)
                 await asyncio.sleep(_PAUSE)
                 continue
-            if not isinstance(answer, Given):
+            if not isinstance(answer, SlotEntries):
                 raise ProtocolError(f"{type(answer).__name__} is no answer to Give")
             return answer
 

@@ -19,13 +19,13 @@ from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted
 from flowgentic_actors.shard.peer_protocol import (
-    CopySet,
-    Entries,
     Follow,
+    GetSnapshotChunk,
+    LogEntries,
     PeerAnswer,
-    PeerQuestion,
-    SetPiece,
-    StartOver,
+    PeerRequest,
+    ResyncRequired,
+    SnapshotChunk,
     decode_answer,
     encode_peer,
 )
@@ -115,11 +115,11 @@ class ReplicationFollower:
             while True:
                 core = self.core or await self._begin()
                 answer = await self._ask(Follow(self._term, core.position))
-                if isinstance(answer, StartOver):
+                if isinstance(answer, ResyncRequired):
                     logger.warning("the leader's log does not reach back to %d", core.position)
                     self.core = None
                     await on_daemon_thread(_FILE_TIMEOUT, core.close)
-                elif isinstance(answer, Entries):
+                elif isinstance(answer, LogEntries):
                     if answer.payloads:
                         await self._take(core, answer)
                         self.took_at = time.monotonic()
@@ -129,7 +129,7 @@ class ReplicationFollower:
             await self._connection.close()
 
     @staticmethod
-    async def _take(core: ShardActor, entries: Entries) -> None:
+    async def _take(core: ShardActor, entries: LogEntries) -> None:
         while True:
             try:
                 return core.follow(entries.first, entries.payloads)
@@ -142,9 +142,9 @@ class ReplicationFollower:
         offset, size = 0, 1
         name = ""
         while offset < size:
-            piece = await self._ask(CopySet(self._term, offset))
-            if not isinstance(piece, SetPiece):
-                raise ProtocolError(f"{type(piece).__name__} is no answer to CopySet")
+            piece = await self._ask(GetSnapshotChunk(self._term, offset))
+            if not isinstance(piece, SnapshotChunk):
+                raise ProtocolError(f"{type(piece).__name__} is no answer to GetSnapshotChunk")
             if not piece.name:
                 break
             if offset and piece.name != name:  # a compaction that was under way has ended
@@ -177,7 +177,7 @@ class ReplicationFollower:
         write_term(self._folder, self._term)
         return core
 
-    async def _ask(self, question: PeerQuestion) -> PeerAnswer:
+    async def _ask(self, question: PeerRequest) -> PeerAnswer:
         """Ask until there is an answer."""
         body = encode_peer(question)
         while True:

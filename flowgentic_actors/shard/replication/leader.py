@@ -21,12 +21,12 @@ from flowgentic_actors.errors import (
     ReplicaUnavailableError,
 )
 from flowgentic_actors.shard.peer_protocol import (
-    CopySet,
-    Entries,
     Follow,
-    FollowerQuestion,
-    SetPiece,
-    StartOver,
+    FollowerRequest,
+    GetSnapshotChunk,
+    LogEntries,
+    ResyncRequired,
+    SnapshotChunk,
     encode_peer,
 )
 from flowgentic_actors.storage.journal import Journal
@@ -280,7 +280,7 @@ class ReplicationLeader:
     # ------------------------------------------------------------------ questions
 
     def on_follower_request(
-        self, question: FollowerQuestion, answer: Callable[[bytes], None]
+        self, question: FollowerRequest, answer: Callable[[bytes], None]
     ) -> None:
         """Answer a follower.
 
@@ -291,7 +291,7 @@ class ReplicationLeader:
             raise RejectedError(f"no follower of term {question.term} is expected here")
         self._heard = time.monotonic()
         match question:
-            case CopySet(_, offset):
+            case GetSnapshotChunk(_, offset):
                 self._copying_until = self._heard + _COPY_SILENCE
                 self._copy(offset, answer)
             case Follow(_, position):
@@ -339,7 +339,7 @@ class ReplicationLeader:
             if size >= PIECE:
                 break
         if payloads:
-            answer(encode_peer(Entries(lsn, payloads)))  # type: ignore[arg-type]
+            answer(encode_peer(LogEntries(lsn, payloads)))  # type: ignore[arg-type]
             return
         reading = self._worker.submit(self._journal.scan, position, PIECE)
         reading.add_done_callback(lambda done: self._read(position, done, answer))
@@ -360,7 +360,7 @@ class ReplicationLeader:
         if entries and entries[0][0] != position:  # it was compacted meanwhile
             self._send_back(position, answer)
             return
-        answer(encode_peer(Entries(position, [payload for _, payload in entries])))
+        answer(encode_peer(LogEntries(position, [payload for _, payload in entries])))
 
     def _send_back(self, position: int, answer: Callable[[bytes], None]) -> None:
         """Have a follower begin anew: at once, or, where the host counts on it, in another term.
@@ -371,11 +371,11 @@ class ReplicationLeader:
             if not self.resync_required:
                 self.resync_required = True
                 self._on_change()
-            later = encode_peer(Entries(position, []))
+            later = encode_peer(LogEntries(position, []))
             self._loop.call_later(HOLD / 4, answer, later)
             return
         self._joint_from = None
-        answer(encode_peer(StartOver()))
+        answer(encode_peer(ResyncRequired()))
 
     def _unpark(self, *, answered: bool = False) -> None:
         if self._parked is None:
@@ -384,12 +384,12 @@ class ReplicationLeader:
         self._parked = None
         timer.cancel()
         if not answered:
-            answer(encode_peer(Entries(position, [])))
+            answer(encode_peer(LogEntries(position, [])))
 
     def _copy(self, offset: int, answer: Callable[[bytes], None]) -> None:
         reading = self._worker.submit(self._read_set, offset)
 
-        def done(result: asyncio.Future[SetPiece]) -> None:
+        def done(result: asyncio.Future[SnapshotChunk]) -> None:
             if result.cancelled():
                 return
             if (error := result.exception()) is not None:
@@ -399,15 +399,15 @@ class ReplicationLeader:
 
         reading.add_done_callback(done)
 
-    def _read_set(self, offset: int) -> SetPiece:
+    def _read_set(self, offset: int) -> SnapshotChunk:
         path = self._journal.newest_set
         if path is None:
-            return SetPiece("", 0, b"")
+            return SnapshotChunk("", 0, b"")
         with os.fdopen(open_private(path, os.O_RDONLY), "rb") as file:
             file.seek(0, 2)
             size = file.tell()
             file.seek(offset)
-            return SetPiece(path.name, size, file.read(_SET_PIECE))
+            return SnapshotChunk(path.name, size, file.read(_SET_PIECE))
 
     def close(self) -> None:
         """Answer nobody any more."""

@@ -22,7 +22,7 @@ from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.migration.ownership import SlotOwnership
-from flowgentic_actors.shard.peer_protocol import Give, read_question
+from flowgentic_actors.shard.peer_protocol import PullSlots, decode_peer_request
 from flowgentic_actors.shard.progress import Progress, ReplicationStatus, encode_progress
 from flowgentic_actors.shard.replication.follower import (
     ReplicationFollower,
@@ -130,12 +130,12 @@ class ReplicatedShardActor:
             raise self._broken
         return self._core.commit() if self._leading is not None and self._core else None
 
-    def asked_by_peer(self, body: Raw, answer: Callable[[bytes], None]) -> None:
-        """Answer a follower, or a shard that takes slots over; see `Actor.asked_by_peer`."""
+    def on_peer_request(self, body: Raw, answer: Callable[[bytes], None]) -> None:
+        """Answer a follower, or a shard that takes slots over; see `Actor.on_peer_request`."""
         if self._leading is None or self._core is None:
             raise RejectedError("this copy leads nobody")
-        question = read_question(body)
-        if isinstance(question, Give):
+        question = decode_peer_request(body)
+        if isinstance(question, PullSlots):
             self._core.migrator.on_peer_request(question, answer)
         else:
             self._leading.on_follower_request(question, answer)
