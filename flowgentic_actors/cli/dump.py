@@ -29,8 +29,8 @@ from flowgentic_actors.engine.model import Blob
 from flowgentic_actors.engine.records import ItemStored
 from flowgentic_actors.engine.replies import CheckpointPage, CheckpointRow
 from flowgentic_actors.errors import PersistError
-from flowgentic_actors.shard.journaling.offline_index import Catalogue, ThreadSummary
-from flowgentic_actors.shard.journaling.offline_reader import ShardReader
+from flowgentic_actors.shard.journaling.offline_index import OfflineIndex, ThreadSummary
+from flowgentic_actors.shard.journaling.offline_reader import OfflineReader
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -89,7 +89,7 @@ def _rows(path: Path, options: DumpOptions) -> Iterator[dict[str, Any]]:
         live = is_held(path)
         with ExitStack() as stack:
             readers = [
-                stack.enter_context(ShardReader(folder, live=live))
+                stack.enter_context(OfflineReader(folder, live=live))
                 for folder in shard_folders(path, manifest)
             ]
             yield from _listing(path, manifest, readers, options, live=live)
@@ -100,12 +100,12 @@ def _rows(path: Path, options: DumpOptions) -> Iterator[dict[str, Any]]:
 def _listing(
     path: Path,
     manifest: Manifest,
-    readers: Sequence[ShardReader],
+    readers: Sequence[OfflineReader],
     options: DumpOptions,
     *,
     live: bool,
 ) -> Iterator[dict[str, Any]]:
-    catalogues = [Catalogue(reader) for reader in readers]
+    catalogues = [OfflineIndex(reader) for reader in readers]
     threads = {
         thread_id: (thread, reader)
         for catalogue, reader in zip(catalogues, readers, strict=True)
@@ -149,8 +149,8 @@ def _memory(path: Path, manifest: Manifest, *, live: bool) -> dict[str, Any]:
 
 def _items(
     path: Path,
-    catalogues: Sequence[Catalogue],
-    readers: Sequence[ShardReader],
+    catalogues: Sequence[OfflineIndex],
+    readers: Sequence[OfflineReader],
     options: DumpOptions,
 ) -> Iterator[dict[str, Any]]:
     below = tuple(options.namespace.split(".")) if options.namespace else ()
@@ -181,7 +181,7 @@ def _items(
 
 
 def _checkpoints(
-    thread_id: str, thread: ThreadSummary, reader: ShardReader, options: DumpOptions
+    thread_id: str, thread: ThreadSummary, reader: OfflineReader, options: DumpOptions
 ) -> Iterator[dict[str, Any]]:
     """The thread alone in a shard of its own, and what that answers."""
     shard = Shard()

@@ -49,17 +49,17 @@ from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.hot_keys import HotKeys, key_of, sampling
 from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.journaling.entries import (
-    Entry,
     JournalEntry,
-    KeptSessions,
+    LogEntry,
+    SessionTable,
     Unwritten,
     decode_entry,
-    own_entry,
+    internal_entry,
 )
-from flowgentic_actors.shard.journaling.maintenance import Upkeep
+from flowgentic_actors.shard.journaling.maintenance import JournalMaintenance
 from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingCalls
-from flowgentic_actors.shard.memory_tier import CHUNK, Mirror
+from flowgentic_actors.shard.memory_tier import CHUNK, MemoryTier
 from flowgentic_actors.shard.migration.migrator import SlotMigrator
 from flowgentic_actors.shard.migration.ownership import OwnershipOrder
 from flowgentic_actors.shard.peer_protocol import PullSlots, decode_peer_request
@@ -147,7 +147,7 @@ class ShardActor:
         keeps = ShardSettings.decode(settings)
         hot_limit = _number(hot_bytes)
         self._shard = keeps.make_shard(hot_limit)
-        self._ceilings = keeps.ceilings
+        self._ceilings = keeps.quotas
         self._limited = self._ceilings.any
         self._sweep_seconds = keeps.sweep_seconds
         self._sweeping: asyncio.Task[None] | None = None
@@ -162,7 +162,7 @@ class ShardActor:
         )
         self._worker = Worker("journal")
         self._compactor = Compactor(self._journal, path, self._worker)
-        self._upkeep = Upkeep(
+        self._upkeep = JournalMaintenance(
             self._journal,
             self._shard,
             self._compactor,
@@ -201,7 +201,7 @@ class ShardActor:
         self._tier_wanted = False
         self._tier_made_of = int(tier_managers), Path(tier_folder)
         self._tier: DDictShard | None = None
-        self._mirror: Mirror | None = None
+        self._mirror: MemoryTier | None = None
         self._mirroring: asyncio.Task[None] | None = None
         self._fetch_slots = asyncio.Semaphore(_MOST_FETCHES)
         try:
@@ -237,7 +237,7 @@ class ShardActor:
             folder=folder,
             on_event=happened,
         )
-        mirror = Mirror(self._shard, self._tier, self._scan, lambda: self._journal.end)
+        mirror = MemoryTier(self._shard, self._tier, self._scan, lambda: self._journal.end)
         self._mirror = mirror
         self._mirroring = asyncio.ensure_future(mirror.run())
         self._mirroring.add_done_callback(_log_defect)
@@ -429,7 +429,7 @@ class ShardActor:
         answer, record = self._shard.plan(command, now_us)
         reply = _DONE if answer is DONE else _encode(answer)
         if record is not None:
-            entry = Entry(call.session, call.seq, call.low, now_us, reply, record)
+            entry = LogEntry(call.session, call.seq, call.low, now_us, reply, record)
             # Nothing has changed yet: what cannot be kept is refused, and the shard goes on.
             if self._limited:
                 self._ceilings.check(self._shard, record)
@@ -440,7 +440,7 @@ class ShardActor:
         self._sessions.remember(call.session, call.seq, call.low, reply, now_us)
         return reply
 
-    def _keep(self, record: Record, entry: Entry, *, urgent: bool) -> None:
+    def _keep(self, record: Record, entry: LogEntry, *, urgent: bool) -> None:
         """Carry out a record, whose entry the next commit appends.
 
         Raises:
@@ -467,7 +467,7 @@ class ShardActor:
         if record is None:
             return False
         try:
-            self._keep(record, own_entry(record, now_us), urgent=True)
+            self._keep(record, internal_entry(record, now_us), urgent=True)
         except StorageError as error:
             if once and isinstance(error, RoomWanted):
                 raise
@@ -481,7 +481,7 @@ class ShardActor:
             StorageError: If there is no room for it.
         """
         self._clock.saw(time_us)
-        entry = own_entry(record, time_us or self._clock.now())
+        entry = internal_entry(record, time_us or self._clock.now())
         while True:
             try:
                 # What is kept for deletions has to be there when it is to be forgotten again.
@@ -598,7 +598,7 @@ class ShardActor:
         if lsns:
             for lsn, payload in await self._worker.submit(self._read, lsns):
                 entry = decode_entry(payload)
-                assert isinstance(entry, Entry)
+                assert isinstance(entry, LogEntry)
                 found.append((lsn, entry.record))
         return found
 
@@ -623,7 +623,7 @@ class ShardActor:
     def _take_in(self, lsn: int, entry: JournalEntry, *, compacted: bool = False) -> None:
         """Carry out an entry that is in the journal."""
         self._clock.saw(entry.time_us)
-        if isinstance(entry, KeptSessions):
+        if isinstance(entry, SessionTable):
             self._sessions.restore(entry.sessions)
             return
         self._shard.replay(entry.record, lsn)

@@ -21,7 +21,7 @@ import msgspec
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.records import ItemStored, Record
 from flowgentic_actors.errors import JournalError, TierBusyError, TierError, TierFullError
-from flowgentic_actors.shard.journaling.entries import Entry, decode_entry
+from flowgentic_actors.shard.journaling.entries import LogEntry, decode_entry
 
 CHUNK: Final = 128 << 10
 """Bytes of a chunk, its entries' heads included: a power of two, see docs/explanation/ddict.md."""
@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Record] = msgspec.msgpack.Decoder(Record).decode
 
-Entries = list[tuple[int, bytes]]
-Scan = Callable[[int, int], Awaitable[tuple[Entries, int]]]
+TierEntries = list[tuple[int, bytes]]
+Scan = Callable[[int, int], Awaitable[tuple[TierEntries, int]]]
 
 
 class Tier(Protocol):
@@ -77,7 +77,7 @@ class _Chunk:
         self.there = False
 
 
-class Mirror:
+class MemoryTier:
     """Keeps a tier filled from a journal, and reads from it.
 
     Everything runs on the event loop; the shard is only looked at between two requests.
@@ -104,7 +104,7 @@ class Mirror:
     def _start_over(self) -> None:
         self._firsts: list[int] = []
         self._chunks: list[_Chunk] = []  # by `first`, ascending
-        self._filling: Entries = []
+        self._filling: TierEntries = []
         self._filling_bytes = 0
         self._position = 0  # LSN up to which the journal was read
         self._sparse: dict[int, None] = {}  # firsts of chunks to be packed again
@@ -170,7 +170,7 @@ class Mirror:
         self._position = position
         for lsn, payload in entries:
             entry = decode_entry(payload)
-            if not isinstance(entry, Entry) or not self._shard.alive(lsn, entry.record):
+            if not isinstance(entry, LogEntry) or not self._shard.alive(lsn, entry.record):
                 continue
             record = _encode(_without_vectors(entry.record))
             size = _HEAD.size + len(record)
@@ -194,7 +194,7 @@ class Mirror:
         entries, self._filling, self._filling_bytes = self._filling, [], 0
         await self._put(chunk, entries)
 
-    async def _put(self, chunk: _Chunk, entries: Entries) -> None:
+    async def _put(self, chunk: _Chunk, entries: TierEntries) -> None:
         data = _pack(entries)
         while True:
             try:
@@ -243,7 +243,7 @@ class Mirror:
             return
         generation = self._generation
         run = self._mergeable(index)
-        entries: Entries = []
+        entries: TierEntries = []
         for chunk in run:
             if chunk.live:
                 entries += _find(await self._tier.get(chunk.first) or b"", None)
@@ -325,16 +325,16 @@ def _without_vectors(record: Record) -> Record:
     return record
 
 
-def _pack(entries: Entries) -> bytes:
+def _pack(entries: TierEntries) -> bytes:
     parts: list[bytes] = []
     for lsn, record in entries:
         parts += (_HEAD.pack(lsn, len(record), zlib.crc32(record)), record)
     return b"".join(parts)
 
 
-def _find(data: bytes, wanted: set[int] | None) -> Entries:
+def _find(data: bytes, wanted: set[int] | None) -> TierEntries:
     """The records in a chunk, all or those wanted, that are as they were put there."""
-    found: Entries = []
+    found: TierEntries = []
     at = 0
     while at + _HEAD.size <= len(data):
         lsn, length, crc = _HEAD.unpack_from(data, at)

@@ -9,7 +9,7 @@ from flowgentic_actors.engine.records import ItemStored, Record
 from flowgentic_actors.errors import MemoryFullError
 
 
-class Ceilings(NamedTuple):
+class Quotas(NamedTuple):
     """Most bytes of values in one shard, of items and of threads; None for no limit."""
 
     items: int | None = None

@@ -9,7 +9,7 @@ import msgspec
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.shard import CACHE_BYTES
 from flowgentic_actors.engine.threads import Retention
-from flowgentic_actors.shard.quotas import Ceilings
+from flowgentic_actors.shard.quotas import Quotas
 from flowgentic_actors.shard.sweeper import SWEEP_SECONDS
 
 
@@ -52,9 +52,9 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
         return Shard(hot_bytes, retention=retention, cache_bytes=self.cache_bytes)
 
     @property
-    def ceilings(self) -> Ceilings:
+    def quotas(self) -> Quotas:
         """How much may be stored."""
-        return Ceilings(self.item_bytes, self.thread_bytes)
+        return Quotas(self.item_bytes, self.thread_bytes)
 
     def encode(self) -> str:
         """As text, for an actor's arguments."""

@@ -29,7 +29,7 @@ from flowgentic_actors.engine.replies import ItemPage
 from flowgentic_actors.errors import FlowgenticError, JournalError
 from flowgentic_actors.shard.embedded.journaled import JournaledShard
 from flowgentic_actors.shard.journaling.compaction import compact
-from flowgentic_actors.shard.journaling.entries import encode_entry, own_entry
+from flowgentic_actors.shard.journaling.entries import encode_entry, internal_entry
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.segment import ACTIVE, DATA, SEALED, Segment
@@ -111,7 +111,7 @@ def _sample(
             command = PutItem(_NAMESPACE, key, ("bytes", items[key]))
         record = shard.plan(command, number).record
         assert record is not None
-        journal.append([encode_entry(own_entry(record, number))])
+        journal.append([encode_entry(internal_entry(record, number))])
         journal.prepare()
         shard.replay(record)
         states.append(frozenset(items.items()))

@@ -35,8 +35,8 @@ from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling.compaction import compact
 from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.journaling.entries import (
-    Entry,
-    KeptSessions,
+    LogEntry,
+    SessionTable,
     decode_entry,
     encode_entry,
 )
@@ -92,7 +92,7 @@ class Reader:
         self.journal = Journal(disk, FOLDER, durable=False, segment_bytes=500)
         for _, payload, compacted in self.journal.replay():
             entry = decode_entry(payload)
-            if isinstance(entry, KeptSessions):
+            if isinstance(entry, SessionTable):
                 self.sessions.restore(entry.sessions)
                 continue
             self.shard.replay(entry.record)
@@ -109,7 +109,7 @@ class Reader:
         self.sessions.remember(SESSION, seq, low, reply, seq)
         if applied.record is not None:
             self.journal.append(
-                [encode_entry(Entry(SESSION, seq, low, seq, reply, applied.record))]
+                [encode_entry(LogEntry(SESSION, seq, low, seq, reply, applied.record))]
             )
 
     def everything(self) -> list[object]:

@@ -23,8 +23,8 @@ from flowgentic_actors.engine.commands import (
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import TierFullError, TierLostError
 from flowgentic_actors.shard import memory_tier as mirror_module
-from flowgentic_actors.shard.journaling.entries import Entry, encode_entry
-from flowgentic_actors.shard.memory_tier import Mirror
+from flowgentic_actors.shard.journaling.entries import LogEntry, encode_entry
+from flowgentic_actors.shard.memory_tier import MemoryTier
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.testing.disk import SimulatedDisk
 from tests.conftest import seeds
@@ -102,7 +102,7 @@ class Mirrored:
         list(self.journal.replay())
         self.tier = tier
         self.entries: dict[int, bytes] = {}
-        self.mirror = Mirror(self.shard, tier, self.scan, lambda: self.journal.end)
+        self.mirror = MemoryTier(self.shard, tier, self.scan, lambda: self.journal.end)
 
     async def scan(self, lsn: int, most: int) -> tuple[list[tuple[int, bytes]], int]:
         await asyncio.sleep(0)
@@ -113,7 +113,7 @@ class Mirrored:
         planned = self.shard.plan(command, 1)
         if planned.record is not None:
             lsn = self.journal.end
-            payload = encode_entry(Entry(bytes(16), 1, 1, 1, b"", planned.record))
+            payload = encode_entry(LogEntry(bytes(16), 1, 1, 1, b"", planned.record))
             self.shard.replay(planned.record, lsn)
             self.entries[lsn] = payload
             self.journal.append([payload])
@@ -121,7 +121,7 @@ class Mirrored:
 
     def alive(self) -> dict[int, Record]:
         """What is stored still, by LSN."""
-        decode = msgspec.msgpack.Decoder(Entry).decode
+        decode = msgspec.msgpack.Decoder(LogEntry).decode
         return {
             lsn: decode(payload).record
             for lsn, payload in self.entries.items()

@@ -41,7 +41,7 @@ from flowgentic_actors.errors import (
     PersistHeldError,
 )
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.journaling.offline_reader import ShardReader, holds_entries
+from flowgentic_actors.shard.journaling.offline_reader import OfflineReader, holds_entries
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.testing.disk import Crash
 from tests.unit.shards import ask, compact_all, contents, some_commands, write
@@ -474,9 +474,9 @@ def test_a_live_journal_is_read_up_to_its_last_whole_entry_and_not_changed(
     before = {p.name: p.read_bytes() for p in source.iterdir()}
 
     assert holds_entries(source)
-    with ShardReader(source, live=True) as reader:
+    with OfflineReader(source, live=True) as reader:
         assert len(list(reader.entries())) == 20
-    with ShardReader(source) as reader, pytest.raises(JournalError, match="not what was written"):
+    with OfflineReader(source) as reader, pytest.raises(JournalError, match="not what was written"):
         list(reader.entries())
     copy_shards(RealDisk(), [source], [copy], router(table), live=True)
     assert {p.name: p.read_bytes() for p in source.iterdir()} == before
@@ -490,7 +490,7 @@ def test_readers_see_the_same_files_on_every_pass(tmp_path: Path) -> None:
     with opened(tmp_path, 1) as manifest:
         folder = manifest.folders(tmp_path)[0]
         write([folder], even_table(1, 2), some_commands(random.Random(3), 200))
-        with ShardReader(folder) as reader:
+        with OfflineReader(folder) as reader:
             first = list(reader.entries())
             compact_all([folder])
             for segment in folder.glob("*.sealed"):

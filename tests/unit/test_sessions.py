@@ -24,7 +24,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling import sessions as memory
-from flowgentic_actors.shard.journaling.entries import Entry, Unwritten, decode_entry
+from flowgentic_actors.shard.journaling.entries import LogEntry, Unwritten, decode_entry
 from flowgentic_actors.shard.journaling.sessions import KEEP_US, Sessions
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
@@ -252,7 +252,8 @@ def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_entries_wait_in_order_and_the_last_one_can_be_taken_back() -> None:
     unwritten = Unwritten()
     made = [
-        Entry(A, seq, 0, seq, b"reply", ItemDeleted(("a",), "k" * seq * 1000)) for seq in range(4)
+        LogEntry(A, seq, 0, seq, b"reply", ItemDeleted(("a",), "k" * seq * 1000))
+        for seq in range(4)
     ]
     sizes = [unwritten.add(entry) for entry in made]
     unwritten.take_back()

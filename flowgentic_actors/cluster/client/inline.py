@@ -33,7 +33,7 @@ from flowgentic_actors.errors import (
     OutcomeUnknownError,
 )
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.shard.embedded.volatile import BareShard
+from flowgentic_actors.shard.embedded.volatile import VolatileShard
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow_requests import SlowRequests
 from flowgentic_actors.storage.group_commit_threads import Blocking, Promise
@@ -91,7 +91,7 @@ class InlineClient:
         self.index = memory.index if memory is not None else index
         self.allowed_types = allowed_types
         self._name = name
-        self._shard = BareShard(settings)
+        self._shard = VolatileShard(settings)
         self._memory = memory
         self._timeout = timeout
         self._close_timeout = close_timeout

@@ -57,7 +57,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.actor import LOCK_NAME
-from flowgentic_actors.shard.journaling.offline_reader import ShardReader, holds_entries
+from flowgentic_actors.shard.journaling.offline_reader import OfflineReader, holds_entries
 from flowgentic_actors.shard.journaling.reshard import reshard
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.lock import FileLock
@@ -478,7 +478,7 @@ def copy_shards(
 ) -> int:
     """Write what is alive in some shards' folders into others; see `reshard`."""
     with ExitStack() as readers:
-        sources = [readers.enter_context(ShardReader(folder, live=live)) for folder in old]
+        sources = [readers.enter_context(OfflineReader(folder, live=live)) for folder in old]
         size = sum(source.total_bytes for source in sources)
         return reshard(
             disk,

@@ -32,12 +32,12 @@ from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.journaling.entries import (
-    KeptSessions,
+    SessionTable,
     decode_entry,
     encode_entry,
-    own_entry,
+    internal_entry,
 )
-from flowgentic_actors.shard.journaling.maintenance import Upkeep
+from flowgentic_actors.shard.journaling.maintenance import JournalMaintenance
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingLine
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.sweeper import Sweeper
@@ -104,11 +104,11 @@ class JournaledShard:
             raise JournalLockedError(f"the journal in {folder} is open in another process")
         self._mutex = threading.RLock()
         self._shard = settings.make_shard()
-        self._ceilings = settings.ceilings if settings.ceilings.any else None
+        self._ceilings = settings.quotas if settings.quotas.any else None
         self._trims = settings.keep_last is not None
         self._clock = Clock()
         self._sweeper = Sweeper(self._sweep, settings.sweep_seconds)
-        # What is under way: an exception in its middle leaves it here, as in a `BareShard`.
+        # What is under way: an exception in its middle leaves it here, as in a `VolatileShard`.
         self._begun: Command | Record | None = None
         self._error: Exception | None = None
         self._foreign = False  # whether the files are another cluster's by now
@@ -122,7 +122,7 @@ class JournaledShard:
         self._compactor = Compactor(self._journal, folder, self._worker, self._as_owner)
         self._group: GroupCommit[Reply] | None = None
         grouped = durable or appends == "thread"
-        self._upkeep = Upkeep(
+        self._upkeep = JournalMaintenance(
             self._journal,
             self._shard,
             self._compactor,
@@ -313,7 +313,7 @@ class JournaledShard:
         Raises:
             StorageError: If the journal has no room for it; nothing has changed then.
         """
-        payload = encode_entry(own_entry(record, now_us))
+        payload = encode_entry(internal_entry(record, now_us))
         size = len(payload) + ENTRY_OVERHEAD
         group = self._group
         wanted = size if group is None else size + group.waiting_bytes
@@ -357,7 +357,7 @@ class JournaledShard:
             return
         payloads: list[bytes] = []
         if isinstance(begun, RECORDS):
-            payloads.append(encode_entry(own_entry(begun, now_us)))
+            payloads.append(encode_entry(internal_entry(begun, now_us)))
             self._upkeep.restore()
             if self._group is None:
                 self._mend()
@@ -435,5 +435,5 @@ class JournaledShard:
         for _, payload, _ in self._journal.replay():
             entry = decode_entry(payload)
             self._clock.saw(entry.time_us)
-            if not isinstance(entry, KeptSessions):  # the journal keeps them for the next actors
+            if not isinstance(entry, SessionTable):  # the journal keeps them for the next actors
                 self._shard.replay(entry.record)

@@ -16,7 +16,7 @@ from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.sweeper import Sweeper
 
 
-class BareShard:
+class VolatileShard:
     """Called from any thread, and blocking for no longer than the command takes.
 
     Args:
@@ -27,8 +27,8 @@ class BareShard:
         self._mutex = threading.Lock()
         self._clock = Clock()
         self._shard = settings.make_shard()
-        self._ceilings = settings.ceilings if settings.ceilings.any else None
-        limited = settings.ceilings.any or settings.keep_last is not None or settings.thread_ttl
+        self._ceilings = settings.quotas if settings.quotas.any else None
+        limited = settings.quotas.any or settings.keep_last is not None or settings.thread_ttl
         self._writes = {} if limited else self._shard.writes
         self._reads = self._shard.reads
         # The operation under way. A signal handler may raise at any instruction: the next call

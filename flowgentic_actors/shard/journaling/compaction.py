@@ -21,8 +21,8 @@ from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.shard.journaling.entries import (
-    Entry,
-    KeptSessions,
+    LogEntry,
+    SessionTable,
     decode_entry,
     encode_entry,
 )
@@ -45,7 +45,7 @@ class Liveness:
         self._shard.replay(record, lsn)
         self._shard.cool(lsn + 1)
 
-    def remains(self, lsn: int, payload: bytes, entry: Entry) -> bytes | None:
+    def remains(self, lsn: int, payload: bytes, entry: LogEntry) -> bytes | None:
         """What to keep of an entry when all have been observed, None when it is nothing."""
         record = self._shard.remains(lsn, entry.record)
         if record is None:
@@ -85,7 +85,7 @@ def compact(disk: Disk, folder: Path, sealed_to: int) -> Path | None:
     def survivors() -> Iterator[tuple[int, bytes]]:
         for lsn, payload in entries():
             entry = decode_entry(payload)
-            if isinstance(entry, Entry):
+            if isinstance(entry, LogEntry):
                 remains = liveness.remains(lsn, payload, entry)
                 if remains is not None:
                     yield lsn, remains
@@ -130,13 +130,13 @@ def _survey(entries: Iterable[tuple[int, bytes]], start: int) -> tuple[Liveness,
     for lsn, payload in entries:
         entry = decode_entry(payload)
         latest_us = max(latest_us, entry.time_us)
-        if isinstance(entry, KeptSessions):
+        if isinstance(entry, SessionTable):
             sessions.restore(entry.sessions)
             continue
         liveness.observe(lsn, entry.record)
         if lsn >= start:
             sessions.remember(entry.session, entry.seq, entry.low, entry.reply, entry.time_us)
-    return liveness, encode_entry(KeptSessions(latest_us, tuple(sessions.states())))
+    return liveness, encode_entry(SessionTable(latest_us, tuple(sessions.states())))
 
 
 def main() -> int:

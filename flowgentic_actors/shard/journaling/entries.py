@@ -14,7 +14,7 @@ NO_SESSION: Final = b""
 """The session of what nobody asks for twice."""
 
 
-class Entry(msgspec.Struct, tag=1, array_like=True, frozen=True, gc=False):
+class LogEntry(msgspec.Struct, tag=1, array_like=True, frozen=True, gc=False):
     """A write that took effect, and the reply that its caller is due."""
 
     session: bytes
@@ -34,14 +34,14 @@ class SessionState(msgspec.Struct, array_like=True, frozen=True, gc=False):
     replies: dict[int, bytes]
 
 
-class KeptSessions(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False):
+class SessionTable(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False):
     """The sessions as they were where a compacted set ends."""
 
     time_us: int
     sessions: tuple[SessionState, ...]
 
 
-JournalEntry: TypeAlias = Entry | KeptSessions
+JournalEntry: TypeAlias = LogEntry | SessionTable
 
 _decoder: msgspec.msgpack.Decoder[JournalEntry] = msgspec.msgpack.Decoder(JournalEntry)
 _encoder = msgspec.msgpack.Encoder(enc_hook=plain)
@@ -49,9 +49,9 @@ encode_entry = _encoder.encode
 """Encode a `JournalEntry`."""
 
 
-def own_entry(record: Record, time_us: int) -> Entry:
+def internal_entry(record: Record, time_us: int) -> LogEntry:
     """The entry of what a shard did of its own accord: nobody waits for a reply."""
-    return Entry(NO_SESSION, 0, 0, time_us, b"", record)
+    return LogEntry(NO_SESSION, 0, 0, time_us, b"", record)
 
 
 class Unwritten:
@@ -67,7 +67,7 @@ class Unwritten:
         self._bytes = bytearray()
         self._ends: list[int] = []
 
-    def add(self, entry: Entry) -> int:
+    def add(self, entry: LogEntry) -> int:
         """Encode an entry behind the others; its size."""
         start = len(self._bytes)
         _encoder.encode_into(entry, self._bytes, start)

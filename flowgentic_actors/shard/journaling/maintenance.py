@@ -18,7 +18,7 @@ _MAKE_ROOM_EVERY: Final = 1.0
 _LOOKS: Final = 64  # at the journal, while as much is appended as is allowed of garbage
 
 
-class Upkeep:
+class JournalMaintenance:
     """Everything here is called by the journal's owner.
 
     Args:

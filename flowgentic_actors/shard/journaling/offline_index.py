@@ -18,8 +18,8 @@ from flowgentic_actors.engine.records import (
     ThreadsExpired,
     WritesStored,
 )
-from flowgentic_actors.shard.journaling.entries import KeptSessions
-from flowgentic_actors.shard.journaling.offline_reader import ShardReader
+from flowgentic_actors.shard.journaling.entries import SessionTable
+from flowgentic_actors.shard.journaling.offline_reader import OfflineReader
 
 
 class ItemSummary(NamedTuple):
@@ -106,7 +106,7 @@ class ThreadSummary:
                 self._sizes[place] = len(blob[1])
 
 
-class Catalogue:
+class OfflineIndex:
     """Everything in one shard's journal.
 
     Attributes:
@@ -117,11 +117,11 @@ class Catalogue:
         reader: The journal, read to its end.
     """
 
-    def __init__(self, reader: ShardReader) -> None:
+    def __init__(self, reader: OfflineReader) -> None:
         self.threads: dict[str, ThreadSummary] = {}
         self.items: dict[tuple[tuple[str, ...], str], ItemSummary] = {}
         for found in reader.entries():
-            if isinstance(found.entry, KeptSessions):
+            if isinstance(found.entry, SessionTable):
                 continue
             match found.entry.record:
                 case ItemStored() | ItemDeleted() | ItemsRefreshed() | ItemsExpired() as record:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Self
 
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import JournalDamagedError
-from flowgentic_actors.shard.journaling.entries import Entry, JournalEntry, decode_entry
+from flowgentic_actors.shard.journaling.entries import JournalEntry, LogEntry, decode_entry
 from flowgentic_actors.storage.compacted_set import CompactedSet, open_newest
 from flowgentic_actors.storage.log import SegmentLog
 from flowgentic_actors.storage.read_only_disk import FolderView
@@ -17,7 +17,7 @@ from flowgentic_actors.storage.read_only_disk import FolderView
 _ANOTHER_BOOT: Final = b"\xff" * 16
 
 
-class Found(NamedTuple):
+class FoundEntry(NamedTuple):
     """One entry of a journal.
 
     Attributes:
@@ -33,7 +33,7 @@ class Found(NamedTuple):
     compacted: bool
 
 
-class ShardReader:
+class OfflineReader:
     """A journal as its files are now. Several passes over it see the same files.
 
     Args:
@@ -69,7 +69,7 @@ class ShardReader:
         """Size of all files, what is dead in them included."""
         return self._view.total_bytes
 
-    def entries(self) -> Iterator[Found]:
+    def entries(self) -> Iterator[FoundEntry]:
         """Every entry in order, as recovery would find them.
 
         Raises:
@@ -79,14 +79,14 @@ class ShardReader:
         self._set = newest = open_newest(self._view, self._folder)
         if newest is not None:
             for lsn, payload in newest.entries():
-                yield Found(lsn, payload, decode_entry(payload), True)
+                yield FoundEntry(lsn, payload, decode_entry(payload), True)
         # As if the machine had gone down since: no order of an unsealed segment's pages is assumed.
         boot = _ANOTHER_BOOT if self._live else None
         self._log = SegmentLog(
             self._view, self._folder, durable=False, boot=boot, cuts=False, whole=not self._live
         )
         for lsn, payload in self._log.recover(newest.end if newest else 0):
-            yield Found(lsn, payload, decode_entry(payload), False)
+            yield FoundEntry(lsn, payload, decode_entry(payload), False)
 
     def read(self, lsn: int) -> Record:
         """The record of one entry that a pass to the end has yielded.
@@ -100,7 +100,7 @@ class ShardReader:
         if payload is None:
             raise JournalDamagedError(f"{self._folder}: there is no entry {lsn}")
         entry = decode_entry(payload)
-        assert isinstance(entry, Entry)
+        assert isinstance(entry, LogEntry)
         return entry.record
 
 

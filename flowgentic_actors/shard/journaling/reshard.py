@@ -15,8 +15,8 @@ from typing import Final, TypeAlias
 from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import JournalError
 from flowgentic_actors.shard.journaling.compaction import Liveness
-from flowgentic_actors.shard.journaling.entries import KeptSessions, SessionState, encode_entry
-from flowgentic_actors.shard.journaling.offline_reader import ShardReader
+from flowgentic_actors.shard.journaling.entries import SessionState, SessionTable, encode_entry
+from flowgentic_actors.shard.journaling.offline_reader import OfflineReader
 from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.storage.compacted_set import write_set
 from flowgentic_actors.storage.disk import Disk
@@ -32,7 +32,7 @@ _POLL: Final = 0.2
 
 def reshard(
     disk: Disk,
-    sources: Sequence[ShardReader],
+    sources: Sequence[OfflineReader],
     folders: Sequence[Path],
     route: Route,
     *,
@@ -71,7 +71,7 @@ def reshard(
             for state in sessions.states():
                 union[state.session] = _together(union.get(state.session), state)
             for found in source.entries():
-                if isinstance(found.entry, KeptSessions):
+                if isinstance(found.entry, SessionTable):
                     continue
                 remains = liveness.remains(found.lsn, found.payload, found.entry)
                 if remains is not None and (owner is None or owner(found.entry.record) == number):
@@ -80,7 +80,7 @@ def reshard(
                     written += len(remains)
                     progress(written)
         states = sorted(union.values(), key=lambda state: state.used_us)
-        kept = encode_entry(KeptSessions(latest_us, tuple(states)))
+        kept = encode_entry(SessionTable(latest_us, tuple(states)))
         for writer in writers:
             writer.finish(kept)
     finally:
@@ -89,13 +89,13 @@ def reshard(
     return sum(writer.count for writer in writers)
 
 
-def _survey(source: ShardReader, stop: threading.Event | None) -> tuple[Liveness, Sessions, int]:
+def _survey(source: OfflineReader, stop: threading.Event | None) -> tuple[Liveness, Sessions, int]:
     """What is alive of a journal, what its sessions may still ask for, and its latest time."""
     liveness, sessions, latest_us = Liveness(), Sessions(), 0
     for lsn, _, entry, compacted in source.entries():
         _check(stop)
         latest_us = max(latest_us, entry.time_us)
-        if isinstance(entry, KeptSessions):
+        if isinstance(entry, SessionTable):
             sessions.restore(entry.sessions)
             continue
         liveness.observe(lsn, entry.record)

@@ -16,11 +16,11 @@ from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.slots import SlotSet, part_of
 from flowgentic_actors.errors import RejectedError
 from flowgentic_actors.shard.journaling.entries import (
-    Entry,
-    KeptSessions,
+    LogEntry,
+    SessionTable,
     decode_entry,
     encode_entry,
-    own_entry,
+    internal_entry,
 )
 from flowgentic_actors.shard.peer_protocol import PullSlots, SlotEntries, encode_peer
 from flowgentic_actors.storage.journal import Journal
@@ -93,22 +93,22 @@ class MigrationSource:
         """Whether nothing about the slots of a move comes after a position."""
         return move == self.frozen_for and position >= self.held_from
 
-    def _read(self, position: int, slots: SlotSet) -> tuple[list[tuple[int, Entry]], int]:
+    def _read(self, position: int, slots: SlotSet) -> tuple[list[tuple[int, LogEntry]], int]:
         """What a piece of the journal says about some slots, and where it ends. Blocks."""
-        found: list[tuple[int, Entry]] = []
+        found: list[tuple[int, LogEntry]] = []
         entries, position = self._journal.scan(position, PIECE)
         for lsn, payload in entries:
             entry = decode_entry(payload)
-            if isinstance(entry, KeptSessions):
+            if isinstance(entry, SessionTable):
                 continue
             part = part_of(entry.record, slots.__contains__, self._depth)
             if part is not None:
-                found.append((lsn, own_entry(part, entry.time_us)))
+                found.append((lsn, internal_entry(part, entry.time_us)))
         return found, position
 
     def _answer(
         self,
-        done: asyncio.Future[tuple[list[tuple[int, Entry]], int]],
+        done: asyncio.Future[tuple[list[tuple[int, LogEntry]], int]],
         move: int,
         log_from: int,
         answer: Callable[[bytes], None],
@@ -124,7 +124,7 @@ class MigrationSource:
             # What was deleted since then is told by the log, which is given as it is.
             remains = entry.record if lsn >= log_from else self._shard.remains(lsn, entry.record)
             if remains is not None:
-                payloads.append(encode_entry(own_entry(remains, entry.time_us)))
+                payloads.append(encode_entry(internal_entry(remains, entry.time_us)))
         left = max(0, self._journal.end - position)
         last = self._is_all(move, position)
         given = encode_peer(SlotEntries(position, log_from, payloads, left, last))

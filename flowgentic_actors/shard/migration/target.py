@@ -17,7 +17,7 @@ from flowgentic_actors.errors import (
     RequestError,
 )
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.shard.journaling.entries import Entry, decode_entry
+from flowgentic_actors.shard.journaling.entries import LogEntry, decode_entry
 from flowgentic_actors.shard.migration.ownership import PullOrder
 from flowgentic_actors.shard.migration.source import PIECE
 from flowgentic_actors.shard.peer_protocol import PullSlots, SlotEntries, decode_answer, encode_peer
@@ -113,7 +113,7 @@ class MigrationTarget:
             given = await self._ask(PullSlots(self.move, self._pull.slots, self.position, log_from))
             for payload in given.payloads:
                 entry = decode_entry(payload)
-                assert isinstance(entry, Entry)
+                assert isinstance(entry, LogEntry)
                 await self._keep(entry.record, entry.time_us)
             if given.payloads:
                 await self._stored()
