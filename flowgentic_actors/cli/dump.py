@@ -186,7 +186,7 @@ def _checkpoints(
     """The thread alone in a shard of its own, and what that answers."""
     shard = Shard()
     for lsn in thread.lsns:
-        shard.replay(reader.read(lsn))
+        shard.apply(reader.read(lsn))
     query = ListCheckpoints(thread_id=thread_id)
     while True:
         page = shard.query(query, 0)

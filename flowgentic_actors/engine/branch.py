@@ -13,7 +13,7 @@ from msgspec import Struct
 from flowgentic_actors.engine.model import Scalar, Version
 from flowgentic_actors.engine.values import Value
 
-Place: TypeAlias = tuple[str, Version]
+BranchKey: TypeAlias = tuple[str, Version]
 """Where a channel's value is: (channel, version)."""
 
 _NOT_THERE: Version = ""  # no channel has an empty version
@@ -53,9 +53,9 @@ class Branch:
     def __init__(self) -> None:
         self.entries: dict[str, StoredCheckpoint] = {}
         self.order: list[str] = []
-        self.blobs: dict[Place, Value] = {}
+        self.blobs: dict[BranchKey, Value] = {}
         self.writes: dict[str, dict[tuple[str, int], PendingWrite]] = {}
-        self._uses: dict[Place, int] | None = None
+        self._uses: dict[BranchKey, int] | None = None
         self._deltas = False  # whether any checkpoint ever had delta channels
 
     def __bool__(self) -> bool:
@@ -93,24 +93,24 @@ class Branch:
 
     # ------------------------------------------------------------------ what may go
 
-    def only_of(self, checkpoint_ids: Iterable[str]) -> Iterator[Place]:
+    def only_of(self, checkpoint_ids: Iterable[str]) -> Iterator[BranchKey]:
         """The places of values that checkpoints have and no other one does.
 
         From the first question on uses are counted, so the next ones cost their answer.
         """
         if self._uses is None:
-            uses: dict[Place, int] = {}  # an interrupted question leaves none half made
+            uses: dict[BranchKey, int] = {}  # an interrupted question leaves none half made
             for entry in self.entries.values():
                 _count(uses, entry, 1)
             self._uses = uses
         used = self._uses
-        gone: dict[Place, int] = {}
+        gone: dict[BranchKey, int] = {}
         for checkpoint_id in checkpoint_ids:
             for place in self.entries[checkpoint_id].versions.items():
                 gone[place] = gone.get(place, 0) + 1
         return (p for p, n in gone.items() if p in self.blobs and used[p] == n)
 
-    def unused(self) -> Iterator[Place]:
+    def unused(self) -> Iterator[BranchKey]:
         """The places of values that no checkpoint has."""
         used = {place for entry in self.entries.values() for place in entry.versions.items()}
         return (place for place in self.blobs if place not in used)
@@ -201,7 +201,7 @@ class Branch:
                 yield write.value
 
 
-def _count(uses: dict[Place, int], entry: StoredCheckpoint | None, change: int) -> None:
+def _count(uses: dict[BranchKey, int], entry: StoredCheckpoint | None, change: int) -> None:
     if entry is not None:
         for place in entry.versions.items():
             uses[place] = uses.get(place, 0) + change

@@ -139,8 +139,8 @@ class Items:
 
     # ------------------------------------------------------------------ writes, carried out
 
-    def replay(self, record: ItemRecord, lsn: int) -> None:
-        """Carry out a record; see `Shard.replay`."""
+    def apply(self, record: ItemRecord, lsn: int) -> None:
+        """Carry out a record; see `Shard.apply`."""
         match record:
             case ItemStored():
                 self.store(record, lsn)
@@ -195,7 +195,7 @@ class Items:
             created = updated if record.created_us == updated else record.created_us
         item = StoredItem(intern(kind), data, shared(len(data)), lsn, created, updated)
         namespace.items[key] = item
-        self._values.keep(item)
+        self._values.track(item)
         self.bytes += item.size
         if isinstance(record, PutItem):
             return
@@ -230,7 +230,7 @@ class Items:
 
     def _drop(self, item: StoredItem) -> None:
         self.bytes -= item.size
-        self._values.drop(item)
+        self._values.remove(item)
 
     # ------------------------------------------------------------------ values
 
@@ -240,7 +240,7 @@ class Items:
         if item is not None:
             yield item, record.value[1]
 
-    def remains_of(self, lsn: int, record: ItemStored) -> ItemStored | None:
+    def live_part_of(self, lsn: int, record: ItemStored) -> ItemStored | None:
         """What is stored still of a record, with the life that the item has by now."""
         place = record.namespace, record.key
         item = self.find(place)
@@ -291,8 +291,8 @@ class Items:
             if self.shown is None or self.shown(namespace):
                 yield namespace
 
-    def hidden(self, most: int) -> Iterator[ItemsExpired | None]:
-        """What would remove all that is not shown, bit by bit; see `Shard.hidden`."""
+    def purge_invisible(self, most: int) -> Iterator[ItemsExpired | None]:
+        """What would remove all that is not shown, bit by bit; see `Shard.purge_invisible`."""
         for number, name in enumerate(list(self._namespaces)):
             if number % most == most - 1:
                 yield None

@@ -102,7 +102,7 @@ class ShardSize(Struct, frozen=True):
 class Shard:
     """The memory of one shard.
 
-    It is changed by records alone: `plan` decides the record of a write and `replay` carries it
+    It is changed by records alone: `decide` decides the record of a write and `apply` carries it
     out, whether it was decided now or long ago. So a shard rebuilt from its records is the shard
     that was. What is cached is no part of it.
 
@@ -157,7 +157,7 @@ class Shard:
             WritesStored: self._threads.store_writes,
         }
 
-    def apply(self, command: Command, now_us: int) -> Applied:
+    def execute(self, command: Command, now_us: int) -> Applied:
         """Carry out a command, on a shard whose values are all in memory.
 
         Args:
@@ -173,11 +173,11 @@ class Shard:
         """
         if not isinstance(command, WRITES):
             reply = self.query(command, now_us)
-            planned = Applied(reply, self.plan_refresh(command, reply, now_us))
+            planned = Applied(reply, self.decide_refresh(command, reply, now_us))
         else:
-            planned = self.plan(command, now_us)
+            planned = self.decide(command, now_us)
         if planned.record is not None:
-            self.replay(planned.record)
+            self.apply(planned.record)
         return planned
 
     def query(self, query: Query, now_us: int) -> Reply:
@@ -187,20 +187,20 @@ class Shard:
             InvalidRequestError: If it cannot be answered as it stands.
             ColdValuesError: If it needs values that are not in memory: `warm` them and ask again.
         """
-        self._values.begin()
+        self._values.start_query()
         answer = self._answers.get(type(query), self._answer)
         reply = answer(query, now_us)
-        self._values.check()
+        self._values.raise_if_cold()
         return reply
 
-    def plan(self, command: WriteCommand, now_us: int) -> Applied:
+    def decide(self, command: WriteCommand, now_us: int) -> Applied:
         """Decide what a write comes to, and change nothing; see `apply`."""
         planned = self._plans.get(type(command), self._plan)(command, now_us)
         if planned is None or not isinstance(planned, _REFUSALS):
             return Applied(DONE, planned)
         return Applied(planned, None)
 
-    def plan_refresh(self, query: Query, reply: Reply, now_us: int) -> ItemsRefreshed | None:
+    def decide_refresh(self, query: Query, reply: Reply, now_us: int) -> ItemsRefreshed | None:
         """Decide what a query that refreshes what it finds would record."""
         if (
             not self._items.any_expires
@@ -219,13 +219,13 @@ class Shard:
                 return None
         return self._items.plan_refresh(((row.namespace, row.key) for row in rows), now_us)
 
-    def plan_trim(self, record: Command | Record) -> CheckpointsDropped | None:
+    def decide_trim(self, record: Command | Record) -> CheckpointsDropped | None:
         """Decide what is too much in a thread after a record was carried out."""
         if self._retention.keep_last is not None and isinstance(record, CheckpointStored):
             return self._threads.plan_trim(record.thread_id, record.checkpoint_ns)
         return None
 
-    def plan_expire(self, now_us: int, most: int = MOST_EXPIRED) -> Record | None:
+    def decide_expire(self, now_us: int, most: int = MOST_EXPIRED) -> Record | None:
         """Decide what is over by now, at most so many items or threads; None for nothing."""
         return self._items.plan_expire(now_us, most) or self._threads.plan_expire(now_us, most)
 
@@ -239,7 +239,7 @@ class Shard:
         times = (self._items.next_expiry_us(), self._threads.next_expiry_us())
         return min((time for time in times if time is not None), default=None)
 
-    def replay(self, record: Record, lsn: int = NOWHERE) -> None:
+    def apply(self, record: Record, lsn: int = NOWHERE) -> None:
         """Carry out a record.
 
         Args:
@@ -288,11 +288,11 @@ class Shard:
                 self._threads.restore([begun.thread_id])
             case _:
                 return
-        self.replay(begun)
+        self.apply(begun)
 
     # ------------------------------------------------------------------ a part of it
 
-    def show(
+    def set_visible(
         self,
         threads: Callable[[str], bool] | None,
         namespaces: Callable[[tuple[str, ...]], bool] | None,
@@ -308,15 +308,15 @@ class Shard:
         self._threads.shown = threads
         self._items.shown = namespaces
 
-    def hidden(self, most: int = MOST_EXPIRED) -> Iterator[Record | None]:
+    def purge_invisible(self, most: int = MOST_EXPIRED) -> Iterator[Record | None]:
         """What would remove all that is not shown: records to be carried out as they come.
 
         Args:
             most: Items or threads of one record. After having looked at as many and found nothing,
                 None is given: others may want a turn.
         """
-        yield from self._threads.hidden(most)
-        yield from self._items.hidden(most)
+        yield from self._threads.purge_invisible(most)
+        yield from self._items.purge_invisible(most)
 
     # ------------------------------------------------------------------ hot and cold
 
@@ -343,7 +343,7 @@ class Shard:
         """Bytes of the values of a journal entry that are stored still."""
         return sum(value.size for value, _ in self._values_of(record) if value.lsn == lsn)
 
-    def remains(self, lsn: int, record: Record) -> Record | None:
+    def live_part(self, lsn: int, record: Record) -> Record | None:
         """What is stored still of a record; itself when that is all, None when it is nothing.
 
         Args:
@@ -352,14 +352,14 @@ class Shard:
         """
         match record:
             case CheckpointStored():
-                return self._threads.remains_of_checkpoint(lsn, record)
+                return self._threads.live_part_of_checkpoint(lsn, record)
             case WritesStored():
-                return self._threads.remains_of_writes(lsn, record)
+                return self._threads.live_part_of_writes(lsn, record)
             case BlobsKept():
                 alive = any(value.lsn == lsn for value, _ in self._values_of(record))
                 return record if alive else None
             case ItemStored():
-                return self._items.remains_of(lsn, record)
+                return self._items.live_part_of(lsn, record)
             case _:  # what is gone, or was read, is told by what is left
                 return None
 
@@ -445,11 +445,11 @@ class Shard:
             case DeleteThread(thread_id):
                 return ThreadDeleted(thread_id) if self._threads.has(thread_id) else None
             case _:
-                return self._threads.plan(command, now_us)
+                return self._threads.decide(command, now_us)
 
     def _replay(self, record: Record, lsn: int) -> None:
         match record:
             case ItemStored() | ItemDeleted() | ItemsRefreshed() | ItemsExpired():
-                self._items.replay(record, lsn)
+                self._items.apply(record, lsn)
             case _:
-                self._threads.replay(record, lsn)
+                self._threads.apply(record, lsn)

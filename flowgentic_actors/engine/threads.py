@@ -71,7 +71,7 @@ class Threads:
 
     # ------------------------------------------------------------------ writes, decided
 
-    def plan(
+    def decide(
         self, command: PutCheckpoint | PutWrites | DropRuns | PruneThread, now_us: int
     ) -> CheckpointStored | WritesStored | CheckpointsDropped | MissingBlobs | Conflict | None:
         """Decide what a write would record; None when it changes nothing."""
@@ -231,8 +231,8 @@ class Threads:
         self.checkpoints = sum(thread.checkpoints for thread in self._threads.values())
         self.bytes = sum(thread.bytes for thread in self._threads.values())
 
-    def replay(self, record: ThreadRecord, lsn: int) -> None:
-        """Carry out a record; see `Shard.replay`."""
+    def apply(self, record: ThreadRecord, lsn: int) -> None:
+        """Carry out a record; see `Shard.apply`."""
         match record:
             case CheckpointStored():
                 self.store_checkpoint(record, lsn)
@@ -252,10 +252,10 @@ class Threads:
     def store_checkpoint(
         self, record: CheckpointStored | PutCheckpoint, lsn: int, time_us: int = 0
     ) -> None:
-        """Carry out the record of a checkpoint, or a command at its time; see `Shard.replay`."""
+        """Carry out the record of a checkpoint, or a command at its time; see `Shard.apply`."""
         thread, branch = self._make(record.thread_id, record.checkpoint_ns)
-        checkpoint = self._values.place(record.checkpoint, lsn)
-        metadata = self._values.place(record.metadata, lsn)
+        checkpoint = self._values.add(record.checkpoint, lsn)
+        metadata = self._values.add(record.metadata, lsn)
         self._count(thread, checkpoint.size + metadata.size)
         entry = StoredCheckpoint(
             record.parent_id, checkpoint, metadata, record.facets, record.versions, record.deltas
@@ -290,7 +290,7 @@ class Threads:
             place = channel, version
             if place in branch.blobs:
                 self._drop(thread, branch.blobs[place])
-            branch.blobs[place] = value = self._values.place(blob, lsn)
+            branch.blobs[place] = value = self._values.add(blob, lsn)
             size += value.size
         self._count(thread, size)
 
@@ -303,7 +303,7 @@ class Threads:
             key = (record.task_id, write.index)
             if key in writes:
                 self._drop(thread, writes[key].value)
-            value = self._values.place(write.value, lsn)
+            value = self._values.add(write.value, lsn)
             size += value.size
             writes[key] = PendingWrite(write.channel, value, record.task_path)
         self._count(thread, size)
@@ -377,7 +377,7 @@ class Threads:
         if value is not None:
             thread.bytes -= value.size
             self.bytes -= value.size
-            self._values.drop(value)
+            self._values.remove(value)
 
     # ------------------------------------------------------------------ values
 
@@ -413,7 +413,7 @@ class Threads:
             if value is not None:
                 yield value, data
 
-    def remains_of_checkpoint(
+    def live_part_of_checkpoint(
         self, lsn: int, record: CheckpointStored
     ) -> CheckpointStored | BlobsKept | None:
         """What is stored still of a record."""
@@ -430,7 +430,7 @@ class Threads:
         blobs = {channel: record.blobs[channel] for channel, _ in kept}
         return BlobsKept(record.thread_id, record.checkpoint_ns, dict(kept), blobs)
 
-    def remains_of_writes(self, lsn: int, record: WritesStored) -> WritesStored | None:
+    def live_part_of_writes(self, lsn: int, record: WritesStored) -> WritesStored | None:
         """What is stored still of a record."""
         branch = self.branch(record.thread_id, record.checkpoint_ns)
         stored = branch.writes.get(record.checkpoint_id, {}) if branch else {}
@@ -484,8 +484,8 @@ class Threads:
             if shown is None or shown(thread_id):
                 yield thread_id, thread
 
-    def hidden(self, most: int) -> Iterator[ThreadsExpired | None]:
-        """What would remove all that is not shown, bit by bit; see `Shard.hidden`."""
+    def purge_invisible(self, most: int) -> Iterator[ThreadsExpired | None]:
+        """What would remove all that is not shown, bit by bit; see `Shard.purge_invisible`."""
         ids = list(self._threads)
         for start in range(0, len(ids), most):
             shown = self.shown

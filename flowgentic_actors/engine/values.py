@@ -72,22 +72,22 @@ class Values:
         self.hot_bytes = 0
         self.on_dropped: Callable[[int, int], None] | None = None
 
-    def place(self, blob: Blob, lsn: int) -> Value:
+    def add(self, blob: Blob, lsn: int) -> Value:
         """A new value, hot."""
         kind, data = blob
         size = len(data)
         value = Value(intern(kind), data, _share(size, size) if size < _SHARED else size, lsn)
         if self._limit is not None:
-            self.keep(value)
+            self.track(value)
         return value
 
-    def keep(self, value: Value) -> None:
+    def track(self, value: Value) -> None:
         """Count a value that has become hot."""
         if self._limit is not None and value.size > SMALL:
             self.hot_bytes += value.size + _AROUND
             self._queue.append(value)
 
-    def drop(self, value: Value) -> None:
+    def remove(self, value: Value) -> None:
         """Forget a value that is stored no more."""
         if self.on_dropped is not None:
             self.on_dropped(value.lsn, value.size)
@@ -120,13 +120,13 @@ class Values:
         """How many cold values are needed so far, and their bytes."""
         return len(self._missed), self._missed_bytes
 
-    def begin(self) -> None:
+    def start_query(self) -> None:
         """Begin a query."""
         if self._missed:
             self._missed.clear()
             self._missed_bytes = 0
 
-    def check(self) -> None:
+    def raise_if_cold(self) -> None:
         """End a query.
 
         Raises:
@@ -147,7 +147,7 @@ class Values:
         if value.lsn != lsn or value.data is not None:
             return
         value.data = data
-        self.keep(value)
+        self.track(value)
         if not lasting and value.size > SMALL:
             self._queue.rotate(1)
 

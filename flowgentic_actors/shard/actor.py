@@ -426,7 +426,7 @@ class ShardActor:
             claims.check(command)
         self._sessions.admit(call.session, call.low)
         now_us = self._clock.tick()
-        answer, record = self._shard.plan(command, now_us)
+        answer, record = self._shard.decide(command, now_us)
         reply = _DONE if answer is DONE else _encode(answer)
         if record is not None:
             entry = LogEntry(call.session, call.seq, call.low, now_us, reply, record)
@@ -434,7 +434,7 @@ class ShardActor:
             if self._limited:
                 self._ceilings.check(self._shard, record)
             self._keep(record, entry, urgent=type(command) in MAKES_ROOM)
-            trimmed = self._shard.plan_trim(record)
+            trimmed = self._shard.decide_trim(record)
             if trimmed is not None:
                 self._keep_own(trimmed, now_us)
         self._sessions.remember(call.session, call.seq, call.low, reply, now_us)
@@ -452,7 +452,7 @@ class ShardActor:
         except StorageError:
             self._unwritten.take_back()
             raise
-        self._shard.replay(record, self._next_lsn)
+        self._shard.apply(record, self._next_lsn)
         self._next_lsn += size
         self._waiting_bytes += size
 
@@ -505,7 +505,7 @@ class ShardActor:
             if self.migrator.is_target:
                 continue  # what is not shown may have been refreshed where it is
             now_us = self._clock.now()
-            while self._keep_own(self._shard.plan_expire(now_us), now_us):
+            while self._keep_own(self._shard.decide_expire(now_us), now_us):
                 wake()
                 await asyncio.sleep(0)  # others get their turn in between
 
@@ -562,7 +562,7 @@ class ShardActor:
             if isinstance(query, CacheGet | CacheSet):
                 query = claims.cached(query)
         reply = self._shard.query(query, now_us)
-        refreshed = self._shard.plan_refresh(query, reply, now_us)
+        refreshed = self._shard.decide_refresh(query, reply, now_us)
         if refreshed is not None:
             self._keep_own(refreshed, now_us, once=True)
         return _encode(reply)
@@ -626,7 +626,7 @@ class ShardActor:
         if isinstance(entry, SessionTable):
             self._sessions.restore(entry.sessions)
             return
-        self._shard.replay(entry.record, lsn)
+        self._shard.apply(entry.record, lsn)
         if not compacted:  # the set has its sessions in one piece
             self._sessions.remember(entry.session, entry.seq, entry.low, entry.reply, entry.time_us)
 

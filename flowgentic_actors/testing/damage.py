@@ -109,11 +109,11 @@ def _sample(
         else:
             items[key] = rng.randbytes(rng.randrange(80))
             command = PutItem(_NAMESPACE, key, ("bytes", items[key]))
-        record = shard.plan(command, number).record
+        record = shard.decide(command, number).record
         assert record is not None
         journal.append([encode_entry(internal_entry(record, number))])
         journal.prepare()
-        shard.replay(record)
+        shard.apply(record)
         states.append(frozenset(items.items()))
         if journal.sealed_to > sealed:  # up to the write before this one
             sealed, states = journal.sealed_to, states[-2:]

@@ -89,7 +89,7 @@ class World:
         self._retired -= set(self.table.owners)
         self._shards = {shard: Shard() for shard in self._since}
         for record in self._records:
-            self._shards[self._home(record)].replay(record)
+            self._shards[self._home(record)].apply(record)
         self.tell()
 
     def rotate(self) -> None:
@@ -131,7 +131,7 @@ class World:
             if not self._since[shard] <= version <= self.table.version or not self.answers:
                 raise SlotsMovedError(f"shard-{shard}: asked by table {version}")
         self._now_us += 1
-        reply, record = self._shards[shard].apply(command, self._now_us)
+        reply, record = self._shards[shard].execute(command, self._now_us)
         if record is not None:
             self._records.append(record)
         return reply

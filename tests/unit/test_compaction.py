@@ -95,7 +95,7 @@ class Reader:
             if isinstance(entry, SessionTable):
                 self.sessions.restore(entry.sessions)
                 continue
-            self.shard.replay(entry.record)
+            self.shard.apply(entry.record)
             if not compacted:
                 self.sessions.remember(
                     entry.session, entry.seq, entry.low, entry.reply, entry.time_us
@@ -103,7 +103,7 @@ class Reader:
 
     def write(self, seq: int, command: Command) -> None:
         """Do what the actor does with a write."""
-        applied = self.shard.apply(command, seq)
+        applied = self.shard.execute(command, seq)
         reply = f"reply {seq}".encode()
         low = max(0, seq - 3)
         self.sessions.remember(SESSION, seq, low, reply, seq)
@@ -115,8 +115,8 @@ class Reader:
     def everything(self) -> list[object]:
         """All that can be asked."""
         return [
-            self.shard.apply(ListCheckpoints(), 0).reply,
-            self.shard.apply(SearchItems((), b"", 1000, 0), 0).reply,
+            self.shard.execute(ListCheckpoints(), 0).reply,
+            self.shard.execute(SearchItems((), b"", 1000, 0), 0).reply,
             self.shard.size(),
         ]
 

@@ -96,7 +96,7 @@ class ShardMachine(RuleBasedStateMachine):
         self.now_us = 0
 
     def ask(self, command: Command) -> Reply:
-        reply, record = self.shard.apply(command, self.now_us)
+        reply, record = self.shard.execute(command, self.now_us)
         if record is None:
             self.check_twin(command, reply)
         else:
@@ -108,15 +108,15 @@ class ShardMachine(RuleBasedStateMachine):
         self.journal.append(_encoder.encode(record))
         kept = _records.decode(self.journal[-1])
         assert kept == record
-        self.twin.replay(kept, lsn)
-        self.twin.replay(kept, lsn)
+        self.twin.apply(kept, lsn)
+        self.twin.apply(kept, lsn)
         self.alive[lsn] = self.twin.alive(lsn, kept)
         self.twin.cool(len(self.journal))
 
     def sweep(self) -> None:
         """What goes on by itself: forget what is over."""
-        while (record := self.shard.plan_expire(self.now_us, 2)) is not None:
-            self.shard.replay(record)
+        while (record := self.shard.decide_expire(self.now_us, 2)) is not None:
+            self.shard.apply(record)
             self.keep(record)
 
     def check_twin(self, command: Command, expected: Reply) -> None:
@@ -138,7 +138,7 @@ class ShardMachine(RuleBasedStateMachine):
     def ask_twin(self, command: Command) -> Reply:
         for _ in range(100):
             try:
-                return self.twin.apply(command, self.now_us).reply
+                return self.twin.execute(command, self.now_us).reply
             except ColdValuesError as cold:
                 for lsn in cold.lsns:
                     self.twin.warm(lsn, _records.decode(self.journal[lsn]), lasting=bool(lsn % 2))
@@ -170,21 +170,21 @@ class ShardMachine(RuleBasedStateMachine):
         assert 0 <= self.twin.hot_bytes <= 200
         for lsn, record in enumerate(self.journal):
             assert self.twin.alive(lsn, _records.decode(record)) == self.alive[lsn]
-            remains = self.twin.remains(lsn, _records.decode(record))
+            remains = self.twin.live_part(lsn, _records.decode(record))
             assert remains is not None or not self.alive[lsn]
         assert sum(self.alive.values()) == self.twin.size().blob_bytes
 
     def teardown(self) -> None:
         rebuilt = Shard()
         for record in self.journal:
-            rebuilt.replay(_records.decode(record))
+            rebuilt.apply(_records.decode(record))
         for _ in "once", "again":
             assert rebuilt.size() == self.shard.size()
             for question in self.questions():
                 now_us = self.now_us
-                assert rebuilt.apply(question, now_us) == self.shard.apply(question, now_us)
+                assert rebuilt.execute(question, now_us) == self.shard.execute(question, now_us)
             if self.journal:
-                rebuilt.replay(_records.decode(self.journal[-1]))
+                rebuilt.apply(_records.decode(self.journal[-1]))
 
 
 # ---------------------------------------------------------------------------------- threads

@@ -44,16 +44,16 @@ def checkpoint(number: int, parent: int | None = None, **given: Any) -> PutCheck
 
 
 def put(shard: Shard, command: PutCheckpoint, now_us: int) -> CheckpointsDropped | None:
-    record = shard.apply(command, now_us).record
+    record = shard.execute(command, now_us).record
     assert record is not None
-    trimmed = shard.plan_trim(record)
+    trimmed = shard.decide_trim(record)
     if trimmed is not None:
-        shard.replay(trimmed)
+        shard.apply(trimmed)
     return trimmed
 
 
 def ids(shard: Shard) -> list[str]:
-    page = shard.apply(ListCheckpoints(), 0).reply
+    page = shard.execute(ListCheckpoints(), 0).reply
     assert isinstance(page, CheckpointPage)
     return [row.checkpoint_id for row in page.rows]
 
@@ -76,7 +76,7 @@ def test_a_value_that_a_kept_checkpoint_has_stays() -> None:
     for number in range(1, 6):
         versions = {"a": str(number), "b": "b"}
         put(shard, checkpoint(number, versions=versions, present=("b",)), number + 1)
-    page = shard.apply(ListCheckpoints(), 0).reply
+    page = shard.execute(ListCheckpoints(), 0).reply
     assert isinstance(page, CheckpointPage)
     assert [set(row.blobs) for row in page.rows] == [{"a", "b"}] * 2
 
@@ -103,19 +103,19 @@ def test_writes_that_come_after_their_checkpoint_was_dropped_are_not_kept() -> N
     for number in range(1, 5):
         put(shard, checkpoint(number), number)
     late = PutWrites("t", "", "0001", "task", "", (Write(0, "a", BLOB),))
-    assert shard.apply(late, 9).record is None
+    assert shard.execute(late, 9).record is None
     early = replace(late, checkpoint_id="0009")  # its checkpoint is still to come
-    assert shard.apply(early, 9).record is not None
+    assert shard.execute(early, 9).record is not None
 
 
 def test_a_checkpoint_that_must_follow_is_refused_where_it_does_not() -> None:
     shard = Shard()
-    assert shard.apply(checkpoint(1, follows=True), 1).record is not None
-    assert shard.apply(checkpoint(2, 1, follows=True), 2).record is not None
-    assert shard.apply(checkpoint(3, 1, follows=True), 3).reply == Conflict("0002")
-    assert shard.apply(checkpoint(3, follows=True), 3).reply == Conflict("0002")
-    assert shard.apply(checkpoint(2, 1, follows=True), 3).record is not None  # put again
-    assert shard.apply(checkpoint(3, 1), 4).record is not None  # a fork that is meant
+    assert shard.execute(checkpoint(1, follows=True), 1).record is not None
+    assert shard.execute(checkpoint(2, 1, follows=True), 2).record is not None
+    assert shard.execute(checkpoint(3, 1, follows=True), 3).reply == Conflict("0002")
+    assert shard.execute(checkpoint(3, follows=True), 3).reply == Conflict("0002")
+    assert shard.execute(checkpoint(2, 1, follows=True), 3).record is not None  # put again
+    assert shard.execute(checkpoint(3, 1), 4).record is not None  # a fork that is meant
 
 
 # ---------------------------------------------------------------------- lives
@@ -124,15 +124,15 @@ def test_a_checkpoint_that_must_follow_is_refused_where_it_does_not() -> None:
 def test_threads_are_over_in_the_order_of_their_last_write() -> None:
     shard = Shard(retention=Retention(ttl_us=100))
     for time_us, thread in ((1, "a"), (2, "b"), (3, "c"), (50, "a")):
-        shard.apply(replace(checkpoint(time_us), thread_id=thread), time_us)
+        shard.execute(replace(checkpoint(time_us), thread_id=thread), time_us)
     assert shard.next_expiry_us() == 102
-    assert shard.plan_expire(101) is None
-    record = shard.plan_expire(103)
+    assert shard.decide_expire(101) is None
+    record = shard.decide_expire(103)
     assert record is not None
-    shard.replay(record)
+    shard.apply(record)
     assert shard.size().threads == 1
     assert shard.next_expiry_us() == 150
-    shard.replay(record)  # as after a restart
+    shard.apply(record)  # as after a restart
     assert shard.size().threads == 1
 
 
@@ -140,8 +140,8 @@ def test_threads_of_several_journals_are_over_in_the_order_of_time() -> None:
     """After a re-sharding their records come one journal after the other."""
     shard = Shard(retention=Retention(ttl_us=100))
     for time_us, thread in ((30, "a"), (40, "b"), (10, "c"), (35, "d")):
-        shard.apply(replace(checkpoint(time_us), thread_id=thread), time_us)
-    over = [shard.plan_expire(now) for now in (110, 130)]
+        shard.execute(replace(checkpoint(time_us), thread_id=thread), time_us)
+    over = [shard.decide_expire(now) for now in (110, 130)]
     assert [record and record.thread_ids for record in over] == [("c",), ("c", "a")]  # type: ignore[union-attr]
 
 
@@ -161,22 +161,22 @@ def test_the_queue_of_lives_does_not_grow_with_what_is_put_again() -> None:
 
 def test_what_remains_of_a_refreshed_item_has_its_new_life() -> None:
     shard = Shard()
-    stored = shard.apply(PutItem(("a",), "k", BLOB, ttl_us=100), 1_000).record
+    stored = shard.execute(PutItem(("a",), "k", BLOB, ttl_us=100), 1_000).record
     assert isinstance(stored, ItemStored)
     journaled = Shard(hot_bytes=0, searchable=False)
-    journaled.replay(stored, 7)
-    read = shard.apply(GetItem(("a",), "k", refresh=True), 1_050)
+    journaled.apply(stored, 7)
+    read = shard.execute(GetItem(("a",), "k", refresh=True), 1_050)
     assert isinstance(read.reply, ItemReply)
     assert read.record is not None
-    journaled.replay(read.record, 8)
-    remains = journaled.remains(7, stored)
+    journaled.apply(read.record, 8)
+    remains = journaled.live_part(7, stored)
     assert remains == replace(stored, expires_us=1_150)
-    assert journaled.remains(8, read.record) is None
+    assert journaled.live_part(8, read.record) is None
     again = Shard()
     assert remains is not None
-    again.replay(remains)
-    assert again.apply(GetItem(("a",), "k"), 1_149).reply == read.reply
-    assert again.apply(GetItem(("a",), "k"), 1_150).reply == ItemReply(None)
+    again.apply(remains)
+    assert again.execute(GetItem(("a",), "k"), 1_149).reply == read.reply
+    assert again.execute(GetItem(("a",), "k"), 1_150).reply == ItemReply(None)
 
 
 # ---------------------------------------------------------------------- similarity
@@ -191,7 +191,7 @@ def ranked(shard: Shard, **given: Any) -> list[tuple[str, float | None]]:
     query = replace(RankItems((), b"", floats([1, 0, 0, 0]), 10**6, 0), **given)
     found: list[tuple[str, float | None]] = []
     while True:
-        page = shard.apply(query, 0).reply
+        page = shard.execute(query, 0).reply
         assert isinstance(page, RankPage)
         found += [(scored.row.key, scored.score) for scored in page.rows]
         if page.after is None or len(found) >= query.limit:
@@ -208,11 +208,11 @@ def test_ranking_is_that_of_plain_arithmetic() -> None:
         key = f"{rng.randrange(400):03}"
         items[key] = [[rng.gauss(0, 1) for _ in range(8)] for _ in range(rng.randrange(4))]
         vectors = tuple(Vector(str(n), floats(v)) for n, v in enumerate(items[key]))
-        shard.apply(PutItem((key[0],), key, BLOB, vectors=vectors), number + 1)
+        shard.execute(PutItem((key[0],), key, BLOB, vectors=vectors), number + 1)
         if number % 5 == 0:
             gone = rng.choice(list(items))
             del items[gone]
-            shard.apply(DeleteItem((gone[0],), gone), number + 1)
+            shard.execute(DeleteItem((gone[0],), gone), number + 1)
     query = [rng.gauss(0, 1) for _ in range(8)]
 
     def score(vectors: list[list[float]]) -> float:
@@ -237,7 +237,7 @@ def test_equal_scores_are_ordered_by_place_and_pages_are_whole() -> None:
     for number in range(300):
         vector = Vector("$", floats([1, number % 2, 0, 0]))
         command = PutItem((str(number % 3),), f"{number:03}", BLOB, vectors=(vector,))
-        shard.apply(command, number + 1)
+        shard.execute(command, number + 1)
     whole = ranked(shard)
     places = [(-(s or 0), str(int(k) % 3), k) for k, s in whole]
     assert places == sorted(places)
@@ -247,8 +247,8 @@ def test_equal_scores_are_ordered_by_place_and_pages_are_whole() -> None:
 
 def test_an_item_with_vectors_of_another_size_has_no_score() -> None:
     shard = Shard()
-    shard.apply(PutItem(("a",), "other", BLOB, vectors=(Vector("$", floats([1, 2])),)), 1)
-    shard.apply(PutItem(("a",), "zero", BLOB, vectors=(Vector("$", floats([0] * 4)),)), 2)
+    shard.execute(PutItem(("a",), "other", BLOB, vectors=(Vector("$", floats([1, 2])),)), 1)
+    shard.execute(PutItem(("a",), "zero", BLOB, vectors=(Vector("$", floats([0] * 4)),)), 2)
     assert ranked(shard) == [("zero", 0.0), ("other", None)]
 
 
@@ -256,7 +256,7 @@ def test_an_item_with_vectors_of_another_size_has_no_score() -> None:
 def test_a_vector_that_is_none_is_refused_and_nothing_changes(data: bytes) -> None:
     shard = Shard()
     with pytest.raises(InvalidRequestError, match=r"the vector of 'x'"):
-        shard.apply(PutItem(("a",), "k", BLOB, vectors=(Vector("x", data),)), 1)
+        shard.execute(PutItem(("a",), "k", BLOB, vectors=(Vector("x", data),)), 1)
     assert shard.size().items == 0
 
 
@@ -267,10 +267,10 @@ def test_a_filter_on_cold_values_ranks_as_on_hot_ones() -> None:
         value = msgspec.msgpack.encode({"n": number, "pad": "x" * 100})
         vector = Vector("$", floats([1, number / 40, 0, 0]))
         command = PutItem(("a",), f"{number:02}", ("msgpack", value), vectors=(vector,))
-        planned = shard.plan(command, number + 1)
+        planned = shard.decide(command, number + 1)
         assert planned.record is not None
         records.append(planned.record)
-        shard.replay(planned.record, number)
+        shard.apply(planned.record, number)
         shard.cool(number + 1)
     keep = msgspec.msgpack.encode({"n": {"$gte": 30}})
     query = RankItems((), keep, floats([1, 0, 0, 0]), 3, 0)
@@ -296,13 +296,13 @@ def test_a_filter_on_cold_values_ranks_as_on_hot_ones() -> None:
 def test_cached_values_are_no_part_of_what_is_recorded() -> None:
     shard = Shard(cache_bytes=5_000)
     key = (("a",), "k")
-    applied = shard.apply(CacheSet((CacheEntry(key, BLOB, 10),)), 100)
+    applied = shard.execute(CacheSet((CacheEntry(key, BLOB, 10),)), 100)
     assert applied.record is None
-    assert shard.apply(CacheGet((key, (("a",), "l"))), 109).reply == Cached((BLOB, None))
-    assert shard.apply(CacheGet((key,)), 110).reply == Cached((None,))
+    assert shard.execute(CacheGet((key, (("a",), "l"))), 109).reply == Cached((BLOB, None))
+    assert shard.execute(CacheGet((key,)), 110).reply == Cached((None,))
     assert shard.size().cached == 0
     many = tuple(CacheEntry((("a",), str(n)), ("bytes", bytes(200))) for n in range(20))
-    shard.apply(CacheSet(many), 111)
+    shard.execute(CacheSet(many), 111)
     assert 0 < shard.size().cache_bytes <= 5_000
-    shard.apply(CacheClear(None), 112)
+    shard.execute(CacheClear(None), 112)
     assert (shard.size().cached, shard.size().cache_bytes) == (0, 0)

@@ -81,7 +81,7 @@ def put_checkpoint(
     blobs: dict[str, Blob] | None = None,
     present: tuple[str, ...] = (),
 ) -> Reply:
-    return shard.apply(
+    return shard.execute(
         PutCheckpoint(
             thread_id,
             checkpoint_ns,
@@ -106,7 +106,7 @@ def put_writes(
     path: str = "",
 ) -> bool:
     """Whether anything was stored."""
-    reply, record = shard.apply(
+    reply, record = shard.execute(
         PutWrites(
             "t",
             "",
@@ -124,7 +124,7 @@ def put_writes(
 def get(
     shard: Shard, checkpoint_id: str | None = None, thread_id: str = "t", checkpoint_ns: str = ""
 ) -> CheckpointRow | None:
-    reply = shard.apply(GetCheckpoint(thread_id, checkpoint_ns, checkpoint_id), 0).reply
+    reply = shard.execute(GetCheckpoint(thread_id, checkpoint_ns, checkpoint_id), 0).reply
     assert isinstance(reply, CheckpointReply)
     return reply.row
 
@@ -144,7 +144,7 @@ def pending(shard: Shard, checkpoint_id: str = "1") -> list[tuple[str, str, byte
 
 
 def page(shard: Shard, query: ListCheckpoints) -> CheckpointPage:
-    reply = shard.apply(query, 0).reply
+    reply = shard.execute(query, 0).reply
     assert isinstance(reply, CheckpointPage)
     return reply
 
@@ -167,11 +167,11 @@ def pages(shard: Shard, query: ListCheckpoints) -> list[str]:
 def put_item(
     shard: Shard, namespace: tuple[str, ...], key: str, value: Any = None, now_us: int = 0
 ) -> None:
-    shard.apply(PutItem(namespace, key, blob(pack({} if value is None else value))), now_us)
+    shard.execute(PutItem(namespace, key, blob(pack({} if value is None else value))), now_us)
 
 
 def get_item(shard: Shard, namespace: tuple[str, ...], key: str) -> ItemRow | None:
-    reply = shard.apply(GetItem(namespace, key), 0).reply
+    reply = shard.execute(GetItem(namespace, key), 0).reply
     assert isinstance(reply, ItemReply)
     return reply.row
 
@@ -185,7 +185,7 @@ def search(
     offset: int = 0,
 ) -> ItemPage:
     encoded = b"" if filter_ is None else pack(filter_)
-    reply = shard.apply(SearchItems(prefix, encoded, limit, offset), 0).reply
+    reply = shard.execute(SearchItems(prefix, encoded, limit, offset), 0).reply
     assert isinstance(reply, ItemPage)
     return reply
 
@@ -196,7 +196,7 @@ def keys(answer: ItemPage) -> str:
 
 def item_pages(shard: Shard, query: SearchItems) -> list[str]:
     """The keys on each page, to the last."""
-    answer = shard.apply(query, 0).reply
+    answer = shard.execute(query, 0).reply
     assert isinstance(answer, ItemPage)
     if answer.after is None:
         return [keys(answer)]
@@ -221,7 +221,7 @@ def namespaces(
     found: list[str] = []
     query = ListNamespaces(conditions, max_depth, limit, offset)
     while True:
-        reply = shard.apply(query, 0).reply
+        reply = shard.execute(query, 0).reply
         assert isinstance(reply, NamespacePage)
         found += [".".join(namespace) for namespace in reply.namespaces]
         if reply.after is None or len(found) >= limit:
@@ -305,12 +305,12 @@ def test_a_value_never_given_is_asked_for_and_nothing_is_stored(shard: Shard) ->
     command = PutCheckpoint(
         "t", "", "2", "1", blob(), blob(), {}, {"a": "2", "b": "1"}, {"b": blob()}, ("a",)
     )
-    assert shard.apply(command, 0) == (MissingBlobs(("a",)), None)
+    assert shard.execute(command, 0) == (MissingBlobs(("a",)), None)
     assert shard.size() == size
     assert get(shard, "2") is None
 
     again = replace(command, blobs={"a": blob(b"a"), "b": blob(b"b")}, present=())
-    assert shard.apply(again, 0).reply == Done()
+    assert shard.execute(again, 0).reply == Done()
     assert found(shard, "2").blobs == {"a": blob(b"a"), "b": blob(b"b")}
 
 
@@ -578,7 +578,7 @@ def test_what_many_threads_have_is_brought_into_an_order_page_by_page(
         assert (answer.rows, answer.after is None) == ((), False)
         query = replace(query, after=answer.after)
         put_checkpoint(shard, f"{number}-more", f"t{number}")
-    shard.apply(DeleteThread("t2"), 0)
+    shard.execute(DeleteThread("t2"), 0)
     put_checkpoint(shard, "2-again", "t2")
     put_checkpoint(shard, "80", "t8")
     monkeypatch.undo()
@@ -601,13 +601,13 @@ def test_a_search_for_nothing_in_particular_costs_its_answer(shard: Shard, metri
     one, none = (struct.pack("<2f", *vector) for vector in ((1, 0), (0, 0)))
     for number in range(1000):
         vectors = (Vector("$", one),) if number % 3 else ()
-        shard.apply(PutItem((f"n{number % 7}",), f"{number}", blob(), vectors=vectors), 0)
+        shard.execute(PutItem((f"n{number % 7}",), f"{number}", blob(), vectors=vectors), 0)
     there = [(f"n{number % 7}", f"{number}", number % 3 > 0) for number in range(1000)]
     query = RankItems((), b"", none, 300, 0, metric=metric)
     assert _work(shard, replace(query, limit=1)) < 500
     given: list[tuple[str, str, bool]] = []
     while True:
-        answer = shard.apply(query, 0).reply
+        answer = shard.execute(query, 0).reply
         assert isinstance(answer, RankPage)
         given += [(r.row.namespace[0], r.row.key, r.score is not None) for r in answer.rows]
         assert {row.score for row in answer.rows} <= {0.0, None}
@@ -624,10 +624,10 @@ def test_what_was_deleted_is_listed_no_more_and_once_when_it_is_back(shard: Shar
         thread, ns, checkpoint = (rng.choice(names) for names in ("abc", ["", "n"], "123456789"))
         match rng.randrange(10):
             case 0:
-                shard.apply(DeleteThread(thread), 0)
+                shard.execute(DeleteThread(thread), 0)
                 there = {place for place in there if place[1] != thread}
             case 1:
-                shard.apply(PruneThread(thread, 1), 0)
+                shard.execute(PruneThread(thread, 1), 0)
                 for each in "", "n":
                     there -= set(sorted(p for p in there if p[1:] == (thread, each))[:-1])
             case _:
@@ -650,7 +650,7 @@ def test_a_thread_is_read_page_by_page_at_the_cost_of_what_is_left(shard: Shard)
         put_checkpoint(shard, f"{number:04}", versions={"a": 1, "b": number}, blobs={"b": blob()})
     after = Position("0990", "t", "")
     assert _work(shard, ReadThread("t", after)) < 1000
-    answer = shard.apply(ReadThread("t", after), 0).reply
+    answer = shard.execute(ReadThread("t", after), 0).reply
     assert isinstance(answer, ThreadPage)
     rest = [f"{n:04}" for n in range(991, 1000)]
     assert [each.checkpoint_id for each in answer.checkpoints] == rest
@@ -663,7 +663,7 @@ def test_a_listing_goes_on_where_it_was_while_others_write_and_delete(
     monkeypatch.setattr(thread_queries, "MAX_PAGE", 2)
     first = page(history, ListCheckpoints())
     put_checkpoint(history, "5", "a")
-    history.apply(DeleteThread("b"), 0)
+    history.execute(DeleteThread("b"), 0)
     assert pages(history, ListCheckpoints(after=first.after)) == ["3 1", ""]
 
 
@@ -675,7 +675,7 @@ def test_deleting_a_thread_forgets_checkpoints_values_and_writes(shard: Shard) -
         put_checkpoint(shard, "1", "t", checkpoint_ns, versions={"a": 1}, blobs={"a": blob()})
     put_writes(shard, (0, "a", b"pending"))
     put_writes(shard, (0, "a", b"early"), checkpoint_id="2")
-    shard.apply(DeleteThread("t"), 0)
+    shard.execute(DeleteThread("t"), 0)
     assert shard.size() == EMPTY
     assert get(shard) is None
     assert put_checkpoint(shard, "1", versions={"a": 1}, present=("a",)) == MissingBlobs(("a",))
@@ -684,13 +684,13 @@ def test_deleting_a_thread_forgets_checkpoints_values_and_writes(shard: Shard) -
 
 
 def test_deleting_a_thread_leaves_the_others(history: Shard) -> None:
-    history.apply(DeleteThread("a"), 0)
+    history.execute(DeleteThread("a"), 0)
     assert listed(history, ListCheckpoints()) == [("4", "b", ""), ("2", "b", "")]
 
 
 def test_deleting_what_is_not_there_is_done_without_a_record(shard: Shard) -> None:
-    assert shard.apply(DeleteThread("t"), 0) == (Done(), None)
-    assert shard.apply(DeleteItem(("a",), "k"), 0) == (Done(), None)
+    assert shard.execute(DeleteThread("t"), 0) == (Done(), None)
+    assert shard.execute(DeleteItem(("a",), "k"), 0) == (Done(), None)
 
 
 # --------------------------------------------------------------------------------------- items
@@ -703,17 +703,17 @@ def test_the_creation_time_is_kept_on_update(shard: Shard) -> None:
 
 
 def test_the_creation_time_survives_a_replay(shard: Shard) -> None:
-    _, record = shard.apply(PutItem(("a",), "k", blob(b"1")), 10)
+    _, record = shard.execute(PutItem(("a",), "k", blob(b"1")), 10)
     assert record is not None
     replayed = Shard()
-    replayed.replay(record)
-    replayed.apply(PutItem(("a",), "k", blob(b"2")), 20)
+    replayed.apply(record)
+    replayed.execute(PutItem(("a",), "k", blob(b"2")), 20)
     assert get_item(replayed, ("a",), "k") == ItemRow(("a",), "k", blob(b"2"), 10, 20)
 
 
 def test_a_deleted_item_is_gone_and_begins_anew(shard: Shard) -> None:
     put_item(shard, ("a",), "k", now_us=10)
-    shard.apply(DeleteItem(("a",), "k"), 15)
+    shard.execute(DeleteItem(("a",), "k"), 15)
     assert get_item(shard, ("a",), "k") is None
     assert shard.size() == EMPTY
     put_item(shard, ("a",), "k", now_us=20)
@@ -730,7 +730,7 @@ def test_getting_an_unknown_item_creates_nothing(shard: Shard) -> None:
 def test_a_key_belongs_to_its_namespace(shard: Shard) -> None:
     put_item(shard, ("a",), "k", {"v": 1})
     put_item(shard, ("a", "b"), "k", {"v": 2})
-    shard.apply(DeleteItem(("a",), "k"), 0)
+    shard.execute(DeleteItem(("a",), "k"), 0)
     assert get_item(shard, ("a",), "k") is None
     assert get_item(shard, ("a", "b"), "k") is not None
 
@@ -823,7 +823,7 @@ def test_pages_that_end_by_time_are_whole_where_items_expire(
     for number in range(12):
         ttl = 5 if number < 9 else 0
         command = PutItem(("n", str(number // 5)), f"{number:02}", blob(pack({})), ttl)
-        shard.apply(command, 0)
+        shard.execute(command, 0)
     query = SearchItems((), b"", MANY, 0)
     pages: list[str] = []
     while True:
@@ -855,8 +855,8 @@ def test_a_search_goes_on_where_it_was_while_others_write_and_delete(
 ) -> None:
     monkeypatch.setattr(item_queries, "MAX_PAGE", 3)
     first = search(store)
-    store.apply(DeleteItem(("users", "10"), "c"), 0)
-    store.apply(DeleteItem(("users", "10", "deep"), "d"), 0)
+    store.execute(DeleteItem(("users", "10"), "c"), 0)
+    store.execute(DeleteItem(("users", "10", "deep"), "d"), 0)
     put_item(store, ("docs",), "aa")
     rest = SearchItems((), b"", MANY, 0, after=first.after)
     assert [keys(first), *item_pages(store, rest)] == ["a b c", "e f g", ""]
@@ -902,9 +902,9 @@ def test_namespaces_are_listed_once_and_sorted(tree: Shard) -> None:
 
 
 def test_a_namespace_goes_with_its_last_item(tree: Shard) -> None:
-    tree.apply(DeleteItem(("a",), "k"), 0)
+    tree.execute(DeleteItem(("a",), "k"), 0)
     assert "a" in namespaces(tree)
-    tree.apply(DeleteItem(("a",), "l"), 0)
+    tree.execute(DeleteItem(("a",), "l"), 0)
     assert "a" not in namespaces(tree)
 
 
@@ -1185,16 +1185,16 @@ def test_deep_filters_are_decided_rightly_or_refused(shard: Shard, name: str, de
 )
 def test_a_filter_that_is_no_map_of_fields_is_refused(shard: Shard, encoded: bytes) -> None:
     with pytest.raises(InvalidRequestError, match="filter is not a map"):
-        shard.apply(SearchItems((), encoded, 1, 0), 0)
+        shard.execute(SearchItems((), encoded, 1, 0), 0)
 
 
 def test_a_bottomless_filter_is_refused(shard: Shard) -> None:
     with pytest.raises(InvalidRequestError, match="nested too deeply"):
-        shard.apply(SearchItems((), b"\x81\xa1a" * 20_000 + b"\x01", 1, 0), 0)
+        shard.execute(SearchItems((), b"\x81\xa1a" * 20_000 + b"\x01", 1, 0), 0)
 
 
 def test_an_encrypted_item_cannot_be_filtered_and_the_error_says_what_to_do(shard: Shard) -> None:
-    shard.apply(PutItem(("n",), "k", ("msgpack+aes", b"secret")), 0)
+    shard.execute(PutItem(("n",), "k", ("msgpack+aes", b"secret")), 0)
     with pytest.raises(InvalidRequestError, match=r"'msgpack\+aes' cannot be filtered.*filter="):
         search(shard, ("n",), {"a": 1})
     assert keys(search(shard, ("n",))) == "k"
@@ -1209,14 +1209,14 @@ def test_an_item_that_is_no_plain_map_does_not_match_and_hides_no_other(shard: S
         "number as field": pack({1: 1}),
     }
     for key, data in strange.items():
-        shard.apply(PutItem(("n",), key, blob(data)), 0)
+        shard.execute(PutItem(("n",), key, blob(data)), 0)
     put_item(shard, ("n",), "plain", {"a": 1})
     assert keys(search(shard, (), {"a": 1})) == "plain"
 
 
 def test_values_of_langgraphs_serializer_can_be_filtered(shard: Shard) -> None:
     value = {"text": "ü", "n": 2, "tags": ("x", "y"), "ids": {1, 2}, "map": {3: None}}
-    shard.apply(PutItem(("n",), "k", JsonPlusSerializer().dumps_typed(value)), 0)
+    shard.execute(PutItem(("n",), "k", JsonPlusSerializer().dumps_typed(value)), 0)
     assert keys(search(shard, (), {"text": "ü", "n": {"$gt": 1}, "map": {3: None}})) == "k"
     assert keys(search(shard, (), {"ids": {"$ne": 1}, "tags": {"$ne": None}})) == "k"
     assert keys(search(shard, (), {"ids": {"$gt": 0}})) == ""
@@ -1247,7 +1247,7 @@ _plain: st.SearchStrategy[Any] = st.recursive(
 )
 def test_no_value_and_no_filter_raise_anything_else(data: bytes, filter_: dict[str, Any]) -> None:
     shard = Shard()
-    shard.apply(PutItem(("n",), "k", blob(data)), 0)
+    shard.execute(PutItem(("n",), "k", blob(data)), 0)
     with suppress(InvalidRequestError):
         search(shard, (), filter_)
 
@@ -1277,7 +1277,7 @@ def _work(shard: Shard, command: Command) -> int:
     previous = sys.getprofile()
     sys.setprofile(count)
     try:
-        shard.apply(command, 0)
+        shard.execute(command, 0)
     finally:
         sys.setprofile(previous)
     return calls
@@ -1329,7 +1329,7 @@ def test_the_size_is_that_of_the_values_held_now(shard: Shard) -> None:
                 shard, "1", data=data, metadata=data, versions={"a": 1}, blobs={"a": blob(data)}
             )
             put_writes(shard, (-1, "__error__", data))
-            shard.apply(PutItem(("n",), "k", blob(data)), 0)
+            shard.execute(PutItem(("n",), "k", blob(data)), 0)
             assert shard.size() == ShardSize(
                 threads=1, checkpoints=1, items=1, blob_bytes=5 * length
             )
@@ -1355,11 +1355,11 @@ def test_commands_beyond_the_limits_are_not_decoded(command: Command) -> None:
 
 def test_a_value_that_is_not_utf8_is_passed_over_by_filters(store: Shard) -> None:
     broken = PutItem(("users",), "broken", ("msgpack", b"\x81\xa3key\xa1\xff"))
-    store.apply(broken, 1)
+    store.execute(broken, 1)
     found = item_pages(store, SearchItems((), pack({"key": "c"}), MANY, 0))
     assert found == ["c"]
 
 
 def test_a_filter_that_is_not_utf8_is_refused(store: Shard) -> None:
     with pytest.raises(InvalidRequestError, match="filter"):
-        store.apply(SearchItems((), b"\x81\xa3key\xa1\xff", MANY, 0), 1)
+        store.execute(SearchItems((), b"\x81\xa3key\xa1\xff", MANY, 0), 1)

@@ -247,10 +247,10 @@ class Clocked:
     def do(self, *commands: Command) -> None:
         for command in commands:
             self.now += 1
-            self.shard.apply(command, self.now)
+            self.shard.execute(command, self.now)
 
     def ask(self, query: Any) -> Any:
-        return self.shard.apply(query, self.now).reply
+        return self.shard.execute(query, self.now).reply
 
 
 def some_writes(thread: str, namespace: tuple[str, ...]) -> list[Command]:
@@ -319,28 +319,28 @@ def test_what_is_not_shown_is_found_by_no_search_and_no_listing(query: Command) 
     whole, half = half_and_half()
     before = whole.ask(query)
 
-    whole.shard.show(is_shown, shows_namespace)
+    whole.shard.set_visible(is_shown, shows_namespace)
 
     assert whole.ask(query) == half.ask(query) != before
-    whole.shard.show(None, None)
+    whole.shard.set_visible(None, None)
     assert whole.ask(query) == before
 
 
 def test_what_is_not_shown_is_not_asked_about_before_either() -> None:
     """The first question of a kind makes what later ones are answered from."""
     whole, half = half_and_half()
-    whole.shard.show(is_shown, shows_namespace)
+    whole.shard.set_visible(is_shown, shows_namespace)
 
     for query in FAN_OUTS:
         assert whole.ask(query) == half.ask(query)
-    whole.shard.show(None, None)
+    whole.shard.set_visible(None, None)
     assert whole.ask(FindRuns(("run",))) == ThreadIds(tuple(sorted(THREADS)))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_pages_of_what_is_shown_hold_each_once(size: int) -> None:
     whole, half = half_and_half()
-    whole.shard.show(is_shown, shows_namespace)
+    whole.shard.set_visible(is_shown, shows_namespace)
 
     def pages(of: Clocked, make: Callable[[Any], Command]) -> Iterator[Any]:
         after = None
@@ -366,42 +366,42 @@ def test_what_is_not_shown_is_found_by_its_key() -> None:
     queries = [q for key in zip(THREADS, NAMESPACES, strict=True) for q in keyed(*key)]
     before = [whole.ask(query) for query in queries]
 
-    whole.shard.show(is_shown, shows_namespace)
+    whole.shard.set_visible(is_shown, shows_namespace)
 
     assert [whole.ask(query) for query in queries] == before
 
 
 def test_what_is_not_shown_takes_records_like_everything_else() -> None:
     whole, _ = half_and_half()
-    whole.shard.show(is_shown, shows_namespace)
+    whole.shard.set_visible(is_shown, shows_namespace)
 
     whole.do(PutItem(("users", "h1"), "more", BLOB), *some_writes("h3", ("users", "h3")))
 
     assert whole.ask(GetItem(("users", "h1"), "more")).row is not None
     assert {row.thread_id for row in whole.ask(ListThreads("", 100)).rows} == {"s1", "s2"}
-    whole.shard.show(None, None)
+    whole.shard.set_visible(None, None)
     assert len(whole.ask(ListThreads("", 100)).rows) == 5
 
 
 def forget(clocked: Clocked, most: int) -> list[Record]:
     found = []
-    for record in clocked.shard.hidden(most):
+    for record in clocked.shard.purge_invisible(most):
         if record is not None:
             found.append(record)
-            clocked.shard.replay(record)
+            clocked.shard.apply(record)
     return found
 
 
 @pytest.mark.parametrize("most", [1, 2, 1000])
 def test_forgetting_what_is_not_shown_leaves_what_is(most: int) -> None:
     whole, half = half_and_half()
-    whole.shard.show(is_shown, shows_namespace)
+    whole.shard.set_visible(is_shown, shows_namespace)
 
     assert forget(whole, most)
 
     assert whole.shard.size() == half.shard.size()
-    assert list(filter(None, whole.shard.hidden(most))) == []
-    whole.shard.show(None, None)
+    assert list(filter(None, whole.shard.purge_invisible(most))) == []
+    whole.shard.set_visible(None, None)
     for query in FAN_OUTS:
         assert whole.ask(query) == half.ask(query)
     for query in keyed("h1", ("users", "h1")):
@@ -413,7 +413,7 @@ def test_forgetting_goes_by_small_steps() -> None:
     for number in range(10):
         clocked.do(PutItem(("users", "h"), f"{number}", BLOB))
         clocked.do(PutCheckpoint(f"h{number}", "", "1", None, BLOB, BLOB, {}, {}, {}))
-    clocked.shard.show(is_shown, shows_namespace)
+    clocked.shard.set_visible(is_shown, shows_namespace)
 
     found = forget(clocked, 3)
 
@@ -428,9 +428,9 @@ def test_looking_at_much_that_is_shown_gives_others_a_turn() -> None:
     for number in range(10):
         clocked.do(PutItem(("users", f"s{number}"), "k", BLOB))
         clocked.do(PutCheckpoint(f"s{number}", "", "1", None, BLOB, BLOB, {}, {}, {}))
-    clocked.shard.show(is_shown, shows_namespace)
+    clocked.shard.set_visible(is_shown, shows_namespace)
 
-    turns = list(clocked.shard.hidden(2))
+    turns = list(clocked.shard.purge_invisible(2))
 
     assert set(turns) == {None}
     assert len(turns) >= 8
@@ -439,12 +439,12 @@ def test_looking_at_much_that_is_shown_gives_others_a_turn() -> None:
 def test_what_is_shown_by_the_time_its_turn_comes_stays() -> None:
     whole, _ = half_and_half()
     before = whole.shard.size()
-    whole.shard.show(is_shown, shows_namespace)
-    hidden = whole.shard.hidden(1)
+    whole.shard.set_visible(is_shown, shows_namespace)
+    hidden = whole.shard.purge_invisible(1)
     first = next(record for record in hidden if record is not None)
-    whole.shard.replay(first)
+    whole.shard.apply(first)
 
-    whole.shard.show(None, None)
+    whole.shard.set_visible(None, None)
 
     assert list(filter(None, hidden)) == []
     assert whole.shard.size().threads == before.threads - 1
@@ -452,14 +452,14 @@ def test_what_is_shown_by_the_time_its_turn_comes_stays() -> None:
 
 def test_nothing_is_forgotten_where_all_is_shown() -> None:
     whole, _ = half_and_half()
-    assert list(filter(None, whole.shard.hidden())) == []
+    assert list(filter(None, whole.shard.purge_invisible())) == []
 
 
 def test_cached_values_are_no_part_of_it() -> None:
     clocked = Clocked()
     key = (("c",), "k")
     clocked.do(CacheSet((CacheEntry(key, BLOB),)))
-    clocked.shard.show(lambda _: False, lambda _: False)
+    clocked.shard.set_visible(lambda _: False, lambda _: False)
     forget(clocked, shard_module.MOST_EXPIRED)
 
     assert clocked.ask(CacheGet((key,))) == Cached((BLOB,))
@@ -479,7 +479,7 @@ def test_any_part_can_be_forgotten(seed: int, most: int) -> None:
             part.do(command)
     part.now = whole.now
 
-    whole.shard.show(
+    whole.shard.set_visible(
         lambda thread: slot_of_thread(thread) in kept,
         lambda namespace: slot_of_namespace(namespace, DEPTH) in kept,
     )
@@ -488,7 +488,7 @@ def test_any_part_can_be_forgotten(seed: int, most: int) -> None:
         assert whole.ask(query) == part.ask(query)
     forget(whole, most)
     assert whole.shard.size() == part.shard.size()
-    whole.shard.show(None, None)
+    whole.shard.set_visible(None, None)
     for query in FAN_OUTS:
         assert whole.ask(query) == part.ask(query)
 

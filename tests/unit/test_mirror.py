@@ -110,11 +110,11 @@ class Mirrored:
 
     def do(self, command: Command) -> None:
         assert isinstance(command, WriteCommand)
-        planned = self.shard.plan(command, 1)
+        planned = self.shard.decide(command, 1)
         if planned.record is not None:
             lsn = self.journal.end
             payload = encode_entry(LogEntry(bytes(16), 1, 1, 1, b"", planned.record))
-            self.shard.replay(planned.record, lsn)
+            self.shard.apply(planned.record, lsn)
             self.entries[lsn] = payload
             self.journal.append([payload])
             self.mirror.notice()

@@ -224,9 +224,9 @@ class Side:
         assert claims is not None
         assert self.claim is not None
         before = self.shard._threads.shown, self.shard._items.shown
-        self.shard.show(claims.shows_thread, claims.shows_namespace)
-        found = [record for record in self.shard.hidden() if record is not None]
-        self.shard.show(*before)
+        self.shard.set_visible(claims.shows_thread, claims.shows_namespace)
+        found = [record for record in self.shard.purge_invisible() if record is not None]
+        self.shard.set_visible(*before)
         return found
 
 
@@ -379,7 +379,7 @@ class Model:
 
     def do(self, command: Command) -> Reply:
         self.now += 1
-        return self.shard.apply(command, self.now).reply
+        return self.shard.execute(command, self.now).reply
 
 
 @asynccontextmanager

@@ -279,7 +279,7 @@ class Direct:
         if self.trouble == "before":
             self.trouble = ""
             raise NotSentError("no luck")
-        reply, record = self.shard.apply(DECODER.decode(ENCODER.encode(command)), 0)
+        reply, record = self.shard.execute(DECODER.decode(ENCODER.encode(command)), 0)
         if record is not None:
             self.records.append(record)
         if isinstance(command, PutCheckpoint):
@@ -372,7 +372,7 @@ class Conversations(RuleBasedStateMachine):
     def replay(self) -> None:
         self.client.shard = Shard()
         for record in self.client.records:
-            self.client.shard.replay(record)
+            self.client.shard.apply(record)
 
     @rule(which=st.integers(0, 1))
     def copy(self, which: int) -> None:

@@ -172,18 +172,18 @@ async def test_threads_are_the_same_however_little_memory_there_is(tmp_path: Pat
         caller = Caller(actor)
         for number in range(400):
             command = some_thread_command(rng, number)
-            reference.apply(command, 0)
+            reference.execute(command, 0)
             await caller.ask(command)
             if number % 40 == 0:
                 await compact(actor)
         for thread in "abcd":
             question = GetCheckpoint(thread, "", None)
-            assert await caller.ask(question) == reference.apply(question, 0).reply
+            assert await caller.ask(question) == reference.execute(question, 0).reply
         whole = ListCheckpoints()
-        assert await caller.ask(whole) == reference.apply(whole, 0).reply
+        assert await caller.ask(whole) == reference.execute(whole, 0).reply
         assert actor.stats()["compactions"]
     async with opened(tmp_path, hot_bytes="3000") as actor:
-        assert await Caller(actor).ask(whole) == reference.apply(whole, 0).reply
+        assert await Caller(actor).ask(whole) == reference.execute(whole, 0).reply
 
 
 def some_thread_command(rng: random.Random, number: int) -> Command:

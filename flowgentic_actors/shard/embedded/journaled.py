@@ -282,7 +282,7 @@ class JournaledShard:
         now_us = self._clock.now()
         self._begun = query
         reply = self._shard.query(query, now_us)
-        refreshed = self._shard.plan_refresh(query, reply, now_us)
+        refreshed = self._shard.decide_refresh(query, reply, now_us)
         payloads = self._keep_own(refreshed, now_us, once=True)
         self._begun = None
         return reply if self._group is None else self._group.commit(reply, payloads, loop)
@@ -293,14 +293,14 @@ class JournaledShard:
         self, command: WriteCommand, loop: asyncio.AbstractEventLoop | None
     ) -> Reply | Promise[Reply]:
         now_us = self._clock.tick()
-        reply, record = self._shard.plan(command, now_us)
+        reply, record = self._shard.decide(command, now_us)
         payloads: list[bytes] = []
         if record is not None:
             if self._ceilings is not None:
                 self._ceilings.check(self._shard, record)
             payloads = self._keep(record, now_us, urgent=isinstance(command, MAKES_ROOM))
             if self._trims:
-                payloads += self._keep_own(self._shard.plan_trim(record), now_us)
+                payloads += self._keep_own(self._shard.decide_trim(record), now_us)
             if self._shard.any_expires:
                 self._sweeper.start()
         answer = reply if self._group is None else self._group.commit(reply, payloads, loop)
@@ -323,10 +323,10 @@ class JournaledShard:
         ):  # otherwise this is a part of what is under way
             self._begun = record
         if group is not None:
-            self._shard.replay(record)
+            self._shard.apply(record)
             return [payload]
         self._append(payload)
-        self._shard.replay(record)
+        self._shard.apply(record)
         self._upkeep.after_append(size)
         return []
 
@@ -363,7 +363,7 @@ class JournaledShard:
                 self._mend()
                 self._append(payloads[0])
         self._shard.redo(begun, now_us)
-        payloads += self._keep_own(self._shard.plan_trim(begun), now_us)
+        payloads += self._keep_own(self._shard.decide_trim(begun), now_us)
         if self._shard.any_expires:
             self._sweeper.start()
         if self._group is not None:
@@ -380,7 +380,7 @@ class JournaledShard:
                 if self._begun is not None:
                     self._complete()
                 now_us = self._clock.now()
-                record = self._shard.plan_expire(now_us)
+                record = self._shard.decide_expire(now_us)
                 before = self._shard.next_expiry_us()
                 payloads = self._keep_own(record, now_us)
                 more = record is not None and self._shard.next_expiry_us() != before
@@ -436,4 +436,4 @@ class JournaledShard:
             entry = decode_entry(payload)
             self._clock.saw(entry.time_us)
             if not isinstance(entry, SessionTable):  # the journal keeps them for the next actors
-                self._shard.replay(entry.record)
+                self._shard.apply(entry.record)

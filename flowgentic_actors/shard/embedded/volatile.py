@@ -59,18 +59,18 @@ class VolatileShard:
             shard, now_us = self._shard, self._clock.tick()
             if not isinstance(command, WRITES):
                 self._begun = command
-                reply = shard.apply(command, now_us).reply
+                reply = shard.execute(command, now_us).reply
                 self._begun = None
                 return reply
-            reply, record = shard.plan(command, now_us)
+            reply, record = shard.decide(command, now_us)
             if record is not None:
                 if self._ceilings is not None:
                     self._ceilings.check(shard, record)
                 self._begun = record
-                shard.replay(record)
-                trimmed = shard.plan_trim(record)
+                shard.apply(record)
+                trimmed = shard.decide_trim(record)
                 if trimmed is not None:
-                    shard.replay(trimmed)
+                    shard.apply(trimmed)
                 if shard.any_expires:
                     self._sweeper.start()
                 self._begun = None
@@ -95,9 +95,9 @@ class VolatileShard:
         begun = self._begun
         if begun is not None:
             self._shard.redo(begun, self._clock.tick())
-            trimmed = self._shard.plan_trim(begun)
+            trimmed = self._shard.decide_trim(begun)
             if trimmed is not None:
-                self._shard.replay(trimmed)
+                self._shard.apply(trimmed)
             if self._shard.any_expires:
                 self._sweeper.start()
             self._begun = None
@@ -108,9 +108,9 @@ class VolatileShard:
             with self._mutex:  # others get their turn in between
                 if self._begun is not None:
                     self._complete()
-                record = self._shard.plan_expire(self._clock.tick())
+                record = self._shard.decide_expire(self._clock.tick())
                 more = record is not None
                 if record is not None:
                     self._begun = record
-                    self._shard.replay(record)
+                    self._shard.apply(record)
                     self._begun = None

@@ -42,12 +42,12 @@ class Liveness:
 
     def observe(self, lsn: int, record: Record) -> None:
         """Take note of an entry; they come in order."""
-        self._shard.replay(record, lsn)
+        self._shard.apply(record, lsn)
         self._shard.cool(lsn + 1)
 
     def remains(self, lsn: int, payload: bytes, entry: LogEntry) -> bytes | None:
         """What to keep of an entry when all have been observed, None when it is nothing."""
-        record = self._shard.remains(lsn, entry.record)
+        record = self._shard.live_part(lsn, entry.record)
         if record is None:
             return None
         if record is entry.record:

@@ -104,7 +104,7 @@ class SlotMigrator:
             # Whatever is cached for slots that come back some day would be out of date by then.
             self._shard.query(CacheClear(), 0)
         if before is None or before.ownership.owned != claim.owned or claim.pull is not None:
-            self._shard.show(self.owned_slots.shows_thread, self.owned_slots.shows_namespace)
+            self._shard.set_visible(self.owned_slots.shows_thread, self.owned_slots.shows_namespace)
         self._arrange(claim, before, secret, max_bytes)
         self._report()
 
@@ -197,7 +197,7 @@ class SlotMigrator:
 
     async def _forget(self) -> None:
         """Remove what is not this shard's, a bit at a time: others get their turn in between."""
-        for record in self._shard.hidden():
+        for record in self._shard.purge_invisible():
             while record is not None:
                 try:
                     await self._keep(record, 0)
@@ -208,7 +208,7 @@ class SlotMigrator:
                 await self._stored()
             await asyncio.sleep(0)
         if not self.is_target:
-            self._shard.show(None, None)
+            self._shard.set_visible(None, None)
 
 
 def _log_defect(task: asyncio.Task[None]) -> None:

@@ -122,7 +122,7 @@ class MigrationSource:
         payloads = []
         for lsn, entry in entries:
             # What was deleted since then is told by the log, which is given as it is.
-            remains = entry.record if lsn >= log_from else self._shard.remains(lsn, entry.record)
+            remains = entry.record if lsn >= log_from else self._shard.live_part(lsn, entry.record)
             if remains is not None:
                 payloads.append(encode_entry(internal_entry(remains, entry.time_us)))
         left = max(0, self._journal.end - position)
