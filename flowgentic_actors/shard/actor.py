@@ -68,7 +68,7 @@ from flowgentic_actors.shard.replication.leader import ReplicationLeader
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow_requests import SlowRequests
 from flowgentic_actors.storage.disk import RealDisk
-from flowgentic_actors.storage.group_commit_loop import Syncer
+from flowgentic_actors.storage.group_commit_loop import LoopGroupCommit
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.log import SEGMENT_BYTES
@@ -156,7 +156,7 @@ class ShardActor:
         self._hot_keys = HotKeys(time.monotonic())
         self._sampling = sampling()
         self._durable, self._appends = ack == "disk", appends == "thread"
-        self._syncer: Syncer | None = None
+        self._syncer: LoopGroupCommit | None = None
         self._journal = Journal(
             RealDisk(), path, durable=self._durable, segment_bytes=int(segment_bytes)
         )
@@ -511,7 +511,9 @@ class ShardActor:
 
     def _commit_later(self, entries: list[memoryview]) -> asyncio.Future[None] | None:
         if self._syncer is None:
-            self._syncer = Syncer(self._journal, durable=self._durable, appends=self._appends)
+            self._syncer = LoopGroupCommit(
+                self._journal, durable=self._durable, appends=self._appends
+            )
         self._shard.cool(self._journal.end)
         # Reads wait as well while a commit is due: they may have seen what is not in it yet.
         if not entries:

@@ -22,7 +22,7 @@ class _Round(NamedTuple):
     plan: SyncPlan | None
 
 
-class Syncer:
+class LoopGroupCommit:
     """Commits to a journal on a daemon thread, one round at a time.
 
     Whoever asks while a round is under way waits for the next one, together with all others who

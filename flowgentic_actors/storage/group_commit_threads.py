@@ -83,7 +83,7 @@ class Waiter(NamedTuple, Generic[T]):
             self.promise.set_result(self.value)
 
 
-class GroupCommit(Generic[T]):
+class ThreadGroupCommit(Generic[T]):
     """Commits to a journal on a daemon thread that alone appends to it.
 
     A commit that failed is final: nothing is committed any more.

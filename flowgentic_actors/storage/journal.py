@@ -20,7 +20,7 @@ from flowgentic_actors.storage.segment import Segment
 _URGENT_SHARE: Final = 16  # of a segment: kept for what wins space back when the disk is full
 
 
-class Needless(NamedTuple):
+class Obsolete(NamedTuple):
     """What a journal does not need any more: sets named below a name, an open one, segments."""
 
     sets_before: str
@@ -190,16 +190,16 @@ class Journal:
         else:
             self._no_space = None
 
-    def shed(self) -> Needless:
+    def drop_older_set(self) -> Obsolete:
         """Do without the older set and what would be needed to fall back to it.
 
         Returns:
             What can go, to `remove`.
         """
         if self._set is None:
-            return Needless("", None, ())
+            return Obsolete("", None, ())
         segments = tuple(self._log.forget_below(self._set.end))
-        return Needless(self._set.path.name, None, segments)
+        return Obsolete(self._set.path.name, None, segments)
 
     # ------------------------------------------------------------------ writing
 
@@ -260,7 +260,7 @@ class Journal:
             JournalError: If that succeeded.
             OSError: If not; see `append`.
         """
-        self._log.cut(synced)
+        self._log.truncate_from(synced)
         self._take_back(error)
 
     def check(self, path: Path) -> CompactedSet:
@@ -274,7 +274,7 @@ class Journal:
             raise JournalDamagedError(f"the compacted set {path} is not whole")
         return found
 
-    def adopt(self, newest: CompactedSet) -> Needless:
+    def adopt(self, newest: CompactedSet) -> Obsolete:
         """Use a set from now on.
 
         Returns:
@@ -283,11 +283,11 @@ class Journal:
         previous = self._set
         self._set = newest
         if previous is None:
-            return Needless("", None, ())
+            return Obsolete("", None, ())
         segments = tuple(self._log.forget_below(previous.end))
-        return Needless(previous.path.name, previous, segments)
+        return Obsolete(previous.path.name, previous, segments)
 
-    def remove(self, needless: Needless) -> None:
+    def remove(self, needless: Obsolete) -> None:
         """Remove what is needless. Blocks; call it on the thread that reads."""
         if needless.opened is not None:
             needless.opened.close()
@@ -305,9 +305,9 @@ class Journal:
             self._set.close()
             self._set = None
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Close every file and change nothing: they are somebody else's now."""
-        self._log.let_go()
+        self._log.detach()
         if self._set is not None:
             self._set.close()
             self._set = None

@@ -361,7 +361,7 @@ class SegmentLog:
             self._disk.truncate(active.fd, active.offset(active.end))
             self._disk.allocate(active.fd, active.capacity)
 
-    def cut(self, lsn: int) -> None:
+    def truncate_from(self, lsn: int) -> None:
         """Forget the entries of the active segment from an LSN on; `take_back` removes them.
 
         Raises:
@@ -465,9 +465,9 @@ class SegmentLog:
             spare, self._spare = self._spare, None
         if spare is not None:
             self._discard(spare)
-        self.let_go()
+        self.detach()
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Close every file and change nothing, no name either."""
         with self._lock:
             spare, self._spare = self._spare, None

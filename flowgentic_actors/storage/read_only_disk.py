@@ -20,7 +20,7 @@ _PAUSE: Final = 0.01
 _NOWHERE: Final = -1
 
 
-class FolderView(RealDisk):
+class ReadOnlyDisk(RealDisk):
     """Implements `flowgentic_actors.storage.disk.Disk`; what would change a file is left undone.
 
     Every file of the journal is opened at once, so all later reading sees the same files, whatever

@@ -212,9 +212,9 @@ async def test_a_re_sharding_longer_than_the_open_timeout_says_what_is_going_on(
     slow.mkdir()
     (slow / "sitecustomize.py").write_text(
         "import time, os\n"
-        "from flowgentic_actors.storage.read_only_disk import FolderView\n"
-        "read = FolderView.read\n"
-        "FolderView.read = lambda *a: (time.sleep(0.5), read(*a))[1]\n"
+        "from flowgentic_actors.storage.read_only_disk import ReadOnlyDisk\n"
+        "read = ReadOnlyDisk.read\n"
+        "ReadOnlyDisk.read = lambda *a: (time.sleep(0.5), read(*a))[1]\n"
     )
     with monkeypatch.context() as patched:
         patched.setenv("PYTHONPATH", f"{slow}:{os.environ.get('PYTHONPATH', '')}")

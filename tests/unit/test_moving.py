@@ -192,7 +192,7 @@ class Side:
         if self.core._syncer is not None:
             self.core._syncer.close()
         await asyncio.to_thread(self.core._worker.close, 5.0)
-        await asyncio.to_thread(self.core._journal.let_go)
+        await asyncio.to_thread(self.core._journal.detach)
         self.core._lock.release()
 
     async def _end_tasks(self) -> None:

@@ -145,7 +145,7 @@ class Copy:
             core._sweeping.cancel()
         core._compactor.close()
         await asyncio.to_thread(core._worker.close, 5.0)
-        await asyncio.to_thread(core._journal.let_go)
+        await asyncio.to_thread(core._journal.detach)
         core._lock.release()
 
     @property

@@ -10,7 +10,7 @@ import pytest
 
 from flowgentic_actors.errors import JournalError
 from flowgentic_actors.storage.disk import RealDisk
-from flowgentic_actors.storage.group_commit_loop import Syncer
+from flowgentic_actors.storage.group_commit_loop import LoopGroupCommit
 from flowgentic_actors.storage.journal import Journal
 
 pytestmark = pytest.mark.anyio
@@ -53,7 +53,7 @@ async def open_off_loop(disk: RealDisk, folder: Path) -> tuple[Journal, list[byt
 
 async def test_everybody_who_waits_shares_the_next_sync(disk: SlowDisk, tmp_path: Path) -> None:
     journal, _ = await open_off_loop(disk, tmp_path)
-    syncer = Syncer(journal, durable=True, appends=False)
+    syncer = LoopGroupCommit(journal, durable=True, appends=False)
     journal.append([b"the first segment is made, with a sync of its own"])
     disk.release.clear()
     journal.append([b"first"])
@@ -75,7 +75,7 @@ async def test_everybody_who_waits_shares_the_next_sync(disk: SlowDisk, tmp_path
 
 async def test_a_wait_covers_what_was_appended_before_it(disk: SlowDisk, tmp_path: Path) -> None:
     journal, _ = await open_off_loop(disk, tmp_path)
-    syncer = Syncer(journal, durable=True, appends=False)
+    syncer = LoopGroupCommit(journal, durable=True, appends=False)
     for number in range(5):
         journal.append([b"entry %d" % number])
         async with asyncio.timeout(10):
@@ -92,7 +92,7 @@ async def test_a_failed_sync_fails_all_who_wait_and_leaves_only_what_was_synced(
     disk: SlowDisk, tmp_path: Path
 ) -> None:
     journal, _ = await open_off_loop(disk, tmp_path)
-    syncer = Syncer(journal, durable=True, appends=False)
+    syncer = LoopGroupCommit(journal, durable=True, appends=False)
     journal.append([b"kept"])
     async with asyncio.timeout(10):
         await syncer.wait()

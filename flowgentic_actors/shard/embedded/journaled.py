@@ -45,8 +45,8 @@ from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.group_commit_threads import (
     REOPEN,
     Blocking,
-    GroupCommit,
     Promise,
+    ThreadGroupCommit,
     Waiter,
     settle_all,
 )
@@ -120,7 +120,7 @@ class JournaledShard:
         self._worker = Worker("journal")
         self._worker.start()  # here, where no caller's call can be interrupted in it
         self._compactor = Compactor(self._journal, folder, self._worker, self._as_owner)
-        self._group: GroupCommit[Reply] | None = None
+        self._group: ThreadGroupCommit[Reply] | None = None
         grouped = durable or appends == "thread"
         self._upkeep = JournalMaintenance(
             self._journal,
@@ -144,7 +144,7 @@ class JournaledShard:
             self.close()
             raise
         if grouped:
-            self._group = GroupCommit(
+            self._group = ThreadGroupCommit(
                 self._journal,
                 durable=durable,
                 on_committed=self._committed,
@@ -229,11 +229,11 @@ class JournaledShard:
                 if not ended:
                     return False  # its thread hangs in the file system, with the files in use
                 if self._foreign:
-                    self._journal.let_go()
+                    self._journal.detach()
                 else:
                     self._journal.close()
             except OSError:  # not sealed: the next opening recovers what was acknowledged
-                self._journal.let_go()
+                self._journal.detach()
                 return False
             finally:
                 self._file_lock.release()

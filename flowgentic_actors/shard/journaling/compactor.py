@@ -16,7 +16,7 @@ from pathlib import Path
 from flowgentic_actors.python import python_command, python_environ
 from flowgentic_actors.shard.journaling.compaction import MODULE
 from flowgentic_actors.storage.compacted_set import CompactedSet
-from flowgentic_actors.storage.journal import Journal, Needless
+from flowgentic_actors.storage.journal import Journal, Obsolete
 from flowgentic_actors.storage.worker import Worker
 
 _AFTER_FAILURE = 5.0
@@ -130,7 +130,7 @@ class Compactor:
         self.done += 1
         self.remove(needless)
 
-    def remove(self, needless: Needless) -> None:
+    def remove(self, needless: Obsolete) -> None:
         """Have the journal's thread remove what is not needed any more."""
 
         def job() -> None:

@@ -115,7 +115,7 @@ class JournalMaintenance:
 
     def _make_room(self) -> None:
         """Win back what can be won on a full disk, and see whether others have freed some."""
-        if not self.hold() and (needless := self._journal.shed()):
+        if not self.hold() and (needless := self._journal.drop_older_set()):
             self._compactor.remove(needless)
         if self._compactor.ready and self._journal.size > self._live_bytes():
             self._compactor.start()

@@ -12,7 +12,7 @@ from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.shard.journaling.entries import JournalEntry, LogEntry, decode_entry
 from flowgentic_actors.storage.compacted_set import CompactedSet, open_newest
 from flowgentic_actors.storage.log import SegmentLog
-from flowgentic_actors.storage.read_only_disk import FolderView
+from flowgentic_actors.storage.read_only_disk import ReadOnlyDisk
 
 _ANOTHER_BOOT: Final = b"\xff" * 16
 
@@ -49,7 +49,7 @@ class OfflineReader:
     def __init__(self, folder: Path, *, live: bool = False) -> None:
         self._folder = folder
         self._live = live
-        self._view = FolderView(folder)
+        self._view = ReadOnlyDisk(folder)
         self._set: CompactedSet | None = None
         self._log: SegmentLog | None = None
 
@@ -106,7 +106,7 @@ class OfflineReader:
 
 def holds_entries(folder: Path) -> bool:
     """Whether a shard's folder holds anything; a set was written of something."""
-    with FolderView(folder) as view:
+    with ReadOnlyDisk(folder) as view:
         if any(name.endswith(".set") for name in view.names(folder)):
             return True
         log = SegmentLog(view, folder, durable=False, boot=_ANOTHER_BOOT, cuts=False)
