@@ -14,7 +14,7 @@ from flowgentic_actors.actors.process_watch import ProcessWatch
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned
 from flowgentic_actors.errors import ActorStartError
-from flowgentic_actors.wire.messages import NIL, Lease, Ping, Tell
+from flowgentic_actors.wire.messages import NIL, Deliver, Lease, Ping
 from flowgentic_actors.wire.server import Connection
 
 
@@ -152,10 +152,10 @@ class Child:
         self.note(stats, report)
         return busy
 
-    def tell(self, message: Tell | Lease) -> None:
+    def tell(self, message: Deliver | Lease) -> None:
         """Send a message to the current incarnation, if there is one."""
         if self.hosted is not None:
-            if isinstance(message, Tell):
+            if isinstance(message, Deliver):
                 self.hosted.tell(message.body)
             else:
                 self.hosted.extend(message.until)

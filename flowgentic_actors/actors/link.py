@@ -24,14 +24,14 @@ from flowgentic_actors.errors import ActorStartError, FlowgenticError
 from flowgentic_actors.wire.channel import client_channel
 from flowgentic_actors.wire.messages import (
     NIL,
+    Admit,
+    Deliver,
     Drain,
-    Go,
     Hello,
     Lease,
     Ping,
     Pong,
     Started,
-    Tell,
     ToClient,
     ToServer,
     Welcome,
@@ -81,7 +81,7 @@ class SupervisorLink:
             may_go = False
             while not may_go:
                 for message in self._receive(deadline):
-                    may_go = may_go or isinstance(message, Go)
+                    may_go = may_go or isinstance(message, Admit)
                     self._take_news(message)  # it may be in the same frame
         except (OSError, FlowgenticError) as error:
             self._sock.close()
@@ -120,7 +120,7 @@ class SupervisorLink:
             case Lease(until):
                 self.lease = until
                 self.on_news()
-            case Tell(body):
+            case Deliver(body):
                 self.told = body.copy()
                 self.on_news()
 
@@ -154,9 +154,9 @@ class SupervisorLink:
                             self.send(Pong(number, *self.status()))
                         case Drain(reason):
                             self.on_drain(reason)
-                        case Lease() | Tell():
+                        case Lease() | Deliver():
                             self._take_news(message)
-                        case Go() | Welcome():
+                        case Admit() | Welcome():
                             pass
                         case _:
                             os._exit(EXIT_ORPHANED)  # not our supervisor any more

@@ -23,7 +23,7 @@ from flowgentic_actors.errors import FlowgenticError
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.private_files import read_private, trusted_path
 from flowgentic_actors.wire.file_limits import allow_files
-from flowgentic_actors.wire.messages import Broken, sendable
+from flowgentic_actors.wire.messages import Fatal, sendable
 from flowgentic_actors.wire.server import Server
 
 EXIT_BROKEN: Final = 70
@@ -52,20 +52,20 @@ def main() -> int:
 
     def broken(reason: str, server: Server) -> None:  # noqa: ARG001 - it ends with the process
         with contextlib.suppress(OSError):  # the supervisor may be gone; the end is the same
-            link.send(Broken(sendable(reason)))
+            link.send(Fatal(sendable(reason)))
         os._exit(EXIT_BROKEN)
 
     try:
         actor = make_actor(spec.factory, spec.arguments)
     except Exception as error:
         logger.exception("actor %s cannot be made", spec.name)
-        link.send(Broken(sendable(f"{type(error).__name__}: {error}")))
+        link.send(Fatal(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
     try:
         run_loop()(serve(spec, actor, link, started, broken))
     except Exception as error:
         logger.exception("actor %s cannot go on", spec.name)
-        link.send(Broken(sendable(f"{type(error).__name__}: {error}")))
+        link.send(Fatal(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
     return 0
 

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Raw
 
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.wire.addresses import Destination, describe
+from flowgentic_actors.wire.addresses import Destination, describe_address
 from flowgentic_actors.wire.async_connection import Answered, AsyncConnection, as_it_is
 from flowgentic_actors.wire.blocking_connection import BlockingCall, BlockingPool
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -58,7 +58,7 @@ class ActorRef:
         let_go_after_fork(self)
 
     def __repr__(self) -> str:
-        return f"<ActorRef {self.name} at {describe(self.address)}>"
+        return f"<ActorRef {self.name} at {describe_address(self.address)}>"
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("an ActorRef holds live connections: send memory.handle and attach instead")

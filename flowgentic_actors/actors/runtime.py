@@ -178,7 +178,14 @@ class ActorRuntime:
                     continue
                 deadline = now + message.timeout_ms / 1000
                 arrived.append(
-                    Envelope(session, message.seq, message.low, message.body, connection, deadline)
+                    Envelope(
+                        session,
+                        message.seq,
+                        message.oldest_pending,
+                        message.body,
+                        connection,
+                        deadline,
+                    )
                 )
             elif isinstance(message, Cancel):
                 self._put_in_line(arrived)

@@ -19,7 +19,7 @@ from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.identity import server_context
-from flowgentic_actors.wire.messages import Noted, Pong, Ready, Stopped, ToServer, sendable
+from flowgentic_actors.wire.messages import ActorEvent, Pong, Ready, Stopped, ToServer, sendable
 from flowgentic_actors.wire.server import Server
 
 _FILE_TIMEOUT = 30.0
@@ -110,7 +110,7 @@ async def serve(
 
     def tell(kind: EventKind, detail: str) -> None:
         report()
-        link.send(Noted(kind, sendable(detail)))
+        link.send(ActorEvent(kind, sendable(detail)))
 
     actor.start(tell, report, runtime.wake)
     link.on_news = lambda: _threadsafe(loop, take_news)

@@ -37,16 +37,16 @@ from flowgentic_actors.wire.file_limits import is_out_of_files
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.messages import (
     NIL,
-    Broken,
+    ActorEvent,
+    Admit,
+    Deliver,
     Drain,
-    Go,
+    Fatal,
     Lease,
-    Noted,
     Pong,
     Ready,
     Started,
     Stopped,
-    Tell,
     ToServer,
 )
 from flowgentic_actors.wire.server import Connection, Server
@@ -195,7 +195,7 @@ class Supervisor:
         """Pass something on to an actor: to the incarnation that lives, and to all later ones."""
         child = self._children[name]
         child.told = body
-        child.tell(Tell(body))
+        child.tell(Deliver(body))
 
     def extend(self, lease: float) -> None:
         """Let the actors that need a lease answer until then, on the monotonic clock."""
@@ -250,9 +250,9 @@ class Supervisor:
                 life.heard(number)
                 if not number:
                     self._on_report()
-            case Noted(kind, detail):
+            case ActorEvent(kind, detail):
                 self._on_event(kind, child.spec.name, detail)
-            case Broken(reason):
+            case Fatal(reason):
                 life.reason = reason
             case Stopped(stats):
                 child.note(stats, child.report)
@@ -414,10 +414,10 @@ class Supervisor:
         child.pid, child.node = life.link.pid, life.node
         noted = (child.spec.name, life.epoch, child.pid)
         await on_daemon_thread(_FILE_TIMEOUT, self._record.note, *noted)
-        life.link.send(Go())
+        life.link.send(Admit())
         life.may_go = True
         if child.told is not None:
-            life.link.send(Tell(child.told))
+            life.link.send(Deliver(child.told))
         if child.spec.leased:
             life.link.send(Lease(self._lease))
         async with anyio.create_task_group() as tasks:

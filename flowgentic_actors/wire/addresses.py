@@ -52,14 +52,14 @@ class TcpAddress(Struct, frozen=True, array_like=True):
     certificate: str
 
     def __repr__(self) -> str:
-        return f"<TcpAddress {describe(self)}>"
+        return f"<TcpAddress {describe_address(self)}>"
 
 
 Address: TypeAlias = str | TcpAddress
 """The path of a Unix socket, or a host and port."""
 
 
-class Nowhere(Struct, frozen=True):
+class Unreachable(Struct, frozen=True):
     """In the place of an address: there is no such actor, until it is said to be somewhere else.
 
     Attributes:
@@ -75,21 +75,21 @@ class Nowhere(Struct, frozen=True):
     closed: bool = False
 
 
-Destination: TypeAlias = Address | Nowhere
+Destination: TypeAlias = Address | Unreachable
 """What a reference may be told about an actor's place."""
 
 
-class NowhereError(ConnectionError):
+class UnreachableError(ConnectionError):
     """Nobody is to be dialled: there is no such actor now."""
 
-    def __init__(self, nowhere: Nowhere) -> None:
+    def __init__(self, nowhere: Unreachable) -> None:
         super().__init__(nowhere.reason)
         self.nowhere = nowhere
 
 
-def describe(address: Destination) -> str:
+def describe_address(address: Destination) -> str:
     """An address for a human reader."""
-    if isinstance(address, Nowhere):
+    if isinstance(address, Unreachable):
         return "nowhere"
     if isinstance(address, str):
         return address
@@ -139,8 +139,8 @@ def connect(
         OSError: If it cannot be reached in time.
     """
     deadline = time.monotonic() + timeout
-    if isinstance(address, Nowhere):
-        raise NowhereError(address)
+    if isinstance(address, Unreachable):
+        raise UnreachableError(address)
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -192,8 +192,8 @@ async def dial(loop: asyncio.AbstractEventLoop, address: Destination) -> socket.
         AuthenticationError: If another user serves at the Unix socket.
         OSError: If the server cannot be reached.
     """
-    if isinstance(address, Nowhere):
-        raise NowhereError(address)
+    if isinstance(address, Unreachable):
+        raise UnreachableError(address)
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         widen(sock)
@@ -297,8 +297,9 @@ def _check_trust(address: TcpAddress, error: OSError) -> None:
     else:
         return
     raise AuthenticationError(
-        f"the server at {describe(address)} {what}: the handle is of another cluster, or the "
-        "address was taken over by another program. Take the handle of the cluster that runs now"
+        f"the server at {describe_address(address)} {what}: the handle is of another cluster, "
+        "or the address was taken over by another program. Take the handle of the cluster that "
+        "runs now"
     ) from error
 
 

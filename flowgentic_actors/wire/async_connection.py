@@ -27,7 +27,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.wire.addresses import Destination, NowhereError, dial, secure, unanswered
+from flowgentic_actors.wire.addresses import Destination, UnreachableError, dial, secure, unanswered
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.frames import FRAME_TARGET
 from flowgentic_actors.wire.messages import (
@@ -47,12 +47,12 @@ from flowgentic_actors.wire.session import (
     Session,
     check_name,
     check_size,
-    lethal,
-    lost,
+    lethal_error,
+    lost_error,
     may_ask_again,
-    overdue,
-    refusal,
-    untrusted,
+    overdue_error,
+    refusal_error,
+    untrusted_error,
 )
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
@@ -244,7 +244,7 @@ class AsyncConnection:
             if wire is None:
                 self._begin_to_connect()
                 return
-            now, low = self._clock.time, self._session.low
+            now, low = self._clock.time, self._session.oldest_pending
             queue, send = self._queue, wire.channel.send
             size = 0
             while queue and not wire.congested and self._alone is None:
@@ -302,7 +302,7 @@ class AsyncConnection:
                 if may_ask_again(message, pending, pending.deadline - self._clock.time):
                     self._ask_again(pending)
                 else:
-                    self._fail(pending, refusal(message, pending, self._peer))
+                    self._fail(pending, refusal_error(message, pending, self._peer))
                     self._settle(message.seq)
             else:
                 raise ProtocolError(f"{type(message).__name__} is not a message for a client")
@@ -330,7 +330,7 @@ class AsyncConnection:
         if alone is not None:
             alone.losses += 1
             if alone.losses >= MAX_LOSSES:
-                self._fail(alone, lethal(alone, self._peer))
+                self._fail(alone, lethal_error(alone, self._peer))
         for answered in [p for p in self._session if p.waiter.done()]:  # and then interrupted
             self._session.settle(answered.seq)
         self._queue = deque(self._session)
@@ -360,7 +360,7 @@ class AsyncConnection:
         for pending in [p for p in self._session if p.deadline <= now]:
             congested = self._wire is not None and self._wire.congested
             cause = None if self._wire is not None else self._last_error
-            error = overdue(pending, self._peer, congested=congested, cause=cause)
+            error = overdue_error(pending, self._peer, congested=congested, cause=cause)
             self.give_up(pending)
             self._fail(pending, error)
         self._earliest = min((p.deadline for p in self._session), default=math.inf)
@@ -379,9 +379,9 @@ class AsyncConnection:
             except AuthenticationError as error:
                 self._refused(error)  # no retry will change that
                 return
-            except NowhereError as error:
+            except UnreachableError as error:
                 for pending in list(self._session):
-                    self._fail(pending, lost(pending, self._peer, error.nowhere))
+                    self._fail(pending, lost_error(pending, self._peer, error.nowhere))
                 return
             except (OSError, TimeoutError, WireError) as error:
                 if is_foreign(error):
@@ -402,7 +402,7 @@ class AsyncConnection:
 
     def _refused(self, error: AuthenticationError) -> None:
         for pending in list(self._session):
-            self._fail(pending, untrusted(pending, self._peer, error))
+            self._fail(pending, untrusted_error(pending, self._peer, error))
 
     async def _dial(self) -> _Wire:
         address = self._address

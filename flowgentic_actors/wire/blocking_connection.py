@@ -23,7 +23,13 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.wire.addresses import Destination, NowhereError, connect, hang_up, unanswered
+from flowgentic_actors.wire.addresses import (
+    Destination,
+    UnreachableError,
+    connect,
+    hang_up,
+    unanswered,
+)
 from flowgentic_actors.wire.async_connection import CONNECT_TIMEOUT
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.messages import (
@@ -42,12 +48,12 @@ from flowgentic_actors.wire.session import (
     Session,
     check_name,
     check_size,
-    lethal,
-    lost,
+    lethal_error,
+    lost_error,
     may_ask_again,
-    overdue,
-    refusal,
-    untrusted,
+    overdue_error,
+    refusal_error,
+    untrusted_error,
 )
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
@@ -125,21 +131,21 @@ class BlockingConnection:
                         self.close()  # nobody's fault: go on at the new address
                         delay, counted = _FIRST_RETRY, pending.attempts
                         continue
-                    if isinstance(error, NowhereError):
-                        raise lost(pending, self._peer, error.nowhere) from error
+                    if isinstance(error, UnreachableError):
+                        raise lost_error(pending, self._peer, error.nowhere) from error
                     if isinstance(error, AuthenticationError):
-                        raise untrusted(pending, self._peer, error) from error
+                        raise untrusted_error(pending, self._peer, error) from error
                     congested = isinstance(error, TimeoutError) and self._sock is not None
                     cause = f"{type(error).__name__}: {error}".rstrip(": ")
                     self.close()
                     pending.losses += pending.attempts - counted
                     counted = pending.attempts
                     if pending.losses >= MAX_LOSSES and not isinstance(error, TimeoutError):
-                        raise lethal(pending, self._peer) from error
+                        raise lethal_error(pending, self._peer) from error
                 pause = delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
                 patience.sleep(pause)
                 delay = min(delay * 2, _LAST_RETRY)
-            raise overdue(pending, self._peer, congested=congested, cause=cause)
+            raise overdue_error(pending, self._peer, congested=congested, cause=cause)
         except RequestError:
             raise
         except BaseException:
@@ -182,7 +188,9 @@ class BlockingConnection:
         self, sock: socket.socket, channel: ClientChannel, pending: Pending[Patience]
     ) -> None:
         left = max(0, round(pending.waiter.left * 1000))
-        channel.send(Request(pending.seq, self._session.low, left, NO_BODY), pending.body)
+        channel.send(
+            Request(pending.seq, self._session.oldest_pending, left, NO_BODY), pending.body
+        )
         self._write(sock, channel, pending.waiter)
         pending.attempts += 1  # a frame cut off by the deadline is never decoded
         self._out = pending.seq
@@ -200,7 +208,7 @@ class BlockingConnection:
                         if may_ask_again(message, pending, pending.waiter.left):
                             self._send(sock, channel, pending)
                             continue
-                        raise refusal(message, pending, self._peer)
+                        raise refusal_error(message, pending, self._peer)
                     case _:
                         raise ProtocolError(f"unexpected {type(message).__name__} from the actor")
             pending.waiter.look()  # there is more to come

@@ -32,7 +32,7 @@ class Sender(Protocol):
         """End: it did not go on with a frame for which others wait."""
 
 
-class FramesUnderWay:
+class IncompleteFrames:
     """Counts what the connections of a server hold of frames that are not whole.
 
     Args:

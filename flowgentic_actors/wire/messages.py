@@ -45,14 +45,14 @@ class Request(Struct, tag=2, array_like=True, frozen=True, gc=False):
 
     Attributes:
         seq: Sequence number within the session.
-        low: Lowest sequence number that the session still waits for; replies below it may be
-            forgotten.
+        oldest_pending: Lowest sequence number that the session still waits for; replies below it
+            may be forgotten.
         timeout_ms: Time left until the caller gives up.
         body: What is asked, encoded.
     """
 
     seq: Counter
-    low: Counter
+    oldest_pending: Counter
     timeout_ms: Counter
     body: Raw
 
@@ -104,20 +104,22 @@ class Stopped(Struct, tag=7, array_like=True, frozen=True):
     stats: Annotated[dict[Name, int], Meta(max_length=256)]
 
 
-class Broken(Struct, tag=8, array_like=True, frozen=True):
+class Fatal(Struct, tag=8, array_like=True, frozen=True):
     """The actor cannot start or go on, and why."""
 
     reason: Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
-class Noted(Struct, tag=9, array_like=True, frozen=True):
+class ActorEvent(Struct, tag=9, array_like=True, frozen=True):
     """Something happened to an actor that its supervisor's events should tell."""
 
     kind: EventKind
     detail: Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
-ToServer: TypeAlias = Hello | Request | Cancel | Started | Ready | Pong | Stopped | Broken | Noted
+ToServer: TypeAlias = (
+    Hello | Request | Cancel | Started | Ready | Pong | Stopped | Fatal | ActorEvent
+)
 
 
 class Welcome(Struct, tag=1, array_like=True, frozen=True):
@@ -157,7 +159,7 @@ class Failure(Struct, tag=3, array_like=True, frozen=True):
     text: Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
-class Go(Struct, tag=4, array_like=True, frozen=True):
+class Admit(Struct, tag=4, array_like=True, frozen=True):
     """The supervisor lets a started actor open its files and serve."""
 
 
@@ -187,13 +189,13 @@ class Lease(Struct, tag=7, array_like=True, frozen=True):
     until: float
 
 
-class Tell(Struct, tag=8, array_like=True, frozen=True):
+class Deliver(Struct, tag=8, array_like=True, frozen=True):
     """Something that only the actor itself understands."""
 
     body: Raw
 
 
-ToClient: TypeAlias = Welcome | Reply | Failure | Go | Ping | Drain | Lease | Tell
+ToClient: TypeAlias = Welcome | Reply | Failure | Admit | Ping | Drain | Lease | Deliver
 
 
 def sendable(text: str) -> str:

@@ -21,7 +21,7 @@ from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import CLOSING, keep_alive, limit_unread
 from flowgentic_actors.wire.channel import server_channel
 from flowgentic_actors.wire.file_limits import is_reserved
-from flowgentic_actors.wire.incomplete_frames import FramesUnderWay
+from flowgentic_actors.wire.incomplete_frames import IncompleteFrames
 from flowgentic_actors.wire.messages import (
     NO_BODY,
     Hello,
@@ -32,7 +32,7 @@ from flowgentic_actors.wire.messages import (
     Welcome,
 )
 from flowgentic_actors.wire.sockets import check_path, check_peer, peer_pid, widen
-from flowgentic_actors.wire.unauthenticated import Strangers, Tally
+from flowgentic_actors.wire.unauthenticated import Tally, UnauthenticatedPeers
 
 logger = logging.getLogger(__name__)
 
@@ -380,7 +380,7 @@ class Server:
         self.secret = secret
         self.max_bytes = max_bytes
         self.welcome = Welcome(name, epoch, os.getpid())
-        self.under_way = FramesUnderWay(_FRAMES * max_bytes)
+        self.under_way = IncompleteFrames(_FRAMES * max_bytes)
         self._connections: set[Connection] = set()
         self._of_peer: Counter[int | str] = Counter()
         self._empty = asyncio.Event()
@@ -389,7 +389,7 @@ class Server:
         self._tcp: list[socket.socket] = []
         self.handshakes = asyncio.Semaphore(MAX_HANDSHAKES)
         self.tally = Tally(logger)
-        self._strangers = Strangers(secret, self.tally)
+        self._strangers = UnauthenticatedPeers(secret, self.tally)
 
     @property
     def connections(self) -> frozenset[Connection]:

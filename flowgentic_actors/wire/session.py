@@ -29,7 +29,7 @@ from flowgentic_actors.errors import (
     SlotsMovedError,
     StorageError,
 )
-from flowgentic_actors.wire.addresses import Nowhere
+from flowgentic_actors.wire.addresses import Unreachable
 from flowgentic_actors.wire.messages import Failure, FailureKind
 
 Waiter = TypeVar("Waiter")
@@ -110,7 +110,7 @@ class Session(Generic[Waiter]):
         return self._next
 
     @property
-    def low(self) -> int:
+    def oldest_pending(self) -> int:
         """The lowest unfinished sequence number."""
         return next(iter(self._pending), self._next)
 
@@ -130,7 +130,7 @@ class Session(Generic[Waiter]):
         return self._pending.pop(seq, None)
 
 
-def refusal(failure: Failure, pending: Pending[Waiter], peer: str) -> RequestError:
+def refusal_error(failure: Failure, pending: Pending[Waiter], peer: str) -> RequestError:
     """The error that an actor's refusal becomes."""
     if failure.kind == "unknown":
         return _unknown(f"{peer}: {failure.text}", "Read before you repeat it")
@@ -159,7 +159,7 @@ def may_ask_again(failure: Failure, pending: Pending[Waiter], left: float) -> bo
     return True
 
 
-def lethal(pending: Pending[Waiter], peer: str) -> RequestError:
+def lethal_error(pending: Pending[Waiter], peer: str) -> RequestError:
     """The error of a request that seems to end its actor each time it gets there."""
     return _unknown(
         f"{peer} ended {pending.losses} times in a row while it had this request and no other from "
@@ -201,7 +201,9 @@ def check_name(found: str, expected: str | None) -> None:
         raise ProtocolError(f"{found} is at the address that was {expected}'s")
 
 
-def untrusted(pending: Pending[Waiter], peer: str, error: AuthenticationError) -> RequestError:
+def untrusted_error(
+    pending: Pending[Waiter], peer: str, error: AuthenticationError
+) -> RequestError:
     """The error of a request that waits while its actor's address answers with another secret."""
     if pending.sent:
         return _unknown(
@@ -210,7 +212,7 @@ def untrusted(pending: Pending[Waiter], peer: str, error: AuthenticationError) -
     return ActorUnavailableError(f"{peer}: {error}. Nothing was sent")
 
 
-def lost(pending: Pending[Waiter], peer: str, nowhere: Nowhere) -> FlowgenticError:
+def lost_error(pending: Pending[Waiter], peer: str, nowhere: Unreachable) -> FlowgenticError:
     """The error of a request to an actor that is not there any more."""
     reason = nowhere.reason
     if pending.sent:
@@ -225,7 +227,7 @@ def lost(pending: Pending[Waiter], peer: str, nowhere: Nowhere) -> FlowgenticErr
     return ShardLostError(f"{peer} is lost: {reason}. Nothing was sent; other shards serve")
 
 
-def overdue(
+def overdue_error(
     pending: Pending[Waiter], peer: str, *, congested: bool, cause: str | None
 ) -> RequestError:
     """The error of a request whose deadline passed.

@@ -95,7 +95,7 @@ class _Stranger:
         return f"{self.host}:{self.port}"
 
 
-class Strangers:
+class UnauthenticatedPeers:
     """The strangers of one server.
 
     Args:

@@ -28,7 +28,7 @@ from flowgentic_actors.errors import (
     ShardLostError,
 )
 from flowgentic_actors.testing.nodes import NodesPlan, run_nodes
-from flowgentic_actors.wire.addresses import Nowhere
+from flowgentic_actors.wire.addresses import Unreachable
 from tests.cluster.helpers import eventually, gone, in_fork, python, remove_orphan, wait_until
 from tests.conftest import SharedClusters
 from tests.faults.nodes import (
@@ -271,7 +271,7 @@ async def test_a_lost_shard_is_said_to_be_lost_and_found_again_with_its_node() -
             client = memory.client
             assert isinstance(client, RemoteClient)
             lost_ref = client._actors[lost]
-            await until(lambda: isinstance(lost_ref.address, Nowhere))
+            await until(lambda: isinstance(lost_ref.address, Unreachable))
             with pytest.raises(ShardLostError, match=f"shard-{lost} is lost: its node node-1"):
                 await memory.store.aget(places[lost], "key")
             with pytest.raises(ShardLostError):

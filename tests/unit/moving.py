@@ -26,7 +26,7 @@ from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import OutcomeUnknownError, SlotsMovedError
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.wire.addresses import Destination, Nowhere
+from flowgentic_actors.wire.addresses import Destination, Unreachable
 from flowgentic_actors.wire.session import Pending
 
 SLOTS = len(even_table(1, 2).shards)
@@ -164,7 +164,7 @@ class Ref:
         self.address = address
 
     def _reply(self, body: bytes) -> Raw:
-        if isinstance(self.address, Nowhere):
+        if isinstance(self.address, Unreachable):
             assert self.address.moved
             raise SlotsMovedError("shard-n has ended. Nothing was sent")
         return Raw(_encode(self._world.ask(self._shard, _commands.decode(body))))

@@ -51,7 +51,7 @@ from flowgentic_actors.engine.commands import (
 )
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.errors import OutcomeUnknownError, PartialFailureError, SlotsMovedError
-from flowgentic_actors.wire.addresses import Nowhere
+from flowgentic_actors.wire.addresses import Unreachable
 from flowgentic_actors.wire.messages import Failure, Request, ToClient
 from flowgentic_actors.wire.server import Server
 from tests.contract.faces import checkpoint_of, config_of
@@ -311,7 +311,7 @@ async def test_a_cache_of_a_shard_that_has_ended_is_another_ones(
         world.end()
         world.move({slot: slot % 3 for slot in range(SLOTS)})
         world.end()
-        world.client._actors[2].move(Nowhere("gone", moved=True))
+        world.client._actors[2].move(Unreachable("gone", moved=True))
         world.retire(2, 0)
 
     retire()
@@ -501,7 +501,7 @@ def test_a_shards_number_is_known_once_it_can_be_asked(world: World) -> None:
 def test_a_shard_that_has_ended_is_no_place_to_ask(world: World) -> None:
     world.retire(1, 2)
     addresses = [ref.address for ref in world.client._actors]
-    assert isinstance(addresses[1], Nowhere)
+    assert isinstance(addresses[1], Unreachable)
     assert addresses[1].moved
     assert (addresses[0], addresses[2]) == ("/0", "/2")
     world.move({0: 1})
@@ -730,7 +730,7 @@ async def test_a_refusal_is_definite_when_a_request_was_sent_before(
 async def test_of_an_actor_that_has_ended_only_what_was_never_sent_goes_elsewhere(
     path: Path, blocking: bool
 ) -> None:
-    gone = Nowhere("its slots are other shards' now", moved=True)
+    gone = Unreachable("its slots are other shards' now", moved=True)
 
     async with peer_at(path) as peer:
         peer.answer = lambda requests: []

@@ -103,7 +103,7 @@ def test_what_is_unfinished_is_sent_again_under_its_number(path: Path) -> None:
         assert number(connection.request(body(1), 30)) == 1
         assert number(connection.request(body(2), 30)) == 2
     assert [request.seq for request in peer.requests] == [0, 1, 1, 2]
-    assert [request.low for request in peer.requests] == [0, 1, 1, 2]
+    assert [request.oldest_pending for request in peer.requests] == [0, 1, 1, 2]
     assert len({hello.session for hello in peer.hellos}) == 1
 
 

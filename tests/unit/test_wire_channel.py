@@ -24,11 +24,11 @@ from flowgentic_actors.wire.frames import FRAME_TARGET, HEADER, FrameReader, Fra
 from flowgentic_actors.wire.messages import (
     MAX_MESSAGES,
     MAX_TEXT,
-    Broken,
+    Admit,
     Cancel,
     Drain,
     Failure,
-    Go,
+    Fatal,
     Hello,
     Ping,
     Pong,
@@ -62,7 +62,7 @@ to_server: st.SearchStrategy[ToServer] = st.one_of(
     st.builds(Ready, st.floats(0, 1e6)),
     st.builds(Pong, numbers, st.floats(0, 1e6), stats),
     st.builds(Stopped, stats),
-    st.builds(Broken, st.text(max_size=300)),
+    st.builds(Fatal, st.text(max_size=300)),
 )  # fmt: skip
 to_client: st.SearchStrategy[ToClient] = st.one_of(
     st.builds(Welcome, names, numbers, numbers),
@@ -73,7 +73,7 @@ to_client: st.SearchStrategy[ToClient] = st.one_of(
         st.sampled_from(["invalid", "expired", "storage", "internal", "closing"]),
         st.text(max_size=300),
     ),
-    st.just(Go()),
+    st.just(Admit()),
     st.builds(Ping, numbers),
     st.just(Drain()),
 )
@@ -218,9 +218,9 @@ def test_no_frame_does_worse_than_a_protocol_error(payload: bytes) -> None:
 @given(st.text(st.characters(), max_size=50), st.integers(0, MAX_TEXT))
 def test_any_text_of_an_error_can_be_sent(text: str, repeat: int) -> None:
     client, server = connected()
-    client.send(Broken(sendable(text * repeat)))
+    client.send(Fatal(sendable(text * repeat)))
     ((broken,),) = receive(server, b"".join(client.take()))
-    assert isinstance(broken, Broken)
+    assert isinstance(broken, Fatal)
 
 
 def test_sendable_keeps_ordinary_text_and_escapes_what_cannot_be_encoded() -> None:

@@ -222,7 +222,7 @@ async def test_each_request_tells_the_lowest_number_still_waited_for(path: Path)
         peer.hang_up()
         assert number(await first) == 0
         await connection.request(body(3), 30)
-        lows = {request.seq: request.low for request in peer.requests}
+        lows = {request.seq: request.oldest_pending for request in peer.requests}
     assert lows == {0: 0, 1: 0, 2: 0, 3: 3}
 
 

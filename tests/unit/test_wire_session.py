@@ -24,16 +24,16 @@ from flowgentic_actors.errors import (
     SlotsMovedError,
     StorageError,
 )
-from flowgentic_actors.wire.addresses import Nowhere
+from flowgentic_actors.wire.addresses import Unreachable
 from flowgentic_actors.wire.messages import Failure, FailureKind
 from flowgentic_actors.wire.session import (
     Pending,
     Session,
     check_size,
-    lost,
-    overdue,
-    refusal,
-    untrusted,
+    lost_error,
+    overdue_error,
+    refusal_error,
+    untrusted_error,
 )
 
 
@@ -50,17 +50,17 @@ def test_requests_are_numbered_in_order_and_iterated_in_order() -> None:
 
 def test_the_low_watermark_is_the_lowest_unfinished_number() -> None:
     session: Session[None] = Session()
-    assert session.low == 0
+    assert session.oldest_pending == 0
     opened(session, 3)
     session.settle(1)
-    assert session.low == 0
+    assert session.oldest_pending == 0
     session.settle(0)
-    assert session.low == 2
+    assert session.oldest_pending == 2
     session.settle(2)
-    assert session.low == 3
+    assert session.oldest_pending == 3
     assert len(session) == 0
     (pending,) = opened(session, 1)
-    assert pending.seq == session.low == 3
+    assert pending.seq == session.oldest_pending == 3
 
 
 def test_a_request_is_settled_once() -> None:
@@ -81,7 +81,7 @@ def test_every_refusal_but_one_is_an_error_that_says_nothing_happened() -> None:
     (pending,) = opened(Session(), 1)
     pending.attempts = 1
     errors = {
-        kind: refusal(Failure(0, kind, "because"), pending, "shard-0")
+        kind: refusal_error(Failure(0, kind, "because"), pending, "shard-0")
         for kind in get_args(FailureKind)
     }
     assert {kind: type(error) for kind, error in errors.items()} == {
@@ -108,7 +108,7 @@ def test_a_refusal_says_nothing_about_an_earlier_attempt() -> None:
     (pending,) = opened(Session(), 1)
     pending.attempts = 2
     for kind in get_args(FailureKind):
-        error = refusal(Failure(0, kind, "because"), pending, "shard-0")
+        error = refusal_error(Failure(0, kind, "because"), pending, "shard-0")
         # What is invalid is so each time; a write that was done would have been answered.
         definite = {"invalid": InvalidRequestError, "moved": SlotsMovedError}
         assert type(error) is definite.get(kind, OutcomeUnknownError)
@@ -130,7 +130,7 @@ def test_an_overdue_request_says_what_may_have_happened(
 ) -> None:
     (pending,) = opened(Session(), 1)
     pending.attempts = int(sent)
-    found = overdue(pending, "shard-0", congested=congested, cause=cause)
+    found = overdue_error(pending, "shard-0", congested=congested, cause=cause)
     assert type(found) is error
     assert isinstance(found, NotSentError) is not sent
     assert not getattr(found, "ask_again", False)  # request_timeout is the time of all attempts
@@ -141,9 +141,9 @@ def test_an_overdue_request_says_what_may_have_happened(
 def test_a_wrong_secret_does_not_hide_that_a_request_was_sent_before() -> None:
     (pending,) = opened(Session(), 1)
     error = AuthenticationError("not the cluster's secret")
-    assert type(untrusted(pending, "shard-0", error)) is ActorUnavailableError
+    assert type(untrusted_error(pending, "shard-0", error)) is ActorUnavailableError
     pending.attempts = 1
-    assert type(untrusted(pending, "shard-0", error)) is OutcomeUnknownError
+    assert type(untrusted_error(pending, "shard-0", error)) is OutcomeUnknownError
 
 
 @pytest.mark.parametrize(
@@ -159,9 +159,11 @@ def test_a_request_to_an_actor_that_is_gone_says_whether_it_was_sent(
     flags: dict[str, bool], error: type[Exception]
 ) -> None:
     (pending,) = opened(Session(), 1)
-    assert type(lost(pending, "shard-0", Nowhere("because", **flags))) is error
+    assert type(lost_error(pending, "shard-0", Unreachable("because", **flags))) is error
     pending.attempts = 1
-    assert type(lost(pending, "shard-0", Nowhere("because", **flags))) is OutcomeUnknownError
+    assert (
+        type(lost_error(pending, "shard-0", Unreachable("because", **flags))) is OutcomeUnknownError
+    )
 
 
 def test_a_request_above_the_limit_is_refused() -> None:

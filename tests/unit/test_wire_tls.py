@@ -42,7 +42,7 @@ from flowgentic_actors.wire.addresses import (
     TcpAddress,
     client_context,
     connect,
-    describe,
+    describe_address,
     dial,
     secure,
     unanswered,
@@ -203,9 +203,9 @@ def test_a_port_that_cannot_be_is_refused(port: int) -> None:
 
 
 def test_addresses_are_readable() -> None:
-    assert describe("/tmp/a.sock") == "/tmp/a.sock"
-    assert describe(TcpAddress("node1", 4242, "pem")) == "node1:4242"
-    assert describe(TcpAddress("fe80::1", 4242, "pem")) == "[fe80::1]:4242"
+    assert describe_address("/tmp/a.sock") == "/tmp/a.sock"
+    assert describe_address(TcpAddress("node1", 4242, "pem")) == "node1:4242"
+    assert describe_address(TcpAddress("fe80::1", 4242, "pem")) == "[fe80::1]:4242"
     assert repr(TcpAddress("node1", 4242, "pem")) == "<TcpAddress node1:4242>"
 
 
@@ -777,7 +777,7 @@ def test_moves_of_a_blocking_connection_are_not_losses(context: ssl.SSLContext) 
             connection.move(first if turn % 2 else second)
         one.answer = two.answer = echo
         assert number(asked.result(PATIENCE)) == 7
-        assert len({(r.seq, r.low) for r in one.requests + two.requests}) == 1
+        assert len({(r.seq, r.oldest_pending) for r in one.requests + two.requests}) == 1
         assert len({hello.session for hello in one.hellos + two.hellos}) == 1
 
 

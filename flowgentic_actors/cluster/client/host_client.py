@@ -29,7 +29,7 @@ from flowgentic_actors.cluster.protocol.host import (
 )
 from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus, blocked
 from flowgentic_actors.errors import FlowgenticError, OutcomeUnknownError, RejectedError
-from flowgentic_actors.wire.addresses import Nowhere
+from flowgentic_actors.wire.addresses import Unreachable
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -106,7 +106,7 @@ class HostClient:
             except OutcomeUnknownError as error:
                 if isinstance(command, Rebalance):
                     raise
-                if not isinstance(self.ref.address, Nowhere):
+                if not isinstance(self.ref.address, Unreachable):
                     raise unanswered_read(error) from error
                 # The cluster was closed meanwhile: asked again, it says so.
             else:

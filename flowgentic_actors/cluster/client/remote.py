@@ -38,7 +38,7 @@ from flowgentic_actors.errors import (
     RequestError,
     SlotsMovedError,
 )
-from flowgentic_actors.wire.addresses import Destination, Nowhere
+from flowgentic_actors.wire.addresses import Destination, Unreachable
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.blocking_connection import BlockingCall
 from flowgentic_actors.wire.session import Pending
@@ -190,7 +190,7 @@ class RemoteClient:
         """Fail all pending and later calls: the cluster has ended. Callable from any thread."""
         self._stop_watching_host()
         for ref in [self._host.ref, *self._actors[self._first :]]:
-            ref.move(Nowhere(reason, closed=True))
+            ref.move(Unreachable(reason, closed=True))
 
     def _go_on_with(self, descriptor: Descriptor) -> bool:
         """Switch to another cluster; callable from any thread. Blocks.
@@ -212,7 +212,7 @@ class RemoteClient:
         self._host, self._first = HostClient(descriptor, self._timeout), len(self._actors)
         self._take_places(description.places)
         for ref in before:
-            ref.move(Nowhere("its cluster was closed, and opened again", moved=True))
+            ref.move(Unreachable("its cluster was closed, and opened again", moved=True))
         self._stop_watching_host()
         self._watch_host()
         if self._closed:
@@ -235,11 +235,11 @@ class RemoteClient:
 
     def _destination(self, places: Places, place: Place) -> Destination | None:
         if places.closing:
-            return Nowhere(places.closing, closing=not places.closed, closed=places.closed)
+            return Unreachable(places.closing, closing=not places.closed, closed=places.closed)
         if place.retired:
-            return Nowhere("its slots are other shards' now", moved=True)
+            return Unreachable("its slots are other shards' now", moved=True)
         if place.lost:
-            return Nowhere(place.lost)
+            return Unreachable(place.lost)
         return places.route(place, self._machine)
 
     def _ref(self, name: str, destination: Destination) -> ActorRef:
