@@ -84,7 +84,7 @@ class Actor(Protocol):
     def takes_clients(self) -> bool:
         """Whether it answers requests now; a client is sent away otherwise, and comes again."""
 
-    def told(self, body: Raw) -> None:
+    def on_message(self, body: Raw) -> None:
         """Take what its supervisor passes on to it; on the loop, after `start`."""
 
     def on_peer_request(self, body: Raw, answer: Callable[[bytes], None]) -> None:

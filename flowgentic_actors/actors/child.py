@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Raw
 
-from flowgentic_actors.actors.in_process import HostedActor
+from flowgentic_actors.actors.in_process import InProcessActor
 from flowgentic_actors.actors.process_watch import ProcessWatch
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned
@@ -127,7 +127,7 @@ class Child:
         self.last_heard: float | None = None
         self.reason = ""
         self.life: Incarnation | None = None
-        self.hosted: HostedActor | None = None
+        self.hosted: InProcessActor | None = None
         self.settled = asyncio.Event()  # running for the first time, or failed
         self.told: Raw | None = None  # sent to every incarnation
         self.unwanted = asyncio.Event()

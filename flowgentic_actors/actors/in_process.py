@@ -30,7 +30,7 @@ _LAST_MOMENT = 0.02
 logger = logging.getLogger(__name__)
 
 
-class HostedActor:
+class InProcessActor:
     """Makes and serves an actor in this process; made on the supervisor's loop.
 
     Args:

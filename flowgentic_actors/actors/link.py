@@ -49,7 +49,7 @@ _READ = 1 << 16
 
 
 class SupervisorLink:
-    """Connects to the supervisor; construct it, `ask_to_go`, then `watch`."""
+    """Connects to the supervisor; construct it, `await_admission`, then `watch`."""
 
     def __init__(self, spec: ActorSpec) -> None:
         self._spec = spec
@@ -65,7 +65,7 @@ class SupervisorLink:
         self.lease = -math.inf
         self.told: Raw | None = None
 
-    def ask_to_go(self) -> None:
+    def await_admission(self) -> None:
         """Tell the supervisor that this process is there and wait until it may go on.
 
         Raises:

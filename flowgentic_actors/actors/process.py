@@ -44,7 +44,7 @@ def main() -> int:
     started = time.monotonic()
     link = SupervisorLink(spec)
     try:
-        link.ask_to_go()
+        link.await_admission()
     except FlowgenticError:
         logger.exception("actor %s does not start", spec.name)
         return EXIT_BROKEN

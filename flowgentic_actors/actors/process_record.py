@@ -25,7 +25,7 @@ _POLL = 0.01
 _noting = threading.Lock()
 
 
-class Entry(msgspec.Struct, frozen=True):
+class ProcessEntry(msgspec.Struct, frozen=True):
     """One process.
 
     Attributes:
@@ -57,16 +57,16 @@ class ProcessRecord:
 
     def note(self, name: str, epoch: int, pid: int) -> None:
         """Add a process, which lives. Blocks for a moment."""
-        line = msgspec.json.encode(Entry(name, epoch, pid, started_at(pid)))
+        line = msgspec.json.encode(ProcessEntry(name, epoch, pid, started_at(pid)))
         with _noting:
             overwrite(self._path, b"".join(before + b"\n" for before in (*self._lines(), line)))
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ProcessEntry]:
         """Every process so far, in order."""
         found = []
         for line in self._lines():
             with contextlib.suppress(msgspec.DecodeError):  # a last line that was cut by a kill
-                found.append(msgspec.json.decode(line, type=Entry))
+                found.append(msgspec.json.decode(line, type=ProcessEntry))
         return found
 
     def _lines(self) -> list[bytes]:
@@ -80,7 +80,7 @@ class ProcessRecord:
         return {entry.name: entry.epoch for entry in self.entries()}
 
 
-def end_all(entries: Iterable[Entry], grace: float, timeout: float) -> list[Entry]:
+def end_all(entries: Iterable[ProcessEntry], grace: float, timeout: float) -> list[ProcessEntry]:
     """Wait until processes have ended by themselves, then end the rest by SIGKILL. Blocks.
 
     Args:
@@ -98,7 +98,7 @@ def end_all(entries: Iterable[Entry], grace: float, timeout: float) -> list[Entr
     return _wait(left, timeout)
 
 
-def _wait(entries: list[Entry], timeout: float) -> list[Entry]:
+def _wait(entries: list[ProcessEntry], timeout: float) -> list[ProcessEntry]:
     deadline = time.monotonic() + timeout
     while (entries := [entry for entry in entries if entry.alive()]) and (
         time.monotonic() < deadline

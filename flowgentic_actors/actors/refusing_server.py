@@ -21,7 +21,7 @@ from flowgentic_actors.wire.server import Connection, Server
 _FILE_TIMEOUT = 30.0
 
 
-class Refusal:
+class RefusingServer:
     """Handles the connections of a server that refuses everything.
 
     Args:
@@ -54,7 +54,7 @@ class Refusal:
 
 
 async def refuse(
-    address: str, name: str, secret: Secret[bytes], max_bytes: int, refusal: Refusal
+    address: str, name: str, secret: Secret[bytes], max_bytes: int, refusal: RefusingServer
 ) -> Server:
     """Listen on an actor's address in its place.
 

@@ -97,7 +97,7 @@ async def serve(
         nonlocal told
         if link.told is not told and link.told is not None:
             told = link.told
-            actor.told(told)
+            actor.on_message(told)
         if spec.leased:
             runtime.extend(link.lease)
 

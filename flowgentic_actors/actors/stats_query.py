@@ -29,7 +29,7 @@ async def first_of(*events: asyncio.Event) -> None:
             tasks.start_soon(wait, event)
 
 
-async def hear(children: Iterable[Child], timeout: float) -> None:
+async def query_stats(children: Iterable[Child], timeout: float) -> None:
     """Ask running actors for their counters, and wait for the answers.
 
     Args:

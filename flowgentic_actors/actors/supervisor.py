@@ -21,10 +21,10 @@ from msgspec import Raw
 from flowgentic_actors.actors.child import Child, ChildSpec, ChildState, Incarnation
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.file_shortage import FileShortage
-from flowgentic_actors.actors.in_process import HostedActor
+from flowgentic_actors.actors.in_process import InProcessActor
 from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.process_watch import ProcessWatch
-from flowgentic_actors.actors.refusing_server import Refusal, refuse
+from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy, was_killed
 from flowgentic_actors.actors.spawn import Spawner
 from flowgentic_actors.actors.spec import ActorSpec
@@ -329,7 +329,7 @@ class Supervisor:
         """Serve an actor in this process, the last resort, until it breaks here as well."""
         name, cause = child.spec.name, child.reason
         child.epoch += 1
-        hosted = child.hosted = HostedActor(self._spec_of(child))
+        hosted = child.hosted = InProcessActor(self._spec_of(child))
         if child.told is not None:
             hosted.tell(child.told)
         hosted.extend(self._lease)
@@ -352,12 +352,12 @@ class Supervisor:
         )
         size = self._settings.max_message_bytes
         address = child.spec.address
-        refusal = Refusal("failed", text)
+        refusal = RefusingServer("failed", text)
         self._refusing.append(
             await self._shortage.outlast(lambda: refuse(address, name, self._secret, size, refusal))
         )
 
-    async def _watch_hosted(self, child: Child, hosted: HostedActor) -> None:
+    async def _watch_hosted(self, child: Child, hosted: InProcessActor) -> None:
         stuck = 0
         while not (hosted.ended.is_set() or self._stopping.is_set()):
             with anyio.move_on_after(self._settings.heartbeat_interval):

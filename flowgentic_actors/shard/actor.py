@@ -248,8 +248,8 @@ class ShardActor:
         """Whether it knows its slots, if it has to; see `Actor.takes_clients`."""
         return not self._claimed or self.migrator.owned_slots is not None
 
-    def told(self, body: Raw) -> None:
-        """Answer for some slots from now on; see `Actor.told`."""
+    def on_message(self, body: Raw) -> None:
+        """Answer for some slots from now on; see `Actor.on_message`."""
         told = msgspec.msgpack.decode(body, type=OwnershipOrder, dec_hook=concealed)
         self.migrator.set_ownership(told.ownership, told.secret, told.max_bytes)
 

@@ -776,7 +776,7 @@ def link_to_supervisor(path: str) -> None:
         fence_after=1.0,
         rejoin_grace=1.0,
     )
-    SupervisorLink(spec).ask_to_go()
+    SupervisorLink(spec).await_admission()
 
 
 def test_nothing_is_sent_to_a_server_of_somebody_elses(

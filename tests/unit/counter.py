@@ -73,7 +73,7 @@ class Counter:
     def takes_clients(self) -> bool:
         return True
 
-    def told(self, body: Raw) -> None:
+    def on_message(self, body: Raw) -> None:
         self.total = number(body)
 
     def on_peer_request(self, body: Raw, answer: Callable[[bytes], None]) -> None:

@@ -173,7 +173,7 @@ class Side:
         assert claim is not None
         if claim != self.claim:
             self.claim = claim
-            self.core.told(Raw(_encode(OwnershipOrder(claim, SECRET, LIMIT))))
+            self.core.on_message(Raw(_encode(OwnershipOrder(claim, SECRET, LIMIT))))
 
     def stats(self) -> dict[str, int]:
         return self.core.stats() if self.serves else {}

@@ -121,7 +121,7 @@ class Copy:
             self.tell(part)
 
     def tell(self, part: ReplicaAssignment) -> None:
-        self.actor.told(Raw(_encode(part)))
+        self.actor.on_message(Raw(_encode(part)))
 
     async def end(self) -> None:
         """An orderly end."""

@@ -30,7 +30,7 @@ from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to
 from flowgentic_actors.actors.process import ignore_job_signals
 from flowgentic_actors.actors.process_record import ProcessRecord
-from flowgentic_actors.actors.refusing_server import Refusal, refuse
+from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.cluster.host.event_log import History
@@ -336,7 +336,7 @@ class Host:
         """Answer in the actors' place until the owner closes the cluster, or is gone."""
         await on_daemon_thread(_LONGEST, self.close_memory)
         text = f"the cluster has ended in order: {self._end_reason}"
-        refusal = Refusal("closing", text)
+        refusal = RefusingServer("closing", text)
         if self._federation is not None:
             await self._federation.tell_end(text)
         spec = self._spec

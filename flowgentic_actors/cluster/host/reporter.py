@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 
 from flowgentic_actors.actors.child import Child, ChildState
-from flowgentic_actors.actors.stats_query import hear
+from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.controller import Federation
 from flowgentic_actors.cluster.protocol.assignments import name_of
@@ -59,7 +59,7 @@ class Reporter:
         left = anyio.current_effective_deadline() - anyio.current_time()
         timeout = min(_HEARING, left / 2)  # an answer that is partly old is better than none
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(hear, self._supervisor.children, timeout)
+            tasks.start_soon(query_stats, self._supervisor.children, timeout)
             if federation is not None:
                 tasks.start_soon(federation.hear, timeout)
         if federation is not None:

@@ -26,7 +26,7 @@ from flowgentic_actors.actors.logfile import log_to, send_streams_to
 from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
-from flowgentic_actors.actors.stats_query import hear
+from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.join_protocol import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
@@ -219,7 +219,7 @@ class NodeAgent:
             self._supervisor.extend(self._lease.granted(asked_at))
 
     async def _hear(self, question: int) -> None:
-        await hear(self._supervisor.children, HEARING)
+        await query_stats(self._supervisor.children, HEARING)
         self._answered = max(self._answered, question)
         self._changed.set()
 

@@ -21,7 +21,7 @@ from typing import Final, Literal
 import msgspec
 
 from flowgentic_actors.actors.process_record import ProcessRecord, end_all
-from flowgentic_actors.actors.refusing_server import Refusal, refuse
+from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.cluster.opener.host_connection import HostLink, readable
 from flowgentic_actors.cluster.opener.host_launcher import LOG_FILE, HostProcess, launch_host
@@ -289,9 +289,9 @@ class HostKeeper:
         )
         logger.error("%s", text)
         self._drain_wake()
-        asyncio.run(self._refuse(Refusal("failed", text)))
+        asyncio.run(self._refuse(RefusingServer("failed", text)))
 
-    async def _refuse(self, refusal: Refusal) -> None:
+    async def _refuse(self, refusal: RefusingServer) -> None:
         """Answer everybody on the cluster's addresses until it is closed."""
         spec = self._spec
         addresses = {"the host": str(self._socket), **actor_addresses(spec)}

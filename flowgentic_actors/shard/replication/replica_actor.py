@@ -107,8 +107,8 @@ class ReplicatedShardActor:
         """Whether it leads; see `Actor.takes_clients`."""
         return self._leading is not None
 
-    def told(self, body: Raw) -> None:
-        """Lead or follow from now on; see `Actor.told`."""
+    def on_message(self, body: Raw) -> None:
+        """Lead or follow from now on; see `Actor.on_message`."""
         self._wanted = msgspec.msgpack.decode(body, type=ReplicaAssignment, dec_hook=concealed)
         if self._changing is None:
             self._changing = asyncio.ensure_future(self._change())
@@ -264,7 +264,7 @@ class ReplicatedShardActor:
         self._changing = None
         self._break_with(task)
         if self._wanted is not None and self._broken is None and not task.cancelled():
-            self.told(Raw(msgspec.msgpack.encode(self._wanted, enc_hook=revealed)))
+            self.on_message(Raw(msgspec.msgpack.encode(self._wanted, enc_hook=revealed)))
 
     def _followed(self, task: asyncio.Task[None]) -> None:
         self._break_with(task)
