@@ -274,17 +274,17 @@ class _Campaign:
         plan, memory = self._plan, self._site.memory
         descriptor = await on_daemon_thread(_FILE_WAIT, memory.handle.read)
         description = await on_daemon_thread(60.0, describe, descriptor, plan.request_timeout)
-        direct = description.places
+        direct = description.shard_map
         links = [
             FaultyLink(Path(f"{place.path}.relay"), place.path, f"{plan.seed}/{shard}")
-            for shard, place in enumerate(direct.places)
+            for shard, place in enumerate(direct.locations)
         ]
         relayed = tuple(
             msgspec.structs.replace(place, path=str(link.path))
-            for place, link in zip(direct.places, links, strict=True)
+            for place, link in zip(direct.locations, links, strict=True)
         )
-        places = msgspec.structs.replace(direct, places=relayed)
-        detour = msgspec.structs.replace(description, places=places)
+        places = msgspec.structs.replace(direct, locations=relayed)
+        detour = msgspec.structs.replace(description, shard_map=places)
         client = RemoteClient(descriptor, detour, plan.request_timeout, 2)
         self.bench.store, self.bench.saver = AsyncStore(client), AsyncCheckpointSaver(client)
         self._site.links = links

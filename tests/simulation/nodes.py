@@ -6,7 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from flowgentic_actors.cluster.nodes.leases import HeldLease
-from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders
+from flowgentic_actors.cluster.protocol.assignments import (
+    Assignment,
+    NodeAssignments,
+    ReplicaStatus,
+)
 from flowgentic_actors.engine.slots import SlotSet
 from flowgentic_actors.shard.migration.ownership import PullOrder
 from flowgentic_actors.shard.progress import MigrationStatus
@@ -35,7 +39,7 @@ class Question(NamedTuple):
     number: int
     asked_at: float
     known: int
-    members: tuple[Member, ...]
+    members: tuple[ReplicaStatus, ...]
 
 
 class Network:
@@ -127,7 +131,7 @@ class Part:
         duty: What it has to do.
     """
 
-    def __init__(self, duty: Duty) -> None:
+    def __init__(self, duty: Assignment) -> None:
         self.duty = duty
         self.term = 0  # in which it leads or follows
         self.leads = False
@@ -158,7 +162,7 @@ class Node:
         self._number = 0
         self._busy = False
         self._granted_at = 0.0
-        self._members: tuple[Member, ...] | None = None
+        self._members: tuple[ReplicaStatus, ...] | None = None
 
     def clock(self) -> float:
         """The node's own."""
@@ -203,7 +207,9 @@ class Node:
         probe = _PROBE if self.name in cluster.network.cut else 0.0
         cluster.agenda.after(_PAUSE + probe, self.ask)
 
-    def hear(self, number: int, asked_at: float, orders: Orders | None, lease: bool) -> None:
+    def hear(
+        self, number: int, asked_at: float, orders: NodeAssignments | None, lease: bool
+    ) -> None:
         """The host has answered."""
         if number != self._number or self._busy:
             return
@@ -214,15 +220,15 @@ class Node:
             self._go_on(asked_at, lease)
             return
         self._busy = True
-        wanted = {duty.shard for duty in orders.duties}
+        wanted = {duty.shard for duty in orders.per_shard}
         ends = sum(shard not in wanted for shard in self.parts)
         wait = 0.001 + ends * self._cluster.conditions.remove
         self._cluster.agenda.after(wait, self._carry_out, asked_at, orders, lease)
 
-    def _carry_out(self, asked_at: float, orders: Orders, lease: bool) -> None:
+    def _carry_out(self, asked_at: float, orders: NodeAssignments, lease: bool) -> None:
         if not self._awake(self._carry_out, asked_at, orders, lease):
             return
-        wanted = {duty.shard: duty for duty in orders.duties}
+        wanted = {duty.shard: duty for duty in orders.per_shard}
         for shard in set(self.parts) - set(wanted):
             del self.parts[shard]
         for shard, duty in wanted.items():
@@ -249,16 +255,16 @@ class Node:
         if not self._busy:
             self.ask()
 
-    def _told(self) -> tuple[Member, ...]:
+    def _told(self) -> tuple[ReplicaStatus, ...]:
         if self._members is None:
             self._members = tuple(
-                Member(
+                ReplicaStatus(
                     shard=shard,
                     state="running",
                     term=part.term,
                     leads=part.leads,
                     caught_up=part.caught_up,
-                    sent_back=False,
+                    resync_required=False,
                     path="",
                     address=f"{self.name}:{shard}" if part.leads else None,
                     pid=1,
@@ -274,7 +280,7 @@ class Node:
 
     # ------------------------------------------------------------------ copies
 
-    def _take(self, part: Part, duty: Duty) -> None:
+    def _take(self, part: Part, duty: Assignment) -> None:
         """Begin to lead or to follow."""
         cluster = self._cluster
         part.duty = duty
@@ -297,7 +303,7 @@ class Node:
             part.leads, part.term = True, term
             self._changed()
 
-    def _copied(self, part: Part, duty: Duty) -> None:
+    def _copied(self, part: Part, duty: Assignment) -> None:
         """All of a shard has been copied here; its leader knows, if it is reached."""
         if not self._awake(self._copied, part, duty) or self.parts.get(duty.shard) is not part:
             return
@@ -325,7 +331,7 @@ class Node:
 
     def _claim(self, part: Part) -> None:
         """Answer for other slots, and take some over."""
-        slots, claim, before = part.slots, part.duty.claim, part.slots.answered
+        slots, claim, before = part.slots, part.duty.ownership, part.slots.answered
         if claim is None:
             slots.answered = frozenset()
         else:
@@ -342,7 +348,7 @@ class Node:
     def _pull(self, part: Part, move: int, left: float) -> None:
         """Copy what is left, then wait until the other one holds the slots, for the rest."""
         cluster, slots = self._cluster, part.slots
-        pull = part.duty.claim.pull if part.duty.claim is not None else None
+        pull = part.duty.ownership.pull if part.duty.ownership is not None else None
         if pull is None or pull.move != move or self.parts.get(part.duty.shard) is not part:
             return
         if not self._awake(self._pull, part, move, left):
@@ -357,7 +363,7 @@ class Node:
             seconds = min(left / pull.rate, _TAKE)
             cluster.agenda.after(seconds, self._pull, part, move, left - seconds * pull.rate)
             return
-        claim = source.duty.claim
+        claim = source.duty.ownership
         if claim is not None and claim.frozen_for == move:
             taken = set(SlotSet(pull.slots)) & source.slots.stored
             slots.done = True

@@ -15,8 +15,8 @@ from msgspec import Struct
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
 from flowgentic_actors.cluster.nodes.placement import Coordinator
-from flowgentic_actors.cluster.protocol.assignments import Member
-from flowgentic_actors.cluster.protocol.host import Place, Places
+from flowgentic_actors.cluster.protocol.assignments import ReplicaStatus
+from flowgentic_actors.cluster.protocol.host import ShardLocation, ShardMap
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table, moves, rebalanced
 from flowgentic_actors.wire.addresses import TcpAddress
 
@@ -259,7 +259,7 @@ def loads(nodes: int, heartbeat_interval: float = 0.5) -> Loads:
         table_bytes=len(msgspec.msgpack.encode(places.table)),
         places_bytes=len(encoded),
         encode=_each(msgspec.msgpack.encode, [places]),
-        decode=_each(msgspec.msgpack.Decoder(Places).decode, [encoded]),
+        decode=_each(msgspec.msgpack.Decoder(ShardMap).decode, [encoded]),
         plan_bytes=len(msgspec.json.encode(host.plan)),
         beats=nodes / heartbeat_interval,
         heard=heard,
@@ -270,15 +270,15 @@ def loads(nodes: int, heartbeat_interval: float = 0.5) -> Loads:
     )
 
 
-def _members(host: Coordinator, name: str) -> list[Member]:
+def _members(host: Coordinator, name: str) -> list[ReplicaStatus]:
     return [
-        Member(
+        ReplicaStatus(
             shard=duty.shard,
             state="running",
             term=duty.term,
             leads=duty.role == "leader",
             caught_up=duty.role == "leader",
-            sent_back=False,
+            resync_required=False,
             path=f"/{duty.shard}",
             address=TcpAddress("10.0.0.1", 4000 + duty.shard, CERTIFICATE),
             pid=1,
@@ -287,16 +287,16 @@ def _members(host: Coordinator, name: str) -> list[Member]:
             reason="",
             stats={},
         )
-        for duty in host.orders(name).duties
+        for duty in host.orders(name).per_shard
     ]
 
 
-def _places(shards: int, certificate: str) -> Places:
-    return Places(
+def _places(shards: int, certificate: str) -> ShardMap:
+    return ShardMap(
         7,
         even_table(shards, 2),
         tuple(
-            Place(
+            ShardLocation(
                 f"shard-{shard}",
                 f"{shard:032x} n{shard:04}",
                 f"/tmp/flowgentic-1000/job-1234567/shard-{shard}.sock",

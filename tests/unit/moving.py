@@ -17,7 +17,7 @@ from flowgentic_actors.cluster.client import remote as client_module
 from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.cluster.client.routing import shard_of
 from flowgentic_actors.cluster.protocol.handle import Descriptor
-from flowgentic_actors.cluster.protocol.host import Description, Place, Places
+from flowgentic_actors.cluster.protocol.host import Description, ShardLocation, ShardMap
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table, moves
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import CacheGet, CacheSet, Command
@@ -73,12 +73,12 @@ class World:
         self.client = RemoteClient(descriptor, Description("", self.places(), 1 << 20), timeout, 2)
         return self.client
 
-    def places(self) -> Places:
+    def places(self) -> ShardMap:
         """What the host would say."""
         numbers = range(max(self._since) + 1)
         gone = self._retired
-        places = (Place(f"shard-{n}", HERE, f"/{n}", retired=n in gone) for n in numbers)
-        return Places(self.table.version, self.table, tuple(places))
+        places = (ShardLocation(f"shard-{n}", HERE, f"/{n}", retired=n in gone) for n in numbers)
+        return ShardMap(self.table.version, self.table, tuple(places))
 
     def move(self, where: Mapping[int, int]) -> None:
         """Have slots in other shards, and tell the client of it."""

@@ -26,7 +26,11 @@ from hypothesis.stateful import (
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases, HeldLease
 from flowgentic_actors.cluster.nodes.placement import Coordinator
-from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders
+from flowgentic_actors.cluster.protocol.assignments import (
+    Assignment,
+    NodeAssignments,
+    ReplicaStatus,
+)
 from tests.conftest import amounts
 
 TIMEOUT, TICK = 3.0, 0.1
@@ -60,15 +64,15 @@ def coordinator(
     return made
 
 
-def member(duty: Duty, node: str, **changes: object) -> Member:
+def member(duty: Assignment, node: str, **changes: object) -> ReplicaStatus:
     leads = duty.role == "leader"
-    made = Member(
+    made = ReplicaStatus(
         shard=duty.shard,
         state="running",
         term=duty.term,
         leads=leads,
         caught_up=False,
-        sent_back=False,
+        resync_required=False,
         path=f"/{node}/{duty.shard}",
         address=f"{node}:{duty.shard}",
         pid=1,
@@ -82,19 +86,19 @@ def member(duty: Duty, node: str, **changes: object) -> Member:
 
 def tell(host: Coordinator, node: str, **changes: object) -> None:
     """A beat of a node that does what its orders say."""
-    host.heard(node, [member(duty, node, **changes) for duty in host.orders(node).duties])
+    host.heard(node, [member(duty, node, **changes) for duty in host.orders(node).per_shard])
 
 
 def caught_up(nodes: Collection[str] = NODES) -> Coordinator:
     """A cluster in which every shard has two whole copies."""
     made = coordinator(nodes=nodes)
     for node in nodes:
-        host_leads = {d.shard for d in made.orders(node).duties if d.role == "leader"}
+        host_leads = {d.shard for d in made.orders(node).per_shard if d.role == "leader"}
         made.heard(
             node,
             [
                 member(duty, node, caught_up=duty.shard in host_leads)
-                for duty in made.orders(node).duties
+                for duty in made.orders(node).per_shard
             ],
         )
     assert all(plan.caught_up for plan in made.plan.shards)
@@ -105,7 +109,7 @@ def caught_up(nodes: Collection[str] = NODES) -> Coordinator:
 def followed(host: Coordinator, shard: int, **changes: object) -> None:
     """The follower of a shard tells how it is."""
     node = host.plan.shards[shard].follower
-    duties = host.orders(node).duties
+    duties = host.orders(node).per_shard
     host.heard(node, [member(d, node, **(changes if d.shard == shard else {})) for d in duties])
 
 
@@ -211,19 +215,23 @@ def test_orders_are_those_of_the_plan() -> None:
     host = coordinator()
     tell(host, "b")
 
-    duties = {duty.shard: duty for duty in host.orders("b").duties}
+    duties = {duty.shard: duty for duty in host.orders("b").per_shard}
 
     assert set(duties) == {0, 1}
-    assert duties[1] == Duty(1, "leader", 2, None, "c", alone=True, joint=False)
+    assert duties[1] == Assignment(
+        1, "leader", 2, None, "c", allow_single_copy=True, follower_in_sync=False
+    )
     assert duties[0].role == "follower"
     assert duties[0].leader is None  # a has not told where it serves
-    follower = next(d for d in host.orders("c").duties if d.role == "follower")
+    follower = next(d for d in host.orders("c").per_shard if d.role == "follower")
     assert follower.leader == "b:1"
 
 
 def test_without_degrading_no_leader_goes_on_alone() -> None:
     host = coordinator(degrade=False)
-    assert not any(duty.alone for duty in host.orders("b").duties if duty.role == "leader")
+    assert not any(
+        duty.allow_single_copy for duty in host.orders("b").per_shard if duty.role == "leader"
+    )
 
 
 def test_shards_that_are_placed_anew_keep_their_terms_growing() -> None:
@@ -240,22 +248,22 @@ def test_shards_that_are_placed_anew_keep_their_terms_growing() -> None:
 
 def test_a_follower_has_caught_up_when_its_leader_of_this_term_says_so() -> None:
     host = coordinator()
-    duties = host.orders("b").duties
+    duties = host.orders("b").per_shard
 
     host.heard("b", [member(duty, "b", caught_up=True, term=1) for duty in duties])
     of_another_term = host.plan.shards[1].caught_up
-    host.heard("c", [member(duty, "c", caught_up=True) for duty in host.orders("c").duties])
+    host.heard("c", [member(duty, "c", caught_up=True) for duty in host.orders("c").per_shard])
     of_its_follower = host.plan.shards[1].caught_up
     host.heard("b", [member(duty, "b", caught_up=True) for duty in duties])
 
     assert (of_another_term, of_its_follower) == (False, False)
     assert host.plan.shards[1].caught_up
-    assert next(d for d in host.orders("b").duties if d.role == "leader").joint
+    assert next(d for d in host.orders("b").per_shard if d.role == "leader").follower_in_sync
 
 
 def test_nonsense_is_not_taken_in() -> None:
     host = coordinator()
-    stray = member(Duty(99, "leader", 2), "b", caught_up=True)
+    stray = member(Assignment(99, "leader", 2), "b", caught_up=True)
 
     host.heard("b", [stray])
 
@@ -264,7 +272,7 @@ def test_nonsense_is_not_taken_in() -> None:
 
 def test_a_follower_that_starts_over_does_so_in_a_term_of_its_own() -> None:
     host = caught_up()
-    old = [member(duty, "b", caught_up=True) for duty in host.orders("b").duties]
+    old = [member(duty, "b", caught_up=True) for duty in host.orders("b").per_shard]
     term = host.plan.shards[1].term
 
     tell(host, "b", sent_back=True)
@@ -280,7 +288,7 @@ def test_a_leader_that_says_both_is_believed_the_worse() -> None:
     host = caught_up()
     both = [
         member(duty, "b", caught_up=True, sent_back=True)
-        for duty in host.orders("b").duties
+        for duty in host.orders("b").per_shard
         if duty.role == "leader"
     ]
     host.heard("b", both)
@@ -296,7 +304,7 @@ def test_a_leader_that_says_both_is_believed_the_worse() -> None:
 
 def test_a_leader_that_failed_for_good_is_replaced_if_its_follower_has_caught_up() -> None:
     host = caught_up()
-    duties = [duty for duty in host.orders("b").duties if duty.role == "leader"]
+    duties = [duty for duty in host.orders("b").per_shard if duty.role == "leader"]
 
     host.heard("b", [member(duty, "b", state="failed", leads=False) for duty in duties])
 
@@ -306,7 +314,7 @@ def test_a_leader_that_failed_for_good_is_replaced_if_its_follower_has_caught_up
 
 def test_a_leader_that_failed_keeps_its_shard_while_there_is_no_other_copy() -> None:
     host = coordinator()
-    duties = [duty for duty in host.orders("b").duties if duty.role == "leader"]
+    duties = [duty for duty in host.orders("b").per_shard if duty.role == "leader"]
 
     host.heard("b", [member(duty, "b", state="failed", leads=False) for duty in duties])
 
@@ -328,13 +336,13 @@ def test_a_changed_address_is_news_and_the_same_is_not() -> None:
 
 def test_a_node_s_orders_are_the_same_from_their_version_on() -> None:
     host = caught_up()
-    before = {node: (host.changed_for(node), host.orders(node).duties) for node in NODES}
+    before = {node: (host.changed_for(node), host.orders(node).per_shard) for node in NODES}
 
     host.lost("c", "power")
 
     for node in ("a", "b", "d"):
         changed, duties = before[node]
-        assert (host.orders(node).duties == duties) == (host.changed_for(node) == changed)
+        assert (host.orders(node).per_shard == duties) == (host.changed_for(node) == changed)
 
 
 # ---------------------------------------------------------------------- losses
@@ -359,7 +367,7 @@ def test_a_follower_that_has_not_caught_up_takes_nobody_s_place() -> None:
     host.lost("b", "power")
 
     assert (host.plan.shards[1].leader, host.plan.shards[1].lost) == ("", "b")
-    assert host.orders("c").duties[0].shard != 1
+    assert host.orders("c").per_shard[0].shard != 1
     assert "shard_lost" in kinds(host)
 
 
@@ -384,7 +392,7 @@ def test_a_returned_node_does_not_get_back_what_another_one_has_now() -> None:
     host.heard("b", [])
 
     assert host.plan.shards[1].leader == "c"
-    assert all(duty.role == "follower" for duty in host.orders("b").duties)
+    assert all(duty.role == "follower" for duty in host.orders("b").per_shard)
 
 
 def test_with_a_shared_folder_another_node_opens_the_shard() -> None:
@@ -460,7 +468,7 @@ def test_copies_go_where_the_fewest_are() -> None:
     host = caught_up(["a", *nodes])
     host.lost("n3", "power")
 
-    held = {node: len(host.orders(node).duties) for node in host.nodes}
+    held = {node: len(host.orders(node).per_shard) for node in host.nodes}
 
     assert sum(held.values()) == 22
     assert max(held.values()) <= 3
@@ -512,7 +520,9 @@ def test_a_plan_that_nothing_is_missing_of_stays_as_it_is() -> None:
     host.miss()
 
     assert msgspec.json.encode(host.plan) == encoded
-    assert all(duty.joint for duty in host.orders("b").duties if duty.role == "leader")
+    assert all(
+        duty.follower_in_sync for duty in host.orders("b").per_shard if duty.role == "leader"
+    )
 
 
 def test_nodes_that_come_one_by_one_do_not_get_all_followers_at_first() -> None:
@@ -524,7 +534,7 @@ def test_nodes_that_come_one_by_one_do_not_get_all_followers_at_first() -> None:
     host = coordinator(plan, nodes, place=False)
     host.miss()
 
-    assert [len(host.orders(node).duties) for node in nodes] == [2] * 10
+    assert [len(host.orders(node).per_shard) for node in nodes] == [2] * 10
 
 
 def test_a_shard_that_both_nodes_were_lost_with_is_still_lost_for_the_next_host() -> None:
@@ -569,15 +579,15 @@ class Node:
     def begin(self) -> None:
         """Be a new process on what is stored here."""
         self.lease = HeldLease(self.seconds)
-        self.orders = Orders(0, ())
-        self.duties: dict[int, Duty] = {}
+        self.orders = NodeAssignments(0, ())
+        self.duties: dict[int, Assignment] = {}
         self.failed: set[int] = set()
         self.question += 1
         for copy in self.copies.values():
             copy.term, copy.caught_up, copy.sent_back = 0, False, False
 
-    def carry_out(self, orders: Orders) -> None:
-        wanted = {duty.shard: duty for duty in orders.duties}
+    def carry_out(self, orders: NodeAssignments) -> None:
+        wanted = {duty.shard: duty for duty in orders.per_shard}
         for shard in set(self.copies) - set(wanted):
             del self.copies[shard]
         self.failed &= {s for s, d in wanted.items() if d.role == "leader"}
@@ -589,11 +599,11 @@ class Node:
             if duty.role == "leader":
                 if copy.term != duty.term or (before and before.role == "follower"):
                     copy.term, copy.caught_up, copy.sent_back = duty.term, False, False
-                if duty.joint and not (copy.caught_up or copy.sent_back):
+                if duty.follower_in_sync and not (copy.caught_up or copy.sent_back):
                     copy.caught_up = True
         self.orders, self.duties = orders, wanted
 
-    def members(self) -> list[Member]:
+    def members(self) -> list[ReplicaStatus]:
         found = []
         for shard, duty in self.duties.items():
             copy, leads = self.copies[shard], duty.role == "leader" and shard not in self.failed
@@ -623,7 +633,7 @@ class Beat:
     question: int
     asked_at: float
     known: int
-    members: list[Member]
+    members: list[ReplicaStatus]
 
 
 @dataclass
@@ -631,7 +641,7 @@ class Answer:
     node: str
     question: int
     asked_at: float
-    orders: Orders | None
+    orders: NodeAssignments | None
     lease: bool
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from flowgentic_actors.actors.child import ChildState
 from flowgentic_actors.cluster.nodes.replica_manager import NodeMembers
-from flowgentic_actors.cluster.protocol.assignments import Duty, Orders, name_of
+from flowgentic_actors.cluster.protocol.assignments import Assignment, NodeAssignments, actor_name
 from flowgentic_actors.secret import Secret
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +60,7 @@ async def test_one_that_has_failed_is_started_again_by_another_term_alone(tmp_pa
     members = NodeMembers(
         cast("Any", supervisor),
         cast("Any", None),
-        lambda shard: cast("Any", _Spec(name_of(shard), {"folder": str(tmp_path / str(shard))})),
+        lambda shard: cast("Any", _Spec(actor_name(shard), {"folder": str(tmp_path / str(shard))})),
         host="127.0.0.1",
         certificate="",
         secret=Secret(b""),
@@ -69,8 +69,8 @@ async def test_one_that_has_failed_is_started_again_by_another_term_alone(tmp_pa
     )
 
     async def ordered(term: int, follower: str = "b") -> list[str]:
-        duties = (Duty(0, "leader", term, follower=follower), Duty(1, "follower", term))
-        await members.carry_out(Orders(term, duties))
+        duties = (Assignment(0, "leader", term, follower=follower), Assignment(1, "follower", term))
+        await members.carry_out(NodeAssignments(term, duties))
         return supervisor.take()
 
     assert await ordered(1) == ["add shard-0", "add shard-1"]

@@ -23,7 +23,7 @@ from flowgentic_actors.cluster.client.notifier import News
 from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.cluster.client.routing import outdated, shard_of
 from flowgentic_actors.cluster.protocol.handle import Descriptor
-from flowgentic_actors.cluster.protocol.host import Description, Place, Places
+from flowgentic_actors.cluster.protocol.host import Description, ShardLocation, ShardMap
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table
 from flowgentic_actors.engine import item_queries, thread_queries
 from flowgentic_actors.engine.commands import (
@@ -651,7 +651,9 @@ class Shards:
 
 
 def client_of(paths: Sequence[Path], table: SlotTable) -> RemoteClient:
-    places = Places(1, table, tuple(Place(f"shard-{n}", "", "") for n in range(len(paths))))
+    places = ShardMap(
+        1, table, tuple(ShardLocation(f"shard-{n}", "", "") for n in range(len(paths)))
+    )
     descriptor = Descriptor(name="c", host="", secret=SECRET, max_message_bytes=LIMIT)
     client = RemoteClient(descriptor, Description("", places, LIMIT), 10.0, 2)
     for ref, where in zip(client._actors, paths, strict=True):

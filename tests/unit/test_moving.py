@@ -28,7 +28,7 @@ from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.placement import Coordinator
-from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table
 from flowgentic_actors.engine import Shard, pace
 from flowgentic_actors.engine.commands import (
@@ -147,7 +147,7 @@ class Side:
 
     def __init__(self, folder: Path, shard: int, **arguments: str) -> None:
         self.folder = folder
-        self.name = name_of(shard)
+        self.name = actor_name(shard)
         self.address = f"{folder}.sock"
         self.arguments = {"segment_bytes": str(SEGMENT), **arguments}
         self.broken: list[str] = []
@@ -266,14 +266,14 @@ class Two:
 
     def claim(self, side: Side) -> SlotOwnership:
         node = "ab"[self.sides.index(side)]
-        claim = self.host.orders(node).duties[0].claim
+        claim = self.host.orders(node).per_shard[0].ownership
         assert claim is not None
         return claim
 
     def beat(self) -> None:
         """Both tell how they are."""
         for node, side in zip("ab", self.sides, strict=True):
-            (duty,) = self.host.orders(node).duties
+            (duty,) = self.host.orders(node).per_shard
             address = side.address if side.serves else None
             told = member(duty, node, leads=side.serves, address=address, migration=side.migration)
             self.host.heard(node, [told])

@@ -21,7 +21,11 @@ from flowgentic_actors.cluster.nodes import rebalancing
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.placement import Coordinator
 from flowgentic_actors.cluster.nodes.rebalancing import Layout, Rebalancing, lay_out
-from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders
+from flowgentic_actors.cluster.protocol.assignments import (
+    Assignment,
+    NodeAssignments,
+    ReplicaStatus,
+)
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine.slots import SLOTS, SlotSet
 from flowgentic_actors.errors import RejectedError
@@ -151,7 +155,7 @@ def opened(nodes: str = "abc", replicas: int = 1, shards: int = 0) -> Coordinato
         for node in nodes:
             told = [
                 member(duty, node, caught_up=duty.role == "leader" and bool(duty.follower))
-                for duty in host.orders(node).duties
+                for duty in host.orders(node).per_shard
             ]
             host.heard(node, told)
     host.take_events()
@@ -160,7 +164,7 @@ def opened(nodes: str = "abc", replicas: int = 1, shards: int = 0) -> Coordinato
 
 def claim(host: Coordinator, shard: int) -> SlotOwnership:
     plan = host.plan.shards[shard]
-    found = [duty.claim for duty in host.orders(plan.leader).duties if duty.shard == shard]
+    found = [duty.ownership for duty in host.orders(plan.leader).per_shard if duty.shard == shard]
     assert found[0] is not None
     return found[0]
 
@@ -364,7 +368,7 @@ def test_a_new_shard_has_no_slots_and_one_that_ended_no_place() -> None:
     host.retire(2)
 
     assert host.plan.shards[2].retired
-    assert 2 not in {duty.shard for node in "ab" for duty in host.orders(node).duties}
+    assert 2 not in {duty.shard for node in "ab" for duty in host.orders(node).per_shard}
     host.lost("b", "power")
     host.joined("b")
     assert host.plan.shards[2].leader == host.plan.shards[2].follower == ""
@@ -481,7 +485,7 @@ class World:
         self.host.place([nodes[shard // actors] for shard in range(count)])
         self.shards: dict[int, FakeShard] = {}
         self.up = set(nodes)
-        self.orders: dict[str, Orders] = {}
+        self.orders: dict[str, NodeAssignments] = {}
         self.leaders: dict[tuple[str, int], Leader] = {}
         self.epochs: Counter[int] = Counter()
         self.acknowledged: dict[int, set[int]] = {}
@@ -549,23 +553,23 @@ class World:
 
     def beat(self, node: str) -> None:
         """A node tells how it is, and does what it is told."""
-        orders = self.orders.get(node, Orders(0, ()))
-        self.host.heard(node, [self._member(node, duty) for duty in orders.duties])
+        orders = self.orders.get(node, NodeAssignments(0, ()))
+        self.host.heard(node, [self._member(node, duty) for duty in orders.per_shard])
         if self.host.changed_for(node) <= orders.version:
             return
         orders = self.orders[node] = self.host.orders(node)
-        wanted = {(node, duty.shard) for duty in orders.duties if duty.role == "leader"}
+        wanted = {(node, duty.shard) for duty in orders.per_shard if duty.role == "leader"}
         for key in [key for key in self.leaders if key[0] == node and key not in wanted]:
             del self.leaders[key]
-        for duty in orders.duties:
+        for duty in orders.per_shard:
             if duty.role == "leader":
                 leader = self.leaders.get((node, duty.shard))
                 if leader is None:
                     leader = self.leaders[node, duty.shard] = self._make(duty.shard)
-                assert duty.claim is not None
-                leader.told(duty.claim)
+                assert duty.ownership is not None
+                leader.told(duty.ownership)
 
-    def _member(self, node: str, duty: Duty) -> Member:
+    def _member(self, node: str, duty: Assignment) -> ReplicaStatus:
         leader = self.leaders.get((node, duty.shard))
         if duty.role == "follower" or leader is None:
             return member(duty, node)
@@ -826,7 +830,7 @@ async def test_an_actor_that_does_not_start_is_told_of() -> None:
     world.join("c")
     real = world._member
 
-    def broken(node: str, duty: Duty) -> Member:
+    def broken(node: str, duty: Assignment) -> ReplicaStatus:
         if node == "c":
             return member(duty, node, state="failed", leads=False, reason="no memory")
         return real(node, duty)

@@ -13,7 +13,13 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.cluster.protocol.host import Done, EventsReply, GetEvents, GetPlaces, Places
+from flowgentic_actors.cluster.protocol.host import (
+    Acknowledged,
+    EventsReply,
+    GetEvents,
+    GetShardMap,
+    ShardMap,
+)
 from flowgentic_actors.errors import ClusterClosedError, RequestError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Address
@@ -28,7 +34,9 @@ logger = logging.getLogger(__name__)
 users_logger = logging.getLogger("flowgentic_actors")
 
 _encode = msgspec.msgpack.Encoder().encode
-_answers: msgspec.msgpack.Decoder[Places | Done] = msgspec.msgpack.Decoder(Places | Done)
+_answers: msgspec.msgpack.Decoder[ShardMap | Acknowledged] = msgspec.msgpack.Decoder(
+    ShardMap | Acknowledged
+)
 _decode = _answers.decode
 
 
@@ -50,7 +58,7 @@ class PlaceWatch:
         max_bytes: int,
         *,
         version: int,
-        on_places: Callable[[Places], None],
+        on_places: Callable[[ShardMap], None],
     ) -> None:
         self._pool = BlockingPool(host, secret, "the host", max_bytes, 1)
         self._version = version
@@ -64,7 +72,7 @@ class PlaceWatch:
         self._pool.close()
 
     def _run(self) -> None:
-        body = _encode(GetPlaces(self._version, _WAIT))
+        body = _encode(GetShardMap(self._version, _WAIT))
         while not self._closed.is_set():
             try:
                 places = _decode(self._pool.request(body, _WAIT + _PATIENCE))
@@ -74,14 +82,14 @@ class PlaceWatch:
                 logger.info("the host does not tell where the shards are: %s", error)
                 time.sleep(_PAUSE)
                 continue
-            if isinstance(places, Done):
+            if isinstance(places, Acknowledged):
                 continue  # all is as it was
             if places.version < self._version:
                 time.sleep(_PAUSE)  # a host that has just taken over, and does not know them yet
             elif places.version > self._version and not self._closed.is_set():
                 self._version = places.version
                 self._on_places(places)
-                body = _encode(GetPlaces(self._version, _WAIT))
+                body = _encode(GetShardMap(self._version, _WAIT))
 
 
 class EventLog:

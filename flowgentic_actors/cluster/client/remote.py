@@ -23,7 +23,7 @@ from flowgentic_actors.cluster.client.routing import (
     worth_asking_again,
 )
 from flowgentic_actors.cluster.protocol.handle import Descriptor
-from flowgentic_actors.cluster.protocol.host import Description, Place, Places
+from flowgentic_actors.cluster.protocol.host import Description, ShardLocation, ShardMap
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.deadlines import Deadline, Patience, tell_when_blocked
@@ -129,12 +129,12 @@ class RemoteClient:
         logs: bool = False,
         allowed_types: Sequence[tuple[str, str]] | None = None,
     ) -> None:
-        self.table = description.places.table
+        self.table = description.shard_map.table
         self.spawner = description.spawner
         self.index = description.shared.index if description.shared is not None else None
         self.allowed_types = allowed_types
         self._descriptor = descriptor
-        self._places = description.places
+        self._places = description.shard_map
         self._changes = description.changes
         self._watched = watched
         self._machine = machine()
@@ -159,7 +159,11 @@ class RemoteClient:
     def n_nodes(self) -> int:
         """Nodes that the shards are on."""
         return len(
-            {place.machine for place in self._places.places if not place.lost and not place.retired}
+            {
+                place.machine
+                for place in self._places.locations
+                if not place.lost and not place.retired
+            }
         )
 
     def _begin_to_watch(self) -> None:
@@ -210,7 +214,7 @@ class RemoteClient:
         self._descriptor, self._changes = descriptor, description.changes
         self.spawner = description.spawner
         self._host, self._first = HostClient(descriptor, self._timeout), len(self._actors)
-        self._take_places(description.places)
+        self._take_places(description.shard_map)
         for ref in before:
             ref.move(Unreachable("its cluster was closed, and opened again", moved=True))
         self._stop_watching_host()
@@ -219,9 +223,9 @@ class RemoteClient:
             self._stop_watching_host()
         return True
 
-    def _take_places(self, places: Places) -> None:
+    def _take_places(self, places: ShardMap) -> None:
         """Go where the shards are now; callable from any thread."""
-        for shard, place in enumerate(places.places, self._first):
+        for shard, place in enumerate(places.locations, self._first):
             destination = self._destination(places, place)
             if shard == len(self._actors):
                 self._actors.append(self._ref(place.name, destination or ""))
@@ -233,7 +237,7 @@ class RemoteClient:
         self._places = places
         self._news.tell()
 
-    def _destination(self, places: Places, place: Place) -> Destination | None:
+    def _destination(self, places: ShardMap, place: ShardLocation) -> Destination | None:
         if places.closing:
             return Unreachable(places.closing, closing=not places.closed, closed=places.closed)
         if place.retired:

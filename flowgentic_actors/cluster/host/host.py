@@ -59,25 +59,25 @@ from flowgentic_actors.cluster.persistence.stored_memory import (
     reopening,
 )
 from flowgentic_actors.cluster.process_logs import log_tail, with_last_line
-from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host import (
+    Acknowledged,
+    AttachRank,
     AwaitRanks,
-    Beat,
     Describe,
     Description,
-    Done,
     End,
-    Enter,
     EventsReply,
     GetEvents,
-    GetPlaces,
+    GetShardMap,
     GetStatus,
+    Heartbeat,
     HostCommand,
     HostReply,
     LoopBlocked,
-    Place,
-    Places,
     Rebalance,
+    ShardLocation,
+    ShardMap,
     Shutdown,
     ShutdownReply,
     StatusReply,
@@ -527,7 +527,7 @@ class Host:
     def _child_spec(self, shard: int) -> ChildSpec:
         """A shard's actor on this node."""
         assert self._manifest is not None
-        name = name_of(shard)
+        name = actor_name(shard)
         folder = Path(self._spec.memory) / self._manifest.subfolder / name
         return ChildSpec(
             name=name,
@@ -650,9 +650,9 @@ class Host:
         return f"{', '.join(late) or 'another node'} does not serve yet"
 
     async def _answer(self, connection: Connection, command: HostCommand) -> HostReply | Raw:
-        reply: HostReply | Raw = Done()
+        reply: HostReply | Raw = Acknowledged()
         match command:
-            case Enter(rank):
+            case AttachRank(rank):
                 self._ranks.enter(connection, rank)
             case AwaitRanks(size, wait):
                 reply = await self._ranks.wait(size, wait)
@@ -673,7 +673,7 @@ class Host:
     async def _answer_owner(self, command: End | Shutdown) -> HostReply:
         if isinstance(command, End):
             self._begin_end(command.reason)
-            return Done()
+            return Acknowledged()
         self._shutdown_timeout = command.timeout
         self._end_reason = self._end_reason or "its owner closed it"
         self._leaving.set()
@@ -682,9 +682,9 @@ class Host:
         return ShutdownReply(self._killed or {})
 
     async def _answer_about_places(
-        self, connection: Connection, command: Describe | GetPlaces | Beat | Rebalance
+        self, connection: Connection, command: Describe | GetShardMap | Heartbeat | Rebalance
     ) -> HostReply | Raw:
-        if isinstance(command, Beat):
+        if isinstance(command, Heartbeat):
             if self._federation is None:
                 raise InvalidRequestError("this host has no other nodes, or not yet")
             return await self._federation.beat(connection, command)
@@ -695,7 +695,7 @@ class Host:
             if self._federation is None:
                 raise InvalidRequestError(_NOT_SEVERAL)
             return await self._federation.rebalance(command)
-        if isinstance(command, GetPlaces):
+        if isinstance(command, GetShardMap):
             if self._federation is None:
                 return self._places()
             return await self._federation.places(command.version, command.wait)
@@ -713,14 +713,14 @@ class Host:
             memory=self._spec.memory,
         )
 
-    def _places(self) -> Places:
+    def _places(self) -> ShardMap:
         spec = self._spec
         if self._federation is not None:
             return self._federation.current_places()
         table = even_table(spec.actors, spec.namespace_depth)
         here = machine()
-        places = (Place(name, here, path) for name, path in actor_addresses(spec).items())
-        return Places(1, table, tuple(places))
+        places = (ShardLocation(name, here, path) for name, path in actor_addresses(spec).items())
+        return ShardMap(1, table, tuple(places))
 
     # ------------------------------------------------------------------ events and status
 

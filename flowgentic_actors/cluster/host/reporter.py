@@ -15,7 +15,7 @@ from flowgentic_actors.actors.child import Child, ChildState
 from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.controller import Federation
-from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.cluster.protocol.status import (
@@ -94,7 +94,7 @@ class Reporter:
 
     def _not_started(self, shard: int) -> ActorStatus:
         """Status of an actor that this host has not started, from the record of earlier hosts."""
-        name = name_of(shard)
+        name = actor_name(shard)
         epoch = self._epochs.get(name, 0)
         return ActorStatus(
             name=name,

@@ -39,8 +39,8 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     root_folder,
 )
 from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST
-from flowgentic_actors.cluster.protocol.assignments import name_of
-from flowgentic_actors.cluster.protocol.host import Beat, EndNode, Grant
+from flowgentic_actors.cluster.protocol.assignments import actor_name
+from flowgentic_actors.cluster.protocol.host import EndNode, Heartbeat, HeartbeatReply
 from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_folder
 from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
@@ -71,7 +71,7 @@ _MOST_EVENTS: Final = 1000
 logger = logging.getLogger(__name__)
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Grant).decode
+_decode = msgspec.msgpack.Decoder(HeartbeatReply).decode
 
 
 def main() -> int:
@@ -206,15 +206,15 @@ class NodeAgent:
         ended = await self._supervisor.stop(end.timeout, end.reason)
         self._ended = self._members.that_matter(ended)
 
-    async def _take(self, grant: Grant, asked_at: float) -> None:
+    async def _take(self, grant: HeartbeatReply, asked_at: float) -> None:
         """Do what the host says."""
         if grant.asks > self._asked:
             self._asked = grant.asks
             self._tasks.start_soon(self._hear, grant.asks)
-        if grant.orders is not None and self._ending is None:
+        if grant.assignments is not None and self._ending is None:
             # First of all, what is not wanted any more ends: the lease is not for that.
-            await self._members.carry_out(grant.orders)
-            self._known = grant.orders.version
+            await self._members.carry_out(grant.assignments)
+            self._known = grant.assignments.version
         if grant.lease > 0:
             self._supervisor.extend(self._lease.granted(asked_at))
 
@@ -233,10 +233,10 @@ class NodeAgent:
             return True
         return False
 
-    async def _beat(self, host: AsyncConnection) -> Grant | None:
+    async def _beat(self, host: AsyncConnection) -> HeartbeatReply | None:
         """One question; None when there is news before it is answered."""
         self._changed.clear()
-        beat = Beat(
+        beat = Heartbeat(
             self._node,
             self._spec.host_id,
             self._known,
@@ -262,7 +262,7 @@ class NodeAgent:
                     with contextlib.suppress(asyncio.CancelledError, FlowgenticError):
                         await future
 
-    def _heard(self, grant: Grant) -> None:
+    def _heard(self, grant: HeartbeatReply) -> None:
         """Forget the events that the host has heard of."""
         while self._events and self._events_from < grant.events_to:
             self._events.popleft()
@@ -306,7 +306,7 @@ class NodeAgent:
         write_private(memory / MANIFEST, self._spec.manifest)
 
     def _child_spec(self, shard: int) -> ChildSpec:
-        name = name_of(shard)
+        name = actor_name(shard)
         folder = self._memory_folder() / self._spec.generation / name
         return ChildSpec(
             name=name,

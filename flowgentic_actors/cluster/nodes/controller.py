@@ -30,15 +30,15 @@ from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.nodes.replica_manager import NodeMembers
 from flowgentic_actors.cluster.nodes.resizing import Resizing
 from flowgentic_actors.cluster.nodes.stats_queries import NodeAsking
-from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host import (
-    Beat,
-    Done,
+    Acknowledged,
     EndNode,
-    Grant,
-    Places,
+    Heartbeat,
+    HeartbeatReply,
     Rebalance,
     RebalanceReply,
+    ShardMap,
 )
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
@@ -120,10 +120,10 @@ class Federation:
         self._noted: SlotTable | None = None  # in the manifest
         self._told_of_disk = False
         self._resizing: Resizing | None = None
-        self._places: Places | None = None
+        self._places: ShardMap | None = None
         self._closing, self._closed = "", False
         self._encoded = Raw(b"")
-        self._encoded_of: Places | None = None
+        self._encoded_of: ShardMap | None = None
         self._asking = NodeAsking(self._tell_news)
         self._lease = spec.node_timeout * _LEASE_SHARE
         self._leases = GrantedLeases(self._lease, spec.node_timeout, _TICK)
@@ -269,7 +269,9 @@ class Federation:
                 if not plan.leader:
                     continue
                 if member is not None and member.state == "failed":
-                    raise ActorFailedError(f"{name_of(plan.shard)} does not start: {member.reason}")
+                    raise ActorFailedError(
+                        f"{actor_name(plan.shard)} does not start: {member.reason}"
+                    )
                 waits = waits or member is None or not member.leads
                 waits = waits or bool(plan.follower and not plan.caught_up)
             if not waits:
@@ -299,10 +301,11 @@ class Federation:
 
     # ------------------------------------------------------------------ beats
 
-    async def beat(self, connection: Connection, beat: Beat) -> Grant:
+    async def beat(self, connection: Connection, beat: Heartbeat) -> HeartbeatReply:
         """Take what a node tells, and answer when there is something to say, or after a while."""
         if beat.host != self._id:
-            return Grant(0.0, leave="keep")  # it is another host's, whose place this one has taken
+            # It is another host's, whose place this one has taken
+            return HeartbeatReply(0.0, leave="keep")
         node, coordinator = beat.node, self._coordinator
         if coordinator is None or node not in self._machines:
             raise InvalidRequestError(f"{node} is no node of this cluster")
@@ -314,7 +317,7 @@ class Federation:
             if number >= heard:
                 self._on_event(kind, actor, detail)
         self._events_to[node] = max(heard, beat.events_from + len(beat.events))
-        coordinator.heard(node, beat.members)
+        coordinator.heard(node, beat.replicas)
         self._asking.heard(node, beat.answered)
         self._stir.set()
         if beat.ended is not None:
@@ -325,7 +328,7 @@ class Federation:
                 await self._news.wait()
         return self._grant(beat)
 
-    def _has_news_for(self, beat: Beat) -> bool:
+    def _has_news_for(self, beat: Heartbeat) -> bool:
         if self._leave is not None or (self._end is not None and beat.ended is None):
             return True
         if beat.asked < self._asking.number:
@@ -334,7 +337,7 @@ class Federation:
         assert coordinator is not None
         return self._end is None and beat.known < coordinator.changed_for(node) <= self._published
 
-    def _grant(self, beat: Beat) -> Grant:
+    def _grant(self, beat: Heartbeat) -> HeartbeatReply:
         """A lease, and orders: of what is on the disk, and of nothing that is not."""
         node, coordinator = beat.node, self._coordinator
         assert coordinator is not None
@@ -342,15 +345,15 @@ class Federation:
         if self._leave is not None:
             self._left.add(node)
             self._tell_news()
-            return Grant(0.0, leave=self._leave, events_to=events_to)
+            return HeartbeatReply(0.0, leave=self._leave, events_to=events_to)
         end = self._end if beat.ended is None else None
         orders = None
         if coordinator.changed_for(node) <= self._published:
             if beat.known < coordinator.changed_for(node):
                 orders = coordinator.orders(node)
             coordinator.granted(node, time.monotonic())
-            return Grant(self._lease, orders, end, None, events_to, self._asking.number)
-        return Grant(0.0, None, end, None, events_to, self._asking.number)
+            return HeartbeatReply(self._lease, orders, end, None, events_to, self._asking.number)
+        return HeartbeatReply(0.0, None, end, None, events_to, self._asking.number)
 
     def disconnected(self, connection: Connection) -> None:
         """A connection is gone: if its machine said so, what ended there is the node's program."""
@@ -466,31 +469,31 @@ class Federation:
 
     # ------------------------------------------------------------------ what clients hear
 
-    async def places(self, version: int, wait: float) -> Raw | Done:
+    async def places(self, version: int, wait: float) -> Raw | Acknowledged:
         """Where the shards are, encoded; after a while without news, that there is none."""
         with anyio.move_on_after(wait):
             while self._published <= version:
                 await self._news.wait()
         if self._published <= version:
-            return Done()
+            return Acknowledged()
         places = self.current_places()
         if self._encoded_of is not places:  # once for all who ask
             self._encoded, self._encoded_of = Raw(_encode(places)), places
         return self._encoded
 
-    def current_places(self) -> Places:
+    def current_places(self) -> ShardMap:
         """Where the shards are now."""
         if self._places is None or self._places.version != self._published:
             self._places = self._make_places()
         return self._places
 
-    def _make_places(self) -> Places:
+    def _make_places(self) -> ShardMap:
         assert self._coordinator is not None
         places = places_of(self._coordinator, self._machines)
         table = self._coordinator.plan.table
         assert table is not None
         certificate = self._identity.certificate
-        return Places(self._published, table, places, certificate, self._closing, self._closed)
+        return ShardMap(self._published, table, places, certificate, self._closing, self._closed)
 
     async def hear(self, timeout: float) -> None:
         """Have the other nodes ask their actors how they are doing; see `stats_query.hear`."""

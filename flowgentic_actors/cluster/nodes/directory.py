@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ShardPlan
 from flowgentic_actors.cluster.nodes.placement import Coordinator
-from flowgentic_actors.cluster.protocol.assignments import Member, name_of
-from flowgentic_actors.cluster.protocol.host import Place
+from flowgentic_actors.cluster.protocol.assignments import ReplicaStatus, actor_name
+from flowgentic_actors.cluster.protocol.host import ShardLocation
 from flowgentic_actors.cluster.protocol.status import ActorStatus, NodeStatus, known_stats
 from flowgentic_actors.wire.addresses import TcpAddress
 
 
-def places_of(coordinator: Coordinator, machines: Mapping[str, str]) -> tuple[Place, ...]:
+def places_of(coordinator: Coordinator, machines: Mapping[str, str]) -> tuple[ShardLocation, ...]:
     """Where each shard is.
 
     Args:
@@ -25,8 +25,8 @@ def places_of(coordinator: Coordinator, machines: Mapping[str, str]) -> tuple[Pl
         member = coordinator.member(plan.shard)
         there = member is not None and member.leads
         places.append(
-            Place(
-                name_of(plan.shard),
+            ShardLocation(
+                actor_name(plan.shard),
                 machines.get(plan.leader, ""),
                 member.path if member is not None and there else "",
                 *_host_and_port(member if there else None),
@@ -79,16 +79,16 @@ def _why_lost(plan: ShardPlan) -> str:
     return f"its node {plan.lost} is lost, and had the only copy"
 
 
-def _host_and_port(member: Member | None) -> tuple[str, int]:
+def _host_and_port(member: ReplicaStatus | None) -> tuple[str, int]:
     if member is None or not isinstance(member.address, TcpAddress):
         return "", 0
     return member.address.host, member.address.port
 
 
-def _actor_status(plan: ShardPlan, member: Member | None, slots: int) -> ActorStatus:
+def _actor_status(plan: ShardPlan, member: ReplicaStatus | None, slots: int) -> ActorStatus:
     state = "lost" if plan.lost else member.state if member is not None else "starting"
     return ActorStatus(
-        name=name_of(plan.shard),
+        name=actor_name(plan.shard),
         shard=plan.shard,
         node=plan.leader or plan.lost,
         pid=member.pid or None if member is not None else None,

@@ -13,7 +13,12 @@ from typing import Final, NamedTuple
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
 from flowgentic_actors.cluster.nodes.slot_migrations import SlotMigrations
-from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders, name_of
+from flowgentic_actors.cluster.protocol.assignments import (
+    Assignment,
+    NodeAssignments,
+    ReplicaStatus,
+    actor_name,
+)
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.addresses import Address
 
@@ -60,7 +65,7 @@ class Coordinator:
         self._degrade = degrade
         self._recovers = recovers
         self._leases = leases
-        self._up: dict[str, dict[int, Member]] = {host: {}}  # what each node told last
+        self._up: dict[str, dict[int, ReplicaStatus]] = {host: {}}  # what each node told last
         self._events: list[NodeEvent] = []
         self._settled = False  # every shard has its first places
         self._copies: dict[str, set[int]] = {}  # shards of each node, by the plan
@@ -83,12 +88,12 @@ class Coordinator:
         """The nodes that are there, the host's own first."""
         return list(self._up)
 
-    def member(self, shard: int) -> Member | None:
+    def member(self, shard: int) -> ReplicaStatus | None:
         """How the leading copy of a shard is doing, None while nobody tells."""
         plan = self.plan.shards[shard]
         return self._up.get(plan.leader, {}).get(shard)
 
-    def follower(self, shard: int) -> Member | None:
+    def follower(self, shard: int) -> ReplicaStatus | None:
         """How the following copy of a shard is doing, None while nobody tells."""
         plan = self.plan.shards[shard]
         return self._up.get(plan.follower, {}).get(shard)
@@ -98,7 +103,7 @@ class Coordinator:
         events, self._events = self._events, []
         return events
 
-    def orders(self, node: str) -> Orders:
+    def orders(self, node: str) -> NodeAssignments:
         """What a node has to do."""
         duties = []
         for shard in sorted(self._copies.get(node, ())):
@@ -107,11 +112,13 @@ class Coordinator:
                 alone = self._degrade or self._replicas == 1
                 joint, claim = plan.caught_up, self.moves.ownership(plan)
                 duties.append(
-                    Duty(plan.shard, "leader", plan.term, None, plan.follower, alone, joint, claim)
+                    Assignment(
+                        plan.shard, "leader", plan.term, None, plan.follower, alone, joint, claim
+                    )
                 )
             elif plan.follower == node:
-                duties.append(Duty(plan.shard, "follower", plan.term, self._address(plan)))
-        return Orders(self.plan.version, tuple(duties))
+                duties.append(Assignment(plan.shard, "follower", plan.term, self._address(plan)))
+        return NodeAssignments(self.plan.version, tuple(duties))
 
     def changed_for(self, node: str) -> int:
         """Version in which the orders of a node became what they are.
@@ -170,7 +177,7 @@ class Coordinator:
             self._leases.heard(node)
         self._restore(node)
 
-    def heard(self, node: str, members: Iterable[Member]) -> None:
+    def heard(self, node: str, members: Iterable[ReplicaStatus]) -> None:
         """A node told how it is doing; one that was lost is there again."""
         if node != self._host:
             self._leases.heard(node)
@@ -289,7 +296,7 @@ class Coordinator:
 
     # ------------------------------------------------------------------ what is decided
 
-    def _note(self, node: str, member: Member) -> None:
+    def _note(self, node: str, member: ReplicaStatus) -> None:
         """Take in what is new about one copy."""
         if member.shard >= len(self.plan.shards):
             return
@@ -300,18 +307,18 @@ class Coordinator:
             self._note_follower(plan, member)
         if plan.leader != node:
             return
-        if member.caught_up and plan.follower and not (plan.caught_up or member.sent_back):
+        if member.caught_up and plan.follower and not (plan.caught_up or member.resync_required):
             plan.caught_up = True
             self.plan.version += 1
             self._changed[node] = self.plan.version
             self._event(
-                EventKind.REPLICA_READY, name_of(plan.shard), f"on {plan.follower}, for {node}"
+                EventKind.REPLICA_READY, actor_name(plan.shard), f"on {plan.follower}, for {node}"
             )
-        if member.sent_back and plan.follower:
+        if member.resync_required and plan.follower:
             # A term of its own: an older word that all was caught up must not count for it.
             self._change(plan, plan.leader, plan.follower)
             self._event(
-                EventKind.REPLICA_BEGUN, name_of(plan.shard), f"on {plan.follower}, once more"
+                EventKind.REPLICA_BEGUN, actor_name(plan.shard), f"on {plan.follower}, once more"
             )
             return
         if member.state == "failed" and plan.caught_up:
@@ -319,7 +326,7 @@ class Coordinator:
             self._twins.pop(plan.shard, None)  # it would fail again
             self._seek_followers()
 
-    def _note_follower(self, plan: ShardPlan, member: Member) -> None:
+    def _note_follower(self, plan: ShardPlan, member: ReplicaStatus) -> None:
         """Have another node follow in the place of one that cannot, if there is any."""
         leader = self.member(plan.shard)
         if member.state == "failed":
@@ -333,7 +340,9 @@ class Coordinator:
         if other := self._other_for(plan):
             self._change(plan, plan.leader, other)
             self._event(
-                EventKind.REPLICA_BEGUN, name_of(plan.shard), f"on {other}, for {old} cannot: {why}"
+                EventKind.REPLICA_BEGUN,
+                actor_name(plan.shard),
+                f"on {other}, for {old} cannot: {why}",
             )
 
     def _try_again(self) -> None:
@@ -345,7 +354,9 @@ class Coordinator:
             if plan.leader and follower is not None and follower.state == "failed":
                 other = self._other_for(plan)
                 self._change(plan, plan.leader, other)
-                self._event(EventKind.REPLICA_BEGUN, name_of(plan.shard), f"on {other}, once more")
+                self._event(
+                    EventKind.REPLICA_BEGUN, actor_name(plan.shard), f"on {other}, once more"
+                )
 
     def _other_for(self, plan: ShardPlan) -> str:
         """The node that is to follow, empty when there is none that could."""
@@ -353,7 +364,7 @@ class Coordinator:
 
     def _replace_leader(self, plan: ShardPlan) -> None:
         """Give a shard whose leader is lost another one, if any has what was acknowledged."""
-        name, old = name_of(plan.shard), plan.leader
+        name, old = actor_name(plan.shard), plan.leader
         self._unfit.pop(plan.shard, None)  # they may reach another one
         other = plan.follower if plan.caught_up else self._twins.get(plan.shard, "")
         if other in self._up:
@@ -382,7 +393,7 @@ class Coordinator:
                 twin = plan.follower if node == plan.lost else plan.lost
                 self._change(plan, node, "")
                 self._note_twin(plan, twin)
-                self._event(EventKind.SHARD_FOUND, name_of(plan.shard), f"on {node}")
+                self._event(EventKind.SHARD_FOUND, actor_name(plan.shard), f"on {node}")
         if self._settled:
             self._seek_followers()
 
@@ -398,7 +409,7 @@ class Coordinator:
         for plan in self.plan.shards:
             if plan.leader and not plan.follower and (other := self._other_for(plan)):
                 self._change(plan, plan.leader, other)
-                self._event(EventKind.REPLICA_BEGUN, name_of(plan.shard), f"on {other}")
+                self._event(EventKind.REPLICA_BEGUN, actor_name(plan.shard), f"on {other}")
 
     def _least_used(self, but: str, unfit: Container[str] = ()) -> str:
         """The node with the fewest copies, but some; of several, the next one in their order."""

@@ -16,7 +16,7 @@ import anyio
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.placement import Coordinator
-from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, moves, rebalanced
 from flowgentic_actors.errors import RejectedError
 from flowgentic_actors.shard.progress import MigrationStatus
@@ -129,7 +129,7 @@ class Rebalancing:
             there = [node for node in nodes if node in self._coordinator.nodes]
             plan = self._coordinator.plan
             owners = plan.table.owners if plan.table is not None else ()
-            lost = [name_of(shard) for shard in owners if plan.shards[shard].lost]
+            lost = [actor_name(shard) for shard in owners if plan.shards[shard].lost]
             if lost:
                 raise RejectedError(
                     f"{', '.join(lost)}: lost with its node, so its slots cannot move. Bring the "
@@ -179,9 +179,9 @@ class Rebalancing:
         """Whether all copies of a shard are there, so that what it takes over is as safe there."""
         plan, member = self._coordinator.plan.shards[shard], self._coordinator.member(shard)
         if not plan.leader:
-            raise _BeginAnewError(f"the node of {name_of(shard)} was lost")
+            raise _BeginAnewError(f"the node of {actor_name(shard)} was lost")
         if member is not None and member.state == "failed":
-            where = f"{name_of(shard)} does not start on {plan.leader}"
+            where = f"{actor_name(shard)} does not start on {plan.leader}"
             raise RejectedError(f"{where}: {member.reason}")
         return member is not None and member.leads and (plan.caught_up or not plan.follower)
 
@@ -229,7 +229,7 @@ class Rebalancing:
             if found.steps != steps:
                 steps, deadline = found.steps, self._now() + _SILENCE
             elif self._now() > deadline:
-                raise _BeginAnewError(f"{name_of(target)} does not get on with the slots")
+                raise _BeginAnewError(f"{actor_name(target)} does not get on with the slots")
             await self._changed()
 
     def _takes(self, shard: int, number: int, epoch: int) -> MigrationStatus:
@@ -238,13 +238,13 @@ class Rebalancing:
             raise _BeginAnewError("a node was lost meanwhile")
         member = self._coordinator.member(shard)
         if member is not None and member.epoch != epoch:
-            raise _BeginAnewError(f"{name_of(shard)} ended, and was started again")
+            raise _BeginAnewError(f"{actor_name(shard)} ended, and was started again")
         found = member.migration if member is not None and member.leads else None
         if found is None or found.move != number:
             return MigrationStatus(number)
         if found.failed:
             raise _BeginAnewError(
-                f"{name_of(shard)} could not take the slots over (event slots_not_taken)"
+                f"{actor_name(shard)} could not take the slots over (event slots_not_taken)"
             )
         return found
 
@@ -253,5 +253,5 @@ class Rebalancing:
         deadline = self._now() + timeout
         while not so():
             if self._now() > deadline:
-                raise _BeginAnewError(f"nothing was heard of {name_of(shard)} in time")
+                raise _BeginAnewError(f"nothing was heard of {actor_name(shard)} in time")
             await self._changed()

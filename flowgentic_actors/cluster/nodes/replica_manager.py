@@ -14,7 +14,12 @@ from msgspec import Raw
 from flowgentic_actors.actors.child import Child, ChildSpec, ChildState
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.supervisor import Supervisor
-from flowgentic_actors.cluster.protocol.assignments import Duty, Member, Orders, name_of
+from flowgentic_actors.cluster.protocol.assignments import (
+    Assignment,
+    NodeAssignments,
+    ReplicaStatus,
+    actor_name,
+)
 from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.shard.migration.ownership import OwnershipOrder
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
@@ -62,16 +67,16 @@ class NodeMembers:
         self._secret = secret
         self._max_bytes = max_bytes
         self._replicated = replicated
-        self._duties: dict[int, Duty] = {}
+        self._duties: dict[int, Assignment] = {}
 
-    async def carry_out(self, orders: Orders) -> None:
+    async def carry_out(self, orders: NodeAssignments) -> None:
         """Make it so; what is not wanted any more is gone when this returns."""
-        wanted = {duty.shard: duty for duty in orders.duties}
+        wanted = {duty.shard: duty for duty in orders.per_shard}
         for shard, now in list(self._duties.items()):
             then = wanted.get(shard)
             if then is None or (now.role == "leader" and then.role == "follower"):
                 del self._duties[shard]
-                await self._supervisor.remove(name_of(shard))
+                await self._supervisor.remove(actor_name(shard))
                 if self._replicated:
                     folder = Path(self._specs(shard).arguments["folder"])
                     await on_daemon_thread(_FILE_TIMEOUT, shutil.rmtree, folder, True)
@@ -80,38 +85,41 @@ class NodeMembers:
             before = self._duties.get(shard)
             self._duties[shard] = duty
             if before is not None and before.term != duty.term and self._has_failed(shard):
-                await self._supervisor.remove(name_of(shard))  # what was wrong may be right by now
+                # What was wrong may be right by now
+                await self._supervisor.remove(actor_name(shard))
                 before = None
             if before is None:
                 await self._supervisor.add(self._tasks, self._specs(shard), told)
             elif before != duty and told is not None:
-                self._supervisor.tell(name_of(shard), told)
+                self._supervisor.tell(actor_name(shard), told)
 
     def _has_failed(self, shard: int) -> bool:
-        states = [c.state for c in self._supervisor.children if c.spec.name == name_of(shard)]
+        states = [c.state for c in self._supervisor.children if c.spec.name == actor_name(shard)]
         return states == [ChildState.FAILED]
 
     def that_matter(self, ended: Mapping[str, str]) -> dict[str, str]:
         """Those that did not end in order, but for second copies: the first ones have it all."""
-        copies = {name_of(duty.shard) for duty in self._duties.values() if duty.role == "follower"}
+        copies = {
+            actor_name(duty.shard) for duty in self._duties.values() if duty.role == "follower"
+        }
         return {name: why for name, why in ended.items() if name not in copies}
 
     def located(self, name: str, detail: str, node: str) -> str:
         """What happened to an actor here, with the node's name and the actor's role."""
-        roles = [duty.role for duty in self._duties.values() if name_of(duty.shard) == name]
+        roles = [duty.role for duty in self._duties.values() if actor_name(duty.shard) == name]
         where = f"{roles[0]} on {node}" if roles else f"on {node}"
         return f"{detail} ({where})" if detail else where
 
-    def members(self) -> tuple[Member, ...]:
+    def members(self) -> tuple[ReplicaStatus, ...]:
         """How the copies are doing."""
         children = {child.spec.name: child for child in self._supervisor.children}
         return tuple(
-            self._member(duty, children[name_of(shard)])
+            self._member(duty, children[actor_name(shard)])
             for shard, duty in self._duties.items()
-            if name_of(shard) in children
+            if actor_name(shard) in children
         )
 
-    def _member(self, duty: Duty, child: Child) -> Member:
+    def _member(self, duty: Assignment, child: Child) -> ReplicaStatus:
         serves = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
         progress = decode_progress(child.report)
         copy = progress.replication or ReplicationStatus()
@@ -121,13 +129,13 @@ class NodeMembers:
             term, leads = duty.term, serves
         port = child.port
         address = TcpAddress(self._host, port, self._certificate) if serves and port else None
-        return Member(
+        return ReplicaStatus(
             shard=duty.shard,
             state=child.state,
             term=term if serves or child.state is ChildState.FAILED else 0,
             leads=leads,
             caught_up=leads and copy.caught_up,
-            sent_back=leads and copy.sent_back,
+            resync_required=leads and copy.sent_back,
             path=child.spec.address,
             address=address,
             pid=child.pid if serves else 0,
@@ -141,21 +149,25 @@ class NodeMembers:
             migration=progress.migration,
         )
 
-    def _told(self, duty: Duty) -> Raw | None:
+    def _told(self, duty: Assignment) -> Raw | None:
         """What the actor hears of its duty, None for nothing."""
         if not self._replicated:
-            told = OwnershipOrder(duty.claim, self._secret, self._max_bytes) if duty.claim else None
+            told = (
+                OwnershipOrder(duty.ownership, self._secret, self._max_bytes)
+                if duty.ownership
+                else None
+            )
             return Raw(_encode(told)) if told else None
         part = ReplicaAssignment(
             leads=duty.role == "leader",
             term=duty.term,
             leader=duty.leader,
             follower=bool(duty.follower),
-            allow_single_copy=duty.alone,
-            follower_in_sync=duty.joint,
+            allow_single_copy=duty.allow_single_copy,
+            follower_in_sync=duty.follower_in_sync,
             secret=self._secret,
             max_bytes=self._max_bytes,
-            name=name_of(duty.shard),
-            ownership=duty.claim,
+            name=actor_name(duty.shard),
+            ownership=duty.ownership,
         )
         return Raw(_encode(part))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan, SlotMigration
-from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.slots import SlotSet
 from flowgentic_actors.event_kinds import EventKind
@@ -84,8 +84,8 @@ class SlotMigrations:
             self._plan.shards[shard].since = table.version
         self._plan.moves.remove(move)
         self._mark(move.source, move.target)
-        name, count = name_of(move.target), len(moved)
-        self._tell(EventKind.SLOTS_MOVED, name, f"{count} slots from {name_of(move.source)}")
+        name, count = actor_name(move.target), len(moved)
+        self._tell(EventKind.SLOTS_MOVED, name, f"{count} slots from {actor_name(move.source)}")
 
     def give_up(self, number: int, why: str) -> None:
         """Slots stay where they are."""
@@ -94,14 +94,14 @@ class SlotMigrations:
             return
         self._plan.moves.remove(move)
         self._mark(move.source, move.target)
-        what = f"{len(SlotSet(move.slots))} slots stay with {name_of(move.source)}"
-        self._tell(EventKind.SLOTS_STAYED, name_of(move.target), f"{what}: {why}")
+        what = f"{len(SlotSet(move.slots))} slots stay with {actor_name(move.source)}"
+        self._tell(EventKind.SLOTS_STAYED, actor_name(move.target), f"{what}: {why}")
 
     def give_up_of(self, shard: int) -> None:
         """A shard is arranged anew: what was on its way from or to it has to begin anew."""
         for move in list(self._plan.moves):
             if shard in (move.source, move.target):
-                self.give_up(move.number, f"{name_of(shard)} was arranged anew")
+                self.give_up(move.number, f"{actor_name(shard)} was arranged anew")
 
     def to(self, source: int) -> list[int]:
         """The shards that take slots over from one."""
@@ -120,6 +120,8 @@ class SlotMigrations:
                 held, held_for = move.slots, move.number
             if move.target == plan.shard:
                 source = self._address(self._plan.shards[move.source])
-                pull = PullOrder(move.number, source, name_of(move.source), move.slots, move.rate)
+                pull = PullOrder(
+                    move.number, source, actor_name(move.source), move.slots, move.rate
+                )
         owned = SlotSet.pack(table.slots.get(plan.shard, ()))
         return SlotOwnership(plan.since, table.namespace_depth, owned, held, known, pull, held_for)

@@ -28,7 +28,7 @@ from flowgentic_actors.cluster.client.host_client import describe
 from flowgentic_actors.cluster.opener.host_connection import HostLink
 from flowgentic_actors.cluster.persistence.cluster_folders import root_folder, root_locked
 from flowgentic_actors.cluster.protocol.handle import Descriptor
-from flowgentic_actors.cluster.protocol.host import AwaitRanks, Enter, RanksReply
+from flowgentic_actors.cluster.protocol.host import AttachRank, AwaitRanks, RanksReply
 from flowgentic_actors.environment import StepRank, machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, UntrustedPathError
 from flowgentic_actors.secret import Secret, concealed, revealed
@@ -278,7 +278,7 @@ class Rendezvous:
         self._link = HostLink(
             descriptor.address, descriptor.secret, descriptor.max_message_bytes, "client"
         )
-        self._link.ask(Enter(self.rank.rank), _PATIENCE)
+        self._link.ask(AttachRank(self.rank.rank), _PATIENCE)
 
     def leave(self) -> None:
         """Be there no longer."""

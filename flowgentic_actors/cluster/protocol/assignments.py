@@ -11,10 +11,10 @@ from flowgentic_actors.shard.progress import MigrationStatus
 from flowgentic_actors.wire.addresses import Address
 
 NodeName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
-Role: TypeAlias = Literal["leader", "follower"]
+ReplicaRole: TypeAlias = Literal["leader", "follower"]
 
 
-class Duty(Struct, array_like=True, frozen=True):
+class Assignment(Struct, array_like=True, frozen=True):
     """One copy of a shard that a node has to keep.
 
     Attributes:
@@ -24,35 +24,36 @@ class Duty(Struct, array_like=True, frozen=True):
             either, and what belongs to two terms is never mixed.
         leader: Where a follower finds its leader, None while it serves nowhere.
         follower: Node that is to have the other copy, empty for none.
-        alone: Whether a leader that has no follower, or none that has caught up, may go on as if
-            one copy were enough.
-        joint: Whether the follower has caught up, so that nothing may be acknowledged without it.
-        claim: The slots that a leader answers for; None for all.
+        allow_single_copy: Whether a leader that has no follower, or none that has caught up, may go
+            on as if one copy were enough.
+        follower_in_sync: Whether the follower has caught up, so that nothing may be acknowledged
+            without it.
+        ownership: The slots that a leader answers for; None for all.
     """
 
     shard: int
-    role: Role
+    role: ReplicaRole
     term: int
     leader: Address | None = None
     follower: str = ""
-    alone: bool = True
-    joint: bool = False
-    claim: SlotOwnership | None = None
+    allow_single_copy: bool = True
+    follower_in_sync: bool = False
+    ownership: SlotOwnership | None = None
 
 
-class Orders(Struct, array_like=True, frozen=True):
+class NodeAssignments(Struct, array_like=True, frozen=True):
     """All duties of a node.
 
     Attributes:
         version: Grows with every change.
-        duties: At most one for each shard; what is not among them the node has to end.
+        per_shard: At most one for each shard; what is not among them the node has to end.
     """
 
     version: int
-    duties: tuple[Duty, ...]
+    per_shard: tuple[Assignment, ...]
 
 
-class Member(Struct, array_like=True, frozen=True):
+class ReplicaStatus(Struct, array_like=True, frozen=True):
     """How one copy of a shard is doing.
 
     Attributes:
@@ -61,7 +62,7 @@ class Member(Struct, array_like=True, frozen=True):
         term: Term in which it leads or follows now, 0 for none yet.
         leads: Whether it answers clients.
         caught_up: Whether it leads and its follower has had everything once in this term.
-        sent_back: Whether the follower had to start over after that.
+        resync_required: Whether the follower had to start over after that.
         path: Its Unix socket, on its own node.
         address: Where other nodes reach it, None while it serves nowhere.
         pid: Its process, 0 for none.
@@ -80,7 +81,7 @@ class Member(Struct, array_like=True, frozen=True):
     term: int
     leads: bool
     caught_up: bool
-    sent_back: bool
+    resync_required: bool
     path: str
     address: Address | None
     pid: int
@@ -94,6 +95,6 @@ class Member(Struct, array_like=True, frozen=True):
     migration: MigrationStatus | None = None
 
 
-def name_of(shard: int) -> str:
+def actor_name(shard: int) -> str:
     """The name of a shard's actors, wherever they run."""
     return f"shard-{shard}"

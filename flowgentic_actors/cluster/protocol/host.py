@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from flowgentic_actors.cluster.protocol.assignments import Member, NodeName, Orders
+from flowgentic_actors.cluster.protocol.assignments import NodeAssignments, NodeName, ReplicaStatus
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus
@@ -41,7 +41,7 @@ class End(Struct, tag=6, array_like=True, frozen=True):
     reason: Annotated[str, Meta(max_length=1024)]
 
 
-class GetPlaces(Struct, tag=7, array_like=True, frozen=True):
+class GetShardMap(Struct, tag=7, array_like=True, frozen=True):
     """Where the shards are, as soon as that is not what it was; waits a while for it.
 
     Attributes:
@@ -53,25 +53,25 @@ class GetPlaces(Struct, tag=7, array_like=True, frozen=True):
     wait: Annotated[float, Meta(ge=0, le=60)]
 
 
-class Beat(Struct, tag=8, array_like=True, frozen=True):
+class Heartbeat(Struct, tag=8, array_like=True, frozen=True):
     """A node says that it is there, and asks for a lease; answered at once when there are orders.
 
     Attributes:
         node: Its name.
         host: What the host that it joined calls itself: one that took its place has others.
         known: Version of the orders that it has carried out.
-        members: How its copies of shards are doing.
+        replicas: How its copies of shards are doing.
         events: What happened there: kind, actor, detail.
         events_from: Number of the first of them; the host has heard of those before it.
         ended: Once its actors have ended: those that did not end in order, and why.
-        asked: Number of the last question (`Grant.asks`) that it has heard.
-        answered: Number of the last question that it has answered; `members` are not older.
+        asked: Number of the last question (`HeartbeatReply.asks`) that it has heard.
+        answered: Number of the last question that it has answered; `replicas` are not older.
     """
 
     node: NodeName
     host: str
     known: int
-    members: tuple[Member, ...]
+    replicas: tuple[ReplicaStatus, ...]
     events: tuple[tuple[EventKind, str, str], ...]
     events_from: int = 0
     ended: dict[str, str] | None = None
@@ -79,7 +79,7 @@ class Beat(Struct, tag=8, array_like=True, frozen=True):
     answered: int = 0
 
 
-class Enter(Struct, tag=9, array_like=True, frozen=True):
+class AttachRank(Struct, tag=9, array_like=True, frozen=True):
     """A rank of the step that opened the cluster is there, for as long as its connection is.
 
     Attributes:
@@ -149,21 +149,21 @@ class LoopBlocked(Struct, tag=12, array_like=True, frozen=True):
 
 
 HostCommand: TypeAlias = (
-    Enter
+    AttachRank
     | AwaitRanks
     | Describe
     | GetStatus
     | GetEvents
     | Shutdown
     | End
-    | GetPlaces
-    | Beat
+    | GetShardMap
+    | Heartbeat
     | Rebalance
     | LoopBlocked
 )
 
 
-class Place(Struct, array_like=True, frozen=True):
+class ShardLocation(Struct, array_like=True, frozen=True):
     """Where a shard's actor is.
 
     Attributes:
@@ -185,13 +185,13 @@ class Place(Struct, array_like=True, frozen=True):
     retired: bool = False
 
 
-class Places(Struct, tag=6, array_like=True, frozen=True):
+class ShardMap(Struct, tag=6, array_like=True, frozen=True):
     """Where the shards are.
 
     Attributes:
         version: Grows with every change.
         table: Where each key lives.
-        places: Of each shard.
+        locations: Of each shard.
         certificate: What its actors prove to other machines: the same for all.
         closing: Why there are none any more, once all have ended in order.
         closed: Whether the host ends as well, so that no question is answered any more.
@@ -199,12 +199,12 @@ class Places(Struct, tag=6, array_like=True, frozen=True):
 
     version: int
     table: SlotTable
-    places: tuple[Place, ...]
+    locations: tuple[ShardLocation, ...]
     certificate: str = ""
     closing: str = ""
     closed: bool = False
 
-    def route(self, place: Place, here: str) -> Address | None:
+    def route(self, place: ShardLocation, here: str) -> Address | None:
         """How a process reaches a shard, None while nobody does.
 
         Args:
@@ -223,7 +223,7 @@ class Description(Struct, tag=1, array_like=True, frozen=True):
 
     Attributes:
         spawner: Who started them.
-        places: Where they are.
+        shard_map: Where they are.
         max_message_bytes: Largest message they take.
         changes: Whether the places can change, so that it is worth asking again.
         host: Where other nodes reach the host, None for nowhere.
@@ -233,7 +233,7 @@ class Description(Struct, tag=1, array_like=True, frozen=True):
     """
 
     spawner: str
-    places: Places
+    shard_map: ShardMap
     max_message_bytes: int
     changes: bool = False
     host: TcpAddress | None = None
@@ -254,12 +254,12 @@ class EndNode(Struct, array_like=True, frozen=True):
     timeout: float
 
 
-class Grant(Struct, tag=7, array_like=True, frozen=True):
+class HeartbeatReply(Struct, tag=7, array_like=True, frozen=True):
     """The answer to a beat.
 
     Attributes:
         lease: Seconds, from the moment in which the beat left, for which the node may answer.
-        orders: What it has to do from now on, None when that is what it knows.
+        assignments: What it has to do from now on, None when that is what it knows.
         end: Whether to end its actors; said again and again until it has.
         leave: Whether to end altogether, and what becomes of what is stored there.
         events_to: Number of the first event that the host has not heard of.
@@ -267,7 +267,7 @@ class Grant(Struct, tag=7, array_like=True, frozen=True):
     """
 
     lease: float
-    orders: Orders | None = None
+    assignments: NodeAssignments | None = None
     end: EndNode | None = None
     leave: Literal["keep", "remove"] | None = None
     events_to: int = 0
@@ -296,7 +296,7 @@ class ShutdownReply(Struct, tag=4, array_like=True, frozen=True):
     killed: dict[str, str]
 
 
-class Done(Struct, tag=5, array_like=True, frozen=True):
+class Acknowledged(Struct, tag=5, array_like=True, frozen=True):
     """It was heard."""
 
 
@@ -305,9 +305,9 @@ HostReply: TypeAlias = (
     | StatusReply
     | EventsReply
     | ShutdownReply
-    | Done
-    | Places
-    | Grant
+    | Acknowledged
+    | ShardMap
+    | HeartbeatReply
     | RanksReply
     | RebalanceReply
 )

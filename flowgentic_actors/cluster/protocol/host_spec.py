@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from flowgentic_actors.cluster.protocol.assignments import name_of
+from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
 from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.secret import Secret
@@ -96,5 +96,5 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
 def actor_addresses(spec: HostSpec) -> dict[str, str]:
     """The sockets of a cluster's actors, by name, in the order of their shards."""
     folder = socket_folder(Path(spec.folder))
-    names = [name_of(shard) for shard in range(spec.actors)]
+    names = [actor_name(shard) for shard in range(spec.actors)]
     return {name: str(folder / f"{name}.sock") for name in names}

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class ReplicaAssignment(Struct, array_like=True, frozen=True):
-    """What a copy is told to do, see `Duty`.
+    """What a copy is told to do, see `Assignment`.
 
     Attributes:
         leads: Whether it leads.
