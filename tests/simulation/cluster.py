@@ -1,4 +1,4 @@
-"""The host and its cluster: the real coordinator, in the loops that `Federation` runs around it."""
+"""The host and its cluster: the real placement, in the loops that `ClusterController` runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
-from flowgentic_actors.cluster.nodes.placement import Coordinator, NodeEvent
+from flowgentic_actors.cluster.nodes.placement import NodeEvent, Placement
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine.slots import SLOTS
@@ -59,7 +59,7 @@ LAVISH: Final = Manner(name="lavish")
 """As simply as can be, to compare with."""
 
 SPARING: Final = Manner(name="sparing", own=True, quiet=True, once=True)
-"""As `Federation` does it."""
+"""As `ClusterController` does it."""
 
 
 class SimulatedCluster:
@@ -101,7 +101,7 @@ class SimulatedCluster:
         lease = given.node_timeout * LEASE_SHARE
         names = [f"n{number:04}" for number in range(nodes)]
         self.host = names[0]
-        self.coordinator = Coordinator(
+        self.coordinator = Placement(
             ClusterPlan(version=0, shards=[], table=even_table(nodes, 2)),
             self.host,
             replicas=2,
@@ -191,7 +191,7 @@ class SimulatedCluster:
             What is under way.
         """
         self._course = course = Course(self.agenda, TICK)
-        self.coordinator.use(nodes, without)
+        self.coordinator.set_eligible_nodes(nodes, without)
         self._stir()
         rebalancing = Rebalancing(
             self.coordinator,
@@ -286,7 +286,7 @@ class SimulatedCluster:
         coordinator = self.coordinator
         ready = self._is_ready(node)
         news = question.known < coordinator.changed_for(node)
-        orders = coordinator.orders(node) if ready and news else None
+        orders = coordinator.assignments(node) if ready and news else None
         if ready:
             coordinator.granted(node, self.agenda.now)
         else:
@@ -310,7 +310,7 @@ class SimulatedCluster:
         self._published = version
         own = self.nodes[self.host]
         if own.known < version:
-            own._carry_out(0.0, self.coordinator.orders(self.host), False)
+            own._carry_out(0.0, self.coordinator.assignments(self.host), False)
             self._hear_own()
         for question in [q for q in self._polls.values() if self._has_news_for(q)]:
             self._work(self.conditions.beat_cost / 2, self._grant, question)
@@ -355,7 +355,7 @@ class SimulatedCluster:
         self.counts["bytes of places"] += size
         leaders = {}
         for shard in self.watched:
-            member = self.coordinator.member(shard)
+            member = self.coordinator.leader_status(shard)
             plan = self.coordinator.plan.shards[shard]
             leaders[shard] = plan.leader if member is not None and member.leads else ""
         arrives = self._card_free_at + self.chance.latency()

@@ -161,7 +161,7 @@ class _Found:
         """Without clients, the host's word counts."""
         for shard in self._watched - set(self.leading):
             coordinator = self._cluster.coordinator
-            member = coordinator.member(shard)
+            member = coordinator.leader_status(shard)
             if coordinator.plan.shards[shard].leader in self._dead or member is None:
                 continue
             if member.leads:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
-from flowgentic_actors.cluster.nodes.placement import Coordinator
+from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.protocol.assignments import ReplicaStatus
 from flowgentic_actors.cluster.protocol.host import ShardLocation, ShardMap
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table, moves, rebalanced
@@ -236,7 +236,7 @@ def loads(nodes: int, heartbeat_interval: float = 0.5) -> Loads:
     names = [f"n{number:04}" for number in range(nodes)]
     plan = ClusterPlan(version=0, shards=[])
     leases = GrantedLeases(2.5, 3.0, 0.1)
-    host = Coordinator(plan, names[0], replicas=2, degrade=True, recovers=False, leases=leases)
+    host = Placement(plan, names[0], replicas=2, degrade=True, recovers=False, leases=leases)
     for name in names:
         host.joined(name)
     host.place(names)
@@ -250,7 +250,7 @@ def loads(nodes: int, heartbeat_interval: float = 0.5) -> Loads:
     tick = _each(host.tick, [0.0] * 10)
     heard = _each(lambda name: host.heard(name, told[name]), names)
     granted = _each(lambda name: host.granted(name, 0.0), names)
-    orders = _each(host.orders, names)
+    orders = _each(host.assignments, names)
     begin = time.perf_counter()
     host.lost(names[nodes // 2], "power")
     lost = time.perf_counter() - begin
@@ -270,7 +270,7 @@ def loads(nodes: int, heartbeat_interval: float = 0.5) -> Loads:
     )
 
 
-def _members(host: Coordinator, name: str) -> list[ReplicaStatus]:
+def _members(host: Placement, name: str) -> list[ReplicaStatus]:
     return [
         ReplicaStatus(
             shard=duty.shard,
@@ -287,7 +287,7 @@ def _members(host: Coordinator, name: str) -> list[ReplicaStatus]:
             reason="",
             stats={},
         )
-        for duty in host.orders(name).per_shard
+        for duty in host.assignments(name).per_shard
     ]
 
 

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases, HeldLease
-from flowgentic_actors.cluster.nodes.placement import Coordinator
+from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.protocol.assignments import (
     Assignment,
     NodeAssignments,
@@ -47,9 +47,9 @@ def coordinator(
     degrade: bool = True,
     recovers: bool = False,
     lease: float = LEASE,
-) -> Coordinator:
+) -> Placement:
     """One shard for each node, a cluster that has just been opened."""
-    made = Coordinator(
+    made = Placement(
         plan or ClusterPlan(version=0, shards=[]),
         "a",
         replicas=replicas,
@@ -84,21 +84,21 @@ def member(duty: Assignment, node: str, **changes: object) -> ReplicaStatus:
     return msgspec.structs.replace(made, **changes)
 
 
-def tell(host: Coordinator, node: str, **changes: object) -> None:
+def tell(host: Placement, node: str, **changes: object) -> None:
     """A beat of a node that does what its orders say."""
-    host.heard(node, [member(duty, node, **changes) for duty in host.orders(node).per_shard])
+    host.heard(node, [member(duty, node, **changes) for duty in host.assignments(node).per_shard])
 
 
-def caught_up(nodes: Collection[str] = NODES) -> Coordinator:
+def caught_up(nodes: Collection[str] = NODES) -> Placement:
     """A cluster in which every shard has two whole copies."""
     made = coordinator(nodes=nodes)
     for node in nodes:
-        host_leads = {d.shard for d in made.orders(node).per_shard if d.role == "leader"}
+        host_leads = {d.shard for d in made.assignments(node).per_shard if d.role == "leader"}
         made.heard(
             node,
             [
                 member(duty, node, caught_up=duty.shard in host_leads)
-                for duty in made.orders(node).per_shard
+                for duty in made.assignments(node).per_shard
             ],
         )
     assert all(plan.caught_up for plan in made.plan.shards)
@@ -106,10 +106,10 @@ def caught_up(nodes: Collection[str] = NODES) -> Coordinator:
     return made
 
 
-def followed(host: Coordinator, shard: int, **changes: object) -> None:
+def followed(host: Placement, shard: int, **changes: object) -> None:
     """The follower of a shard tells how it is."""
     node = host.plan.shards[shard].follower
-    duties = host.orders(node).per_shard
+    duties = host.assignments(node).per_shard
     host.heard(node, [member(d, node, **(changes if d.shard == shard else {})) for d in duties])
 
 
@@ -174,11 +174,11 @@ def test_a_follower_whose_leader_is_not_there_yet_waits() -> None:
     assert host.plan.shards[0].follower == old
 
 
-def kinds(host: Coordinator) -> list[str]:
+def kinds(host: Placement) -> list[str]:
     return [event.kind for event in host.take_events()]
 
 
-def grant_all(host: Coordinator) -> None:
+def grant_all(host: Placement) -> None:
     for node in host.nodes:
         host.granted(node, 0.0)
 
@@ -215,7 +215,7 @@ def test_orders_are_those_of_the_plan() -> None:
     host = coordinator()
     tell(host, "b")
 
-    duties = {duty.shard: duty for duty in host.orders("b").per_shard}
+    duties = {duty.shard: duty for duty in host.assignments("b").per_shard}
 
     assert set(duties) == {0, 1}
     assert duties[1] == Assignment(
@@ -223,14 +223,14 @@ def test_orders_are_those_of_the_plan() -> None:
     )
     assert duties[0].role == "follower"
     assert duties[0].leader is None  # a has not told where it serves
-    follower = next(d for d in host.orders("c").per_shard if d.role == "follower")
+    follower = next(d for d in host.assignments("c").per_shard if d.role == "follower")
     assert follower.leader == "b:1"
 
 
 def test_without_degrading_no_leader_goes_on_alone() -> None:
     host = coordinator(degrade=False)
     assert not any(
-        duty.allow_single_copy for duty in host.orders("b").per_shard if duty.role == "leader"
+        duty.allow_single_copy for duty in host.assignments("b").per_shard if duty.role == "leader"
     )
 
 
@@ -248,17 +248,17 @@ def test_shards_that_are_placed_anew_keep_their_terms_growing() -> None:
 
 def test_a_follower_has_caught_up_when_its_leader_of_this_term_says_so() -> None:
     host = coordinator()
-    duties = host.orders("b").per_shard
+    duties = host.assignments("b").per_shard
 
     host.heard("b", [member(duty, "b", caught_up=True, term=1) for duty in duties])
     of_another_term = host.plan.shards[1].caught_up
-    host.heard("c", [member(duty, "c", caught_up=True) for duty in host.orders("c").per_shard])
+    host.heard("c", [member(duty, "c", caught_up=True) for duty in host.assignments("c").per_shard])
     of_its_follower = host.plan.shards[1].caught_up
     host.heard("b", [member(duty, "b", caught_up=True) for duty in duties])
 
     assert (of_another_term, of_its_follower) == (False, False)
     assert host.plan.shards[1].caught_up
-    assert next(d for d in host.orders("b").per_shard if d.role == "leader").follower_in_sync
+    assert next(d for d in host.assignments("b").per_shard if d.role == "leader").follower_in_sync
 
 
 def test_nonsense_is_not_taken_in() -> None:
@@ -267,12 +267,12 @@ def test_nonsense_is_not_taken_in() -> None:
 
     host.heard("b", [stray])
 
-    assert host.member(99 % 4) is None
+    assert host.leader_status(99 % 4) is None
 
 
 def test_a_follower_that_starts_over_does_so_in_a_term_of_its_own() -> None:
     host = caught_up()
-    old = [member(duty, "b", caught_up=True) for duty in host.orders("b").per_shard]
+    old = [member(duty, "b", caught_up=True) for duty in host.assignments("b").per_shard]
     term = host.plan.shards[1].term
 
     tell(host, "b", sent_back=True)
@@ -288,7 +288,7 @@ def test_a_leader_that_says_both_is_believed_the_worse() -> None:
     host = caught_up()
     both = [
         member(duty, "b", caught_up=True, sent_back=True)
-        for duty in host.orders("b").per_shard
+        for duty in host.assignments("b").per_shard
         if duty.role == "leader"
     ]
     host.heard("b", both)
@@ -304,7 +304,7 @@ def test_a_leader_that_says_both_is_believed_the_worse() -> None:
 
 def test_a_leader_that_failed_for_good_is_replaced_if_its_follower_has_caught_up() -> None:
     host = caught_up()
-    duties = [duty for duty in host.orders("b").per_shard if duty.role == "leader"]
+    duties = [duty for duty in host.assignments("b").per_shard if duty.role == "leader"]
 
     host.heard("b", [member(duty, "b", state="failed", leads=False) for duty in duties])
 
@@ -314,7 +314,7 @@ def test_a_leader_that_failed_for_good_is_replaced_if_its_follower_has_caught_up
 
 def test_a_leader_that_failed_keeps_its_shard_while_there_is_no_other_copy() -> None:
     host = coordinator()
-    duties = [duty for duty in host.orders("b").per_shard if duty.role == "leader"]
+    duties = [duty for duty in host.assignments("b").per_shard if duty.role == "leader"]
 
     host.heard("b", [member(duty, "b", state="failed", leads=False) for duty in duties])
 
@@ -336,13 +336,13 @@ def test_a_changed_address_is_news_and_the_same_is_not() -> None:
 
 def test_a_node_s_orders_are_the_same_from_their_version_on() -> None:
     host = caught_up()
-    before = {node: (host.changed_for(node), host.orders(node).per_shard) for node in NODES}
+    before = {node: (host.changed_for(node), host.assignments(node).per_shard) for node in NODES}
 
     host.lost("c", "power")
 
     for node in ("a", "b", "d"):
         changed, duties = before[node]
-        assert (host.orders(node).per_shard == duties) == (host.changed_for(node) == changed)
+        assert (host.assignments(node).per_shard == duties) == (host.changed_for(node) == changed)
 
 
 # ---------------------------------------------------------------------- losses
@@ -367,7 +367,7 @@ def test_a_follower_that_has_not_caught_up_takes_nobody_s_place() -> None:
     host.lost("b", "power")
 
     assert (host.plan.shards[1].leader, host.plan.shards[1].lost) == ("", "b")
-    assert host.orders("c").per_shard[0].shard != 1
+    assert host.assignments("c").per_shard[0].shard != 1
     assert "shard_lost" in kinds(host)
 
 
@@ -392,7 +392,7 @@ def test_a_returned_node_does_not_get_back_what_another_one_has_now() -> None:
     host.heard("b", [])
 
     assert host.plan.shards[1].leader == "c"
-    assert all(duty.role == "follower" for duty in host.orders("b").per_shard)
+    assert all(duty.role == "follower" for duty in host.assignments("b").per_shard)
 
 
 def test_with_a_shared_folder_another_node_opens_the_shard() -> None:
@@ -468,7 +468,7 @@ def test_copies_go_where_the_fewest_are() -> None:
     host = caught_up(["a", *nodes])
     host.lost("n3", "power")
 
-    held = {node: len(host.orders(node).per_shard) for node in host.nodes}
+    held = {node: len(host.assignments(node).per_shard) for node in host.nodes}
 
     assert sum(held.values()) == 22
     assert max(held.values()) <= 3
@@ -502,7 +502,7 @@ def test_the_plan_survives_the_host() -> None:
     encoded = msgspec.json.encode(before.plan)
 
     host = coordinator(msgspec.json.decode(encoded, type=ClusterPlan), ["a", "c"], place=False)
-    host.miss()
+    host.fail_absent_nodes()
 
     old = {plan.shard: plan for plan in before.plan.shards}
     assert host.plan.version > before.plan.version
@@ -517,11 +517,11 @@ def test_a_plan_that_nothing_is_missing_of_stays_as_it_is() -> None:
     encoded = msgspec.json.encode(before.plan)
 
     host = coordinator(msgspec.json.decode(encoded, type=ClusterPlan), place=False)
-    host.miss()
+    host.fail_absent_nodes()
 
     assert msgspec.json.encode(host.plan) == encoded
     assert all(
-        duty.follower_in_sync for duty in host.orders("b").per_shard if duty.role == "leader"
+        duty.follower_in_sync for duty in host.assignments("b").per_shard if duty.role == "leader"
     )
 
 
@@ -532,9 +532,9 @@ def test_nodes_that_come_one_by_one_do_not_get_all_followers_at_first() -> None:
     )
 
     host = coordinator(plan, nodes, place=False)
-    host.miss()
+    host.fail_absent_nodes()
 
-    assert [len(host.orders(node).per_shard) for node in nodes] == [2] * 10
+    assert [len(host.assignments(node).per_shard) for node in nodes] == [2] * 10
 
 
 def test_a_shard_that_both_nodes_were_lost_with_is_still_lost_for_the_next_host() -> None:
@@ -544,7 +544,7 @@ def test_a_shard_that_both_nodes_were_lost_with_is_still_lost_for_the_next_host(
     plan = msgspec.json.decode(msgspec.json.encode(before.plan), type=ClusterPlan)
 
     host = coordinator(plan, ["a", "d"], place=False)
-    host.miss()
+    host.fail_absent_nodes()
     assert host.plan.shards[1].lost
     host.joined("b")
 
@@ -707,12 +707,12 @@ class Cluster(RuleBasedStateMachine):
             self._answer(data.draw(st.integers(0, len(self.polls) - 1)))
 
     def _answer(self, which: int) -> None:
-        """As `Federation._grant` does."""
+        """As `ClusterController._grant` does."""
         beat = self.polls.pop(which)
         orders, lease = None, False
         if self.version == self.host.plan.version:
             if beat.known < self.version:
-                orders = self.host.orders(beat.node)
+                orders = self.host.assignments(beat.node)
             self.host.granted(beat.node, self.clock())
             lease = True
         self.answers.append(Answer(beat.node, beat.question, beat.asked_at, orders, lease))
@@ -743,7 +743,7 @@ class Cluster(RuleBasedStateMachine):
     def publish(self) -> None:
         self.file = msgspec.json.encode(self.host.plan)
         self.version = self.host.plan.version
-        self.nodes["a"].carry_out(self.host.orders("a"))
+        self.nodes["a"].carry_out(self.host.assignments("a"))
         self.nodes["a"].lease.until = float("inf")
         self.host.heard("a", self.nodes["a"].members())
 
@@ -846,7 +846,7 @@ class Cluster(RuleBasedStateMachine):
         before = {one.shard: one.term for one in plan.shards}
         self.arrangements = {one.shard: (one.term, one.leader, one.follower) for one in plan.shards}
         self.host = coordinator(plan, ["a", *sorted(there)], place=False, lease=self.lease)
-        self.host.miss()
+        self.host.fail_absent_nodes()
         assert all(one.term >= before[one.shard] for one in self.host.plan.shards)
         self.version = 0
         self.publish()

@@ -17,7 +17,7 @@ from rich.pretty import pretty_repr
 from flowgentic_actors.actors.supervisor import SupervisorSettings
 from flowgentic_actors.cluster.nodes.join_protocol import (
     Join,
-    JoinDesk,
+    JoinServer,
     NodeSpec,
     Ticket,
     join,
@@ -84,7 +84,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.joined: list[str] = []
-        self.desk = JoinDesk(self._take_in)
+        self.desk = JoinServer(self._take_in)
         self.address = TcpAddress(HOST, 1, IDENTITY.certificate)
 
     def _take_in(self, who: Join) -> None:

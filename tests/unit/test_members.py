@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from flowgentic_actors.actors.child import ChildState
-from flowgentic_actors.cluster.nodes.replica_manager import NodeMembers
+from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
 from flowgentic_actors.cluster.protocol.assignments import Assignment, NodeAssignments, actor_name
 from flowgentic_actors.secret import Secret
 
@@ -57,7 +57,7 @@ class _Supervisor:
 
 async def test_one_that_has_failed_is_started_again_by_another_term_alone(tmp_path: Path) -> None:
     supervisor = _Supervisor()
-    members = NodeMembers(
+    members = ReplicaManager(
         cast("Any", supervisor),
         cast("Any", None),
         lambda shard: cast("Any", _Spec(actor_name(shard), {"folder": str(tmp_path / str(shard))})),

@@ -27,7 +27,7 @@ from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
-from flowgentic_actors.cluster.nodes.placement import Coordinator
+from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table
 from flowgentic_actors.engine import Shard, pace
@@ -253,7 +253,7 @@ class Two:
         self.source, self.target = self.sides
         table = even_table(2, DEPTH)
         plan = ClusterPlan(version=0, shards=[], table=table)
-        self.host: Coordinator = coordinator(plan, ("a", "b"), replicas=1)
+        self.host: Placement = coordinator(plan, ("a", "b"), replicas=1)
         self.slots = [slot for slot in range(SLOTS // 2) if self.rng.random() < 0.5]
         self.clients = Client(self.source, "shard-0"), Client(self.target, "shard-1")
         self.model = Model()
@@ -266,14 +266,14 @@ class Two:
 
     def claim(self, side: Side) -> SlotOwnership:
         node = "ab"[self.sides.index(side)]
-        claim = self.host.orders(node).per_shard[0].ownership
+        claim = self.host.assignments(node).per_shard[0].ownership
         assert claim is not None
         return claim
 
     def beat(self) -> None:
         """Both tell how they are."""
         for node, side in zip("ab", self.sides, strict=True):
-            (duty,) = self.host.orders(node).per_shard
+            (duty,) = self.host.assignments(node).per_shard
             address = side.address if side.serves else None
             told = member(duty, node, leads=side.serves, address=address, migration=side.migration)
             self.host.heard(node, [told])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from flowgentic_actors.cluster.nodes import rebalancing
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
-from flowgentic_actors.cluster.nodes.placement import Coordinator
+from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.nodes.rebalancing import Layout, Rebalancing, lay_out
 from flowgentic_actors.cluster.protocol.assignments import (
     Assignment,
@@ -146,7 +146,7 @@ def test_second_copies_are_spread_as_well() -> None:
 # ---------------------------------------------------------------------- what is ordered
 
 
-def opened(nodes: str = "abc", replicas: int = 1, shards: int = 0) -> Coordinator:
+def opened(nodes: str = "abc", replicas: int = 1, shards: int = 0) -> Placement:
     """A cluster with a table, in which every leader serves and every copy is whole."""
     table = even_table(shards or len(nodes), 2)
     plan = ClusterPlan(version=0, shards=[], table=table)
@@ -155,16 +155,18 @@ def opened(nodes: str = "abc", replicas: int = 1, shards: int = 0) -> Coordinato
         for node in nodes:
             told = [
                 member(duty, node, caught_up=duty.role == "leader" and bool(duty.follower))
-                for duty in host.orders(node).per_shard
+                for duty in host.assignments(node).per_shard
             ]
             host.heard(node, told)
     host.take_events()
     return host
 
 
-def claim(host: Coordinator, shard: int) -> SlotOwnership:
+def claim(host: Placement, shard: int) -> SlotOwnership:
     plan = host.plan.shards[shard]
-    found = [duty.ownership for duty in host.orders(plan.leader).per_shard if duty.shard == shard]
+    found = [
+        duty.ownership for duty in host.assignments(plan.leader).per_shard if duty.shard == shard
+    ]
     assert found[0] is not None
     return found[0]
 
@@ -316,7 +318,7 @@ def test_the_next_host_moves_nothing_that_was_on_its_way() -> None:
     number = host.moves.begin(0, 1, SOME, 77)
     version = host.plan.version
 
-    host.miss()
+    host.fail_absent_nodes()
 
     assert host.moves.find(number) is None
     assert host.plan.version > version
@@ -327,7 +329,7 @@ def test_a_node_that_is_not_to_be_used_gets_no_copies_and_keeps_what_it_has() ->
     host = opened("abcd", replicas=2)
     before = [(plan.leader, plan.follower) for plan in host.plan.shards]
 
-    host.use(["a", "b", "c"])
+    host.set_eligible_nodes(["a", "b", "c"])
     assert host.plan.spare == ["d"]
     assert [(plan.leader, plan.follower) for plan in host.plan.shards] == before
     host.lost("b", "power")
@@ -336,14 +338,14 @@ def test_a_node_that_is_not_to_be_used_gets_no_copies_and_keeps_what_it_has() ->
     assert now[0].follower == "c"  # it was b
     assert now[1].leader == "c"
     assert now[1].follower == "a"
-    host.use(["a", "c", "d"])
+    host.set_eligible_nodes(["a", "c", "d"])
     assert host.plan.spare == []
 
 
 def test_a_lost_node_that_is_not_to_be_used_gets_nothing_when_it_is_back() -> None:
     host = opened("abc", replicas=2)
     host.lost("c", "power")
-    host.use(["a", "b"], without=["c"])
+    host.set_eligible_nodes(["a", "b"], without=["c"])
     host.joined("c")
     assert host.plan.spare == ["c"]
     host.lost("b", "power")  # with a alone there would be no second copy
@@ -352,7 +354,7 @@ def test_a_lost_node_that_is_not_to_be_used_gets_nothing_when_it_is_back() -> No
 
 def test_the_hosts_own_node_is_always_used() -> None:
     host = opened()
-    host.use(["b"])
+    host.set_eligible_nodes(["b"])
     assert host.plan.spare == ["c"]
 
 
@@ -368,7 +370,7 @@ def test_a_new_shard_has_no_slots_and_one_that_ended_no_place() -> None:
     host.retire(2)
 
     assert host.plan.shards[2].retired
-    assert 2 not in {duty.shard for node in "ab" for duty in host.orders(node).per_shard}
+    assert 2 not in {duty.shard for node in "ab" for duty in host.assignments(node).per_shard}
     host.lost("b", "power")
     host.joined("b")
     assert host.plan.shards[2].leader == host.plan.shards[2].follower == ""
@@ -501,7 +503,7 @@ class World:
             self.step()
 
     def _serves(self, plan: ShardPlan) -> bool:
-        found = self.host.member(plan.shard)
+        found = self.host.leader_status(plan.shard)
         return found is not None and found.leads and (plan.caught_up or not plan.follower)
 
     def join(self, nodes: str) -> None:
@@ -557,7 +559,7 @@ class World:
         self.host.heard(node, [self._member(node, duty) for duty in orders.per_shard])
         if self.host.changed_for(node) <= orders.version:
             return
-        orders = self.orders[node] = self.host.orders(node)
+        orders = self.orders[node] = self.host.assignments(node)
         wanted = {(node, duty.shard) for duty in orders.per_shard if duty.role == "leader"}
         for key in [key for key in self.leaders if key[0] == node and key not in wanted]:
             del self.leaders[key]
@@ -599,7 +601,7 @@ class World:
     # ------------------------------------------------------------------ what is wanted
 
     async def rebalance(self, nodes: str) -> None:
-        self.host.use(nodes)
+        self.host.set_eligible_nodes(nodes)
         try:
             with anyio.fail_after(60):
                 await self.rebalancing().run(list(nodes))

@@ -37,9 +37,9 @@ from flowgentic_actors.cluster.host.event_log import History
 from flowgentic_actors.cluster.host.ranks import Ranks
 from flowgentic_actors.cluster.host.reporter import Reporter
 from flowgentic_actors.cluster.job_end import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
-from flowgentic_actors.cluster.nodes.controller import Federation
+from flowgentic_actors.cluster.nodes.controller import ClusterController
 from flowgentic_actors.cluster.nodes.node_launcher import DragonNodeLauncher, LocalNodeLauncher
-from flowgentic_actors.cluster.nodes.node_pool import Gathering
+from flowgentic_actors.cluster.nodes.node_pool import NodePool
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
 from flowgentic_actors.cluster.nodes.replica_manager import REPLICATED_FACTORY
 from flowgentic_actors.cluster.opener.host_launcher import LOG_FILE
@@ -231,7 +231,7 @@ class Host:
         )
         epochs = ProcessRecord(self._folder).epochs()
         self._reporter = Reporter(spec, self._supervisor, epochs, self._ending.is_set)
-        self._federation: Federation | None = None
+        self._federation: ClusterController | None = None
         self._actor_arguments: dict[str, str] = {}
         self._ip = ""
         self._remote: TcpAddress | None = None
@@ -321,7 +321,7 @@ class Host:
         """End all actors; what became of those that did not end in order."""
         elsewhere: dict[str, str] = {}
 
-        async def end_others(federation: Federation) -> None:
+        async def end_others(federation: ClusterController) -> None:
             elsewhere.update(await federation.end(timeout, self._end_reason))
 
         async with anyio.create_task_group() as tasks:
@@ -329,7 +329,7 @@ class Host:
                 tasks.start_soon(end_others, self._federation)
             here = await self._supervisor.stop(timeout, self._end_reason)
         if self._federation is not None:
-            here = self._federation.that_matter(here)
+            here = self._federation.unclean_leaders(here)
         return here | elsewhere
 
     async def _stay(self) -> None:
@@ -409,7 +409,7 @@ class Host:
         self._ip = "127.0.0.1" if spec.spawner != "dragon" else choose_address(spec.network)
         dragon = spec.spawner == "dragon"
         launcher = DragonNodeLauncher() if dragon else LocalNodeLauncher(self._folder)
-        gathering = Gathering(spec, launcher, spec.identity, self._ip, self._event)
+        gathering = NodePool(spec, launcher, spec.identity, self._ip, self._event)
         before = await on_daemon_thread(_FILE_TIMEOUT, PlanFile(Path(spec.memory)).read)
         nodes = await gathering.gather(
             time.monotonic() + _GATHER_SHARE * spec.start_timeout,
@@ -425,7 +425,7 @@ class Host:
         context = await on_daemon_thread(_FILE_TIMEOUT, server_context, spec.identity, self._folder)
         port = await self._listen(context)
         self._remote = TcpAddress(self._ip, port, spec.identity.certificate)
-        self._federation = Federation(
+        self._federation = ClusterController(
             spec,
             gathering=gathering,
             identity=spec.identity,
@@ -450,7 +450,7 @@ class Host:
         return port
 
     async def _open_federation(
-        self, federation: Federation, tasks: TaskGroup, nodes: list[str]
+        self, federation: ClusterController, tasks: TaskGroup, nodes: list[str]
     ) -> None:
         spec = self._spec
         assert self._remote is not None
@@ -698,7 +698,7 @@ class Host:
         if isinstance(command, GetShardMap):
             if self._federation is None:
                 return self._places()
-            return await self._federation.places(command.version, command.wait)
+            return await self._federation.shard_map(command.version, command.wait)
         shared = self._spec.shared
         if self._manifest is not None:
             shared = msgspec.structs.replace(shared, index=self._manifest.index)
@@ -716,7 +716,7 @@ class Host:
     def _places(self) -> ShardMap:
         spec = self._spec
         if self._federation is not None:
-            return self._federation.current_places()
+            return self._federation.current_shard_map()
         table = even_table(spec.actors, spec.namespace_depth)
         here = machine()
         places = (ShardLocation(name, here, path) for name, path in actor_addresses(spec).items())
@@ -742,7 +742,7 @@ class Host:
 
     def _stir(self) -> None:
         if self._federation is not None:
-            self._federation.stir()
+            self._federation.request_publish()
 
     def _event(self, kind: EventKind, actor: str, detail: str) -> None:
         if actor:

@@ -14,7 +14,7 @@ import anyio
 from flowgentic_actors.actors.child import Child, ChildState
 from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
-from flowgentic_actors.cluster.nodes.controller import Federation
+from flowgentic_actors.cluster.nodes.controller import ClusterController
 from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.cluster.protocol.slot_table import even_table
@@ -50,7 +50,7 @@ class Reporter:
         self._epochs = epochs
         self._is_ending = is_ending
 
-    async def status(self, federation: Federation | None) -> ClusterStatus:
+    async def status(self, federation: ClusterController | None) -> ClusterStatus:
         """The status, with what the actors answer within a second, or have reported before.
 
         Args:
@@ -63,10 +63,10 @@ class Reporter:
             if federation is not None:
                 tasks.start_soon(federation.hear, timeout)
         if federation is not None:
-            federation.stir()
+            federation.request_publish()
         return self._status(federation)
 
-    def _status(self, federation: Federation | None) -> ClusterStatus:
+    def _status(self, federation: ClusterController | None) -> ClusterStatus:
         spec = self._spec
         if federation is not None:
             actors, nodes = list(federation.actors()), federation.nodes()

@@ -30,7 +30,7 @@ from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.join_protocol import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
-from flowgentic_actors.cluster.nodes.replica_manager import NodeMembers
+from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
 from flowgentic_actors.cluster.nodes.stats_queries import HEARING
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     MEMORY,
@@ -151,7 +151,7 @@ class NodeAgent:
         host = AsyncConnection(spec.host, spec.secret, "the host", spec.max_message_bytes)
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            self._members = NodeMembers(
+            self._replica_manager = ReplicaManager(
                 self._supervisor,
                 tasks,
                 self._child_spec,
@@ -204,7 +204,7 @@ class NodeAgent:
 
     async def _end(self, end: EndNode) -> None:
         ended = await self._supervisor.stop(end.timeout, end.reason)
-        self._ended = self._members.that_matter(ended)
+        self._ended = self._replica_manager.unclean_leaders(ended)
 
     async def _take(self, grant: HeartbeatReply, asked_at: float) -> None:
         """Do what the host says."""
@@ -213,7 +213,7 @@ class NodeAgent:
             self._tasks.start_soon(self._hear, grant.asks)
         if grant.assignments is not None and self._ending is None:
             # First of all, what is not wanted any more ends: the lease is not for that.
-            await self._members.carry_out(grant.assignments)
+            await self._replica_manager.carry_out(grant.assignments)
             self._known = grant.assignments.version
         if grant.lease > 0:
             self._supervisor.extend(self._lease.granted(asked_at))
@@ -240,7 +240,7 @@ class NodeAgent:
             self._node,
             self._spec.host_id,
             self._known,
-            self._members.members(),
+            self._replica_manager.replicas(),
             tuple(self._events),
             self._events_from,
             self._ended,
@@ -323,7 +323,7 @@ class NodeAgent:
 
     def _event(self, kind: EventKind, actor: str, detail: str) -> None:
         if actor:
-            detail = self._members.located(actor, detail, self._node)
+            detail = self._replica_manager.located(actor, detail, self._node)
         logger.info("%s %s %s", kind, actor, detail)
         if len(self._events) == _MOST_EVENTS:
             self._events_from += 1

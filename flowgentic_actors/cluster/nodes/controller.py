@@ -20,16 +20,16 @@ from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
-from flowgentic_actors.cluster.nodes.directory import actors_of, nodes_of, places_of
+from flowgentic_actors.cluster.nodes.directory import actors_of, locations_of, nodes_of
 from flowgentic_actors.cluster.nodes.join_protocol import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
-from flowgentic_actors.cluster.nodes.node_pool import Gathering
-from flowgentic_actors.cluster.nodes.placement import Coordinator
+from flowgentic_actors.cluster.nodes.node_pool import NodePool
+from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
-from flowgentic_actors.cluster.nodes.replica_manager import NodeMembers
+from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
 from flowgentic_actors.cluster.nodes.resizing import Resizing
-from flowgentic_actors.cluster.nodes.stats_queries import NodeAsking
+from flowgentic_actors.cluster.nodes.stats_queries import NodeStatsQueries
 from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host import (
     Acknowledged,
@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Federation:
+class ClusterController:
     """All nodes of one cluster, the host's own included.
 
     Args:
@@ -85,7 +85,7 @@ class Federation:
         self,
         spec: HostSpec,
         *,
-        gathering: Gathering,
+        gathering: NodePool,
         identity: Identity,
         ip: str,
         supervisor: Supervisor,
@@ -99,8 +99,8 @@ class Federation:
         self._on_event = on_event
         self._here = gathering.here
         self._machines = gathering.machines
-        self._coordinator: Coordinator | None = None
-        self._members: NodeMembers | None = None
+        self._coordinator: Placement | None = None
+        self._replica_manager: ReplicaManager | None = None
         self._plan_file: PlanFile | None = None
         self._published = 0  # version of the plan that is on the disk
         self._known_here = 0
@@ -124,7 +124,7 @@ class Federation:
         self._closing, self._closed = "", False
         self._encoded = Raw(b"")
         self._encoded_of: ShardMap | None = None
-        self._asking = NodeAsking(self._tell_news)
+        self._asking = NodeStatsQueries(self._tell_news)
         self._lease = spec.node_timeout * _LEASE_SHARE
         self._leases = GrantedLeases(self._lease, spec.node_timeout, _TICK)
         self._id = secrets.token_hex(8)
@@ -150,7 +150,7 @@ class Federation:
 
         Args:
             tasks: The task group that owns what goes on.
-            nodes: What `Gathering.gather` gave.
+            nodes: What `NodePool.gather` gave.
             table: Where each key lives, if no earlier host decided it.
             host: Where the nodes find the host.
             generation: Folder below the memory's in which each shard has one.
@@ -167,7 +167,7 @@ class Federation:
         self._on_table = on_table
         plan_file = self._plan_file = PlanFile(Path(spec.memory))
         before = await on_daemon_thread(_FILE_TIMEOUT, plan_file.read)
-        coordinator = self._coordinator = Coordinator(
+        coordinator = self._coordinator = Placement(
             before or ClusterPlan(version=0, shards=[]),
             self._here,
             replicas=spec.replicas,
@@ -187,9 +187,9 @@ class Federation:
             coordinator.place([nodes[shard // spec.actors] for shard in range(shards)])
         else:
             plan.table = plan.table or table
-            coordinator.miss()
+            coordinator.fail_absent_nodes()
         self._noted = plan.table
-        self._members = NodeMembers(
+        self._replica_manager = ReplicaManager(
             self._supervisor,
             tasks,
             child_spec,
@@ -265,7 +265,7 @@ class Federation:
         while True:
             waits = False
             for plan in coordinator.plan.shards:
-                member = coordinator.member(plan.shard)
+                member = coordinator.leader_status(plan.shard)
                 if not plan.leader:
                     continue
                 if member is not None and member.state == "failed":
@@ -350,7 +350,7 @@ class Federation:
         orders = None
         if coordinator.changed_for(node) <= self._published:
             if beat.known < coordinator.changed_for(node):
-                orders = coordinator.orders(node)
+                orders = coordinator.assignments(node)
             coordinator.granted(node, time.monotonic())
             return HeartbeatReply(self._lease, orders, end, None, events_to, self._asking.number)
         return HeartbeatReply(0.0, None, end, None, events_to, self._asking.number)
@@ -374,13 +374,13 @@ class Federation:
             for node in set(before) - set(coordinator.nodes):
                 self._tell_news()
                 if node in self._hung_up and self._end is None:
-                    tasks.start_soon(self._start_again, node)
-            if self._members is not None:
-                coordinator.heard(self._here, self._members.members())
+                    tasks.start_soon(self._restart_node, node)
+            if self._replica_manager is not None:
+                coordinator.heard(self._here, self._replica_manager.replicas())
             if coordinator.plan.version != self._published:
                 self._stir.set()
 
-    async def _start_again(self, node: str) -> None:
+    async def _restart_node(self, node: str) -> None:
         """Start the program of a node that is there, and whose last one is not."""
         assert self._spec_of is not None
         now = time.monotonic()
@@ -398,7 +398,7 @@ class Federation:
                 return
             deadline = time.monotonic() + spec.start_timeout
             try:
-                joined = await self._gathering.start_again(node, self._spec_of, deadline)
+                joined = await self._gathering.restart(node, self._spec_of, deadline)
             except OSError as error:  # such as no open file being left
                 self._on_event(
                     EventKind.NODE_MISSING, "", f"{node} cannot be started again: {error}"
@@ -407,10 +407,10 @@ class Federation:
             if not joined:
                 self._on_event(EventKind.NODE_MISSING, "", f"{node} did not join again")
 
-    def stir(self) -> None:
+    def request_publish(self) -> None:
         """Look at this node's actors now: something has changed."""
-        if self._coordinator is not None and self._members is not None:
-            self._coordinator.heard(self._here, self._members.members())
+        if self._coordinator is not None and self._replica_manager is not None:
+            self._coordinator.heard(self._here, self._replica_manager.replicas())
         self._stir.set()
 
     async def _keep_publishing(self) -> None:
@@ -434,13 +434,13 @@ class Federation:
 
     async def _keep_order_here(self) -> None:
         """Do on this node what was decided, beside telling the others."""
-        coordinator, members = self._coordinator, self._members
+        coordinator, members = self._coordinator, self._replica_manager
         assert coordinator is not None
         assert members is not None
         while self._end is None:
             # What is not on the disk is not acted upon.
             if self._known_here < self._published == coordinator.plan.version:
-                orders = coordinator.orders(self._here)
+                orders = coordinator.assignments(self._here)
                 await members.carry_out(orders)
                 self._known_here = orders.version
             else:
@@ -469,19 +469,19 @@ class Federation:
 
     # ------------------------------------------------------------------ what clients hear
 
-    async def places(self, version: int, wait: float) -> Raw | Acknowledged:
+    async def shard_map(self, version: int, wait: float) -> Raw | Acknowledged:
         """Where the shards are, encoded; after a while without news, that there is none."""
         with anyio.move_on_after(wait):
             while self._published <= version:
                 await self._news.wait()
         if self._published <= version:
             return Acknowledged()
-        places = self.current_places()
+        places = self.current_shard_map()
         if self._encoded_of is not places:  # once for all who ask
             self._encoded, self._encoded_of = Raw(_encode(places)), places
         return self._encoded
 
-    def current_places(self) -> ShardMap:
+    def current_shard_map(self) -> ShardMap:
         """Where the shards are now."""
         if self._places is None or self._places.version != self._published:
             self._places = self._make_places()
@@ -489,7 +489,7 @@ class Federation:
 
     def _make_places(self) -> ShardMap:
         assert self._coordinator is not None
-        places = places_of(self._coordinator, self._machines)
+        places = locations_of(self._coordinator, self._machines)
         table = self._coordinator.plan.table
         assert table is not None
         certificate = self._identity.certificate
@@ -555,13 +555,17 @@ class Federation:
 
     def located(self, actor: str, detail: str) -> str:
         """What happened to one of this node's actors, with the node and the actor's role."""
-        if self._members is None:
+        if self._replica_manager is None:
             return detail
-        return self._members.located(actor, detail, self._here)
+        return self._replica_manager.located(actor, detail, self._here)
 
-    def that_matter(self, ended: Mapping[str, str]) -> dict[str, str]:
+    def unclean_leaders(self, ended: Mapping[str, str]) -> dict[str, str]:
         """Those of this node's actors that did not end in order and should have."""
-        return self._members.that_matter(ended) if self._members is not None else dict(ended)
+        return (
+            self._replica_manager.unclean_leaders(ended)
+            if self._replica_manager is not None
+            else dict(ended)
+        )
 
     async def leave(self, *, remove: bool) -> None:
         """Let the other nodes go."""

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ShardPlan
-from flowgentic_actors.cluster.nodes.placement import Coordinator
+from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.protocol.assignments import ReplicaStatus, actor_name
 from flowgentic_actors.cluster.protocol.host import ShardLocation
 from flowgentic_actors.cluster.protocol.status import ActorStatus, NodeStatus, known_stats
 from flowgentic_actors.wire.addresses import TcpAddress
 
 
-def places_of(coordinator: Coordinator, machines: Mapping[str, str]) -> tuple[ShardLocation, ...]:
+def locations_of(coordinator: Placement, machines: Mapping[str, str]) -> tuple[ShardLocation, ...]:
     """Where each shard is.
 
     Args:
@@ -22,7 +22,7 @@ def places_of(coordinator: Coordinator, machines: Mapping[str, str]) -> tuple[Sh
     """
     places = []
     for plan in coordinator.plan.shards:
-        member = coordinator.member(plan.shard)
+        member = coordinator.leader_status(plan.shard)
         there = member is not None and member.leads
         places.append(
             ShardLocation(
@@ -37,19 +37,19 @@ def places_of(coordinator: Coordinator, machines: Mapping[str, str]) -> tuple[Sh
     return tuple(places)
 
 
-def actors_of(coordinator: Coordinator) -> tuple[ActorStatus, ...]:
+def actors_of(coordinator: Placement) -> tuple[ActorStatus, ...]:
     """How the shards are doing, but for those that have ended for good."""
     table = coordinator.plan.table
     slots = Counter(table.shards if table is not None else ())
     return tuple(
-        _actor_status(plan, coordinator.member(plan.shard), slots[plan.shard])
+        _actor_status(plan, coordinator.leader_status(plan.shard), slots[plan.shard])
         for plan in coordinator.plan.shards
         if not plan.retired
     )
 
 
 def nodes_of(
-    coordinator: Coordinator, machines: Mapping[str, str], heard: Mapping[str, float]
+    coordinator: Placement, machines: Mapping[str, str], heard: Mapping[str, float]
 ) -> tuple[NodeStatus, ...]:
     """Status of all nodes, lost ones included.
 

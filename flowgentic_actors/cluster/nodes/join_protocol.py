@@ -129,7 +129,7 @@ class NodeSpec(Struct, frozen=True, kw_only=True):
     max_message_bytes: int
 
 
-class JoinDesk:
+class JoinServer:
     """Handles the connections of those who join: who is there has to be known before the specs are.
 
     Args:

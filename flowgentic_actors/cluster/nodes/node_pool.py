@@ -11,7 +11,7 @@ from typing import Final
 import anyio
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.cluster.nodes.join_protocol import Join, JoinDesk, NodeSpec, Ticket
+from flowgentic_actors.cluster.nodes.join_protocol import Join, JoinServer, NodeSpec, Ticket
 from flowgentic_actors.cluster.nodes.node_launcher import NodeLauncher
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.environment import machine
@@ -27,7 +27,7 @@ _FILE_TIMEOUT: Final = 30.0
 _MAX_BYTES: Final = 4 << 20
 
 
-class Gathering:
+class NodePool:
     """The programs of the other nodes, from their start until they have their specs.
 
     Args:
@@ -59,7 +59,7 @@ class Gathering:
         self._awaited: set[str] = set()
         self._hopeless: dict[str, str] = {}  # nodes that will not join, and why
         self._arrival = asyncio.Event()
-        self._desk: JoinDesk | None = None
+        self._desk: JoinServer | None = None
         self._server: Server | None = None
         self.here = ""
         self.machines: dict[str, str] = {}
@@ -112,9 +112,7 @@ class Gathering:
         missing = await self._start(nodes, deadline)
         return [node for node in nodes if node not in missing]
 
-    async def start_again(
-        self, node: str, specs: Callable[[str], NodeSpec], deadline: float
-    ) -> bool:
+    async def restart(self, node: str, specs: Callable[[str], NodeSpec], deadline: float) -> bool:
         """Start the program of a node whose last one has ended; False when it does not join."""
         missing = await self._start([node], deadline)
         await self.hand_out(specs)
@@ -133,7 +131,7 @@ class Gathering:
         if not nodes:
             return []
         self._awaited, self._hopeless = set(nodes), {}
-        self._desk = JoinDesk(self._take_in)
+        self._desk = JoinServer(self._take_in)
         self._server = Server(self._desk, self._desk.secret, "the host", 0, _MAX_BYTES)
         folder = Path(self._spec.folder)
         context = await on_daemon_thread(_FILE_TIMEOUT, server_context, self._identity, folder)

@@ -37,7 +37,7 @@ class NodeEvent(NamedTuple):
     detail: str
 
 
-class Coordinator:
+class Placement:
     """Decides for one cluster.
 
     Args:
@@ -88,12 +88,12 @@ class Coordinator:
         """The nodes that are there, the host's own first."""
         return list(self._up)
 
-    def member(self, shard: int) -> ReplicaStatus | None:
+    def leader_status(self, shard: int) -> ReplicaStatus | None:
         """How the leading copy of a shard is doing, None while nobody tells."""
         plan = self.plan.shards[shard]
         return self._up.get(plan.leader, {}).get(shard)
 
-    def follower(self, shard: int) -> ReplicaStatus | None:
+    def follower_status(self, shard: int) -> ReplicaStatus | None:
         """How the following copy of a shard is doing, None while nobody tells."""
         plan = self.plan.shards[shard]
         return self._up.get(plan.follower, {}).get(shard)
@@ -103,7 +103,7 @@ class Coordinator:
         events, self._events = self._events, []
         return events
 
-    def orders(self, node: str) -> NodeAssignments:
+    def assignments(self, node: str) -> NodeAssignments:
         """What a node has to do."""
         duties = []
         for shard in sorted(self._copies.get(node, ())):
@@ -155,7 +155,7 @@ class Coordinator:
         self._settled = True
         self._seek_followers()
 
-    def miss(self) -> None:
+    def fail_absent_nodes(self) -> None:
         """Go on with an earlier plan: the nodes in it that are not there are lost."""
         known = {plan.leader for plan in self.plan.shards} | {
             plan.follower for plan in self.plan.shards
@@ -251,7 +251,7 @@ class Coordinator:
 
     # ------------------------------------------------------------------ more shards, and fewer
 
-    def use(self, nodes: Iterable[str], without: Iterable[str] = ()) -> None:
+    def set_eligible_nodes(self, nodes: Iterable[str], without: Iterable[str] = ()) -> None:
         """Give copies to these nodes alone, from now on; those that others have stay there.
 
         Args:
@@ -328,7 +328,7 @@ class Coordinator:
 
     def _note_follower(self, plan: ShardPlan, member: ReplicaStatus) -> None:
         """Have another node follow in the place of one that cannot, if there is any."""
-        leader = self.member(plan.shard)
+        leader = self.leader_status(plan.shard)
         if member.state == "failed":
             why = member.reason
         elif member.unanswered >= _UNANSWERED and leader is not None and leader.leads:
@@ -350,7 +350,7 @@ class Coordinator:
         shards = sorted(self._unfit)
         self._unfit.clear()
         for plan in [self.plan.shards[shard] for shard in shards]:
-            follower = self.follower(plan.shard)
+            follower = self.follower_status(plan.shard)
             if plan.leader and follower is not None and follower.state == "failed":
                 other = self._other_for(plan)
                 self._change(plan, plan.leader, other)

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import anyio
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
-from flowgentic_actors.cluster.nodes.placement import Coordinator
+from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable, moves, rebalanced
 from flowgentic_actors.errors import RejectedError
@@ -94,7 +94,7 @@ class Rebalancing:
 
     def __init__(
         self,
-        coordinator: Coordinator,
+        coordinator: Placement,
         *,
         actors: int,
         replicas: int,
@@ -177,7 +177,7 @@ class Rebalancing:
 
     def _serves(self, shard: int) -> bool:
         """Whether all copies of a shard are there, so that what it takes over is as safe there."""
-        plan, member = self._coordinator.plan.shards[shard], self._coordinator.member(shard)
+        plan, member = self._coordinator.plan.shards[shard], self._coordinator.leader_status(shard)
         if not plan.leader:
             raise _BeginAnewError(f"the node of {actor_name(shard)} was lost")
         if member is not None and member.state == "failed":
@@ -216,7 +216,7 @@ class Rebalancing:
 
     def _epoch(self, shard: int) -> int:
         """Number of the incarnation that leads a shard."""
-        member = self._coordinator.member(shard)
+        member = self._coordinator.leader_status(shard)
         return member.epoch if member is not None else 0
 
     async def _until_near(self, target: int, number: int, epoch: int) -> None:
@@ -236,7 +236,7 @@ class Rebalancing:
         """How far a shard is that takes slots over."""
         if self._coordinator.moves.find(number) is None:
             raise _BeginAnewError("a node was lost meanwhile")
-        member = self._coordinator.member(shard)
+        member = self._coordinator.leader_status(shard)
         if member is not None and member.epoch != epoch:
             raise _BeginAnewError(f"{actor_name(shard)} ended, and was started again")
         found = member.migration if member is not None and member.leads else None

@@ -32,7 +32,7 @@ _FILE_TIMEOUT = 60.0
 _encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
 
 
-class NodeMembers:
+class ReplicaManager:
     """The copies of shards on one node.
 
     Args:
@@ -97,7 +97,7 @@ class NodeMembers:
         states = [c.state for c in self._supervisor.children if c.spec.name == actor_name(shard)]
         return states == [ChildState.FAILED]
 
-    def that_matter(self, ended: Mapping[str, str]) -> dict[str, str]:
+    def unclean_leaders(self, ended: Mapping[str, str]) -> dict[str, str]:
         """Those that did not end in order, but for second copies: the first ones have it all."""
         copies = {
             actor_name(duty.shard) for duty in self._duties.values() if duty.role == "follower"
@@ -110,7 +110,7 @@ class NodeMembers:
         where = f"{roles[0]} on {node}" if roles else f"on {node}"
         return f"{detail} ({where})" if detail else where
 
-    def members(self) -> tuple[ReplicaStatus, ...]:
+    def replicas(self) -> tuple[ReplicaStatus, ...]:
         """How the copies are doing."""
         children = {child.spec.name: child for child in self._supervisor.children}
         return tuple(

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from anyio.abc import TaskGroup
 
 from flowgentic_actors.cluster.nodes.join_protocol import NodeSpec
-from flowgentic_actors.cluster.nodes.node_pool import Gathering
-from flowgentic_actors.cluster.nodes.placement import Coordinator
+from flowgentic_actors.cluster.nodes.node_pool import NodePool
+from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.protocol.host import Rebalance, RebalanceReply
 from flowgentic_actors.errors import FlowgenticError, InvalidRequestError, RejectedError
@@ -36,8 +36,8 @@ class Resizing:
     def __init__(
         self,
         tasks: TaskGroup,
-        coordinator: Coordinator,
-        gathering: Gathering,
+        coordinator: Placement,
+        gathering: NodePool,
         *,
         specs: Callable[[str], NodeSpec],
         rebalancing: Callable[[int], Rebalancing],
@@ -86,7 +86,7 @@ class Resizing:
         try:
             nodes = await self._gather(command)
             self._on_event(EventKind.REBALANCE_BEGUN, "", f"over {', '.join(nodes)}")
-            self._coordinator.use(nodes, command.without)
+            self._coordinator.set_eligible_nodes(nodes, command.without)
             self._stir()
             await self._rebalancing(command.rate).run(nodes)
             self._on_event(EventKind.REBALANCED, "", f"over {', '.join(nodes)}")

@@ -13,7 +13,7 @@ HEARING: Final = 0.7
 """Seconds that a node waits for its actors' answers: less than the host waits for the node's."""
 
 
-class NodeAsking:
+class NodeStatsQueries:
     """Numbers the questions to the nodes, and waits for their answers.
 
     Args:
