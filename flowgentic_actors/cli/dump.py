@@ -17,7 +17,7 @@ from flowgentic_actors.adapters.chunked_lists.format import find, load
 from flowgentic_actors.cli.snapshot import add_memory
 from flowgentic_actors.cli.values import readable
 from flowgentic_actors.cluster.persistence.cluster_folders import find_memory
-from flowgentic_actors.cluster.persistence.memory_lock import is_held, read_holder
+from flowgentic_actors.cluster.persistence.memory_lock import is_held, read_lock_owner
 from flowgentic_actors.cluster.persistence.stored_memory import (
     Manifest,
     read_manifest,
@@ -143,7 +143,7 @@ def _memory(path: Path, manifest: Manifest, *, live: bool) -> dict[str, Any]:
         "created": _seconds(manifest.created),
         "opened": _seconds(manifest.opened),
         "closed": _seconds(manifest.closed) if manifest.closed else None,
-        "state": f"open in {read_holder(path)}" if live else state,
+        "state": f"open in {read_lock_owner(path)}" if live else state,
     }
 
 

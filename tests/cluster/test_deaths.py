@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from flowgentic_actors import ClusterEvent, MemoryCluster
-from flowgentic_actors.cluster.opener.host_watchdog import HostKeeper
+from flowgentic_actors.cluster.opener.host_watchdog import HostWatchdog
 from flowgentic_actors.cluster.persistence.cluster_folders import HOST_SOCKET
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import MemoryFailedError, OutcomeUnknownError, RequestError
@@ -465,7 +465,7 @@ def test_a_host_that_died_after_it_made_its_socket_is_not_waited_for(tmp_path: P
         secret = bytes(32)
         max_message_bytes = 1 << 20
 
-    keeper: Any = object.__new__(HostKeeper)
+    keeper: Any = object.__new__(HostWatchdog)
     keeper._folder, keeper._spec, keeper._process, keeper._closing = tmp_path, Spec, Dead(), False
     keeper._socket = tmp_path / HOST_SOCKET
     (tmp_path / HOST_SOCKET).touch()  # nobody listens there

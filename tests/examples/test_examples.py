@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flowgentic_actors.cluster.persistence.memory_lock import Hold
+from flowgentic_actors.cluster.persistence.memory_lock import MemoryLock
 from tests.cluster.helpers import run_in_runtime
 from tests.conftest import NEEDS_DRAGON, NO_DRAGON
 
@@ -130,7 +130,7 @@ def test_a_demo_that_cannot_be_resumed_says_why(tmp_path: Path) -> None:
     assert "finished already" in run(
         "-m", "flowgentic_actors.cli.main", "demo", *options, "--resume"
     )
-    hold = Hold(tmp_path / "memory")
+    hold = MemoryLock(tmp_path / "memory")
     hold.take("another", "", lambda: None)
     assert "'another'" in refused(*options, "--resume")
     hold.release()

@@ -87,7 +87,7 @@ async def test_a_node_that_was_cut_off_answers_nobody_any_more(shared: MemoryClu
     shard = led_by(status, "node-1")
     namespace = namespace_on(shared, shard)
     assert isinstance(shared.client, RemoteClient)
-    path = shared.client._places.locations[shard].path
+    path = shared.client._shard_map.locations[shard].path
     descriptor = await asyncio.to_thread(shared.handle.read)
     old = ActorRef("the old leader", path, descriptor.secret, descriptor.max_message_bytes, 2)
     read = msgspec.msgpack.encode(GetItem(namespace, "key"))

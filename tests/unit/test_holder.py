@@ -18,8 +18,8 @@ from flowgentic_actors.cluster.persistence import memory_lock as holders
 from flowgentic_actors.cluster.persistence.memory_lock import (
     HOLDER_FILE,
     SILENCE,
-    Hold,
-    Holder,
+    LockOwner,
+    MemoryLock,
     is_held,
 )
 from flowgentic_actors.errors import PersistError, PersistHeldError
@@ -32,11 +32,11 @@ def never() -> None:
 
 def leave_behind(folder: Path, *, age: float = 0.0, **fields: Any) -> None:
     """What a holder that did not let go has left."""
-    hold = Hold(folder)
+    hold = MemoryLock(folder)
     hold.take("old", "slurm 1", never)
     data = (folder / HOLDER_FILE).read_bytes()
     hold.release()
-    told = msgspec.structs.replace(msgspec.json.decode(data, type=Holder), **fields)
+    told = msgspec.structs.replace(msgspec.json.decode(data, type=LockOwner), **fields)
     (folder / HOLDER_FILE).write_bytes(msgspec.json.encode(told))
     os.utime(folder / HOLDER_FILE, (time.time() - age, time.time() - age))
 
@@ -53,20 +53,20 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_hold_excludes_others_and_is_let_go(tmp_path: Path) -> None:
-    first = Hold(tmp_path)
+    first = MemoryLock(tmp_path)
     first.take("first", "", never)
     assert is_held(tmp_path)
     with pytest.raises(PersistHeldError, match=f"'first' .*pid {os.getpid()}") as refused:
-        Hold(tmp_path).take("second", "", never)
+        MemoryLock(tmp_path).take("second", "", never)
     assert refused.value.dead_in is None
     first.release()
     assert not is_held(tmp_path)
-    Hold(tmp_path).check()
+    MemoryLock(tmp_path).check()
     assert not (tmp_path / HOLDER_FILE).exists()
 
 
 def test_a_holder_that_is_ending_is_worth_waiting_for(tmp_path: Path) -> None:
-    hold = Hold(tmp_path)
+    hold = MemoryLock(tmp_path)
     hold.take("first", "", never)
     hold.announce_end()
     deadline = time.monotonic() + 5
@@ -74,7 +74,7 @@ def test_a_holder_that_is_ending_is_worth_waiting_for(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(PersistHeldError, match="which is ending") as refused:
-        Hold(tmp_path).check()
+        MemoryLock(tmp_path).check()
     assert refused.value.dead_in == 0
     hold.release()
 
@@ -82,35 +82,35 @@ def test_a_holder_that_is_ending_is_worth_waiting_for(tmp_path: Path) -> None:
 def test_a_holder_that_was_killed_here_is_dead_at_once(tmp_path: Path) -> None:
     program = (
         "import os, pathlib, signal\n"
-        "from flowgentic_actors.cluster.persistence.memory_lock import Hold\n"
-        f"Hold(pathlib.Path({str(tmp_path)!r})).take('killed', '', print)\n"
+        "from flowgentic_actors.cluster.persistence.memory_lock import MemoryLock\n"
+        f"MemoryLock(pathlib.Path({str(tmp_path)!r})).take('killed', '', print)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
     assert (tmp_path / HOLDER_FILE).exists()
     assert not is_held(tmp_path)
-    Hold(tmp_path).check()
+    MemoryLock(tmp_path).check()
 
 
 @pytest.mark.usefixtures("no_locks")
 def test_without_locks_the_process_tells(tmp_path: Path) -> None:
     leave_behind(tmp_path, pid=os.getpid(), age=9999.0)
     with pytest.raises(PersistHeldError):
-        Hold(tmp_path).check()
-    leave_behind_dead = msgspec.json.decode((tmp_path / HOLDER_FILE).read_bytes(), type=Holder)
+        MemoryLock(tmp_path).check()
+    leave_behind_dead = msgspec.json.decode((tmp_path / HOLDER_FILE).read_bytes(), type=LockOwner)
     reused = msgspec.structs.replace(leave_behind_dead, started="1")  # another process's pid now
     (tmp_path / HOLDER_FILE).write_bytes(msgspec.json.encode(reused))
-    Hold(tmp_path).check()
+    MemoryLock(tmp_path).check()
 
 
 def test_a_holder_elsewhere_is_dead_after_a_silence(tmp_path: Path) -> None:
     leave_behind(tmp_path, host="node17", age=5.0, boot="another")
     with pytest.raises(PersistHeldError, match=r"node17.*5 s ago.*in 40 s") as refused:
-        Hold(tmp_path).check()
+        MemoryLock(tmp_path).check()
     assert refused.value.dead_in == pytest.approx(SILENCE - 5, abs=2)
     (tmp_path / HOLDER_FILE).unlink()
     leave_behind(tmp_path, host="node17", age=SILENCE + 1, boot="another")
-    Hold(tmp_path).check()
+    MemoryLock(tmp_path).check()
 
 
 def test_signs_of_life_are_given_and_a_replaced_holder_ends(
@@ -118,7 +118,7 @@ def test_signs_of_life_are_given_and_a_replaced_holder_ends(
 ) -> None:
     monkeypatch.setattr(holders, "HEARTBEAT", 0.02)
     lost = threading.Event()
-    hold = Hold(tmp_path)
+    hold = MemoryLock(tmp_path)
     hold.take("first", "", lost.set)
     file = tmp_path / HOLDER_FILE
     os.utime(file, (1, 1))
@@ -127,7 +127,7 @@ def test_signs_of_life_are_given_and_a_replaced_holder_ends(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not lost.is_set()
-    other = msgspec.json.decode(file.read_bytes(), type=Holder)
+    other = msgspec.json.decode(file.read_bytes(), type=LockOwner)
     changed = msgspec.structs.replace(other, token="another")
     (tmp_path / "x").write_bytes(msgspec.json.encode(changed))
     (tmp_path / "x").replace(file)
@@ -140,9 +140,9 @@ def test_signs_of_life_are_given_and_a_replaced_holder_ends(
 def test_of_two_that_take_a_folder_without_locks_at_once_one_has_it(tmp_path: Path) -> None:
     outcomes: list[str] = []
     start = threading.Barrier(2)
-    holds = [Hold(tmp_path), Hold(tmp_path)]
+    holds = [MemoryLock(tmp_path), MemoryLock(tmp_path)]
 
-    def take(hold: Hold) -> None:
+    def take(hold: MemoryLock) -> None:
         start.wait()
         try:
             hold.take("x", "", lambda: None)
@@ -164,4 +164,4 @@ def test_of_two_that_take_a_folder_without_locks_at_once_one_has_it(tmp_path: Pa
 def test_a_damaged_holder_file_is_told(tmp_path: Path) -> None:
     (tmp_path / HOLDER_FILE).write_text("{")
     with pytest.raises(PersistError, match="is damaged"):
-        Hold(tmp_path).check()
+        MemoryLock(tmp_path).check()

@@ -19,7 +19,7 @@ from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.adapters import operations
 from flowgentic_actors.cluster.client import remote as client_module
-from flowgentic_actors.cluster.client.notifier import News
+from flowgentic_actors.cluster.client.notifier import Notifier
 from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.cluster.client.routing import outdated, shard_of
 from flowgentic_actors.cluster.protocol.handle import Descriptor
@@ -564,7 +564,7 @@ def test_another_table_is_worth_a_question_if_it_says_something_else() -> None:
 
 
 def test_news_wakes_a_thread_at_once_and_nobody_waits_for_ever() -> None:
-    news, there = News(), False
+    news, there = Notifier(), False
     begun = time.monotonic()
     news.wait_sync(lambda: there, 0.05)
     assert 0.05 <= time.monotonic() - begun < 5
@@ -585,7 +585,7 @@ def test_news_wakes_a_thread_at_once_and_nobody_waits_for_ever() -> None:
 
 
 async def test_news_wakes_an_event_loop_and_outlives_those_who_gave_up() -> None:
-    news, there = News(), False
+    news, there = Notifier(), False
     gone = asyncio.ensure_future(news.wait(lambda: there, 60))
     waiting = [asyncio.ensure_future(news.wait(lambda: there, 60)) for _ in range(3)]
     await asyncio.sleep(0)
@@ -674,7 +674,7 @@ async def test_an_actors_refusal_arrives_and_the_other_shard_is_asked(path: Path
         asking = asyncio.ensure_future(client.ask(home, put))
         await until(lambda: actors[home].calls)
         client.table = new
-        client._news.tell()
+        client._notifier.tell()
         await asking
         assert actors[home].calls == 1
         assert actors[1 - home].calls == 2

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowgentic_actors.cluster.persistence import stored_memory
-from flowgentic_actors.cluster.persistence.memory_lock import HOLDER_FILE, SILENCE, Holder
+from flowgentic_actors.cluster.persistence.memory_lock import HOLDER_FILE, SILENCE, LockOwner
 from flowgentic_actors.cluster.persistence.stored_memory import (
     FORMAT,
     MANIFEST,
@@ -502,7 +502,7 @@ def test_readers_see_the_same_files_on_every_pass(tmp_path: Path) -> None:
 def test_a_holder_that_seems_dead_is_waited_for(tmp_path: Path) -> None:
     with opened(tmp_path, 1):
         data = (tmp_path / HOLDER_FILE).read_bytes()
-    elsewhere = msgspec.structs.replace(msgspec.json.decode(data, type=Holder), boot="another")
+    elsewhere = msgspec.structs.replace(msgspec.json.decode(data, type=LockOwner), boot="another")
     (tmp_path / HOLDER_FILE).write_bytes(msgspec.json.encode(elsewhere))
     os.utime(tmp_path / HOLDER_FILE, (time.time() - SILENCE + 1.5,) * 2)
     started = time.monotonic()

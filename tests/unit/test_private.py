@@ -19,13 +19,13 @@ import pytest
 
 from flowgentic_actors.actors.process_record import RECORD_FILE, ProcessRecord
 from flowgentic_actors.cluster.host import event_log
-from flowgentic_actors.cluster.host.event_log import HISTORY_FILE, History
+from flowgentic_actors.cluster.host.event_log import HISTORY_FILE, EventLog
 from flowgentic_actors.cluster.persistence import memory_lock as holders
 from flowgentic_actors.cluster.persistence.memory_lock import (
     HOLDER_FILE,
-    Hold,
+    MemoryLock,
     is_held,
-    read_holder,
+    read_lock_owner,
 )
 from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST, StoredMemory
 from flowgentic_actors.errors import UntrustedPathError
@@ -126,12 +126,12 @@ def test_a_process_is_noted_on_a_full_disk(tmp_path: Path, request: pytest.Fixtu
 def test_the_next_host_goes_on_counting_events_on_a_full_disk(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    first = History(tmp_path)
+    first = EventLog(tmp_path)
     for number in range(3):
         first.add(EventKind.ACTOR_RUNNING, "", f"event {number}")
     first.close()
     request.getfixturevalue("full")
-    second = History(tmp_path)
+    second = EventLog(tmp_path)
     assert second.next_number == 3
     second.add(EventKind.ACTOR_RUNNING, "", "not on the disk")
     assert [event.detail for event in second.since(2)] == ["event 2", "not on the disk"]
@@ -140,29 +140,29 @@ def test_the_next_host_goes_on_counting_events_on_a_full_disk(
 
 def test_an_event_after_a_line_that_was_cut_is_kept(tmp_path: Path) -> None:
     for number in range(2):
-        events = History(tmp_path)
+        events = EventLog(tmp_path)
         events.add(EventKind.ACTOR_RUNNING, "", f"event {number}")
         events.close()
         with (tmp_path / HISTORY_FILE).open("ab") as file:
             file.write(b'{"number": 7, "ti')
-    assert [event.detail for event in History(tmp_path).since(0)] == ["event 0", "event 1"]
+    assert [event.detail for event in EventLog(tmp_path).since(0)] == ["event 0", "event 1"]
 
 
 def test_only_the_last_events_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_log, "_KEPT", 5)
     for _ in range(4):
-        events = History(tmp_path)
+        events = EventLog(tmp_path)
         for _ in range(4):
             events.add(EventKind.ACTOR_RUNNING, "", "")
         events.close()
-    assert [event.number for event in History(tmp_path).since(0)] == [11, 12, 13, 14, 15]
+    assert [event.number for event in EventLog(tmp_path).since(0)] == [11, 12, 13, 14, 15]
     assert len((tmp_path / HISTORY_FILE).read_bytes().splitlines()) == 5
 
 
 def test_a_memory_is_held_again_on_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dead = Hold(tmp_path)
+    dead = MemoryLock(tmp_path)
     dead.take("name", "", lambda: None)
     dead.forget()
 
@@ -171,14 +171,14 @@ def test_a_memory_is_held_again_on_a_full_disk(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(holders, "write_private", full_disk)
-    hold = Hold(tmp_path)
+    hold = MemoryLock(tmp_path)
     hold.take("name", "", lambda: pytest.fail("the hold was lost"))
     assert is_held(tmp_path)
-    assert read_holder(tmp_path) is not None
+    assert read_lock_owner(tmp_path) is not None
     hold.release()
     assert not (tmp_path / HOLDER_FILE).exists()
     with pytest.raises(OSError, match="space"):
-        Hold(tmp_path).take("name", "", lambda: None)
+        MemoryLock(tmp_path).take("name", "", lambda: None)
 
 
 def test_the_manifest_stays_as_it_is_for_the_next_host_of_one_cluster(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from flowgentic_actors.cluster.client.cluster_watch import Watched, watched_file
 from flowgentic_actors.cluster.persistence.cluster_folders import DESCRIPTOR, descriptor_of
-from flowgentic_actors.cluster.persistence.memory_lock import is_held, read_holder
+from flowgentic_actors.cluster.persistence.memory_lock import is_held, read_lock_owner
 from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST, read_manifest
 from flowgentic_actors.cluster.protocol.handle import (
     ClusterHandle,
@@ -72,7 +72,7 @@ def config_to_attach(target: object, settings: Mapping[str, Any]) -> MemoryConfi
     return MemoryConfig(mode="distributed", **settings)
 
 
-class Found(NamedTuple):
+class FoundCluster(NamedTuple):
     """A cluster to attach to.
 
     Attributes:
@@ -98,7 +98,7 @@ def kept(target: Target) -> KeptTarget:
     return target
 
 
-def find_cluster(target: KeptTarget, scratch: Path | None) -> Found:
+def find_cluster(target: KeptTarget, scratch: Path | None) -> FoundCluster:
     """Find the cluster of a target. Blocks.
 
     Args:
@@ -111,10 +111,10 @@ def find_cluster(target: KeptTarget, scratch: Path | None) -> Found:
     """
     if isinstance(target, Secret):
         descriptor = read_export(target)
-        return Found(descriptor, watched_file(descriptor), None)
+        return FoundCluster(descriptor, watched_file(descriptor), None)
     handle = _handle(target, scratch)
     by_name = isinstance(target, str) and _is_name(target)
-    return Found(handle.read(), Watched(Path(handle.descriptor), by_name), handle)
+    return FoundCluster(handle.read(), Watched(Path(handle.descriptor), by_name), handle)
 
 
 def _is_name(target: str) -> bool:
@@ -191,6 +191,6 @@ def _of_memory(path: Path, scratch: Path | None) -> ClusterHandle:
         return _named(manifest.name, scratch)
     except ClusterNotFoundError as error:
         raise ClusterNotFoundError(
-            f"the memory in {path} is open in {read_holder(path)}, which cannot be attached to "
+            f"the memory in {path} is open in {read_lock_owner(path)}, which cannot be attached to "
             "from here: it is in local mode, on another node, or has another scratch="
         ) from error

@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 
 
-class News:
+class Notifier:
     """Wakes those who wait.
 
     It has no lock, which a forked child, or a thread that was interrupted by an exception, might

@@ -40,7 +40,7 @@ _answers: msgspec.msgpack.Decoder[ShardMap | Acknowledged] = msgspec.msgpack.Dec
 _decode = _answers.decode
 
 
-class PlaceWatch:
+class ShardMapWatcher:
     """Asks the host again and again, until it is closed.
 
     Args:
@@ -92,7 +92,7 @@ class PlaceWatch:
                 body = _encode(GetShardMap(self._version, _WAIT))
 
 
-class EventLog:
+class EventLogger:
     """Logs the cluster's warnings in this program, until it is closed.
 
     For programs that attached; in the opener's, the host's keeper does that.

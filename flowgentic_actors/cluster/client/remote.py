@@ -14,8 +14,8 @@ import msgspec
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.cluster.client.cluster_watch import ClusterWatch, Watched
 from flowgentic_actors.cluster.client.host_client import HostClient, describe
-from flowgentic_actors.cluster.client.notifier import News
-from flowgentic_actors.cluster.client.place_watcher import EventLog, PlaceWatch
+from flowgentic_actors.cluster.client.notifier import Notifier
+from flowgentic_actors.cluster.client.place_watcher import EventLogger, ShardMapWatcher
 from flowgentic_actors.cluster.client.routing import (
     failed,
     outdated,
@@ -134,7 +134,7 @@ class RemoteClient:
         self.index = description.shared.index if description.shared is not None else None
         self.allowed_types = allowed_types
         self._descriptor = descriptor
-        self._places = description.shard_map
+        self._shard_map = description.shard_map
         self._changes = description.changes
         self._watched = watched
         self._machine = machine()
@@ -142,14 +142,14 @@ class RemoteClient:
         self._closed = False
         self._forked = False
         self._pool = pool
-        self._news = News()
+        self._notifier = Notifier()
         self._host = HostClient(descriptor, self._timeout)
         self._actors: list[ActorRef] = []
         self._logs = logs
         self._first = 0  # of the actors that there are; those before were another cluster's
-        self._watches: list[PlaceWatch | EventLog] = []
+        self._watches: list[ShardMapWatcher | EventLogger] = []
         self._presence: ClusterWatch | None = None
-        self._take_places(self._places)
+        self._take_places(self._shard_map)
         tell_when_blocked(self)
         if self._changes or self._logs or watched is not None:
             self._begin_to_watch()
@@ -161,7 +161,7 @@ class RemoteClient:
         return len(
             {
                 place.machine
-                for place in self._places.locations
+                for place in self._shard_map.locations
                 if not place.lost and not place.retired
             }
         )
@@ -181,10 +181,12 @@ class RemoteClient:
         host = told.address, told.secret, told.max_message_bytes
         self._watches = []
         if self._changes:
-            version = self._places.version
-            self._watches.append(PlaceWatch(*host, version=version, on_places=self._take_places))
+            version = self._shard_map.version
+            self._watches.append(
+                ShardMapWatcher(*host, version=version, on_places=self._take_places)
+            )
         if self._logs:
-            self._watches.append(EventLog(*host, told.name))
+            self._watches.append(EventLogger(*host, told.name))
 
     def _stop_watching_host(self) -> None:
         for watch in self._watches:
@@ -234,8 +236,8 @@ class RemoteClient:
         # A shard's number is known only once it can be asked; and who is forked in between hears of
         # these places once more.
         self.table = places.table.shifted(self._first)
-        self._places = places
-        self._news.tell()
+        self._shard_map = places
+        self._notifier.tell()
 
     def _destination(self, places: ShardMap, place: ShardLocation) -> Destination | None:
         if places.closing:
@@ -252,7 +254,7 @@ class RemoteClient:
 
     def after_fork(self) -> None:
         """The thread that hears from the host is the parent's; the child's begins when needed."""
-        self._news.forget()
+        self._notifier.forget()
         if not self._closed:
             self._closed = self._forked = True
 
@@ -324,7 +326,7 @@ class RemoteClient:
         with Deadline(self._timeout) as deadline:
             while again and deadline.left > 0:
                 worth_it = partial(self._any_outdated, list(again.values()))
-                await self._news.wait(worth_it, min(deadline.left, _MOVING))
+                await self._notifier.wait(worth_it, min(deadline.left, _MOVING))
                 self._check_open()
                 again = {
                     number: (shard, command)
@@ -367,7 +369,7 @@ class RemoteClient:
         patience = Patience(self._timeout)
         while worth_asking_again(command, refusal):
             worth_it = partial(self._any_outdated, [(shard, command)])
-            self._news.wait_sync(worth_it, min(patience.left, _MOVING))
+            self._notifier.wait_sync(worth_it, min(patience.left, _MOVING))
             patience.look()
             self._check_open()
             where = self._shard_for(command, shard, refusal)
@@ -460,7 +462,7 @@ class RemoteClient:
     def end(self, reason: str) -> None:
         """Refuse all further calls, since the actors have ended; callable from any thread."""
         self._stop_watching_host()
-        self._take_places(msgspec.structs.replace(self._places, closing=reason))
+        self._take_places(msgspec.structs.replace(self._shard_map, closing=reason))
 
     async def close(self) -> None:
         """Close every connection of this process."""

@@ -20,7 +20,7 @@ HISTORY_FILE: Final = "events.jsonl"
 _KEPT = 10_000
 
 
-class History:
+class EventLog:
     """The events of a cluster, over all its hosts.
 
     Args:

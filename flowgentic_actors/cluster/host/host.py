@@ -33,9 +33,9 @@ from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
-from flowgentic_actors.cluster.host.event_log import History
+from flowgentic_actors.cluster.host.event_log import EventLog
 from flowgentic_actors.cluster.host.ranks import Ranks
-from flowgentic_actors.cluster.host.reporter import Reporter
+from flowgentic_actors.cluster.host.reporter import StatusReporter
 from flowgentic_actors.cluster.job_end import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
 from flowgentic_actors.cluster.nodes.controller import ClusterController
 from flowgentic_actors.cluster.nodes.node_launcher import DragonNodeLauncher, LocalNodeLauncher
@@ -185,7 +185,7 @@ class Host:
     def __init__(self, spec: HostSpec) -> None:
         self._spec = spec
         self._folder = Path(spec.folder)
-        self._history = History(self._folder)
+        self._history = EventLog(self._folder)
         self._news = asyncio.Event()
         self._started = asyncio.Event()  # whoever attaches may go on
         self._brought_up = asyncio.Event()  # the actors serve, or will not
@@ -230,7 +230,7 @@ class Host:
             identity=spec.identity,
         )
         epochs = ProcessRecord(self._folder).epochs()
-        self._reporter = Reporter(spec, self._supervisor, epochs, self._ending.is_set)
+        self._reporter = StatusReporter(spec, self._supervisor, epochs, self._ending.is_set)
         self._federation: ClusterController | None = None
         self._actor_arguments: dict[str, str] = {}
         self._ip = ""

@@ -28,7 +28,7 @@ from flowgentic_actors.cluster.protocol.status import (
 _HEARING: Final = 1.0  # seconds for the actors to answer; what is older says so
 
 
-class Reporter:
+class StatusReporter:
     """Makes the status of a host's cluster.
 
     Args:

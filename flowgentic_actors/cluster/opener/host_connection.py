@@ -29,7 +29,7 @@ _HANDSHAKE_TIMEOUT = 5.0
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class HostLink:
+class HostConnection:
     """Such a connection. Blocks; needs no event loop.
 
     Args:

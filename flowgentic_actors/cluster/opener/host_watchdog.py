@@ -23,7 +23,7 @@ import msgspec
 from flowgentic_actors.actors.process_record import ProcessRecord, end_all
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy
-from flowgentic_actors.cluster.opener.host_connection import HostLink, readable
+from flowgentic_actors.cluster.opener.host_connection import HostConnection, readable
 from flowgentic_actors.cluster.opener.host_launcher import LOG_FILE, HostProcess, launch_host
 from flowgentic_actors.cluster.persistence.cluster_folders import HOST_SOCKET, PID_FILE
 from flowgentic_actors.cluster.process_logs import last_line, log_tail
@@ -60,7 +60,7 @@ _LONGEST_PAUSE = 5.0  # between two looks at processes that do not go
 logger = logging.getLogger("flowgentic_actors")
 
 
-class HostKeeper:
+class HostWatchdog:
     """Starts one cluster's host, restarts it, ends it.
 
     Args:
@@ -76,7 +76,7 @@ class HostKeeper:
         self._silence = silence
         self._open_timeout = open_timeout
         self._process: HostProcess | None = None
-        self._link: HostLink | None = None
+        self._link: HostConnection | None = None
         self._policy = RestartPolicy(spec.restart_intensity, spec.restart_period)
         self._served_from = 0.0
         self._short_lives = 0  # hosts in a row
@@ -327,7 +327,7 @@ class HostKeeper:
         waited = time.monotonic() - self._closed_at
         return self._closing and (not self._shut_down or waited > self._spec.close_timeout / 2)
 
-    def _start(self, patience: Patience) -> HostLink:
+    def _start(self, patience: Patience) -> HostConnection:
         socket_path = self._socket
         socket_path.unlink(missing_ok=True)
         overwrite(self._folder / PID_FILE, b"")
@@ -398,10 +398,10 @@ class HostKeeper:
             patience.sleep(0.01)
         return True
 
-    def _connect(self, patience: Patience) -> HostLink:
+    def _connect(self, patience: Patience) -> HostConnection:
         while True:
             try:
-                return HostLink(
+                return HostConnection(
                     str(self._socket),
                     self._spec.secret,
                     self._spec.max_message_bytes,

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from flowgentic_actors.cluster.job_end import refuse_stale
-from flowgentic_actors.cluster.opener.host_watchdog import HostKeeper
+from flowgentic_actors.cluster.opener.host_watchdog import HostWatchdog
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     DESCRIPTOR,
     HOST_SOCKET,
@@ -61,7 +61,7 @@ class Owner:
         self._instance = secrets.token_hex(8)
         self._folder = Path()
         self._lock: FileLock | None = None
-        self._keeper: HostKeeper | None = None
+        self._keeper: HostWatchdog | None = None
         self._one_at_a_time = threading.Lock()
         self._trouble = ""
         self.descriptor: Descriptor | None = None
@@ -202,7 +202,7 @@ class Owner:
             orphans=OrphanLimits(config.orphan_ttl, config.orphan_bytes),
             owns_runtime=self._spawner == "dragon" and not inside_dragon(),
         )
-        self._keeper = HostKeeper(spec, config.hang_timeout, config.open_timeout)
+        self._keeper = HostWatchdog(spec, config.hang_timeout, config.open_timeout)
         description = self._keeper.open(Patience(deadline - time.monotonic()))
         self.descriptor = Descriptor(
             name=self._folder.name,

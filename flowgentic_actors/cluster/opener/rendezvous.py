@@ -25,7 +25,7 @@ import msgspec
 
 from flowgentic_actors.actors.process_record import is_alive, started_at
 from flowgentic_actors.cluster.client.host_client import describe
-from flowgentic_actors.cluster.opener.host_connection import HostLink
+from flowgentic_actors.cluster.opener.host_connection import HostConnection
 from flowgentic_actors.cluster.persistence.cluster_folders import root_folder, root_locked
 from flowgentic_actors.cluster.protocol.handle import Descriptor
 from flowgentic_actors.cluster.protocol.host import AttachRank, AwaitRanks, RanksReply
@@ -110,7 +110,7 @@ class Rendezvous:
         self.rank = rank
         self._folder = folder or Path.home() / _FOLDER
         self._file = self._folder / f"{rank.step}-{next(_numbers)}.json"
-        self._link: HostLink | None = None
+        self._link: HostConnection | None = None
         self._me = FirstRank(machine=machine(), pid=os.getpid(), started=started_at(os.getpid()))
         self._announced = 0.0
         self._missing: tuple[int, ...] = ()
@@ -189,7 +189,7 @@ class Rendezvous:
         """
         begun = told = time.monotonic()
         try:
-            link = HostLink(
+            link = HostConnection(
                 descriptor.address, descriptor.secret, descriptor.max_message_bytes, "client"
             )
         except (OSError, FlowgenticError):  # the host is gone: there is nothing to wait for
@@ -275,7 +275,7 @@ class Rendezvous:
         Raises:
             OSError, FlowgenticError: If the host cannot be reached.
         """
-        self._link = HostLink(
+        self._link = HostConnection(
             descriptor.address, descriptor.secret, descriptor.max_message_bytes, "client"
         )
         self._link.ask(AttachRank(self.rank.rank), _PATIENCE)

@@ -53,7 +53,7 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 logger = logging.getLogger(__name__)
 
 
-class Holder(msgspec.Struct, frozen=True, kw_only=True):
+class LockOwner(msgspec.Struct, frozen=True, kw_only=True):
     """Who holds a folder.
 
     Attributes:
@@ -89,7 +89,7 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Hold:
+class MemoryLock:
     """One process's hold on a folder.
 
     Args:
@@ -99,7 +99,7 @@ class Hold:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = FileLock(folder / HOLDER_LOCK)
-        self._holder: Holder | None = None
+        self._holder: LockOwner | None = None
         self._locks = False
         self._wake = threading.Event()
         self._ended = False
@@ -128,7 +128,7 @@ class Hold:
             PersistHeldError: If a live cluster has it open.
         """
         locks = self._locks = self._take_lock()
-        self._holder = Holder(
+        self._holder = LockOwner(
             name=name,
             host=os.uname().nodename,
             pid=os.getpid(),
@@ -165,7 +165,7 @@ class Hold:
         if self._thread is not None:
             self._thread.join(HEARTBEAT)
             self._thread = None
-            if self._is_own(read_holder(self._folder)):
+            if self._is_own(read_lock_owner(self._folder)):
                 (self._folder / HOLDER_FILE).unlink(missing_ok=True)
         self._lock.release()
 
@@ -180,7 +180,7 @@ class Hold:
         locks = True
         try:
             if not self._lock.acquire():
-                raise _held(self._folder, read_holder(self._folder))
+                raise _held(self._folder, read_lock_owner(self._folder))
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise PersistError(f"cannot open {self._folder}: {error}") from error
@@ -193,7 +193,7 @@ class Hold:
         return locks
 
     def _expect_none(self, *, locks: bool) -> None:
-        holder = read_holder(self._folder)
+        holder = read_lock_owner(self._folder)
         if holder is None:
             return
         if holder.boot == _machine() and (locks or holder.pids == _pid_namespace()):
@@ -228,7 +228,7 @@ class Hold:
             except (OSError, PersistError) as error:
                 logger.warning("cannot touch the holder's file in %s: %s", self._folder, error)
 
-    def _write(self, holder: Holder) -> None:
+    def _write(self, holder: LockOwner) -> None:
         # A name of its own: without locks another one may be writing at the same moment.
         path, encoded = self._folder / HOLDER_FILE, msgspec.json.encode(holder)
         unfinished = self._folder / f"{HOLDER_FILE}.{holder.token}"
@@ -241,18 +241,18 @@ class Hold:
                 raise
             overwrite(path, encoded)  # in the place of one that has died, and is as long
 
-    def _is_own(self, holder: Holder | None) -> bool:
+    def _is_own(self, holder: LockOwner | None) -> bool:
         return (
             holder is not None and self._holder is not None and holder.token == self._holder.token
         )
 
     def _expect_own(self) -> None:
-        holder = read_holder(self._folder)
+        holder = read_lock_owner(self._folder)
         if holder is not None and not self._is_own(holder):
             raise _held(self._folder, holder)
 
 
-def read_holder(folder: Path) -> Holder | None:
+def read_lock_owner(folder: Path) -> LockOwner | None:
     """Who held a folder last; None when it was let go in order, or never held.
 
     Raises:
@@ -260,7 +260,7 @@ def read_holder(folder: Path) -> Holder | None:
     """
     path = folder / HOLDER_FILE
     try:
-        return msgspec.json.decode(read_private(path), type=Holder)
+        return msgspec.json.decode(read_private(path), type=LockOwner)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -277,7 +277,7 @@ def is_held(folder: Path) -> bool:
     Raises:
         PersistError: If the holder's file cannot be read.
     """
-    holder = read_holder(folder)
+    holder = read_lock_owner(folder)
     if holder is None:
         return False
     if holder.boot == _machine() and holder.pids == _pid_namespace():
@@ -288,7 +288,7 @@ def is_held(folder: Path) -> bool:
         return False
 
 
-def _held(folder: Path, holder: Holder | None) -> PersistHeldError:
+def _held(folder: Path, holder: LockOwner | None) -> PersistHeldError:
     by = holder or "another cluster, which is just opening or closing it"
     return PersistHeldError(
         f"{folder} is open in {by}: close that cluster, or use another persist_path=",

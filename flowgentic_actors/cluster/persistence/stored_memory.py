@@ -33,7 +33,7 @@ import msgspec
 from flowgentic_actors.cluster.persistence.memory_lock import (
     HOLDER_FILE,
     HOLDER_LOCK,
-    Hold,
+    MemoryLock,
     is_held,
 )
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings, reopened_index
@@ -187,7 +187,7 @@ class StoredMemory:
     def __init__(self, path: Path, disk: Disk | None = None) -> None:
         self._path = path
         self._disk = disk or RealDisk()
-        self._hold = Hold(path)
+        self._hold = MemoryLock(path)
         self._opening = threading.Lock()
         self._stop = threading.Event()
         self._manifest: Manifest | None = None
