@@ -28,7 +28,7 @@ class Turn:
 
     __slots__ = ("_backlog", "_patience", "caller", "given", "loop", "thread_id")
 
-    def __init__(self, backlog: Backlog, thread_id: str, patience: float) -> None:
+    def __init__(self, backlog: InFlightBytes, thread_id: str, patience: float) -> None:
         self._backlog = backlog
         self._patience = patience
         self.thread_id = thread_id
@@ -90,7 +90,7 @@ class _Line:
         self.waiting: deque[Turn] = deque()
 
 
-class Backlog:
+class InFlightBytes:
     """Bounds the bytes of each thread's writes that are under way in this process.
 
     While a thread has the limit or more under way, its next write waits for its turn, before its

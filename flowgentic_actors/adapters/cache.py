@@ -10,8 +10,14 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.decoding import serializer_of
 from flowgentic_actors.adapters.ids import text_of
-from flowgentic_actors.adapters.not_picklable import StaysHere
-from flowgentic_actors.adapters.operations import Ask, Plan, over_table, run, run_sync
+from flowgentic_actors.adapters.not_picklable import NotPicklable
+from flowgentic_actors.adapters.operations import (
+    Operation,
+    ShardRequest,
+    retry_on_new_table,
+    run,
+    run_sync,
+)
 from flowgentic_actors.adapters.serializing import Named, name_unserializable
 from flowgentic_actors.cluster.client.remote import MemoryClient
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
@@ -22,7 +28,7 @@ _SECOND_US = 1_000_000
 _LONGEST = 2**40  # seconds: for ever, and its microseconds fit into a number of the wire
 
 
-class AsyncCache(StaysHere, BaseCache[ValueT], Generic[ValueT]):
+class AsyncCache(NotPicklable, BaseCache[ValueT], Generic[ValueT]):
     """Caches what nodes return in a cluster's memory actors.
 
     Get it as `memory.cache`, for `builder.compile(cache=...)` and `CachePolicy`. Cached values take
@@ -73,17 +79,19 @@ class AsyncCache(StaysHere, BaseCache[ValueT], Generic[ValueT]):
 
     # ------------------------------------------------------------------ plans
 
-    def _get(self, keys: Sequence[FullKey]) -> Plan[dict[FullKey, ValueT]]:
+    def _get(self, keys: Sequence[FullKey]) -> Operation[dict[FullKey, ValueT]]:
         given = {_place(namespace, key): (namespace, key) for namespace, key in keys}
         if not given:
             return {}
         check(CacheGet(tuple(given)))
 
-        def ask(table: SlotTable) -> Plan[dict[FullKey, ValueT]]:
+        def ask(table: SlotTable) -> Operation[dict[FullKey, ValueT]]:
             by_shard: dict[int, list[CacheKey]] = {}
             for place in given:
                 by_shard.setdefault(table.of_cached(place), []).append(place)
-            replies = yield [Ask(s, CacheGet(tuple(asked))) for s, asked in by_shard.items()]
+            replies = yield [
+                ShardRequest(s, CacheGet(tuple(asked))) for s, asked in by_shard.items()
+            ]
             found: dict[FullKey, ValueT] = {}
             for asked, reply in zip(by_shard.values(), replies, strict=True):
                 for place, blob in zip(asked, reply.values, strict=True):
@@ -91,9 +99,9 @@ class AsyncCache(StaysHere, BaseCache[ValueT], Generic[ValueT]):
                         found[given[place]] = self.serde.loads_typed(blob)
             return found
 
-        return (yield from over_table(self._client, ask))
+        return (yield from retry_on_new_table(self._client, ask))
 
-    def _set(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> Plan[None]:
+    def _set(self, pairs: Mapping[FullKey, tuple[ValueT, int | None]]) -> Operation[None]:
         entries = [
             CacheEntry(_place(namespace, key), self.serde.dumps_typed(value), _ttl_us(ttl))
             for (namespace, key), (value, ttl) in pairs.items()
@@ -102,22 +110,22 @@ class AsyncCache(StaysHere, BaseCache[ValueT], Generic[ValueT]):
             return
         check(CacheGet(tuple([entry.key for entry in entries])))
 
-        def ask(table: SlotTable) -> Plan[None]:
+        def ask(table: SlotTable) -> Operation[None]:
             by_shard: dict[int, list[CacheEntry]] = {}
             for entry in entries:
                 by_shard.setdefault(table.of_cached(entry.key), []).append(entry)
-            yield [Ask(shard, CacheSet(tuple(given))) for shard, given in by_shard.items()]
+            yield [ShardRequest(shard, CacheSet(tuple(given))) for shard, given in by_shard.items()]
 
-        yield from over_table(self._client, ask)
+        yield from retry_on_new_table(self._client, ask)
 
-    def _clear(self, namespaces: Sequence[Namespace] | None) -> Plan[None]:
+    def _clear(self, namespaces: Sequence[Namespace] | None) -> Operation[None]:
         doomed = None if namespaces is None else tuple([_labels(ns) for ns in namespaces])
         check(CacheClear(doomed))
 
-        def ask(table: SlotTable) -> Plan[None]:
-            yield [Ask(shard, CacheClear(doomed, table.version)) for shard in table.owners]
+        def ask(table: SlotTable) -> Operation[None]:
+            yield [ShardRequest(shard, CacheClear(doomed, table.version)) for shard in table.owners]
 
-        return over_table(self._client, ask)
+        return retry_on_new_table(self._client, ask)
 
 
 def _place(namespace: Namespace, key: object) -> CacheKey:

@@ -20,15 +20,15 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from flowgentic_actors.adapters.backlog import Backlog
+from flowgentic_actors.adapters.backlog import InFlightBytes
 from flowgentic_actors.adapters.chunked_lists.format import (
     KIND,
     MARK,
-    LongList,
+    ChunkedList,
+    decode_manifest,
     find,
     load,
     no_version,
-    read_manifest,
 )
 from flowgentic_actors.adapters.chunked_lists.outgoing import SPLIT, Outgoing
 from flowgentic_actors.adapters.chunked_lists.recent import RecentLists
@@ -45,9 +45,16 @@ from flowgentic_actors.adapters.ids import (
 from flowgentic_actors.adapters.indexed_metadata import MetadataFilter
 from flowgentic_actors.adapters.items import micros_of, time_of
 from flowgentic_actors.adapters.listing import Listing, checkpoint_position, thread_position
-from flowgentic_actors.adapters.not_picklable import StaysHere
-from flowgentic_actors.adapters.operations import Ask, Plan, WritePlan, over_table, run, run_sync
-from flowgentic_actors.adapters.ready_result import Ready
+from flowgentic_actors.adapters.not_picklable import NotPicklable
+from flowgentic_actors.adapters.operations import (
+    Operation,
+    ShardRequest,
+    WriteOperation,
+    retry_on_new_table,
+    run,
+    run_sync,
+)
+from flowgentic_actors.adapters.ready_result import ReadyResult
 from flowgentic_actors.adapters.serializing import (
     checkpoint_values,
     name_unserializable,
@@ -126,10 +133,10 @@ class ThreadInfo(NamedTuple):
     bytes: int
 
 
-_Known: TypeAlias = Mapping[str, Sequence[LongList]]
+_Known: TypeAlias = Mapping[str, Sequence[ChunkedList]]
 
 
-class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
+class AsyncCheckpointSaver(NotPicklable, BaseCheckpointSaver[str]):
     """Stores LangGraph checkpoints in a cluster's memory actors.
 
     Get it as `memory.checkpointer`. Every method has its sync form, which may be called from any
@@ -160,7 +167,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         self._client = client
         self._direct: bool = getattr(client, "direct", False)
         self._detects_conflicts = detect_conflicts
-        self._backlog = Backlog(backlog, request_timeout)
+        self._backlog = InFlightBytes(backlog, request_timeout)
         self._crowded = self._backlog.crowded
         self._lists = RecentLists()
 
@@ -424,9 +431,9 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
 
     # ------------------------------------------------------------------ what other savers need
 
-    def setup(self) -> Ready[None]:
+    def setup(self) -> ReadyResult[None]:
         """Do nothing: there are no tables to create. It may be awaited."""
-        return Ready(None)
+        return ReadyResult(None)
 
     async def asetup(self) -> None:
         """Do nothing; see `setup`."""
@@ -455,7 +462,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> WritePlan[RunnableConfig]:
+    ) -> WriteOperation[RunnableConfig]:
         if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
             # Everything is copied before the write waits for its turn: LangGraph goes on changing
             # some of these containers. What cannot be stored is refused before it waits.
@@ -560,7 +567,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         known: _Known,
         new_versions: ChannelVersions,
         reply: Reply | None,
-    ) -> Plan[RunnableConfig]:
+    ) -> Operation[RunnableConfig]:
         """Store a checkpoint; a long list is sent as its parts.
 
         Args:
@@ -584,13 +591,13 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         try:
             self._backlog.begin(thread_id, size, write)
             if reply is None:
-                reply = yield Ask(shard, command)
+                reply = yield ShardRequest(shard, command)
             while isinstance(reply, MissingBlobs):
                 # Values that came with no new version and that the shard has never seen, or parts
                 # of lists that it has no more.
                 outgoing = outgoing or Outgoing(command, values, new_versions, dumps, known)
                 outgoing.send_again(reply.channels)
-                reply = yield Ask(shard, outgoing.command())
+                reply = yield ShardRequest(shard, outgoing.command())
             self._backlog.end(thread_id, write)
         except BaseException:  # as in `_counted`
             self._backlog.end(thread_id, write)
@@ -620,7 +627,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         writes: Sequence[tuple[str, Any]],
         task_id: str,
         task_path: str,
-    ) -> WritePlan[None]:
+    ) -> WriteOperation[None]:
         if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
             writes = list(writes)
             self._new_writes(config, [(c, None) for c, _ in writes], task_id, task_path)
@@ -630,7 +637,7 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         write = object()
         try:
             self._backlog.begin(thread_id, size, write)
-            yield Ask(self._client.table.of_thread(thread_id), command)
+            yield ShardRequest(self._client.table.of_thread(thread_id), command)
             self._backlog.end(thread_id, write)
         except BaseException:  # as above
             self._backlog.end(thread_id, write)
@@ -653,41 +660,43 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
             size += len(blob[1])
         return PutWrites(thread_id, ns, checkpoint_id, task_id, path, tuple(stored)), size
 
-    def _delete_thread(self, thread_id: str) -> WritePlan[None]:
+    def _delete_thread(self, thread_id: str) -> WriteOperation[None]:
         command = check(DeleteThread(text_of("thread_id", thread_id)))
         if self._crowded and command.thread_id in self._crowded:
             yield self._backlog.turn(command.thread_id)  # or writes that wait bring it back
-        yield Ask(self._client.table.of_thread(command.thread_id), command)
+        yield ShardRequest(self._client.table.of_thread(command.thread_id), command)
 
-    def _delete_for_runs(self, run_ids: Sequence[str]) -> Plan[None]:
+    def _delete_for_runs(self, run_ids: Sequence[str]) -> Operation[None]:
         runs = tuple(texts_of("run_ids", run_ids))
         if not runs:
             return
         check(FindRuns(runs))
 
-        def ask(table: SlotTable) -> Plan[Any]:
-            return (yield [Ask(shard, FindRuns(runs, table.version)) for shard in table.owners])
+        def ask(table: SlotTable) -> Operation[Any]:
+            return (
+                yield [ShardRequest(shard, FindRuns(runs, table.version)) for shard in table.owners]
+            )
 
-        found = yield from over_table(self._client, ask)
+        found = yield from retry_on_new_table(self._client, ask)
         threads = [thread_id for reply in found for thread_id in reply.thread_ids]
         if threads:
             table = self._client.table
-            yield [Ask(table.of_thread(t), DropRuns(t, runs)) for t in threads]
+            yield [ShardRequest(table.of_thread(t), DropRuns(t, runs)) for t in threads]
 
-    def _prune(self, thread_ids: Sequence[str], strategy: str) -> Plan[None]:
+    def _prune(self, thread_ids: Sequence[str], strategy: str) -> Operation[None]:
         if strategy not in ("keep_latest", "delete"):
             raise InvalidRequestError(
                 f"prune: strategy must be 'keep_latest' or 'delete', not {strategy!r}"
             )
         table, keep = self._client.table, strategy == "keep_latest"
         asks = [
-            Ask(table.of_thread(t), check(PruneThread(t, 1) if keep else DeleteThread(t)))
+            ShardRequest(table.of_thread(t), check(PruneThread(t, 1) if keep else DeleteThread(t)))
             for t in texts_of("thread_ids", thread_ids)
         ]
         if asks:
             yield asks
 
-    def _copy_thread(self, source: str, target: str) -> Plan[None]:
+    def _copy_thread(self, source: str, target: str) -> Operation[None]:
         source = text_of("source_thread_id", source)
         target = text_of("target_thread_id", target)
         if source == target:
@@ -698,30 +707,32 @@ class AsyncCheckpointSaver(StaysHere, BaseCheckpointSaver[str]):
         after: Position | None = None
         while True:
             table = self._client.table
-            page = yield Ask(table.of_thread(source), ReadThread(source, after))
+            page = yield ShardRequest(table.of_thread(source), ReadThread(source, after))
             shard = table.of_thread(target)
             commands = (*page.checkpoints, *page.writes)
             if commands:
-                yield [Ask(shard, replace(command, thread_id=target)) for command in commands]
+                yield [
+                    ShardRequest(shard, replace(command, thread_id=target)) for command in commands
+                ]
             after = page.after
             if after is None:
                 return
 
     def _channel_history(
         self, config: RunnableConfig, channels: Sequence[str]
-    ) -> Plan[Mapping[str, DeltaChannelHistory]]:
+    ) -> Operation[Mapping[str, DeltaChannelHistory]]:
         if not channels:
             return {}
         thread_id, ns, checkpoint_id = identify(config)
         command = check(GetChannelHistory(thread_id, ns, checkpoint_id, tuple(channels)))
-        reply = yield Ask(self._client.table.of_thread(thread_id), command)
+        reply = yield ShardRequest(self._client.table.of_thread(thread_id), command)
         loads = self.serde.loads_typed
         found: dict[str, DeltaChannelHistory] = {}
         for channel, history in zip(channels, reply.histories, strict=True):
             writes = [(task, name, loads(blob)) for task, name, blob in history.writes]
             found[channel] = {"writes": writes}
             if history.seed is not None and history.seed[0] == KIND:
-                seed = read_manifest(channel, "", history.seed[1], history.parts)
+                seed = decode_manifest(channel, "", history.seed[1], history.parts)
                 found[channel]["seed"] = load(seed.parts, history.parts, loads)
             elif history.seed is not None:
                 found[channel]["seed"] = loads(history.seed)

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from flowgentic_actors.adapters.operations import Ask, Plan, over_table
+from flowgentic_actors.adapters.operations import Operation, ShardRequest, retry_on_new_table
 from flowgentic_actors.cluster.client.remote import MemoryClient
 from flowgentic_actors.cluster.client.routing import shard_of
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
@@ -54,13 +54,13 @@ class Listing(Generic[R]):
         self._after: dict[int, Any] = {}
         self._exhausted: set[int] = set()
 
-    def next(self) -> Plan[R | None]:
+    def next(self) -> Operation[R | None]:
         """The next row, None at the end."""
         if self._left == 0:
             return None
         if shard_of(self._client.table, self._query) is not None:  # the client goes after it
             return (yield from self._next(self._client.table))
-        return (yield from over_table(self._client, self._next))
+        return (yield from retry_on_new_table(self._client, self._next))
 
     def count(self) -> bool:
         """Count a row that was given out; True when no more are wanted."""
@@ -69,13 +69,13 @@ class Listing(Generic[R]):
         self._left -= 1
         return self._left <= 0
 
-    def _next(self, table: SlotTable) -> Plan[R | None]:
+    def _next(self, table: SlotTable) -> Operation[R | None]:
         if table.version != self._version:
             self._begin(table)
         asked = [s for s, rows in self._rows.items() if not rows and s not in self._exhausted]
         while asked:
             pages: list[_Page[R]] = yield [
-                Ask(shard, msgspec.structs.replace(self._query, after=self._after[shard]))
+                ShardRequest(shard, msgspec.structs.replace(self._query, after=self._after[shard]))
                 for shard in asked
             ]
             for shard, page in zip(asked, pages, strict=True):

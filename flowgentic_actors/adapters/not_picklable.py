@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from flowgentic_actors.cluster.client.remote import MemoryClient
 
 
-class StaysHere:
+class NotPicklable:
     """Refuses to be pickled or deep-copied, in its client's words; a shallow copy is possible.
 
     LangGraph's own classes would fail on a part of theirs that has nothing to do with it.

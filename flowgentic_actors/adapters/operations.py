@@ -34,14 +34,14 @@ MOVING: Final = 30.0
 _ROUND: Final = 1.0  # seconds of one such attempt that count
 
 
-class Ask(Struct, frozen=True, gc=False):
+class ShardRequest(Struct, frozen=True, gc=False):
     """A command for a shard."""
 
     shard: int
     command: Command
 
 
-class Each(list[Ask]):
+class Independent(list[ShardRequest]):
     """Questions that have nothing to do with each other: errors are given in place of replies.
 
     Only errors of ours are given. Any other exception, such as one that a signal's handler raises,
@@ -52,21 +52,21 @@ class Each(list[Ask]):
     """
 
 
-Asks: TypeAlias = Ask | Sequence[Ask]
+ShardRequests: TypeAlias = ShardRequest | Sequence[ShardRequest]
 
-Plan: TypeAlias = Generator[Asks, Any, T]
+Operation: TypeAlias = Generator[ShardRequests, Any, T]
 """Yields questions, receives their replies (of the types that belong to them), returns T."""
 
-WritePlan: TypeAlias = Generator[Asks | Turn, Any, T]
+WriteOperation: TypeAlias = Generator[ShardRequests | Turn, Any, T]
 """A plan that may also wait for a turn, which it has until its next question."""
 
 
-async def run(client: MemoryClient, plan: WritePlan[T]) -> T:
+async def run(client: MemoryClient, plan: WriteOperation[T]) -> T:
     """Carry out a plan, awaiting."""
     try:
         asks = next(plan)
         while True:
-            if not isinstance(asks, Ask):
+            if not isinstance(asks, ShardRequest):
                 if isinstance(asks, Turn):
                     with asks:
                         await asks.wait()
@@ -88,7 +88,7 @@ async def run(client: MemoryClient, plan: WritePlan[T]) -> T:
         raise
 
 
-def run_sync(client: MemoryClient, plan: WritePlan[T]) -> T:
+def run_sync(client: MemoryClient, plan: WriteOperation[T]) -> T:
     """Carry out a plan, blocking this thread."""
     try:
         asks = next(plan)
@@ -107,19 +107,23 @@ def run_sync(client: MemoryClient, plan: WritePlan[T]) -> T:
         raise
 
 
-def _several(asks: Asks) -> Sequence[Ask]:
-    return (asks,) if isinstance(asks, Ask) else asks
+def _several(asks: ShardRequests) -> Sequence[ShardRequest]:
+    return (asks,) if isinstance(asks, ShardRequest) else asks
 
 
-def _go_on(plan: Generator[A, Any, T], asks: Asks, answers: Sequence[Reply | Exception]) -> A:
-    if not isinstance(asks, Each):
+def _go_on(
+    plan: Generator[A, Any, T], asks: ShardRequests, answers: Sequence[Reply | Exception]
+) -> A:
+    if not isinstance(asks, Independent):
         error = _error_of(_several(asks), answers)
         if error is not None:
             return plan.throw(error)
-    return plan.send(answers[0] if isinstance(asks, Ask) else answers)
+    return plan.send(answers[0] if isinstance(asks, ShardRequest) else answers)
 
 
-def _error_of(asks: Sequence[Ask], answers: Sequence[Reply | Exception]) -> Exception | None:
+def _error_of(
+    asks: Sequence[ShardRequest], answers: Sequence[Reply | Exception]
+) -> Exception | None:
     """What questions that belong together failed with, None when all were answered."""
     first: Exception | None = None
     failed: dict[int, Exception] = {}
@@ -133,7 +137,7 @@ def _error_of(asks: Sequence[Ask], answers: Sequence[Reply | Exception]) -> Exce
     return PartialFailureError(failed, shards) if len(failed) < shards else first
 
 
-async def ask_each(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Exception]:
+async def ask_each(client: MemoryClient, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
     """Ask everything at once and await all answers."""
     if len(asks) == 1:
         try:
@@ -143,7 +147,7 @@ async def ask_each(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Ex
     return await client.ask_each([(ask.shard, ask.command) for ask in asks])
 
 
-def ask_each_sync(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Exception]:
+def ask_each_sync(client: MemoryClient, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
     """Ask everything at once and wait for all answers."""
     if len(asks) == 1:
         try:
@@ -153,13 +157,13 @@ def ask_each_sync(client: MemoryClient, asks: Sequence[Ask]) -> list[Reply | Exc
     return client.ask_each_sync([(ask.shard, ask.command) for ask in asks])
 
 
-def each(plans: Sequence[Plan[T]]) -> Plan[list[T | Exception]]:
+def each(plans: Sequence[Operation[T]]) -> Operation[list[T | Exception]]:
     """Run plans side by side: what they ask in one round is asked at once.
 
     One that fails has its error in the place of its result; the others go on.
     """
     results: dict[int, T | Exception] = {}
-    asks: dict[int, Asks] = {}
+    asks: dict[int, ShardRequests] = {}
 
     def advance(index: int, answers: Sequence[Reply | Exception] | None) -> None:
         plan, asked = plans[index], asks.pop(index, ())
@@ -174,7 +178,7 @@ def each(plans: Sequence[Plan[T]]) -> Plan[list[T | Exception]]:
         advance(index, None)
     while asks:
         waiting = {index: _several(group) for index, group in asks.items()}
-        answers = yield Each(ask for group in waiting.values() for ask in group)
+        answers = yield Independent(ask for group in waiting.values() for ask in group)
         start = 0
         for index, group in waiting.items():
             advance(index, answers[start : start + len(group)])
@@ -182,7 +186,7 @@ def each(plans: Sequence[Plan[T]]) -> Plan[list[T | Exception]]:
     return [results[index] for index in range(len(plans))]
 
 
-def over_shards(plans: Mapping[int, Plan[T]]) -> Plan[list[T]]:
+def over_shards(plans: Mapping[int, Operation[T]]) -> Operation[list[T]]:
     """The same for one thing of several shards.
 
     Raises:
@@ -203,7 +207,9 @@ def over_shards(plans: Mapping[int, Plan[T]]) -> Plan[list[T]]:
     return [result for result in results if not isinstance(result, Exception)]
 
 
-def over_table(client: MemoryClient, plan_of: Callable[[SlotTable], Plan[T]]) -> Plan[T]:
+def retry_on_new_table(
+    client: MemoryClient, plan_of: Callable[[SlotTable], Operation[T]]
+) -> Operation[T]:
     """Carry out a plan that asks several shards, anew by the newest table when slots have moved.
 
     Args:

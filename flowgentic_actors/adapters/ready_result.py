@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Ready(Future[T], Generic[T]):
+class ReadyResult(Future[T], Generic[T]):
     """A completed future that can be awaited as well.
 
     Args:

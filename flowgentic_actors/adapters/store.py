@@ -21,7 +21,7 @@ from langgraph.store.base import (
 
 from flowgentic_actors.adapters.decoding import serializer_of
 from flowgentic_actors.adapters.operations import run, run_sync
-from flowgentic_actors.adapters.ready_result import Ready
+from flowgentic_actors.adapters.ready_result import ReadyResult
 from flowgentic_actors.adapters.shapes import check_namespace
 from flowgentic_actors.adapters.store_batch import Batch
 from flowgentic_actors.adapters.store_ops import Operations, conflict
@@ -233,9 +233,9 @@ class AsyncStore(BaseStore):
 
     # ------------------------------------------------------------------ what other stores need
 
-    def setup(self) -> Ready[None]:
+    def setup(self) -> ReadyResult[None]:
         """Do nothing: there are no tables to create. It may be awaited."""
-        return Ready(None)
+        return ReadyResult(None)
 
     async def asetup(self) -> None:
         """Do nothing; see `setup`."""
@@ -243,21 +243,21 @@ class AsyncStore(BaseStore):
     def start_ttl_sweeper(
         self,
         sweep_interval_minutes: float | None = None,  # noqa: ARG002 - LangGraph's name
-    ) -> Ready[Ready[None]]:
+    ) -> ReadyResult[ReadyResult[None]]:
         """Do nothing: the memory sweeps by itself (`ttl["sweep_interval_minutes"]`).
 
         Returns:
             A future that is done. Awaiting it gives another one, as `AsyncPostgresStore` gives a
             task.
         """
-        return Ready(Ready(None))
+        return ReadyResult(ReadyResult(None))
 
     def stop_ttl_sweeper(
         self,
         timeout: float | None = None,  # noqa: ARG002 - LangGraph's name
-    ) -> Ready[bool]:
+    ) -> ReadyResult[bool]:
         """Do nothing, successfully; it may be awaited."""
-        return Ready(True)
+        return ReadyResult(True)
 
     # ------------------------------------------------------------------ carrying out
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from langgraph.store.base import Op, PutOp, Result, SearchOp
 
-from flowgentic_actors.adapters.operations import Plan, each
+from flowgentic_actors.adapters.operations import Operation, each
 from flowgentic_actors.adapters.store_ops import Change, Operations, Wide
 from flowgentic_actors.engine.commands import GetItem, PutItem
 from flowgentic_actors.engine.limits import ItemPlace
@@ -81,7 +81,7 @@ class Batch:
                 self.queries.append(op.query)
         self.documents = [text for put in self._puts.values() for _, text in put.texts]
 
-    def plan(self, embedded: Embedded | None) -> Plan[list[Result]]:
+    def plan(self, embedded: Embedded | None) -> Operation[list[Result]]:
         """Reads first, then puts; an operation that fails keeps no other from being done."""
         operations = self._operations
         reads = [number for number, _, _ in self._wide]
@@ -90,7 +90,9 @@ class Batch:
         puts = self._puts.values()
         found: list[Any] = []
         if self._wide:
-            plans: list[Plan[Any]] = [operations.read(q, op, embedded) for _, op, q in self._wide]
+            plans: list[Operation[Any]] = [
+                operations.read(q, op, embedded) for _, op, q in self._wide
+            ]
             if gets:
                 plans.append(operations.several(gets))
             found += yield from each(plans)

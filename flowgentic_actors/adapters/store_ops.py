@@ -25,7 +25,13 @@ from langgraph.store.base import (
 from flowgentic_actors.adapters.ids import text_of, whole
 from flowgentic_actors.adapters.indexed_metadata import replaced
 from flowgentic_actors.adapters.items import item_of, search_item_of
-from flowgentic_actors.adapters.operations import Ask, Each, Plan, over_shards, over_table
+from flowgentic_actors.adapters.operations import (
+    Independent,
+    Operation,
+    ShardRequest,
+    over_shards,
+    retry_on_new_table,
+)
 from flowgentic_actors.adapters.serializing import entries, name_unserializable
 from flowgentic_actors.adapters.shapes import check_namespace, check_shape, not_a_dict
 from flowgentic_actors.cluster.client.remote import MemoryClient
@@ -80,7 +86,7 @@ class Operations:
         self._serde = serde
         self._expired = expired
 
-    def plan(self, op: Op, expected: int | None) -> Plan[Result]:
+    def plan(self, op: Op, expected: int | None) -> Operation[Result]:
         """The plan of one operation that needs no embedding.
 
         Args:
@@ -98,7 +104,7 @@ class Operations:
 
     def read(
         self, question: Wide, op: Op | None = None, embedded: Embedded | None = None
-    ) -> Plan[Any]:
+    ) -> Operation[Any]:
         """The plan of a search or a listing.
 
         Args:
@@ -197,18 +203,20 @@ class Operations:
             raise conflict(command, reply)
         return None
 
-    def one(self, command: GetItem | Change) -> Plan[Result]:
+    def one(self, command: GetItem | Change) -> Operation[Result]:
         """The plan of a get, put or delete."""
         shard = self._client.table.of_namespace(command.namespace)
-        return self.result(command, (yield Ask(shard, command)))
+        return self.result(command, (yield ShardRequest(shard, command)))
 
-    def several(self, commands: Sequence[GetItem | Change]) -> Plan[list[Result | Exception]]:
+    def several(self, commands: Sequence[GetItem | Change]) -> Operation[list[Result | Exception]]:
         """The plan of gets, puts or deletes: all are asked at once.
 
         One that fails has its error in the place of its result.
         """
         of = self._client.table.of_namespace
-        answers = yield Each([Ask(of(command.namespace), command) for command in commands])
+        answers = yield Independent(
+            [ShardRequest(of(command.namespace), command) for command in commands]
+        )
         results: list[Result | Exception] = []
         for command, answer in zip(commands, answers, strict=True):
             if isinstance(answer, Exception):
@@ -220,11 +228,11 @@ class Operations:
                 results.append(error)
         return results
 
-    def _search(self, query: SearchItems) -> Plan[Any]:
+    def _search(self, query: SearchItems) -> Operation[Any]:
         found = yield from self._over_shards(query, _place)
         return [search_item_of(row, None, self._serde) for row in found]
 
-    def _rank(self, unranked: SearchItems, vector: bytes, metric: Metric) -> Plan[Any]:
+    def _rank(self, unranked: SearchItems, vector: bytes, metric: Metric) -> Operation[Any]:
         query = RankItems(
             unranked.prefix,
             unranked.filter,
@@ -238,13 +246,13 @@ class Operations:
         found = yield from self._over_shards(query, _rank)
         return [search_item_of(scored.row, scored.score, self._serde) for scored in found]
 
-    def _over_shards(self, query: Search, order: Any) -> Plan[Sequence[Any]]:
+    def _over_shards(self, query: Search, order: Any) -> Operation[Sequence[Any]]:
         """The rows of one shard, or those of several in order."""
         table = self._client.table
         if len(query.prefix) >= table.namespace_depth:
             return (yield from _search_shard(table.of_namespace(query.prefix), query))
 
-        def ask(table: SlotTable) -> Plan[Sequence[Any]]:
+        def ask(table: SlotTable) -> Operation[Sequence[Any]]:
             asked, shards = msgspec.structs.replace(query, table=table.version), table.owners
             if len(shards) == 1:
                 return (yield from _search_shard(shards[0], asked))
@@ -254,16 +262,16 @@ class Operations:
             found = yield from over_shards({shard: _search_shard(shard, wide) for shard in shards})
             return list(islice(merge(*found, key=order), query.offset, first))
 
-        return (yield from over_table(self._client, ask))
+        return (yield from retry_on_new_table(self._client, ask))
 
-    def _list_namespaces(self, query: ListNamespaces) -> Plan[Result]:
+    def _list_namespaces(self, query: ListNamespaces) -> Operation[Result]:
         last = query.limit + query.offset
 
-        def ask(table: SlotTable) -> Plan[list[list[tuple[str, ...]]]]:
+        def ask(table: SlotTable) -> Operation[list[list[tuple[str, ...]]]]:
             asked = msgspec.structs.replace(query, limit=last, offset=0, table=table.version)
             return over_shards({shard: _list_shard(shard, asked) for shard in table.owners})
 
-        of_shards = yield from over_table(self._client, ask)
+        of_shards = yield from retry_on_new_table(self._client, ask)
         # Cut to max_depth, one namespace may come from several shards.
         return sorted({*chain.from_iterable(of_shards)})[query.offset : last]
 
@@ -347,7 +355,7 @@ def _listing_of(op: ListNamespacesOp, expired: bool) -> ListNamespaces:
     return ListNamespaces(conditions, depth, limit, offset, expired)
 
 
-def _search_shard(shard: int, query: Search) -> Plan[Sequence[Any]]:
+def _search_shard(shard: int, query: Search) -> Operation[Sequence[Any]]:
     """All pages of one shard's answer."""
     rows: list[Any] = []
     after: ItemPosition | RankPosition | None = None
@@ -355,19 +363,19 @@ def _search_shard(shard: int, query: Search) -> Plan[Sequence[Any]]:
     while True:
         limit = query.limit - len(rows)
         page = msgspec.structs.replace(query, limit=limit, offset=offset, after=after)
-        reply = yield Ask(shard, page)
+        reply = yield ShardRequest(shard, page)
         rows.extend(reply.rows)
         after, offset = reply.after, offset - reply.skipped
         if after is None or len(rows) >= query.limit:
             return rows
 
 
-def _list_shard(shard: int, query: ListNamespaces) -> Plan[list[tuple[str, ...]]]:
+def _list_shard(shard: int, query: ListNamespaces) -> Operation[list[tuple[str, ...]]]:
     """The same of a listing of namespaces."""
     found: list[tuple[str, ...]] = []
     page = query
     while True:
-        reply = yield Ask(shard, page)
+        reply = yield ShardRequest(shard, page)
         found.extend(reply.namespaces)
         if reply.after is None or len(found) >= query.limit:
             return found

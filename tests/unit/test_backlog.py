@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from flowgentic_actors.adapters.backlog import Backlog, Turn
+from flowgentic_actors.adapters.backlog import InFlightBytes, Turn
 from flowgentic_actors.errors import BackpressureError
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +21,7 @@ PATIENCE = 20.0
 
 
 async def write(
-    backlog: Backlog, name: str, size: int, done: asyncio.Event, log: list[str]
+    backlog: InFlightBytes, name: str, size: int, done: asyncio.Event, log: list[str]
 ) -> None:
     """A write of thread "t", as the saver makes one."""
     if "t" in backlog.crowded:
@@ -44,7 +44,7 @@ async def settle() -> None:
 
 
 async def test_writes_wait_in_order_while_the_limit_is_under_way() -> None:
-    backlog, log = Backlog(100, PATIENCE), list[str]()
+    backlog, log = InFlightBytes(100, PATIENCE), list[str]()
     done = [asyncio.Event() for _ in range(6)]
     tasks = [asyncio.create_task(write(backlog, str(n), 50, done[n], log)) for n in range(6)]
     await settle()
@@ -58,7 +58,7 @@ async def test_writes_wait_in_order_while_the_limit_is_under_way() -> None:
 
 
 async def test_a_write_larger_than_the_limit_goes_when_there_is_room() -> None:
-    backlog, log, done = Backlog(100, PATIENCE), list[str](), asyncio.Event()
+    backlog, log, done = InFlightBytes(100, PATIENCE), list[str](), asyncio.Event()
     first = asyncio.Event()
     tasks = [
         asyncio.create_task(write(backlog, "small", 100, first, log)),
@@ -76,7 +76,7 @@ async def test_a_write_larger_than_the_limit_goes_when_there_is_room() -> None:
 
 
 async def test_a_cancelled_write_gives_its_place_back() -> None:
-    backlog, log = Backlog(100, PATIENCE), list[str]()
+    backlog, log = InFlightBytes(100, PATIENCE), list[str]()
     first, rest = asyncio.Event(), asyncio.Event()
     tasks = [asyncio.create_task(write(backlog, "0", 100, first, log))]
     tasks += [asyncio.create_task(write(backlog, str(n), 100, rest, log)) for n in (1, 2, 3)]
@@ -93,7 +93,7 @@ async def test_a_cancelled_write_gives_its_place_back() -> None:
 
 
 async def test_a_write_that_cannot_be_made_gives_its_turn_back() -> None:
-    backlog, log, done = Backlog(100, PATIENCE), list[str](), asyncio.Event()
+    backlog, log, done = InFlightBytes(100, PATIENCE), list[str](), asyncio.Event()
     backlog.begin("t", 100, "write")
 
     async def fails() -> None:
@@ -119,7 +119,7 @@ async def test_a_write_that_cannot_be_made_gives_its_turn_back() -> None:
 async def test_a_write_whose_turn_does_not_come_names_the_setting_and_leaves_the_line(
     blocking: bool,
 ) -> None:
-    backlog = Backlog(100, SOON)
+    backlog = InFlightBytes(100, SOON)
     backlog.begin("t", 100, "write")
     turn = backlog.turn("t")
     waiting = asyncio.to_thread(turn.wait_sync) if blocking else turn.wait()
@@ -139,7 +139,7 @@ async def test_a_timeout_of_another_kind_is_not_taken_for_the_deadline(
         raise TimeoutError("a signal handler's")
 
     monkeypatch.setattr(asyncio, "wrap_future", interrupted)
-    backlog = Backlog(100, PATIENCE)
+    backlog = InFlightBytes(100, PATIENCE)
     backlog.begin("t", 100, "first")
     turn = backlog.turn("t")
     with turn, pytest.raises(TimeoutError, match="a signal handler's"):
@@ -149,7 +149,7 @@ async def test_a_timeout_of_another_kind_is_not_taken_for_the_deadline(
 
 
 async def test_threads_of_a_graph_do_not_wait_for_each_other() -> None:
-    backlog = Backlog(100, PATIENCE)
+    backlog = InFlightBytes(100, PATIENCE)
     backlog.begin("a", 100, "write")
     backlog.begin("b", 1, "write")
     assert list(backlog.crowded) == ["a"]
@@ -159,7 +159,7 @@ async def test_threads_of_a_graph_do_not_wait_for_each_other() -> None:
 
 
 async def test_a_blocking_write_on_the_loops_own_thread_does_not_wait_for_that_loop() -> None:
-    backlog = Backlog(100, PATIENCE)
+    backlog = InFlightBytes(100, PATIENCE)
     backlog.begin("t", 100, "write")
     begun = time.monotonic()
     backlog.turn("t").wait_sync()
@@ -168,7 +168,7 @@ async def test_a_blocking_write_on_the_loops_own_thread_does_not_wait_for_that_l
 
 def test_writes_of_many_threads_and_loops_share_the_bound() -> None:
     limit, size, most, now = 100, 30, 0, 0
-    backlog, lock = Backlog(limit, PATIENCE), threading.Lock()
+    backlog, lock = InFlightBytes(limit, PATIENCE), threading.Lock()
 
     def begun(amount: int) -> None:
         nonlocal most, now
@@ -212,7 +212,7 @@ def test_writes_of_many_threads_and_loops_share_the_bound() -> None:
 
 
 def test_a_loop_that_ended_while_it_waited_does_not_keep_the_turn() -> None:
-    backlog = Backlog(100, PATIENCE)
+    backlog = InFlightBytes(100, PATIENCE)
     backlog.begin("t", 100, "write")
     loop = asyncio.new_event_loop()
     task = loop.create_task(backlog.turn("t").wait())

@@ -29,7 +29,7 @@ from flowgentic_actors.adapters.chunked_lists import format as list_format
 from flowgentic_actors.adapters.chunked_lists import outgoing as outgoing_lists
 from flowgentic_actors.adapters.chunked_lists import recent as recent_lists
 from flowgentic_actors.adapters.chunked_lists.chunking import cut
-from flowgentic_actors.adapters.chunked_lists.format import LongList, Part, load
+from flowgentic_actors.adapters.chunked_lists.format import ChunkedList, ListChunk, load
 from flowgentic_actors.adapters.chunked_lists.recent import RecentLists
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine import Shard
@@ -80,15 +80,15 @@ ITEMS = st.one_of(
 LISTS = st.lists(ITEMS, max_size=60)
 
 
-def names(found: list[tuple[Part, Blob]]) -> list[str]:
+def names(found: list[tuple[ListChunk, Blob]]) -> list[str]:
     return [part.name for part, _ in found]
 
 
-def bases(value: list[Any]) -> tuple[Part, ...]:
+def bases(value: list[Any]) -> tuple[ListChunk, ...]:
     return tuple(part for part, _ in cut(value, dumps))
 
 
-def whole(found: list[tuple[Part, Blob]]) -> list[Any]:
+def whole(found: list[tuple[ListChunk, Blob]]) -> list[Any]:
     return load([part for part, _ in found], {part.name: blob for part, blob in found}, loads)
 
 
@@ -117,7 +117,7 @@ def changed(draw: st.DrawFn, value: list[Any]) -> list[Any]:
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_any_list_is_the_sum_of_its_parts(data: st.DataObject) -> None:
     value: list[Any] = data.draw(LISTS)
-    base: tuple[Part, ...] = ()
+    base: tuple[ListChunk, ...] = ()
     for _ in range(4):
         found = cut(value, dumps, base)
         assert whole(found) == value
@@ -144,7 +144,7 @@ def test_what_is_appended_is_all_that_is_new() -> None:
 
 def test_a_long_conversation_is_written_a_few_times_over() -> None:
     value: list[Any] = []
-    base: tuple[Part, ...] = ()
+    base: tuple[ListChunk, ...] = ()
     written = most = 0
     for number in range(2000):
         value += messages(1, number)
@@ -192,8 +192,8 @@ def test_items_that_are_all_the_same_are_no_trouble() -> None:
 
 
 def test_the_type_of_a_blob_belongs_to_its_name() -> None:
-    assert list_format.name_of(("a", b"bc")) != list_format.name_of(("ab", b"c"))
-    assert list_format.name_of(("a", b"bc")) == list_format.name_of(("a", b"bc"))
+    assert list_format.chunk_name(("a", b"bc")) != list_format.chunk_name(("ab", b"c"))
+    assert list_format.chunk_name(("a", b"bc")) == list_format.chunk_name(("a", b"bc"))
 
 
 def test_a_list_that_was_never_cut_is_cut_by_its_size() -> None:
@@ -216,8 +216,8 @@ def test_a_part_that_is_not_there_is_told() -> None:
 # ---------------------------------------------------------------------- what is remembered
 
 
-def known(number: int, count: int = 3) -> LongList:
-    return LongList(number, f"place {number}", (Part("name", 1, 100, 0),) * count)
+def known(number: int, count: int = 3) -> ChunkedList:
+    return ChunkedList(number, f"place {number}", (ListChunk("name", 1, 100, 0),) * count)
 
 
 def test_the_lists_of_the_parent_come_first() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 from zlib import crc32
 
-from flowgentic_actors.adapters.chunked_lists.format import Part, Piece, name_of
+from flowgentic_actors.adapters.chunked_lists.format import ListChunk, Piece, chunk_name
 from flowgentic_actors.engine.model import Blob
 
 PART: Final = 64 << 10
@@ -21,7 +21,7 @@ Dumps: TypeAlias = Callable[[Any], Blob]
 
 
 def cut(
-    value: list[Any], dumps: Dumps, base: Sequence[Part] = (), average: float = 1
+    value: list[Any], dumps: Dumps, base: Sequence[ListChunk] = (), average: float = 1
 ) -> list[Piece]:
     """Cut a list into parts, along those of an earlier version of it.
 
@@ -61,19 +61,19 @@ class _Cutter:
         self._scan = _SCAN
         self.pieces: list[Piece] = []
 
-    def keep(self, part: Part) -> bool:
+    def keep(self, part: ListChunk) -> bool:
         """Go on with a known part, if these are its items still."""
         end = self._at + part.items
         if end > len(self._value):
             return False
         blob = self._dumps(self._value[self._at : end])
-        if name_of(blob) != part.name:
+        if chunk_name(blob) != part.name:
             return False
         self.pieces.append((part, blob))
         self._at = end
         return True
 
-    def find(self, base: Sequence[Part], index: int) -> tuple[int, int] | None:
+    def find(self, base: Sequence[ListChunk], index: int) -> tuple[int, int] | None:
         """Where the list may go on with a known part, after one that does not come next.
 
         Returns:
@@ -135,5 +135,5 @@ class _Cutter:
         return crc32(self._dumps(self._value[position])[1])
 
     @staticmethod
-    def _part(blob: Blob, count: int, head: int) -> Part:
-        return Part(name_of(blob), count, len(blob[1]), head)
+    def _part(blob: Blob, count: int, head: int) -> ListChunk:
+        return ListChunk(chunk_name(blob), count, len(blob[1]), head)

@@ -43,7 +43,7 @@ _NO_VERSION: Final = HIDDEN + "unversioned:"
 _DIGEST = 16
 
 
-class Part(NamedTuple):
+class ListChunk(NamedTuple):
     """Some items of a list, as they are stored.
 
     Attributes:
@@ -59,10 +59,10 @@ class Part(NamedTuple):
     head: int
 
 
-Piece: TypeAlias = tuple[Part, Blob]
+Piece: TypeAlias = tuple[ListChunk, Blob]
 
 
-class LongList(NamedTuple):
+class ChunkedList(NamedTuple):
     """A list in parts.
 
     Attributes:
@@ -73,7 +73,7 @@ class LongList(NamedTuple):
 
     version: Version
     place: str
-    parts: tuple[Part, ...]
+    parts: tuple[ListChunk, ...]
 
     @property
     def size(self) -> int:
@@ -96,7 +96,7 @@ def _name(digest: bytes) -> str:
     return HIDDEN + b2a_base64(digest, newline=False)[:22].decode("ascii")
 
 
-def name_of(blob: Blob) -> str:
+def chunk_name(blob: Blob) -> str:
     """The name of a part, or the place of a manifest, with such bytes."""
     kind, data = blob
     digest = sha256(kind.encode() + b"\0")
@@ -117,14 +117,14 @@ def _is_no_version(version: Version) -> bool:
     return isinstance(version, str) and version.startswith(_NO_VERSION)
 
 
-def manifest_of(version: Version, parts: tuple[Part, ...]) -> Blob:
+def manifest_of(version: Version, parts: tuple[ListChunk, ...]) -> Blob:
     """What is stored as a list's own value."""
     digests = b"".join([a2b_base64(part.name[1:] + "==") for part in parts])
     manifest = _Manifest(version, [p.items for p in parts], [p.head for p in parts], digests)
     return KIND, _encode(manifest)
 
 
-class Found(NamedTuple):
+class FoundLists(NamedTuple):
     """What is stored of a checkpoint, seen as LangGraph sees it.
 
     Attributes:
@@ -135,10 +135,10 @@ class Found(NamedTuple):
 
     versions: dict[str, Version]
     blobs: dict[str, Blob]
-    lists: dict[str, LongList]
+    lists: dict[str, ChunkedList]
 
 
-def find(versions: dict[str, Version], blobs: dict[str, Blob]) -> Found:
+def find(versions: dict[str, Version], blobs: dict[str, Blob]) -> FoundLists:
     """Tell a checkpoint's channels from the parts of its lists.
 
     Args:
@@ -149,22 +149,24 @@ def find(versions: dict[str, Version], blobs: dict[str, Blob]) -> Found:
         JournalDamagedError: If a part is not there.
     """
     lists = {
-        channel: read_manifest(channel, versions[channel], blob[1], blobs)
+        channel: decode_manifest(channel, versions[channel], blob[1], blobs)
         for channel, blob in blobs.items()
         if blob[0] == KIND
     }
     if not lists and not any(map(_is_no_version, versions.values())):
-        return Found(versions, blobs, lists)
+        return FoundLists(versions, blobs, lists)
     whole = {c: b for c, b in blobs.items() if c[:1] != HIDDEN and c not in lists}
     own = {
         channel: lists[channel].version if channel in lists else version
         for channel, version in versions.items()
         if channel[:1] != HIDDEN and not _is_no_version(version)
     }
-    return Found(own, whole, lists)
+    return FoundLists(own, whole, lists)
 
 
-def read_manifest(channel: str, place: Version, data: bytes, blobs: Mapping[str, Blob]) -> LongList:
+def decode_manifest(
+    channel: str, place: Version, data: bytes, blobs: Mapping[str, Blob]
+) -> ChunkedList:
     """What a manifest says.
 
     Args:
@@ -186,12 +188,12 @@ def read_manifest(channel: str, place: Version, data: bytes, blobs: Mapping[str,
                 "checkpoint cannot be read; others may be: list the thread's checkpoints "
                 "(a memory that loses values is a bug: please report it)"
             )
-        parts.append(Part(name, count, len(blobs[name][1]), head))
-    return LongList(manifest.version, str(place), tuple(parts))
+        parts.append(ListChunk(name, count, len(blobs[name][1]), head))
+    return ChunkedList(manifest.version, str(place), tuple(parts))
 
 
 def load(
-    parts: Iterable[Part], blobs: Mapping[str, Blob], loads: Callable[[Blob], Any]
+    parts: Iterable[ListChunk], blobs: Mapping[str, Blob], loads: Callable[[Blob], Any]
 ) -> list[Any]:
     """Put a list together again."""
     value: list[Any] = []

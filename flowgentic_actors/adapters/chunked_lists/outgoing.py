@@ -10,11 +10,11 @@ import msgspec
 from flowgentic_actors.adapters.chunked_lists.chunking import Dumps, cut
 from flowgentic_actors.adapters.chunked_lists.format import (
     MARK,
-    LongList,
-    Part,
+    ChunkedList,
+    ListChunk,
     Piece,
+    chunk_name,
     manifest_of,
-    name_of,
 )
 from flowgentic_actors.engine.commands import PutCheckpoint
 from flowgentic_actors.engine.model import Blob, Version
@@ -42,14 +42,14 @@ class Outgoing:
         values: Mapping[str, Any],
         new: Container[str],
         dumps: Dumps,
-        known: Mapping[str, Sequence[LongList]],
+        known: Mapping[str, Sequence[ChunkedList]],
     ) -> None:
         self._command = command
         self._values = values
         self._dumps = dumps
         self._whole: dict[str, Blob] = {}
-        self._cut: dict[str, tuple[LongList, Blob, list[Piece]]] = {}
-        self._kept: dict[str, LongList] = {}
+        self._cut: dict[str, tuple[ChunkedList, Blob, list[Piece]]] = {}
+        self._kept: dict[str, ChunkedList] = {}
         self._present: list[str] = []
         self._stored: set[str] = set()
         # A channel whose name might be taken for a part's: nothing of such a checkpoint is cut.
@@ -65,7 +65,7 @@ class Outgoing:
             else:
                 self._present.append(channel)
 
-    def _add(self, channel: str, base: Sequence[Part], blob: Blob | None = None) -> None:
+    def _add(self, channel: str, base: Sequence[ListChunk], blob: Blob | None = None) -> None:
         """Send a channel's value, in parts if that is worth it."""
         value, dumps = self._values[channel], self._dumps
         if (
@@ -88,7 +88,7 @@ class Outgoing:
             return
         version = self._command.versions[channel]
         told = manifest_of(version, parts)
-        self._cut[channel] = LongList(version, name_of(told), parts), told, pieces
+        self._cut[channel] = ChunkedList(version, chunk_name(told), parts), told, pieces
         self._stored.update(shared)
 
     def command(self) -> PutCheckpoint:
@@ -134,10 +134,10 @@ class Outgoing:
             self._kept.pop(channel, None)
             self._add(channel, (), self._dumps(self._values[channel]))
 
-    def lists(self) -> dict[str, LongList]:
+    def lists(self) -> dict[str, ChunkedList]:
         """The checkpoint's lists that are in parts."""
         return {**self._kept, **{channel: found for channel, (found, _, _) in self._cut.items()}}
 
 
-def _at_version(lists: Iterable[LongList], version: Version) -> LongList | None:
+def _at_version(lists: Iterable[ChunkedList], version: Version) -> ChunkedList | None:
     return next((found for found in lists if found.version == version), None)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from flowgentic_actors.adapters.chunked_lists.format import LongList
+from flowgentic_actors.adapters.chunked_lists.format import ChunkedList
 
 _CHECKPOINTS = 4  # of each namespace, whose lists are remembered
 _REMEMBERED = 50_000  # parts, some 250 bytes each
@@ -24,13 +24,13 @@ class _Branch:
     __slots__ = ("checkpoints", "weight")
 
     def __init__(self) -> None:
-        self.checkpoints: dict[str, dict[str, LongList]] = {}
+        self.checkpoints: dict[str, dict[str, ChunkedList]] = {}
         self.weight = 0
 
     def __bool__(self) -> bool:
         return any(self.checkpoints.values())
 
-    def put(self, checkpoint_id: str, lists: dict[str, LongList]) -> None:
+    def put(self, checkpoint_id: str, lists: dict[str, ChunkedList]) -> None:
         """Make a checkpoint the last one."""
         self.checkpoints.pop(checkpoint_id, None)
         self.checkpoints[checkpoint_id] = lists
@@ -55,7 +55,7 @@ class RecentLists:
 
     def of(
         self, thread_id: str, ns: str, checkpoint_id: str | None
-    ) -> Mapping[str, Sequence[LongList]]:
+    ) -> Mapping[str, Sequence[ChunkedList]]:
         """Lists of a namespace by channel: a checkpoint's first, then from the last one back."""
         if (thread_id, ns) not in self._branches:
             return _NONE
@@ -64,7 +64,7 @@ class RecentLists:
             if branch is None:
                 return _NONE
             self._branches.move_to_end((thread_id, ns))
-            found: dict[str, list[LongList]] = {}
+            found: dict[str, list[ChunkedList]] = {}
             first = branch.checkpoints.get(checkpoint_id or "", _NO_LISTS)
             for lists in (first, *reversed(branch.checkpoints.values())):
                 for channel, known in lists.items():
@@ -72,7 +72,7 @@ class RecentLists:
             return found
 
     def remember(
-        self, thread_id: str, ns: str, checkpoint_id: str, lists: dict[str, LongList]
+        self, thread_id: str, ns: str, checkpoint_id: str, lists: dict[str, ChunkedList]
     ) -> None:
         """Note what lists a checkpoint has, which is stored."""
         with self._lock:
@@ -88,5 +88,5 @@ class RecentLists:
                 self._parts -= self._branches.popitem(last=False)[1].weight
 
 
-_NO_LISTS: Final[dict[str, LongList]] = {}
-_NONE: Final[Mapping[str, Sequence[LongList]]] = {}
+_NO_LISTS: Final[dict[str, ChunkedList]] = {}
+_NONE: Final[Mapping[str, Sequence[ChunkedList]]] = {}
