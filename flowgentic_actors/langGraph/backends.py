@@ -32,7 +32,7 @@ Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 _LOOP_ANSWERS = 5.0  # seconds within which a loop that is not blocked gets to a callback
 
 
-class Place(ABC):
+class Backend(ABC):
     """Where functions run."""
 
     remote = False
@@ -58,21 +58,21 @@ class Place(ABC):
         """Run a function once."""
 
 
-class Here(Place):
+class Here(Backend):
     """This process: async functions on the loop that asks, others on a thread."""
 
     def __init__(self) -> None:
         super().__init__("no backend")
 
     async def run(self, function: Callable[..., Any], arguments: Arguments) -> Any:
-        """See `Place.run`."""
+        """See `Backend.run`."""
         args, kwargs = arguments
         if inspect.iscoroutinefunction(function):
             return await function(*args, **kwargs)
         return await _on_thread(None, _call, function, arguments)
 
 
-class _Threads(Place):
+class _Threads(Backend):
     def __init__(self, executor: ThreadPoolExecutor) -> None:
         super().__init__(type(executor).__name__)
         self._executor = executor
@@ -87,7 +87,7 @@ class _Threads(Place):
             own.cancel()
 
 
-class _Processes(Place):
+class _Processes(Backend):
     """Any executor that is not known to run its functions in this process."""
 
     remote = True
@@ -104,7 +104,7 @@ class _Processes(Place):
         return await _watched(asyncio.wrap_future(future))
 
 
-class AsyncFlowEngine(Place):
+class AsyncFlowEngine(Backend):
     """A `WorkflowEngine` of AsyncFlow, which belongs to somebody else."""
 
     remote = True
@@ -115,7 +115,7 @@ class AsyncFlowEngine(Place):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def check(self, function: Callable[..., Any]) -> None:
-        """See `Place.check`."""
+        """See `Backend.check`."""
         parameters = inspect.signature(function).parameters
         if "workflow_id" in parameters:
             raise TypeError(
@@ -130,7 +130,7 @@ class AsyncFlowEngine(Place):
             )
 
     async def open(self) -> None:
-        """See `Place.open`."""
+        """See `Backend.open`."""
         self._loop = asyncio.get_running_loop()
 
     def start(
@@ -159,7 +159,7 @@ class AsyncFlowEngine(Place):
         return future
 
     async def run(self, function: Callable[..., Any], arguments: Arguments) -> Any:
-        """See `Place.run`."""
+        """See `Backend.run`."""
         loop = self._loop
         assert loop is not None, "an Execution is open when it runs something"
         if loop is asyncio.get_running_loop():
@@ -239,7 +239,7 @@ class _OwnEngine(AsyncFlowEngine):
         return True
 
 
-def place_for(backend: Any, open_timeout: float, close_timeout: float) -> Place:
+def backend_for(backend: Any, open_timeout: float, close_timeout: float) -> Backend:
     """The place that a backend is.
 
     Raises:

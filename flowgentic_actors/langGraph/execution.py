@@ -21,7 +21,7 @@ from langgraph.prebuilt import InjectedStore, ToolRuntime
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore
 
-from flowgentic_actors.langGraph.backends import AsyncFlowEngine, Here, Place, place_for
+from flowgentic_actors.langGraph.backends import AsyncFlowEngine, Backend, Here, backend_for
 from flowgentic_actors.langGraph.retries import RetryConfig, retry
 
 logger = logging.getLogger("flowgentic_actors")
@@ -91,7 +91,7 @@ class Execution:
     def __init__(
         self, backend: Any = None, *, open_timeout: float = 60.0, close_timeout: float = 30.0
     ) -> None:
-        self._place = place_for(backend, open_timeout, close_timeout)
+        self._place = backend_for(backend, open_timeout, close_timeout)
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -306,7 +306,7 @@ class Execution:
     # ------------------------------------------------------------------ what they make
 
     def _node(
-        self, function: Callable[..., Any], *, place: Place, retry: RetryConfig
+        self, function: Callable[..., Any], *, place: Backend, retry: RetryConfig
     ) -> _Async[...]:
         _check(function, place, injected=("config", "runtime", "store", "writer"))
         if not retry.raise_on_failure:
@@ -332,7 +332,9 @@ class Execution:
 
         return start
 
-    def _wrap(self, function: Callable[..., Any], place: Place, config: RetryConfig) -> _Async[...]:
+    def _wrap(
+        self, function: Callable[..., Any], place: Backend, config: RetryConfig
+    ) -> _Async[...]:
         # `wraps` keeps signature and annotations, by which LangGraph knows what to inject.
         @wraps(function)
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -369,7 +371,7 @@ def _run_sync(call: _Async[...], args: tuple[Any, ...], kwargs: dict[str, Any]) 
 # ---------------------------------------------------------------------- what can be decorated
 
 
-def _check(function: Any, place: Place, injected: tuple[str, ...] = ()) -> None:
+def _check(function: Any, place: Backend, injected: tuple[str, ...] = ()) -> None:
     """Refuse what cannot work on a backend.
 
     Args:
