@@ -34,7 +34,7 @@ class Agenda:
         self.now = until
 
 
-class Course:
+class SimulatedTask:
     """Work that is written as a coroutine and waits for nothing but time and news.
 
     Args:

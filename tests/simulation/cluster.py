@@ -14,7 +14,7 @@ from flowgentic_actors.cluster.nodes.placement import NodeEvent, Placement
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine.slots import SLOTS
-from tests.simulation.agenda import Agenda, Course
+from tests.simulation.agenda import Agenda, SimulatedTask
 from tests.simulation.conditions import Chance, Conditions
 from tests.simulation.nodes import Network, Node, Part, Question
 
@@ -38,7 +38,7 @@ class Client:
         self.leaders: dict[int, str] = {}
 
 
-class Manner(Struct, frozen=True, kw_only=True):
+class TellPolicy(Struct, frozen=True, kw_only=True):
     """How the host tells others what it decided.
 
     Attributes:
@@ -55,10 +55,10 @@ class Manner(Struct, frozen=True, kw_only=True):
     once: bool = False
 
 
-LAVISH: Final = Manner(name="lavish")
+BROADCAST: Final = TellPolicy(name="lavish")
 """As simply as can be, to compare with."""
 
-SPARING: Final = Manner(name="sparing", own=True, quiet=True, once=True)
+DELTA: Final = TellPolicy(name="sparing", own=True, quiet=True, once=True)
 """As `ClusterController` does it."""
 
 
@@ -77,7 +77,7 @@ class SimulatedCluster:
         nodes: int,
         seed: int,
         conditions: Conditions | None = None,
-        manner: Manner = SPARING,
+        manner: TellPolicy = DELTA,
     ) -> None:
         self.conditions = given = conditions or Conditions()
         self.slot_bytes = given.shard_bytes * nodes / SLOTS
@@ -118,7 +118,7 @@ class SimulatedCluster:
         self._leaders: dict[int, set[str]] = {}
         self._answering: dict[int, set[tuple[str, int]]] = {}
         self._silent: dict[int, float] = {}
-        self._course = Course(self.agenda, TICK)
+        self._course = SimulatedTask(self.agenda, TICK)
         self._polls: dict[str, Question] = {}
         self._numbers: dict[str, int] = {}
         self._waiting: dict[int, Client] = {}
@@ -184,13 +184,13 @@ class SimulatedCluster:
         self.nodes[name].ask()
         return name
 
-    def rebalance(self, nodes: list[str], without: Sequence[str] = ()) -> Course:
+    def rebalance(self, nodes: list[str], without: Sequence[str] = ()) -> SimulatedTask:
         """Begin to spread the slots over some nodes.
 
         Returns:
             What is under way.
         """
-        self._course = course = Course(self.agenda, TICK)
+        self._course = course = SimulatedTask(self.agenda, TICK)
         self.coordinator.set_eligible_nodes(nodes, without)
         self._stir()
         rebalancing = Rebalancing(

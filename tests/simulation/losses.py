@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from tests.simulation.cluster import Client, Manner, SimulatedCluster
+from tests.simulation.cluster import Client, SimulatedCluster, TellPolicy
 from tests.simulation.conditions import Conditions
 
 _PATIENCE = 30.0
@@ -72,7 +72,7 @@ def power_losses(
     at_once: int,
     times: int,
     seed: int,
-    manner: Manner,
+    manner: TellPolicy,
     *,
     clients: int | None = None,
     conditions: Conditions | None = None,
@@ -205,7 +205,7 @@ def cut_off(
     cut: int,
     seconds: float,
     seed: int,
-    manner: Manner,
+    manner: TellPolicy,
     *,
     clients: int = 0,
     conditions: Conditions | None = None,

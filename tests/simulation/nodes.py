@@ -82,7 +82,7 @@ class Network:
         return (one in self.cut) == (other in self.cut)
 
 
-class Surroundings(Protocol):
+class NodeEnvironment(Protocol):
     """What a node sees of the cluster."""
 
     agenda: Agenda
@@ -149,7 +149,7 @@ class Node:
         lease: Length of a lease.
     """
 
-    def __init__(self, name: str, cluster: Surroundings, lease: float) -> None:
+    def __init__(self, name: str, cluster: NodeEnvironment, lease: float) -> None:
         self.name = name
         self.rate = cluster.chance.rate()
         self.lease = HeldLease(lease)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from msgspec import Struct
 
 from tests.simulation import losses, placing, resizing, silence
-from tests.simulation.cluster import LAVISH, SPARING
+from tests.simulation.cluster import BROADCAST, DELTA
 from tests.simulation.losses import Cut, PowerLosses, Spread
 from tests.simulation.placing import Balance, FanOut, Loads, Moved, Routing
 from tests.simulation.resizing import CHANGES, Resized
@@ -82,7 +82,7 @@ def simulate(nodes: int, hours: float, seed: int, say: Callable[[str], None]) ->
     fans = [placing.fan_out(size, 20_000, seed) for size in (1, *sizes)]
     found, cuts = [], []
     several = max(2, nodes // 100)
-    for manner in (LAVISH, SPARING):
+    for manner in (BROADCAST, DELTA):
         for at_once, most in ((1, 20), (several, 5)):
             times = min(most, (nodes - 1) // (2 * at_once))
             say(f"power loss, {at_once} of {nodes} at once, {times} times, {manner.name}")

@@ -10,20 +10,20 @@ import msgspec
 import pytest
 
 from tests.simulation import losses, placing, resizing, silence
-from tests.simulation.cluster import LAVISH, SPARING, Manner, SimulatedCluster
+from tests.simulation.cluster import BROADCAST, DELTA, SimulatedCluster, TellPolicy
 from tests.simulation.conditions import Chance, Conditions
 from tests.simulation.plots import why_no_plots
 from tests.simulation.silence import NEVER, Pause, watch
 
 NODES = 30
-MANNERS = pytest.mark.parametrize("manner", [LAVISH, SPARING], ids=lambda manner: manner.name)
+MANNERS = pytest.mark.parametrize("manner", [BROADCAST, DELTA], ids=lambda manner: manner.name)
 
 ROUGH = Conditions(loss=0.02, drift=0.02, starved_every=20.0, starved=0.4)
 """A bad network, clocks that drift apart by 4 %, and nodes that stand still all the time."""
 
 
 @MANNERS
-def test_nobody_is_lost_while_all_goes_well(manner: Manner) -> None:
+def test_nobody_is_lost_while_all_goes_well(manner: TellPolicy) -> None:
     cluster = SimulatedCluster(NODES, 1, manner=manner)
     cluster.open(30.0)
     cluster.attach(NODES)
@@ -36,7 +36,7 @@ def test_nobody_is_lost_while_all_goes_well(manner: Manner) -> None:
 
 
 @MANNERS
-def test_everybody_soon_knows_of_a_loss_of_power(manner: Manner) -> None:
+def test_everybody_soon_knows_of_a_loss_of_power(manner: TellPolicy) -> None:
     found = losses.power_losses(NODES, 2, 4, 2, manner)
 
     assert found.detected.count == 8
@@ -49,7 +49,7 @@ def test_everybody_soon_knows_of_a_loss_of_power(manner: Manner) -> None:
 
 @MANNERS
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_cut_that_heals_loses_nothing(manner: Manner, seed: int) -> None:
+def test_a_cut_that_heals_loses_nothing(manner: TellPolicy, seed: int) -> None:
     found = losses.cut_off(NODES, NODES * 3 // 10, 10.0, seed, manner, clients=5)
 
     assert (found.two_answered, found.others_lost, found.lost) == (0, 0, 0)
@@ -59,7 +59,7 @@ def test_a_cut_that_heals_loses_nothing(manner: Manner, seed: int) -> None:
 
 
 def test_two_nodes_never_answer_when_all_goes_badly() -> None:
-    cluster = SimulatedCluster(NODES, 1, ROUGH, SPARING)
+    cluster = SimulatedCluster(NODES, 1, ROUGH, DELTA)
     cluster.open(60.0)
     names = sorted(cluster.nodes)[1:]
     for first in range(0, 20, 4):
@@ -87,10 +87,10 @@ def test_two_that_answer_would_be_found() -> None:
 
 
 def test_the_same_seed_finds_the_same() -> None:
-    runs = [losses.cut_off(NODES, 9, 5.0, 7, SPARING) for _ in range(2)]
+    runs = [losses.cut_off(NODES, 9, 5.0, 7, DELTA) for _ in range(2)]
 
     assert msgspec.json.encode(runs[0]) == msgspec.json.encode(runs[1])
-    assert losses.cut_off(NODES, 9, 5.0, 8, SPARING).curve != runs[0].curve
+    assert losses.cut_off(NODES, 9, 5.0, 8, DELTA).curve != runs[0].curve
 
 
 # ---------------------------------------------------------------------- nodes come and go
