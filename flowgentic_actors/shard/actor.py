@@ -156,13 +156,13 @@ class ShardActor:
         self._hot_keys = HotKeys(time.monotonic())
         self._sampling = sampling()
         self._durable, self._appends = ack == "disk", appends == "thread"
-        self._syncer: LoopGroupCommit | None = None
+        self._group_commit: LoopGroupCommit | None = None
         self._journal = Journal(
             RealDisk(), path, durable=self._durable, segment_bytes=int(segment_bytes)
         )
         self._worker = Worker("journal")
         self._compactor = Compactor(self._journal, path, self._worker)
-        self._upkeep = JournalMaintenance(
+        self._maintenance = JournalMaintenance(
             self._journal,
             self._shard,
             self._compactor,
@@ -171,13 +171,13 @@ class ShardActor:
             waits=not self._appends,
         )
         self.room = WaitingCalls(
-            self._journal, self._worker, handle=self.handle, refusal=self._upkeep.refusal
+            self._journal, self._worker, handle=self.handle, refusal=self._maintenance.refusal
         )
         """Who waits for room in the journal."""
         self._unwritten = Unwritten()
         self._waiting_bytes, self._cold_reads = 0, 0  # the bytes: of entries not appended yet
         self._fetches: set[asyncio.Task[bytes]] = set()
-        self._leading: ReplicationLeader | None = None
+        self._leader: ReplicationLeader | None = None
         self._claimed = bool(claimed)
         self._storing: list[asyncio.Future[None]] = []  # who waits for the next commit
         self.migrator = SlotMigrator(
@@ -187,12 +187,12 @@ class ShardActor:
             keep=self._keep_moved,
             stored=self._stored,
             next_lsn=lambda: self._next_lsn,
-            lag=lambda: self._leading.lag if self._leading is not None else 0,
+            lag=lambda: self._leader.lag if self._leader is not None else 0,
             tell=lambda kind, detail: self._tell(kind, detail),  # noqa: PLW0108 - another one later
             report=lambda: self._report(),  # noqa: PLW0108 - the same
         )
         """What it has to do with slots that move."""
-        self._upkeep.hold = self._holds_log
+        self._maintenance.hold = self._holds_log
         self._wake, self._tell, self._report, self._line = *(_nothing,) * 3, self.room.waiting
         # Without a limit, nothing is ever let go.
         tier = hot_limit is not None and why_no_ddict() is None
@@ -201,8 +201,8 @@ class ShardActor:
         self._tier_wanted = False
         self._tier_made_of = int(tier_managers), Path(tier_folder)
         self._tier: DDictShard | None = None
-        self._mirror: MemoryTier | None = None
-        self._mirroring: asyncio.Task[None] | None = None
+        self._memory_tier: MemoryTier | None = None
+        self._tier_task: asyncio.Task[None] | None = None
         self._fetch_slots = asyncio.Semaphore(_MOST_FETCHES)
         try:
             self._replayed = self._replay()
@@ -228,7 +228,7 @@ class ShardActor:
 
         def happened(kind: EventKind, detail: str) -> None:
             tell(kind, detail)
-            mirror.notice()
+            memory_tier.notice()
 
         managers, folder = self._tier_made_of
         self._tier = DDictShard(
@@ -237,10 +237,10 @@ class ShardActor:
             folder=folder,
             on_event=happened,
         )
-        mirror = MemoryTier(self._shard, self._tier, self._scan, lambda: self._journal.end)
-        self._mirror = mirror
-        self._mirroring = asyncio.ensure_future(mirror.run())
-        self._mirroring.add_done_callback(_log_defect)
+        memory_tier = MemoryTier(self._shard, self._tier, self._scan, lambda: self._journal.end)
+        self._memory_tier = memory_tier
+        self._tier_task = asyncio.ensure_future(memory_tier.run())
+        self._tier_task.add_done_callback(_log_defect)
         self._mirror_on()
 
     @property
@@ -274,14 +274,14 @@ class ShardActor:
             waits: Whether what is acknowledged has to be with the follower too.
             on_change: Called when the follower has caught up, or has to start over.
         """
-        self._leading = ReplicationLeader(
+        self._leader = ReplicationLeader(
             self._journal, self._worker, waits=waits, on_change=on_change
         )
-        return self._leading
+        return self._leader
 
     def _holds_log(self) -> bool:
         """Whether the log must stay as it is: somebody who has no copy of it reads on in it."""
-        return self.migrator.holds_log or (self._leading is not None and self._leading.holds_log)
+        return self.migrator.holds_log or (self._leader is not None and self._leader.holds_log)
 
     def follow(self, first: int, payloads: Sequence[bytes]) -> None:
         """Take entries of the leader's journal into this one.
@@ -297,14 +297,14 @@ class ShardActor:
         if first != self._journal.end:
             raise JournalError(f"entries from {first} on do not follow {self._journal.end}")
         size = sum(len(payload) + ENTRY_OVERHEAD for payload in payloads)
-        self._upkeep.check_room(size, urgent=True)
+        self._maintenance.check_room(size, urgent=True)
         self._journal.append(payloads)
         lsn = first
         for payload in payloads:
             self._take_in(lsn, decode_entry(payload))
             lsn += len(payload) + ENTRY_OVERHEAD
         self._next_lsn = lsn
-        self._upkeep.after_append(size)
+        self._maintenance.after_append(size)
         self._shard.cool(lsn)
 
     def handle(self, call: Call) -> bytes | asyncio.Future[bytes] | Postponed:
@@ -320,10 +320,11 @@ class ShardActor:
                     return self._query(command)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise InvalidRequestError(f"not a command: {error}") from error
-            if self._leading is not None and not self._leading.may_write:
-                if (claims := self.migrator.owned_slots) is not None:
-                    claims.check(command)  # what is not this shard's has nothing to wait for here
-                return self._leading.postpone()
+            if self._leader is not None and not self._leader.may_write:
+                if (owned_slots := self.migrator.owned_slots) is not None:
+                    # What is not this shard's has nothing to wait for here
+                    owned_slots.check(command)
+                return self._leader.postpone()
             remembered = self._sessions.recall(call.session, call.seq)
             return self._write(command, call) if remembered is None else remembered
         except RoomWanted as wanted:
@@ -342,8 +343,8 @@ class ShardActor:
         entries = self._unwritten.take()
         if self._durable or self._appends:
             return self._commit_later(entries)
-        if self._leading is not None:
-            return self._commit_leading(self._leading, entries)
+        if self._leader is not None:
+            return self._commit_leading(self._leader, entries)
         if entries:
             self._journal.append(entries)
             self._appended(self._waiting_bytes)
@@ -377,7 +378,7 @@ class ShardActor:
             **msgspec.structs.asdict(self._shard.size()),
             "hot_bytes": self._shard.hot_bytes,
             "cold_reads": self._cold_reads,
-            **(self._mirror.stats() if self._mirror else {}),
+            **(self._memory_tier.stats() if self._memory_tier else {}),
             **(self._tier.stats() if self._tier else {}),
             "journal_bytes": self._journal.size,
             "compactions": self._compactor.done,
@@ -405,16 +406,16 @@ class ShardActor:
             future.cancel()
         self.room.close()
         self.migrator.close()
-        if self._leading is not None:
-            self._leading.close()
-        for task in (self._mirroring, self._sweeping):
+        if self._leader is not None:
+            self._leader.close()
+        for task in (self._tier_task, self._sweeping):
             if task is not None:
                 task.cancel()
         if self._tier is not None:
             self._tier.close()
         self._compactor.close()
-        if self._syncer is not None:
-            self._syncer.close()
+        if self._group_commit is not None:
+            self._group_commit.close()
         self._worker.close(_LAST_WORK)
         self._journal.close()
         self._lock.release()
@@ -422,8 +423,8 @@ class ShardActor:
     # ------------------------------------------------------------------ writes
 
     def _write(self, command: WriteCommand, call: Call) -> bytes:
-        if (claims := self.migrator.owned_slots) is not None:
-            claims.check(command)
+        if (owned_slots := self.migrator.owned_slots) is not None:
+            owned_slots.check(command)
         self._sessions.admit(call.session, call.low)
         now_us = self._clock.tick()
         answer, record = self._shard.decide(command, now_us)
@@ -448,7 +449,7 @@ class ShardActor:
         """
         size = self._unwritten.add(entry) + ENTRY_OVERHEAD
         try:
-            self._upkeep.check_room(size + self._waiting_bytes, urgent=urgent)
+            self._maintenance.check_room(size + self._waiting_bytes, urgent=urgent)
         except StorageError:
             self._unwritten.take_back()
             raise
@@ -510,40 +511,40 @@ class ShardActor:
                 await asyncio.sleep(0)  # others get their turn in between
 
     def _commit_later(self, entries: list[memoryview]) -> asyncio.Future[None] | None:
-        if self._syncer is None:
-            self._syncer = LoopGroupCommit(
+        if self._group_commit is None:
+            self._group_commit = LoopGroupCommit(
                 self._journal, durable=self._durable, appends=self._appends
             )
         self._shard.cool(self._journal.end)
         # Reads wait as well while a commit is due: they may have seen what is not in it yet.
         if not entries:
-            return self._syncer.wait() if self._syncer.behind else None
+            return self._group_commit.wait() if self._group_commit.behind else None
         if self._appends:
             size = sum(len(payload) + ENTRY_OVERHEAD for payload in entries)
-            committed = self._syncer.wait(entries)
+            committed = self._group_commit.wait(entries)
             committed.add_done_callback(lambda _: self._appended(size))
         else:
             self._journal.append(entries)
-            committed = self._syncer.wait()
+            committed = self._group_commit.wait()
             self._appended(self._waiting_bytes)
         return committed
 
     def _appended(self, size: int) -> None:
         self._waiting_bytes -= size
-        self._upkeep.after_append(size)
+        self._maintenance.after_append(size)
         self._mirror_on()
 
     def _mirror_on(self) -> None:
         """Have the mirror go on; a DDict is made for it once it may soon be needed."""
-        if self._mirror is None or self._tier is None:
+        if self._memory_tier is None or self._tier is None:
             return
         if not self._tier_wanted:
             # Until values are let go, nobody asks it for any, and it would hold all a second time.
             self._tier_wanted = self._shard.hot_bytes >= self._tier_from
-        if self._tier_wanted and self._next_lsn - self._mirror.position >= CHUNK:
+        if self._tier_wanted and self._next_lsn - self._memory_tier.position >= CHUNK:
             if not self._tier.generation:
                 self._tier.start()
-            self._mirror.notice()
+            self._memory_tier.notice()
 
     # ------------------------------------------------------------------ reads
 
@@ -558,11 +559,11 @@ class ShardActor:
 
     def _answer(self, query: Query) -> bytes:
         now_us = self._clock.now()
-        if (claims := self.migrator.owned_slots) is not None:
+        if (owned_slots := self.migrator.owned_slots) is not None:
             # Here, and not when it arrived: what is fetched first may not be its own any more.
-            claims.check(query)
+            owned_slots.check(query)
             if isinstance(query, CacheGet | CacheSet):
-                query = claims.cached(query)
+                query = owned_slots.cached(query)
         reply = self._shard.query(query, now_us)
         refreshed = self._shard.decide_refresh(query, reply, now_us)
         if refreshed is not None:
@@ -595,8 +596,8 @@ class ShardActor:
     async def _fetch(self, lsns: Sequence[int]) -> list[tuple[int, Record]]:
         self._cold_reads += len(lsns)
         found: list[tuple[int, Record]] = []
-        if self._mirror is not None:
-            found, lsns = await self._mirror.fetch(lsns)
+        if self._memory_tier is not None:
+            found, lsns = await self._memory_tier.fetch(lsns)
         if lsns:
             for lsn, payload in await self._worker.submit(self._read, lsns):
                 entry = decode_entry(payload)

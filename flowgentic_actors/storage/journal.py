@@ -287,15 +287,15 @@ class Journal:
         segments = tuple(self._log.forget_below(previous.end))
         return Obsolete(previous.path.name, previous, segments)
 
-    def remove(self, needless: Obsolete) -> None:
+    def remove(self, obsolete: Obsolete) -> None:
         """Remove what is needless. Blocks; call it on the thread that reads."""
-        if needless.opened is not None:
-            needless.opened.close()
-        for segment in needless.segments:
+        if obsolete.opened is not None:
+            obsolete.opened.close()
+        for segment in obsolete.segments:
             segment.close()
             self._disk.unlink(segment.path)
         for name in set_names(self._disk, self._folder):
-            if name < needless.sets_before:
+            if name < obsolete.sets_before:
                 self._disk.unlink(self._folder / name)
 
     def close(self) -> None:

@@ -444,9 +444,9 @@ class SegmentLog:
             Them, for the caller to close and unlink: that takes time.
         """
         with self._lock:
-            needless = [segment for segment in self.sealed() if segment.end <= lsn]
-            self._segments = [segment for segment in self._segments if segment not in needless]
-        return needless
+            obsolete = [segment for segment in self.sealed() if segment.end <= lsn]
+            self._segments = [segment for segment in self._segments if segment not in obsolete]
+        return obsolete
 
     def close(self) -> None:
         """Seal the last segment and close every file; as they are when `recover` did not end."""

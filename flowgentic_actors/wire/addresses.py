@@ -82,9 +82,9 @@ Destination: TypeAlias = Address | Unreachable
 class UnreachableError(ConnectionError):
     """Nobody is to be dialled: there is no such actor now."""
 
-    def __init__(self, nowhere: Unreachable) -> None:
-        super().__init__(nowhere.reason)
-        self.nowhere = nowhere
+    def __init__(self, unreachable: Unreachable) -> None:
+        super().__init__(unreachable.reason)
+        self.unreachable = unreachable
 
 
 def describe_address(address: Destination) -> str:

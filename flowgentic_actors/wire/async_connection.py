@@ -381,7 +381,7 @@ class AsyncConnection:
                 return
             except UnreachableError as error:
                 for pending in list(self._session):
-                    self._fail(pending, lost_error(pending, self._peer, error.nowhere))
+                    self._fail(pending, lost_error(pending, self._peer, error.unreachable))
                 return
             except (OSError, TimeoutError, WireError) as error:
                 if is_foreign(error):

@@ -132,7 +132,7 @@ class BlockingConnection:
                         delay, counted = _FIRST_RETRY, pending.attempts
                         continue
                     if isinstance(error, UnreachableError):
-                        raise lost_error(pending, self._peer, error.nowhere) from error
+                        raise lost_error(pending, self._peer, error.unreachable) from error
                     if isinstance(error, AuthenticationError):
                         raise untrusted_error(pending, self._peer, error) from error
                     congested = isinstance(error, TimeoutError) and self._sock is not None

@@ -212,17 +212,17 @@ def untrusted_error(
     return ActorUnavailableError(f"{peer}: {error}. Nothing was sent")
 
 
-def lost_error(pending: Pending[Waiter], peer: str, nowhere: Unreachable) -> FlowgenticError:
+def lost_error(pending: Pending[Waiter], peer: str, unreachable: Unreachable) -> FlowgenticError:
     """The error of a request to an actor that is not there any more."""
-    reason = nowhere.reason
+    reason = unreachable.reason
     if pending.sent:
-        since = reason if nowhere.closed else f"it was lost: {reason}"
+        since = reason if unreachable.closed else f"it was lost: {reason}"
         return _unknown(f"{peer} did not answer before {since}")
-    if nowhere.closed:
+    if unreachable.closed:
         return ClusterClosedError(f"{reason}. Nothing was sent")
-    if nowhere.closing:
+    if unreachable.closing:
         return ClusterClosingError(f"{peer}: {reason}")
-    if nowhere.moved:
+    if unreachable.moved:
         return SlotsMovedError(f"{peer} has ended: {reason}. Nothing was sent")
     return ShardLostError(f"{peer} is lost: {reason}. Nothing was sent; other shards serve")
 

@@ -465,11 +465,16 @@ def test_a_host_that_died_after_it_made_its_socket_is_not_waited_for(tmp_path: P
         secret = bytes(32)
         max_message_bytes = 1 << 20
 
-    keeper: Any = object.__new__(HostWatchdog)
-    keeper._folder, keeper._spec, keeper._process, keeper._closing = tmp_path, Spec, Dead(), False
-    keeper._socket = tmp_path / HOST_SOCKET
+    watchdog: Any = object.__new__(HostWatchdog)
+    watchdog._folder, watchdog._spec, watchdog._process, watchdog._closing = (
+        tmp_path,
+        Spec,
+        Dead(),
+        False,
+    )
+    watchdog._socket = tmp_path / HOST_SOCKET
     (tmp_path / HOST_SOCKET).touch()  # nobody listens there
     started = time.monotonic()
     with pytest.raises(OSError, match="refused"):
-        keeper._connect(Patience(60))
+        watchdog._connect(Patience(60))
     assert time.monotonic() - started < 10

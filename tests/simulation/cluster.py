@@ -69,7 +69,7 @@ class SimulatedCluster:
         nodes: How many nodes.
         seed: Decides everything.
         conditions: What the model assumes.
-        manner: How the host tells what it decided.
+        policy: How the host tells what it decided.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SimulatedCluster:
         nodes: int,
         seed: int,
         conditions: Conditions | None = None,
-        manner: TellPolicy = DELTA,
+        policy: TellPolicy = DELTA,
     ) -> None:
         self.conditions = given = conditions or Conditions()
         self.slot_bytes = given.shard_bytes * nodes / SLOTS
@@ -97,11 +97,11 @@ class SimulatedCluster:
         """Shards whose places clients note down."""
         self.worked = 0.0
         """Processor time of the host so far."""
-        self._manner = manner
+        self._manner = policy
         lease = given.node_timeout * LEASE_SHARE
         names = [f"n{number:04}" for number in range(nodes)]
         self.host = names[0]
-        self.coordinator = Placement(
+        self.placement = Placement(
             ClusterPlan(version=0, shards=[], table=even_table(nodes, 2)),
             self.host,
             replicas=2,
@@ -110,8 +110,8 @@ class SimulatedCluster:
             leases=GrantedLeases(lease, given.node_timeout, TICK),
         )
         for name in names:
-            self.coordinator.joined(name)
-        self.coordinator.place(names)
+            self.placement.joined(name)
+        self.placement.place(names)
         self._lease = lease
         self.nodes = {name: Node(name, self, lease) for name in names}
         self.clients: list[Client] = []
@@ -148,8 +148,8 @@ class SimulatedCluster:
         self.settle(most)
         for node in self.nodes.values():
             for part in node.parts.values():
-                leader = self.nodes[self.coordinator.plan.shards[part.duty.shard].leader]
-                part.slots.stored = set(leader.parts[part.duty.shard].slots.answered)
+                leader = self.nodes[self.placement.plan.shards[part.assignment.shard].leader]
+                part.slots.stored = set(leader.parts[part.assignment.shard].slots.answered)
         self.unstored.clear()
 
     def settle(self, most: float) -> None:
@@ -180,7 +180,7 @@ class SimulatedCluster:
         """
         name = f"n{len(self.nodes):04}"
         self.nodes[name] = Node(name, self, self._lease)
-        self.coordinator.joined(name)
+        self.placement.joined(name)
         self.nodes[name].ask()
         return name
 
@@ -191,10 +191,10 @@ class SimulatedCluster:
             What is under way.
         """
         self._course = course = SimulatedTask(self.agenda, TICK)
-        self.coordinator.set_eligible_nodes(nodes, without)
+        self.placement.set_eligible_nodes(nodes, without)
         self._stir()
         rebalancing = Rebalancing(
-            self.coordinator,
+            self.placement,
             actors=1,
             replicas=2,
             rate=self.conditions.move_rate,
@@ -240,14 +240,14 @@ class SimulatedCluster:
         self._work(0.0005, self._ticked)
 
     def _ticked(self) -> None:
-        self.coordinator.tick(self.agenda.now)
+        self.placement.tick(self.agenda.now)
         self._hear_own()
-        if self.coordinator.plan.version != self._published:
+        if self.placement.plan.version != self._published:
             self._stir()
         self.agenda.after(TICK, self._tick)
 
     def _hear_own(self) -> None:
-        self.coordinator.heard(self.host, self.nodes[self.host]._told())
+        self.placement.heard(self.host, self.nodes[self.host]._told())
         self._course.news()
 
     def ask_host(self, question: Question) -> None:
@@ -259,7 +259,7 @@ class SimulatedCluster:
         self._work(self.conditions.beat_cost, self._beat, question)
 
     def _beat(self, question: Question) -> None:
-        self.coordinator.heard(question.node, question.members)
+        self.placement.heard(question.node, question.members)
         self._course.news()
         self._stir()
         self._polls[question.node] = question
@@ -269,39 +269,39 @@ class SimulatedCluster:
             self.agenda.after(self.conditions.heartbeat_interval, self._grant, question)
 
     def _has_news_for(self, question: Question) -> bool:
-        changed = self.coordinator.changed_for(question.node)
+        changed = self.placement.changed_for(question.node)
         return question.known < changed and self._is_ready(question.node)
 
     def _is_ready(self, node: str) -> bool:
         """Whether all that has to be on the disk before a node is told is there."""
         if self._manner.own:
-            return self.coordinator.changed_for(node) <= self._published
-        return self.coordinator.plan.version == self._published
+            return self.placement.changed_for(node) <= self._published
+        return self.placement.plan.version == self._published
 
     def _grant(self, question: Question) -> None:
         node = question.node
         if self._polls.get(node) is not question:
             return
         del self._polls[node]
-        coordinator = self.coordinator
+        placement = self.placement
         ready = self._is_ready(node)
-        news = question.known < coordinator.changed_for(node)
-        orders = coordinator.assignments(node) if ready and news else None
+        news = question.known < placement.changed_for(node)
+        assignments = placement.assignments(node) if ready and news else None
         if ready:
-            coordinator.granted(node, self.agenda.now)
+            placement.granted(node, self.agenda.now)
         else:
             self.counts["answers without a lease"] += 1
-        arguments = (question.number, question.asked_at, orders, ready)
+        arguments = (question.number, question.asked_at, assignments, ready)
         self.network.send(node, self.nodes[node].hear, *arguments)
 
     def _stir(self) -> None:
         """Write down what was decided."""
-        for event in self.coordinator.take_events():
+        for event in self.placement.take_events():
             self.events.append((self.agenda.now, event))
-        if not self._publishing and self.coordinator.plan.version != self._published:
+        if not self._publishing and self.placement.plan.version != self._published:
             self._publishing = True
             takes = self.chance.around(self.conditions.publish, 0.5)
-            self.agenda.after(takes, self._has_published, self.coordinator.plan.version)
+            self.agenda.after(takes, self._has_published, self.placement.plan.version)
 
     def _has_published(self, version: int) -> None:
         """Act on it."""
@@ -310,7 +310,7 @@ class SimulatedCluster:
         self._published = version
         own = self.nodes[self.host]
         if own.known < version:
-            own._carry_out(0.0, self.coordinator.assignments(self.host), False)
+            own._carry_out(0.0, self.placement.assignments(self.host), False)
             self._hear_own()
         for question in [q for q in self._polls.values() if self._has_news_for(q)]:
             self._work(self.conditions.beat_cost / 2, self._grant, question)
@@ -355,8 +355,8 @@ class SimulatedCluster:
         self.counts["bytes of places"] += size
         leaders = {}
         for shard in self.watched:
-            member = self.coordinator.leader_status(shard)
-            plan = self.coordinator.plan.shards[shard]
+            member = self.placement.leader_status(shard)
+            plan = self.placement.plan.shards[shard]
             leaders[shard] = plan.leader if member is not None and member.leads else ""
         arrives = self._card_free_at + self.chance.latency()
         self.agenda.at(arrives, self._know, client, self._published, leaders)
@@ -373,7 +373,7 @@ class SimulatedCluster:
         """Look whether anybody else may answer for what a node leads."""
         for shard, part in node.parts.items():
             there = self._leaders.setdefault(shard, set())
-            if part.duty.role != "leader":
+            if part.assignment.role != "leader":
                 there.discard(node.name)
                 continue
             there.add(node.name)
@@ -386,7 +386,7 @@ class SimulatedCluster:
 
     def _look_at_slots(self, node: Node, part: Part) -> None:
         """Look whether the slots of a shard are another one's, too, and their data is there."""
-        me = (node.name, part.duty.shard)
+        me = (node.name, part.assignment.shard)
         for slot in part.slots.answered:
             if part.leads and slot not in part.slots.stored:
                 self.unstored.add((slot, node.name))
@@ -398,7 +398,7 @@ class SimulatedCluster:
                 other = self.nodes[name].parts.get(shard)
                 if other is None or slot not in other.slots.answered:
                     there.discard((name, shard))
-                elif shard != part.duty.shard and self.nodes[name].may_answer(shard):
+                elif shard != part.assignment.shard and self.nodes[name].may_answer(shard):
                     self.two_answered.append((self.agenda.now, slot, node.name, name))
 
     def claimed(self, before: frozenset[int], after: frozenset[int]) -> None:
@@ -412,5 +412,5 @@ class SimulatedCluster:
     @property
     def complete(self) -> bool:
         """Whether every shard has two whole copies."""
-        shards = self.coordinator.plan.shards
+        shards = self.placement.plan.shards
         return all(plan.caught_up and plan.leader for plan in shards if not plan.retired)

@@ -72,13 +72,13 @@ def power_losses(
     at_once: int,
     times: int,
     seed: int,
-    manner: TellPolicy,
+    policy: TellPolicy,
     *,
     clients: int | None = None,
     conditions: Conditions | None = None,
 ) -> PowerLosses:
     """Have nodes lose power, several times over, in one cluster."""
-    cluster = SimulatedCluster(nodes, seed, conditions, manner)
+    cluster = SimulatedCluster(nodes, seed, conditions, policy)
     cluster.open(120.0)
     cluster.attach(nodes if clients is None else clients)
     cluster.run(3.0)
@@ -93,7 +93,7 @@ def power_losses(
         alive = sorted(set(cluster.nodes) - dead - {cluster.host})
         gone = cluster.chance.random.sample(alive, at_once)
         dead |= set(gone)
-        plans = cluster.coordinator.plan.shards
+        plans = cluster.placement.plan.shards
         led = {plan.shard: plan.follower for plan in plans if plan.leader in gone}
         watched = {shard for shard, follower in led.items() if follower not in dead}
         lost_shards += len(led) - len(watched)
@@ -160,9 +160,9 @@ class _Found:
     def look_at_host(self) -> None:
         """Without clients, the host's word counts."""
         for shard in self._watched - set(self.leading):
-            coordinator = self._cluster.coordinator
-            member = coordinator.leader_status(shard)
-            if coordinator.plan.shards[shard].leader in self._dead or member is None:
+            placement = self._cluster.placement
+            member = placement.leader_status(shard)
+            if placement.plan.shards[shard].leader in self._dead or member is None:
                 continue
             if member.leads:
                 self.leading[shard] = self._cluster.agenda.now
@@ -205,19 +205,19 @@ def cut_off(
     cut: int,
     seconds: float,
     seed: int,
-    manner: TellPolicy,
+    policy: TellPolicy,
     *,
     clients: int = 0,
     conditions: Conditions | None = None,
 ) -> Cut:
     """Cut nodes off, and heal the network after a while."""
-    cluster = SimulatedCluster(nodes, seed, conditions, manner)
+    cluster = SimulatedCluster(nodes, seed, conditions, policy)
     cluster.open(120.0)
     cluster.attach(clients)
     cluster.run(3.0)
     start = cluster.agenda.now
     names = set(cluster.chance.random.sample(sorted(set(cluster.nodes) - {cluster.host}), cut))
-    plans = cluster.coordinator.plan.shards
+    plans = cluster.placement.plan.shards
     curve = []
     cluster.network.cut |= names
     healed = start + seconds
@@ -231,7 +231,7 @@ def cut_off(
         curve.append((cluster.agenda.now - start, two, nodes - two - none, none))
         if cluster.agenda.now < healed:
             unreachable = none
-        elif not back and len(cluster.coordinator.nodes) == nodes:
+        elif not back and len(cluster.placement.nodes) == nodes:
             back = cluster.agenda.now - healed
         if cluster.agenda.now > healed and cluster.complete and back:
             whole = cluster.agenda.now - healed

@@ -128,11 +128,11 @@ class Part:
     """One copy of a shard on a node.
 
     Args:
-        duty: What it has to do.
+        assignment: What it has to do.
     """
 
-    def __init__(self, duty: Assignment) -> None:
-        self.duty = duty
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
         self.term = 0  # in which it leads or follows
         self.leads = False
         self.caught_up = False
@@ -171,7 +171,7 @@ class Node:
     def may_answer(self, shard: int) -> bool:
         """Whether a client could be answered here now."""
         part = self.parts.get(shard)
-        leads = part is not None and part.duty.role == "leader"
+        leads = part is not None and part.assignment.role == "leader"
         return leads and self.powered and self.lease.is_valid(self.clock())
 
     def _awake(self, what: Callable[..., None], *arguments: Any) -> bool:
@@ -208,38 +208,38 @@ class Node:
         cluster.agenda.after(_PAUSE + probe, self.ask)
 
     def hear(
-        self, number: int, asked_at: float, orders: NodeAssignments | None, lease: bool
+        self, number: int, asked_at: float, assignments: NodeAssignments | None, lease: bool
     ) -> None:
         """The host has answered."""
         if number != self._number or self._busy:
             return
-        if not self._awake(self.hear, number, asked_at, orders, lease):
+        if not self._awake(self.hear, number, asked_at, assignments, lease):
             return
         self._granted_at = self.clock()
-        if orders is None:
+        if assignments is None:
             self._go_on(asked_at, lease)
             return
         self._busy = True
-        wanted = {duty.shard for duty in orders.per_shard}
+        wanted = {assignment.shard for assignment in assignments.per_shard}
         ends = sum(shard not in wanted for shard in self.parts)
         wait = 0.001 + ends * self._cluster.conditions.remove
-        self._cluster.agenda.after(wait, self._carry_out, asked_at, orders, lease)
+        self._cluster.agenda.after(wait, self._carry_out, asked_at, assignments, lease)
 
-    def _carry_out(self, asked_at: float, orders: NodeAssignments, lease: bool) -> None:
-        if not self._awake(self._carry_out, asked_at, orders, lease):
+    def _carry_out(self, asked_at: float, assignments: NodeAssignments, lease: bool) -> None:
+        if not self._awake(self._carry_out, asked_at, assignments, lease):
             return
-        wanted = {duty.shard: duty for duty in orders.per_shard}
+        wanted = {assignment.shard: assignment for assignment in assignments.per_shard}
         for shard in set(self.parts) - set(wanted):
             del self.parts[shard]
-        for shard, duty in wanted.items():
+        for shard, assignment in wanted.items():
             part = self.parts.get(shard)
-            if part is None or (part.duty.role, duty.role) == ("leader", "follower"):
-                self.parts[shard] = Part(duty)
-            elif part.duty == duty:
+            if part is None or (part.assignment.role, assignment.role) == ("leader", "follower"):
+                self.parts[shard] = Part(assignment)
+            elif part.assignment == assignment:
                 continue
-            self._take(self.parts[shard], duty)
+            self._take(self.parts[shard], assignment)
             self._claim(self.parts[shard])
-        self.known = orders.version
+        self.known = assignments.version
         self._members = None
         self._go_on(asked_at, lease)
 
@@ -280,44 +280,50 @@ class Node:
 
     # ------------------------------------------------------------------ copies
 
-    def _take(self, part: Part, duty: Assignment) -> None:
+    def _take(self, part: Part, assignment: Assignment) -> None:
         """Begin to lead or to follow."""
         cluster = self._cluster
-        part.duty = duty
-        if duty.role == "leader":
-            if part.term != duty.term:
+        part.assignment = assignment
+        if assignment.role == "leader":
+            if part.term != assignment.term:
                 part.caught_up = False
             given = cluster.conditions
             usual = given.promote if part.term else given.start
             begins = 0.001 if part.leads else cluster.chance.around(usual, 0.5)
-            cluster.agenda.after(begins, self._lead, part, duty.term)
-        elif duty.leader is not None and part.copying != duty.term:
-            part.copying = duty.term
+            cluster.agenda.after(begins, self._lead, part, assignment.term)
+        elif assignment.leader is not None and part.copying != assignment.term:
+            part.copying = assignment.term
             takes = cluster.chance.around(cluster.conditions.copy, 0.5)
-            cluster.agenda.after(takes, self._copied, part, duty)
+            cluster.agenda.after(takes, self._copied, part, assignment)
 
     def _lead(self, part: Part, term: int) -> None:
-        if not self._awake(self._lead, part, term) or self.parts.get(part.duty.shard) is not part:
+        if (
+            not self._awake(self._lead, part, term)
+            or self.parts.get(part.assignment.shard) is not part
+        ):
             return
-        if part.duty.term == term and part.term != term:
+        if part.assignment.term == term and part.term != term:
             part.leads, part.term = True, term
             self._changed()
 
-    def _copied(self, part: Part, duty: Assignment) -> None:
+    def _copied(self, part: Part, assignment: Assignment) -> None:
         """All of a shard has been copied here; its leader knows, if it is reached."""
-        if not self._awake(self._copied, part, duty) or self.parts.get(duty.shard) is not part:
+        if (
+            not self._awake(self._copied, part, assignment)
+            or self.parts.get(assignment.shard) is not part
+        ):
             return
-        if part.duty.role != "follower" or part.duty.term != duty.term:
+        if part.assignment.role != "follower" or part.assignment.term != assignment.term:
             return
         cluster = self._cluster
-        name = str(duty.leader).partition(":")[0]
+        name = str(assignment.leader).partition(":")[0]
         leader = cluster.nodes[name]
-        theirs = leader.parts.get(duty.shard)
+        theirs = leader.parts.get(assignment.shard)
         if not leader.powered or not cluster.network.joins(self.name, name):
-            cluster.agenda.after(_COPY_AGAIN, self._copied, part, duty)
+            cluster.agenda.after(_COPY_AGAIN, self._copied, part, assignment)
             return
-        part.term = duty.term
-        if theirs is not None and theirs.leads and theirs.term == duty.term:
+        part.term = assignment.term
+        if theirs is not None and theirs.leads and theirs.term == assignment.term:
             part.slots.stored = set(theirs.slots.stored)
             theirs.caught_up = True
             leader.follower_caught_up()
@@ -331,25 +337,27 @@ class Node:
 
     def _claim(self, part: Part) -> None:
         """Answer for other slots, and take some over."""
-        slots, claim, before = part.slots, part.duty.ownership, part.slots.answered
-        if claim is None:
+        slots, ownership, before = part.slots, part.assignment.ownership, part.slots.answered
+        if ownership is None:
             slots.answered = frozenset()
         else:
-            slots.answered = frozenset(SlotSet(claim.owned)) - frozenset(SlotSet(claim.frozen))
-            if claim.pull is None:
+            slots.answered = frozenset(SlotSet(ownership.owned)) - frozenset(
+                SlotSet(ownership.frozen)
+            )
+            if ownership.pull is None:
                 slots.move = 0
-                slots.stored &= set(SlotSet(claim.owned))
-            elif claim.pull.source is not None and claim.pull.move != slots.move:
-                slots.begin(claim.pull.move)
-                size = len(SlotSet(claim.pull.slots)) * self._cluster.slot_bytes
-                self._pull(part, claim.pull.move, size)
+                slots.stored &= set(SlotSet(ownership.owned))
+            elif ownership.pull.source is not None and ownership.pull.move != slots.move:
+                slots.begin(ownership.pull.move)
+                size = len(SlotSet(ownership.pull.slots)) * self._cluster.slot_bytes
+                self._pull(part, ownership.pull.move, size)
         self._cluster.claimed(before, slots.answered)
 
     def _pull(self, part: Part, move: int, left: float) -> None:
         """Copy what is left, then wait until the other one holds the slots, for the rest."""
         cluster, slots = self._cluster, part.slots
-        pull = part.duty.ownership.pull if part.duty.ownership is not None else None
-        if pull is None or pull.move != move or self.parts.get(part.duty.shard) is not part:
+        pull = part.assignment.ownership.pull if part.assignment.ownership is not None else None
+        if pull is None or pull.move != move or self.parts.get(part.assignment.shard) is not part:
             return
         if not self._awake(self._pull, part, move, left):
             return
@@ -363,8 +371,8 @@ class Node:
             seconds = min(left / pull.rate, _TAKE)
             cluster.agenda.after(seconds, self._pull, part, move, left - seconds * pull.rate)
             return
-        claim = source.duty.ownership
-        if claim is not None and claim.frozen_for == move:
+        ownership = source.assignment.ownership
+        if ownership is not None and ownership.frozen_for == move:
             taken = set(SlotSet(pull.slots)) & source.slots.stored
             slots.done = True
             for copy in (part, self._second(part)):
@@ -388,5 +396,7 @@ class Node:
 
     def _second(self, part: Part) -> Part | None:
         """The other copy, if it has all that this one has."""
-        other = self._cluster.nodes.get(part.duty.follower)
-        return other.parts.get(part.duty.shard) if other is not None and part.caught_up else None
+        other = self._cluster.nodes.get(part.assignment.follower)
+        return (
+            other.parts.get(part.assignment.shard) if other is not None and part.caught_up else None
+        )

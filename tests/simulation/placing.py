@@ -212,7 +212,7 @@ class Loads(Struct, frozen=True, kw_only=True):
         beats: Beats a second.
         heard: Seconds that a beat costs in the coordinator.
         granted: The same for the answer.
-        orders: The same for a node's orders.
+        assignments: The same for a node's orders.
         tick: Seconds of one tick.
         lost: Seconds to decide what the loss of a node means.
     """
@@ -226,7 +226,7 @@ class Loads(Struct, frozen=True, kw_only=True):
     beats: float
     heard: float
     granted: float
-    orders: float
+    assignments: float
     tick: float
     lost: float
 
@@ -250,7 +250,7 @@ def loads(nodes: int, heartbeat_interval: float = 0.5) -> Loads:
     tick = _each(host.tick, [0.0] * 10)
     heard = _each(lambda name: host.heard(name, told[name]), names)
     granted = _each(lambda name: host.granted(name, 0.0), names)
-    orders = _each(host.assignments, names)
+    assignments = _each(host.assignments, names)
     begin = time.perf_counter()
     host.lost(names[nodes // 2], "power")
     lost = time.perf_counter() - begin
@@ -264,7 +264,7 @@ def loads(nodes: int, heartbeat_interval: float = 0.5) -> Loads:
         beats=nodes / heartbeat_interval,
         heard=heard,
         granted=granted,
-        orders=orders,
+        assignments=assignments,
         tick=tick,
         lost=lost,
     )
@@ -273,21 +273,21 @@ def loads(nodes: int, heartbeat_interval: float = 0.5) -> Loads:
 def _members(host: Placement, name: str) -> list[ReplicaStatus]:
     return [
         ReplicaStatus(
-            shard=duty.shard,
+            shard=assignment.shard,
             state="running",
-            term=duty.term,
-            leads=duty.role == "leader",
-            caught_up=duty.role == "leader",
+            term=assignment.term,
+            leads=assignment.role == "leader",
+            caught_up=assignment.role == "leader",
             resync_required=False,
-            path=f"/{duty.shard}",
-            address=TcpAddress("10.0.0.1", 4000 + duty.shard, CERTIFICATE),
+            path=f"/{assignment.shard}",
+            address=TcpAddress("10.0.0.1", 4000 + assignment.shard, CERTIFICATE),
             pid=1,
             epoch=1,
             restarts=0,
             reason="",
             stats={},
         )
-        for duty in host.assignments(name).per_shard
+        for assignment in host.assignments(name).per_shard
     ]
 
 

@@ -78,9 +78,9 @@ def _balance(report: Report) -> Any:
 def _losses(report: Report) -> Any:
     figure, axes = _axes("seconds after the loss of power", "share of (client, shard) that know")
     colours = iter((_BLUE, _RED, _GREEN, _BLACK))
-    for manner, one in report.losses:
+    for policy, one in report.losses:
         shares = [(n + 1) / len(one.samples) for n in range(len(one.samples))]
-        label = f"{one.at_once} of {report.nodes}, told {manner}"
+        label = f"{one.at_once} of {report.nodes}, told {policy}"
         axes.plot(one.samples, shares, color=next(colours), label=label)
     return figure
 
@@ -100,14 +100,14 @@ def _pauses(report: Report) -> Any:
 
 
 def _cut(report: Report) -> Any:
-    manner, one = report.cuts[0]
+    policy, one = report.cuts[0]
     figure, axes = _axes("seconds after the cut", "shards")
     times, two, single, none = zip(*one.curve, strict=True)
     axes.plot(times, two, color=_GREEN, label="two whole copies")
     axes.plot(times, single, color=_BLUE, label="one")
     axes.plot(times, none, color=_RED, label="none that is reached")
     axes.axvline(one.seconds, color=_BLACK, linewidth=0.9, linestyle="--")
-    axes.set_title(f"{one.cut} of {one.nodes} nodes cut off, told {manner}", fontsize=9)
+    axes.set_title(f"{one.cut} of {one.nodes} nodes cut off, told {policy}", fontsize=9)
     return figure
 
 

@@ -82,15 +82,15 @@ def simulate(nodes: int, hours: float, seed: int, say: Callable[[str], None]) ->
     fans = [placing.fan_out(size, 20_000, seed) for size in (1, *sizes)]
     found, cuts = [], []
     several = max(2, nodes // 100)
-    for manner in (BROADCAST, DELTA):
+    for policy in (BROADCAST, DELTA):
         for at_once, most in ((1, 20), (several, 5)):
             times = min(most, (nodes - 1) // (2 * at_once))
-            say(f"power loss, {at_once} of {nodes} at once, {times} times, {manner.name}")
-            lost = losses.power_losses(nodes, at_once, times, seed, manner)
-            found.append((manner.name, lost))
-        say(f"a cut, {manner.name}")
-        cut = losses.cut_off(nodes, 3 * nodes // 10, 10.0, seed, manner)
-        cuts.append((manner.name, cut))
+            say(f"power loss, {at_once} of {nodes} at once, {times} times, {policy.name}")
+            lost = losses.power_losses(nodes, at_once, times, seed, policy)
+            found.append((policy.name, lost))
+        say(f"a cut, {policy.name}")
+        cut = losses.cut_off(nodes, 3 * nodes // 10, 10.0, seed, policy)
+        cuts.append((policy.name, cut))
     changes = []
     for change in CHANGES:
         say(f"slots move: {change}")
@@ -178,7 +178,7 @@ def _seconds(found: Spread) -> str:
 def _losses(report: Report) -> str:
     rows = [
         [
-            manner,
+            policy,
             str(one.at_once),
             _seconds(one.detected),
             _seconds(one.leading),
@@ -187,7 +187,7 @@ def _losses(report: Report) -> str:
             f"{one.busy * 100:.0f} %",
             f"{one.two_answered} / {one.others_lost} / {one.lost_shards}",
         ]
-        for manner, one in report.losses
+        for policy, one in report.losses
     ]
     head = [
         "told",
@@ -205,7 +205,7 @@ def _losses(report: Report) -> str:
 def _cuts(report: Report) -> str:
     rows = [
         [
-            manner,
+            policy,
             f"{one.cut} of {one.nodes}, {one.seconds:g} s",
             str(one.unreachable),
             f"{one.two_answered} / {one.others_lost} / {one.lost}",
@@ -213,7 +213,7 @@ def _cuts(report: Report) -> str:
             f"{one.whole:.1f} s",
             f"{one.most_led}, {one.lead_nothing}",
         ]
-        for manner, one in report.cuts
+        for policy, one in report.cuts
     ]
     head = [
         "told",
@@ -287,7 +287,7 @@ def _loads(report: Report) -> str:
             f"{one.beats:,.0f}",
             f"{one.heard * 1e6:.1f}",
             f"{one.granted * 1e6:.1f}",
-            f"{one.orders * 1e6:.1f}",
+            f"{one.assignments * 1e6:.1f}",
             f"{one.tick * 1e6:.0f}",
             f"{one.lost * 1e6:.0f}",
         ]

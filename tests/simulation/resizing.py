@@ -73,7 +73,7 @@ def resized(
     course = cluster.rebalance(wanted, without)
     loses = change == "one less, and one lost"
     while not (course.done and cluster.complete):
-        if loses and cluster.coordinator.plan.moves:
+        if loses and cluster.placement.plan.moves:
             loses = False
             cluster.power_off([_concerned(cluster)])
         cluster.run(_STEP)
@@ -84,7 +84,7 @@ def resized(
     cluster.run(5.0)  # whoever still answers wrongly is found
     after = _homes(cluster)
     events = [event for _, event in cluster.events[seen:]]
-    led = [plan.leader for plan in cluster.coordinator.plan.shards if not plan.retired]
+    led = [plan.leader for plan in cluster.placement.plan.shards if not plan.retired]
     return Resized(
         nodes=nodes,
         change=change,
@@ -109,7 +109,7 @@ def _prepare(cluster: SimulatedCluster, change: Change) -> tuple[list[str], list
     """
     if change == "one more":
         cluster.join()
-        nodes = cluster.coordinator.nodes
+        nodes = cluster.placement.nodes
         return nodes, [], SLOTS // len(nodes)
     if change == "after a cut":
         names = sorted(set(cluster.nodes) - {cluster.host})
@@ -117,25 +117,25 @@ def _prepare(cluster: SimulatedCluster, change: Change) -> tuple[list[str], list
         cluster.network.cut |= cut
         cluster.run(10.0)
         cluster.restore(cut)
-        while not cut <= set(cluster.coordinator.nodes):
+        while not cut <= set(cluster.placement.nodes):
             cluster.run(_STEP)
         cluster.settle(120.0)
-        nodes = cluster.coordinator.nodes
+        nodes = cluster.placement.nodes
         nothing = set(nodes) - set(_homes(cluster))
         return nodes, [], len(nothing) * SLOTS // len(nodes)
     gone = cluster.chance.random.choice(sorted(set(cluster.nodes) - {cluster.host}))
-    return [n for n in cluster.coordinator.nodes if n != gone], [gone], _homes(cluster).count(gone)
+    return [n for n in cluster.placement.nodes if n != gone], [gone], _homes(cluster).count(gone)
 
 
 def _homes(cluster: SimulatedCluster) -> list[str]:
     """The node that answers for each slot."""
-    plan = cluster.coordinator.plan
+    plan = cluster.placement.plan
     assert plan.table is not None
     return [plan.shards[shard].leader for shard in plan.table.shards]
 
 
 def _concerned(cluster: SimulatedCluster) -> str:
     """A node that has part in what moves now, and is neither the host's nor without a copy."""
-    plan = cluster.coordinator.plan
+    plan = cluster.placement.plan
     concerned = [plan.shards[n] for move in plan.moves for n in (move.target, move.source)]
     return next(shard.leader for shard in concerned if shard.leader != cluster.host)

@@ -38,7 +38,7 @@ LEASE = TIMEOUT * (1 / (1 + DRIFT) - 0.1)
 NODES = ("a", "b", "c", "d")
 
 
-def coordinator(
+def placement(
     plan: ClusterPlan | None = None,
     nodes: Collection[str] = NODES,
     *,
@@ -64,17 +64,17 @@ def coordinator(
     return made
 
 
-def member(duty: Assignment, node: str, **changes: object) -> ReplicaStatus:
-    leads = duty.role == "leader"
+def member(assignment: Assignment, node: str, **changes: object) -> ReplicaStatus:
+    leads = assignment.role == "leader"
     made = ReplicaStatus(
-        shard=duty.shard,
+        shard=assignment.shard,
         state="running",
-        term=duty.term,
+        term=assignment.term,
         leads=leads,
         caught_up=False,
         resync_required=False,
-        path=f"/{node}/{duty.shard}",
-        address=f"{node}:{duty.shard}",
+        path=f"/{node}/{assignment.shard}",
+        address=f"{node}:{assignment.shard}",
         pid=1,
         epoch=1,
         restarts=0,
@@ -86,19 +86,22 @@ def member(duty: Assignment, node: str, **changes: object) -> ReplicaStatus:
 
 def tell(host: Placement, node: str, **changes: object) -> None:
     """A beat of a node that does what its orders say."""
-    host.heard(node, [member(duty, node, **changes) for duty in host.assignments(node).per_shard])
+    host.heard(
+        node,
+        [member(assignment, node, **changes) for assignment in host.assignments(node).per_shard],
+    )
 
 
 def caught_up(nodes: Collection[str] = NODES) -> Placement:
     """A cluster in which every shard has two whole copies."""
-    made = coordinator(nodes=nodes)
+    made = placement(nodes=nodes)
     for node in nodes:
         host_leads = {d.shard for d in made.assignments(node).per_shard if d.role == "leader"}
         made.heard(
             node,
             [
-                member(duty, node, caught_up=duty.shard in host_leads)
-                for duty in made.assignments(node).per_shard
+                member(assignment, node, caught_up=assignment.shard in host_leads)
+                for assignment in made.assignments(node).per_shard
             ],
         )
     assert all(plan.caught_up for plan in made.plan.shards)
@@ -187,7 +190,7 @@ def grant_all(host: Placement) -> None:
 
 
 def test_every_shard_of_a_new_cluster_has_two_nodes() -> None:
-    host = coordinator()
+    host = placement()
 
     assert [plan.leader for plan in host.plan.shards] == list(NODES)
     assert [plan.follower for plan in host.plan.shards] == ["b", "c", "d", "a"]
@@ -195,7 +198,7 @@ def test_every_shard_of_a_new_cluster_has_two_nodes() -> None:
 
 
 def test_one_copy_is_one_copy() -> None:
-    host = coordinator(replicas=1)
+    host = placement(replicas=1)
 
     assert {plan.follower for plan in host.plan.shards} == {""}
     host.lost("b", "power")
@@ -203,7 +206,7 @@ def test_one_copy_is_one_copy() -> None:
 
 
 def test_a_node_alone_has_no_follower_until_there_is_another() -> None:
-    host = coordinator(nodes=["a"])
+    host = placement(nodes=["a"])
     assert host.plan.shards[0].follower == ""
 
     host.joined("b")
@@ -212,10 +215,10 @@ def test_a_node_alone_has_no_follower_until_there_is_another() -> None:
 
 
 def test_orders_are_those_of_the_plan() -> None:
-    host = coordinator()
+    host = placement()
     tell(host, "b")
 
-    duties = {duty.shard: duty for duty in host.assignments("b").per_shard}
+    duties = {assignment.shard: assignment for assignment in host.assignments("b").per_shard}
 
     assert set(duties) == {0, 1}
     assert duties[1] == Assignment(
@@ -228,9 +231,11 @@ def test_orders_are_those_of_the_plan() -> None:
 
 
 def test_without_degrading_no_leader_goes_on_alone() -> None:
-    host = coordinator(degrade=False)
+    host = placement(degrade=False)
     assert not any(
-        duty.allow_single_copy for duty in host.assignments("b").per_shard if duty.role == "leader"
+        assignment.allow_single_copy
+        for assignment in host.assignments("b").per_shard
+        if assignment.role == "leader"
     )
 
 
@@ -247,14 +252,17 @@ def test_shards_that_are_placed_anew_keep_their_terms_growing() -> None:
 
 
 def test_a_follower_has_caught_up_when_its_leader_of_this_term_says_so() -> None:
-    host = coordinator()
+    host = placement()
     duties = host.assignments("b").per_shard
 
-    host.heard("b", [member(duty, "b", caught_up=True, term=1) for duty in duties])
+    host.heard("b", [member(assignment, "b", caught_up=True, term=1) for assignment in duties])
     of_another_term = host.plan.shards[1].caught_up
-    host.heard("c", [member(duty, "c", caught_up=True) for duty in host.assignments("c").per_shard])
+    host.heard(
+        "c",
+        [member(assignment, "c", caught_up=True) for assignment in host.assignments("c").per_shard],
+    )
     of_its_follower = host.plan.shards[1].caught_up
-    host.heard("b", [member(duty, "b", caught_up=True) for duty in duties])
+    host.heard("b", [member(assignment, "b", caught_up=True) for assignment in duties])
 
     assert (of_another_term, of_its_follower) == (False, False)
     assert host.plan.shards[1].caught_up
@@ -262,7 +270,7 @@ def test_a_follower_has_caught_up_when_its_leader_of_this_term_says_so() -> None
 
 
 def test_nonsense_is_not_taken_in() -> None:
-    host = coordinator()
+    host = placement()
     stray = member(Assignment(99, "leader", 2), "b", caught_up=True)
 
     host.heard("b", [stray])
@@ -272,10 +280,12 @@ def test_nonsense_is_not_taken_in() -> None:
 
 def test_a_follower_that_starts_over_does_so_in_a_term_of_its_own() -> None:
     host = caught_up()
-    old = [member(duty, "b", caught_up=True) for duty in host.assignments("b").per_shard]
+    old = [
+        member(assignment, "b", caught_up=True) for assignment in host.assignments("b").per_shard
+    ]
     term = host.plan.shards[1].term
 
-    tell(host, "b", sent_back=True)
+    tell(host, "b", resync_required=True)
     assert host.plan.shards[1].term == term + 1
     assert not host.plan.shards[1].caught_up
     assert host.plan.shards[1].follower == "c"
@@ -287,9 +297,9 @@ def test_a_follower_that_starts_over_does_so_in_a_term_of_its_own() -> None:
 def test_a_leader_that_says_both_is_believed_the_worse() -> None:
     host = caught_up()
     both = [
-        member(duty, "b", caught_up=True, sent_back=True)
-        for duty in host.assignments("b").per_shard
-        if duty.role == "leader"
+        member(assignment, "b", caught_up=True, resync_required=True)
+        for assignment in host.assignments("b").per_shard
+        if assignment.role == "leader"
     ]
     host.heard("b", both)
     version, term = host.plan.version, host.plan.shards[1].term
@@ -304,19 +314,23 @@ def test_a_leader_that_says_both_is_believed_the_worse() -> None:
 
 def test_a_leader_that_failed_for_good_is_replaced_if_its_follower_has_caught_up() -> None:
     host = caught_up()
-    duties = [duty for duty in host.assignments("b").per_shard if duty.role == "leader"]
+    duties = [
+        assignment for assignment in host.assignments("b").per_shard if assignment.role == "leader"
+    ]
 
-    host.heard("b", [member(duty, "b", state="failed", leads=False) for duty in duties])
+    host.heard("b", [member(assignment, "b", state="failed", leads=False) for assignment in duties])
 
     assert host.plan.shards[1].leader == "c"
     assert "shard_promoted" in kinds(host)
 
 
 def test_a_leader_that_failed_keeps_its_shard_while_there_is_no_other_copy() -> None:
-    host = coordinator()
-    duties = [duty for duty in host.assignments("b").per_shard if duty.role == "leader"]
+    host = placement()
+    duties = [
+        assignment for assignment in host.assignments("b").per_shard if assignment.role == "leader"
+    ]
 
-    host.heard("b", [member(duty, "b", state="failed", leads=False) for duty in duties])
+    host.heard("b", [member(assignment, "b", state="failed", leads=False) for assignment in duties])
 
     assert host.plan.shards[1].leader == "b"
 
@@ -362,7 +376,7 @@ def test_a_follower_that_has_caught_up_takes_the_place_of_its_leader() -> None:
 
 
 def test_a_follower_that_has_not_caught_up_takes_nobody_s_place() -> None:
-    host = coordinator()
+    host = placement()
 
     host.lost("b", "power")
 
@@ -372,7 +386,7 @@ def test_a_follower_that_has_not_caught_up_takes_nobody_s_place() -> None:
 
 
 def test_a_lost_shard_is_found_with_its_node() -> None:
-    host = coordinator()
+    host = placement()
     host.lost("b", "power")
     term = host.plan.shards[1].term
 
@@ -392,11 +406,11 @@ def test_a_returned_node_does_not_get_back_what_another_one_has_now() -> None:
     host.heard("b", [])
 
     assert host.plan.shards[1].leader == "c"
-    assert all(duty.role == "follower" for duty in host.assignments("b").per_shard)
+    assert all(assignment.role == "follower" for assignment in host.assignments("b").per_shard)
 
 
 def test_with_a_shared_folder_another_node_opens_the_shard() -> None:
-    host = coordinator(recovers=True)
+    host = placement(recovers=True)
 
     host.lost("b", "power")
 
@@ -478,7 +492,7 @@ def test_copies_go_where_the_fewest_are() -> None:
 
 
 def test_the_host_s_own_node_is_never_lost() -> None:
-    host = coordinator()
+    host = placement()
     for n in range(100):
         host.tick(n * TICK)
 
@@ -501,7 +515,7 @@ def test_the_plan_survives_the_host() -> None:
     before.lost("b", "power")
     encoded = msgspec.json.encode(before.plan)
 
-    host = coordinator(msgspec.json.decode(encoded, type=ClusterPlan), ["a", "c"], place=False)
+    host = placement(msgspec.json.decode(encoded, type=ClusterPlan), ["a", "c"], place=False)
     host.fail_absent_nodes()
 
     old = {plan.shard: plan for plan in before.plan.shards}
@@ -516,12 +530,14 @@ def test_a_plan_that_nothing_is_missing_of_stays_as_it_is() -> None:
     before = caught_up()
     encoded = msgspec.json.encode(before.plan)
 
-    host = coordinator(msgspec.json.decode(encoded, type=ClusterPlan), place=False)
+    host = placement(msgspec.json.decode(encoded, type=ClusterPlan), place=False)
     host.fail_absent_nodes()
 
     assert msgspec.json.encode(host.plan) == encoded
     assert all(
-        duty.follower_in_sync for duty in host.assignments("b").per_shard if duty.role == "leader"
+        assignment.follower_in_sync
+        for assignment in host.assignments("b").per_shard
+        if assignment.role == "leader"
     )
 
 
@@ -531,7 +547,7 @@ def test_nodes_that_come_one_by_one_do_not_get_all_followers_at_first() -> None:
         version=3, shards=[ShardPlan(shard=n, leader=node) for n, node in enumerate(nodes)]
     )
 
-    host = coordinator(plan, nodes, place=False)
+    host = placement(plan, nodes, place=False)
     host.fail_absent_nodes()
 
     assert [len(host.assignments(node).per_shard) for node in nodes] == [2] * 10
@@ -543,7 +559,7 @@ def test_a_shard_that_both_nodes_were_lost_with_is_still_lost_for_the_next_host(
     before.lost("c", "power")
     plan = msgspec.json.decode(msgspec.json.encode(before.plan), type=ClusterPlan)
 
-    host = coordinator(plan, ["a", "d"], place=False)
+    host = placement(plan, ["a", "d"], place=False)
     host.fail_absent_nodes()
     assert host.plan.shards[1].lost
     host.joined("b")
@@ -562,7 +578,7 @@ class Copy:
     whole: bool = True
     term: int = 0
     caught_up: bool = False
-    sent_back: bool = False
+    resync_required: bool = False
 
 
 class Node:
@@ -579,49 +595,52 @@ class Node:
     def begin(self) -> None:
         """Be a new process on what is stored here."""
         self.lease = HeldLease(self.seconds)
-        self.orders = NodeAssignments(0, ())
+        self.assignments = NodeAssignments(0, ())
         self.duties: dict[int, Assignment] = {}
         self.failed: set[int] = set()
         self.question += 1
         for copy in self.copies.values():
-            copy.term, copy.caught_up, copy.sent_back = 0, False, False
+            copy.term, copy.caught_up, copy.resync_required = 0, False, False
 
-    def carry_out(self, orders: NodeAssignments) -> None:
-        wanted = {duty.shard: duty for duty in orders.per_shard}
+    def carry_out(self, assignments: NodeAssignments) -> None:
+        wanted = {assignment.shard: assignment for assignment in assignments.per_shard}
         for shard in set(self.copies) - set(wanted):
             del self.copies[shard]
         self.failed &= {s for s, d in wanted.items() if d.role == "leader"}
-        for shard, duty in wanted.items():
+        for shard, assignment in wanted.items():
             before = self.duties.get(shard)
-            if before is not None and before.role == "leader" and duty.role == "follower":
+            if before is not None and before.role == "leader" and assignment.role == "follower":
                 del self.copies[shard]
-            copy = self.copies.setdefault(shard, Copy(whole=duty.role == "leader"))
-            if duty.role == "leader":
-                if copy.term != duty.term or (before and before.role == "follower"):
-                    copy.term, copy.caught_up, copy.sent_back = duty.term, False, False
-                if duty.follower_in_sync and not (copy.caught_up or copy.sent_back):
+            copy = self.copies.setdefault(shard, Copy(whole=assignment.role == "leader"))
+            if assignment.role == "leader":
+                if copy.term != assignment.term or (before and before.role == "follower"):
+                    copy.term, copy.caught_up, copy.resync_required = assignment.term, False, False
+                if assignment.follower_in_sync and not (copy.caught_up or copy.resync_required):
                     copy.caught_up = True
-        self.orders, self.duties = orders, wanted
+        self.assignments, self.duties = assignments, wanted
 
     def members(self) -> list[ReplicaStatus]:
         found = []
-        for shard, duty in self.duties.items():
-            copy, leads = self.copies[shard], duty.role == "leader" and shard not in self.failed
+        for shard, assignment in self.duties.items():
+            copy, leads = (
+                self.copies[shard],
+                assignment.role == "leader" and shard not in self.failed,
+            )
             found.append(
                 member(
-                    duty,
+                    assignment,
                     self.name,
                     state="running" if shard not in self.failed else "failed",
                     leads=leads,
                     caught_up=leads and copy.caught_up,
-                    sent_back=leads and copy.sent_back,
+                    resync_required=leads and copy.resync_required,
                 )
             )
         return found
 
     def leads(self, shard: int) -> bool:
-        duty = self.duties.get(shard)
-        return duty is not None and duty.role == "leader" and shard not in self.failed
+        assignment = self.duties.get(shard)
+        return assignment is not None and assignment.role == "leader" and shard not in self.failed
 
     def answers(self, shard: int) -> bool:
         return self.leads(shard) and self.lease.is_valid(self.clock())
@@ -641,7 +660,7 @@ class Answer:
     node: str
     question: int
     asked_at: float
-    orders: NodeAssignments | None
+    assignments: NodeAssignments | None
     lease: bool
 
 
@@ -668,7 +687,7 @@ class Cluster(RuleBasedStateMachine):
         self.arrangements: dict[int, tuple[int, str, str]] = {}
         self.version = 0
         self.file = b""
-        self.host = coordinator(lease=self.lease)
+        self.host = placement(lease=self.lease)
         self.publish()
         self.all_goes_well_but(1.0, frozenset())
 
@@ -688,7 +707,7 @@ class Cluster(RuleBasedStateMachine):
         node = self.nodes[name]
         node.question += 1  # whatever is answered to an earlier one is not listened to
         self.beats.append(
-            Beat(name, node.question, node.clock(), node.orders.version, node.members())
+            Beat(name, node.question, node.clock(), node.assignments.version, node.members())
         )
 
     @rule(data=st.data(), again=st.booleans())
@@ -697,9 +716,9 @@ class Cluster(RuleBasedStateMachine):
             self._arrive(data.draw(st.integers(0, len(self.beats) - 1)), again=again)
 
     def _arrive(self, which: int, *, again: bool = False) -> None:
-        beat = self.beats[which] if again else self.beats.pop(which)
-        self.host.heard(beat.node, beat.members)
-        self.polls.append(beat)
+        heartbeat = self.beats[which] if again else self.beats.pop(which)
+        self.host.heard(heartbeat.node, heartbeat.members)
+        self.polls.append(heartbeat)
 
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
@@ -708,14 +727,16 @@ class Cluster(RuleBasedStateMachine):
 
     def _answer(self, which: int) -> None:
         """As `ClusterController._grant` does."""
-        beat = self.polls.pop(which)
-        orders, lease = None, False
+        heartbeat = self.polls.pop(which)
+        assignments, lease = None, False
         if self.version == self.host.plan.version:
-            if beat.known < self.version:
-                orders = self.host.assignments(beat.node)
-            self.host.granted(beat.node, self.clock())
+            if heartbeat.known < self.version:
+                assignments = self.host.assignments(heartbeat.node)
+            self.host.granted(heartbeat.node, self.clock())
             lease = True
-        self.answers.append(Answer(beat.node, beat.question, beat.asked_at, orders, lease))
+        self.answers.append(
+            Answer(heartbeat.node, heartbeat.question, heartbeat.asked_at, assignments, lease)
+        )
 
     @rule(data=st.data())
     def hear(self, data: st.DataObject) -> None:
@@ -728,8 +749,8 @@ class Cluster(RuleBasedStateMachine):
         if answer.question != node.question:
             return
         node.question += 1
-        if answer.orders is not None:
-            node.carry_out(answer.orders)
+        if answer.assignments is not None:
+            node.carry_out(answer.assignments)
         if answer.lease:
             node.lease.granted(answer.asked_at)
 
@@ -763,10 +784,10 @@ class Cluster(RuleBasedStateMachine):
         """The copy that the leader's term is followed by."""
         name = leader.duties[shard].follower
         node = self.nodes.get(name)
-        duty = node.duties.get(shard) if node else None
-        if node is None or duty is None or duty.role != "follower":
+        assignment = node.duties.get(shard) if node else None
+        if node is None or assignment is None or assignment.role != "follower":
             return None
-        return node.copies[shard] if duty.term == leader.duties[shard].term else None
+        return node.copies[shard] if assignment.term == leader.duties[shard].term else None
 
     @rule(shard=st.sampled_from(range(len(NODES))))
     def catch_up(self, shard: int) -> None:
@@ -782,7 +803,7 @@ class Cluster(RuleBasedStateMachine):
         for leader in self.nodes.values():
             if leader.leads(shard) and leader.copies[shard].caught_up:
                 leader.copies[shard].caught_up = False
-                leader.copies[shard].sent_back = True
+                leader.copies[shard].resync_required = True
 
     @rule(shard=st.sampled_from(range(len(NODES))), reachable=st.booleans())
     def write(self, shard: int, reachable: bool) -> None:
@@ -792,9 +813,9 @@ class Cluster(RuleBasedStateMachine):
                 continue
             own = leader.copies[shard]
             own.writes.add(self.written)
-            if own.caught_up or own.sent_back:
+            if own.caught_up or own.resync_required:
                 copy = self._follower_of(shard, leader)
-                if not reachable or copy is None or not copy.whole or own.sent_back:
+                if not reachable or copy is None or not copy.whole or own.resync_required:
                     continue
                 if copy.term != leader.duties[shard].term:
                     continue
@@ -845,7 +866,7 @@ class Cluster(RuleBasedStateMachine):
         plan = msgspec.json.decode(self.file, type=ClusterPlan)
         before = {one.shard: one.term for one in plan.shards}
         self.arrangements = {one.shard: (one.term, one.leader, one.follower) for one in plan.shards}
-        self.host = coordinator(plan, ["a", *sorted(there)], place=False, lease=self.lease)
+        self.host = placement(plan, ["a", *sorted(there)], place=False, lease=self.lease)
         self.host.fail_absent_nodes()
         assert all(one.term >= before[one.shard] for one in self.host.plan.shards)
         self.version = 0

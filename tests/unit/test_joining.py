@@ -84,7 +84,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.joined: list[str] = []
-        self.desk = JoinServer(self._take_in)
+        self.join_server = JoinServer(self._take_in)
         self.address = TcpAddress(HOST, 1, IDENTITY.certificate)
 
     def _take_in(self, who: Join) -> None:
@@ -93,14 +93,14 @@ class Desk:
         self.joined.append(who.node)
 
     def ticket(self, node: str = "node-1", patience: float = PATIENCE) -> Ticket:
-        return Ticket(node, (self.address,), self.desk.secret, patience)
+        return Ticket(node, (self.address,), self.join_server.secret, patience)
 
 
 @asynccontextmanager
 async def opened(folder: Path) -> AsyncIterator[Desk]:
     host = Desk()
     context = await asyncio.to_thread(server_context, IDENTITY, folder)
-    server = Server(host.desk, host.desk.secret, "the host", 0, 4 << 20)
+    server = Server(host.join_server, host.join_server.secret, "the host", 0, 4 << 20)
     port = await server.listen_tcp(HOST, context)
     host.address = TcpAddress(HOST, port, IDENTITY.certificate)
     try:
@@ -149,14 +149,14 @@ async def test_a_node_waits_for_its_spec_and_a_late_one_has_it_at_once(tmp_path:
         await until(lambda: host.joined == ["node-1"])
         await asyncio.sleep(0.05)
         assert not early.done()
-        host.desk.release(spec_of)
+        host.join_server.release(spec_of)
         assert await early == spec_of("node-1")
         assert await joining(host.ticket("node-2")) == spec_of("node-2")
 
 
 async def test_a_ticket_counts_once(tmp_path: Path) -> None:
     async with opened(tmp_path) as host:
-        host.desk.release(spec_of)
+        host.join_server.release(spec_of)
         await joining(host.ticket())
         with pytest.raises(ClusterOpenError, match="node-1 has joined already"):
             await joining(host.ticket(patience=0.5))
@@ -165,7 +165,7 @@ async def test_a_ticket_counts_once(tmp_path: Path) -> None:
 
 async def test_a_wrong_secret_and_a_wrong_certificate_join_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path) as host:
-        host.desk.release(spec_of)
+        host.join_server.release(spec_of)
         good = host.ticket(patience=1.0)
         other = msgspec.structs.replace(host.address, certificate=OTHER.certificate)
         for wrong in (
@@ -179,7 +179,7 @@ async def test_a_wrong_secret_and_a_wrong_certificate_join_nothing(tmp_path: Pat
 
 async def test_of_several_addresses_one_that_answers_is_enough(tmp_path: Path) -> None:
     async with opened(tmp_path) as host:
-        host.desk.release(spec_of)
+        host.join_server.release(spec_of)
         ticket = host.ticket()
         nobody = TcpAddress("not a name", 1, IDENTITY.certificate)
         both = msgspec.structs.replace(ticket, addresses=(host.address, nobody))

@@ -69,8 +69,11 @@ async def test_one_that_has_failed_is_started_again_by_another_term_alone(tmp_pa
     )
 
     async def ordered(term: int, follower: str = "b") -> list[str]:
-        duties = (Assignment(0, "leader", term, follower=follower), Assignment(1, "follower", term))
-        await members.carry_out(NodeAssignments(term, duties))
+        assignments = (
+            Assignment(0, "leader", term, follower=follower),
+            Assignment(1, "follower", term),
+        )
+        await members.carry_out(NodeAssignments(term, assignments))
         return supervisor.take()
 
     assert await ordered(1) == ["add shard-0", "add shard-1"]

@@ -102,7 +102,7 @@ class Mirrored:
         list(self.journal.replay())
         self.tier = tier
         self.entries: dict[int, bytes] = {}
-        self.mirror = MemoryTier(self.shard, tier, self.scan, lambda: self.journal.end)
+        self.memory_tier = MemoryTier(self.shard, tier, self.scan, lambda: self.journal.end)
 
     async def scan(self, lsn: int, most: int) -> tuple[list[tuple[int, bytes]], int]:
         await asyncio.sleep(0)
@@ -117,7 +117,7 @@ class Mirrored:
             self.shard.apply(planned.record, lsn)
             self.entries[lsn] = payload
             self.journal.append([payload])
-            self.mirror.notice()
+            self.memory_tier.notice()
 
     def alive(self) -> dict[int, Record]:
         """What is stored still, by LSN."""
@@ -133,13 +133,13 @@ class Mirrored:
         async with asyncio.timeout(30):
             while True:
                 await asyncio.sleep(0.01)
-                if not (self.mirror._wake.is_set() or self.mirror._sparse):
+                if not (self.memory_tier._wake.is_set() or self.memory_tier._sparse):
                     return
 
     async def check(self) -> int:
         """Everything that lives is in the tier, as it was written, or is known not to be."""
         alive = self.alive()
-        found, missing = await self.mirror.fetch(list(alive))
+        found, missing = await self.memory_tier.fetch(list(alive))
         assert dict(found) == {lsn: alive[lsn] for lsn in alive if lsn not in missing}
         return len(missing)
 
@@ -152,7 +152,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def mirrored() -> AsyncIterator[Mirrored]:
     mirrored = await asyncio.to_thread(Mirrored, SmallTier())
-    running = asyncio.ensure_future(mirrored.mirror.run())
+    running = asyncio.ensure_future(mirrored.memory_tier.run())
     yield mirrored
     running.cancel()
     await asyncio.wait([running])
@@ -217,7 +217,7 @@ async def test_it_is_right_whatever_happens(mirrored: Mirrored, seed: int) -> No
             await mirrored.check()
         if number % 500 == 250:
             mirrored.tier.lose()
-            mirrored.mirror.notice()
+            mirrored.memory_tier.notice()
     await mirrored.settled()
     missing = await mirrored.check()
     assert missing <= 2 * CHUNK / 100 + len(
@@ -231,9 +231,9 @@ async def test_a_tier_that_lost_everything_is_filled_from_the_journal(mirrored: 
     await mirrored.settled()
     mirrored.tier.lose()
     alive = mirrored.alive()
-    found, missing = await mirrored.mirror.fetch(list(alive))
+    found, missing = await mirrored.memory_tier.fetch(list(alive))
     assert (found, len(missing)) == ([], len(alive))
-    mirrored.mirror.notice()
+    mirrored.memory_tier.notice()
     await mirrored.settled()
     assert await mirrored.check() < 40
 
@@ -254,7 +254,7 @@ async def test_a_full_tier_keeps_what_it_has_and_takes_more_when_there_is_room(
     for number in range(1000, 1060):
         mirrored.do(put(number))
     await mirrored.settled()
-    found, _ = await mirrored.mirror.fetch(list(mirrored.alive())[-60:])
+    found, _ = await mirrored.memory_tier.fetch(list(mirrored.alive())[-60:])
     assert len(found) > 20
 
 

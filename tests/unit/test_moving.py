@@ -99,7 +99,7 @@ from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.server import Server
 from tests.conftest import seeds
 from tests.unit.counter import PATIENCE, SECRET, clear, until
-from tests.unit.test_coordinator import coordinator, member
+from tests.unit.test_coordinator import member, placement
 from tests.unit.test_replication import LIMIT, Copy, caught_up, compacted, follows, leads
 from tests.unit.test_shard_actor import SmallDisk
 
@@ -151,29 +151,29 @@ class Side:
         self.address = f"{folder}.sock"
         self.arguments = {"segment_bytes": str(SEGMENT), **arguments}
         self.broken: list[str] = []
-        self.claim: SlotOwnership | None = None
+        self.ownership: SlotOwnership | None = None
         self.serves = False
 
-    async def begin(self, claim: SlotOwnership | None) -> None:
+    async def begin(self, ownership: SlotOwnership | None) -> None:
         def made() -> ShardActor:
             return ShardActor(str(self.folder), claimed="1", **self.arguments)  # type: ignore[arg-type]
 
-        self.claim = None
+        self.ownership = None
         self.core = await asyncio.to_thread(made)
         self.runtime = ActorRuntime(self.core, Mailbox(1000, 16 << 20), self.broken.append, LIMIT)
         self.server = Server(self.runtime, SECRET, self.name, 1, LIMIT)
         self.core.start(lambda kind, detail: None, lambda: None, self.runtime.wake)
         clear(Path(self.address))
-        if claim is not None:
-            self.tell(claim)
+        if ownership is not None:
+            self.tell(ownership)
         await self.server.listen(self.address)
         self.serves = True
 
-    def tell(self, claim: SlotOwnership | None) -> None:
-        assert claim is not None
-        if claim != self.claim:
-            self.claim = claim
-            self.core.on_message(Raw(_encode(OwnershipOrder(claim, SECRET, LIMIT))))
+    def tell(self, ownership: SlotOwnership | None) -> None:
+        assert ownership is not None
+        if ownership != self.ownership:
+            self.ownership = ownership
+            self.core.on_message(Raw(_encode(OwnershipOrder(ownership, SECRET, LIMIT))))
 
     def stats(self) -> dict[str, int]:
         return self.core.stats() if self.serves else {}
@@ -189,8 +189,8 @@ class Side:
         self.serves = False
         await self._end_tasks()
         self.core._compactor.close()
-        if self.core._syncer is not None:
-            self.core._syncer.close()
+        if self.core._group_commit is not None:
+            self.core._group_commit.close()
         await asyncio.to_thread(self.core._worker.close, 5.0)
         await asyncio.to_thread(self.core._journal.detach)
         self.core._lock.release()
@@ -220,11 +220,11 @@ class Side:
     @property
     def hides(self) -> list[Any]:
         """What would have to be forgotten."""
-        claims = self.core.migrator.owned_slots
-        assert claims is not None
-        assert self.claim is not None
+        owned_slots = self.core.migrator.owned_slots
+        assert owned_slots is not None
+        assert self.ownership is not None
         before = self.shard._threads.shown, self.shard._items.shown
-        self.shard.set_visible(claims.shows_thread, claims.shows_namespace)
+        self.shard.set_visible(owned_slots.shows_thread, owned_slots.shows_namespace)
         found = [record for record in self.shard.purge_invisible() if record is not None]
         self.shard.set_visible(*before)
         return found
@@ -253,7 +253,7 @@ class Two:
         self.source, self.target = self.sides
         table = even_table(2, DEPTH)
         plan = ClusterPlan(version=0, shards=[], table=table)
-        self.host: Placement = coordinator(plan, ("a", "b"), replicas=1)
+        self.host: Placement = placement(plan, ("a", "b"), replicas=1)
         self.slots = [slot for slot in range(SLOTS // 2) if self.rng.random() < 0.5]
         self.clients = Client(self.source, "shard-0"), Client(self.target, "shard-1")
         self.model = Model()
@@ -264,30 +264,32 @@ class Two:
         assert self.host.plan.table is not None
         return self.host.plan.table
 
-    def claim(self, side: Side) -> SlotOwnership:
+    def ownership(self, side: Side) -> SlotOwnership:
         node = "ab"[self.sides.index(side)]
-        claim = self.host.assignments(node).per_shard[0].ownership
-        assert claim is not None
-        return claim
+        ownership = self.host.assignments(node).per_shard[0].ownership
+        assert ownership is not None
+        return ownership
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Both tell how they are."""
         for node, side in zip("ab", self.sides, strict=True):
-            (duty,) = self.host.assignments(node).per_shard
+            (assignment,) = self.host.assignments(node).per_shard
             address = side.address if side.serves else None
-            told = member(duty, node, leads=side.serves, address=address, migration=side.migration)
+            told = member(
+                assignment, node, leads=side.serves, address=address, migration=side.migration
+            )
             self.host.heard(node, [told])
 
     def order(self, *sides: Side) -> None:
         """Both, or some, hear what is decided."""
-        self.beat()
+        self.heartbeat()
         for side in sides or self.sides:
             if side.serves:
-                side.tell(self.claim(side))
+                side.tell(self.ownership(side))
 
     async def begin(self) -> None:
         for side in self.sides:
-            await side.begin(self.claim(side))
+            await side.begin(self.ownership(side))
 
     async def end(self) -> None:
         for client in self.clients:
@@ -300,7 +302,7 @@ class Two:
     # ------------------------------------------------------------------ a move
 
     def start_move(self, rate: int = RATE) -> None:
-        self.beat()
+        self.heartbeat()
         self.number = self.host.moves.begin(0, 1, self.slots, rate)
         self.order()
 
@@ -602,7 +604,7 @@ async def test_what_is_acknowledged_is_found_once_at_every_moment(place: Path, s
         await both.check()
         for side in both.sides:
             await (side.end() if rng.random() < 0.5 else side.crash())
-            await side.begin(both.claim(side))
+            await side.begin(both.ownership(side))
         await both.check()
 
 
@@ -743,7 +745,7 @@ async def test_a_write_that_is_sent_again_is_answered_from_memory_wherever_its_s
                 await both.forgotten()
             else:
                 await both.source.end()
-                await both.source.begin(both.claim(both.source))
+                await both.source.begin(both.ownership(both.source))
                 core = both.source.core
 
 
@@ -804,7 +806,7 @@ async def test_the_log_stays_while_somebody_reads_on_in_it(
     async with two(place) as both:
         started = asyncio.Event()
         monkeypatch.setattr(both.source.core._compactor, "start", started.set)
-        monkeypatch.setattr(both.source.core._upkeep, "_look_after", 1)
+        monkeypatch.setattr(both.source.core._maintenance, "_look_after", 1)
         both.start_move()
         await both.near()
         namespace = namespace_in(owned(both, both.source) - set(both.slots))
@@ -889,7 +891,7 @@ async def test_a_target_that_ends_keeps_what_it_has_and_begins_nothing_by_itself
         await begun_slowly(both)
         await until(lambda: both.target.hides)
         await both.target.crash()
-        await both.target.begin(both.claim(both.target))
+        await both.target.begin(both.ownership(both.target))
         kept = both.target.shard.size()
         assert both.target.hides
         await both.do_some(20)
@@ -934,9 +936,9 @@ async def test_a_target_that_ends_just_when_it_gets_them_has_all(place: Path, kn
         both.hold()
         await both.done()
         await both.target.crash()
-        before = both.claim(both.target)
+        before = both.ownership(both.target)
         both.commit()
-        await both.target.begin(both.claim(both.target) if knows else before)
+        await both.target.begin(both.ownership(both.target) if knows else before)
         both.order()
         await both.check()
         await both.forgotten()
@@ -949,7 +951,7 @@ async def test_a_target_that_ends_after_it_got_them_has_all(place: Path) -> None
         await both.moved()
         for end in (both.target.crash, both.target.end):
             await end()
-            await both.target.begin(both.claim(both.target))
+            await both.target.begin(both.ownership(both.target))
             await both.check()
 
 
@@ -963,7 +965,7 @@ async def test_a_source_that_ends_on_the_way_is_asked_on(place: Path, held: bool
         position = both.target.take("position")
         await both.source.crash()
         both.order()  # it is nowhere
-        await both.source.begin(both.claim(both.source))
+        await both.source.begin(both.ownership(both.source))
         both.order()
         assert both.target.take("position") >= position
         if not held:
@@ -983,7 +985,7 @@ async def test_a_source_that_is_somewhere_else_now_is_found(place: Path) -> None
         await begun_slowly(both)
         await both.source.crash()
         both.source.address = f"{both.source.folder}-2.sock"
-        await both.source.begin(both.claim(both.source))
+        await both.source.begin(both.ownership(both.source))
         both.clients[0].connection.move(both.source.address)
         both.order()
         await both.do_some(20)
@@ -1002,7 +1004,7 @@ async def test_a_source_that_ends_before_it_has_forgotten_shows_and_keeps_nothin
         await both.done()
         both.commit()
         await both.source.crash()  # before it heard of it
-        await both.source.begin(both.claim(both.source))
+        await both.source.begin(both.ownership(both.source))
         both.order()
         assert both.source.hides
         assert shown(both.source) <= owned(both, both.source)
@@ -1023,7 +1025,7 @@ async def test_an_attempt_that_is_given_up_leaves_nothing_behind(place: Path) ->
         assert has.threads == both.model.shard.size().threads - others.threads > 0
         await both.check()
         await both.target.end()
-        await both.target.begin(both.claim(both.target))
+        await both.target.begin(both.ownership(both.target))
         assert not both.target.hides
         assert both.target.shard.size() == has
 
@@ -1119,7 +1121,7 @@ async def test_what_a_failing_disk_takes_back_at_the_source_is_not_lost_on_the_w
         await until(lambda: both.source.broken)
         both.source.broken.clear()
         await both.source.crash()
-        await both.source.begin(both.claim(both.source))
+        await both.source.begin(both.ownership(both.source))
         assert both.source.core.position == position
         both.order()
         go_on.set()
@@ -1144,7 +1146,7 @@ async def test_a_target_whose_disk_is_full_fails_and_forgets_what_it_has_taken(
         await both.target.end()
         with monkeypatch.context() as patched:
             patched.setattr(actor_module, "RealDisk", TinyDisk)
-            await both.target.begin(both.claim(both.target))
+            await both.target.begin(both.ownership(both.target))
         own = PutItem(namespace_in(owned(both, both.target)), "k", ("", bytes(1000)))
         await both.do(own)
         threads = [f"{n}" * 33 for n in range(100, 999)]
@@ -1189,19 +1191,22 @@ class LeadingSide(Side):
     def __init__(self, copy: Copy) -> None:
         super().__init__(copy.folder, 1)
         self.copy = copy
-        self.part = leads(alone=True)
+        self.part = leads(allow_single_copy=True)
 
-    async def begin(self, claim: SlotOwnership | None) -> None:
-        self.part = msgspec.structs.replace(self.part, ownership=claim)
+    async def begin(self, ownership: SlotOwnership | None) -> None:
+        self.part = msgspec.structs.replace(self.part, ownership=ownership)
         if not hasattr(self.copy, "actor"):
             await self.copy.begin(self.part)
         self.copy.tell(self.part)
         await self.copy.until_it_leads()
-        self.core, self.claim, self.serves = self.copy.core, claim, True
+        self.core, self.ownership, self.serves = self.copy.core, ownership, True
 
-    def tell(self, claim: SlotOwnership | None) -> None:
-        if claim != self.claim:
-            self.claim, self.part = claim, msgspec.structs.replace(self.part, ownership=claim)
+    def tell(self, ownership: SlotOwnership | None) -> None:
+        if ownership != self.ownership:
+            self.ownership, self.part = (
+                ownership,
+                msgspec.structs.replace(self.part, ownership=ownership),
+            )
             self.copy.tell(self.part)
 
     async def end(self) -> None:
@@ -1247,8 +1252,8 @@ async def test_slots_are_taken_over_when_the_second_copy_has_them(place: Path) -
         await target.copy.crash()
 
         promoted = LeadingSide(follower)
-        promoted.part = leads(2, follower=False, alone=True)
-        await promoted.begin(both.claim(target))
+        promoted.part = leads(2, follower=False, allow_single_copy=True)
+        await promoted.begin(both.ownership(target))
         both.sides = both.source, promoted
         both.clients[1].connection.move(promoted.address)
         assert await stored(both, promoted) == before

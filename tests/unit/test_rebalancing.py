@@ -32,7 +32,7 @@ from flowgentic_actors.errors import RejectedError
 from flowgentic_actors.shard.migration.ownership import SlotOwnership
 from flowgentic_actors.shard.progress import MigrationStatus
 from tests.conftest import seeds
-from tests.unit.test_coordinator import coordinator, kinds, member, tell
+from tests.unit.test_coordinator import kinds, member, placement, tell
 
 pytestmark = pytest.mark.anyio
 
@@ -150,22 +150,28 @@ def opened(nodes: str = "abc", replicas: int = 1, shards: int = 0) -> Placement:
     """A cluster with a table, in which every leader serves and every copy is whole."""
     table = even_table(shards or len(nodes), 2)
     plan = ClusterPlan(version=0, shards=[], table=table)
-    host = coordinator(plan, nodes, replicas=replicas)
+    host = placement(plan, nodes, replicas=replicas)
     for _ in range(2):
         for node in nodes:
             told = [
-                member(duty, node, caught_up=duty.role == "leader" and bool(duty.follower))
-                for duty in host.assignments(node).per_shard
+                member(
+                    assignment,
+                    node,
+                    caught_up=assignment.role == "leader" and bool(assignment.follower),
+                )
+                for assignment in host.assignments(node).per_shard
             ]
             host.heard(node, told)
     host.take_events()
     return host
 
 
-def claim(host: Placement, shard: int) -> SlotOwnership:
+def ownership(host: Placement, shard: int) -> SlotOwnership:
     plan = host.plan.shards[shard]
     found = [
-        duty.ownership for duty in host.assignments(plan.leader).per_shard if duty.shard == shard
+        assignment.ownership
+        for assignment in host.assignments(plan.leader).per_shard
+        if assignment.shard == shard
     ]
     assert found[0] is not None
     return found[0]
@@ -177,19 +183,19 @@ SOME = range(5, 50)
 def test_who_takes_slots_over_hears_from_whom_and_who_has_them_that_they_may_go() -> None:
     host = opened()
     before = {node: host.changed_for(node) for node in "abc"}
-    assert claim(host, 0).known == claim(host, 1).known == 0
-    third = claim(host, 2)
+    assert ownership(host, 0).known == ownership(host, 1).known == 0
+    third = ownership(host, 2)
 
     number = host.moves.begin(0, 1, SOME, 77)
 
-    pull = claim(host, 1).pull
+    pull = ownership(host, 1).pull
     assert pull is not None
     assert (pull.move, pull.source, pull.name, pull.rate) == (number, "a:0", "shard-0", 77)
     assert list(SlotSet(pull.slots)) == list(SOME)
-    assert claim(host, 0).pull is None
-    assert claim(host, 0).known == claim(host, 1).known == 1
-    assert not claim(host, 0).frozen
-    assert claim(host, 2) == third
+    assert ownership(host, 0).pull is None
+    assert ownership(host, 0).known == ownership(host, 1).known == 1
+    assert not ownership(host, 0).frozen
+    assert ownership(host, 2) == third
     assert [host.changed_for(node) > before[node] for node in "abc"] == [True, True, False]
 
 
@@ -200,10 +206,10 @@ def test_who_has_the_slots_is_told_to_hold_them() -> None:
 
     host.moves.freeze(number)
 
-    assert list(SlotSet(claim(host, 0).frozen)) == list(SOME)
-    assert claim(host, 0).frozen_for == number
-    assert not claim(host, 1).frozen
-    assert set(SOME) <= set(SlotSet(claim(host, 0).owned))
+    assert list(SlotSet(ownership(host, 0).frozen)) == list(SOME)
+    assert ownership(host, 0).frozen_for == number
+    assert not ownership(host, 1).frozen
+    assert set(SOME) <= set(SlotSet(ownership(host, 0).owned))
     assert host.changed_for("a") > before
 
 
@@ -213,11 +219,11 @@ def test_a_source_that_serves_nowhere_is_not_asked_and_one_that_moved_is_found()
     before = host.changed_for("b")
 
     tell(host, "a", leads=False, address=None)
-    pull = claim(host, 1).pull
+    pull = ownership(host, 1).pull
     assert pull is not None
     assert pull.source is None
     tell(host, "a", address="elsewhere")
-    pull = claim(host, 1).pull
+    pull = ownership(host, 1).pull
     assert pull is not None
     assert pull.source == "elsewhere"
     assert host.changed_for("b") > before
@@ -231,7 +237,7 @@ def test_slots_are_their_new_shards_by_the_next_table() -> None:
 
     host.moves.commit(number)
 
-    first, second, third = (claim(host, shard) for shard in range(3))
+    first, second, third = (ownership(host, shard) for shard in range(3))
     assert host.plan.table is not None
     assert host.plan.table.version == 2
     assert (first.since, second.since, third.since) == (2, 2, 1)
@@ -263,14 +269,14 @@ def test_what_is_decided_is_not_given_up() -> None:
 
 def test_slots_that_stay_stay() -> None:
     host = opened()
-    before = [claim(host, shard) for shard in range(3)]
+    before = [ownership(host, shard) for shard in range(3)]
     number = host.moves.begin(0, 1, SOME, 77)
     host.moves.freeze(number)
 
     host.moves.give_up(number, "so it is")
     host.moves.give_up(number, "twice")
 
-    assert [claim(host, shard) for shard in range(3)] == before
+    assert [ownership(host, shard) for shard in range(3)] == before
     assert kinds(host) == ["slots_stayed"]
 
 
@@ -301,7 +307,7 @@ def test_a_move_is_given_up_when_one_of_the_two_is_arranged_anew(node: str, held
 
     assert host.plan.shards[shard].term > term
     assert host.moves.find(number) is None
-    assert not claim(host, 0).frozen
+    assert not ownership(host, 0).frozen
     assert "slots_stayed" in kinds(host)
 
 
@@ -322,7 +328,7 @@ def test_the_next_host_moves_nothing_that_was_on_its_way() -> None:
 
     assert host.moves.find(number) is None
     assert host.plan.version > version
-    assert claim(host, 1).pull is None
+    assert ownership(host, 1).pull is None
 
 
 def test_a_node_that_is_not_to_be_used_gets_no_copies_and_keeps_what_it_has() -> None:
@@ -366,11 +372,13 @@ def test_a_new_shard_has_no_slots_and_one_that_ended_no_place() -> None:
         ("b", "a", 1),
         ("a", "", 1),
     ]
-    assert len(SlotSet(claim(host, 2).owned)) == 0
+    assert len(SlotSet(ownership(host, 2).owned)) == 0
     host.retire(2)
 
     assert host.plan.shards[2].retired
-    assert 2 not in {duty.shard for node in "ab" for duty in host.assignments(node).per_shard}
+    assert 2 not in {
+        assignment.shard for node in "ab" for assignment in host.assignments(node).per_shard
+    }
     host.lost("b", "power")
     host.joined("b")
     assert host.plan.shards[2].leader == host.plan.shards[2].follower == ""
@@ -411,22 +419,22 @@ class Leader:
     def __init__(self, shard: FakeShard, epoch: int) -> None:
         self.shard = shard
         self.epoch = epoch
-        self.claim: SlotOwnership | None = None
+        self.ownership: SlotOwnership | None = None
         self.owned, self.held = SlotSet(), SlotSet()
         self.hold = 0, 0
         self.take: Take | None = None
         self.stale = 0
 
-    def told(self, claim: SlotOwnership) -> None:
-        before, self.claim = self.claim, claim
-        pull = claim.pull
-        if before == claim:
+    def told(self, ownership: SlotOwnership) -> None:
+        before, self.ownership = self.ownership, ownership
+        pull = ownership.pull
+        if before == ownership:
             return
         if before is None:
             self.stale = pull.move if pull else 0
-        self.owned, self.held = SlotSet(claim.owned), SlotSet(claim.frozen)
-        if claim.frozen_for != self.hold[0]:
-            self.hold = claim.frozen_for, len(self.shard.journal)
+        self.owned, self.held = SlotSet(ownership.owned), SlotSet(ownership.frozen)
+        if ownership.frozen_for != self.hold[0]:
+            self.hold = ownership.frozen_for, len(self.shard.journal)
         if pull is None:
             self.shard.forget_all_but(list(self.owned))
         elif pull.move != self.stale and (self.take is None or self.take.move != pull.move):
@@ -438,12 +446,12 @@ class Leader:
 
     def step(self, source: Leader | None, most: int) -> None:
         """Take some entries over."""
-        take, claim = self.take, self.claim
-        if take is None or claim is None or claim.pull is None or source is None:
+        take, ownership = self.take, self.ownership
+        if take is None or ownership is None or ownership.pull is None or source is None:
             return
-        if take.done or take.failed or claim.pull.move != take.move:
+        if take.done or take.failed or ownership.pull.move != take.move:
             return
-        slots = SlotSet(claim.pull.slots)
+        slots = SlotSet(ownership.pull.slots)
         end = min(len(source.shard.journal), take.position + most)
         for slot, number in source.shard.journal[take.position : end]:
             if slot in slots and number in source.shard.has.get(slot, ()):
@@ -483,11 +491,11 @@ class World:
         self.replicas, self.actors = replicas, actors
         count = len(nodes) * actors
         plan = ClusterPlan(version=0, shards=[], table=even_table(count, 2))
-        self.host = coordinator(plan, nodes, replicas=replicas, place=False, recovers=recovers)
+        self.host = placement(plan, nodes, replicas=replicas, place=False, recovers=recovers)
         self.host.place([nodes[shard // actors] for shard in range(count)])
         self.shards: dict[int, FakeShard] = {}
         self.up = set(nodes)
-        self.orders: dict[str, NodeAssignments] = {}
+        self.assignments: dict[str, NodeAssignments] = {}
         self.leaders: dict[tuple[str, int], Leader] = {}
         self.epochs: Counter[int] = Counter()
         self.acknowledged: dict[int, set[int]] = {}
@@ -513,7 +521,7 @@ class World:
 
     def lose(self, node: str) -> None:
         self.up.discard(node)
-        self.orders.pop(node, None)
+        self.assignments.pop(node, None)
         for key in [key for key in self.leaders if key[0] == node]:
             del self.leaders[key]
         self.host.lost(node, "power")
@@ -527,8 +535,8 @@ class World:
         leader = self.host.plan.shards[shard].leader
         old = self.leaders[leader, shard]
         new = self.leaders[leader, shard] = self._make(shard)
-        assert old.claim is not None
-        new.told(old.claim)
+        assert old.ownership is not None
+        new.told(old.ownership)
 
     def _make(self, shard: int) -> Leader:
         self.epochs[shard] += 1
@@ -545,39 +553,45 @@ class World:
         self.on_step()
         for node in sorted(self.up - self.mute):
             if self.rng.random() < self.pace:
-                self.beat(node)
+                self.heartbeat(node)
         for (_, shard), leader in self.leaders.items():
-            if leader.claim is not None and leader.claim.pull and shard not in self.stuck:
-                number = int(leader.claim.pull.name.removeprefix("shard-"))
+            if leader.ownership is not None and leader.ownership.pull and shard not in self.stuck:
+                number = int(leader.ownership.pull.name.removeprefix("shard-"))
                 leader.step(self.leader(number), self.rng.randrange(1, self.most))
         self.write(5)
         self.events += [event.kind for event in self.host.take_events()]
 
-    def beat(self, node: str) -> None:
+    def heartbeat(self, node: str) -> None:
         """A node tells how it is, and does what it is told."""
-        orders = self.orders.get(node, NodeAssignments(0, ()))
-        self.host.heard(node, [self._member(node, duty) for duty in orders.per_shard])
-        if self.host.changed_for(node) <= orders.version:
+        assignments = self.assignments.get(node, NodeAssignments(0, ()))
+        self.host.heard(
+            node, [self._member(node, assignment) for assignment in assignments.per_shard]
+        )
+        if self.host.changed_for(node) <= assignments.version:
             return
-        orders = self.orders[node] = self.host.assignments(node)
-        wanted = {(node, duty.shard) for duty in orders.per_shard if duty.role == "leader"}
+        assignments = self.assignments[node] = self.host.assignments(node)
+        wanted = {
+            (node, assignment.shard)
+            for assignment in assignments.per_shard
+            if assignment.role == "leader"
+        }
         for key in [key for key in self.leaders if key[0] == node and key not in wanted]:
             del self.leaders[key]
-        for duty in orders.per_shard:
-            if duty.role == "leader":
-                leader = self.leaders.get((node, duty.shard))
+        for assignment in assignments.per_shard:
+            if assignment.role == "leader":
+                leader = self.leaders.get((node, assignment.shard))
                 if leader is None:
-                    leader = self.leaders[node, duty.shard] = self._make(duty.shard)
-                assert duty.ownership is not None
-                leader.told(duty.ownership)
+                    leader = self.leaders[node, assignment.shard] = self._make(assignment.shard)
+                assert assignment.ownership is not None
+                leader.told(assignment.ownership)
 
-    def _member(self, node: str, duty: Assignment) -> ReplicaStatus:
-        leader = self.leaders.get((node, duty.shard))
-        if duty.role == "follower" or leader is None:
-            return member(duty, node)
-        caught_up = duty.follower in self.up
+    def _member(self, node: str, assignment: Assignment) -> ReplicaStatus:
+        leader = self.leaders.get((node, assignment.shard))
+        if assignment.role == "follower" or leader is None:
+            return member(assignment, node)
+        caught_up = assignment.follower in self.up
         told = {"migration": leader.migration, "epoch": leader.epoch}
-        return member(duty, node, caught_up=caught_up, **told)
+        return member(assignment, node, caught_up=caught_up, **told)
 
     def write(self, count: int, slots: Sequence[int] = range(SLOTS)) -> int:
         """Clients write what somebody answers; how many writes were acknowledged."""
@@ -832,10 +846,10 @@ async def test_an_actor_that_does_not_start_is_told_of() -> None:
     world.join("c")
     real = world._member
 
-    def broken(node: str, duty: Assignment) -> ReplicaStatus:
+    def broken(node: str, assignment: Assignment) -> ReplicaStatus:
         if node == "c":
-            return member(duty, node, state="failed", leads=False, reason="no memory")
-        return real(node, duty)
+            return member(assignment, node, state="failed", leads=False, reason="no memory")
+        return real(node, assignment)
 
     world._member = broken  # type: ignore[method-assign]
     with pytest.raises(RejectedError, match="shard-2 does not start on c: no memory"):
@@ -921,7 +935,7 @@ async def test_a_source_that_holds_for_an_earlier_attempt_does_not_count(
             if take.near:  # and before the host hears of it, the source hears that it may go on
                 assert not take.done
                 world.mute = set()
-                world.beat(node)
+                world.heartbeat(node)
                 assert not source.held
                 assert world.write(20, list(SlotSet(move.slots))) == 20
                 story.append("over")

@@ -139,8 +139,8 @@ class Copy:
         core = self.core_or_none
         if core is None:
             return
-        if core._leading is not None:
-            core._leading.close()
+        if core._leader is not None:
+            core._leader.close()
         if core._sweeping is not None:
             core._sweeping.cancel()
         core._compactor.close()
@@ -150,7 +150,7 @@ class Copy:
 
     @property
     def core_or_none(self) -> ShardActor | None:
-        follower_module = self.actor._following
+        follower_module = self.actor._follower
         return self.actor._core or (follower_module.core if follower_module else None)
 
     @property
@@ -160,12 +160,12 @@ class Copy:
 
     @property
     def leading(self) -> ReplicationLeader:
-        assert self.actor._leading is not None
-        return self.actor._leading
+        assert self.actor._leader is not None
+        return self.actor._leader
 
     @property
     def leads(self) -> bool:
-        return self.actor._leading is not None
+        return self.actor._leader is not None
 
     async def until_it_leads(self) -> None:
         await until(lambda: self.leads)
@@ -179,9 +179,15 @@ class Copy:
 
 
 def leads(
-    term: int = 1, *, follower: bool = True, alone: bool = False, joint: bool = False
+    term: int = 1,
+    *,
+    follower: bool = True,
+    allow_single_copy: bool = False,
+    follower_in_sync: bool = False,
 ) -> ReplicaAssignment:
-    return ReplicaAssignment(True, term, None, follower, alone, joint, SECRET, LIMIT)
+    return ReplicaAssignment(
+        True, term, None, follower, allow_single_copy, follower_in_sync, SECRET, LIMIT
+    )
 
 
 def follows(leader: Copy | str, term: int = 1) -> ReplicaAssignment:
@@ -238,14 +244,14 @@ async def client_of(copy: Copy) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def pair(
-    place: Path, *, alone: bool = False, ack: str = "replica", **arguments: str
+    place: Path, *, allow_single_copy: bool = False, ack: str = "replica", **arguments: str
 ) -> AsyncIterator[tuple[Copy, Copy, Client]]:
     """A leader, a follower that has caught up, of which the host has heard, and a client."""
     leader, follower = (Copy(place / name, ack, **arguments) for name in ("a", "b"))
-    await leader.begin(leads(alone=alone))
+    await leader.begin(leads(allow_single_copy=allow_single_copy))
     await follower.begin(follows(leader))
     await caught_up(leader)
-    leader.tell(leads(alone=alone, joint=True))
+    leader.tell(leads(allow_single_copy=allow_single_copy, follower_in_sync=True))
     await until(lambda: leader.leading._noted)
     async with client_of(leader) as client:
         try:
@@ -351,7 +357,7 @@ async def test_a_follower_has_what_the_leader_acknowledges(place: Path) -> None:
 
 
 async def test_with_ack_node_a_follower_is_not_waited_for_and_gets_there(place: Path) -> None:
-    async with pair(place, ack="node", alone=True) as (leader, follower, client):
+    async with pair(place, ack="node", allow_single_copy=True) as (leader, follower, client):
         await follower.crash()
         for number in range(50):
             await client.put(f"key-{number}")
@@ -362,7 +368,7 @@ async def test_with_ack_node_a_follower_is_not_waited_for_and_gets_there(place: 
 
 async def test_a_follower_from_nothing_gets_a_log_that_was_there_before(place: Path) -> None:
     leader, follower = Copy(place / "a"), Copy(place / "b")
-    await leader.begin(leads(follower=False, alone=True))
+    await leader.begin(leads(follower=False, allow_single_copy=True))
     await leader.until_it_leads()
     async with client_of(leader) as client:
         await write_some(client, 60)
@@ -379,7 +385,7 @@ async def test_a_follower_from_nothing_gets_a_log_that_was_there_before(place: P
 async def compacted_leader(place: Path) -> AsyncIterator[tuple[Copy, Client]]:
     """A leader without a follower, with two sets, so that its log does not begin at 0."""
     leader = Copy(place / "a")
-    await leader.begin(leads(follower=False, alone=True))
+    await leader.begin(leads(follower=False, allow_single_copy=True))
     await leader.until_it_leads()
     async with client_of(leader) as client:
         for seed in range(2):
@@ -455,7 +461,7 @@ async def test_a_follower_that_restarts_goes_on_where_it_was(place: Path) -> Non
 
 
 async def test_a_follower_that_is_too_far_behind_starts_over_in_another_term(place: Path) -> None:
-    async with pair(place, ack="node", alone=True) as (leader, follower, client):
+    async with pair(place, ack="node", allow_single_copy=True) as (leader, follower, client):
         await follower.crash()
         for seed in range(2):
             await write_some(client, 40, seed)
@@ -466,7 +472,7 @@ async def test_a_follower_that_is_too_far_behind_starts_over_in_another_term(pla
         assert leader.status.sent_back
         term = await asyncio.to_thread(read_term, follower.folder)
         assert term == 1  # the host still counts on what it has
-        leader.tell(leads(2, alone=True))
+        leader.tell(leads(2, allow_single_copy=True))
         follower.tell(follows(leader, 2))
         await until(lambda: leader.leading._term == 2)
         await check_equal(leader, follower)
@@ -475,12 +481,12 @@ async def test_a_follower_that_is_too_far_behind_starts_over_in_another_term(pla
 async def test_nothing_is_acknowledged_while_the_other_copy_has_to_be_made_anew(
     place: Path,
 ) -> None:
-    async with pair(place, alone=True) as (leader, _, client), peer_of(leader) as ask:
+    async with pair(place, allow_single_copy=True) as (leader, _, client), peer_of(leader) as ask:
         await client.put("before")
         await ask(Follow(1, leader.core.position + 1))
         with pytest.raises(ReplicaUnavailableError, match="made anew"):
             await client.put("meanwhile", timeout=1)
-        leader.tell(leads(2, alone=True))
+        leader.tell(leads(2, allow_single_copy=True))
         await until(lambda: leader.leading._term == 2)
         await client.put("after")
 
@@ -491,8 +497,8 @@ async def test_the_log_stays_while_a_copy_of_it_is_made(
     async with compacted_leader(place) as (leader, client), peer_of(leader) as ask:
         started = asyncio.Event()
         monkeypatch.setattr(leader.core._compactor, "start", started.set)
-        monkeypatch.setattr(leader.core._upkeep, "_look_after", 1)
-        leader.tell(leads(2, alone=True))
+        monkeypatch.setattr(leader.core._maintenance, "_look_after", 1)
+        leader.tell(leads(2, allow_single_copy=True))
         await until(lambda: leader.leading._term == 2)
         piece = await ask(GetSnapshotChunk(2, 0))
         assert isinstance(piece, SnapshotChunk)
@@ -501,7 +507,7 @@ async def test_the_log_stays_while_a_copy_of_it_is_made(
         assert not started.is_set()
         await ask(Follow(2, leader.core.position))
         await caught_up(leader)
-        leader.tell(leads(3, follower=False, alone=True))
+        leader.tell(leads(3, follower=False, allow_single_copy=True))
         await write_some(client, 5, seed=6)
         assert started.is_set()
 
@@ -512,7 +518,7 @@ async def test_a_set_that_changes_while_it_is_copied_is_copied_anew(
     monkeypatch.setattr(leader_module, "_SET_PIECE", 4000)
     async with compacted_leader(place) as (leader, client):
         await write_some(client, 40, seed=9)
-        leader.tell(leads(2, alone=True))
+        leader.tell(leads(2, allow_single_copy=True))
         changed = asyncio.Event()
 
         async def ask(self: ReplicationFollower, question: PeerRequest) -> PeerAnswer:
@@ -533,7 +539,9 @@ async def test_a_set_that_changes_while_it_is_copied_is_copied_anew(
 
 
 async def test_the_largest_write_gets_to_the_follower_whatever_is_before_it(place: Path) -> None:
-    async with pair(place, ack="node", alone=True, segment_bytes=str(16 << 20)) as opened:
+    async with pair(
+        place, ack="node", allow_single_copy=True, segment_bytes=str(16 << 20)
+    ) as opened:
         leader, follower, client = opened
         await follower.crash()
         small = [client.ask(put(f"small-{number}", 20_000)) for number in range(13)]
@@ -548,7 +556,7 @@ async def test_the_largest_write_gets_to_the_follower_whatever_is_before_it(plac
 
 
 async def promoted(follower: Copy, term: int = 2) -> None:
-    follower.tell(leads(term, follower=False, alone=True))
+    follower.tell(leads(term, follower=False, allow_single_copy=True))
     await follower.until_it_leads()
 
 
@@ -599,7 +607,7 @@ async def test_a_promoted_follower_remembers_what_is_in_the_set_it_copied(place:
 
 async def test_copies_take_turns_and_nothing_is_lost(place: Path) -> None:
     copies = [Copy(place / name) for name in "ab"]
-    await copies[0].begin(leads(1, follower=False, alone=True))
+    await copies[0].begin(leads(1, follower=False, allow_single_copy=True))
     await copies[0].until_it_leads()
     async with client_of(copies[0]) as client:
         for turn in range(4):
@@ -701,7 +709,7 @@ async def test_what_becomes_of_writes_under_way_when_the_follower_is_lost(
                 await client.put("refused")
             assert await client.get("key") == value("key")
         elif then == "one copy is enough":
-            leader.tell(leads(2, alone=True))
+            leader.tell(leads(2, allow_single_copy=True))
             await writing
             assert await reading == value("key")
         else:
@@ -711,11 +719,11 @@ async def test_what_becomes_of_writes_under_way_when_the_follower_is_lost(
             reading_too = asyncio.create_task(client.get("key"))
             await asyncio.sleep(0.2)
             assert not any(t.done() for t in (writing, reading, later, reading_too))
-        alone = then == "one copy is enough"
+        allow_single_copy = then == "one copy is enough"
         other = Copy(place / "c")
         await other.begin(follows(leader, 2))
-        leader.tell(leads(2, alone=alone))
-        await noted(leader, leads(2, alone=alone))
+        leader.tell(leads(2, allow_single_copy=allow_single_copy))
+        await noted(leader, leads(2, allow_single_copy=allow_single_copy))
         if then == "another follower":
             await asyncio.gather(writing, later)
             assert await reading == await reading_too == value("key")
@@ -735,7 +743,7 @@ async def test_nothing_is_acknowledged_before_the_host_has_noted_the_follower(pl
         await until(lambda: follower.core.position and follower.has_all_of(leader))
         await asyncio.sleep(0.1)
         assert not writing.done()
-        leader.tell(leads(joint=True))
+        leader.tell(leads(follower_in_sync=True))
         await writing
     await follower.end()
     await leader.end()
@@ -746,7 +754,7 @@ async def test_a_leader_that_goes_on_alone_waits_for_no_follower_that_went_away(
 ) -> None:
     monkeypatch.setattr(leader_module, "SILENCE", 0.4)
     leader = Copy(place / "a")
-    await leader.begin(leads(alone=True))
+    await leader.begin(leads(allow_single_copy=True))
     await leader.until_it_leads()
     async with client_of(leader) as client, peer_of(leader) as ask:
         await client.put("key")
@@ -760,11 +768,11 @@ async def test_a_leader_that_goes_on_alone_waits_for_no_follower_that_went_away(
 
 
 async def test_after_its_restart_a_leader_acknowledges_nothing_alone(place: Path) -> None:
-    async with pair(place, alone=True) as (leader, follower, client):
+    async with pair(place, allow_single_copy=True) as (leader, follower, client):
         await client.put("key")
         await follower.crash()
         await leader.crash()
-        await leader.begin(leads(alone=True, joint=True))
+        await leader.begin(leads(allow_single_copy=True, follower_in_sync=True))
         await leader.until_it_leads()
         assert leader.leading.caught_up
         writing = asyncio.create_task(client.put("joint"))
@@ -793,7 +801,7 @@ async def test_peers_of_another_term_and_without_a_leader_are_refused(place: Pat
         follower.tell(follows(leader, 2))
         await noted(leader, leads(2))
         await client.put("key")
-        leader.tell(leads(3, follower=False, alone=True))
+        leader.tell(leads(3, follower=False, allow_single_copy=True))
         await until(lambda: leader.leading._term == 3)
         with pytest.raises(InvalidRequestError, match="no follower of term 3"):
             await ask(Follow(3, 0))
@@ -801,7 +809,7 @@ async def test_peers_of_another_term_and_without_a_leader_are_refused(place: Pat
 
 async def test_what_is_no_question_is_refused_and_the_leader_goes_on(place: Path) -> None:
     leader = Copy(place / "a")
-    await leader.begin(leads(follower=False, alone=True))
+    await leader.begin(leads(follower=False, allow_single_copy=True))
     await leader.until_it_leads()
     connection = AsyncConnection(leader.address, SECRET, "the leader", LIMIT, "peer")
     for body in (b"\xc0", encode_peer([9, 1]), encode_peer([1, 1, -5]), encode_peer("text")):
@@ -843,7 +851,7 @@ async def test_a_follower_goes_with_its_leader_to_another_address(place: Path) -
     async with pair(place) as (leader, follower, client):
         await leader.crash()
         leader.address = str(place / "elsewhere.sock")
-        await leader.begin(leads(joint=True))
+        await leader.begin(leads(follower_in_sync=True))
         follower.tell(follows(leader))
         await leader.until_it_leads()
         client.move(leader)
@@ -900,7 +908,7 @@ async def happen(place: Path, done: Sequence[tuple[str, int]]) -> None:
                     await follower.begin(follows(leader, term))
                 case "crash leader":
                     await leader.crash()
-                    await leader.begin(leads(term, joint=True))
+                    await leader.begin(leads(term, follower_in_sync=True))
                     await leader.until_it_leads()
                 case "compact leader":
                     await compacted(leader.core)

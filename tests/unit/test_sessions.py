@@ -273,7 +273,7 @@ def test_what_is_refused_for_want_of_room_leaves_nothing_in_the_journal(
     with actor_in(tmp_path) as actor:
         call(actor, 0, put(b"kept"))
         with monkeypatch.context() as patched:
-            patched.setattr(actor._upkeep, "check_room", full)
+            patched.setattr(actor._maintenance, "check_room", full)
             with pytest.raises(StorageError):
                 call(actor, 1, put(b"refused"))
         call(actor, 2, put(b"later"))

@@ -16,15 +16,15 @@ from tests.simulation.plots import why_no_plots
 from tests.simulation.silence import NEVER, Pause, watch
 
 NODES = 30
-MANNERS = pytest.mark.parametrize("manner", [BROADCAST, DELTA], ids=lambda manner: manner.name)
+MANNERS = pytest.mark.parametrize("policy", [BROADCAST, DELTA], ids=lambda policy: policy.name)
 
 ROUGH = Conditions(loss=0.02, drift=0.02, starved_every=20.0, starved=0.4)
 """A bad network, clocks that drift apart by 4 %, and nodes that stand still all the time."""
 
 
 @MANNERS
-def test_nobody_is_lost_while_all_goes_well(manner: TellPolicy) -> None:
-    cluster = SimulatedCluster(NODES, 1, manner=manner)
+def test_nobody_is_lost_while_all_goes_well(policy: TellPolicy) -> None:
+    cluster = SimulatedCluster(NODES, 1, policy=policy)
     cluster.open(30.0)
     cluster.attach(NODES)
     cluster.run(60.0)
@@ -36,8 +36,8 @@ def test_nobody_is_lost_while_all_goes_well(manner: TellPolicy) -> None:
 
 
 @MANNERS
-def test_everybody_soon_knows_of_a_loss_of_power(manner: TellPolicy) -> None:
-    found = losses.power_losses(NODES, 2, 4, 2, manner)
+def test_everybody_soon_knows_of_a_loss_of_power(policy: TellPolicy) -> None:
+    found = losses.power_losses(NODES, 2, 4, 2, policy)
 
     assert found.detected.count == 8
     assert 2.4 < found.detected.p50 <= found.detected.most < 3.6
@@ -49,8 +49,8 @@ def test_everybody_soon_knows_of_a_loss_of_power(manner: TellPolicy) -> None:
 
 @MANNERS
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_cut_that_heals_loses_nothing(manner: TellPolicy, seed: int) -> None:
-    found = losses.cut_off(NODES, NODES * 3 // 10, 10.0, seed, manner, clients=5)
+def test_a_cut_that_heals_loses_nothing(policy: TellPolicy, seed: int) -> None:
+    found = losses.cut_off(NODES, NODES * 3 // 10, 10.0, seed, policy, clients=5)
 
     assert (found.two_answered, found.others_lost, found.lost) == (0, 0, 0)
     assert 0 < found.back < 5.0
@@ -117,8 +117,8 @@ def test_slots_that_are_another_shards_too_soon_would_be_found() -> None:
     cluster = SimulatedCluster(12, 1)
     cluster.open(30.0)
     cluster.nodes["n0005"].paused_until = cluster.agenda.now + 1.0  # and has a lease meanwhile
-    number = cluster.coordinator.moves.begin(5, 6, [5 * 4096 // 12 + 9], 1 << 20)
-    cluster.coordinator.moves.commit(number)
+    number = cluster.placement.moves.begin(5, 6, [5 * 4096 // 12 + 9], 1 << 20)
+    cluster.placement.moves.commit(number)
     cluster.run(2.0)
 
     assert {name for _, name in cluster.unstored} == {"n0006"}
@@ -195,7 +195,7 @@ def test_a_beat_costs_the_same_however_many_nodes_there_are() -> None:
     few, many = placing.loads(20), placing.loads(400)
 
     assert many.heard < 6 * few.heard + 20e-6  # it was 20 times when all shards were looked at
-    assert many.orders < 6 * few.orders + 20e-6
+    assert many.assignments < 6 * few.assignments + 20e-6
     assert many.places_bytes < 200 * 400  # one certificate for all
 
 

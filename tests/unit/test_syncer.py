@@ -53,35 +53,35 @@ async def open_off_loop(disk: RealDisk, folder: Path) -> tuple[Journal, list[byt
 
 async def test_everybody_who_waits_shares_the_next_sync(disk: SlowDisk, tmp_path: Path) -> None:
     journal, _ = await open_off_loop(disk, tmp_path)
-    syncer = LoopGroupCommit(journal, durable=True, appends=False)
+    group_commit = LoopGroupCommit(journal, durable=True, appends=False)
     journal.append([b"the first segment is made, with a sync of its own"])
     disk.release.clear()
     journal.append([b"first"])
-    first = syncer.wait()
+    first = group_commit.wait()
     await asyncio.sleep(0.05)  # its sync is under way
     before = disk.syncs
     others = []
     for number in range(50):
         journal.append([b"%d" % number])
-        others.append(syncer.wait())
+        others.append(group_commit.wait())
     assert not first.done()
     disk.release.set()
     async with asyncio.timeout(10):
         await asyncio.gather(first, *others)
     assert disk.syncs - before <= 3  # the one under way, one for all others, a spare segment's
-    syncer.close()
+    group_commit.close()
     await off_loop(journal)
 
 
 async def test_a_wait_covers_what_was_appended_before_it(disk: SlowDisk, tmp_path: Path) -> None:
     journal, _ = await open_off_loop(disk, tmp_path)
-    syncer = LoopGroupCommit(journal, durable=True, appends=False)
+    group_commit = LoopGroupCommit(journal, durable=True, appends=False)
     for number in range(5):
         journal.append([b"entry %d" % number])
         async with asyncio.timeout(10):
-            await syncer.wait()
-        assert not syncer.behind
-    syncer.close()
+            await group_commit.wait()
+        assert not group_commit.behind
+    group_commit.close()
     await off_loop(journal)
     again, found = await open_off_loop(disk, tmp_path)
     assert found == [b"entry %d" % number for number in range(5)]
@@ -92,21 +92,21 @@ async def test_a_failed_sync_fails_all_who_wait_and_leaves_only_what_was_synced(
     disk: SlowDisk, tmp_path: Path
 ) -> None:
     journal, _ = await open_off_loop(disk, tmp_path)
-    syncer = LoopGroupCommit(journal, durable=True, appends=False)
+    group_commit = LoopGroupCommit(journal, durable=True, appends=False)
     journal.append([b"kept"])
     async with asyncio.timeout(10):
-        await syncer.wait()
+        await group_commit.wait()
     disk.fail = True
     journal.append([b"lost"])
-    waiting = [syncer.wait(), syncer.wait()]
+    waiting = [group_commit.wait(), group_commit.wait()]
     for future in waiting:
         async with asyncio.timeout(10):
             with pytest.raises(JournalError, match="Input/output error"):
                 await future
     disk.fail = False
     with pytest.raises(JournalError):
-        await syncer.wait()  # for ever: the actor ends and is started anew
-    syncer.close()
+        await group_commit.wait()  # for ever: the actor ends and is started anew
+    group_commit.close()
     again, found = await open_off_loop(RealDisk(), tmp_path)
     assert found == [b"kept"]
     await off_loop(again)

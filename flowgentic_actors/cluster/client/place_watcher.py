@@ -75,20 +75,20 @@ class ShardMapWatcher:
         body = _encode(GetShardMap(self._version, _WAIT))
         while not self._closed.is_set():
             try:
-                places = _decode(self._pool.request(body, _WAIT + _PATIENCE))
+                shard_map = _decode(self._pool.request(body, _WAIT + _PATIENCE))
             except ClusterClosedError:
                 return
             except RequestError as error:
                 logger.info("the host does not tell where the shards are: %s", error)
                 time.sleep(_PAUSE)
                 continue
-            if isinstance(places, Acknowledged):
+            if isinstance(shard_map, Acknowledged):
                 continue  # all is as it was
-            if places.version < self._version:
+            if shard_map.version < self._version:
                 time.sleep(_PAUSE)  # a host that has just taken over, and does not know them yet
-            elif places.version > self._version and not self._closed.is_set():
-                self._version = places.version
-                self._on_places(places)
+            elif shard_map.version > self._version and not self._closed.is_set():
+                self._version = shard_map.version
+                self._on_places(shard_map)
                 body = _encode(GetShardMap(self._version, _WAIT))
 
 

@@ -160,9 +160,9 @@ class RemoteClient:
         """Nodes that the shards are on."""
         return len(
             {
-                place.machine
-                for place in self._shard_map.locations
-                if not place.lost and not place.retired
+                location.machine
+                for location in self._shard_map.locations
+                if not location.lost and not location.retired
             }
         )
 
@@ -225,28 +225,30 @@ class RemoteClient:
             self._stop_watching_host()
         return True
 
-    def _take_places(self, places: ShardMap) -> None:
+    def _take_places(self, shard_map: ShardMap) -> None:
         """Go where the shards are now; callable from any thread."""
-        for shard, place in enumerate(places.locations, self._first):
-            destination = self._destination(places, place)
+        for shard, location in enumerate(shard_map.locations, self._first):
+            destination = self._destination(shard_map, location)
             if shard == len(self._actors):
-                self._actors.append(self._ref(place.name, destination or ""))
+                self._actors.append(self._ref(location.name, destination or ""))
             elif destination is not None:
                 self._actors[shard].move(destination)
         # A shard's number is known only once it can be asked; and who is forked in between hears of
         # these places once more.
-        self.table = places.table.shifted(self._first)
-        self._shard_map = places
+        self.table = shard_map.table.shifted(self._first)
+        self._shard_map = shard_map
         self._notifier.tell()
 
-    def _destination(self, places: ShardMap, place: ShardLocation) -> Destination | None:
-        if places.closing:
-            return Unreachable(places.closing, closing=not places.closed, closed=places.closed)
-        if place.retired:
+    def _destination(self, shard_map: ShardMap, location: ShardLocation) -> Destination | None:
+        if shard_map.closing:
+            return Unreachable(
+                shard_map.closing, closing=not shard_map.closed, closed=shard_map.closed
+            )
+        if location.retired:
             return Unreachable("its slots are other shards' now", moved=True)
-        if place.lost:
-            return Unreachable(place.lost)
-        return places.route(place, self._machine)
+        if location.lost:
+            return Unreachable(location.lost)
+        return shard_map.route(location, self._machine)
 
     def _ref(self, name: str, destination: Destination) -> ActorRef:
         secret, limit = self._descriptor.secret, self._descriptor.max_message_bytes

@@ -185,7 +185,7 @@ class Host:
     def __init__(self, spec: HostSpec) -> None:
         self._spec = spec
         self._folder = Path(spec.folder)
-        self._history = EventLog(self._folder)
+        self._event_log = EventLog(self._folder)
         self._news = asyncio.Event()
         self._started = asyncio.Event()  # whoever attaches may go on
         self._brought_up = asyncio.Event()  # the actors serve, or will not
@@ -231,7 +231,7 @@ class Host:
         )
         epochs = ProcessRecord(self._folder).epochs()
         self._reporter = StatusReporter(spec, self._supervisor, epochs, self._ending.is_set)
-        self._federation: ClusterController | None = None
+        self._controller: ClusterController | None = None
         self._actor_arguments: dict[str, str] = {}
         self._ip = ""
         self._remote: TcpAddress | None = None
@@ -264,15 +264,15 @@ class Host:
             self._ended.set()
             if not self._leaving.is_set():
                 await self._stay()
-            if self._federation is not None:
+            if self._controller is not None:
                 at = time.strftime("%Y-%m-%d %H:%M:%S")
                 text = f"cluster {self._spec.name!r} was closed at {at}"
-                await self._federation.tell_end(text, closed=True)
+                await self._controller.tell_end(text, closed=True)
                 if self._spec.owns_runtime:  # and its launcher, which has to end first
                     with anyio.move_on_after(_FAREWELL):
                         await self._owner_gone.wait()
                 clean = not (self._killed or self.owner_lost or self._spec.persist)
-                await self._federation.leave(remove=clean)
+                await self._controller.leave(remove=clean)
             await anyio.lowlevel.checkpoint()  # the answer to Shutdown is sent by its task
             await self._server.close()
             tasks.cancel_scope.cancel()
@@ -321,15 +321,15 @@ class Host:
         """End all actors; what became of those that did not end in order."""
         elsewhere: dict[str, str] = {}
 
-        async def end_others(federation: ClusterController) -> None:
-            elsewhere.update(await federation.end(timeout, self._end_reason))
+        async def end_others(controller: ClusterController) -> None:
+            elsewhere.update(await controller.end(timeout, self._end_reason))
 
         async with anyio.create_task_group() as tasks:
-            if self._federation is not None:
-                tasks.start_soon(end_others, self._federation)
+            if self._controller is not None:
+                tasks.start_soon(end_others, self._controller)
             here = await self._supervisor.stop(timeout, self._end_reason)
-        if self._federation is not None:
-            here = self._federation.unclean_leaders(here)
+        if self._controller is not None:
+            here = self._controller.unclean_leaders(here)
         return here | elsewhere
 
     async def _stay(self) -> None:
@@ -337,8 +337,8 @@ class Host:
         await on_daemon_thread(_LONGEST, self.close_memory)
         text = f"the cluster has ended in order: {self._end_reason}"
         refusal = RefusingServer("closing", text)
-        if self._federation is not None:
-            await self._federation.tell_end(text)
+        if self._controller is not None:
+            await self._controller.tell_end(text)
         spec = self._spec
         servers = [
             await refuse(address, name, spec.secret, spec.max_message_bytes, refusal)
@@ -384,10 +384,10 @@ class Host:
         self._started.set()
 
     async def _begin_actors(self, tasks: TaskGroup, nodes: list[str]) -> None:
-        if self._federation is None:
+        if self._controller is None:
             await self._supervisor.start(tasks, self._specs)
         else:
-            await self._open_federation(self._federation, tasks, nodes)
+            await self._open_federation(self._controller, tasks, nodes)
         if not self._spec.restarts:
             detail = f"{len(self._specs)} actors by {self._spec.spawner}"
             if len(nodes) > 1:
@@ -409,25 +409,25 @@ class Host:
         self._ip = "127.0.0.1" if spec.spawner != "dragon" else choose_address(spec.network)
         dragon = spec.spawner == "dragon"
         launcher = DragonNodeLauncher() if dragon else LocalNodeLauncher(self._folder)
-        gathering = NodePool(spec, launcher, spec.identity, self._ip, self._event)
+        node_pool = NodePool(spec, launcher, spec.identity, self._ip, self._event)
         before = await on_daemon_thread(_FILE_TIMEOUT, PlanFile(Path(spec.memory)).read)
-        nodes = await gathering.gather(
+        nodes = await node_pool.gather(
             time.monotonic() + _GATHER_SHARE * spec.start_timeout,
             before.nodes if before is not None and not spec.persist else (),
         )
         if len(nodes) == 1:
-            await gathering.close()
+            await node_pool.close()
             if spec.replicas > 1:
-                found = gathering.missing or "there is no other node in the Dragon runtime"
+                found = node_pool.missing or "there is no other node in the Dragon runtime"
                 raise ClusterOpenError(f"replicas=2 needs a second node: {found}")
             self._ip = ""
             return nodes
         context = await on_daemon_thread(_FILE_TIMEOUT, server_context, spec.identity, self._folder)
         port = await self._listen(context)
         self._remote = TcpAddress(self._ip, port, spec.identity.certificate)
-        self._federation = ClusterController(
+        self._controller = ClusterController(
             spec,
-            gathering=gathering,
+            node_pool=node_pool,
             identity=spec.identity,
             ip=self._ip,
             supervisor=self._supervisor,
@@ -450,14 +450,14 @@ class Host:
         return port
 
     async def _open_federation(
-        self, federation: ClusterController, tasks: TaskGroup, nodes: list[str]
+        self, controller: ClusterController, tasks: TaskGroup, nodes: list[str]
     ) -> None:
         spec = self._spec
         assert self._remote is not None
         arguments = self._actor_arguments
         memory = Path(spec.memory)
         assert self._manifest is not None
-        await federation.open(
+        await controller.open(
             tasks,
             nodes,
             even_table(len(self._specs), spec.namespace_depth),
@@ -504,7 +504,7 @@ class Host:
                 f"and end with this node. Set {setting}= to a folder on a disk if there is one",
             )
         self._manifest = manifest
-        several = self._federation is not None
+        several = self._controller is not None
         self._actor_arguments = {
             "ack": spec.ack,
             "appends": "direct" if node_local else "thread",
@@ -598,8 +598,8 @@ class Host:
             self._supervisor.link_lost(connection)
             return
         self._ranks.leave(connection)
-        if self._federation is not None:
-            self._federation.disconnected(connection)
+        if self._controller is not None:
+            self._controller.disconnected(connection)
         if connection is self._owner:
             self._owner_gone.set()
             if not (self._ended.is_set() and self._leaving.is_set()):
@@ -659,7 +659,7 @@ class Host:
             case LoopBlocked(detail):
                 self._event(EventKind.LOOP_BLOCKED, "", detail)
             case GetStatus():
-                reply = StatusReply(await self._reporter.status(self._federation))
+                reply = StatusReply(await self._reporter.status(self._controller))
             case GetEvents(start, wait):
                 reply = EventsReply(await self._events_from(start, wait))
             case End() | Shutdown():
@@ -685,20 +685,20 @@ class Host:
         self, connection: Connection, command: Describe | GetShardMap | Heartbeat | Rebalance
     ) -> HostReply | Raw:
         if isinstance(command, Heartbeat):
-            if self._federation is None:
+            if self._controller is None:
                 raise InvalidRequestError("this host has no other nodes, or not yet")
-            return await self._federation.beat(connection, command)
+            return await self._controller.heartbeat(connection, command)
         await self._started.wait()  # before that, nobody knows where the shards are
         if self._start_error is not None:
             raise RejectedError(self._start_error)
         if isinstance(command, Rebalance):
-            if self._federation is None:
+            if self._controller is None:
                 raise InvalidRequestError(_NOT_SEVERAL)
-            return await self._federation.rebalance(command)
+            return await self._controller.rebalance(command)
         if isinstance(command, GetShardMap):
-            if self._federation is None:
+            if self._controller is None:
                 return self._places()
-            return await self._federation.shard_map(command.version, command.wait)
+            return await self._controller.shard_map(command.version, command.wait)
         shared = self._spec.shared
         if self._manifest is not None:
             shared = msgspec.structs.replace(shared, index=self._manifest.index)
@@ -706,7 +706,7 @@ class Host:
             self._spec.spawner,
             self._places(),
             self._spec.max_message_bytes,
-            changes=self._federation is not None,
+            changes=self._controller is not None,
             host=self._remote,
             shared=shared,
             found=self._found,
@@ -715,8 +715,8 @@ class Host:
 
     def _places(self) -> ShardMap:
         spec = self._spec
-        if self._federation is not None:
-            return self._federation.current_shard_map()
+        if self._controller is not None:
+            return self._controller.current_shard_map()
         table = even_table(spec.actors, spec.namespace_depth)
         here = machine()
         places = (ShardLocation(name, here, path) for name, path in actor_addresses(spec).items())
@@ -736,27 +736,27 @@ class Host:
 
     def _actor_event(self, kind: EventKind, actor: str, detail: str) -> None:
         """Note what happened to an actor of this node."""
-        if self._federation is not None:
-            detail = self._federation.located(actor, detail)
+        if self._controller is not None:
+            detail = self._controller.located(actor, detail)
         self._event(kind, actor, detail)
 
     def _stir(self) -> None:
-        if self._federation is not None:
-            self._federation.request_publish()
+        if self._controller is not None:
+            self._controller.request_publish()
 
     def _event(self, kind: EventKind, actor: str, detail: str) -> None:
         if actor:
             self._stir()
         logger.info("%s %s %s", kind, actor, detail)
-        self._history.add(kind, actor, detail)
+        self._event_log.add(kind, actor, detail)
         self._news.set()
         self._news = asyncio.Event()
 
     async def _events_from(self, start: int, wait: float) -> tuple[ClusterEvent, ...]:
-        if start >= self._history.next_number:
+        if start >= self._event_log.next_number:
             with anyio.move_on_after(wait):
                 await self._news.wait()
-        return self._history.since(start)
+        return self._event_log.since(start)
 
 
 def _node() -> str:

@@ -50,26 +50,26 @@ class StatusReporter:
         self._epochs = epochs
         self._is_ending = is_ending
 
-    async def status(self, federation: ClusterController | None) -> ClusterStatus:
+    async def status(self, controller: ClusterController | None) -> ClusterStatus:
         """The status, with what the actors answer within a second, or have reported before.
 
         Args:
-            federation: The nodes, None for this one alone.
+            controller: The nodes, None for this one alone.
         """
         left = anyio.current_effective_deadline() - anyio.current_time()
         timeout = min(_HEARING, left / 2)  # an answer that is partly old is better than none
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(query_stats, self._supervisor.children, timeout)
-            if federation is not None:
-                tasks.start_soon(federation.hear, timeout)
-        if federation is not None:
-            federation.request_publish()
-        return self._status(federation)
+            if controller is not None:
+                tasks.start_soon(controller.hear, timeout)
+        if controller is not None:
+            controller.request_publish()
+        return self._status(controller)
 
-    def _status(self, federation: ClusterController | None) -> ClusterStatus:
+    def _status(self, controller: ClusterController | None) -> ClusterStatus:
         spec = self._spec
-        if federation is not None:
-            actors, nodes = list(federation.actors()), federation.nodes()
+        if controller is not None:
+            actors, nodes = list(controller.actors()), controller.nodes()
         else:
             slots = Counter(even_table(spec.actors, spec.namespace_depth).shards)
             children = enumerate(self._supervisor.children)

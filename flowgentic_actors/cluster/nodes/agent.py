@@ -181,24 +181,24 @@ class NodeAgent:
         while True:
             asked_at = time.monotonic()
             try:
-                grant = await self._beat(host)
+                reply = await self._beat(host)
             except RequestError as error:
                 logger.warning("no answer from the host: %s", error)
                 if await self._is_hopeless(granted_at):
                     return
                 await anyio.sleep(_PAUSE)
                 continue
-            if grant is None:
+            if reply is None:
                 continue  # there is news: ask again
             granted_at = time.monotonic()
-            self._heard(grant)
-            if grant.leave is not None:
-                self.removes = grant.leave == "remove"
+            self._heard(reply)
+            if reply.leave is not None:
+                self.removes = reply.leave == "remove"
                 return
-            await self._take(grant, asked_at)
-            if grant.end is not None:
+            await self._take(reply, asked_at)
+            if reply.end is not None:
                 if self._ending is None:
-                    self._ending = asyncio.ensure_future(self._end(grant.end))
+                    self._ending = asyncio.ensure_future(self._end(reply.end))
                 # Without leases meanwhile, its actors could not finish what they accepted.
                 await asyncio.wait({self._ending}, timeout=_PAUSE)
 
@@ -206,16 +206,16 @@ class NodeAgent:
         ended = await self._supervisor.stop(end.timeout, end.reason)
         self._ended = self._replica_manager.unclean_leaders(ended)
 
-    async def _take(self, grant: HeartbeatReply, asked_at: float) -> None:
+    async def _take(self, reply: HeartbeatReply, asked_at: float) -> None:
         """Do what the host says."""
-        if grant.asks > self._asked:
-            self._asked = grant.asks
-            self._tasks.start_soon(self._hear, grant.asks)
-        if grant.assignments is not None and self._ending is None:
+        if reply.asks > self._asked:
+            self._asked = reply.asks
+            self._tasks.start_soon(self._hear, reply.asks)
+        if reply.assignments is not None and self._ending is None:
             # First of all, what is not wanted any more ends: the lease is not for that.
-            await self._replica_manager.carry_out(grant.assignments)
-            self._known = grant.assignments.version
-        if grant.lease > 0:
+            await self._replica_manager.carry_out(reply.assignments)
+            self._known = reply.assignments.version
+        if reply.lease > 0:
             self._supervisor.extend(self._lease.granted(asked_at))
 
     async def _hear(self, question: int) -> None:
@@ -236,7 +236,7 @@ class NodeAgent:
     async def _beat(self, host: AsyncConnection) -> HeartbeatReply | None:
         """One question; None when there is news before it is answered."""
         self._changed.clear()
-        beat = Heartbeat(
+        heartbeat = Heartbeat(
             self._node,
             self._spec.host_id,
             self._known,
@@ -248,7 +248,7 @@ class NodeAgent:
             self._answered,
         )
         patience = self._spec.lease
-        question = asyncio.ensure_future(host.request(_encode(beat), patience, _decode))
+        question = asyncio.ensure_future(host.request(_encode(heartbeat), patience, _decode))
         news = asyncio.ensure_future(self._changed.wait())
         try:
             await asyncio.wait({question, news}, return_when=asyncio.FIRST_COMPLETED)
@@ -262,9 +262,9 @@ class NodeAgent:
                     with contextlib.suppress(asyncio.CancelledError, FlowgenticError):
                         await future
 
-    def _heard(self, grant: HeartbeatReply) -> None:
+    def _heard(self, reply: HeartbeatReply) -> None:
         """Forget the events that the host has heard of."""
-        while self._events and self._events_from < grant.events_to:
+        while self._events and self._events_from < reply.events_to:
             self._events.popleft()
             self._events_from += 1
 

@@ -74,7 +74,7 @@ class ClusterController:
 
     Args:
         spec: What the host was told.
-        gathering: The programs of the other nodes.
+        node_pool: The programs of the other nodes.
         identity: What the host proves.
         ip: IP address of this node.
         supervisor: Of this node's actors.
@@ -85,21 +85,21 @@ class ClusterController:
         self,
         spec: HostSpec,
         *,
-        gathering: NodePool,
+        node_pool: NodePool,
         identity: Identity,
         ip: str,
         supervisor: Supervisor,
         on_event: Callable[[EventKind, str, str], None],
     ) -> None:
         self._spec = spec
-        self._gathering = gathering
+        self._node_pool = node_pool
         self._identity = identity
         self._ip = ip
         self._supervisor = supervisor
         self._on_event = on_event
-        self._here = gathering.here
-        self._machines = gathering.machines
-        self._coordinator: Placement | None = None
+        self._here = node_pool.here
+        self._machines = node_pool.machines
+        self._placement: Placement | None = None
         self._replica_manager: ReplicaManager | None = None
         self._plan_file: PlanFile | None = None
         self._published = 0  # version of the plan that is on the disk
@@ -124,7 +124,7 @@ class ClusterController:
         self._closing, self._closed = "", False
         self._encoded = Raw(b"")
         self._encoded_of: ShardMap | None = None
-        self._asking = NodeStatsQueries(self._tell_news)
+        self._stats_queries = NodeStatsQueries(self._tell_news)
         self._lease = spec.node_timeout * _LEASE_SHARE
         self._leases = GrantedLeases(self._lease, spec.node_timeout, _TICK)
         self._id = secrets.token_hex(8)
@@ -167,7 +167,7 @@ class ClusterController:
         self._on_table = on_table
         plan_file = self._plan_file = PlanFile(Path(spec.memory))
         before = await on_daemon_thread(_FILE_TIMEOUT, plan_file.read)
-        coordinator = self._coordinator = Placement(
+        placement = self._placement = Placement(
             before or ClusterPlan(version=0, shards=[]),
             self._here,
             replicas=spec.replicas,
@@ -176,18 +176,18 @@ class ClusterController:
             leases=self._leases,
         )
         for node in nodes:
-            coordinator.joined(node)
+            placement.joined(node)
         self._awaited = set(nodes) - {self._here}
-        plan = coordinator.plan
+        plan = placement.plan
         if before is None or spec.persist:
             shards = len(table.owners)
             if plan.table is not None:  # whoever went by it, and is there still, has to hear
                 table = msgspec.structs.replace(table, version=plan.table.version + 1)
             plan.table = table
-            coordinator.place([nodes[shard // spec.actors] for shard in range(shards)])
+            placement.place([nodes[shard // spec.actors] for shard in range(shards)])
         else:
             plan.table = plan.table or table
-            coordinator.fail_absent_nodes()
+            placement.fail_absent_nodes()
         self._noted = plan.table
         self._replica_manager = ReplicaManager(
             self._supervisor,
@@ -204,7 +204,7 @@ class ClusterController:
         def spec_of(node: str) -> NodeSpec:
             return NodeSpec(
                 name=spec.name,
-                folder=self._gathering.folder(node),
+                folder=self._node_pool.folder(node),
                 scratch=spec.scratch,
                 memory=spec.memory if spec.persist else "",
                 manifest=manifest,
@@ -233,11 +233,11 @@ class ClusterController:
         self._spec_of = spec_of
         self._resizing = Resizing(
             tasks,
-            coordinator,
-            self._gathering,
+            placement,
+            self._node_pool,
             specs=spec_of,
             rebalancing=lambda rate: Rebalancing(
-                coordinator,
+                placement,
                 actors=spec.actors,
                 replicas=spec.replicas,
                 rate=rate,
@@ -252,7 +252,7 @@ class ClusterController:
             replicas=spec.replicas,
             start_timeout=spec.start_timeout,
         )
-        await self._gathering.hand_out(spec_of)
+        await self._node_pool.hand_out(spec_of)
         tasks.start_soon(self._keep_time, tasks)
         tasks.start_soon(self._keep_publishing)
         tasks.start_soon(self._keep_order_here)
@@ -260,12 +260,12 @@ class ClusterController:
 
     async def _all_serve(self) -> None:
         """Wait until every shard that is not lost has a leader, and its follower has caught up."""
-        coordinator = self._coordinator
-        assert coordinator is not None
+        placement = self._placement
+        assert placement is not None
         while True:
             waits = False
-            for plan in coordinator.plan.shards:
-                member = coordinator.leader_status(plan.shard)
+            for plan in placement.plan.shards:
+                member = placement.leader_status(plan.shard)
                 if not plan.leader:
                     continue
                 if member is not None and member.state == "failed":
@@ -293,67 +293,71 @@ class ClusterController:
 
     def _take_in(self, nodes: Sequence[str]) -> None:
         """More nodes are there."""
-        assert self._coordinator is not None
+        assert self._placement is not None
         for node in nodes:
-            self._coordinator.joined(node)
+            self._placement.joined(node)
         self._awaited |= set(nodes)
         self._stir.set()
 
     # ------------------------------------------------------------------ beats
 
-    async def beat(self, connection: Connection, beat: Heartbeat) -> HeartbeatReply:
+    async def heartbeat(self, connection: Connection, heartbeat: Heartbeat) -> HeartbeatReply:
         """Take what a node tells, and answer when there is something to say, or after a while."""
-        if beat.host != self._id:
+        if heartbeat.host != self._id:
             # It is another host's, whose place this one has taken
             return HeartbeatReply(0.0, leave="keep")
-        node, coordinator = beat.node, self._coordinator
-        if coordinator is None or node not in self._machines:
+        node, placement = heartbeat.node, self._placement
+        if placement is None or node not in self._machines:
             raise InvalidRequestError(f"{node} is no node of this cluster")
         self._lines[connection] = node
         self._hung_up.discard(node)
         self._awaited.discard(node)
         heard = self._events_to.get(node, 0)
-        for number, (kind, actor, detail) in enumerate(beat.events, beat.events_from):
+        for number, (kind, actor, detail) in enumerate(heartbeat.events, heartbeat.events_from):
             if number >= heard:
                 self._on_event(kind, actor, detail)
-        self._events_to[node] = max(heard, beat.events_from + len(beat.events))
-        coordinator.heard(node, beat.replicas)
-        self._asking.heard(node, beat.answered)
+        self._events_to[node] = max(heard, heartbeat.events_from + len(heartbeat.events))
+        placement.heard(node, heartbeat.replicas)
+        self._stats_queries.heard(node, heartbeat.answered)
         self._stir.set()
-        if beat.ended is not None:
-            self._killed[node] = beat.ended
+        if heartbeat.ended is not None:
+            self._killed[node] = heartbeat.ended
             self._tell_news()
         with anyio.move_on_after(self._spec.heartbeat_interval):
-            while not self._has_news_for(beat):
+            while not self._has_news_for(heartbeat):
                 await self._news.wait()
-        return self._grant(beat)
+        return self._grant(heartbeat)
 
-    def _has_news_for(self, beat: Heartbeat) -> bool:
-        if self._leave is not None or (self._end is not None and beat.ended is None):
+    def _has_news_for(self, heartbeat: Heartbeat) -> bool:
+        if self._leave is not None or (self._end is not None and heartbeat.ended is None):
             return True
-        if beat.asked < self._asking.number:
+        if heartbeat.asked < self._stats_queries.number:
             return True
-        node, coordinator = beat.node, self._coordinator
-        assert coordinator is not None
-        return self._end is None and beat.known < coordinator.changed_for(node) <= self._published
+        node, placement = heartbeat.node, self._placement
+        assert placement is not None
+        return (
+            self._end is None and heartbeat.known < placement.changed_for(node) <= self._published
+        )
 
-    def _grant(self, beat: Heartbeat) -> HeartbeatReply:
+    def _grant(self, heartbeat: Heartbeat) -> HeartbeatReply:
         """A lease, and orders: of what is on the disk, and of nothing that is not."""
-        node, coordinator = beat.node, self._coordinator
-        assert coordinator is not None
+        node, placement = heartbeat.node, self._placement
+        assert placement is not None
         events_to = self._events_to[node]
         if self._leave is not None:
             self._left.add(node)
             self._tell_news()
             return HeartbeatReply(0.0, leave=self._leave, events_to=events_to)
-        end = self._end if beat.ended is None else None
-        orders = None
-        if coordinator.changed_for(node) <= self._published:
-            if beat.known < coordinator.changed_for(node):
-                orders = coordinator.assignments(node)
-            coordinator.granted(node, time.monotonic())
-            return HeartbeatReply(self._lease, orders, end, None, events_to, self._asking.number)
-        return HeartbeatReply(0.0, None, end, None, events_to, self._asking.number)
+        end = self._end if heartbeat.ended is None else None
+        assignments = None
+        if placement.changed_for(node) <= self._published:
+            if heartbeat.known < placement.changed_for(node):
+                assignments = placement.assignments(node)
+            placement.granted(node, time.monotonic())
+            return HeartbeatReply(
+                self._lease, assignments, end, None, events_to, self._stats_queries.number
+            )
+        return HeartbeatReply(0.0, None, end, None, events_to, self._stats_queries.number)
 
     def disconnected(self, connection: Connection) -> None:
         """A connection is gone: if its machine said so, what ended there is the node's program."""
@@ -363,21 +367,21 @@ class ClusterController:
 
     async def _keep_time(self, tasks: TaskGroup) -> None:
         """Let the coordinator see time pass, for as long as the cluster lives."""
-        coordinator = self._coordinator
-        assert coordinator is not None
+        placement = self._placement
+        assert placement is not None
         while True:
             await anyio.sleep(_TICK)
             for node in self._awaited:
                 self._leases.heard(node)  # it is on its way
-            before = coordinator.nodes
-            coordinator.tick(time.monotonic())
-            for node in set(before) - set(coordinator.nodes):
+            before = placement.nodes
+            placement.tick(time.monotonic())
+            for node in set(before) - set(placement.nodes):
                 self._tell_news()
                 if node in self._hung_up and self._end is None:
                     tasks.start_soon(self._restart_node, node)
             if self._replica_manager is not None:
-                coordinator.heard(self._here, self._replica_manager.replicas())
-            if coordinator.plan.version != self._published:
+                placement.heard(self._here, self._replica_manager.replicas())
+            if placement.plan.version != self._published:
                 self._stir.set()
 
     async def _restart_node(self, node: str) -> None:
@@ -398,7 +402,7 @@ class ClusterController:
                 return
             deadline = time.monotonic() + spec.start_timeout
             try:
-                joined = await self._gathering.restart(node, self._spec_of, deadline)
+                joined = await self._node_pool.restart(node, self._spec_of, deadline)
             except OSError as error:  # such as no open file being left
                 self._on_event(
                     EventKind.NODE_MISSING, "", f"{node} cannot be started again: {error}"
@@ -409,8 +413,8 @@ class ClusterController:
 
     def request_publish(self) -> None:
         """Look at this node's actors now: something has changed."""
-        if self._coordinator is not None and self._replica_manager is not None:
-            self._coordinator.heard(self._here, self._replica_manager.replicas())
+        if self._placement is not None and self._replica_manager is not None:
+            self._placement.heard(self._here, self._replica_manager.replicas())
         self._stir.set()
 
     async def _keep_publishing(self) -> None:
@@ -434,30 +438,30 @@ class ClusterController:
 
     async def _keep_order_here(self) -> None:
         """Do on this node what was decided, beside telling the others."""
-        coordinator, members = self._coordinator, self._replica_manager
-        assert coordinator is not None
+        placement, members = self._placement, self._replica_manager
+        assert placement is not None
         assert members is not None
         while self._end is None:
             # What is not on the disk is not acted upon.
-            if self._known_here < self._published == coordinator.plan.version:
-                orders = coordinator.assignments(self._here)
-                await members.carry_out(orders)
-                self._known_here = orders.version
+            if self._known_here < self._published == placement.plan.version:
+                assignments = placement.assignments(self._here)
+                await members.carry_out(assignments)
+                self._known_here = assignments.version
             else:
                 await self._news.wait()
 
     async def _publish(self) -> None:
-        coordinator = self._coordinator
-        assert coordinator is not None
-        for event in coordinator.take_events():
+        placement = self._placement
+        assert placement is not None
+        for event in placement.take_events():
             self._on_event(*event)
-        if coordinator.plan.version != self._published:
-            version, table = coordinator.plan.version, coordinator.plan.table
-            encoded = msgspec.json.encode(coordinator.plan)
+        if placement.plan.version != self._published:
+            version, table = placement.plan.version, placement.plan.table
+            encoded = msgspec.json.encode(placement.plan)
             assert self._plan_file is not None
             assert self._on_table is not None
             if self._spec.persist and table is not None and table != self._noted:
-                shards = len(coordinator.plan.shards)
+                shards = len(placement.plan.shards)
                 await on_daemon_thread(_FILE_TIMEOUT, self._on_table, shards, table)
                 self._noted = table
             await on_daemon_thread(_FILE_TIMEOUT, self._plan_file.write, encoded)
@@ -488,29 +492,29 @@ class ClusterController:
         return self._places
 
     def _make_places(self) -> ShardMap:
-        assert self._coordinator is not None
-        places = locations_of(self._coordinator, self._machines)
-        table = self._coordinator.plan.table
+        assert self._placement is not None
+        places = locations_of(self._placement, self._machines)
+        table = self._placement.plan.table
         assert table is not None
         certificate = self._identity.certificate
         return ShardMap(self._published, table, places, certificate, self._closing, self._closed)
 
     async def hear(self, timeout: float) -> None:
         """Have the other nodes ask their actors how they are doing; see `stats_query.hear`."""
-        if self._coordinator is not None:
-            await self._asking.ask(set(self._coordinator.nodes) - {self._here}, timeout)
+        if self._placement is not None:
+            await self._stats_queries.ask(set(self._placement.nodes) - {self._here}, timeout)
 
     def actors(self) -> tuple[ActorStatus, ...]:
         """How the shards are doing."""
-        return actors_of(self._coordinator) if self._coordinator is not None else ()
+        return actors_of(self._placement) if self._placement is not None else ()
 
     def nodes(self) -> tuple[NodeStatus, ...]:
         """How the nodes are doing."""
-        coordinator = self._coordinator
-        if coordinator is None:
+        placement = self._placement
+        if placement is None:
             return ()
-        heard = {**self._asking.heard_at, self._here: time.time()}
-        return nodes_of(coordinator, self._machines, heard)
+        heard = {**self._stats_queries.heard_at, self._here: time.time()}
+        return nodes_of(placement, self._machines, heard)
 
     # ------------------------------------------------------------------ ending
 
@@ -520,18 +524,18 @@ class ClusterController:
         Returns:
             What became of those that did not, by name.
         """
-        coordinator = self._coordinator
-        if coordinator is None:
+        placement = self._placement
+        if placement is None:
             return {}
         self._end = EndNode(reason, timeout)
         self._tell_news()
-        others = [node for node in coordinator.nodes if node != self._here]
+        others = [node for node in placement.nodes if node != self._here]
         with anyio.move_on_after(timeout):
-            while set(others) & set(coordinator.nodes) - set(self._killed):
+            while set(others) & set(placement.nodes) - set(self._killed):
                 await self._news.wait()
         killed: dict[str, str] = {}
         for node in others:
-            silent = "the node did not answer" if node in coordinator.nodes else "the node is lost"
+            silent = "the node did not answer" if node in placement.nodes else "the node is lost"
             found = self._killed.get(node, {"its actors": silent})
             killed |= {f"{name} on {node}": what for name, what in found.items()}
         return killed
@@ -543,14 +547,14 @@ class ClusterController:
             reason: Why.
             closed: Whether this host is to end as well.
         """
-        coordinator = self._coordinator
-        if coordinator is None:
+        placement = self._placement
+        if placement is None:
             return
         self._closing, self._closed = reason, closed
-        coordinator.plan.version += 1
+        placement.plan.version += 1
         self._stir.set()
         with anyio.move_on_after(_LEAVING):
-            while self._published < coordinator.plan.version:
+            while self._published < placement.plan.version:
                 await self._news.wait()
 
     def located(self, actor: str, detail: str) -> str:
@@ -569,12 +573,12 @@ class ClusterController:
 
     async def leave(self, *, remove: bool) -> None:
         """Let the other nodes go."""
-        coordinator = self._coordinator
+        placement = self._placement
         self._leave = "remove" if remove else "keep"
         self._tell_news()
-        if coordinator is not None:
-            others = {node for node in coordinator.nodes if node != self._here}
+        if placement is not None:
+            others = {node for node in placement.nodes if node != self._here}
             with anyio.move_on_after(_LEAVING):
                 while others - self._left:
                     await self._news.wait()
-        await self._gathering.close()
+        await self._node_pool.close()

@@ -13,16 +13,16 @@ from flowgentic_actors.cluster.protocol.status import ActorStatus, NodeStatus, k
 from flowgentic_actors.wire.addresses import TcpAddress
 
 
-def locations_of(coordinator: Placement, machines: Mapping[str, str]) -> tuple[ShardLocation, ...]:
+def locations_of(placement: Placement, machines: Mapping[str, str]) -> tuple[ShardLocation, ...]:
     """Where each shard is.
 
     Args:
-        coordinator: What decides.
+        placement: What decides.
         machines: The machine of each node.
     """
     places = []
-    for plan in coordinator.plan.shards:
-        member = coordinator.leader_status(plan.shard)
+    for plan in placement.plan.shards:
+        member = placement.leader_status(plan.shard)
         there = member is not None and member.leads
         places.append(
             ShardLocation(
@@ -37,28 +37,28 @@ def locations_of(coordinator: Placement, machines: Mapping[str, str]) -> tuple[S
     return tuple(places)
 
 
-def actors_of(coordinator: Placement) -> tuple[ActorStatus, ...]:
+def actors_of(placement: Placement) -> tuple[ActorStatus, ...]:
     """How the shards are doing, but for those that have ended for good."""
-    table = coordinator.plan.table
+    table = placement.plan.table
     slots = Counter(table.shards if table is not None else ())
     return tuple(
-        _actor_status(plan, coordinator.leader_status(plan.shard), slots[plan.shard])
-        for plan in coordinator.plan.shards
+        _actor_status(plan, placement.leader_status(plan.shard), slots[plan.shard])
+        for plan in placement.plan.shards
         if not plan.retired
     )
 
 
 def nodes_of(
-    coordinator: Placement, machines: Mapping[str, str], heard: Mapping[str, float]
+    placement: Placement, machines: Mapping[str, str], heard: Mapping[str, float]
 ) -> tuple[NodeStatus, ...]:
     """Status of all nodes, lost ones included.
 
     Args:
-        coordinator: What decides.
+        placement: What decides.
         machines: The machine of each node.
         heard: When each was heard last.
     """
-    up, plan = coordinator.nodes, coordinator.plan
+    up, plan = placement.nodes, placement.plan
     return tuple(
         NodeStatus(
             name=node,

@@ -59,7 +59,7 @@ class NodePool:
         self._awaited: set[str] = set()
         self._hopeless: dict[str, str] = {}  # nodes that will not join, and why
         self._arrival = asyncio.Event()
-        self._desk: JoinServer | None = None
+        self._join_server: JoinServer | None = None
         self._server: Server | None = None
         self.here = ""
         self.machines: dict[str, str] = {}
@@ -93,10 +93,10 @@ class NodePool:
 
     async def hand_out(self, specs: Callable[[str], NodeSpec]) -> None:
         """Tell those that are there what they have to know; nobody joins any more."""
-        if self._desk is not None and self._server is not None:
-            self._desk.release(specs)
+        if self._join_server is not None and self._server is not None:
+            self._join_server.release(specs)
             await self._server.close()
-        self._desk = self._server = None
+        self._join_server = self._server = None
 
     async def others(self, count: int) -> list[str]:
         """The other nodes that there are, used or not.
@@ -131,8 +131,10 @@ class NodePool:
         if not nodes:
             return []
         self._awaited, self._hopeless = set(nodes), {}
-        self._desk = JoinServer(self._take_in)
-        self._server = Server(self._desk, self._desk.secret, "the host", 0, _MAX_BYTES)
+        self._join_server = JoinServer(self._take_in)
+        self._server = Server(
+            self._join_server, self._join_server.secret, "the host", 0, _MAX_BYTES
+        )
         folder = Path(self._spec.folder)
         context = await on_daemon_thread(_FILE_TIMEOUT, server_context, self._identity, folder)
         port = await self._server.listen_tcp(self._ip, context)
@@ -140,7 +142,7 @@ class NodePool:
         async with anyio.create_task_group() as tasks:
             for node in nodes:
                 patience = max(1.0, deadline - time.monotonic())
-                ticket = Ticket(node, (address,), self._desk.secret, patience)
+                ticket = Ticket(node, (address,), self._join_server.secret, patience)
                 tasks.start_soon(self._launch, ticket)
         with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
             while self._awaited - self._hopeless.keys():

@@ -105,20 +105,29 @@ class Placement:
 
     def assignments(self, node: str) -> NodeAssignments:
         """What a node has to do."""
-        duties = []
+        assignments = []
         for shard in sorted(self._copies.get(node, ())):
             plan = self.plan.shards[shard]
             if plan.leader == node:
                 alone = self._degrade or self._replicas == 1
-                joint, claim = plan.caught_up, self.moves.ownership(plan)
-                duties.append(
+                joint, ownership = plan.caught_up, self.moves.ownership(plan)
+                assignments.append(
                     Assignment(
-                        plan.shard, "leader", plan.term, None, plan.follower, alone, joint, claim
+                        plan.shard,
+                        "leader",
+                        plan.term,
+                        None,
+                        plan.follower,
+                        alone,
+                        joint,
+                        ownership,
                     )
                 )
             elif plan.follower == node:
-                duties.append(Assignment(plan.shard, "follower", plan.term, self._address(plan)))
-        return NodeAssignments(self.plan.version, tuple(duties))
+                assignments.append(
+                    Assignment(plan.shard, "follower", plan.term, self._address(plan))
+                )
+        return NodeAssignments(self.plan.version, tuple(assignments))
 
     def changed_for(self, node: str) -> int:
         """Version in which the orders of a node became what they are.

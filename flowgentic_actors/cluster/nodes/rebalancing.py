@@ -81,7 +81,7 @@ class Rebalancing:
     """Carries it out, one move at a time.
 
     Args:
-        coordinator: What decides and is told.
+        placement: What decides and is told.
         actors: Leaders of each node.
         replicas: Copies of each shard.
         rate: Bytes that move in a second, at most.
@@ -94,7 +94,7 @@ class Rebalancing:
 
     def __init__(
         self,
-        coordinator: Placement,
+        placement: Placement,
         *,
         actors: int,
         replicas: int,
@@ -105,7 +105,7 @@ class Rebalancing:
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._coordinator = coordinator
+        self._placement = placement
         self._actors = actors
         self._replicas = replicas
         self._rate = rate
@@ -126,8 +126,8 @@ class Rebalancing:
         """
         why = ""
         for _ in range(_ATTEMPTS):
-            there = [node for node in nodes if node in self._coordinator.nodes]
-            plan = self._coordinator.plan
+            there = [node for node in nodes if node in self._placement.nodes]
+            plan = self._placement.plan
             owners = plan.table.owners if plan.table is not None else ()
             lost = [actor_name(shard) for shard in owners if plan.shards[shard].lost]
             if lost:
@@ -146,12 +146,12 @@ class Rebalancing:
         raise RejectedError(f"slots were moved, but not all of them: {why}. Try again")
 
     async def _carry_out(self, layout: Layout) -> None:
-        coordinator = self._coordinator
-        new = coordinator.add_shards(layout.make)
+        placement = self._placement
+        new = placement.add_shards(layout.make)
         self._stir()
         for shard in new:
             await self._until(partial(self._serves, shard), self._start_timeout, shard)
-        table = coordinator.plan.table
+        table = placement.plan.table
         assert table is not None
         target = self._target(table, layout, new)
         for (source, taker), slots in sorted(moves(table, target).items()):
@@ -160,12 +160,12 @@ class Rebalancing:
             return
         await self._sleep(_FAREWELL)
         for shard in layout.end:
-            coordinator.retire(shard)
+            placement.retire(shard)
             self._stir()
 
     def _target(self, table: SlotTable, layout: Layout, new: Sequence[int]) -> SlotTable:
         """The table to reach: where only a second copy has no place, no slot leaves its node."""
-        shards = self._coordinator.plan.shards
+        shards = self._placement.plan.shards
         heirs: dict[int, int] = {}
         for shard in layout.end:
             here = [n for n in new if shards[n].leader == shards[shard].leader]
@@ -177,7 +177,7 @@ class Rebalancing:
 
     def _serves(self, shard: int) -> bool:
         """Whether all copies of a shard are there, so that what it takes over is as safe there."""
-        plan, member = self._coordinator.plan.shards[shard], self._coordinator.leader_status(shard)
+        plan, member = self._placement.plan.shards[shard], self._placement.leader_status(shard)
         if not plan.leader:
             raise _BeginAnewError(f"the node of {actor_name(shard)} was lost")
         if member is not None and member.state == "failed":
@@ -191,10 +191,10 @@ class Rebalancing:
         Raises:
             _BeginAnewError: If they stayed.
         """
-        coordinator = self._coordinator
+        placement = self._placement
         await self._until(partial(self._serves, target), self._start_timeout, target)
         epoch = self._epoch(target)
-        number = coordinator.moves.begin(source, target, slots, self._rate)
+        number = placement.moves.begin(source, target, slots, self._rate)
         self._stir()
 
         def done() -> bool:
@@ -203,20 +203,20 @@ class Rebalancing:
         why = "whoever moved them was ended"
         try:
             await self._until_near(target, number, epoch)
-            coordinator.moves.freeze(number)
+            placement.moves.freeze(number)
             self._stir()
             await self._until(done, _HELD, target)
-            coordinator.moves.commit(number)
+            placement.moves.commit(number)
         except _BeginAnewError as error:
             why = str(error)
             raise
         finally:
-            coordinator.moves.give_up(number, why)  # which is nothing, once it is decided
+            placement.moves.give_up(number, why)  # which is nothing, once it is decided
             self._stir()
 
     def _epoch(self, shard: int) -> int:
         """Number of the incarnation that leads a shard."""
-        member = self._coordinator.leader_status(shard)
+        member = self._placement.leader_status(shard)
         return member.epoch if member is not None else 0
 
     async def _until_near(self, target: int, number: int, epoch: int) -> None:
@@ -234,9 +234,9 @@ class Rebalancing:
 
     def _takes(self, shard: int, number: int, epoch: int) -> MigrationStatus:
         """How far a shard is that takes slots over."""
-        if self._coordinator.moves.find(number) is None:
+        if self._placement.moves.find(number) is None:
             raise _BeginAnewError("a node was lost meanwhile")
-        member = self._coordinator.leader_status(shard)
+        member = self._placement.leader_status(shard)
         if member is not None and member.epoch != epoch:
             raise _BeginAnewError(f"{actor_name(shard)} ended, and was started again")
         found = member.migration if member is not None and member.leads else None

@@ -67,30 +67,30 @@ class ReplicaManager:
         self._secret = secret
         self._max_bytes = max_bytes
         self._replicated = replicated
-        self._duties: dict[int, Assignment] = {}
+        self._assignments: dict[int, Assignment] = {}
 
-    async def carry_out(self, orders: NodeAssignments) -> None:
+    async def carry_out(self, assignments: NodeAssignments) -> None:
         """Make it so; what is not wanted any more is gone when this returns."""
-        wanted = {duty.shard: duty for duty in orders.per_shard}
-        for shard, now in list(self._duties.items()):
+        wanted = {assignment.shard: assignment for assignment in assignments.per_shard}
+        for shard, now in list(self._assignments.items()):
             then = wanted.get(shard)
             if then is None or (now.role == "leader" and then.role == "follower"):
-                del self._duties[shard]
+                del self._assignments[shard]
                 await self._supervisor.remove(actor_name(shard))
                 if self._replicated:
                     folder = Path(self._specs(shard).arguments["folder"])
                     await on_daemon_thread(_FILE_TIMEOUT, shutil.rmtree, folder, True)
-        for shard, duty in wanted.items():
-            told = self._told(duty)
-            before = self._duties.get(shard)
-            self._duties[shard] = duty
-            if before is not None and before.term != duty.term and self._has_failed(shard):
+        for shard, assignment in wanted.items():
+            told = self._told(assignment)
+            before = self._assignments.get(shard)
+            self._assignments[shard] = assignment
+            if before is not None and before.term != assignment.term and self._has_failed(shard):
                 # What was wrong may be right by now
                 await self._supervisor.remove(actor_name(shard))
                 before = None
             if before is None:
                 await self._supervisor.add(self._tasks, self._specs(shard), told)
-            elif before != duty and told is not None:
+            elif before != assignment and told is not None:
                 self._supervisor.tell(actor_name(shard), told)
 
     def _has_failed(self, shard: int) -> bool:
@@ -100,13 +100,19 @@ class ReplicaManager:
     def unclean_leaders(self, ended: Mapping[str, str]) -> dict[str, str]:
         """Those that did not end in order, but for second copies: the first ones have it all."""
         copies = {
-            actor_name(duty.shard) for duty in self._duties.values() if duty.role == "follower"
+            actor_name(assignment.shard)
+            for assignment in self._assignments.values()
+            if assignment.role == "follower"
         }
         return {name: why for name, why in ended.items() if name not in copies}
 
     def located(self, name: str, detail: str, node: str) -> str:
         """What happened to an actor here, with the node's name and the actor's role."""
-        roles = [duty.role for duty in self._duties.values() if actor_name(duty.shard) == name]
+        roles = [
+            assignment.role
+            for assignment in self._assignments.values()
+            if actor_name(assignment.shard) == name
+        ]
         where = f"{roles[0]} on {node}" if roles else f"on {node}"
         return f"{detail} ({where})" if detail else where
 
@@ -114,23 +120,23 @@ class ReplicaManager:
         """How the copies are doing."""
         children = {child.spec.name: child for child in self._supervisor.children}
         return tuple(
-            self._member(duty, children[actor_name(shard)])
-            for shard, duty in self._duties.items()
+            self._member(assignment, children[actor_name(shard)])
+            for shard, assignment in self._assignments.items()
             if actor_name(shard) in children
         )
 
-    def _member(self, duty: Assignment, child: Child) -> ReplicaStatus:
+    def _member(self, assignment: Assignment, child: Child) -> ReplicaStatus:
         serves = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
         progress = decode_progress(child.report)
         copy = progress.replication or ReplicationStatus()
         if self._replicated and child.state is not ChildState.FAILED:
             term, leads = copy.term, serves and copy.leads
         else:  # of one that has failed, what it was to do
-            term, leads = duty.term, serves
+            term, leads = assignment.term, serves
         port = child.port
         address = TcpAddress(self._host, port, self._certificate) if serves and port else None
         return ReplicaStatus(
-            shard=duty.shard,
+            shard=assignment.shard,
             state=child.state,
             term=term if serves or child.state is ChildState.FAILED else 0,
             leads=leads,
@@ -149,25 +155,25 @@ class ReplicaManager:
             migration=progress.migration,
         )
 
-    def _told(self, duty: Assignment) -> Raw | None:
+    def _told(self, assignment: Assignment) -> Raw | None:
         """What the actor hears of its duty, None for nothing."""
         if not self._replicated:
             told = (
-                OwnershipOrder(duty.ownership, self._secret, self._max_bytes)
-                if duty.ownership
+                OwnershipOrder(assignment.ownership, self._secret, self._max_bytes)
+                if assignment.ownership
                 else None
             )
             return Raw(_encode(told)) if told else None
         part = ReplicaAssignment(
-            leads=duty.role == "leader",
-            term=duty.term,
-            leader=duty.leader,
-            follower=bool(duty.follower),
-            allow_single_copy=duty.allow_single_copy,
-            follower_in_sync=duty.follower_in_sync,
+            leads=assignment.role == "leader",
+            term=assignment.term,
+            leader=assignment.leader,
+            follower=bool(assignment.follower),
+            allow_single_copy=assignment.allow_single_copy,
+            follower_in_sync=assignment.follower_in_sync,
             secret=self._secret,
             max_bytes=self._max_bytes,
-            name=actor_name(duty.shard),
-            ownership=duty.ownership,
+            name=actor_name(assignment.shard),
+            ownership=assignment.ownership,
         )
         return Raw(_encode(part))

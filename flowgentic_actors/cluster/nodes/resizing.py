@@ -21,8 +21,8 @@ class Resizing:
 
     Args:
         tasks: The task group that owns the work.
-        coordinator: What decides.
-        gathering: The programs of the other nodes.
+        placement: What decides.
+        node_pool: The programs of the other nodes.
         specs: Makes the spec of a node.
         rebalancing: Makes what moves the slots, at a rate.
         changed: To be awaited until something may have changed, or a moment has passed.
@@ -36,8 +36,8 @@ class Resizing:
     def __init__(
         self,
         tasks: TaskGroup,
-        coordinator: Placement,
-        gathering: NodePool,
+        placement: Placement,
+        node_pool: NodePool,
         *,
         specs: Callable[[str], NodeSpec],
         rebalancing: Callable[[int], Rebalancing],
@@ -49,8 +49,8 @@ class Resizing:
         start_timeout: float,
     ) -> None:
         self._tasks = tasks
-        self._coordinator = coordinator
-        self._gathering = gathering
+        self._placement = placement
+        self._node_pool = node_pool
         self._specs = specs
         self._rebalancing = rebalancing
         self._changed = changed
@@ -86,7 +86,7 @@ class Resizing:
         try:
             nodes = await self._gather(command)
             self._on_event(EventKind.REBALANCE_BEGUN, "", f"over {', '.join(nodes)}")
-            self._coordinator.set_eligible_nodes(nodes, command.without)
+            self._placement.set_eligible_nodes(nodes, command.without)
             self._stir()
             await self._rebalancing(command.rate).run(nodes)
             self._on_event(EventKind.REBALANCED, "", f"over {', '.join(nodes)}")
@@ -100,11 +100,11 @@ class Resizing:
 
     async def _gather(self, command: Rebalance) -> list[str]:
         """The nodes to use, the host's own first; those that are not there yet are started."""
-        coordinator, here = self._coordinator, self._gathering.here
-        there = [node for node in coordinator.nodes if node != here]
-        there.sort(key=lambda node: node in coordinator.plan.spare)  # those in use come first
-        lost = set(self._gathering.machines) - set(coordinator.nodes)
-        others = await self._gathering.others(command.nodes + len(lost))
+        placement, here = self._placement, self._node_pool.here
+        there = [node for node in placement.nodes if node != here]
+        there.sort(key=lambda node: node in placement.plan.spare)  # those in use come first
+        lost = set(self._node_pool.machines) - set(placement.nodes)
+        others = await self._node_pool.others(command.nodes + len(lost))
         # Nothing is asked of a node that was lost: it comes by itself, or it does not.
         new = [node for node in others if node not in there and node not in lost]
         strange = set(command.without) - {here, *there, *others, *lost}
@@ -126,16 +126,16 @@ class Resizing:
         self._check_replicas(chosen)
         starting = [node for node in chosen if node not in there]
         if starting:
-            joined = await self._gathering.add(starting, time.monotonic() + self._start_timeout)
+            joined = await self._node_pool.add(starting, time.monotonic() + self._start_timeout)
             self._joined(joined)
-            await self._gathering.hand_out(self._specs)
+            await self._node_pool.hand_out(self._specs)
             chosen = [node for node in chosen if node in there or node in joined]
             self._check_replicas(chosen)
         return [here, *chosen]
 
     def _check_replicas(self, others: Sequence[str]) -> None:
         if self._replicas > len(others) + 1:
-            here = self._gathering.here
+            here = self._node_pool.here
             raise InvalidRequestError(
                 f"replicas={self._replicas} needs as many nodes, and {here} would be alone"
             )

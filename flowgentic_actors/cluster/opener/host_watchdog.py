@@ -76,7 +76,7 @@ class HostWatchdog:
         self._silence = silence
         self._open_timeout = open_timeout
         self._process: HostProcess | None = None
-        self._link: HostConnection | None = None
+        self._connection: HostConnection | None = None
         self._policy = RestartPolicy(spec.restart_intensity, spec.restart_period)
         self._served_from = 0.0
         self._short_lives = 0  # hosts in a row
@@ -134,7 +134,7 @@ class HostWatchdog:
         self._stop()
         patience = _AFTER_DRAIN
         if self._thread is None:  # it never served
-            patience = _NOT_OPENED if self._link is not None else 0.0
+            patience = _NOT_OPENED if self._connection is not None else 0.0
             self._close_link()  # a host that runs ends when its owner's connection closes
         else:
             self._thread.join(timeout + _AFTER_DRAIN)
@@ -178,8 +178,8 @@ class HostWatchdog:
         except Exception:
             logger.exception("cluster %s: nobody looks after its host any more", self._name)
         finally:
-            if self._link is not None:
-                self._link.close()  # a host that lives sees the end of its owner
+            if self._connection is not None:
+                self._connection.close()  # a host that lives sees the end of its owner
             if self._closing and not self._shut_down:
                 self._close_descriptors()
 
@@ -188,26 +188,26 @@ class HostWatchdog:
 
         Empty when the cluster was closed.
         """
-        assert self._link is not None
+        assert self._connection is not None
         assert self._process is not None
         beats = 0
         try:
             while not self._closing:
                 while self._orders:
-                    self._link.ask(self._orders[0], self._silence, self._is_hopeless)
+                    self._connection.ask(self._orders[0], self._silence, self._is_hopeless)
                     self._orders.popleft()
                 news = GetEvents(self._next_event, 0.0)
-                self._log_events(self._link.ask(news, self._silence, self._is_hopeless))
+                self._log_events(self._connection.ask(news, self._silence, self._is_hopeless))
                 if not self._process.running():
                     return _RUNTIME_DIED
                 if beats % 20 == 0:
                     self._process.look()
                 beats += 1
-                self._link.wait(self._spec.heartbeat_interval, self._wake_read)
+                self._connection.wait(self._spec.heartbeat_interval, self._wake_read)
                 self._drain_wake()
             if self._shut_down:
                 left = max(1.0, self._close_by() - time.monotonic())
-                answer = self._link.ask(Shutdown(left), left + 2.0)
+                answer = self._connection.ask(Shutdown(left), left + 2.0)
                 killed = msgspec.msgpack.decode(answer, type=ShutdownReply).killed
                 self._trouble = "; ".join(f"{name}: {what}" for name, what in killed.items())
                 self._process.let_go()
@@ -345,11 +345,11 @@ class HostWatchdog:
             logger.warning("Dragon's launcher ended before the host ran: it is started once more")
             assert self._process is not None
             self._process.kill()
-        self._link = self._connect(patience)
+        self._connection = self._connect(patience)
         if self._process is not None:
             self._process.look()  # whatever becomes of it from now on, what it leaves is known
         self._served_from = time.monotonic()
-        return self._link
+        return self._connection
 
     def _why_not_started(self, *, late: bool) -> str:
         assert self._process is not None
@@ -413,9 +413,9 @@ class HostWatchdog:
                 patience.sleep(0.01)
 
     def _close_link(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _end_processes(self) -> list[int]:
         """End host and actors; returns the pids of those that do not go."""

@@ -61,7 +61,7 @@ class Owner:
         self._instance = secrets.token_hex(8)
         self._folder = Path()
         self._lock: FileLock | None = None
-        self._keeper: HostWatchdog | None = None
+        self._watchdog: HostWatchdog | None = None
         self._one_at_a_time = threading.Lock()
         self._trouble = ""
         self.descriptor: Descriptor | None = None
@@ -97,7 +97,7 @@ class Owner:
             self._clean_up()
             raise _unusable(root, error) from error
         except BaseException as error:
-            self.host_log = self._keeper.log_tail() if self._keeper else ""
+            self.host_log = self._watchdog.log_tail() if self._watchdog else ""
             self._clean_up()
             if isinstance(error, ClusterOpenError):
                 self._check_persist_path(root, deadline)  # another cluster may have been faster
@@ -122,16 +122,16 @@ class Owner:
 
     def end(self, reason: str) -> None:
         """Have the host end the cluster's work in order; the cluster stays open and refuses."""
-        keeper = self._keeper
-        if keeper is not None:
-            keeper.end(reason)
+        watchdog = self._watchdog
+        if watchdog is not None:
+            watchdog.end(reason)
 
     def after_fork(self) -> None:
         """A forked child owns nothing: close its copies of the connection and the lock."""
         self._one_at_a_time = threading.Lock()  # another thread may have held the old one
-        if self._keeper is not None:
-            self._keeper.after_fork()
-            self._keeper = None
+        if self._watchdog is not None:
+            self._watchdog.after_fork()
+            self._watchdog = None
         if self._lock is not None:
             self._lock.forget()
             self._lock = None
@@ -202,8 +202,8 @@ class Owner:
             orphans=OrphanLimits(config.orphan_ttl, config.orphan_bytes),
             owns_runtime=self._spawner == "dragon" and not inside_dragon(),
         )
-        self._keeper = HostWatchdog(spec, config.hang_timeout, config.open_timeout)
-        description = self._keeper.open(Patience(deadline - time.monotonic()))
+        self._watchdog = HostWatchdog(spec, config.hang_timeout, config.open_timeout)
+        description = self._watchdog.open(Patience(deadline - time.monotonic()))
         self.descriptor = Descriptor(
             name=self._folder.name,
             host=str(socket_folder(self._folder) / HOST_SOCKET),
@@ -245,10 +245,10 @@ class Owner:
             clean: Whether the memory, too, is to end with the cluster if that ends in order.
         """
         assert self._lock is not None  # what is removed below is this cluster's
-        keeper, self._keeper = self._keeper, None
-        trouble = "" if keeper is None else keeper.close(self._config.close_timeout)
+        watchdog, self._watchdog = self._watchdog, None
+        trouble = "" if watchdog is None else watchdog.close(self._config.close_timeout)
         end_tiers(self._folder)
-        drained = keeper is None or keeper.drained
+        drained = watchdog is None or watchdog.drained
         if clean and drained and self._config.persist_path is None:
             remove_folder(self._folder)
         else:
@@ -258,9 +258,9 @@ class Owner:
         return trouble
 
     def __del__(self) -> None:
-        if self._keeper is not None:
+        if self._watchdog is not None:
             # Dropped without close(): let the host see the end of its owner now.
-            self._keeper.abandon()
+            self._watchdog.abandon()
         if self._lock is not None:
             self._lock.release()
 

@@ -110,7 +110,7 @@ class Rendezvous:
         self.rank = rank
         self._folder = folder or Path.home() / _FOLDER
         self._file = self._folder / f"{rank.step}-{next(_numbers)}.json"
-        self._link: HostConnection | None = None
+        self._connection: HostConnection | None = None
         self._me = FirstRank(machine=machine(), pid=os.getpid(), started=started_at(os.getpid()))
         self._announced = 0.0
         self._missing: tuple[int, ...] = ()
@@ -275,16 +275,16 @@ class Rendezvous:
         Raises:
             OSError, FlowgenticError: If the host cannot be reached.
         """
-        self._link = HostConnection(
+        self._connection = HostConnection(
             descriptor.address, descriptor.secret, descriptor.max_message_bytes, "client"
         )
-        self._link.ask(AttachRank(self.rank.rank), _PATIENCE)
+        self._connection.ask(AttachRank(self.rank.rank), _PATIENCE)
 
     def leave(self) -> None:
         """Be there no longer."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def _answers(descriptor: Descriptor) -> bool:

@@ -187,7 +187,7 @@ class StoredMemory:
     def __init__(self, path: Path, disk: Disk | None = None) -> None:
         self._path = path
         self._disk = disk or RealDisk()
-        self._hold = MemoryLock(path)
+        self._memory_lock = MemoryLock(path)
         self._opening = threading.Lock()
         self._stop = threading.Event()
         self._manifest: Manifest | None = None
@@ -203,7 +203,7 @@ class StoredMemory:
         try:
             _make_path(self._disk, self._path)
             _read_layout(self._path)
-            self._hold.check()
+            self._memory_lock.check()
         except OSError as error:
             raise _unusable(self._path, error) from error
 
@@ -246,7 +246,7 @@ class StoredMemory:
         with self._opening:
             try:
                 _make_path(self._disk, self._path)
-                self._hold.take(name, job, on_lost)
+                self._memory_lock.take(name, job, on_lost)
                 found = _read_layout(self._path)
                 manifest = Manifest(
                     format=1 if table is None else FORMAT,
@@ -296,7 +296,7 @@ class StoredMemory:
     def announce_end(self) -> None:
         """Tell who wants to open it that it is let go soon; does not block."""
         self._stop.set()
-        self._hold.announce_end()
+        self._memory_lock.announce_end()
 
     def close(self, *, orderly: bool) -> None:
         """Let go of the memory; an opening that is under way is given up.
@@ -314,12 +314,12 @@ class StoredMemory:
         except OSError as error:  # the journals are sealed all the same
             logger.warning("cannot note in %s that it was closed in order: %s", self._path, error)
         finally:
-            self._hold.release()
+            self._memory_lock.release()
             self._opening.release()
 
     def after_fork(self) -> None:
         """Let go of what a forked child must not keep from others."""
-        self._hold.forget()
+        self._memory_lock.forget()
 
     def _open(self, found: Manifest | None, manifest: Manifest) -> Manifest:
         """Bring the memory into the layout of a new manifest; returns the final manifest."""

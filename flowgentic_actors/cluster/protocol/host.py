@@ -204,18 +204,18 @@ class ShardMap(Struct, tag=6, array_like=True, frozen=True):
     closing: str = ""
     closed: bool = False
 
-    def route(self, place: ShardLocation, here: str) -> Address | None:
+    def route(self, location: ShardLocation, here: str) -> Address | None:
         """How a process reaches a shard, None while nobody does.
 
         Args:
-            place: One of these.
+            location: One of these.
             here: The machine of the process.
         """
-        if place.path and place.machine == here:
-            return place.path
-        if not place.port:
+        if location.path and location.machine == here:
+            return location.path
+        if not location.port:
             return None
-        return TcpAddress(place.host, place.port, self.certificate)
+        return TcpAddress(location.host, location.port, self.certificate)
 
 
 class Description(Struct, tag=1, array_like=True, frozen=True):

@@ -122,7 +122,7 @@ class JournaledShard:
         self._compactor = Compactor(self._journal, folder, self._worker, self._as_owner)
         self._group: ThreadGroupCommit[Reply] | None = None
         grouped = durable or appends == "thread"
-        self._upkeep = JournalMaintenance(
+        self._maintenance = JournalMaintenance(
             self._journal,
             self._shard,
             self._compactor,
@@ -134,7 +134,7 @@ class JournaledShard:
             self._journal,
             self._worker,
             carry_out=self._carry_out,
-            refuse=lambda waiting, error: waiting.answer(None, self._upkeep.refusal(error)),
+            refuse=lambda waiting, error: waiting.answer(None, self._maintenance.refusal(error)),
             call=self._as_owner,
         )
         try:
@@ -317,7 +317,7 @@ class JournaledShard:
         size = len(payload) + ENTRY_OVERHEAD
         group = self._group
         wanted = size if group is None else size + group.waiting_bytes
-        self._upkeep.check_room(wanted, urgent=urgent)
+        self._maintenance.check_room(wanted, urgent=urgent)
         if self._begun is None or not isinstance(
             self._begun, RECORDS
         ):  # otherwise this is a part of what is under way
@@ -327,7 +327,7 @@ class JournaledShard:
             return [payload]
         self._append(payload)
         self._shard.apply(record)
-        self._upkeep.after_append(size)
+        self._maintenance.after_append(size)
         return []
 
     def _keep_own(self, record: Record | None, now_us: int, *, once: bool = False) -> list[bytes]:
@@ -358,7 +358,7 @@ class JournaledShard:
         payloads: list[bytes] = []
         if isinstance(begun, RECORDS):
             payloads.append(encode_entry(internal_entry(begun, now_us)))
-            self._upkeep.restore()
+            self._maintenance.restore()
             if self._group is None:
                 self._mend()
                 self._append(payloads[0])
@@ -407,7 +407,7 @@ class JournaledShard:
         with self._mutex:
             size = sum(len(payload) + ENTRY_OVERHEAD for payload in payloads)
             if not self._closed:
-                self._upkeep.after_append(size)
+                self._maintenance.after_append(size)
 
     def _mend(self) -> None:
         try:

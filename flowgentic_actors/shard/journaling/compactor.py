@@ -126,16 +126,16 @@ class Compactor:
         if self._closed:
             written.close()
             return
-        needless = self._journal.adopt(written)
+        obsolete = self._journal.adopt(written)
         self.done += 1
-        self.remove(needless)
+        self.remove(obsolete)
 
-    def remove(self, needless: Obsolete) -> None:
+    def remove(self, obsolete: Obsolete) -> None:
         """Have the journal's thread remove what is not needed any more."""
 
         def job() -> None:
             try:
-                self._journal.remove(needless)
+                self._journal.remove(obsolete)
             except OSError as error:  # the files stay, and are removed after the next compaction
                 logger.warning("what the journal does not need could not be removed: %s", error)
 

@@ -115,8 +115,8 @@ class JournalMaintenance:
 
     def _make_room(self) -> None:
         """Win back what can be won on a full disk, and see whether others have freed some."""
-        if not self.hold() and (needless := self._journal.drop_older_set()):
-            self._compactor.remove(needless)
+        if not self.hold() and (obsolete := self._journal.drop_older_set()):
+            self._compactor.remove(obsolete)
         if self._compactor.ready and self._journal.size > self._live_bytes():
             self._compactor.start()
         self._prepare()

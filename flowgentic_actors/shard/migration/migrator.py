@@ -82,41 +82,51 @@ class SlotMigrator:
         self._task: asyncio.Task[None] | None = None  # that takes, or forgets
         self._stale = 0  # a move that an earlier incarnation began
 
-    def set_ownership(self, claim: SlotOwnership, secret: Secret[bytes], max_bytes: int) -> None:
+    def set_ownership(
+        self, ownership: SlotOwnership, secret: Secret[bytes], max_bytes: int
+    ) -> None:
         """Answer for some slots from now on, and take over or give away others.
 
         Args:
-            claim: The slots.
+            ownership: The slots.
             secret: The cluster's secret.
             max_bytes: Largest message.
         """
         before = self.owned_slots
-        self.owned_slots = OwnedSlots(claim)
+        self.owned_slots = OwnedSlots(ownership)
         if before is None:
             self._source = MigrationSource(
-                self._shard, self._journal, self._worker, claim.depth, self._stored
+                self._shard, self._journal, self._worker, ownership.depth, self._stored
             )
-            self._stale = claim.pull.move if claim.pull is not None else 0
+            self._stale = ownership.pull.move if ownership.pull is not None else 0
         assert self._source is not None
-        if claim.frozen_for != self._source.frozen_for:
-            self._source.frozen_for, self._source.held_from = claim.frozen_for, self._next_lsn()
-        if before is None or before.ownership.owned != claim.owned:
+        if ownership.frozen_for != self._source.frozen_for:
+            self._source.frozen_for, self._source.held_from = ownership.frozen_for, self._next_lsn()
+        if before is None or before.ownership.owned != ownership.owned:
             # Whatever is cached for slots that come back some day would be out of date by then.
             self._shard.query(CacheClear(), 0)
-        if before is None or before.ownership.owned != claim.owned or claim.pull is not None:
+        if (
+            before is None
+            or before.ownership.owned != ownership.owned
+            or ownership.pull is not None
+        ):
             self._shard.set_visible(self.owned_slots.shows_thread, self.owned_slots.shows_namespace)
-        self._arrange(claim, before, secret, max_bytes)
+        self._arrange(ownership, before, secret, max_bytes)
         self._report()
 
     def _arrange(
-        self, claim: SlotOwnership, before: OwnedSlots | None, secret: Secret[bytes], max_bytes: int
+        self,
+        ownership: SlotOwnership,
+        before: OwnedSlots | None,
+        secret: Secret[bytes],
+        max_bytes: int,
     ) -> None:
         """Take what is to be taken; if there is nothing, forget what is not this shard's."""
-        pull, taking = claim.pull, self._target
+        pull, taking = ownership.pull, self._target
         if pull is None:
             if (
                 before is None
-                or before.ownership.owned != claim.owned
+                or before.ownership.owned != ownership.owned
                 or before.ownership.pull is not None
             ):
                 self._begin(self._forget)

@@ -86,11 +86,11 @@ class OwnedSlots:
         ownership: The claim.
     """
 
-    def __init__(self, claim: SlotOwnership) -> None:
-        self.ownership = claim
-        owned, held = SlotSet(claim.owned), SlotSet(claim.frozen)
+    def __init__(self, ownership: SlotOwnership) -> None:
+        self.ownership = ownership
+        owned, held = SlotSet(ownership.owned), SlotSet(ownership.frozen)
         self.owned, self.frozen = owned, held
-        self._depth = claim.depth
+        self._depth = ownership.depth
         answered = int.from_bytes(owned.packed, "little") & ~int.from_bytes(held.packed, "little")
         self._answers = SlotSet(answered.to_bytes(max(len(owned.packed), 1), "little"))
 

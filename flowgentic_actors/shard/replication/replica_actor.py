@@ -82,9 +82,9 @@ class ReplicatedShardActor:
         self._waits = ack == "replica"
         self._arguments = arguments
         self._core: ShardActor | None = None
-        self._leading: ReplicationLeader | None = None
-        self._following: ReplicationFollower | None = None
-        self._part: ReplicaAssignment | None = None
+        self._leader: ReplicationLeader | None = None
+        self._follower: ReplicationFollower | None = None
+        self._assignment: ReplicaAssignment | None = None
         self._wanted: ReplicaAssignment | None = None
         self._task: asyncio.Task[None] | None = None  # that follows
         self._changing: asyncio.Task[None] | None = None
@@ -105,7 +105,7 @@ class ReplicatedShardActor:
     @property
     def takes_clients(self) -> bool:
         """Whether it leads; see `Actor.takes_clients`."""
-        return self._leading is not None
+        return self._leader is not None
 
     def on_message(self, body: Raw) -> None:
         """Lead or follow from now on; see `Actor.on_message`."""
@@ -128,21 +128,21 @@ class ReplicatedShardActor:
         """Commit what was handled; see `Actor.commit`."""
         if self._broken is not None:
             raise self._broken
-        return self._core.commit() if self._leading is not None and self._core else None
+        return self._core.commit() if self._leader is not None and self._core else None
 
     def on_peer_request(self, body: Raw, answer: Callable[[bytes], None]) -> None:
         """Answer a follower, or a shard that takes slots over; see `Actor.on_peer_request`."""
-        if self._leading is None or self._core is None:
+        if self._leader is None or self._core is None:
             raise RejectedError("this copy leads nobody")
         question = decode_peer_request(body)
         if isinstance(question, PullSlots):
             self._core.migrator.on_peer_request(question, answer)
         else:
-            self._leading.on_follower_request(question, answer)
+            self._leader.on_follower_request(question, answer)
 
     def stats(self) -> dict[str, int]:
         """What the copy holds; see `Actor.stats`."""
-        leading, following = self._leading, self._following
+        leading, following = self._leader, self._follower
         core = self._core or (following.core if following else None)
         return {
             **(core.stats() if core is not None else {}),
@@ -151,10 +151,10 @@ class ReplicatedShardActor:
 
     def report(self) -> Raw:
         """How far the copy is; see `Actor.report`."""
-        leading, following, part = self._leading, self._following, self._part
+        leading, following, assignment = self._leader, self._follower, self._assignment
         there = leading is not None or (following is not None and following.complete)
         replication = ReplicationStatus(
-            term=part.term if part is not None and there else 0,
+            term=assignment.term if assignment is not None and there else 0,
             leads=leading is not None,
             caught_up=leading is not None and leading.caught_up,
             sent_back=leading is not None and leading.resync_required,
@@ -165,7 +165,7 @@ class ReplicatedShardActor:
 
     async def drained(self) -> None:
         """Let the leader, which ends at the same time, finish what it has; see `Actor.drained`."""
-        following, until = self._following, time.monotonic() + _LAST_MOMENT
+        following, until = self._follower, time.monotonic() + _LAST_MOMENT
         while following is not None and time.monotonic() < until:
             await asyncio.sleep(_QUIET / 4)
             if time.monotonic() > max(following.took_at, until - _LAST_MOMENT) + _QUIET:
@@ -174,7 +174,7 @@ class ReplicatedShardActor:
             self._changing.cancel()
             await asyncio.wait([self._changing], timeout=_FILE_TIMEOUT)
         await self._stop_following()  # what the change began is known only now
-        if self._leading is not None and self._core is not None:
+        if self._leader is not None and self._core is not None:
             await self._core.drained()
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class ReplicatedShardActor:
         for task in (self._changing, self._task):
             if task is not None:
                 task.cancel()
-        core = self._core or (self._following.core if self._following else None)
+        core = self._core or (self._follower.core if self._follower else None)
         if core is not None:
             core.close()
 
@@ -191,37 +191,44 @@ class ReplicatedShardActor:
     async def _change(self) -> None:
         """Do what is wanted; once it leads, a copy never follows again: it is made anew."""
         while self._wanted is not None:
-            part, self._wanted = self._wanted, None
-            if part.leads:
-                if self._leading is None:
-                    self._leading = await self._begin_to_lead(part)
-                self._leading.begin_term(
-                    part.term,
-                    follower=part.follower,
-                    allow_single_copy=part.allow_single_copy,
-                    follower_in_sync=part.follower_in_sync,
+            assignment, self._wanted = self._wanted, None
+            if assignment.leads:
+                if self._leader is None:
+                    self._leader = await self._begin_to_lead(assignment)
+                self._leader.begin_term(
+                    assignment.term,
+                    follower=assignment.follower,
+                    allow_single_copy=assignment.allow_single_copy,
+                    follower_in_sync=assignment.follower_in_sync,
                 )
-                if part.ownership is not None and self._core is not None:
-                    self._core.migrator.set_ownership(part.ownership, part.secret, part.max_bytes)
-                self._part = part  # after it: `report` must not tell the last term's of this one
+                if assignment.ownership is not None and self._core is not None:
+                    self._core.migrator.set_ownership(
+                        assignment.ownership, assignment.secret, assignment.max_bytes
+                    )
+                # After it: `report` must not tell the last term's of this one
+                self._assignment = assignment
                 self._report()
-                await on_daemon_thread(_FILE_TIMEOUT, write_term, self._folder, part.term)
-            elif self._following is not None and self._part and self._part.term == part.term:
-                if part.leader is not None and part.leader != self._part.leader:
-                    self._following.set_leader(part.leader)
-                    self._part = part
-            elif part.leader is not None:
-                await self._begin_to_follow(part, part.leader)
+                await on_daemon_thread(_FILE_TIMEOUT, write_term, self._folder, assignment.term)
+            elif (
+                self._follower is not None
+                and self._assignment
+                and self._assignment.term == assignment.term
+            ):
+                if assignment.leader is not None and assignment.leader != self._assignment.leader:
+                    self._follower.set_leader(assignment.leader)
+                    self._assignment = assignment
+            elif assignment.leader is not None:
+                await self._begin_to_follow(assignment, assignment.leader)
 
-    async def _begin_to_lead(self, part: ReplicaAssignment) -> ReplicationLeader:
+    async def _begin_to_lead(self, assignment: ReplicaAssignment) -> ReplicationLeader:
         await self._stop_following()
-        core = self._following.core if self._following else None
-        self._following = None
+        core = self._follower.core if self._follower else None
+        self._follower = None
         if core is None:
             if await on_daemon_thread(_FILE_TIMEOUT, is_incomplete, self._folder):
                 raise JournalDamagedError(
                     f"the copy in {self._folder} was never whole, so it cannot lead in term "
-                    f"{part.term}"
+                    f"{assignment.term}"
                 )
             making = asyncio.ensure_future(on_daemon_thread(_RECOVERY, self._make))
             try:
@@ -232,23 +239,23 @@ class ReplicatedShardActor:
         core.start(self._tell, self._report, self._wake)
         return core.lead(waits=self._waits, on_change=self._report)
 
-    async def _begin_to_follow(self, part: ReplicaAssignment, leader: Address) -> None:
-        if self._leading is not None:
+    async def _begin_to_follow(self, assignment: ReplicaAssignment, leader: Address) -> None:
+        if self._leader is not None:
             raise RejectedError("a copy that leads is ended, not made to follow")
         await self._stop_following()
-        if self._following is not None and self._following.core is not None:
-            await on_daemon_thread(_FILE_TIMEOUT, self._following.core.close)
-        self._part = part
-        self._following = ReplicationFollower(
+        if self._follower is not None and self._follower.core is not None:
+            await on_daemon_thread(_FILE_TIMEOUT, self._follower.core.close)
+        self._assignment = assignment
+        self._follower = ReplicationFollower(
             self._folder,
             make=self._make,
-            term=part.term,
+            term=assignment.term,
             leader=leader,
-            secret=part.secret,
-            max_bytes=part.max_bytes,
-            name=part.name,
+            secret=assignment.secret,
+            max_bytes=assignment.max_bytes,
+            name=assignment.name,
         )
-        self._task = asyncio.ensure_future(self._following.run())
+        self._task = asyncio.ensure_future(self._follower.run())
         self._task.add_done_callback(self._followed)
 
     async def _stop_following(self) -> None:
