@@ -23,7 +23,8 @@ from types import CodeType, FrameType
 from typing import Any, Protocol
 
 _MOST = 1_000_000
-_FINALIZERS = {"__del__", "__repr__", "_collected"}  # the second one of a socket left open
+# `__repr__` is of a socket that was left open
+_FINALIZERS = {"__del__", "__repr__", "_before_others", "_after_others"}
 _WEAK = {c.__init__.__code__.co_filename for c in (weakref.WeakSet, weakref.WeakValueDictionary)}
 _LATER = 1e-4
 
@@ -220,14 +221,20 @@ class Signals:
             self._raised = kind("the time is over")
             raise self._raised
 
-    def _collected(self, phase: str, _: object) -> None:
-        self._collecting = phase == "start"
+    def _before_others(self, phase: str, _: object) -> None:
+        if phase == "start":
+            self._collecting = True
+
+    def _after_others(self, phase: str, _: object) -> None:
+        if phase == "stop":
+            self._collecting = False
 
     def run(self, work: Callable[[], object], within: float) -> BaseException | None:
         """See `Source.run`."""
         self._raised, caught = None, None
         before = signal.signal(signal.SIGALRM, self._ring)
-        gc.callbacks.append(self._collected)
+        gc.callbacks.insert(0, self._before_others)  # what any callback raises is lost, too
+        gc.callbacks.append(self._after_others)
         try:
             signal.setitimer(signal.ITIMER_REAL, max(1e-6, self._random.random() * within))
             self._armed = True
@@ -239,7 +246,8 @@ class Signals:
             self._armed = False
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-            gc.callbacks.remove(self._collected)
+            gc.callbacks.remove(self._before_others)
+            gc.callbacks.remove(self._after_others)
         return _compared(caught, self._raised, self._where)
 
 
