@@ -21,7 +21,7 @@ from blockbuster import BlockBuster
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.environment import why_no_dragon
-from tests.wired import wire
+from tests.support.wired import wire
 
 MODES = ["inline", "subprocess", "dragon"]
 """Every way to run the memory."""

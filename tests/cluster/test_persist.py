@@ -22,9 +22,9 @@ from flowgentic_actors.errors import (
     PersistError,
     PersistHeldError,
 )
-from tests.cluster.helpers import gone, is_orphan, python, remove_orphan, wait_until
 from tests.conftest import NEEDS_DRAGON, SETTINGS
-from tests.contract.faces import checkpoint_of, config_of
+from tests.support.faces import checkpoint_of, config_of
+from tests.support.processes import gone, is_orphan, python, remove_orphan, wait_until
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, Send, interrupt
 
 from flowgentic_actors import MemoryCluster
-from tests.contract.faces import config_of, unique
+from tests.support.faces import config_of, unique
 
 pytestmark = pytest.mark.anyio
 

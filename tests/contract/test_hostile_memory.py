@@ -12,7 +12,7 @@ import pytest
 from flowgentic_actors import MemoryCluster, TypeNotAllowedError
 from flowgentic_actors.cli.main import main
 from tests.conftest import settings_of
-from tests.contract.faces import checkpoint_of, config_of
+from tests.support.faces import checkpoint_of, config_of
 from tests.unit.test_decoding import FORGED, Person, Ran, ran
 
 pytestmark = pytest.mark.anyio

@@ -19,10 +19,10 @@ from flowgentic_actors.errors import (
     InvalidRequestError,
     ThreadConflictError,
 )
-from tests.cluster.helpers import eventually
 from tests.conftest import settings_of
-from tests.contract.faces import SaverFace, checkpoint_of, config_of, id_of, unique
 from tests.contract.test_graphs import State, chain
+from tests.support.faces import SaverFace, checkpoint_of, config_of, id_of, unique
+from tests.support.processes import eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -21,7 +21,7 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
 from flowgentic_actors import AsyncCheckpointSaver, MemoryCluster
 from flowgentic_actors.engine import pace, thread_queries
 from flowgentic_actors.errors import InvalidRequestError
-from tests.contract.faces import SaverFace, checkpoint_of, config_of, id_of, unique
+from tests.support.faces import SaverFace, checkpoint_of, config_of, id_of, unique
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import NEEDS_DRAGON
-from tests.multinode.hosts import ROOT, Hosts
+from tests.support.hosts import ROOT, Hosts
 
 pytestmark = [*NEEDS_DRAGON, pytest.mark.timeout(420)]
 

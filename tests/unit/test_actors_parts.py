@@ -24,7 +24,7 @@ from flowgentic_actors.actors.serving import make_actor
 from flowgentic_actors.python import python_command
 from flowgentic_actors.storage.private_files import write_private
 from flowgentic_actors.wire.file_limits import allow_files, is_reserved
-from tests.unit.counter import PATIENCE, REPOSITORY, Counter, until
+from tests.support.counter import PATIENCE, REPOSITORY, Counter, until
 
 # ---------------------------------------------------------------------- restarts
 
@@ -204,9 +204,9 @@ def test_a_childs_command_uses_this_package_and_shadows_nothing(tmp_path: Path) 
 
 
 def test_a_factory_is_found_by_name() -> None:
-    assert isinstance(make_actor("tests.unit.counter:make", {"kind": "counter"}), Counter)
+    assert isinstance(make_actor("tests.support.counter:make", {"kind": "counter"}), Counter)
     with pytest.raises(AttributeError):
-        make_actor("tests.unit.counter:nothing", {})
+        make_actor("tests.support.counter:nothing", {})
 
 
 def test_the_limit_on_open_files_is_lifted_and_never_lowered() -> None:

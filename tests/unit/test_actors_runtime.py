@@ -27,7 +27,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.messages import Cancel, Failure, Hello, Reply, Request
 from flowgentic_actors.wire.server import Server
-from tests.unit.counter import PATIENCE, SECRET, Counter, clear, command, number, serving, until
+from tests.support.counter import PATIENCE, SECRET, Counter, clear, command, number, serving, until
 from tests.unit.test_wire_client import LIMIT, connection_to, path
 from tests.unit.test_wire_server import RawClient, raw_client
 

@@ -42,7 +42,7 @@ from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.messages import Ready, Request, Started, ToServer
 from flowgentic_actors.wire.server import Server
-from tests.unit.counter import (
+from tests.support.counter import (
     FACTORY,
     PATIENCE,
     REPOSITORY,

@@ -9,8 +9,8 @@ from msgspec import Raw
 from flowgentic_actors.adapters.store import AsyncStore
 from flowgentic_actors.engine.commands import PutItem
 from flowgentic_actors.errors import InvalidRequestError, OutcomeUnknownError
-from tests.unit import moving
-from tests.unit.moving import World
+from tests.support import slots
+from tests.support.slots import World
 
 pytestmark = pytest.mark.anyio
 
@@ -20,8 +20,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """What was begun and waited for, of which shard."""
     found: list[tuple[str, int]] = []
 
-    class Ref(moving.Ref):
-        def begin_sync(self, body: bytes, timeout: float) -> moving.Begun:
+    class Ref(slots.Ref):
+        def begin_sync(self, body: bytes, timeout: float) -> slots.Begun:
             found.append(("begun", self._shard))
             begun = super().begin_sync(body, timeout)
             finish = begun.finish
@@ -34,7 +34,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             begun.give_up = lambda: found.append(("given up", self._shard))  # type: ignore[method-assign]
             return begun
 
-    monkeypatch.setattr(moving, "Ref", Ref)
+    monkeypatch.setattr(slots, "Ref", Ref)
     return found
 
 

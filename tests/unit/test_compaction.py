@@ -44,7 +44,7 @@ from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
 from flowgentic_actors.testing.disk import Crash, SimulatedDisk
-from tests.unit.counter import PATIENCE
+from tests.support.counter import PATIENCE
 
 FOLDER = Path("/shard")
 SESSION = b"s" * 16

@@ -27,7 +27,7 @@ from flowgentic_actors.dragon.fixes import sitecustomize, with_fixes
 from flowgentic_actors.dragon.shared_memory import check_shm, pool_bytes
 from flowgentic_actors.errors import SharedMemoryError, TierBusyError, TierFullError, TierLostError
 from tests.conftest import NEEDS_DRAGON
-from tests.unit.counter import alive, until
+from tests.support.counter import alive, until
 
 SLEEP = "import time; time.sleep(100)"
 

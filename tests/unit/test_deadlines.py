@@ -20,7 +20,7 @@ from flowgentic_actors.errors import OutcomeUnknownError, RequestExpiredError
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.blocking_connection import BlockingConnection
 from flowgentic_actors.wire.messages import Failure, Reply, Request, ToClient
-from tests.unit.counter import PATIENCE, SECRET, number
+from tests.support.counter import PATIENCE, SECRET, number
 from tests.unit.test_wire_blocking import elsewhere
 from tests.unit.test_wire_client import LIMIT, body, echo, path, peer_at, silence  # noqa: F401
 

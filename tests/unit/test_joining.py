@@ -31,7 +31,7 @@ from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.server import Server
-from tests.unit.counter import PATIENCE, SECRET, until
+from tests.support.counter import PATIENCE, SECRET, until
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,7 @@ from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.segment import DATA, ENTRY_OVERHEAD
-from tests.unit.counter import REPOSITORY
+from tests.support.counter import REPOSITORY
 
 SEGMENT = 1024
 ENTRIES = [b"first", b"", b"third entry", bytes(range(256))]

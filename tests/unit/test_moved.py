@@ -54,9 +54,9 @@ from flowgentic_actors.errors import OutcomeUnknownError, PartialFailureError, S
 from flowgentic_actors.wire.addresses import Unreachable
 from flowgentic_actors.wire.messages import Failure, Request, ToClient
 from flowgentic_actors.wire.server import Server
-from tests.contract.faces import checkpoint_of, config_of
-from tests.unit.counter import SECRET, Counter, command, until
-from tests.unit.moving import SLOTS, World
+from tests.support.counter import SECRET, Counter, command, until
+from tests.support.faces import checkpoint_of, config_of
+from tests.support.slots import SLOTS, World
 from tests.unit.test_wire_blocking import elsewhere
 from tests.unit.test_wire_client import LIMIT, path, peer_at
 

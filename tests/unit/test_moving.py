@@ -98,7 +98,7 @@ from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.server import Server
 from tests.conftest import seeds
-from tests.unit.counter import PATIENCE, SECRET, clear, until
+from tests.support.counter import PATIENCE, SECRET, clear, until
 from tests.unit.test_coordinator import member, placement
 from tests.unit.test_replication import LIMIT, Copy, caught_up, compacted, follows, leads
 from tests.unit.test_shard_actor import SmallDisk

@@ -44,7 +44,7 @@ from flowgentic_actors.errors import (
     RequestError,
 )
 from tests.conftest import amounts
-from tests.contract.faces import checkpoint_of, config_of
+from tests.support.faces import checkpoint_of, config_of
 
 dumps = JsonPlusSerializer().dumps_typed
 loads = JsonPlusSerializer().loads_typed

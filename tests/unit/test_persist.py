@@ -44,7 +44,7 @@ from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling.offline_reader import OfflineReader, holds_entries
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.testing.disk import Crash
-from tests.unit.shards import ask, compact_all, contents, some_commands, write
+from tests.support.shards import ask, compact_all, contents, some_commands, write
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -10,7 +10,7 @@ from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.engine.commands import Command, GetItem, PutItem, SearchItems
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.errors import ActorUnavailableError, OutcomeUnknownError
-from tests.unit.moving import World
+from tests.support.slots import World
 
 pytestmark = pytest.mark.anyio
 

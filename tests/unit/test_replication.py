@@ -65,8 +65,8 @@ from flowgentic_actors.shard.replication.replica_actor import (
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.server import Server
-from tests.unit.counter import PATIENCE, SECRET, clear, until
-from tests.unit.shards import some_commands
+from tests.support.counter import PATIENCE, SECRET, clear, until
+from tests.support.shards import some_commands
 
 pytestmark = pytest.mark.anyio
 

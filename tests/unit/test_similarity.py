@@ -18,7 +18,7 @@ import pytest
 
 from flowgentic_actors.engine.expiry import ItemPlace
 from flowgentic_actors.engine.similarity import Metric
-from tests.unit.ranking import METRICS, digest, floats, kept, place
+from tests.support.ranking import METRICS, digest, floats, kept, place
 
 KERNELS = ("Prescott", "Sandybridge", "SkylakeX")
 """Processors that OpenBLAS has code for; not every machine can run all of it."""
@@ -153,7 +153,7 @@ def test_equal_vectors_have_a_cosine_of_one() -> None:
 
 
 def test_scores_are_the_same_on_every_processor() -> None:
-    code = "from tests.unit.ranking import digest; print(digest())"
+    code = "from tests.support.ranking import digest; print(digest())"
     running = {
         kernel: subprocess.Popen(
             [sys.executable, "-c", code],

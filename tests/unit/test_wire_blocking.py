@@ -30,7 +30,7 @@ from flowgentic_actors.wire.blocking_connection import BlockingConnection, Block
 from flowgentic_actors.wire.frames import HEADER, MAGIC, VERSION
 from flowgentic_actors.wire.messages import Ping, Request, ToClient
 from flowgentic_actors.wire.session import MAX_LOSSES
-from tests.unit.counter import PATIENCE, SECRET, command, number, serving, until
+from tests.support.counter import PATIENCE, SECRET, command, number, serving, until
 from tests.unit.test_wire_client import LIMIT, SOON, body, echo, path, peer_at, silence
 
 __all__ = ["path"]  # the fixture

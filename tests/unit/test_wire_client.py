@@ -44,7 +44,7 @@ from flowgentic_actors.wire.messages import (
 )
 from flowgentic_actors.wire.session import MAX_LOSSES
 from tests.conftest import LOOPS
-from tests.unit.counter import PATIENCE, SECRET, clear, command, number, serving, until
+from tests.support.counter import PATIENCE, SECRET, clear, command, number, serving, until
 
 pytestmark = pytest.mark.anyio
 

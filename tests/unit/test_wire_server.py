@@ -31,7 +31,7 @@ from flowgentic_actors.wire.messages import (
 )
 from flowgentic_actors.wire.server import Connection, Server
 from tests.conftest import LOOPS
-from tests.unit.counter import PATIENCE, SECRET, command, number, serving, until
+from tests.support.counter import PATIENCE, SECRET, command, number, serving, until
 from tests.unit.test_wire_client import LIMIT, connection_to, path
 
 __all__ = ["path"]  # the fixture

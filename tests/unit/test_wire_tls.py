@@ -56,7 +56,7 @@ from flowgentic_actors.wire.messages import Request, ToClient
 from flowgentic_actors.wire.server import Connection, Server
 from flowgentic_actors.wire.session import MAX_LOSSES
 from tests.conftest import LOOPS
-from tests.unit.counter import PATIENCE, SECRET, Counter, command, number, serving, until
+from tests.support.counter import PATIENCE, SECRET, Counter, command, number, serving, until
 from tests.unit.test_wire_blocking import elsewhere, timed
 from tests.unit.test_wire_client import (
     SOON,

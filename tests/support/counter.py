@@ -31,7 +31,7 @@ from flowgentic_actors.wire.messages import NIL, ToServer
 from flowgentic_actors.wire.server import Connection, Server
 
 REPOSITORY = Path(__file__).parents[2]
-FACTORY = "tests.unit.counter:make"
+FACTORY = "tests.support.counter:make"
 SECRET = Secret(bytes(range(32)))
 PATIENCE = 30.0
 """Seconds that anything may take on a busy machine before a test gives up."""

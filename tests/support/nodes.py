@@ -13,7 +13,7 @@ from flowgentic_actors import MemoryCluster
 from flowgentic_actors.cluster.protocol.status import ClusterStatus
 from flowgentic_actors.errors import RequestError
 from flowgentic_actors.testing.nodes import LocalNode
-from tests.cluster.helpers import eventually
+from tests.support.processes import eventually
 
 PATIENCE = 40.0
 """Seconds that anything may take on a busy machine before a test gives up."""

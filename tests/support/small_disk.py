@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.helpers import ROOT
+from tests.support.processes import ROOT
 
 _INSIDE = ["unshare", "--user", "--map-root-user", "--mount"]
 

@@ -15,7 +15,7 @@ from typing import Literal
 import psutil
 
 from flowgentic_actors.dragon.fixes import with_fixes
-from tests.multinode import fakehosts
+from tests.support import fakehosts
 
 ROOT = Path(__file__).parents[2]
 
