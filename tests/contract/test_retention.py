@@ -20,8 +20,8 @@ from flowgentic_actors.errors import (
     ThreadConflictError,
 )
 from tests.conftest import settings_of
-from tests.contract.test_graphs import State, chain
 from tests.support.faces import SaverFace, checkpoint_of, config_of, id_of, unique
+from tests.support.graphs import State, chain
 from tests.support.processes import eventually
 
 pytestmark = pytest.mark.anyio

@@ -28,10 +28,8 @@ from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.messages import Cancel, Failure, Hello, Reply, Request
 from flowgentic_actors.wire.server import Server
 from tests.support.counter import PATIENCE, SECRET, Counter, clear, command, number, serving, until
-from tests.unit.test_wire_client import LIMIT, connection_to, path
-from tests.unit.test_wire_server import RawClient, raw_client
-
-__all__ = ["path"]  # the fixture
+from tests.support.raw_client import RawClient, raw_client
+from tests.support.wire_peer import LIMIT, connection_to
 
 pytestmark = pytest.mark.anyio
 

@@ -54,7 +54,7 @@ from tests.support.counter import (
     office,
     until,
 )
-from tests.unit.test_wire_server import raw_client
+from tests.support.raw_client import raw_client
 
 pytestmark = pytest.mark.anyio
 

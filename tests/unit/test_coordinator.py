@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
-from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases, HeldLease
+from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.protocol.assignments import (
     Assignment,
@@ -32,64 +32,7 @@ from flowgentic_actors.cluster.protocol.assignments import (
     ReplicaStatus,
 )
 from tests.conftest import amounts
-
-TIMEOUT, TICK = 3.0, 0.1
-LEASE = TIMEOUT * (1 / (1 + DRIFT) - 0.1)
-NODES = ("a", "b", "c", "d")
-
-
-def placement(
-    plan: ClusterPlan | None = None,
-    nodes: Collection[str] = NODES,
-    *,
-    place: bool = True,
-    replicas: int = 2,
-    degrade: bool = True,
-    recovers: bool = False,
-    lease: float = LEASE,
-) -> Placement:
-    """One shard for each node, a cluster that has just been opened."""
-    made = Placement(
-        plan or ClusterPlan(version=0, shards=[]),
-        "a",
-        replicas=replicas,
-        degrade=degrade,
-        recovers=recovers,
-        leases=GrantedLeases(lease, TIMEOUT, TICK),
-    )
-    for node in nodes:
-        made.joined(node)
-    if place:
-        made.place(list(nodes))
-    return made
-
-
-def member(assignment: Assignment, node: str, **changes: object) -> ReplicaStatus:
-    leads = assignment.role == "leader"
-    made = ReplicaStatus(
-        shard=assignment.shard,
-        state="running",
-        term=assignment.term,
-        leads=leads,
-        caught_up=False,
-        resync_required=False,
-        path=f"/{node}/{assignment.shard}",
-        address=f"{node}:{assignment.shard}",
-        pid=1,
-        epoch=1,
-        restarts=0,
-        reason="",
-        stats={},
-    )
-    return msgspec.structs.replace(made, **changes)
-
-
-def tell(host: Placement, node: str, **changes: object) -> None:
-    """A beat of a node that does what its orders say."""
-    host.heard(
-        node,
-        [member(assignment, node, **changes) for assignment in host.assignments(node).per_shard],
-    )
+from tests.support.placements import LEASE, NODES, TICK, TIMEOUT, kinds, member, placement, tell
 
 
 def caught_up(nodes: Collection[str] = NODES) -> Placement:
@@ -175,10 +118,6 @@ def test_a_follower_whose_leader_is_not_there_yet_waits() -> None:
     tell(host, "a", leads=False)
     followed(host, 0, unanswered=30)
     assert host.plan.shards[0].follower == old
-
-
-def kinds(host: Placement) -> list[str]:
-    return [event.kind for event in host.take_events()]
 
 
 def grant_all(host: Placement) -> None:

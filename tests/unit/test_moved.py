@@ -54,13 +54,11 @@ from flowgentic_actors.errors import OutcomeUnknownError, PartialFailureError, S
 from flowgentic_actors.wire.addresses import Unreachable
 from flowgentic_actors.wire.messages import Failure, Request, ToClient
 from flowgentic_actors.wire.server import Server
+from tests.support.blocking_calls import elsewhere
 from tests.support.counter import SECRET, Counter, command, until
 from tests.support.faces import checkpoint_of, config_of
 from tests.support.slots import SLOTS, World
-from tests.unit.test_wire_blocking import elsewhere
-from tests.unit.test_wire_client import LIMIT, path, peer_at
-
-__all__ = ["path"]  # the fixture
+from tests.support.wire_peer import LIMIT, peer_at
 
 pytestmark = pytest.mark.anyio
 

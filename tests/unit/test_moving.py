@@ -99,9 +99,9 @@ from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.server import Server
 from tests.conftest import seeds
 from tests.support.counter import PATIENCE, SECRET, clear, until
-from tests.unit.test_coordinator import member, placement
-from tests.unit.test_replication import LIMIT, Copy, caught_up, compacted, follows, leads
-from tests.unit.test_shard_actor import SmallDisk
+from tests.support.limited_disk import SmallDisk
+from tests.support.placements import member, placement
+from tests.support.replicas import LIMIT, Copy, caught_up, compacted, follows, leads
 
 pytestmark = pytest.mark.anyio
 

@@ -32,7 +32,7 @@ from flowgentic_actors.errors import RejectedError
 from flowgentic_actors.shard.migration.ownership import SlotOwnership
 from flowgentic_actors.shard.progress import MigrationStatus
 from tests.conftest import seeds
-from tests.unit.test_coordinator import kinds, member, placement, tell
+from tests.support.placements import kinds, member, placement, tell
 
 pytestmark = pytest.mark.anyio
 

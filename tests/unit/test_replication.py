@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Call, Postponed
-from flowgentic_actors.actors.mailbox import Mailbox
-from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.engine.commands import (
     Command,
     GetItem,
@@ -37,7 +35,6 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.secret import revealed
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.journaling.compaction import compact
 from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.peer_protocol import (
     Follow,
@@ -49,7 +46,6 @@ from flowgentic_actors.shard.peer_protocol import (
     decode_answer,
     encode_peer,
 )
-from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
 from flowgentic_actors.shard.replication import follower as follower_module
 from flowgentic_actors.shard.replication import leader as leader_module
 from flowgentic_actors.shard.replication.follower import (
@@ -57,21 +53,16 @@ from flowgentic_actors.shard.replication.follower import (
     is_incomplete,
     read_term,
 )
-from flowgentic_actors.shard.replication.leader import ReplicationLeader
 from flowgentic_actors.shard.replication.replica_actor import (
     ReplicaAssignment,
-    ReplicatedShardActor,
 )
-from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.async_connection import AsyncConnection
-from flowgentic_actors.wire.server import Server
-from tests.support.counter import PATIENCE, SECRET, clear, until
+from tests.support.counter import PATIENCE, SECRET, until
+from tests.support.replicas import LIMIT, Copy, caught_up, compacted, follows, leads
 from tests.support.shards import some_commands
 
 pytestmark = pytest.mark.anyio
 
-LIMIT = 4 << 20
-SEGMENT = 64 << 10
 
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 _encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
@@ -88,120 +79,6 @@ def place() -> Any:
 def compaction_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Journals are compacted by `compacted` alone, which does it at once."""
     monkeypatch.setattr(Compactor, "start", lambda self: None)
-
-
-class Copy:
-    """One copy with everything around it, as its process has it.
-
-    Attributes:
-        folder: What stays when it ends.
-        broken: Why it could not go on.
-    """
-
-    def __init__(self, folder: Path, ack: str = "replica", **arguments: str) -> None:
-        self.folder = folder
-        self.address = f"{folder}.sock"
-        self.broken: list[str] = []
-        self._arguments = {"segment_bytes": str(SEGMENT), "ack": ack, **arguments}
-
-    @property
-    def status(self) -> ReplicationStatus:
-        status = decode_progress(self.actor.report()).replication
-        assert status is not None
-        return status
-
-    async def begin(self, part: ReplicaAssignment | None = None) -> None:
-        self.actor = ReplicatedShardActor(str(self.folder), **self._arguments)
-        self.runtime = ActorRuntime(self.actor, Mailbox(1000, 16 << 20), self.broken.append, LIMIT)
-        self.server = Server(self.runtime, SECRET, self.folder.name, 1, LIMIT)
-        self.actor.start(lambda kind, detail: None, lambda: None, self.runtime.wake)
-        clear(Path(self.address))
-        await self.server.listen(self.address)
-        if part is not None:
-            self.tell(part)
-
-    def tell(self, part: ReplicaAssignment) -> None:
-        self.actor.on_message(Raw(_encode(part)))
-
-    async def end(self) -> None:
-        """An orderly end."""
-        await self.server.close()
-        await self.actor.drained()
-        await asyncio.to_thread(self.actor.close)
-
-    async def crash(self) -> None:
-        """An end in which nothing is finished: what was not appended is not there."""
-        await self.server.close()
-        if self.actor._changing is not None:
-            self.actor._changing.cancel()
-            await asyncio.wait([self.actor._changing])
-        await self.actor._stop_following()
-        core = self.core_or_none
-        if core is None:
-            return
-        if core._leader is not None:
-            core._leader.close()
-        if core._sweeping is not None:
-            core._sweeping.cancel()
-        core._compactor.close()
-        await asyncio.to_thread(core._worker.close, 5.0)
-        await asyncio.to_thread(core._journal.detach)
-        core._lock.release()
-
-    @property
-    def core_or_none(self) -> ShardActor | None:
-        follower_module = self.actor._follower
-        return self.actor._core or (follower_module.core if follower_module else None)
-
-    @property
-    def core(self) -> ShardActor:
-        assert self.core_or_none is not None
-        return self.core_or_none
-
-    @property
-    def leading(self) -> ReplicationLeader:
-        assert self.actor._leader is not None
-        return self.actor._leader
-
-    @property
-    def leads(self) -> bool:
-        return self.actor._leader is not None
-
-    async def until_it_leads(self) -> None:
-        await until(lambda: self.leads)
-
-    def has_all_of(self, other: Copy) -> bool:
-        core = self.core_or_none
-        return core is not None and core.position == other.core.position
-
-    async def until_it_has_all_of(self, other: Copy) -> None:
-        await until(lambda: self.has_all_of(other))
-
-
-def leads(
-    term: int = 1,
-    *,
-    follower: bool = True,
-    allow_single_copy: bool = False,
-    follower_in_sync: bool = False,
-) -> ReplicaAssignment:
-    return ReplicaAssignment(
-        True, term, None, follower, allow_single_copy, follower_in_sync, SECRET, LIMIT
-    )
-
-
-def follows(leader: Copy | str, term: int = 1) -> ReplicaAssignment:
-    address = leader if isinstance(leader, str) else leader.address
-    return ReplicaAssignment(
-        False,
-        term,
-        address,
-        follower=False,
-        allow_single_copy=False,
-        follower_in_sync=False,
-        secret=SECRET,
-        max_bytes=LIMIT,
-    )
 
 
 class Client:
@@ -264,10 +141,6 @@ async def pair(
     assert not follower.broken
 
 
-async def caught_up(leader: Copy) -> None:
-    await until(lambda: leader.leads and leader.leading.caught_up)
-
-
 async def noted(leader: Copy, part: ReplicaAssignment) -> None:
     """What the host does when it hears that a follower has caught up."""
     await leader.until_it_leads()
@@ -320,16 +193,6 @@ async def check_equal(leader: Copy, follower: Copy) -> None:
     start = max(core._journal.compacted_to for core in (leader.core, follower.core))
     assert await entries_of(follower.core, start) == await entries_of(leader.core, start)
     assert await contents(follower.core) == await contents(leader.core)
-
-
-async def compacted(core: ShardActor) -> None:
-    """Compact what is sealed, now."""
-    sealed = core._journal.sealed_to
-    if sealed <= core._journal.compacted_to:
-        return
-    path = await asyncio.to_thread(compact, RealDisk(), core._journal._folder, sealed)
-    assert path is not None
-    core._compactor.remove(core._journal.adopt(await asyncio.to_thread(core._journal.check, path)))
 
 
 async def write_some(client: Client, count: int, seed: int = 0, size: int = 3000) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import random
 from collections.abc import AsyncIterator
@@ -37,37 +36,13 @@ from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling import maintenance
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
+from tests.support.limited_disk import SEGMENT, SmallDisk
 
 pytestmark = pytest.mark.anyio
 
-SEGMENT = 64 << 10
 
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class SmallDisk(RealDisk):
-    """A disk of a few segments."""
-
-    room = 4 * SEGMENT
-
-    def __init__(self) -> None:
-        self._paths: dict[int, Path] = {}
-
-    def create(self, path: Path, size: int) -> int:
-        self._check(path.parent, size)
-        return super().create(path, size)
-
-    def allocate(self, fd: int, size: int) -> None:
-        super().allocate(fd, size)
-
-    def _check(self, folder: Path, size: int) -> None:
-        used = 0
-        for path in folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another thread renamed or removed it
-                used += path.stat().st_size
-        if used + size > self.room:
-            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @asynccontextmanager

@@ -6,16 +6,13 @@ import _thread
 import asyncio
 import contextlib
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar
 
 import pytest
-from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from flowgentic_actors.errors import (
     ActorUnavailableError,
@@ -30,19 +27,9 @@ from flowgentic_actors.wire.blocking_connection import BlockingConnection, Block
 from flowgentic_actors.wire.frames import HEADER, MAGIC, VERSION
 from flowgentic_actors.wire.messages import Ping, Request, ToClient
 from flowgentic_actors.wire.session import MAX_LOSSES
+from tests.support.blocking_calls import elsewhere, timed
 from tests.support.counter import PATIENCE, SECRET, command, number, serving, until
-from tests.unit.test_wire_client import LIMIT, SOON, body, echo, path, peer_at, silence
-
-__all__ = ["path"]  # the fixture
-
-T = TypeVar("T")
-
-
-@contextmanager
-def elsewhere(served: AbstractAsyncContextManager[T]) -> Iterator[tuple[BlockingPortal, T]]:
-    """Serve on an event loop in another thread."""
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(served) as value:
-        yield portal, value
+from tests.support.wire_peer import LIMIT, SOON, body, echo, peer_at, silence
 
 
 @contextmanager
@@ -61,12 +48,6 @@ def pool_to(path: Path, size: int) -> Iterator[BlockingPool]:
         yield pool
     finally:
         pool.close()
-
-
-def timed(call: Callable[[], object]) -> float:
-    start = time.monotonic()
-    call()
-    return time.monotonic() - start
 
 
 # ---------------------------------------------------------------------- one connection

@@ -16,7 +16,6 @@ from flowgentic_actors.errors import AuthenticationError, ClusterOpenError
 from flowgentic_actors.wire import incomplete_frames, sockets
 from flowgentic_actors.wire import server as wire_server
 from flowgentic_actors.wire.async_connection import AsyncConnection
-from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.handshake import GREETING
 from flowgentic_actors.wire.messages import (
     Cancel,
@@ -24,17 +23,14 @@ from flowgentic_actors.wire.messages import (
     Ready,
     Reply,
     Request,
-    Role,
-    ToClient,
     ToServer,
     Welcome,
 )
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
 from tests.conftest import LOOPS
-from tests.support.counter import PATIENCE, SECRET, command, number, serving, until
-from tests.unit.test_wire_client import LIMIT, connection_to, path
-
-__all__ = ["path"]  # the fixture
+from tests.support.counter import PATIENCE, command, number, serving, until
+from tests.support.raw_client import RawClient, raw_client, unsent
+from tests.support.wire_peer import LIMIT, connection_to
 
 pytestmark = pytest.mark.anyio
 
@@ -44,74 +40,6 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
     """Runs an awaited test on each event loop."""
     backend: tuple[str, dict[str, bool]] = request.param
     return backend
-
-
-class RawClient:
-    """A dialling side that sends what it is told, and notes frames."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-        self.channel: ClientChannel = client_channel(SECRET, LIMIT)
-        self.frames: list[list[ToClient]] = []
-        self.rest = b""
-
-    async def shake_hands(self) -> None:
-        while not self.channel.established:
-            self.writer.write(b"".join(self.channel.take()))
-            async with asyncio.timeout(PATIENCE):
-                data = await self.reader.read(1 << 16)
-            assert data
-            self.frames += self.channel.receive(data)
-        self.writer.write(b"".join(self.channel.take()))
-
-    def send(self, *messages: ToServer) -> None:
-        for message in messages:
-            self.channel.send(message)
-        # In one: `writelines` of Python 3.12 and 3.13 never gets rid of an empty last chunk.
-        self.writer.write(b"".join(self.channel.take()))
-
-    def hello(self, role: Role = "client") -> None:
-        self.send(Hello(role, bytes(16), os.getpid()))
-
-    async def read(self, messages: int) -> None:
-        """Read until so many messages are there."""
-        while sum(map(len, self.frames)) < messages:
-            async with asyncio.timeout(PATIENCE):
-                data = await self.reader.read(1 << 16)
-            assert data, "the server hung up"
-            self.frames += self.channel.receive(data)
-
-    def pause(self) -> None:
-        """Read nothing: what is sent stays in the sockets."""
-        self.writer.transport.pause_reading()  # type: ignore[attr-defined]
-
-    def resume(self) -> None:
-        self.writer.transport.resume_reading()  # type: ignore[attr-defined]
-
-    async def ended(self) -> bool:
-        """Whether the server hangs up, as it must soon."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while data := await self.reader.read(1 << 16):
-                    if self.channel.established:
-                        self.frames += self.channel.receive(data)
-        except ConnectionError:
-            return True
-        return True
-
-
-@asynccontextmanager
-async def raw_client(path: Path) -> AsyncIterator[RawClient]:
-    client = RawClient(*await asyncio.open_unix_connection(path))
-    try:
-        yield client
-    finally:
-        client.writer.transport.abort()
-        await asyncio.sleep(0)
-
-
-def unsent(connection: Connection) -> int:
-    return connection._transport.get_write_buffer_size() if connection._transport else 0
 
 
 # ---------------------------------------------------------------------- strangers

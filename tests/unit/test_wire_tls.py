@@ -56,20 +56,10 @@ from flowgentic_actors.wire.messages import Request, ToClient
 from flowgentic_actors.wire.server import Connection, Server
 from flowgentic_actors.wire.session import MAX_LOSSES
 from tests.conftest import LOOPS
+from tests.support.blocking_calls import elsewhere, timed
 from tests.support.counter import PATIENCE, SECRET, Counter, command, number, serving, until
-from tests.unit.test_wire_blocking import elsewhere, timed
-from tests.unit.test_wire_client import (
-    SOON,
-    Peer,
-    body,
-    echo,
-    path,
-    peer_at,
-    silence,
-)
-from tests.unit.test_wire_server import unsent
-
-__all__ = ["path"]  # the fixture
+from tests.support.raw_client import unsent
+from tests.support.wire_peer import SOON, Peer, body, echo, peer_at, silence
 
 pytestmark = pytest.mark.anyio
 
