@@ -224,7 +224,7 @@ def test_the_workaround_is_still_needed() -> None:
         "from flowgentic_actors.dragon.fixes.sitecustomize import expected\n"
         "sys.exit(0 if expected(Queue) else 3)"
     )
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     same = subprocess.call([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root})
     as_known = same == 0
     assert version == sitecustomize.FIXED_VERSION or not as_known, (

@@ -46,7 +46,7 @@ from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.testing.disk import Crash
 from tests.support.shards import ask, compact_all, contents, some_commands, write
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[3] / "data"
 
 
 @contextlib.contextmanager

@@ -56,7 +56,9 @@ def never_block_the_loop() -> Iterator[None]:
     guard = BlockBuster("flowgentic_actors")
     for function in guard.functions.values():
         function.can_block_in("flowgentic_actors/langGraph/execution.py", {"_create_engine"})
-        function.can_block_in("tests/unit/test_execution.py", {"stuck"})  # on a loop of its own
+        function.can_block_in(
+            "tests/unit/langGraph/test_execution.py", {"stuck"}
+        )  # on a loop of its own
     guard.activate()
     yield
     guard.deactivate()
