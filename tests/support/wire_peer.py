@@ -11,9 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from flowgentic_actors.errors import (
-    WireError,
-)
+from flowgentic_actors.errors import WireError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.channel import ServerChannel, server_channel

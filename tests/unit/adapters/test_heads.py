@@ -12,11 +12,7 @@ from langgraph.checkpoint.base import get_checkpoint_metadata
 from flowgentic_actors.adapters import heads
 from flowgentic_actors.adapters.heads import checked, checked_task, metadata_of
 from flowgentic_actors.adapters.indexed_metadata import facets_of
-from flowgentic_actors.engine.limits import (
-    CheckpointHead,
-    decode_checkpoint,
-    encode,
-)
+from flowgentic_actors.engine.limits import CheckpointHead, decode_checkpoint, encode
 from flowgentic_actors.errors import InvalidRequestError
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flowgentic_actors.engine import Shard
-from tests.support.engine_commands import (
-    put_checkpoint,
-    put_item,
-)
+from tests.support.engine_commands import put_checkpoint, put_item
 
 
 @pytest.fixture

@@ -13,11 +13,7 @@ from flowgentic_actors.engine.commands import (
     PutCheckpoint,
 )
 from flowgentic_actors.engine.model import Scalar, Version
-from flowgentic_actors.engine.replies import (
-    CheckpointRow,
-    Done,
-    MissingBlobs,
-)
+from flowgentic_actors.engine.replies import CheckpointRow, Done, MissingBlobs
 from tests.support.engine_commands import (
     EMPTY,
     blob,

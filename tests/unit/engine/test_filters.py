@@ -11,21 +11,10 @@ from hypothesis import strategies as st
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from flowgentic_actors.engine import Shard, filters
-from flowgentic_actors.engine.commands import (
-    PutItem,
-    SearchItems,
-)
+from flowgentic_actors.engine.commands import PutItem, SearchItems
 from flowgentic_actors.engine.limits import MAX_LEVELS
 from flowgentic_actors.errors import InvalidRequestError
-from tests.support.engine_commands import (
-    MANY,
-    blob,
-    keys,
-    pack,
-    put_item,
-    search,
-    work,
-)
+from tests.support.engine_commands import MANY, blob, keys, pack, put_item, search, work
 
 
 @pytest.mark.parametrize(

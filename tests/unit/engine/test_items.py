@@ -14,12 +14,7 @@ from flowgentic_actors.engine.commands import (
     PutItem,
     SearchItems,
 )
-from flowgentic_actors.engine.replies import (
-    ItemPage,
-    ItemReply,
-    ItemRow,
-    NamespacePage,
-)
+from flowgentic_actors.engine.replies import ItemPage, ItemReply, ItemRow, NamespacePage
 from tests.support.engine_commands import (
     EMPTY,
     MANY,

@@ -19,11 +19,7 @@ from flowgentic_actors.engine.commands import (
     ReadThread,
 )
 from flowgentic_actors.engine.model import Position, Scalar, Vector
-from flowgentic_actors.engine.replies import (
-    CheckpointPage,
-    RankPage,
-    ThreadPage,
-)
+from flowgentic_actors.engine.replies import CheckpointPage, RankPage, ThreadPage
 from tests.support.engine_commands import (
     EMPTY,
     blob,

@@ -27,12 +27,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire import server as wire_server
 from flowgentic_actors.wire.async_connection import TOGETHER, AsyncConnection
-from flowgentic_actors.wire.messages import (
-    Ping,
-    Reply,
-    Request,
-    ToClient,
-)
+from flowgentic_actors.wire.messages import Ping, Reply, Request, ToClient
 from flowgentic_actors.wire.session import MAX_LOSSES
 from tests.conftest import LOOPS
 from tests.support.counter import PATIENCE, SECRET, command, number, serving, until

@@ -17,15 +17,7 @@ from flowgentic_actors.wire import incomplete_frames, sockets
 from flowgentic_actors.wire import server as wire_server
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.handshake import GREETING
-from flowgentic_actors.wire.messages import (
-    Cancel,
-    Hello,
-    Ready,
-    Reply,
-    Request,
-    ToServer,
-    Welcome,
-)
+from flowgentic_actors.wire.messages import Cancel, Hello, Ready, Reply, Request, ToServer, Welcome
 from flowgentic_actors.wire.server import Server
 from tests.conftest import LOOPS
 from tests.support.counter import PATIENCE, command, number, serving, until

@@ -28,11 +28,7 @@ from rich.pretty import pretty_repr
 from flowgentic_actors import deadlines
 from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.actors.ref import ActorRef
-from flowgentic_actors.errors import (
-    ActorUnavailableError,
-    AuthenticationError,
-    OutcomeUnknownError,
-)
+from flowgentic_actors.errors import ActorUnavailableError, AuthenticationError, OutcomeUnknownError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire import addresses, blocking_connection, unauthenticated
 from flowgentic_actors.wire import async_connection as wire_client

@@ -53,9 +53,7 @@ from flowgentic_actors.shard.replication.follower import (
     is_incomplete,
     read_term,
 )
-from flowgentic_actors.shard.replication.replica_actor import (
-    ReplicaAssignment,
-)
+from flowgentic_actors.shard.replication.replica_actor import ReplicaAssignment
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from tests.support.counter import PATIENCE, SECRET, until
 from tests.support.replicas import LIMIT, Copy, caught_up, compacted, follows, leads
