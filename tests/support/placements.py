@@ -72,3 +72,20 @@ def tell(host: Placement, node: str, **changes: object) -> None:
 
 def kinds(host: Placement) -> list[str]:
     return [event.kind for event in host.take_events()]
+
+
+def caught_up(nodes: Collection[str] = NODES) -> Placement:
+    """A cluster in which every shard has two whole copies."""
+    made = placement(nodes=nodes)
+    for node in nodes:
+        host_leads = {d.shard for d in made.assignments(node).per_shard if d.role == "leader"}
+        made.heard(
+            node,
+            [
+                member(assignment, node, caught_up=assignment.shard in host_leads)
+                for assignment in made.assignments(node).per_shard
+            ],
+        )
+    assert all(plan.caught_up for plan in made.plan.shards)
+    made.take_events()
+    return made

@@ -20,7 +20,7 @@ from flowgentic_actors.langGraph import short_term
 from flowgentic_actors.langGraph.short_term import ShortTermMemory
 from flowgentic_actors.langGraph.short_term_config import MemoryConfig
 from flowgentic_actors.langGraph.summary import PREFIX
-from tests.support.conversations import Notes, hang, calling, humans, result, summarizing, texts
+from tests.support.conversations import Notes, calling, hang, humans, result, summarizing, texts
 
 pytestmark = pytest.mark.anyio
 
