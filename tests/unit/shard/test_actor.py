@@ -40,7 +40,6 @@ from tests.support.limited_disk import SEGMENT, SmallDisk
 
 pytestmark = pytest.mark.anyio
 
-
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 _encode = msgspec.msgpack.Encoder().encode
 

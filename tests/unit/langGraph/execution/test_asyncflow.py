@@ -40,7 +40,6 @@ from tests.support.execution import (
 
 pytestmark = pytest.mark.anyio
 
-
 NO_ASYNCFLOW = importlib.util.find_spec("radical") is None
 NEEDS_ASYNCFLOW = pytest.mark.skipif(NO_ASYNCFLOW, reason="radical.asyncflow is not installed")
 

@@ -20,7 +20,6 @@ from tests.support.conversations import Notes, calling, conversations, summarizi
 
 pytestmark = pytest.mark.anyio
 
-
 quick = settings(
     max_examples=25,
     deadline=None,

@@ -36,7 +36,6 @@ from tests.support.replicas import LIMIT, Copy, caught_up, compacted, follows, l
 
 pytestmark = pytest.mark.anyio
 
-
 _encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
 
 

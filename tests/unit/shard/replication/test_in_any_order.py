@@ -16,7 +16,6 @@ from tests.support.replicas import Copy, compacted, follows, leads
 
 pytestmark = pytest.mark.anyio
 
-
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(0, 1000)),

@@ -32,7 +32,6 @@ from tests.support.replicas import Copy, compacted, follows, leads
 
 pytestmark = pytest.mark.anyio
 
-
 _encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
 
 
