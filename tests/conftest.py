@@ -21,7 +21,10 @@ from blockbuster import BlockBuster
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.environment import why_no_dragon
-from tests.wired import wire
+
+pytest.register_assert_rewrite("tests.support")
+
+from tests.support.wired import wire  # noqa: E402 - rewritten as it is imported
 
 MODES = ["inline", "subprocess", "dragon"]
 """Every way to run the memory."""

@@ -24,8 +24,8 @@ from flowgentic_actors.errors import (
     FlowgenticError,
     OutcomeUnknownError,
 )
-from tests.cluster.helpers import eventually, in_fork, python, remove_orphan
 from tests.conftest import SETTINGS
+from tests.support.processes import eventually, in_fork, python, remove_orphan
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,8 @@ from langgraph.graph import START, StateGraph
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.deadlines import timeout
-from tests.cluster.helpers import eventually, python
 from tests.conftest import mode_params
+from tests.support.processes import eventually, python
 
 pytestmark = pytest.mark.anyio
 

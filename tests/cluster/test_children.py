@@ -16,8 +16,8 @@ from flowgentic_actors import MemoryCluster
 from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.python import interpreter
-from tests.cluster.helpers import python
 from tests.conftest import SETTINGS, mode_params
+from tests.support.processes import python
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,9 @@ from flowgentic_actors.cluster.persistence.cluster_folders import HOST_SOCKET
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import MemoryFailedError, OutcomeUnknownError, RequestError
 from flowgentic_actors.wire.session import MAX_LOSSES
-from tests.cluster.helpers import (
+from tests.conftest import SETTINGS, mode_params
+from tests.support.faces import checkpoint_of, config_of, unique
+from tests.support.processes import (
     ROOT,
     eventually,
     gone,
@@ -29,8 +31,6 @@ from tests.cluster.helpers import (
     run_in_runtime,
     wait_until,
 )
-from tests.conftest import SETTINGS, mode_params
-from tests.contract.faces import checkpoint_of, config_of, unique
 
 distributed = pytest.mark.parametrize("mode", mode_params("subprocess", "dragon"))
 

@@ -13,8 +13,8 @@ import pytest
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.cli.main import main
-from tests.cluster.helpers import remove_orphan
-from tests.cluster.test_persist import check, die, fill, settings
+from tests.support.persisted_memory import check, die, fill, settings
+from tests.support.processes import remove_orphan
 
 pytestmark = pytest.mark.anyio
 

@@ -19,8 +19,8 @@ import pytest
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.environment import job_end
 from flowgentic_actors.errors import ClusterClosingError, ClusterOpenError, RequestError
-from tests.cluster.helpers import eventually, gone, output_of, python, wait_until
 from tests.conftest import SETTINGS
+from tests.support.processes import eventually, gone, output_of, python, wait_until
 
 SUBPROCESS = SETTINGS["subprocess"]
 

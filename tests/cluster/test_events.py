@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from tests.cluster.helpers import eventually
 from tests.conftest import settings_of
+from tests.support.processes import eventually
 
 pytestmark = pytest.mark.anyio
 

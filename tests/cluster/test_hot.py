@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from tests.cluster.helpers import eventually
 from tests.conftest import SETTINGS
-from tests.contract.faces import checkpoint_of, config_of
+from tests.support.faces import checkpoint_of, config_of
+from tests.support.processes import eventually
 
 pytestmark = pytest.mark.anyio
 

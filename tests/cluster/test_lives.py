@@ -32,9 +32,9 @@ from flowgentic_actors.errors import (
     LocalClusterError,
 )
 from flowgentic_actors.wire.async_connection import _Wire as Wire
-from tests.cluster.helpers import eventually, in_fork, output_of, wait_until
 from tests.conftest import NEEDS_DRAGON, SETTINGS, mode_params
-from tests.contract.faces import checkpoint_of, config_of, unique
+from tests.support.faces import checkpoint_of, config_of, unique
+from tests.support.processes import eventually, in_fork, output_of, wait_until
 
 fork_with_threads = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 distributed = pytest.mark.parametrize("mode", mode_params("subprocess", "dragon"))

@@ -32,8 +32,8 @@ from flowgentic_actors.shard.journaling import maintenance
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.group_commit_threads import Blocking
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
-from tests.cluster.helpers import in_fork, python, wait_until
-from tests.cluster.test_persist import check, fill, settings
+from tests.support.persisted_memory import check, fill, settings
+from tests.support.processes import in_fork, python, wait_until
 
 pytestmark = pytest.mark.anyio
 

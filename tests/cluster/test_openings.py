@@ -22,10 +22,10 @@ from flowgentic_actors.cluster.nodes.node_launcher import AGENT_MODULE
 from flowgentic_actors.cluster.opener.host_launcher import HOST_MODULE
 from flowgentic_actors.cluster.opener.rendezvous import Rendezvous
 from flowgentic_actors.errors import ClusterNotFoundError, ClusterOpenError, FlowgenticError
-from tests.cluster.helpers import ROOT
 from tests.conftest import SETTINGS, mode_params
-from tests.faults.small_disk import small_disk
-from tests.unit.counter import until
+from tests.support.counter import until
+from tests.support.processes import ROOT
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from tests.cluster.helpers import gone, output_of, python, wait_until
+from tests.support.processes import gone, output_of, python, wait_until
 
 UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc")
 CAN_UNSHARE = (

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.helpers import ROOT, wait_until
+from tests.support.processes import ROOT, wait_until
 
 RANK = """
     import asyncio, os, sys, time

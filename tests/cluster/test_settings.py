@@ -11,7 +11,7 @@ import pytest
 from flowgentic_actors import AsyncCheckpointSaver, MemoryCluster
 from flowgentic_actors.errors import ClusterClosedError, ClusterError, MemoryFullError
 from tests.conftest import settings_of
-from tests.contract.faces import checkpoint_of, config_of
+from tests.support.faces import checkpoint_of, config_of
 
 pytestmark = pytest.mark.anyio
 

@@ -20,9 +20,9 @@ from flowgentic_actors.errors import (
     InvalidRequestError,
     PersistError,
 )
-from tests.cluster.helpers import eventually
 from tests.conftest import SETTINGS
-from tests.contract.faces import StoreFace
+from tests.support.faces import StoreFace
+from tests.support.processes import eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -13,9 +13,9 @@ import pytest
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.cluster.nodes.node_launcher import AGENT_MODULE
 from flowgentic_actors.cluster.protocol.status import ClusterStatus
-from tests.cluster.helpers import eventually
 from tests.conftest import SETTINGS, mode_params
-from tests.contract.faces import unique
+from tests.support.faces import unique
+from tests.support.processes import eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -17,8 +17,8 @@ from flowgentic_actors.cluster.protocol.status import ActorStatus
 from flowgentic_actors.dragon import ddict_sizing
 from flowgentic_actors.dragon.ddict_sizing import tier_bytes
 from flowgentic_actors.errors import MemoryFullError, SharedMemoryError
-from tests.cluster.helpers import run_in_runtime
 from tests.conftest import NEEDS_DRAGON, SETTINGS, mode_params
+from tests.support.processes import run_in_runtime
 
 pytestmark = pytest.mark.anyio
 

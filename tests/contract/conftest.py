@@ -8,7 +8,7 @@ import pytest
 
 from flowgentic_actors import MemoryCluster
 from tests.conftest import MODES, ONLY_MODE, mode_params
-from tests.contract.faces import SaverFace, StoreFace
+from tests.support.faces import SaverFace, StoreFace
 
 ALL = mode_params(*MODES, "inline-journal", "inline-wire", "several-actors", "nodes")
 

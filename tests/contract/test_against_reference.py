@@ -57,7 +57,7 @@ from langgraph.store.base import (
 from langgraph.store.memory import InMemoryStore
 
 from flowgentic_actors import AsyncStore, MemoryCluster
-from tests.contract.faces import SaverFace, StoreFace, config_of, id_of, unique
+from tests.support.faces import SaverFace, StoreFace, config_of, id_of, unique
 
 T = TypeVar("T")
 

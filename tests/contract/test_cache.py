@@ -16,7 +16,7 @@ from langgraph.types import CachePolicy
 
 from flowgentic_actors import AsyncCache, MemoryCluster
 from tests.conftest import settings_of
-from tests.contract.faces import unique
+from tests.support.faces import unique
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from tests.contract.faces import SaverFace, checkpoint_of, config_of, unique
+from tests.support.faces import SaverFace, checkpoint_of, config_of, unique
 
 pytestmark = pytest.mark.anyio
 

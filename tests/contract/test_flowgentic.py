@@ -27,9 +27,9 @@ from flowgentic_actors.langGraph.memory import (
     LangraphMemoryManager,
     MemoryConfig,
 )
-from tests.cluster.helpers import python
 from tests.conftest import mode_params
-from tests.contract.faces import checkpoint_of, config_of
+from tests.support.faces import checkpoint_of, config_of
+from tests.support.processes import python
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
@@ -15,12 +14,12 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.func import entrypoint
 from langgraph.graph import END, START, StateGraph
-from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Command, Send, interrupt
 
 from flowgentic_actors import MemoryCluster
-from tests.contract.faces import config_of, unique
+from tests.support.faces import config_of, unique
+from tests.support.graphs import Graph, State, chain
 
 pytestmark = pytest.mark.anyio
 
@@ -30,13 +29,6 @@ DURABILITIES: tuple[Durability, ...] = ("sync", "async", "exit")
 
 def _added(lines: list[str] | None, more: list[list[str]]) -> list[str]:
     return [*(lines or []), *(line for each in more for line in each)]
-
-
-class State(TypedDict, total=False):
-    """Which nodes ran, in order."""
-
-    ran: Annotated[list[str], operator.add]
-    fixed: str
 
 
 class Fan(TypedDict, total=False):
@@ -50,33 +42,6 @@ class Log(TypedDict, total=False):
     """A list that is kept as what was added to it."""
 
     lines: Annotated[list[str], DeltaChannel(_added, snapshot_frequency=3)]
-
-
-Graph: TypeAlias = CompiledStateGraph[State, None, State, State]
-Hook: TypeAlias = Callable[[str], Awaitable[None]]
-
-
-async def _nothing(name: str) -> None:
-    pass
-
-
-def chain(memory: MemoryCluster, hook: Hook = _nothing, checkpointer: Any = None) -> Graph:
-    """a → b → c, each of which calls the hook and says that it ran."""
-    builder = StateGraph(State)
-
-    def node(name: str) -> Any:
-        async def run(state: State) -> State:
-            await hook(name)
-            return {"ran": [name]}
-
-        return run
-
-    for name in "abc":
-        builder.add_node(name, node(name))
-    builder.add_edge(START, "a")
-    builder.add_edge("a", "b")
-    builder.add_edge("b", "c")
-    return builder.compile(checkpointer=checkpointer or memory.checkpointer, store=memory.store)
 
 
 @pytest.fixture

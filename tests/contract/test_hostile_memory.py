@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import pytest
 from flowgentic_actors import MemoryCluster, TypeNotAllowedError
 from flowgentic_actors.cli.main import main
 from tests.conftest import settings_of
-from tests.contract.faces import checkpoint_of, config_of
-from tests.unit.test_decoding import FORGED, Person, Ran, ran
+from tests.support.faces import checkpoint_of, config_of
+from tests.support.forged_values import FORGED, Ran, ran
 
 pytestmark = pytest.mark.anyio
 
 __all__ = ["ran"]  # the fixture
+
+
+@dataclass
+class Person:
+    name: str
 
 
 @pytest.fixture(params=["inline", "inline-journal", "subprocess"])

@@ -15,7 +15,7 @@ from langgraph.cache.base import FullKey
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.errors import FlowgenticError, InvalidRequestError
-from tests.contract.faces import SaverFace, StoreFace, checkpoint_of, config_of, id_of, unique
+from tests.support.faces import SaverFace, StoreFace, checkpoint_of, config_of, id_of, unique
 
 pytestmark = pytest.mark.anyio
 

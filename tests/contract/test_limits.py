@@ -10,7 +10,7 @@ from langgraph.store.base import GetOp, PutOp, SearchOp
 
 from flowgentic_actors import AsyncStore, MemoryCluster
 from flowgentic_actors.errors import FlowgenticError, InvalidRequestError
-from tests.contract.faces import SaverFace, StoreFace, checkpoint_of, config_of, unique
+from tests.support.faces import SaverFace, StoreFace, checkpoint_of, config_of, unique
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,7 @@ from langgraph.store.base import InvalidNamespaceError
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.errors import FlowgenticError
-from tests.contract.faces import SaverFace, StoreFace, checkpoint_of
+from tests.support.faces import SaverFace, StoreFace, checkpoint_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("mode", ["inline-wire"])]
 

@@ -13,7 +13,7 @@ from langgraph.store.base import Item, PutOp, SearchItem
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.errors import FlowgenticError
-from tests.contract.faces import SaverFace, StoreFace, checkpoint_of, config_of, unique
+from tests.support.faces import SaverFace, StoreFace, checkpoint_of, config_of, unique
 
 pytestmark = pytest.mark.anyio
 

@@ -29,8 +29,8 @@ from flowgentic_actors.engine.commands import Command, PutCheckpoint
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.errors import ThreadConflictError
 from tests.conftest import settings_of
-from tests.contract.faces import SaverFace, checkpoint_of, config_of, id_of, unique
-from tests.contract.test_saver import Shift
+from tests.support.faces import SaverFace, checkpoint_of, config_of, id_of, unique
+from tests.support.shift_cipher import Shift
 
 pytestmark = pytest.mark.anyio
 

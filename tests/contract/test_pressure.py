@@ -15,7 +15,7 @@ from langgraph.types import Send
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.errors import BackpressureError, OutcomeUnknownError
 from tests.conftest import mode_params, settings_of
-from tests.contract.faces import SaverFace, checkpoint_of, config_of
+from tests.support.faces import SaverFace, checkpoint_of, config_of
 
 pytestmark = pytest.mark.anyio
 

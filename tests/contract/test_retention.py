@@ -15,14 +15,11 @@ from langgraph.graph import START, StateGraph
 
 from flowgentic_actors import MemoryCluster, ThreadInfo
 from flowgentic_actors.engine import thread_queries
-from flowgentic_actors.errors import (
-    InvalidRequestError,
-    ThreadConflictError,
-)
-from tests.cluster.helpers import eventually
+from flowgentic_actors.errors import InvalidRequestError, ThreadConflictError
 from tests.conftest import settings_of
-from tests.contract.faces import SaverFace, checkpoint_of, config_of, id_of, unique
-from tests.contract.test_graphs import State, chain
+from tests.support.faces import SaverFace, checkpoint_of, config_of, id_of, unique
+from tests.support.graphs import State, chain
+from tests.support.processes import eventually
 
 pytestmark = pytest.mark.anyio
 

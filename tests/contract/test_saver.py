@@ -13,7 +13,6 @@ import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.checkpoint.serde.base import CipherProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
@@ -21,7 +20,8 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
 from flowgentic_actors import AsyncCheckpointSaver, MemoryCluster
 from flowgentic_actors.engine import pace, thread_queries
 from flowgentic_actors.errors import InvalidRequestError
-from tests.contract.faces import SaverFace, checkpoint_of, config_of, id_of, unique
+from tests.support.faces import SaverFace, checkpoint_of, config_of, id_of, unique
+from tests.support.shift_cipher import Shift
 
 pytestmark = pytest.mark.anyio
 
@@ -497,17 +497,6 @@ def test_versions_grow_and_differ_on_every_branch(memory: MemoryCluster) -> None
 
 
 # ---------------------------------------------------------------------- serializers
-
-
-class Shift(CipherProtocol):
-    """A toy cipher."""
-
-    def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
-        return "shift", bytes((byte + 1) % 256 for byte in plaintext)
-
-    def decrypt(self, ciphername: str, ciphertext: bytes) -> bytes:
-        assert ciphername == "shift"
-        return bytes((byte - 1) % 256 for byte in ciphertext)
 
 
 @dataclass

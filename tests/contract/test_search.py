@@ -17,7 +17,7 @@ from flowgentic_actors import AsyncStore, MemoryCluster
 from flowgentic_actors.engine import item_queries, pace
 from flowgentic_actors.errors import InvalidRequestError
 from tests.conftest import settings_of
-from tests.contract.faces import StoreFace, unique
+from tests.support.faces import StoreFace, unique
 
 pytestmark = pytest.mark.anyio
 

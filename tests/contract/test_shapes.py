@@ -18,7 +18,7 @@ from langgraph.store.base import (
 from pydantic import BaseModel
 
 from flowgentic_actors.errors import InvalidRequestError
-from tests.contract.faces import StoreFace, unique
+from tests.support.faces import StoreFace, unique
 
 pytestmark = pytest.mark.anyio
 

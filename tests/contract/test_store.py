@@ -29,9 +29,9 @@ from flowgentic_actors.adapters.items import VersionedItem
 from flowgentic_actors.cluster.client import inline as inline_client
 from flowgentic_actors.engine import item_queries, pace
 from flowgentic_actors.errors import InvalidRequestError, MemoryFullError, VersionConflictError
-from tests.cluster.helpers import eventually
 from tests.conftest import SETTINGS, settings_of
-from tests.contract.faces import StoreFace, unique
+from tests.support.faces import StoreFace, unique
+from tests.support.processes import eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from langgraph.checkpoint.serde.types import ERROR
 
 from flowgentic_actors.engine import thread_queries
 from flowgentic_actors.errors import InvalidRequestError
-from tests.contract.faces import SaverFace, checkpoint_of, config_of, unique
+from tests.support.faces import SaverFace, checkpoint_of, config_of, unique
 
 pytestmark = pytest.mark.anyio
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from flowgentic_actors.cluster.persistence.memory_lock import MemoryLock
-from tests.cluster.helpers import run_in_runtime
 from tests.conftest import NEEDS_DRAGON, NO_DRAGON
+from tests.support.processes import run_in_runtime
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

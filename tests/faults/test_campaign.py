@@ -20,9 +20,9 @@ from flowgentic_actors.testing.faults import (
     WedgeDDict,
 )
 from flowgentic_actors.testing.links import Cut, FaultyLink
-from tests.cluster.helpers import eventually, is_orphan
 from tests.conftest import mode_params
-from tests.faults.small_disk import small_disk
+from tests.support.processes import eventually, is_orphan
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.anyio
 SLOW = pytest.mark.slow

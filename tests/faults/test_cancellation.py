@@ -19,7 +19,7 @@ from flowgentic_actors.testing.cancellation import (
 )
 from flowgentic_actors.testing.workload import Bench, ItemWriter, ThreadWriter
 from tests.conftest import SETTINGS
-from tests.contract.faces import config_of, unique
+from tests.support.faces import config_of, unique
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ import pytest
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.testing.flood import FloodPlan, run_flood
 from tests.conftest import amounts
-from tests.faults.nodes import settings
+from tests.support.nodes import settings
 
 pytestmark = pytest.mark.anyio
 

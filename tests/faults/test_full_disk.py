@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.small_disk import small_disk
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.timeout(200)
 

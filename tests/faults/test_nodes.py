@@ -29,9 +29,9 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.testing.nodes import NodesPlan, run_nodes
 from flowgentic_actors.wire.addresses import Unreachable
-from tests.cluster.helpers import eventually, gone, in_fork, python, remove_orphan, wait_until
 from tests.conftest import SharedClusters
-from tests.faults.nodes import (
+from tests.support.counter import until
+from tests.support.nodes import (
     PATIENCE,
     acknowledged,
     cut,
@@ -44,7 +44,7 @@ from tests.faults.nodes import (
     settings,
     until_node,
 )
-from tests.unit.counter import until
+from tests.support.processes import eventually, gone, in_fork, python, remove_orphan, wait_until
 
 pytestmark = pytest.mark.anyio
 

@@ -25,9 +25,9 @@ from flowgentic_actors.errors import (
     RejectedError,
     RequestError,
 )
-from tests.cluster.helpers import eventually
-from tests.faults.nodes import PATIENCE, cut, kinds, led_by, node_of, settings, until_node
-from tests.unit.counter import until
+from tests.support.counter import until
+from tests.support.nodes import PATIENCE, cut, kinds, led_by, node_of, settings, until_node
+from tests.support.processes import eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ from langgraph.graph import START, StateGraph
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.errors import OutcomeUnknownError, ReplicaUnavailableError
-from tests.faults.nodes import everywhere, kinds, node_of, settings, until_node
+from tests.support.nodes import everywhere, kinds, node_of, settings, until_node
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.multinode.hosts import Hosts, left_on_hosts, why_no_hosts
+from tests.support.hosts import Hosts, left_on_hosts, why_no_hosts
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

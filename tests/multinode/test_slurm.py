@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import NEEDS_DRAGON
-from tests.multinode import slurm
-from tests.multinode.hosts import ROOT, Hosts
-from tests.multinode.test_memory import POWER_LOSS
+from tests.support import slurm
+from tests.support.hosts import ROOT, Hosts
+from tests.support.power_loss import POWER_LOSS
 
 VARIABLE = "FLOWGENTIC_SLURM_ROOT"
 """Names the folder with SLURM's unpacked packages, see `slurm.py`."""

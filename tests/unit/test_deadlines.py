@@ -20,9 +20,9 @@ from flowgentic_actors.errors import OutcomeUnknownError, RequestExpiredError
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.blocking_connection import BlockingConnection
 from flowgentic_actors.wire.messages import Failure, Reply, Request, ToClient
-from tests.unit.counter import PATIENCE, SECRET, number
-from tests.unit.test_wire_blocking import elsewhere
-from tests.unit.test_wire_client import LIMIT, body, echo, path, peer_at, silence  # noqa: F401
+from tests.support.blocking_calls import elsewhere
+from tests.support.counter import PATIENCE, SECRET, number
+from tests.support.wire_peer import LIMIT, body, echo, peer_at, silence
 
 BLOCK = 1.2
 
@@ -269,7 +269,7 @@ def test_a_thread_waits_for_a_future_until_its_deadline() -> None:
 
 def test_a_request_that_was_made_before_a_block_is_sent_with_all_its_time(
     run: Run,
-    path: Path,  # noqa: F811 - a fixture
+    path: Path,
 ) -> None:
     async def main() -> None:
         connection = AsyncConnection(str(path), SECRET, "peer", LIMIT)
@@ -287,7 +287,7 @@ def test_a_request_that_was_made_before_a_block_is_sent_with_all_its_time(
 
 def test_connecting_on_a_blocked_loop_is_not_given_up(
     run: Run,
-    path: Path,  # noqa: F811 - a fixture
+    path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("flowgentic_actors.wire.async_connection.CONNECT_TIMEOUT", 0.5)
@@ -308,7 +308,7 @@ def test_connecting_on_a_blocked_loop_is_not_given_up(
 
 def test_a_missing_answer_after_a_block_is_a_timeout(
     run: Run,
-    path: Path,  # noqa: F811 - a fixture
+    path: Path,
 ) -> None:
     async def main() -> None:
         connection = AsyncConnection(str(path), SECRET, "peer", LIMIT)
@@ -345,7 +345,7 @@ def expiring(times: int) -> Callable[[list[Request]], list[ToClient]]:
 
 @pytest.mark.parametrize("blocking", [False, True])
 def test_a_request_that_expired_by_the_actors_clock_is_asked_again(
-    path: Path,  # noqa: F811 - a fixture
+    path: Path,
     blocking: bool,
 ) -> None:
     async def ask(timeout: float) -> int:
