@@ -23,7 +23,7 @@
     │   └── RejectedError             the actor refused it: nothing happened
     │       ├── InvalidRequestError   the request itself is wrong; a ValueError
     │       │   └── NotSerializableError  a value cannot be serialized (a TypeError, too)
-    │       ├── ConflictError         somebody else was faster
+    │       ├── ConflictError         another writer was faster
     │       │   ├── ThreadConflictError   a checkpoint does not follow its thread's latest
     │       │   └── VersionConflictError  an item has not the version that was expected
     │       ├── RequestExpiredError   its deadline passed while it waited in the mailbox
