@@ -1,4 +1,4 @@
-"""What people may configure, and what is refused before anything starts."""
+"""The settings of a `MemoryCluster`, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class StoreIndex(TypedDict):
 
 
 class MemoryConfig(Settings):
-    """Everything that a `MemoryCluster` can be told; unknown names are refused.
+    """The settings of a `MemoryCluster`; unknown names are refused.
 
     Times are seconds, sizes are bytes or text such as `"512 MiB"`, and `~` in paths is the home
     directory. A setting that the chosen mode does not have is refused, too, if it is given and not
@@ -120,7 +120,7 @@ class MemoryConfig(Settings):
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
     """Name to attach by, unique among this user's live clusters on the node. In local mode, which
-    nobody can attach to, the name under which a memory at `persist_path` is held. Default:
+    cannot be attached to, the name under which a memory at `persist_path` is held. Default:
     random."""
 
     n_nodes: Annotated[int, Field(ge=1, le=65_536)] | None = None
@@ -195,15 +195,15 @@ class MemoryConfig(Settings):
     actors' memory alone, and an actor that is restarted begins with an empty cache."""
 
     checkpoint_ttl: Annotated[float, Field(gt=0, le=10**10, allow_inf_nan=False)] | None = None
-    """Time after which a thread is forgotten that nobody writes to. Default: never."""
+    """Time after its last write for which a thread is kept. Default: for ever."""
 
     keep_last: Annotated[int, Field(ge=1, le=2**31)] | None = None
     """Checkpoints to keep of each namespace of a thread, and those that the delta channels of
     these are made from; older ones are forgotten as new ones come. Default: all."""
 
     detect_conflicts: bool = False
-    """Refuse a checkpoint that does not follow its thread's latest one, because somebody else wrote
-    to the thread meanwhile, with `ThreadConflictError`. Forks by time travel are no conflict.
+    """Refuse a checkpoint that does not follow its thread's latest one, because another program
+    wrote to the thread meanwhile, with `ThreadConflictError`. Forks by time travel are no conflict.
     Default: it forks the thread."""
 
     thread_backlog: Annotated[Bytes, Field(ge=64 * 1024, le=2**40)] = 64 * MiB
@@ -421,7 +421,7 @@ class MemoryConfig(Settings):
 
 
 def config_of(config: object, settings: Mapping[str, Any]) -> MemoryConfig:
-    """The configuration that was given: as it is, or by its fields.
+    """Make a configuration from one that is given, or from its fields.
 
     Raises:
         TypeError: If it was given in neither way, or in both.

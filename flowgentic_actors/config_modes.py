@@ -1,4 +1,4 @@
-"""Which settings each mode has: one that would be without effect is refused, never dropped.
+"""The settings of each mode: one without effect is refused, never ignored.
 
 Only settings that were given count, and only with another value than their default: the default
 asks for nothing.
@@ -49,7 +49,7 @@ _ASK_FOR_PROCESSES: Final = frozenset({"spawner", "name", "actors_per_node", "re
 
 
 def asks_for_processes(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The given settings that can only mean a distributed cluster.
+    """The given settings that require a distributed cluster.
 
     Args:
         given: Settings that differ from their defaults.

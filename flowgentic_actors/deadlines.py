@@ -46,7 +46,7 @@ class Listener(Protocol):
     """Receiver of reports that an event loop was blocked."""
 
     def loop_blocked(self, seconds: float) -> None:
-        """The running event loop was blocked for so many seconds while calls were pending."""
+        """Report that the running event loop was blocked while calls were pending."""
 
 
 _listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
@@ -86,7 +86,7 @@ class LoopClock:
         self._told = -math.inf
 
     def watch(self, look: Look) -> None:
-        """Call `look` once a slice for as long as it returns True."""
+        """Call `look` once per slice as long as it returns True."""
         self._looks.append(look)
         if not self._ticking:
             self._schedule()
@@ -192,7 +192,7 @@ class timeout:  # noqa: N801 - in the place of asyncio.timeout
         await self._scope.__aexit__(kind, error, traceback)
 
     def expired(self) -> bool:
-        """Whether the seconds were over before it was left."""
+        """Whether the deadline passed before the context was left."""
         return self._scope.expired()
 
     def _look(self, now: float) -> bool:
@@ -205,7 +205,7 @@ class timeout:  # noqa: N801 - in the place of asyncio.timeout
 
 
 class _ThreadClock(threading.local):
-    """Seconds of waits of this thread that timed out."""
+    """The seconds of this thread's waits that timed out."""
 
     waited = 0.0
 

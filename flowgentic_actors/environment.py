@@ -1,4 +1,4 @@
-"""What machine this is: a Dragon runtime, a scheduler's job, or neither."""
+"""The environment of this process: a Dragon runtime, a scheduler's job, or neither."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def scheduler_job(environ: Mapping[str, str] = os.environ) -> SchedulerJob | Non
 
 
 class StepRank(NamedTuple):
-    """This process among those that one command of the scheduler's started (`srun -n 4 ...`).
+    """This process's rank in a job step, such as one of `srun -n 4 ...`.
 
     Attributes:
         rank: Its number, from 0.
@@ -70,7 +70,7 @@ _RANKS: Final = (
 
 
 def step_rank(environ: Mapping[str, str] = os.environ) -> StepRank | None:
-    """Which of several processes of a job step this is; None when it is the only one, or none.
+    """The rank in a job step of several processes, None outside of one.
 
     A Dragon process inherits the variables of the one that its launcher was, and has no rank.
     """
@@ -151,7 +151,7 @@ def _count(text: str | None) -> int:
 
 
 def job_end(environ: Mapping[str, str] = os.environ) -> float | None:
-    """When the scheduler will end this job, in seconds since the Unix epoch. Blocks.
+    """The time at which the scheduler ends this job, in seconds since the epoch. Blocks.
 
     SLURM (`squeue`) and LSF (`bjobs`) are asked, since a job's limit can be changed while it runs;
     PBS tells the length of the job, which began when its node file was written. None where nobody
@@ -186,7 +186,7 @@ def _bjobs_end(job_id: str) -> float | None:
 
 
 def _ask_scheduler(name: str, *arguments: str) -> str:
-    """What one of the scheduler's own commands prints, empty when it does not answer."""
+    """The output of one of the scheduler's commands, empty when it does not answer."""
     command = shutil.which(name)
     if command is None:
         return ""
@@ -240,7 +240,7 @@ def _dragon_folder() -> Path | None:
 
 
 def why_no_dragon() -> str | None:
-    """Why Dragon cannot run here and what to do about it, or None when it can."""
+    """The reason why Dragon cannot run here, with what to do about it; None when it can."""
     if importlib.util.find_spec("dragon") is None:
         if sys.platform not in ("linux", "darwin"):
             return f"dragonhpc has no packages for {sys.platform}: use mode='local'"
@@ -255,7 +255,7 @@ def why_no_dragon() -> str | None:
 
 @functools.cache
 def machine() -> str:
-    """Names the machine that this process is on: processes of one share Unix sockets."""
+    """An id of this machine, whose processes can share Unix sockets."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

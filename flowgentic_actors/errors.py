@@ -23,7 +23,7 @@
     │   └── RejectedError             the actor refused it: nothing happened
     │       ├── InvalidRequestError   the request itself is wrong; a ValueError
     │       │   └── NotSerializableError  a value cannot be serialized (a TypeError, too)
-    │       ├── ConflictError         somebody else was faster
+    │       ├── ConflictError         another writer was faster
     │       │   ├── ThreadConflictError   a checkpoint does not follow its thread's latest
     │       │   └── VersionConflictError  an item has not the version that was expected
     │       ├── RequestExpiredError   its deadline passed while it waited in the mailbox
@@ -192,7 +192,7 @@ class NotSerializableError(InvalidRequestError, TypeError):
 
 
 class ConflictError(RejectedError):
-    """Somebody else wrote in between: read again, and decide anew."""
+    """Another writer changed the data in between: read again, and decide anew."""
 
 
 class ThreadConflictError(ConflictError):
@@ -200,7 +200,7 @@ class ThreadConflictError(ConflictError):
 
 
 class VersionConflictError(ConflictError):
-    """The item is not there in the version that was expected.
+    """The item does not exist in the version that was expected.
 
     Attributes:
         found: The version that it has, 0 when there is none.
@@ -228,7 +228,7 @@ class ReplicaUnavailableError(StorageError):
 
 
 class SlotsMovedError(RejectedError):
-    """What is asked for moves, or has moved, to another shard.
+    """The slot of the request moves, or has moved, to another shard.
 
     The client asks there by itself. Users see this when it lasts until their deadline.
     """
@@ -243,7 +243,7 @@ class MemoryFailedError(RejectedError):
 
 
 class ActorError(FlowgenticError):
-    """Something about an actor's life, not about a request."""
+    """An actor failed to start or to stay alive; not about a request."""
 
 
 class ActorStartError(ActorError):
@@ -255,7 +255,7 @@ class ActorFailedError(ActorError):
 
 
 class WireError(FlowgenticError):
-    """What arrived on a connection is not acceptable; the connection is ended."""
+    """Unacceptable data arrived on a connection, which is closed."""
 
 
 class ProtocolError(WireError):
@@ -295,11 +295,11 @@ class ColdValuesError(FlowgenticError):
 
 
 class TierError(FlowgenticError):
-    """A shard's DDict did not do what it was asked; the shard is whole without it."""
+    """A call on a shard's DDict failed; the shard is complete without it."""
 
 
 class TierLostError(TierError):
-    """There is no DDict now: not yet, or it was given up. What was in it is gone."""
+    """There is no DDict: not yet, or it was given up with its content."""
 
 
 class TierFullError(TierError):
@@ -307,4 +307,4 @@ class TierFullError(TierError):
 
 
 class TierBusyError(TierError):
-    """As many calls wait for the DDict as may; nothing was asked of it."""
+    """The DDict's queue of calls is full; nothing was sent to it."""

@@ -1,4 +1,4 @@
-"""The kinds of events that a cluster tells."""
+"""The kinds of a cluster's events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 
 class EventKind(StrEnum):
-    """What happened; the `kind` of a `ClusterEvent`."""
+    """The kind of an event: `ClusterEvent.kind`."""
 
     ACTOR_ANSWERS = "actor_answers"
     """An actor that was silent answers again."""

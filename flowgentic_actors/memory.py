@@ -1,4 +1,4 @@
-"""`MemoryCluster`: what users open."""
+"""`MemoryCluster`: the memory that a program opens."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class MemoryCluster:
 
     @classmethod
     def attach(cls, target: Target = None, /, **settings: Any) -> MemoryCluster:
-        """Reach a cluster that another process opened; leaving the `async with` does not end it.
+        """Attach to a cluster that another process opened; leaving the block does not end it.
 
         Its opener's `detect_conflicts`, `thread_backlog` and `ttl` hold here, too, unless they are
         given. A program that puts items into a memory with an `index`, or searches it by
@@ -154,7 +154,7 @@ class MemoryCluster:
     # ------------------------------------------------------------------ opening and closing
 
     def open(self) -> Self:
-        """Open it, blocking; `close` ends it. For programs without an event loop.
+        """Open the cluster, blocking; `close` ends it. For programs without an event loop.
 
         On an event loop's own thread it blocks that loop: use `async with` there.
 
@@ -164,7 +164,7 @@ class MemoryCluster:
         return run_blocking(self.__aenter__)
 
     def close(self) -> None:
-        """Close it, blocking; a second time does nothing.
+        """Close the cluster, blocking; a second time does nothing.
 
         What is open still when the interpreter ends is closed then.
         """
@@ -221,7 +221,7 @@ class MemoryCluster:
         return self
 
     async def _undo(self, error: BaseException) -> None:
-        """Close what an opening has opened that failed afterwards."""
+        """Close what a failed opening has opened."""
         if self._client is not None:
             await self.__aexit__(type(error), error, None)
 
@@ -306,7 +306,7 @@ class MemoryCluster:
         return reason
 
     def _attach_in_step(self, place: Rendezvous) -> RemoteClient | str:
-        """The client of the first rank's cluster, or why it has to be a local one."""
+        """The client of the first rank's cluster, or the reason for a local one."""
         note = place.find(self._config.open_timeout)
         descriptor = note.descriptor
         if descriptor is None:
@@ -379,7 +379,7 @@ class MemoryCluster:
         )
 
     async def _open_distributed(self, timeout: float) -> str | None:
-        """Open a distributed cluster, or say why it has to be a local one."""
+        """Open a distributed cluster, or return the reason for a local one."""
         spawner = "dragon" if self._config.spawner == "auto" else self._config.spawner
         reason = await on_daemon_thread(timeout, why_no_dragon) if spawner == "dragon" else None
         if reason is None:
@@ -463,7 +463,7 @@ class MemoryCluster:
             actions.remove(key)
 
     def _watch_for_the_end(self, client: InlineClient, stop_file: Path | None) -> None:
-        """What a host does for a distributed cluster."""
+        """Watch the job's end for a local cluster, as a host does for a distributed one."""
         config = self._config
         # Without a journal nothing is left to close, and the kernel's own action ends a program at
         # once, but not the first of a PID namespace, as in a container.
@@ -507,7 +507,7 @@ class MemoryCluster:
         return self._remote(descriptor, description, watched)
 
     def _complete_config(self, description: Description) -> None:
-        """Take over from the cluster's opener what this program did not set itself."""
+        """Complete the configuration with the settings of the cluster's opener."""
         if description.shared is not None:
             self._config = description.shared.completed(self._config)
 
@@ -531,12 +531,12 @@ class MemoryCluster:
 
     @property
     def config(self) -> MemoryConfig:
-        """The configuration that it was made with; once attached, completed by its opener's."""
+        """The configuration of the cluster; once attached, completed by its opener's."""
         return self._config
 
     @property
     def checkpointer(self) -> AsyncCheckpointSaver:
-        """For `builder.compile(checkpointer=...)`."""
+        """The checkpointer, for `builder.compile(checkpointer=...)`."""
         if self._checkpointer is None:
             config = self._config
             self._checkpointer = AsyncCheckpointSaver(
@@ -549,7 +549,7 @@ class MemoryCluster:
 
     @property
     def store(self) -> AsyncStore:
-        """For `builder.compile(store=...)`."""
+        """The store, for `builder.compile(store=...)`."""
         if self._store is None:
             index, ttl = self.store_settings
             self._store = AsyncStore(self._opened(), index=index, ttl=ttl)
@@ -563,12 +563,12 @@ class MemoryCluster:
 
     @property
     def client(self) -> MemoryClient:
-        """How adapters reach the shards, for adapters of your own."""
+        """The client that sends commands to shards, for adapters of your own."""
         return self._opened()
 
     @property
     def cache(self) -> AsyncCache[Any]:
-        """For `builder.compile(cache=...)`, with a `CachePolicy` on nodes."""
+        """The cache, for `builder.compile(cache=...)`, with a `CachePolicy` on nodes."""
         if self._cache is None:
             self._cache = AsyncCache(self._opened())
         return self._cache
@@ -585,12 +585,12 @@ class MemoryCluster:
 
     @property
     def n_nodes(self) -> int:
-        """Nodes that its shards are on now."""
+        """The number of nodes that have shards now."""
         return self._opened().n_nodes
 
     @property
     def handle(self) -> ClusterHandle:
-        """What other processes attach with; picklable, without the secret.
+        """The handle for other processes to attach with; picklable, without the secret.
 
         Raises:
             LocalClusterError: In local mode, where no other process can reach the memory.
@@ -604,7 +604,7 @@ class MemoryCluster:
         return self._handle
 
     async def status(self) -> ClusterStatus:
-        """What runs, where, and what it holds."""
+        """The status of the cluster: what runs where, and what it holds."""
         return await self._opened().status()
 
     async def rebalance(
@@ -651,7 +651,7 @@ class MemoryCluster:
         await client.rebalance(n_nodes or 0, names, rate, timeout)
 
     def events(self, start: int = 0) -> AsyncGenerator[ClusterEvent, None]:
-        """What happened and happens: starts, exits, restarts, fallbacks.
+        """Iterate over past and future events: starts, exits, restarts, fallbacks.
 
         Args:
             start: Number of the first event to give; 0 is the first of all.
@@ -659,7 +659,7 @@ class MemoryCluster:
         return self._opened().events(start)
 
     async def closing(self) -> str:
-        """Wait until the cluster ends its work, and learn why.
+        """Wait until the cluster begins to end; returns the reason.
 
         A scheduler's warning (`stop_signal`), a stop file or the end of the walltime begin that;
         what was accepted is finished, and every further call gets `ClusterClosingError`.
@@ -670,7 +670,7 @@ class MemoryCluster:
         raise AssertionError("events do not end")
 
     async def recent_events(self) -> list[ClusterEvent]:
-        """What happened so far."""
+        """The past events of the cluster."""
         return await self._opened().recent_events()
 
     def __repr__(self) -> str:

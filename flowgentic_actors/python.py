@@ -1,4 +1,4 @@
-"""Starts Python processes with this one's interpreter and `sys.path`."""
+"""Commands that start Python processes with this one's interpreter and `sys.path`."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def python_environ(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def _absolute(path: Iterable[str]) -> Iterator[str]:
-    """Entries as they are found from another working directory, which is what an empty one is."""
+    """Make entries of `sys.path` absolute, for another working directory."""
     for entry in path:
         with suppress(FileNotFoundError):  # nothing is in a working directory that was removed
             yield os.path.abspath(entry)  # noqa: PTH100

@@ -1,4 +1,4 @@
-"""Values that nothing shows: what proves that somebody may use a cluster, and the cluster's key."""
+"""Secrets, which no output shows: a cluster's shared secret and its private key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Secret(Generic[T]):
-    """A value that nobody is told by accident.
+    """A value that is not shown by accident: in logs, tracebacks or `repr`.
 
     It is in no text, log, traceback with locals, dump of fields or pickle; `reveal` gives it, for
     the expression that needs it. On the wire and in files it is as the value itself: see `revealed`
@@ -60,5 +60,5 @@ def concealed(kind: type, value: Any) -> Any:
 
 
 def plain(data: bytes | Secret[bytes]) -> memoryview:
-    """What is to be written, which does not show in that form either."""
+    """The bytes to write, as a `memoryview`, which is not shown either."""
     return memoryview(data.reveal() if isinstance(data, Secret) else data)

@@ -1,4 +1,4 @@
-"""What an actor is."""
+"""The interface of an actor."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Postponed(NamedTuple):
 
 
 class Status(NamedTuple):
-    """How an actor is.
+    """The status of an actor: its batch, counters and report.
 
     Attributes:
         busy: Seconds for which it has been in its current batch, 0 when it is idle.
@@ -70,7 +70,7 @@ class Actor(Protocol):
         report: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:
-        """Begin what goes on beside the requests; called on the loop, before the first of them.
+        """Start background work; called on the loop, before the first request.
 
         Args:
             tell: Reports an event (kind, detail) to the supervisor, after `report`; callable from
@@ -82,13 +82,13 @@ class Actor(Protocol):
 
     @property
     def takes_clients(self) -> bool:
-        """Whether it answers requests now; a client is sent away otherwise, and comes again."""
+        """Whether the actor answers requests now; clients are refused otherwise, and retry."""
 
     def on_message(self, body: Raw) -> None:
-        """Take what its supervisor passes on to it; on the loop, after `start`."""
+        """Process a message of the supervisor; called on the loop, after `start`."""
 
     def on_peer_request(self, body: Raw, answer: Callable[[bytes], None]) -> None:
-        """Take what another actor asks, beside the mailbox and without a commit.
+        """Answer a request of another actor, beside the mailbox and without a commit.
 
         Args:
             body: What is asked, encoded.
@@ -112,7 +112,7 @@ class Actor(Protocol):
         """
 
     def was_slow(self, call: Call, seconds: float) -> None:
-        """Take that `handle` took long for a request, to tell of it."""
+        """Report that `handle` took long for a request."""
 
     def commit(self) -> asyncio.Future[None] | None:
         """Make the requests handled since the last commit durable; their replies leave after it.
@@ -125,13 +125,13 @@ class Actor(Protocol):
         """
 
     def stats(self) -> dict[str, int]:
-        """Counters for status; called from another thread, so it only reads."""
+        """The actor's counters; called from another thread, so it only reads."""
 
     def report(self) -> Raw:
-        """What decisions about it are made by, encoded; called from another thread as well."""
+        """The encoded report for decisions about the actor; called from another thread as well."""
 
     async def drained(self) -> None:
-        """The last request is done: end what takes a while, within a bound; `close` follows."""
+        """Finish background work within a bound, after the last request; `close` follows."""
 
     def close(self) -> None:
-        """Let go of files; nothing is called afterwards."""
+        """Close all files; nothing is called afterwards."""

@@ -1,4 +1,4 @@
-"""State that a supervisor keeps of one actor, over all its incarnations."""
+"""The supervisor's state of one actor, over all its incarnations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ChildState(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ChildSpec:
-    """What to run, and how.
+    """The specification of one actor: what to run, and how.
 
     Attributes:
         name: Name of the actor, unique under its supervisor.
@@ -78,18 +78,18 @@ class Incarnation:
 
     @property
     def ends(self) -> list[asyncio.Event]:
-        """Events of which any one is set when this incarnation has ended."""
+        """The events of which one is set when this incarnation has ended."""
         return [self.ended, self.watch.gone] if self.watch else [self.ended]
 
     def ping(self) -> int:
-        """Send a ping, which asks for the counters as well; returns its number."""
+        """Send a ping, which also asks for the counters; returns its number."""
         assert self.link is not None
         self.asked += 1
         self.link.send(Ping(self.asked))
         return self.asked
 
     def heard(self, number: int) -> None:
-        """Take the answer to a ping; 0 for a message that answers none."""
+        """Process the answer to a ping; 0 for a message that answers none."""
         self.silence = 0.0
         self.answered = max(self.answered, number)
         self.pong.set()
@@ -141,7 +141,7 @@ class Child:
         return self.life.port if self.life is not None else 0
 
     def note(self, stats: dict[str, int], report: Raw) -> None:
-        """Store the actor's current counters, and what else it reports."""
+        """Store the actor's current counters and report."""
         self.stats, self.report, self.as_of = stats, report, time.time()
         self.last_heard = self.as_of
 

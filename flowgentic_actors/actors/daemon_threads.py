@@ -1,4 +1,4 @@
-"""Between blocking code and event loops: each on a thread where it disturbs nobody.
+"""Daemon threads: blocking functions for event loops, and event loops for blocking code.
 
 A thread pool would make the interpreter wait at exit for a call that never returns (a Dragon call
 can be one); a daemon thread is left behind.
@@ -54,7 +54,7 @@ async def on_daemon_thread(
             value = function(*args, **kwargs)
         except BaseException as caught:  # noqa: BLE001 - handed to the waiter
             error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, with its waiter
             loop.call_soon_threadsafe(settle, value, error)
 
     name = getattr(function, "__qualname__", repr(function))
@@ -66,7 +66,7 @@ async def on_daemon_thread(
 
 
 def start_unless_ending(thread: threading.Thread) -> bool:
-    """Start a thread; False where the interpreter is ending and none can be started.
+    """Start a thread; False while the interpreter ends and none can be started.
 
     Raises:
         RuntimeError: If there are too many threads.

@@ -1,4 +1,4 @@
-"""Waiting while a process has no open file to spare: that passes, and nobody is to blame for it."""
+"""Waiting while a process has too few open files: that passes, and is no fault of an actor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DETAIL: Final = (
 
 
 class FileShortage:
-    """What a supervisor does about it.
+    """Waits for open files, and reports once that they are short.
 
     Args:
         over: Set when it waits for nothing any more.
@@ -36,7 +36,7 @@ class FileShortage:
         self._told_at = -math.inf
 
     async def wait(self, *ends: asyncio.Event) -> None:
-        """Give others a moment to close files, unless one of some events ends that."""
+        """Wait a moment for files to be closed, unless one of the events is set."""
         now = time.monotonic()
         if now - self._told_at > _TELL_AGAIN:
             self._told_at = now
@@ -45,7 +45,7 @@ class FileShortage:
             await first_of(self._over, *ends)
 
     async def outlast(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do something that opens files, again and again while there is none to spare."""
+        """Call a function that opens files, and repeat it while there are too few."""
         while True:
             try:
                 return await work()

@@ -1,4 +1,4 @@
-"""An actor in the supervisor's own process: the last resort when its own processes keep dying.
+"""An actor in the supervisor's process: the last resort when its own processes keep dying.
 
 It has a thread and an event loop of its own, so recovering a journal or a long batch does not keep
 the supervisor from its work. What breaks it ends the thread and not the process.
@@ -61,7 +61,7 @@ class InProcessActor:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def send(self, message: ToServer) -> None:
-        """Take what the actor tells its supervisor."""
+        """Receive a message of the actor for its supervisor."""
         match message:
             case Ready(_, port):
                 self.port = port
@@ -70,12 +70,12 @@ class InProcessActor:
                 self.stopped = True
 
     def tell(self, body: Raw) -> None:
-        """Pass something on to the actor."""
+        """Pass a message on to the actor."""
         self.told = body
         self.on_news()
 
     def extend(self, lease: float) -> None:
-        """Let it answer until then."""
+        """Extend the actor's lease."""
         self.lease = lease
         self.on_news()
 

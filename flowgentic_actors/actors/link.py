@@ -66,7 +66,7 @@ class SupervisorLink:
         self.told: Raw | None = None
 
     def await_admission(self) -> None:
-        """Tell the supervisor that this process is there and wait until it may go on.
+        """Tell the supervisor that this process has started, and wait for its admission.
 
         Raises:
             ActorStartError: If the supervisor does not want this incarnation.
@@ -125,7 +125,7 @@ class SupervisorLink:
                 self.on_news()
 
     def _await_supervisor(self) -> None:
-        """Wait for its next message: fenced while it is silent, and not for ever.
+        """Wait for the supervisor's next message: fenced while it is silent, and not for ever.
 
         What counts is waits that ended in vain, not the clock: while a scheduler suspends the whole
         job, this thread does not wait either.
@@ -165,6 +165,6 @@ class SupervisorLink:
             # comes later must not meet two incarnations.
             os._exit(EXIT_ORPHANED)
         except BaseException:
-            # Without this thread nobody would see the supervisor go.
+            # Without this thread, the end of the supervisor would not be noticed.
             logger.exception("the link to the supervisor broke")
             os._exit(EXIT_ORPHANED)

@@ -1,4 +1,4 @@
-"""The log of one of our processes: a file that its standard streams go to, and that has a bound."""
+"""The log file of one of our processes: its standard streams go there, within a bound."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STREAMS: Final = (1, 2)
 
 
 class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic in stubs alone
-    """Writes to standard error, and looks at the size of the file that this is.
+    """Writes to standard error, and begins another log file beyond a bound.
 
     Args:
         path: That file. Standard error that goes elsewhere is left alone.
@@ -39,12 +39,12 @@ class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic in
 
 
 def log_to(path: Path, level: int = logging.WARNING) -> None:
-    """Have what this process logs written to standard error, and keep a bound of that file."""
+    """Log to standard error, and keep the file that it goes to within a bound."""
     logging.basicConfig(format=_FORMAT, level=level, handlers=[LogHandler(path)], force=True)
 
 
 def send_streams_to(path: Path) -> None:
-    """Have standard output and error appended to a file that only this user can read."""
+    """Append standard output and error to a file that only this user can read."""
     with open_log(path) as log:
         for stream in _STREAMS:
             os.dup2(log.fileno(), stream)

@@ -11,7 +11,7 @@ from flowgentic_actors.wire.server import Connection
 
 
 class Envelope(Call, gc=False):
-    """A request on its way to the actor.
+    """A request in the mailbox.
 
     Attributes:
         connection: Where the reply goes.
@@ -23,10 +23,10 @@ class Envelope(Call, gc=False):
 
 
 class Mailbox:
-    """Requests, bounded in count and bytes: those of one connection in order of arrival.
+    """A queue of requests, bounded in count and bytes; in order within each connection.
 
     Connections take turns, so that one with many requests does not keep the others waiting. A
-    request is dropped when nobody waits for it: its caller gave up, or its connection is gone. When
+    request is dropped when its caller gave up, or its connection is closed. When
     the mailbox is full, the connection that filled it is paused and its
     bytes stay in the sender's socket, which slows the sender; half empty, all are resumed.
 
@@ -53,7 +53,7 @@ class Mailbox:
 
     @property
     def full(self) -> bool:
-        """Whether the bound is reached."""
+        """Whether the mailbox is full."""
         waiting = self._queued + self._reserved
         return waiting >= self._max_requests or self.bytes >= self._max_bytes
 
@@ -68,7 +68,7 @@ class Mailbox:
         self._keep_bound(envelope.connection)
 
     def take(self, most: int) -> list[Envelope]:
-        """Take out up to `most` requests by turns, without those given up.
+        """Take out up to `most` requests, connections by turns, without cancelled ones.
 
         After one that took long there are none of its connection: the others' answers leave first.
         """
@@ -96,11 +96,11 @@ class Mailbox:
         return taken
 
     def put_back(self, envelopes: list[Envelope], served: Connection | None = None) -> None:
-        """Put requests back that come before all others and were not carried out yet.
+        """Put requests back in front of all others; they were not carried out yet.
 
         Args:
             envelopes: The requests.
-            served: Whose request took so long that these were not begun, if anybody's did.
+            served: Whose request took so long that these were not begun, if one did.
         """
         self._served = served
         others = self._queues
@@ -115,13 +115,13 @@ class Mailbox:
             self._keep_bound(connection)
 
     def reserve(self, envelope: Envelope) -> None:
-        """Count a request against the bound that was taken out and waits elsewhere."""
+        """Count a request that waits outside the queue against the bound."""
         self._reserved += 1
         self.bytes += _size(envelope)
         self._keep_bound(envelope.connection)
 
     def release(self, envelopes: Iterable[Envelope]) -> None:
-        """End what `reserve` began for some requests."""
+        """Stop counting requests that `reserve` has counted."""
         for envelope in envelopes:
             self._reserved -= 1
             self.bytes -= _size(envelope)
@@ -143,7 +143,7 @@ class Mailbox:
             connection.pause()
 
     def cancel(self, connection: Connection, seq: int) -> None:
-        """Leave out a request that still waits: its caller gave up."""
+        """Drop a waiting request whose caller gave up."""
         if len(self._cancelled) > 2 * self._queued:  # most of them came too late: forget those
             waiting = chain.from_iterable(self._queues.values())
             self._cancelled.intersection_update(map(_name, waiting))
@@ -151,7 +151,7 @@ class Mailbox:
             self._cancelled.add((connection, seq))
 
     def forget(self, connection: Connection) -> None:
-        """A connection is gone: its callers ask again on another one if they still want to know."""
+        """Drop the requests of a closed connection: its client sends them again."""
         self._paused.discard(connection)
         if self._served is connection:
             self._served = None

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Become the actor that the file named on the command line describes."""
+    """Run the actor that the file named on the command line describes."""
     ignore_job_signals()
     spec_file = trusted_path(Path(sys.argv[1]))
     log_to(spec_file.with_suffix(".log"))
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def run_loop() -> Callable[[Coroutine[Any, Any, None]], None]:
-    """What runs the event loop: uvloop where it is installed, which takes a third less time."""
+    """The function that runs an event loop: of uvloop where that is installed, as it is faster."""
     try:
         import uvloop  # noqa: PLC0415 - an extra
     except ImportError:
@@ -81,7 +81,7 @@ def run_loop() -> Callable[[Coroutine[Any, Any, None]], None]:
 
 
 def ignore_job_signals() -> None:
-    """Leave it to the supervisor when this process ends.
+    """Ignore the job's signals: the supervisor decides when this process ends.
 
     Ctrl-C, a closed terminal, a scheduler's SIGTERM and its warning before walltime (SIGUSR1 or
     SIGUSR2, as its user chose) reach every process of a job.

@@ -1,7 +1,7 @@
-"""Which processes a supervisor has let go on: whoever takes over from it must know.
+"""The record of a supervisor's admitted processes, for the next supervisor.
 
 One line for each process, there before it may open anything. A process is named by pid and start
-time, so a pid that was given to somebody else since is never taken for it.
+time, so a pid that another process has got since is never taken for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _noting = threading.Lock()
 
 
 class ProcessEntry(msgspec.Struct, frozen=True):
-    """One process.
+    """The entry of one process.
 
     Attributes:
         name: Of the actor.
@@ -41,12 +41,12 @@ class ProcessEntry(msgspec.Struct, frozen=True):
     started: int
 
     def alive(self) -> bool:
-        """Whether that very process still runs; one that is dead and not reaped does not."""
+        """Whether exactly this process still runs; False for a zombie."""
         return is_alive(self.pid, self.started)
 
 
 class ProcessRecord:
-    """The record of one supervisor and its predecessors.
+    """The record of the processes of one supervisor and its predecessors.
 
     Args:
         folder: The supervisor's private folder.
@@ -56,13 +56,13 @@ class ProcessRecord:
         self._path = folder / RECORD_FILE
 
     def note(self, name: str, epoch: int, pid: int) -> None:
-        """Add a process, which lives. Blocks for a moment."""
+        """Add a living process. Blocks for a moment."""
         line = msgspec.json.encode(ProcessEntry(name, epoch, pid, started_at(pid)))
         with _noting:
             overwrite(self._path, b"".join(before + b"\n" for before in (*self._lines(), line)))
 
     def entries(self) -> list[ProcessEntry]:
-        """Every process so far, in order."""
+        """All recorded processes, in order."""
         found = []
         for line in self._lines():
             with contextlib.suppress(msgspec.DecodeError):  # a last line that was cut by a kill
@@ -81,7 +81,7 @@ class ProcessRecord:
 
 
 def end_all(entries: Iterable[ProcessEntry], grace: float, timeout: float) -> list[ProcessEntry]:
-    """Wait until processes have ended by themselves, then end the rest by SIGKILL. Blocks.
+    """Wait for processes to end by themselves, then kill the rest. Blocks.
 
     Args:
         entries: The processes.
@@ -108,18 +108,18 @@ def _wait(entries: list[ProcessEntry], timeout: float) -> list[ProcessEntry]:
 
 
 def started_at(pid: int) -> int:
-    """When a process was started, in the kernel's ticks; 0 where the kernel does not tell."""
+    """The start time of a process in the kernel's ticks; 0 where that is unknown."""
     return _look_at(pid)[0] or 0
 
 
 def is_alive(pid: int, started: int) -> bool:
-    """Whether the process that was started then still runs; False for a zombie."""
+    """Whether the process with that start time still runs; False for a zombie."""
     found, dead = _look_at(pid)
     return found == started and not dead
 
 
 def _look_at(pid: int) -> tuple[int | None, bool]:
-    """When a process was started (None: there is none), and whether it is dead already."""
+    """The start time of a process, None without one, and whether it is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return int(fields[19]), fields[0] in ("Z", "X")

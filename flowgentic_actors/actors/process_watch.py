@@ -1,4 +1,4 @@
-"""Knowing for sure that a process is gone, without being its parent."""
+"""Watching processes that are not children, by pidfd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reference to an actor: how anybody sends it requests."""
+"""References to actors, by which requests are sent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ActorRef:
         secret: The cluster's secret.
         max_bytes: Largest message, bytes.
         pool: Blocking connections that may be open at once.
-        exactly: Whether whoever is at the address has to have that name.
+        exactly: Whether to refuse a peer whose name differs.
     """
 
     _lock: threading.Lock
@@ -70,11 +70,11 @@ class ActorRef:
         return self.connection().request(body, timeout, decode)
 
     def connection(self) -> AsyncConnection:
-        """This event loop's connection, which is made when it is first asked for something."""
+        """This event loop's connection, made at the first request."""
         return self._connections.get(asyncio.get_running_loop()) or self._connect()
 
     def is_connected_here(self) -> bool:
-        """Whether this event loop has asked for anything, and may be waiting for an answer."""
+        """Whether this event loop has a connection, and may wait for an answer."""
         return asyncio.get_running_loop() in self._connections
 
     def ask_sync(self, body: bytes, timeout: float) -> Raw:
@@ -82,7 +82,7 @@ class ActorRef:
         return self._blocking.request(body, timeout)
 
     def begin_sync(self, body: bytes, timeout: float) -> BlockingCall:
-        """Send a request, and have this thread wait for its answer later."""
+        """Send a request whose answer this thread waits for later."""
         return self._blocking.begin(body, timeout)
 
     async def close(self) -> None:
@@ -99,7 +99,7 @@ class ActorRef:
                     loop.call_soon_threadsafe(connection.abandon)
 
     def move(self, address: Destination) -> None:
-        """Go on at another address: the actor is there now. Callable from any thread.
+        """Switch to the actor's new address. Callable from any thread.
 
         What is unfinished is sent there again, under the same numbers.
         """
@@ -118,11 +118,11 @@ class ActorRef:
                     loop.call_soon_threadsafe(connection.move, address)
 
     def close_blocking(self) -> None:
-        """Close the connections of blocking calls; enough where only those were made."""
+        """Close the connections of blocking calls, for a reference that has no others."""
         self._blocking.close()
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child: the parent's connections are the parent's."""
+        """Drop the parent's connections in a forked child."""
         _parents_connections.extend(self._connections.values())
         self._begin()
 

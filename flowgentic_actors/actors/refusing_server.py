@@ -1,4 +1,4 @@
-"""Answering in the place of an actor that is not there and will not be: no, and why."""
+"""A server in place of an actor that has ended for good: it refuses, with the reason."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class RefusingServer:
         self._text = sendable(text)
 
     def connected(self, connection: Connection) -> None:
-        """Let clients in, nobody else."""
+        """Accept connections of clients only."""
         if connection.role != "client":
             raise ProtocolError(f"nothing is here for a {connection.role}: {self._text}")
 
     def received(self, connection: Connection, messages: list[ToServer]) -> None:
-        """Refuse."""
+        """Refuse every request."""
         for message in messages:
             match message:
                 case Request(seq):
@@ -50,13 +50,13 @@ class RefusingServer:
                     raise ProtocolError(f"{type(message).__name__} is not a message for an actor")
 
     def disconnected(self, connection: Connection) -> None:
-        """Nothing is kept for a connection."""
+        """Do nothing: no state is kept for a connection."""
 
 
 async def refuse(
     address: str, name: str, secret: Secret[bytes], max_bytes: int, refusal: RefusingServer
 ) -> Server:
-    """Listen on an actor's address in its place.
+    """Listen on an actor's address, and refuse its requests.
 
     Args:
         address: Path of the Unix socket; what a dead actor left there is replaced.

@@ -1,4 +1,4 @@
-"""When to restart an actor, and when to stop trying."""
+"""Restart policy: when to restart an actor, and when to give up."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _BY_ITSELF: Final = {
 
 
 def was_killed(code: int | None) -> bool:
-    """Whether a process was ended by a signal from outside, as far as its exit code tells.
+    """Whether a process was ended by a signal from outside, judging by its exit code.
 
     Args:
-        code: The exit code, negative for a signal; None where nobody was told, as for processes of
+        code: The exit code, negative for a signal; None where it is unknown, as for processes of
             a Dragon runtime.
     """
     return code is None or (code < 0 and code not in _BY_ITSELF)
 
 
 class RestartPolicy:
-    """Jittered exponential backoff for lives that are short, and a limit on restarts in all.
+    """Jittered exponential backoff for short lives, and a limit on all restarts.
 
     An actor that served for a while is restarted at once: one crash should not cost a caller more
     than the restart itself. One that keeps dying young waits longer each time, but not long if it

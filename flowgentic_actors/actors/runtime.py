@@ -1,4 +1,4 @@
-"""An actor at work on an event loop: socket, mailbox, handle, commit, reply."""
+"""The runtime of an actor on an event loop: socket, mailbox, handle, commit, reply."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class ActorRuntime:
         }
 
     def status(self) -> Status:
-        """What its supervisor is told again and again; callable from any thread."""
+        """The status for the supervisor; callable from any thread."""
         return Status(self.busy(), self.stats(), self._actor.report())
 
     async def drain(self, server: Server, reason: str = "") -> None:
@@ -135,14 +135,14 @@ class ActorRuntime:
         self._actor.close()
 
     def fence(self, *, fenced: bool) -> None:
-        """Begin or cease to answer nothing and to handle nothing; what came in waits."""
+        """Begin or end fencing: requests wait, and nothing is handled or answered."""
         self._fenced = fenced
         if not fenced:
             self._send_held()
             self._schedule()
 
     def extend(self, lease: float) -> None:
-        """It may answer until then, on the monotonic clock; what was held back leaves."""
+        """Extend the lease, on the monotonic clock, and send held replies."""
         self._lease = lease
         if self._held:
             self._send_held()
@@ -156,7 +156,7 @@ class ActorRuntime:
     # ------------------------------------------------------------------ the server's handler
 
     def connected(self, connection: Connection) -> None:
-        """Let clients in, and other actors."""
+        """Accept connections of clients and of other actors."""
         if connection.role == "client":
             if not self._actor.takes_clients:
                 raise ProtocolError("it takes no clients now")
@@ -165,7 +165,7 @@ class ActorRuntime:
         connection.on_clear = partial(self._go_on_with, connection)
 
     def received(self, connection: Connection, messages: list[ToServer]) -> None:
-        """Handle requests at once when nobody waits before them; otherwise, put them in line."""
+        """Handle requests at once if none wait before them; otherwise, queue them."""
         if connection.role == "peer":
             self._received_from_peer(connection, messages)
             return
@@ -228,7 +228,7 @@ class ActorRuntime:
             self._schedule()
 
     def disconnected(self, connection: Connection) -> None:
-        """Forget a connection, and what it asked that was not begun."""
+        """Forget a connection, and its requests that were not begun."""
         self._mailbox.forget(connection)
         self._postponed.forget(connection)
         self._aside.pop(connection, None)  # its caller asks again if it still wants to know
@@ -237,7 +237,7 @@ class ActorRuntime:
     # ------------------------------------------------------------------ batches
 
     def wake(self) -> None:
-        """Have a batch soon, be it an empty one: the actor has something to commit."""
+        """Schedule a commit, even without requests."""
         self._woken = True
         self._schedule()
 
@@ -259,7 +259,7 @@ class ActorRuntime:
             self._run(self._mailbox.take(BATCH))
 
     def _run(self, batch: list[Envelope]) -> None:
-        """Handle requests, commit, reply."""
+        """Handle requests, commit and reply, until ended."""
         self._busy_since = time.monotonic()
         self._woken = False
         replies = self._take_ready() if self._ready else []
@@ -288,7 +288,7 @@ class ActorRuntime:
             self._idle.set()
 
     def _committed(self, replies: _Answers, waiting: asyncio.Future[None]) -> None:
-        """Send what waited for a commit that took a while."""
+        """Send the replies that waited for an asynchronous commit."""
         self._waiting -= 1
         error = None if waiting.cancelled() else waiting.exception()
         if waiting.cancelled():
@@ -338,7 +338,7 @@ class ActorRuntime:
         self._break(_describe(error))
 
     def _handle(self, batch: list[Envelope], replies: _Answers) -> None:
-        """Have the actor carry out a batch, or the beginning of it that its limits allow."""
+        """Have the actor handle a batch, as far as its limits allow."""
         clock, handle = time.monotonic, self._actor.handle
         now = clock()
         end = now + BATCH_SECONDS
@@ -377,7 +377,7 @@ class ActorRuntime:
                 reply.add_done_callback(partial(self._answered_later, envelope))
 
     def _set_aside(self, envelope: Envelope) -> None:
-        """Let a request wait whose answer would only fill this process's memory."""
+        """Defer a request whose answer would only fill this process's memory."""
         if self._closing:
             self._refuse_late(envelope.connection, envelope.seq)
         else:
@@ -399,7 +399,7 @@ class ActorRuntime:
             self._schedule()
 
     def _answered_later(self, envelope: Envelope, result: asyncio.Future[bytes]) -> None:
-        """Take a reply that was not there at once into the next batch, and its commit."""
+        """Add a reply that was made later to the next batch and its commit."""
         self._ready.append((envelope, result))
         self._schedule()
 
@@ -409,7 +409,7 @@ class ActorRuntime:
         replies: _Answers = []
         for envelope, result in ready:
             if result.cancelled():
-                continue  # the actor closes; whoever asked hears of that
+                continue  # the actor closes, and tells the caller so
             error = result.exception()
             if isinstance(error, Exception):
                 replies.append((envelope, self._failure(envelope, error)))

@@ -1,4 +1,4 @@
-"""Serving one incarnation of an actor on an event loop, in whichever process that runs."""
+"""Serving of one incarnation of an actor on an event loop, in any process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FILE_TIMEOUT = 30.0
 
 
 class Link(Protocol):
-    """How an actor and its supervisor reach each other.
+    """The two-way link of an actor and its supervisor.
 
     Attributes:
         status: Tells how the actor is; any thread.
@@ -45,7 +45,7 @@ class Link(Protocol):
     told: Raw | None
 
     def send(self, message: ToServer) -> None:
-        """Tell the supervisor; callable from any thread."""
+        """Send a message to the supervisor; callable from any thread."""
 
 
 def make_actor(factory: str, arguments: dict[str, str]) -> Actor:
@@ -62,7 +62,7 @@ async def serve(
     started: float,
     on_broken: Callable[[str, Server], None],
 ) -> None:
-    """Serve until the supervisor wants it to end.
+    """Serve until the supervisor ends it.
 
     Args:
         spec: The incarnation.

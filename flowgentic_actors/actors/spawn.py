@@ -1,4 +1,4 @@
-"""How an actor's process comes to be."""
+"""Spawners: start of actors' processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Spawned(Protocol):
     """Its pid, where the spawner knows it; otherwise its first message tells."""
 
     def reap(self) -> int | None:
-        """Its exit code after it is gone (negative: the signal), where the spawner can tell."""
+        """Reap the process; its exit code (negative: the signal), where that is known."""
 
 
 class Spawner(Protocol):
@@ -52,7 +52,7 @@ class _Child:
 
 
 class SubprocessSpawner:
-    """Plain child processes on this node.
+    """Starts plain child processes on this node.
 
     Args:
         environ: Their environment; this process's own if None.

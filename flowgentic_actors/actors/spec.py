@@ -1,4 +1,4 @@
-"""What a spawned process needs to become an actor, handed over in a private file."""
+"""The specification of an actor's process, handed over in a private file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flowgentic_actors.wire.identity import Identity
 
 
 class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything about one incarnation of an actor.
+    """The specification of one incarnation of an actor.
 
     Attributes:
         name: Name of the actor.

@@ -1,4 +1,4 @@
-"""Queries actors for their counters at once, instead of at the next ping."""
+"""Query of actors' counters at once, instead of at the next ping."""
 
 from __future__ import annotations
 

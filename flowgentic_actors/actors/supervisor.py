@@ -127,7 +127,7 @@ class Supervisor:
 
     @property
     def settings(self) -> SupervisorSettings:
-        """What it was made with."""
+        """The settings of the supervisor."""
         return self._settings
 
     @property
@@ -152,7 +152,7 @@ class Supervisor:
                 raise ActorFailedError(f"{child.spec.name} does not start: {child.reason}")
 
     async def add(self, tasks: TaskGroup, spec: ChildSpec, told: Raw | None = None) -> Child:
-        """Start an actor, and do not wait for it.
+        """Start an actor, without waiting for it.
 
         Args:
             tasks: The task group that owns its watching.
@@ -178,7 +178,7 @@ class Supervisor:
         return child
 
     async def remove(self, name: str) -> None:
-        """End an actor at once, whatever it does, and forget it; returns when it is gone."""
+        """Kill an actor and forget it; returns when its process is gone."""
         child = self._children[name]
         child.unwanted.set()
         if child.hosted is not None:
@@ -192,20 +192,20 @@ class Supervisor:
         self._children.pop(name, None)
 
     def tell(self, name: str, body: Raw) -> None:
-        """Pass something on to an actor: to the incarnation that lives, and to all later ones."""
+        """Send a message to an actor: to its current incarnation, and to all later ones."""
         child = self._children[name]
         child.told = body
         child.tell(Deliver(body))
 
     def extend(self, lease: float) -> None:
-        """Let the actors that need a lease answer until then, on the monotonic clock."""
+        """Extend the lease of the actors that need one, on the monotonic clock."""
         self._lease = lease
         for child in self.children:
             if child.spec.leased and not child.unwanted.is_set():
                 child.tell(Lease(lease))
 
     async def stop(self, timeout: float, reason: str = "") -> dict[str, str]:
-        """End all actors: drain each, wait within the bound, kill what is left.
+        """End all actors: drain each, wait within a bound, kill what is left.
 
         Args:
             timeout: Seconds.
@@ -232,7 +232,7 @@ class Supervisor:
     # ------------------------------------------------------------------ links
 
     def link_received(self, connection: Connection, message: ToServer) -> None:
-        """Take a message that an actor sent over its link."""
+        """Process a message of an actor from its link."""
         if isinstance(message, Started):
             self._link_started(connection, message)
             return
@@ -261,7 +261,7 @@ class Supervisor:
                 raise ProtocolError(f"{type(message).__name__} is not a message for a supervisor")
 
     def link_lost(self, connection: Connection) -> None:
-        """An actor's link is gone: it is dead, or about to end itself."""
+        """React to an actor's closed link: it is dead, or about to end."""
         if connection in self._links:
             _, life = self._links.pop(connection)
             life.ended.set()
@@ -326,7 +326,7 @@ class Supervisor:
         child.settled.set()  # what became of it, `stop` says
 
     async def _host(self, child: Child) -> None:
-        """Serve an actor in this process, the last resort, until it breaks here as well."""
+        """Serve an actor in this process, the last resort, until it fails here as well."""
         name, cause = child.spec.name, child.reason
         child.epoch += 1
         hosted = child.hosted = InProcessActor(self._spec_of(child))
@@ -446,7 +446,7 @@ class Supervisor:
         """Ping until the actor is silent or stuck for too long, then mark it as ended.
 
         What counts is pings, not the clock: when a scheduler suspends the whole job, actors and
-        supervisor alike, nobody was silent. For the same reason a busy actor is asked twice.
+        supervisor alike, neither was silent. For the same reason a busy actor is asked twice.
         """
         settings = self._settings
         life.silence = 0.0

@@ -1,1 +1,1 @@
-"""LangGraph's interfaces over the memory."""
+"""LangGraph's interfaces over the memory: saver, store and cache."""

@@ -1,4 +1,4 @@
-"""Bound on the bytes of a thread's pending writes, and the queue of writes that wait for it."""
+"""Bounds on the bytes of a thread's writes in flight, and the queue of waiting writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOOK_AGAIN: Final = 0.002  # seconds
 
 
 class Turn:
-    """A write's place in its thread's line.
+    """A write's place in its thread's queue.
 
     Within `with`, `wait` and then begin the write.
 
@@ -37,7 +37,7 @@ class Turn:
         self.given: Future[None] = Future()
 
     async def wait(self) -> None:
-        """Wait for the turn.
+        """Wait until the write may begin.
 
         Raises:
             BackpressureError: If the deadline passed. The write was not sent.
@@ -54,7 +54,7 @@ class Turn:
             raise self._backlog.in_vain(self.thread_id) from error
 
     def wait_sync(self) -> None:
-        """Wait for the turn, blocking this thread; see `wait`.
+        """Wait until the write may begin, blocking; see `wait`.
 
         It does not wait on a thread that runs an event loop: earlier writes may need that loop.
         """
@@ -81,7 +81,7 @@ class Turn:
 
 
 class _Line:
-    """The writes of a thread that wait, first come, first served."""
+    """The queue of a thread's waiting writes, first come, first served."""
 
     __slots__ = ("holder", "waiting")
 
@@ -91,7 +91,7 @@ class _Line:
 
 
 class InFlightBytes:
-    """Bounds the bytes of each thread's writes that are under way in this process.
+    """Bounds the bytes of each thread's writes that are in flight from this process.
 
     While a thread has the limit or more under way, its next write waits for its turn, before its
     values are serialized: so it holds nothing but what its caller holds anyway. One write of any
@@ -117,11 +117,11 @@ class InFlightBytes:
         self._lock = threading.Lock()
 
     def turn(self, thread_id: str) -> Turn:
-        """A turn to wait for."""
+        """Make the turn of a write, to wait for."""
         return Turn(self, thread_id, self._patience)
 
     def line_up(self, turn: Turn) -> None:
-        """Wait in line; `give_back` must follow."""
+        """Append a turn to the queue; `give_back` must follow."""
         with self._lock:
             line = self.crowded.setdefault(turn.thread_id, _Line())
             if turn.caller:  # an earlier wait of this thread was interrupted
@@ -144,7 +144,7 @@ class InFlightBytes:
             self._go_on(turn.thread_id)
 
     def begin(self, thread_id: str, size: int, write: object) -> None:
-        """Count a write that is sent; `end` must follow, whatever comes from here on.
+        """Count a write that is sent; `end` must follow in any case.
 
         Args:
             thread_id: Its thread.
@@ -162,7 +162,7 @@ class InFlightBytes:
                 self.crowded.setdefault(thread_id, _Line())
 
     def end(self, thread_id: str, write: object) -> None:
-        """Count a write no longer: it was acknowledged, or given up. May be called twice."""
+        """Stop counting a write that was acknowledged or given up. May be called twice."""
         with self._lock:
             under_way = self._under_way.get(thread_id)
             if under_way is not None:
@@ -176,7 +176,7 @@ class InFlightBytes:
         return sum(self._under_way.get(thread_id, {}).values())
 
     def _go_on(self, thread_id: str) -> None:
-        """Give the next write of a thread its turn, if there is room."""
+        """Let the next write of a thread begin, if there is room."""
         line = self.crowded.get(thread_id)
         if line is None or self._bytes_of(thread_id) >= self._limit or _lives(line.holder):
             return
@@ -208,5 +208,5 @@ def _has_loop() -> bool:
 
 
 def _lives(turn: Turn | None) -> bool:
-    """Whether a turn can still be taken; not if its event loop is closed."""
+    """Whether a turn can still be taken: its event loop is not closed."""
     return turn is not None and (turn.loop is None or not turn.loop.is_closed())

@@ -1,4 +1,4 @@
-"""`AsyncCache`: LangGraph's cache of nodes over the memory."""
+"""`AsyncCache`: LangGraph's cache of nodes' results, over the memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LONGEST = 2**40  # seconds: for ever, and its microseconds fit into a number of
 
 
 class AsyncCache(NotPicklable, BaseCache[ValueT], Generic[ValueT]):
-    """Caches what nodes return in a cluster's memory actors.
+    """Caches the results of nodes in a cluster's memory actors.
 
     Get it as `memory.cache`, for `builder.compile(cache=...)` and `CachePolicy`. Cached values take
     `cache_total_mem` bytes at most, the least recently used go first. They are in memory alone: an
@@ -70,11 +70,11 @@ class AsyncCache(NotPicklable, BaseCache[ValueT], Generic[ValueT]):
             raise
 
     async def aclear(self, namespaces: Sequence[Namespace] | None = None) -> None:
-        """Forget the values of some namespaces, or all of them."""
+        """Remove the values of given namespaces, or all of them."""
         await run(self._client, self._clear(namespaces))
 
     def clear(self, namespaces: Sequence[Namespace] | None = None) -> None:
-        """Forget values, blocking; see `aclear`."""
+        """Remove values, blocking; see `aclear`."""
         run_sync(self._client, self._clear(namespaces))
 
     # ------------------------------------------------------------------ plans

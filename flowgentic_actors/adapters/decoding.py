@@ -1,7 +1,7 @@
-"""Which types a stored value may become when it is decoded.
+"""Decoding of stored values, limited to allowed types.
 
 LangGraph's serializer notes with each object of what type it is, and imports and calls that when it
-decodes it. So whoever writes to a memory decides what its readers call, unless they are strict.
+decodes it. So the writer of a memory decides what its readers call, unless they are strict.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Embedding of texts for searches by similarity, in the client: batched, awaited or blocking."""
+"""Embedding of texts for searches by similarity: batched, awaited or blocking."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WHOLE: Final = "$"
 
 
 class Embedded(NamedTuple):
-    """Vectors by text, as a shard takes them: of what is stored, and of what is searched for."""
+    """Vectors by text, as shards take them: for items, and for queries."""
 
     documents: Mapping[str, bytes]
     queries: Mapping[str, bytes]
@@ -35,7 +35,7 @@ class Embedded(NamedTuple):
 
 
 class Index:
-    """What of an item is embedded, and by whom.
+    """The index of a store: which texts of an item are embedded, and the function for it.
 
     Args:
         config: LangGraph's `IndexConfig`, with the `distance_type` that its `PostgresStore` has.
@@ -72,7 +72,7 @@ class Index:
         return found
 
     async def aembed(self, documents: Sequence[str], queries: Sequence[str]) -> Embedded:
-        """Embed texts; what others on this loop ask for in the same tick goes along.
+        """Embed texts, together with others that this loop embeds in the same tick.
 
         Raises:
             InvalidRequestError: If the embedding function gave something else than it should.
@@ -85,7 +85,7 @@ class Index:
         return Embedded(found, asked, self._metric)
 
     def embed(self, documents: Sequence[str], queries: Sequence[str]) -> Embedded:
-        """The same, blocking; also for an embedding function that is awaited."""
+        """Embed texts, blocking; also with an asynchronous embedding function."""
         embeddings = self.embeddings
         if isinstance(embeddings, EmbeddingsLambda) and not hasattr(embeddings, "func"):
             return run_blocking(lambda: self.aembed(documents, queries))
@@ -103,7 +103,7 @@ class Index:
         waiting.texts.update(dict.fromkeys(documents))
         waiting.callers += 1
         try:
-            # Whoever is cancelled takes nothing from the others.
+            # A cancelled waiter takes nothing from the others.
             return await asyncio.shield(waiting.task)
         except Exception:
             if waiting.callers == 1:
@@ -160,7 +160,7 @@ async def _in_time(call: Awaitable[T], texts: int) -> T:
 
 
 class _Round:
-    """Texts that are embedded in one go."""
+    """A batch of texts that are embedded together."""
 
     def __init__(self, task: asyncio.Task[Mapping[str, bytes]]) -> None:
         self.task = task
@@ -170,7 +170,7 @@ class _Round:
 
 
 def _looked_at(task: asyncio.Task[Any]) -> None:
-    """All who waited may have been cancelled: then nobody else looks at its error."""
+    """Retrieve the error of a batch whose waiters may all have been cancelled."""
     if not task.cancelled():
         task.exception()
 

@@ -1,4 +1,4 @@
-"""What is stored beside the values of checkpoints and writes: ids, versions and metadata, checked.
+"""Heads of checkpoints and writes: ids, versions and metadata, checked without values.
 
 Most of it is plain ASCII text within the limits, which costs little to see. All other is encoded
 and decoded as on its way to an actor: that refuses what cannot be sent (`engine.limits`).
@@ -35,7 +35,7 @@ _all_plain = frozenset({str}).issuperset
 def metadata_of(
     config: RunnableConfig, metadata: CheckpointMetadata
 ) -> tuple[dict[str, Any], dict[str, Scalar]]:
-    """A checkpoint's metadata, as LangGraph's `get_checkpoint_metadata` makes it, and its facets.
+    """A checkpoint's metadata, as by `get_checkpoint_metadata`, and its indexed fields.
 
     Returns:
         The metadata, and those of its fields that a shard can compare.
@@ -76,7 +76,7 @@ def _add_fields(
 
 
 def checked(head: CheckpointHead) -> CheckpointHead:
-    """Check what a checkpoint has beside its values.
+    """Check the head of a checkpoint.
 
     Returns:
         It as it can be sent, with versions of its own.
@@ -109,7 +109,7 @@ def checked(head: CheckpointHead) -> CheckpointHead:
 def checked_task(
     ids: tuple[str, str, str], task_id: str, task_path: str, writes: Sequence[tuple[str, Any]]
 ) -> tuple[str, str]:
-    """Check what a task's pending writes have beside their values.
+    """Check the head of a task's pending writes.
 
     Args:
         ids: Thread, namespace and checkpoint.
@@ -144,7 +144,7 @@ def checked_task(
 
 
 def _remember(names: Collection[str]) -> None:
-    """Note names that can be sent; those that are longer, or of other letters, are few."""
+    """Remember names that were checked, to skip their check next time."""
     if len(_names) + len(names) > _MOST_NAMES:
         _names.clear()
     if len(names) <= _MOST_NAMES:

@@ -1,4 +1,4 @@
-"""Conversion of ids that users give to the text that is stored."""
+"""Conversion of users' ids to the text that is stored."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def texts_of(name: str, values: Iterable[object]) -> list[str]:
 
 
 def identify(config: RunnableConfig) -> tuple[str, str, str | None]:
-    """Thread, namespace and checkpoint of a config, the only parts of it that travel.
+    """The thread, namespace and checkpoint of a config, the only parts of it that are sent.
 
     An empty checkpoint id is none, as in LangGraph's savers.
 
@@ -80,12 +80,12 @@ def thread_of(thread_id: object) -> str:
 
 
 def optional(name: str, value: object) -> str | None:
-    """An id that may be None; see `text_of`."""
+    """Make an id text unless it is None; see `text_of`."""
     return None if value is None else text_of(name, value)
 
 
 def whole(name: str, value: object) -> int:
-    """An integer of any type, NumPy's included, as an `int`.
+    """Convert an integer of any type, NumPy's included, to `int`.
 
     Raises:
         InvalidRequestError: If it is none.

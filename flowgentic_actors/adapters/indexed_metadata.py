@@ -1,4 +1,4 @@
-"""The fields of metadata by which a shard selects checkpoints, and filters on them."""
+"""Indexed metadata: the fields by which shards select checkpoints, and filters on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_SCALAR = object()
 
 
 def facets_of(metadata: Mapping[str, Any]) -> dict[str, Scalar]:
-    """The fields that a shard can compare: scalars that travel without loss."""
+    """The fields that a shard can compare: scalars that are encoded without loss."""
     facets: dict[str, Scalar] = {}
     for name, value in metadata.items():
         add_facet(facets, name, value)
@@ -30,7 +30,7 @@ def add_facet(facets: dict[str, Scalar], name: str, value: Any) -> None:
 
 
 def sendable(facets: Mapping[Any, Scalar]) -> dict[str, Scalar]:
-    """Facets that a command can hold: without names that are not text, or are too long."""
+    """The indexed fields that a command can hold: their names are text, and not too long."""
     return {
         replaced(str.__str__(name)): replaced(value) if isinstance(value, str) else value
         for name, value in facets.items()
@@ -39,7 +39,7 @@ def sendable(facets: Mapping[Any, Scalar]) -> dict[str, Scalar]:
 
 
 def mended(head: CheckpointHead) -> CheckpointHead:
-    """A copy of a head that cannot be sent as it is, with sendable facets.
+    """A copy of a head that cannot be sent as it is, with sendable fields.
 
     Raises:
         InvalidRequestError: If it cannot be sent then either.
@@ -76,7 +76,7 @@ class MetadataFilter:
         self.decided = len(self.facets) == len(self._wanted)
 
     def matches(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint's metadata is wanted."""
+        """Whether a checkpoint's metadata matches the filter."""
         return all(_equal(metadata.get(name), value) for name, value in self._wanted.items())
 
 

@@ -36,7 +36,7 @@ class VersionedItem(Item):
 
 
 class VersionedSearchItem(SearchItem):
-    """The same as a search gives it."""
+    """A found item with its version and score, as a search returns it."""
 
     __slots__ = ("_created_us", "version")
 
@@ -51,7 +51,7 @@ class VersionedSearchItem(SearchItem):
 
 
 def item_of(row: ItemRow, serde: SerializerProtocol) -> VersionedItem:
-    """An item from its row."""
+    """Make an item from its row."""
     item = _new(VersionedItem)
     _fill(item, row, serde)
     return item
@@ -60,7 +60,7 @@ def item_of(row: ItemRow, serde: SerializerProtocol) -> VersionedItem:
 def search_item_of(
     row: ItemRow, score: float | None, serde: SerializerProtocol
 ) -> VersionedSearchItem:
-    """An item that a search found, from its row."""
+    """Make a found item from its row."""
     item = _new(VersionedSearchItem)
     item.score = score
     _fill(item, row, serde)
@@ -68,12 +68,12 @@ def search_item_of(
 
 
 def time_of(microseconds: int) -> datetime:
-    """A time from microseconds since the Unix epoch."""
+    """Convert microseconds since the Unix epoch to a time."""
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def micros_of(time: datetime) -> int:
-    """Microseconds since the Unix epoch; a time without a zone is local time, as in Python."""
+    """Convert a time to microseconds since the epoch; without a zone, it is local time."""
     return (time.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
 
 

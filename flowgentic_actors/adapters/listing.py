@@ -1,4 +1,4 @@
-"""A listing in progress: pages of several shards merged into one order. No I/O."""
+"""Listings: pages of several shards, merged into one order. No I/O."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Page(Protocol[R]):
 
 
 class Listing(Generic[R]):
-    """Asks shards for pages and gives out their rows, newest first over all of them.
+    """A listing in progress: asks shards for pages, and yields rows newest first over all.
 
     When slots have moved between shards, it goes on behind the last row that it gave out: each
     shard is asked anew, and what is at hand of pages by the older table counts for nothing.
@@ -63,7 +63,7 @@ class Listing(Generic[R]):
         return (yield from retry_on_new_table(self._client, self._next))
 
     def count(self) -> bool:
-        """Count a row that was given out; True when no more are wanted."""
+        """Count a row that was yielded; True when the limit is reached."""
         if self._left is None:
             return False
         self._left -= 1
@@ -91,7 +91,7 @@ class Listing(Generic[R]):
         return self._rows[shard].popleft()
 
     def _begin(self, table: SlotTable) -> None:
-        """Forget what is at hand, and go on behind the last row that was given out."""
+        """Drop the pages at hand, and continue after the last row that was yielded."""
         shard = shard_of(table, self._query)
         self._version = table.version
         self._query = msgspec.structs.replace(
@@ -103,10 +103,10 @@ class Listing(Generic[R]):
 
 
 def checkpoint_position(row: CheckpointRow) -> Position:
-    """Where a checkpoint is in a listing."""
+    """The position of a checkpoint in a listing."""
     return Position(row.checkpoint_id, row.thread_id, row.checkpoint_ns)
 
 
 def thread_position(row: ThreadRow) -> ThreadPosition:
-    """Where a thread is in a listing."""
+    """The position of a thread in a listing."""
     return ThreadPosition(row.updated_us, row.thread_id)

@@ -1,4 +1,4 @@
-"""A store without an embedding function over a memory whose items have vectors."""
+"""Stand-in for the index of a store without an embedding function, over indexed items."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MissingIndex:
         self._settings = settings
 
     def texts(self, value: dict[str, Any], index: Any) -> list[tuple[str, str]]:  # noqa: ARG002
-        """Nothing, for a put with `index=False`.
+        """Return no texts for a put with `index=False`, and raise for others.
 
         Raises:
             InvalidRequestError: For any other.

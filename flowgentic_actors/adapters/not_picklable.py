@@ -1,4 +1,4 @@
-"""Adapters cannot be pickled: they belong to their process."""
+"""Refusal to pickle adapters, which belong to their process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class NotPicklable:
-    """Refuses to be pickled or deep-copied, in its client's words; a shallow copy is possible.
+    """Base of classes that refuse to be pickled or deep-copied; shallow copies are possible.
 
     LangGraph's own classes would fail on a part of theirs that has nothing to do with it.
     """

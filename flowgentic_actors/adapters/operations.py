@@ -1,4 +1,4 @@
-"""One body for the sync and the async form of every call.
+"""Operations: one body for the sync and the async form of every call.
 
 A plan is a generator that yields a question and receives its reply, or several that may be asked at
 the same time and receives their replies in order. How they are asked, awaiting or blocking, is
@@ -42,7 +42,7 @@ class ShardRequest(Struct, frozen=True, gc=False):
 
 
 class Independent(list[ShardRequest]):
-    """Questions that have nothing to do with each other: errors are given in place of replies.
+    """Independent requests: errors are given in place of replies.
 
     Only errors of ours are given. Any other exception, such as one that a signal's handler raises,
     ends all that is under way.
@@ -62,7 +62,7 @@ WriteOperation: TypeAlias = Generator[ShardRequests | Turn, Any, T]
 
 
 async def run(client: MemoryClient, plan: WriteOperation[T]) -> T:
-    """Carry out a plan, awaiting."""
+    """Carry out an operation, awaiting."""
     try:
         asks = next(plan)
         while True:
@@ -89,7 +89,7 @@ async def run(client: MemoryClient, plan: WriteOperation[T]) -> T:
 
 
 def run_sync(client: MemoryClient, plan: WriteOperation[T]) -> T:
-    """Carry out a plan, blocking this thread."""
+    """Carry out an operation, blocking this thread."""
     try:
         asks = next(plan)
         while True:
@@ -124,7 +124,7 @@ def _go_on(
 def _error_of(
     asks: Sequence[ShardRequest], answers: Sequence[Reply | Exception]
 ) -> Exception | None:
-    """What questions that belong together failed with, None when all were answered."""
+    """The error of requests that belong together, None when all were answered."""
     first: Exception | None = None
     failed: dict[int, Exception] = {}
     for ask, answer in zip(asks, answers, strict=True):
@@ -138,7 +138,7 @@ def _error_of(
 
 
 async def ask_each(client: MemoryClient, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
-    """Ask everything at once and await all answers."""
+    """Send all requests at once, and await all answers."""
     if len(asks) == 1:
         try:
             return [await client.ask(asks[0].shard, asks[0].command)]
@@ -148,7 +148,7 @@ async def ask_each(client: MemoryClient, asks: Sequence[ShardRequest]) -> list[R
 
 
 def ask_each_sync(client: MemoryClient, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
-    """Ask everything at once and wait for all answers."""
+    """Send all requests at once, and wait for all answers."""
     if len(asks) == 1:
         try:
             return [client.ask_sync(asks[0].shard, asks[0].command)]
@@ -158,7 +158,7 @@ def ask_each_sync(client: MemoryClient, asks: Sequence[ShardRequest]) -> list[Re
 
 
 def each(plans: Sequence[Operation[T]]) -> Operation[list[T | Exception]]:
-    """Run plans side by side: what they ask in one round is asked at once.
+    """Run operations side by side: their requests of one round are sent at once.
 
     One that fails has its error in the place of its result; the others go on.
     """
@@ -187,7 +187,7 @@ def each(plans: Sequence[Operation[T]]) -> Operation[list[T | Exception]]:
 
 
 def over_shards(plans: Mapping[int, Operation[T]]) -> Operation[list[T]]:
-    """The same for one thing of several shards.
+    """Run one operation for each of several shards, side by side.
 
     Raises:
         PartialFailureError: If it failed on some of them, with the others' results lost.
@@ -210,7 +210,7 @@ def over_shards(plans: Mapping[int, Operation[T]]) -> Operation[list[T]]:
 def retry_on_new_table(
     client: MemoryClient, plan_of: Callable[[SlotTable], Operation[T]]
 ) -> Operation[T]:
-    """Carry out a plan that asks several shards, anew by the newest table when slots have moved.
+    """Carry out an operation on several shards, and repeat it when slots have moved.
 
     Args:
         client: Knows the table, and waits for a newer one before it says that slots have moved.

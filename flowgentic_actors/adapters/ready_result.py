@@ -1,4 +1,4 @@
-"""Results of methods that other savers and stores need and that do nothing here.
+"""Results of methods that do nothing here, and that may be awaited or not.
 
 LangGraph's classes have them in two forms, `store.setup()` and, in those named `Async...`,
 `await store.setup()`; a program written for either runs.

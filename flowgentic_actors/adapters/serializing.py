@@ -1,4 +1,4 @@
-"""Error for a value that cannot be serialized, with the name of the value."""
+"""Errors for values that cannot be serialized, with the name of the value."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def name_unserializable(error: Exception, serde: SerializerProtocol, values: Nam
 
 
 def entries(name: str, values: Mapping[str, Any]) -> Named:
-    """The values of a mapping, by the mapping's name and theirs."""
+    """The values of a mapping, by the mapping's name and their keys."""
     return ((f"{name}[{key!r}]", value) for key, value in values.items())
 
 
 def checkpoint_values(
     config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
 ) -> Named:
-    """All that is serialized of a checkpoint, by name."""
+    """All serialized values of a checkpoint, by name."""
     thread = f"thread {config['configurable'].get('thread_id')!r}: "
     for channel, value in checkpoint["channel_values"].items():
         yield f"{thread}the value of channel {channel!r}", value
@@ -56,7 +56,7 @@ def checkpoint_values(
 
 
 def written_values(config: RunnableConfig, writes: Sequence[tuple[str, Any]]) -> Named:
-    """All that is serialized of pending writes, by name."""
+    """All serialized values of pending writes, by name."""
     thread = f"thread {config['configurable'].get('thread_id')!r}: "
     for channel, value in writes:
         yield f"{thread}the value written to channel {channel!r}", value

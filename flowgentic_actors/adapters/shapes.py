@@ -15,7 +15,7 @@ from flowgentic_actors.errors import InvalidRequestError
 
 
 def check_namespace(namespace: object) -> None:
-    """Refuse what is no sequence of labels.
+    """Refuse a namespace that is no sequence of labels.
 
     Raises:
         InvalidNamespaceError: If it is a text, or nothing that holds labels.
@@ -32,7 +32,7 @@ def check_namespace(namespace: object) -> None:
 
 
 def not_a_dict(namespace: object, key: object, value: object) -> InvalidRequestError:
-    """The error of a put whose value is no dict."""
+    """The error of a put whose value is not a dict."""
     hint = ": give its model_dump()" if hasattr(type(value), "model_dump") else ""
     return InvalidRequestError(
         f"the value of {key!r:.100} in {namespace!r:.200} must be a dict, and is a "

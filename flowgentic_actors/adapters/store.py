@@ -134,7 +134,7 @@ class AsyncStore(BaseStore):
     async def aget(
         self, namespace: tuple[str, ...], key: str, *, refresh_ttl: bool | None = None
     ) -> Item | None:
-        """Fetch an item, None when it is not there.
+        """Fetch an item, None when there is none.
 
         Args:
             namespace: Where.
@@ -218,7 +218,7 @@ class AsyncStore(BaseStore):
     async def adelete(
         self, namespace: tuple[str, ...], key: str, *, expected_version: int | None = None
     ) -> None:
-        """Remove an item, if it is there; see `aput` for `expected_version`."""
+        """Remove an item, if it exists; see `aput` for `expected_version`."""
         if type(namespace) is not tuple:
             check_namespace(namespace)
         await self._arun([PutOp(namespace, key, None)], expected_version)
@@ -285,7 +285,7 @@ class AsyncStore(BaseStore):
         return self._operations.query_of(namespace, key, refresh)
 
     def _minutes(self, namespace: tuple[str, ...], ttl: float | NotProvided | None) -> float | None:
-        """How long an item that is put lives; its namespace may not be LangGraph's."""
+        """The lifetime of an item that is put; refuses LangGraph's own namespace."""
         if type(namespace) is not tuple:
             check_namespace(namespace)
         if namespace[:1] == _RESERVED:

@@ -1,4 +1,4 @@
-"""A batch of store operations as one plan."""
+"""A batch of store operations as one operation on shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _Put(NamedTuple):
-    """A put or delete whose value is serialized already, and what of it is to be embedded."""
+    """A put or delete with its serialized value, and its texts to embed."""
 
     number: int
     command: Change
@@ -29,7 +29,7 @@ class _Put(NamedTuple):
 
 
 class Batch:
-    """Operations that were looked at and copied: what becomes of their values later is no matter.
+    """A batch whose operations are checked and copied, so that values may change later.
 
     Args:
         operations: What each comes to.
@@ -82,7 +82,7 @@ class Batch:
         self.documents = [text for put in self._puts.values() for _, text in put.texts]
 
     def plan(self, embedded: Embedded | None) -> Operation[list[Result]]:
-        """Reads first, then puts; an operation that fails keeps no other from being done."""
+        """Carry out reads, then puts; an operation that fails does not stop the others."""
         operations = self._operations
         reads = [number for number, _, _ in self._wide]
         reads += [number for number, _ in self._gets]

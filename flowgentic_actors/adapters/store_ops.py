@@ -1,4 +1,4 @@
-"""The operations of a store, each as a plan: questions to shards, and replies as results."""
+"""The operations of a store: requests to shards, and replies turned into results."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ Wide: TypeAlias = SearchItems | ListNamespaces
 
 
 class Operations:
-    """What a store can do.
+    """The operations of one store.
 
     Args:
         client: How to reach the shards.
@@ -87,7 +87,7 @@ class Operations:
         self._expired = expired
 
     def plan(self, op: Op, expected: int | None) -> Operation[Result]:
-        """The plan of one operation that needs no embedding.
+        """The operation for one of LangGraph's `Op`s that needs no embedding.
 
         Args:
             op: The operation.
@@ -105,7 +105,7 @@ class Operations:
     def read(
         self, question: Wide, op: Op | None = None, embedded: Embedded | None = None
     ) -> Operation[Any]:
-        """The plan of a search or a listing.
+        """The operation of a search or a listing.
 
         Args:
             question: What `question_of` made.
@@ -126,7 +126,7 @@ class Operations:
         minutes: float | None,
         expected: int | None,
     ) -> Change:
-        """The command of a put or delete; its value is serialized here and now.
+        """The command of a put or delete; its value is serialized at once.
 
         Args:
             namespace: Where.
@@ -160,7 +160,7 @@ class Operations:
         return PutItem(namespace, key, blob, 0 if minutes is None else _ttl_us(minutes), expected)
 
     def query_of(self, namespace: tuple[str, ...], key: str, refresh: object) -> GetItem:
-        """The query of a get.
+        """The query of a get operation.
 
         Raises:
             InvalidRequestError: If it is impossible.
@@ -170,7 +170,7 @@ class Operations:
         return GetItem(namespace, key, bool(refresh), self._expired)
 
     def question_of(self, op: Op) -> GetItem | Wide:
-        """The question of an operation that changes nothing; the limits of its fields are checked.
+        """The query of a read, with its fields checked.
 
         Raises:
             InvalidRequestError: If it is impossible.
@@ -187,11 +187,11 @@ class Operations:
         raise InvalidRequestError(f"{type(op).__name__} is not a store operation")
 
     def item(self, reply: Any) -> Item | None:
-        """What a get found."""
+        """The item in the reply to a get."""
         return None if reply.row is None else item_of(reply.row, self._serde)
 
     def result(self, command: GetItem | Change, reply: Any) -> Result:
-        """What a get, put or delete came to.
+        """The result of a get, put or delete from its reply.
 
         Raises:
             VersionConflictError: If it expected another version.
@@ -204,12 +204,12 @@ class Operations:
         return None
 
     def one(self, command: GetItem | Change) -> Operation[Result]:
-        """The plan of a get, put or delete."""
+        """The operation of a get, put or delete."""
         shard = self._client.table.of_namespace(command.namespace)
         return self.result(command, (yield ShardRequest(shard, command)))
 
     def several(self, commands: Sequence[GetItem | Change]) -> Operation[list[Result | Exception]]:
-        """The plan of gets, puts or deletes: all are asked at once.
+        """The operation of several gets, puts or deletes, sent at once.
 
         One that fails has its error in the place of its result.
         """
@@ -290,7 +290,7 @@ def conflict(command: Change, reply: Conflict) -> VersionConflictError:
 def place_of(
     namespace: tuple[str, ...], key: str, *, deletes: bool = False
 ) -> tuple[tuple[str, ...], str]:
-    """The labels and the key of an item as plain text.
+    """Check the labels and the key of an item, and make them plain text.
 
     Those of an item to delete may be of any length: it may be there from an earlier version.
 
@@ -356,7 +356,7 @@ def _listing_of(op: ListNamespacesOp, expired: bool) -> ListNamespaces:
 
 
 def _search_shard(shard: int, query: Search) -> Operation[Sequence[Any]]:
-    """All pages of one shard's answer."""
+    """Search one shard, over all pages of its answer."""
     rows: list[Any] = []
     after: ItemPosition | RankPosition | None = None
     offset = query.offset
@@ -371,7 +371,7 @@ def _search_shard(shard: int, query: Search) -> Operation[Sequence[Any]]:
 
 
 def _list_shard(shard: int, query: ListNamespaces) -> Operation[list[tuple[str, ...]]]:
-    """The same of a listing of namespaces."""
+    """List the namespaces of one shard, over all pages of its answer."""
     found: list[tuple[str, ...]] = []
     page = query
     while True:
@@ -405,7 +405,7 @@ def _encode_filter(conditions: dict[str, Any] | None) -> bytes:
 
 
 def _check_plain(value: object, where: str) -> None:
-    """Refuse what is stored in a serializer's own form, which a shard does not look into."""
+    """Refuse a filter on a value in a serializer's own form, which shards cannot read."""
     if type(value) is dict:
         for name, inner in value.items():
             _check_plain(inner, f"{where}[{name!r}]")
@@ -420,7 +420,7 @@ def _check_plain(value: object, where: str) -> None:
 
 
 def _replaced(value: Any) -> Any:
-    """A filter on text as it is stored; see `indexed_metadata.replaced`."""
+    """A filter with its text as it is stored; see `indexed_metadata.replaced`."""
     match value:
         case str():
             return replaced(value)
@@ -438,7 +438,7 @@ def _ttl_us(minutes: float) -> int:
 
 
 def window(op: SearchOp | ListNamespacesOp) -> tuple[int, int]:
-    """Limit and offset of an operation, within what a shard takes."""
+    """The limit and offset of an operation, within what shards accept."""
     limit, offset = whole("limit", op.limit), whole("offset", op.offset)
     for name, value in (("limit", limit), ("offset", offset)):
         if value < 0:

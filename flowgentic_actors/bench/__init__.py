@@ -1,4 +1,4 @@
-"""`flowgentic-actors bench`: what takes part, what is measured, and what is told about it.
+"""`flowgentic-actors bench`: contenders, workloads, measurement and reports.
 
 `subjects` and `contenders` (with `peers`, `plain_redis` and `raw_ddict`) say who; `workloads` and
 the modules of its groups say what; `measuring` lets them take turns. `conversation`, `growth`,

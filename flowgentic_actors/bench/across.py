@@ -1,4 +1,4 @@
-"""What a call costs that goes to another node: on our memory over TLS, and on a bare DDict.
+"""The cost of calls to another node: to our memory over TLS, and to a bare DDict.
 
     dragon -w slurm -t tcp "$(which python)" -m flowgentic_actors.bench.across
 
@@ -46,20 +46,20 @@ class DDictElsewhere:
         )
 
     def put(self, value: bytes) -> None:
-        """Store the one value."""
+        """Store the value."""
         self._ddict["value"] = value
 
     def get(self) -> object:
-        """Fetch it."""
+        """Fetch the value."""
         return self._ddict["value"]
 
     def close(self) -> None:
-        """End its processes."""
+        """End the DDict's processes."""
         self._ddict.destroy()
 
 
 async def measure(memory: MemoryCluster) -> dict[str, list[float]]:
-    """Seconds of each call, by what it was."""
+    """Measure; the seconds of each call, by operation."""
     status = await memory.status()
     others = {
         actor.shard: actor.node for actor in status.actors if actor.node != status.nodes[0].name
@@ -108,7 +108,7 @@ async def measure(memory: MemoryCluster) -> dict[str, list[float]]:
 
 
 def table_of(took: dict[str, list[float]]) -> str:
-    """As Markdown, with what the other one of each pair takes as a ratio."""
+    """The results as a Markdown table, with the ratio of each pair."""
     medians = {name: statistics.median(times) for name, times in took.items()}
     pairs = {"aput, 1 KB": "DDict put, 1 KB", "aget_tuple, 1 KB": "DDict get, 1 KB"}
     lines = ["| to another node | median | 90 % | faster than the DDict |", "|---|---|---|---|"]
@@ -123,7 +123,7 @@ def table_of(took: dict[str, list[float]]) -> str:
 
 
 async def main() -> None:
-    """Measure, and print."""
+    """Measure, and print the table."""
     async with MemoryCluster(
         mode="distributed", spawner="dragon", fallback_to_local=False, open_timeout=300
     ) as memory:

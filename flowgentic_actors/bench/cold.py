@@ -1,4 +1,4 @@
-"""Reads of values that an actor's own memory has let go of: from its DDict, or its journal."""
+"""Reads of cold values: from an actor's DDict, or from its journal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BATCH = 200
 
 
 class Amount(NamedTuple):
-    """How much is stored and read.
+    """The amount that is stored and read.
 
     Attributes:
         items: Values of 4 KiB.
@@ -101,7 +101,7 @@ def _value(number: int) -> dict[str, Any]:
 
 
 async def _settle(memory: MemoryCluster, mode: str, items: int) -> None:
-    """Wait until the values are where they are to be read from."""
+    """Wait until the values are in the tier that they are to be read from."""
     deadline = time.monotonic() + _SETTLE
     while time.monotonic() < deadline:
         actor = (await memory.status()).actors[0]
@@ -112,7 +112,7 @@ async def _settle(memory: MemoryCluster, mode: str, items: int) -> None:
 
 
 async def _measure(memories: dict[str, MemoryCluster], amount: Amount) -> dict[str, list[float]]:
-    chance = random.Random(0)  # noqa: S311 - the same keys for everybody
+    chance = random.Random(0)  # noqa: S311 - the same keys for all contenders
     samples: dict[str, list[float]] = {
         f"{kind} {n}": [] for kind in memories for n in (1, _READERS)
     }

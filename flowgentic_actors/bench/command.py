@@ -55,7 +55,7 @@ MODES: Final = tuple(name for name in NAMES if name != REFERENCE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """What may be told to the benchmark."""
+    """The options of the benchmark."""
 
     quick: bool = False
     """A short run, to see that all works; its p99 and its rates rest on few samples."""
@@ -105,11 +105,11 @@ class BenchOptions:
         self.selection()
 
     def selection(self) -> Selection:
-        """What is to be measured."""
+        """The selection of contenders and workloads."""
         return select(self.workloads, quick=self.quick)
 
     def effort(self) -> Effort:
-        """How much is measured in turns."""
+        """The effort of measurements in turns."""
         usual = QUICK if self.quick else FULL
         return usual if self.seconds is None else usual._replace(seconds=self.seconds)
 
@@ -169,7 +169,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def run_bench(options: BenchOptions) -> int:
-    """Run the benchmark and print on standard output what came out.
+    """Run the benchmark and print the results on standard output.
 
     Args:
         options: What to measure, and how thoroughly.
@@ -204,7 +204,7 @@ def run_bench(options: BenchOptions) -> int:
 
 
 def _try_outputs(options: BenchOptions) -> None:
-    """Find out now, not after minutes, whether the results can be written."""
+    """Check in advance whether the results can be written."""
     for file in (options.json, options.markdown):
         if file is not None:
             file.open("a").close()
@@ -224,7 +224,7 @@ def _show(console: Console, report: Report, options: BenchOptions) -> None:
 
 
 def _measure_all(console: Console, options: BenchOptions) -> tuple[Report, list[str]]:
-    """Measure what was asked for; the lines tell what went wrong."""
+    """Measure the selection; returns a line for each failure."""
     start = time.perf_counter()
     report = Report(quick=options.quick, environment=environment())
     places = Places.found(options.scratch, options.postgres, options.redis)
@@ -293,7 +293,7 @@ async def _run(
 
 
 def _print_list(console: Console, options: BenchOptions) -> None:
-    """Tell what can be measured here."""
+    """Print what can be measured here."""
     places = Places.found(options.scratch, options.postgres, options.redis)
     who = Table(box=None, pad_edge=False)
     who.add_column("--modes")

@@ -1,4 +1,4 @@
-"""Who takes part: LangGraph's own memory, every mode of ours, and peers."""
+"""Contenders: LangGraph's own memory, every mode of ours, and peers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Contender(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where contenders find what they need.
+    """The places that contenders need: folders and servers.
 
     Attributes:
         scratch: Folder for journals and database files.
@@ -60,7 +60,7 @@ class Places(NamedTuple):
 
     @classmethod
     def found(cls, scratch: Path | None, postgres: str | None, redis: str | None) -> Places:
-        """From what the options say, else from the environment, else defaults."""
+        """Find the places in the options, else in the environment, else use defaults."""
         return cls(
             Path(tempfile.gettempdir()) if scratch is None else scratch,
             postgres or os.environ.get(POSTGRES_VARIABLE) or None,
@@ -107,7 +107,7 @@ def _journal_of(memory: MemoryCluster) -> Written:
 
 
 def contenders(places: Places) -> dict[str, Contender]:
-    """Everything that can be measured, by name; the reference first."""
+    """All contenders by name, the reference first."""
     distributed = partial(
         _cluster, mode="distributed", fallback_to_local=False, scratch=places.scratch
     )

@@ -1,4 +1,4 @@
-"""One thread that grows: what a turn of a long conversation costs, early and late."""
+"""The cost of turns of one long conversation, early and late."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PER_TURN: Final = 4  # messages: one of the user's, one of each node
 
 
 class Length(NamedTuple):
-    """How long the conversations are.
+    """The length of the conversations.
 
     Attributes:
         turns: Runs of the graph on the thread.
@@ -54,13 +54,13 @@ class _Talk:
         self._before = 0
 
     async def warm_up(self) -> None:
-        """Have one turn on a thread of its own."""
+        """Run one turn on a thread of its own."""
         thread = new_thread()
         await self._graph.ainvoke({"messages": messages(1, 100)}, thread)
         await forget(self.memory.saver, [thread])
 
     async def turn(self) -> None:
-        """Have a turn, and time it."""
+        """Run a turn, and time it."""
         question = self._question()
         start = time.perf_counter()
         await self._graph.ainvoke(question, self._thread)
@@ -70,7 +70,7 @@ class _Talk:
             raise TimeoutError(f"given up: {self._turns} turns took {self._limit:g} s")
 
     async def turns(self, count: int) -> None:
-        """Have some turns in a row, and count at once what they wrote, where that can be done."""
+        """Run some turns in a row, and count the bytes that they wrote, where possible."""
         await self.look(late=False)
         for _ in range(count):
             await self._graph.ainvoke(self._question(), self._thread)
@@ -82,12 +82,12 @@ class _Talk:
         return {"messages": [{**question, "content": text(100, 1_000 * self._turns)}]}
 
     async def look(self, *, late: bool) -> None:
-        """Note what was written until now."""
+        """Note the bytes written so far."""
         if (probe := self._probe(late=late)) is not None:
             self._before = await probe.total()
 
     async def tell(self, count: int, *, late: bool) -> None:
-        """Note what some turns wrote."""
+        """Note the bytes that some turns wrote."""
         if (probe := self._probe(late=late)) is not None:
             self.written.append((await probe.total() - self._before) / count)
 
@@ -96,7 +96,7 @@ class _Talk:
         return probe if probe is not None and (probe.delay > 0) == late else None
 
     async def end(self) -> None:
-        """See whether all is there."""
+        """Check that the whole conversation is stored."""
         found = (await self._graph.aget_state(self._thread)).values.get("messages", [])
         expect(len(found), _PER_TURN * self._turns, "the number of the thread's messages")
 

@@ -1,4 +1,4 @@
-"""What a memory takes: bytes held for each byte stored, and processor time while idle.
+"""The footprint of a memory: bytes held for each byte stored, and processor time while idle.
 
 Each contender is measured in a child process that opens nothing else: what one stored and freed
 would be another one's room.
@@ -27,7 +27,7 @@ _MIB = 1 << 20
 
 
 class Extent(NamedTuple):
-    """How much is measured.
+    """The extent of the measurement.
 
     Attributes:
         items: Values of 4 KiB to store.

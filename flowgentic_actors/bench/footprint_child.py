@@ -1,4 +1,4 @@
-"""The child process of `footprint`: opens one memory, looks at it idle, fills it, looks again."""
+"""The child process of `footprint`: measures one memory, first idle, then filled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SETTINGS: Final[dict[str, dict[str, Any]]] = {
 
 
 def main() -> int:
-    """Do as the argument says, and print what was found."""
+    """Measure the contender that the argument names, and print the results."""
     asked = msgspec.json.decode(sys.argv[1])
     found = asyncio.run(_measure(**asked))
     print(msgspec.json.encode(found).decode())
@@ -68,7 +68,7 @@ async def _measure(
 
 
 async def _processes(memory: MemoryCluster | None) -> tuple[list[int], list[int]]:
-    """Those that hold the values, and what else was started for them."""
+    """The processes that hold the values, and those started beside them."""
     if memory is None or not memory.is_distributed:
         return [os.getpid()], []
     status = await memory.status()
@@ -91,7 +91,7 @@ async def _idle(
 
 
 class _Look(NamedTuple):
-    """How to look at what is held.
+    """Reader of the bytes that a memory holds.
 
     Attributes:
         holders: Processes that hold it.
@@ -102,7 +102,7 @@ class _Look(NamedTuple):
     rest: float
 
     async def at(self, memory: MemoryCluster | None) -> dict[str, float]:
-        """What is held now."""
+        """The bytes that are held now."""
         await asyncio.sleep(self.rest)
         gc.collect()
         journal = 0

@@ -1,4 +1,4 @@
-"""What an operation costs while more and more is stored.
+"""The cost of operations as the stored amount grows.
 
 A contender is opened once for every size, all are filled, and then the sizes take turns: so the
 ratio of a large memory to a small one is that of one moment.
@@ -34,7 +34,7 @@ _STATE = messages(1, 100)
 
 
 class Sizes(NamedTuple):
-    """What is stored.
+    """The sizes to fill to.
 
     Attributes:
         items: Numbers of items in the store, growing.
@@ -57,7 +57,7 @@ Fill = Callable[[Subject, int, float], Awaitable[None]]
 
 
 class _Kind(NamedTuple):
-    """Items or threads: how a memory is filled, and what is measured then."""
+    """Items or threads: how to fill a memory with them, and what to measure."""
 
     name: str
     counts: Callable[[Sizes], tuple[int, ...]]
@@ -113,7 +113,7 @@ async def _grow(
 async def _measure(
     filled: Mapping[int, Subject], kind: _Kind, rounds: int
 ) -> dict[tuple[str, int], list[float]]:
-    chance = random.Random(0)  # noqa: S311 - the same keys for everybody
+    chance = random.Random(0)  # noqa: S311 - the same keys for all contenders
     samples: dict[tuple[str, int], list[float]] = {
         (name, count): [] for name in kind.operations for count in filled
     }

@@ -1,4 +1,4 @@
-"""What the kernel tells about this machine and its processes."""
+"""Figures of the kernel about this machine and its processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SYNCS: Final = 20
 
 
 def cpus() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
@@ -27,7 +27,7 @@ def load() -> float:
 
 
 def sync_time(folder: Path) -> float:
-    """Seconds (median) of writing 4 KiB to a file there and syncing it. Blocks."""
+    """The median seconds of writing 4 KiB to a file and syncing it. Blocks."""
     times = []
     with tempfile.TemporaryFile(dir=folder) as file:
         for _ in range(_SYNCS):
@@ -40,7 +40,7 @@ def sync_time(folder: Path) -> float:
 
 
 def written_by(pid: int) -> int:
-    """Bytes that a process gave to `write` and its kin so far, sockets apart. Blocks."""
+    """The bytes that a process has written so far, without sockets. Blocks."""
     for line in (_PROC / str(pid) / "io").read_text().splitlines():
         name, _, count = line.partition(": ")
         if name == "wchar":
@@ -49,7 +49,7 @@ def written_by(pid: int) -> int:
 
 
 def resident(pids: Iterable[int]) -> int:
-    """Bytes of memory that processes have resident, without what they map of `/dev/shm`. Blocks.
+    """The resident bytes of processes, without mappings of `/dev/shm`. Blocks.
 
     `shared_memory` counts that once.
     """
@@ -64,7 +64,7 @@ def resident(pids: Iterable[int]) -> int:
 
 
 def shared_memory() -> int:
-    """Bytes that are in use in `/dev/shm`. Blocks."""
+    """The bytes in use in `/dev/shm`. Blocks."""
     try:
         found = os.statvfs(_SHM)
     except OSError:
@@ -73,7 +73,7 @@ def shared_memory() -> int:
 
 
 def processor_time(pids: Iterable[int]) -> float:
-    """Seconds of processor time that processes have used so far. Blocks."""
+    """The seconds of processor time that processes have used so far. Blocks."""
     ticks = 0
     for pid in pids:
         with contextlib.suppress(OSError):  # it is gone

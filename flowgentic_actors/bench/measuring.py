@@ -1,4 +1,4 @@
-"""Letting the contenders take turns, and timing what they do."""
+"""Measurement of contenders in turns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TURN_TIMEOUT: Final = 120.0
 """Seconds after which a turn counts as hung."""
 
 _FAIR = 2.0  # times its part of the whole time that a slow contender may take for a workload
-_FEWEST = 3  # samples that everybody gets all the same
+_FEWEST = 3  # samples that every contender gets in any case
 _MOST_FAILED = 3  # workloads, after which a contender takes no further part
 
 Show: TypeAlias = Callable[[float, str], None]
@@ -27,7 +27,7 @@ Show: TypeAlias = Callable[[float, str], None]
 
 
 class Effort(NamedTuple):
-    """How much is measured.
+    """The effort of a measurement.
 
     Attributes:
         rounds: Rounds after the one that warms up.
@@ -47,7 +47,7 @@ async def measure(
     effort: Effort,
     show: Show = lambda _done, _what: None,
 ) -> None:
-    """Let the contenders take turns, and write into the report what came out.
+    """Let the contenders take turns, and add the results to the report.
 
     What is slow gets fewer samples than what is quick, and never less than a few.
 
@@ -79,7 +79,7 @@ async def _let_all_take_turns(
     for number in range(effort.rounds + 1):
         if number > 1 and time.perf_counter() - start > effort.seconds:
             break
-        first = number % len(names)  # so that nobody always follows the same one
+        first = number % len(names)  # so that none always follows the same one
         order = names[first:] + names[:first]
         for index, workload in enumerate(workloads):
             show(_part(number, index / len(workloads), start, effort), workload.name)
@@ -91,7 +91,7 @@ async def _let_all_take_turns(
 
 
 class Course:
-    """Who has done what so far."""
+    """The progress of contenders and workloads."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Course:
         self._failures: Counter[str] = Counter()
 
     async def turn(self, workload: Workload, name: str, *, warm: bool) -> None:
-        """Let a contender do a workload once, unless it had its part; note the times if warm."""
+        """Run a workload once on a contender, unless it is done; note the times if warm."""
         cell = (workload.name, name)
         if not self._is_due(cell):
             return
@@ -172,14 +172,14 @@ async def opened(
 
 
 def set_heap_aside() -> None:
-    """Let the garbage collector, from now on, look only through what a turn makes."""
+    """Freeze the heap, so that the garbage collector only sees what a turn makes."""
     gc.collect()
     gc.freeze()
 
 
 async def take_turn(workload: Workload, memory: Subject | Raw, longest: float) -> list[float]:
     """Time some operations, one after the other; none begins after `longest` seconds."""
-    gc.collect()  # nobody pays for what another one left behind
+    gc.collect()  # no contender pays for the garbage of another
     if not isinstance(memory, Subject):
         assert workload.raw is not None
         kind, size = workload.raw

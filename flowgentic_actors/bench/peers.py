@@ -1,4 +1,4 @@
-"""LangGraph's savers and stores over SQLite, Postgres and Redis, as they come.
+"""Peers: LangGraph's savers and stores over SQLite, Postgres and Redis, unchanged.
 
 Their packages are the extra `bench`, and are imported when they are used. What is written goes into
 a schema, or below prefixes, of the run's own, and is removed when it is closed.
@@ -34,19 +34,19 @@ class PeerError(Exception):
 
 
 def why_no_sqlite() -> str | None:
-    """Why SQLite cannot take part, or None."""
+    """The reason why SQLite cannot take part, or None."""
     return _missing("langgraph.checkpoint.sqlite", "aiosqlite")
 
 
 def why_no_postgres(dsn: str | None) -> str | None:
-    """Why Postgres cannot take part, or None."""
+    """The reason why Postgres cannot take part, or None."""
     if dsn is None:
         return "no server was named: --postgres DSN, or FLOWGENTIC_BENCH_POSTGRES"
     return _missing("langgraph.checkpoint.postgres", "psycopg")
 
 
 def why_no_redis(url: str | None) -> str | None:
-    """Why Redis cannot take part, or None."""
+    """The reason why Redis cannot take part, or None."""
     if url is None:
         return "no server was named: --redis URL, or FLOWGENTIC_BENCH_REDIS"
     return _missing("langgraph.checkpoint.redis", "redis")
@@ -258,7 +258,7 @@ async def _redis_client(url: str) -> AsyncIterator[Any]:
 
 
 def _reach_redis(package: Any, url: str) -> None:
-    """Find out whether there is a server; blocks."""
+    """Check that there is a server; blocks."""
     wait = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": CONNECT_TIMEOUT}
     try:
         with package.Redis.from_url(url, **wait) as client:
@@ -304,7 +304,7 @@ def _received_by(client: Any) -> Written:
 
 
 async def _clear(client: Any, patterns: Sequence[str], indexes: Sequence[str]) -> None:
-    """Remove what a run left; a server that is gone by now is no trouble."""
+    """Remove what a run left, if the server is still there."""
     with contextlib.suppress(Exception):
         for index in indexes:
             with contextlib.suppress(Exception):  # it was never made

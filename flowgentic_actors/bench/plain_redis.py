@@ -1,4 +1,4 @@
-"""A minimal saver and store over a plain Redis: what any saver over Redis can hope for.
+"""A minimal saver and store over a plain Redis: a bound for any saver over Redis.
 
 This is no saver to use: nothing is ever listed, filtered or expired, and the sync forms are
 missing. It is here as a bound in Redis' favour. Every call is one round trip: writes are one
@@ -193,7 +193,7 @@ class PlainRedisStore(AsyncBatchedBaseStore):
         return [_result(op, replies[at]) for op, at in zip(asked, answers, strict=True)]
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
-        """Not here: this is for measuring the async form."""
+        """Raise: only the async form is measured."""
         raise NotImplementedError("the benchmark's store on plain Redis has no blocking form")
 
     def _ask(self, pipeline: Any, op: Op) -> None:
@@ -218,7 +218,7 @@ class PlainRedisStore(AsyncBatchedBaseStore):
                 )
 
 
-_NOW: Final = "2026-01-01T00:00:00+00:00"  # nobody asks
+_NOW: Final = "2026-01-01T00:00:00+00:00"  # not looked at
 
 
 def _result(op: Op, reply: Any) -> Result:

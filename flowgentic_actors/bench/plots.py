@@ -1,4 +1,4 @@
-"""Plots of a run: ratios of every memory, and how operations grow with what is stored."""
+"""Plots of a run: ratios of every memory, and growth with the stored amount."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _MARKS = dict(zip(NAMES, "o^v<>sDPXdph", strict=True))
 
 
 def why_no_plots() -> str | None:
-    """Why nothing can be drawn, or None."""
+    """The reason why nothing can be drawn, or None."""
     if importlib.util.find_spec("matplotlib") is None:
         return "--plots needs matplotlib: pip install 'flowgentic-actors[bench]'"
     return None
 
 
 def draw(report: Report, folder: Path, suffix: str = "svg") -> list[Path]:
-    """Draw what there are figures for. Blocks.
+    """Draw all plots that have figures. Blocks.
 
     Returns:
         The files that were written.
@@ -74,7 +74,7 @@ def _save(figure: Any, file: Path) -> Path:
 
 
 def _ratios(found: Sequence[Figure]) -> Any:
-    """Times as often as in memory; a rate's ratio is turned over, so that left is better."""
+    """Plot ratios to the in-memory reference; those of rates inverted, so that left is better."""
     from matplotlib import pyplot as plt  # noqa: PLC0415 - as above
     from matplotlib.ticker import FuncFormatter  # noqa: PLC0415 - as above
 

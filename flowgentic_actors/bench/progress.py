@@ -1,4 +1,4 @@
-"""Telling how far a run is: a bar on a terminal, lines in a log."""
+"""Progress of a run: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def say(console: Console, message: str) -> None:
 
 @contextmanager
 def progress(console: Console) -> Iterator[Phase]:
-    """Hand out what begins phases."""
+    """Yield a function that begins a phase."""
     if console.is_terminal:
         columns = (
             BarColumn(),

@@ -1,4 +1,4 @@
-"""A bare Dragon DDict beside the memories: bytes, without pickle, put and got by one process.
+"""A bare Dragon DDict beside the memories: bytes without pickle, from one process.
 
 The process runs in a Dragon runtime of its own and times itself. Dragon can hang past every
 timeout of its own: what does not answer in time is killed, and the run goes on without it.
@@ -34,7 +34,7 @@ _CHILD = "flowgentic_actors.bench.raw_ddict_child"
 
 
 class RawDDict:
-    """The other end of the process that has the DDict."""
+    """The handle of the process that has the DDict."""
 
     durability = "none: memory of the node's Dragon processes; raw bytes, no LangGraph"
 
@@ -43,7 +43,7 @@ class RawDDict:
         self._writer = writer
 
     async def times(self, kind: str, size: int, count: int) -> list[float]:
-        """Seconds of so many operations with values of so many bytes.
+        """Time a number of operations with values of a size; returns their seconds.
 
         Raises:
             PeerError: If the process does not answer in time, or tells of an error.
@@ -132,7 +132,7 @@ async def _start(
 async def _first(
     connected: asyncio.Future[RawDDict], process: asyncio.subprocess.Process
 ) -> RawDDict:
-    """The process, once it has called; an error when Dragon ends or is silent before."""
+    """Wait for the process to connect; raise when Dragon ends or is silent before."""
     ended = asyncio.ensure_future(process.wait())
     either: list[asyncio.Future[Any]] = [connected, ended]
     try:

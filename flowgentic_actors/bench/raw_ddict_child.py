@@ -18,7 +18,7 @@ _KEYS: Final = 16  # of each size, overwritten in turn
 
 
 def main() -> int:
-    """Serve the one who started it until it hangs up."""
+    """Serve the parent until it hangs up."""
     from dragon.data.ddict.ddict import DDict  # noqa: PLC0415 - there only below Dragon
 
     with socket.socket(socket.AF_UNIX) as link:

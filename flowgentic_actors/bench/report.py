@@ -20,7 +20,7 @@ _COLUMN = 19  # characters that a contender's column takes
 
 
 def print_report(console: Console, report: Report) -> None:
-    """Print everything that was found out."""
+    """Print all results."""
     say(console, head(report))
     kinds = Table(box=None, pad_edge=False)
     for heading in ("memory", "durability"):
@@ -44,7 +44,7 @@ def print_report(console: Console, report: Report) -> None:
 
 
 def head(report: Report) -> str:
-    """What the figures depend on, in one line."""
+    """The environment of the figures, in one line."""
     about = report.environment
     parts = [
         f"{about['cpus']} CPUs",
@@ -76,7 +76,7 @@ def legend(report: Report) -> list[str]:
 
 
 def missing(report: Report) -> list[str]:
-    """What is not in the tables, and why."""
+    """The figures that are missing from the tables, with reasons."""
     lines = [f"Left out: {name}. {reason}" for name, reason in report.left_out.items()]
     return lines + [f"No figure: {what}. {reason}" for what, reason in report.failed.items()]
 
@@ -134,7 +134,7 @@ def few(figure: Figure) -> bool:
 
 
 def ratio(figure: Figure) -> str:
-    """The ratio as it is shown, empty where it says nothing."""
+    """The ratio as text, empty where it means nothing."""
     itself = figure.size is None and figure.contender == figure.against
     if figure.ratio is None or itself:
         return ""
@@ -143,7 +143,7 @@ def ratio(figure: Figure) -> str:
 
 
 def amount(value: float, unit: Unit) -> str:
-    """A figure for people."""
+    """A figure as text for people."""
     if unit == "1/s":
         return f"{float(f'{value:.3g}'):,.0f}/s"
     if unit == "%":

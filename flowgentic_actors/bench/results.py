@@ -1,4 +1,4 @@
-"""What comes out of a run: figures, and all that they depend on. The JSON file has just this."""
+"""The results of a run: figures and their environment, as in the JSON file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PACKAGES = (
 
 
 class Figure(Struct, frozen=True, kw_only=True):
-    """How one contender did at one thing.
+    """The figure of one contender for one workload.
 
     Attributes:
         group: The part of the results that it belongs to.
@@ -62,7 +62,7 @@ class Figure(Struct, frozen=True, kw_only=True):
 
 
 class Report(Struct, kw_only=True):
-    """A run.
+    """The report of a run.
 
     Attributes:
         quick: Whether it was a short one.
@@ -90,7 +90,7 @@ class Report(Struct, kw_only=True):
     figures: list[Figure] = []
 
     def fail(self, what: str, who: str, error: BaseException) -> None:
-        """Note why there is no figure."""
+        """Note the reason of a missing figure."""
         text = " ".join(str(error).split())[:300]
         self.failed[f"{what}: {who}"] = f"{type(error).__name__}: {text}"
 
@@ -100,7 +100,7 @@ Samples = dict[tuple[str, str], list[float]]
 
 
 def figures(samples: Samples, workloads: Sequence[Workload], reference: str) -> list[Figure]:
-    """Sum the samples up."""
+    """Summarize the samples as figures."""
     found: list[Figure] = []
     for workload in workloads:
         of = {who: t for (what, who), t in samples.items() if what == workload.name and t}
@@ -124,7 +124,7 @@ def figures(samples: Samples, workloads: Sequence[Workload], reference: str) -> 
 
 
 def summary(times: Sequence[float]) -> tuple[float, float | None]:
-    """Median and 99th percentile."""
+    """The median and 99th percentile of samples."""
     return percentile(times, 0.5), percentile(times, 0.99) if len(times) > 1 else None
 
 
@@ -147,7 +147,7 @@ def by_cell(found: Sequence[Figure]) -> Mapping[tuple[str, str], Figure]:
 
 
 def environment() -> dict[str, Any]:
-    """What the figures depend on: machine, load average (1 min), versions. Blocks."""
+    """The environment of the figures: machine, load average (1 min), versions. Blocks."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:

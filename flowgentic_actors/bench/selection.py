@@ -1,4 +1,4 @@
-"""What can be measured, by name, and what of it was asked for."""
+"""Selection of workloads and contenders by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ GROUPS: Final = tuple(dict.fromkeys([w.group for w in WORKLOADS])) + tuple(STUDI
 
 
 class Selection(NamedTuple):
-    """What was asked for.
+    """The selected workloads and contenders.
 
     Attributes:
         workloads: To be measured in turns.
@@ -49,7 +49,7 @@ class Selection(NamedTuple):
 
 
 def select(wanted: Sequence[str], *, quick: bool) -> Selection:
-    """Find what names mean: a group, the beginning of a workload's name, or `all`.
+    """Resolve names: a group, the beginning of a workload's name, or `all`.
 
     Args:
         wanted: The names.

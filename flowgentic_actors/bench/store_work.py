@@ -32,7 +32,7 @@ _SEARCHED: Final = 100  # items below the prefix
 
 
 class Place(NamedTuple):
-    """Where a turn stores.
+    """The place where a turn stores items.
 
     Attributes:
         namespace: A new one.

@@ -1,4 +1,4 @@
-"""What is measured: one kind of memory, and graphs that were compiled with it."""
+"""Subjects: one kind of memory, and graphs that were compiled with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Message: TypeAlias = dict[str, Any]
 
 
 class Written(NamedTuple):
-    """Tells how many bytes a memory was sent, or wrote down, so far.
+    """Counter of the bytes that a memory was sent, or has written, so far.
 
     Attributes:
         total: Counts them.
@@ -36,7 +36,7 @@ class Written(NamedTuple):
 
 
 class Conversation(TypedDict):
-    """State of the benchmark's graph: every checkpoint has the whole list."""
+    """The state of the benchmark's graph: every checkpoint has the whole list."""
 
     messages: Annotated[list[Message], operator.add]
 
@@ -46,13 +46,13 @@ def _extend(state: list[Message], writes: Sequence[list[Message]]) -> list[Messa
 
 
 class DeltaConversation(TypedDict):
-    """The same with LangGraph's delta channel: a checkpoint has what was added."""
+    """The state with LangGraph's delta channel: a checkpoint has what was added."""
 
     messages: Annotated[list[Message], DeltaChannel(_extend)]
 
 
 class Crowd(TypedDict):
-    """State of the graph that fans out."""
+    """The state of the graph that fans out."""
 
     jobs: int
     results: Annotated[list[int], operator.add]
@@ -90,14 +90,14 @@ class Subject(NamedTuple):
 
 
 class Raw(Protocol):
-    """A memory of bytes alone, that times its operations itself."""
+    """A memory of bytes only, which times its operations itself."""
 
     @property
     def durability(self) -> str:
-        """What survives what."""
+        """A description of its durability."""
 
     async def times(self, kind: str, size: int, count: int) -> list[float]:
-        """Seconds of so many operations, `put` or `get`, with values of so many bytes."""
+        """Time a number of `put` or `get` operations with values of a size."""
 
 
 def subject(
@@ -150,7 +150,7 @@ def messages(count: int, characters: int) -> list[Message]:
 
 @cache
 def _words() -> str:
-    """Made-up words: what a database compresses it should compress as it would a text."""
+    """Made-up words, which a database compresses like a real text."""
     chance = random.Random(0)  # noqa: S311 - the same ones in every run
     syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "el")]
     words = ["".join(chance.choices(syllables, k=chance.randint(1, 4))) for _ in range(2000)]
@@ -158,7 +158,7 @@ def _words() -> str:
 
 
 def text(characters: int, start: int = 0) -> str:
-    """So many characters of made-up text, other ones for another start."""
+    """Made-up text of a length, different for another start."""
     words = _words()
     at = start % (len(words) // 2)
     return words[at : at + characters]

@@ -1,4 +1,4 @@
-"""What the benchmark measures: operations on a checkpointer, a store and a graph.
+"""Workloads: operations on a checkpointer, a store and a graph.
 
 A workload's turn is a context that yields awaitables. Drawing one prepares it and is not timed,
 awaiting it is. At its end a turn looks whether what it stored is there, and deletes it again, so
@@ -34,7 +34,7 @@ class WrongAnswerError(Exception):
 
 
 class RawOperation(NamedTuple):
-    """What a memory of bytes alone does in place of a workload.
+    """The operation of a memory of bytes only, in place of a workload.
 
     Attributes:
         kind: `put` or `get`.
@@ -46,7 +46,7 @@ class RawOperation(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """One thing to measure.
+    """One workload to measure.
 
     Attributes:
         name: What is done.
@@ -68,7 +68,7 @@ class Workload(NamedTuple):
 
     @property
     def unit(self) -> Literal["s", "1/s"]:
-        """Unit of its figures: `s`, the less the better, or `1/s`, the more the better."""
+        """The unit of its figures: `s`, where less is better, or `1/s`, where more is better."""
         return "s" if self.per_sample == 1 else "1/s"
 
 
@@ -79,7 +79,7 @@ def names() -> Iterator[str]:
 
 
 def new_thread() -> RunnableConfig:
-    """The config of a thread that is not there yet."""
+    """The config of a new thread."""
     return {"configurable": {"thread_id": f"{RUN}{uuid.uuid4().hex}", "checkpoint_ns": ""}}
 
 
@@ -89,12 +89,12 @@ async def forget(saver: BaseCheckpointSaver[Any], threads: Sequence[RunnableConf
 
 
 async def all_of(awaitables: Sequence[Awaitable[Any]]) -> None:
-    """Await them side by side."""
+    """Await coroutines side by side."""
     await asyncio.gather(*awaitables)
 
 
 def expect(found: object, wanted: object, what: str) -> None:
-    """Complain when a memory gave back something else than was stored.
+    """Raise when a memory returned something else than was stored.
 
     Raises:
         WrongAnswerError: If it did.

@@ -1,4 +1,4 @@
-"""`flowgentic-actors demo`: a research team studies a folder, and the memory is held to account.
+"""`flowgentic-actors demo`: a research team studies a folder, and its memory is checked.
 
 The demo writes down every note that the memory acknowledges and every checkpoint that LangGraph
 makes. In distributed mode it kills a busy memory actor half-way. At the end it reads everything
@@ -70,7 +70,7 @@ _NoteId = tuple[tuple[str, ...], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
-    """What may be told to the demo."""
+    """The options of the demo."""
 
     folder: Path | None = None
     """Folder to study, with all below it; None for packages of Python's standard library."""
@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Texts(NamedTuple):
-    """The texts below a folder, as paths relative to it, and why others are left out."""
+    """The texts below a folder, as paths relative to it, and the reasons to skip others."""
 
     root: Path
     files: list[str]
@@ -138,7 +138,7 @@ class Outage(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """What the demo has seen acknowledged, kept apart from the memory that is to be checked."""
+    """The acknowledged writes, recorded apart from the memory that is to be checked."""
 
     digests: dict[_NoteId, str] = field(default_factory=dict)
     checkpoints: set[str] = field(default_factory=set)
@@ -187,7 +187,7 @@ async def run_demo(options: DemoOptions) -> int:
 
 
 class UnfitError(Exception):
-    """The memory is not what was asked for: nothing to resume, or a study where one was begun."""
+    """The memory does not fit: nothing to resume, or a study that was begun already."""
 
 
 def _check_resumable(options: DemoOptions) -> None:
@@ -261,7 +261,7 @@ def _reasons(texts: Texts) -> str:
 
 
 async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[str]:
-    """Open the memory, do the work, check it, and return what is wrong."""
+    """Open the memory, do the work, check it, and return all errors."""
     start = time.perf_counter()
     model = await to_thread.run_sync(load_model, options.model) if options.model else None
     on_cluster = inside_dragon() or scheduler_job() is not None
@@ -340,7 +340,7 @@ async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[s
 async def _find(
     graph: _Graph, store: BaseStore, begun: StateSnapshot, record: Record, console: Console
 ) -> Study:
-    """Write down what an interrupted study has left, and return its state."""
+    """Record what an interrupted study has left, and return its state."""
     async for item in all_notes(store):
         record.digests[item.namespace, item.key] = digest(item.value)
     async for snapshot in graph.aget_state_history(_THREAD):
@@ -385,7 +385,7 @@ async def _watch(
     kill: bool,
     resumed: bool,
 ) -> None:
-    """Run the graph, write down what is acknowledged, and kill an actor half-way."""
+    """Run the graph, record acknowledged writes, and kill an actor half-way."""
     total = len(study.get("files", [])) or _MANY  # interrupted before its first step: not known
     config: RunnableConfig = {**_THREAD, "recursion_limit": 2 * total + 10}
     with _progress(console, total) as show:
@@ -413,7 +413,7 @@ async def _watch(
 
 @contextmanager
 def _progress(console: Console, total: int) -> Iterator[Callable[[int, int], None]]:
-    """Hand out a function that shows the files and notes so far: a bar, or lines in a log."""
+    """Make a function that shows the files and notes so far: as a bar, or as lines in a log."""
     if console.is_terminal:
         columns = (
             BarColumn(),
@@ -485,7 +485,7 @@ async def _check(graph: _Graph, store: BaseStore, record: Record) -> list[str]:
 
 
 async def _fresh_status(memory: MemoryCluster, items: int) -> ClusterStatus:
-    """Wait, but not for ever, for the heartbeats that carry the counters of the last writes."""
+    """Wait, within a bound, for a status with the counters of the last writes."""
     for _ in range(20):
         status = await memory.status()
         if sum(actor.items for actor in status.actors) >= items:
@@ -497,7 +497,7 @@ async def _fresh_status(memory: MemoryCluster, items: int) -> ClusterStatus:
 async def _explain_outage(
     memory: MemoryCluster, status: ClusterStatus, outage: Outage | None, console: Console
 ) -> list[str]:
-    """Print what the supervisor did about the killed actor; return what it failed to do."""
+    """Print how the supervisor handled the killed actor; return what it failed to do."""
     if outage is None:
         return []
     actor = next(actor for actor in status.actors if actor.shard == outage.shard)

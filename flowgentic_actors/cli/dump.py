@@ -37,7 +37,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, kw_only=True)
 class DumpOptions:
-    """What is listed, and how.
+    """The options of the listing.
 
     Attributes:
         memory: A `persist_path`, a cluster's folder, or the name of a live cluster or an orphan.
@@ -183,7 +183,7 @@ def _items(
 def _checkpoints(
     thread_id: str, thread: ThreadSummary, reader: OfflineReader, options: DumpOptions
 ) -> Iterator[dict[str, Any]]:
-    """The thread alone in a shard of its own, and what that answers."""
+    """The checkpoints of a thread, answered by a shard that holds this thread alone."""
     shard = Shard()
     for lsn in thread.lsns:
         shard.apply(reader.read(lsn))
@@ -226,7 +226,7 @@ def _checkpoint(row: CheckpointRow, options: DumpOptions) -> dict[str, Any]:
 
 
 def _readable_items(blob: Blob) -> list[Any]:
-    """A part of a long list; one that cannot be read is told in the place of its items."""
+    """The items of a list's chunk; an unreadable one is reported in place of its items."""
     items = readable(*blob)
     return items if isinstance(items, list) else [items]
 
@@ -272,7 +272,7 @@ def _tell_text(row: dict[str, Any]) -> None:
 
 
 def _text(text: str) -> str:
-    """A text that leaves the terminal as it is."""
+    """Escape a text so that it cannot control the terminal."""
     return text if text.isprintable() else json.dumps(text)
 
 

@@ -1,4 +1,4 @@
-"""Chat models by name, and what the librarian asks one."""
+"""Chat models by name, and the librarian's prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TASK = (
 
 
 class NoModelError(Exception):
-    """The model that was named cannot be had."""
+    """The named model is not available."""
 
 
 def load_model(name: str) -> Runnable[Any, Any]:
@@ -46,7 +46,7 @@ def load_model(name: str) -> Runnable[Any, Any]:
 async def write_answer(
     model: Runnable[Any, Any], question: str, passages: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Have a model put the passages that were found into words.
+    """Have a model write an answer from the passages that were found.
 
     Raises:
         TimeoutError: If that took too long.

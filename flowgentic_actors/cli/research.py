@@ -61,7 +61,7 @@ _RULE = re.compile(r"([^\w\s])\1{2,}\s*")
 
 
 class Report(TypedDict):
-    """What a reader tells the lead about one file; `problem` is empty when it could be read."""
+    """The report of a reader to the lead about one file; without `problem` if it was read."""
 
     reader: str
     file: str
@@ -70,7 +70,7 @@ class Report(TypedDict):
 
 
 class Citation(TypedDict):
-    """A passage, where it stands (line numbers start at 1), and what it belongs to, if anything."""
+    """A passage with its place (line numbers start at 1) and the name or heading above it."""
 
     file: str
     line: int
@@ -90,7 +90,7 @@ class Answer(TypedDict):
 
 
 class Study(TypedDict, total=False):
-    """State of the graph. All of it is in every checkpoint, so a run can go on from any of them."""
+    """The state of the graph, whole in every checkpoint, so that a run can resume from any."""
 
     root: str
     files: list[str]
@@ -431,6 +431,6 @@ def _words(text: str) -> list[str]:
 
 
 def _stems(text: str) -> list[str]:
-    """Return what carries meaning, cut so that `cancelled` and `cancellation` are the same."""
+    """Return the stems of meaningful words: `cancelled` and `cancellation` have the same."""
     meant = (word for word in _words(text) if word not in _UNSAID)
     return [(word[:-1] if re.search(r"\w\w[^s]s$", word) else word)[:6] for word in meant]

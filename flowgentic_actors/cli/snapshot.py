@@ -13,7 +13,7 @@ from flowgentic_actors.config_values import user_path
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotOptions:
-    """What is copied where.
+    """The options of the copy.
 
     Attributes:
         memory: A `persist_path`, a cluster's folder, or the name of a live cluster or an orphan.
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that say which memory is meant."""
+    """Declare the options that name a memory."""
     parser.add_argument(
         "memory", help="a persist_path, a cluster's folder, or the name of a cluster or an orphan"
     )
@@ -43,7 +43,7 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
 
 
 def run_snapshot(options: SnapshotOptions) -> int:
-    """Copy, and say what was copied; returns the exit code."""
+    """Copy a memory, and print what was copied; returns the exit code."""
     path = find_memory(options.memory, options.scratch)
     manifest, entries = snapshot(path, options.destination)
     print(f"{path}: {manifest.shards} shards, {entries} entries copied to {options.destination}")

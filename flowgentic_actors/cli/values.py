@@ -30,7 +30,7 @@ def readable(kind: str, data: bytes) -> Any:
 
 
 def _extension(code: int, data: memoryview) -> Any:
-    """LangGraph's objects: (module, class, arguments, ...) in msgpack. They are shown, not made."""
+    """Show LangGraph's objects, (module, class, arguments, ...) in msgpack, without making them."""
     try:
         return {"ext": code, "value": msgspec.msgpack.decode(data, ext_hook=_extension)}
     except (msgspec.DecodeError, UnicodeDecodeError, TypeError, ValueError):

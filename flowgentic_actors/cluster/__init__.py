@@ -1,1 +1,1 @@
-"""The cluster: its host and actors, how it is opened and reached, where each key lives."""
+"""The cluster: its host and actors, how it is opened and reached, and where each key is."""

@@ -1,4 +1,4 @@
-"""Noticing that the job is about to end: a stop file, and the walltime.
+"""Detection of the job's end: by a stop file, and by the walltime.
 
 On threads of their own, since a look at a shared file system or a question to a scheduler may take
 long or for ever.
@@ -22,7 +22,7 @@ _LONGEST_WAIT = 60.0
 
 
 def refuse_stale(path: Path | None) -> Path | None:
-    """Refuse a stop file that is there before the work has begun. Blocks.
+    """Refuse a stop file that exists before the work has begun. Blocks.
 
     Returns:
         Its absolute path: the program may change its folder.
@@ -39,7 +39,7 @@ def refuse_stale(path: Path | None) -> Path | None:
 
 
 def watch_stop_file(path: Path, stop: threading.Event, on_end: Callable[[str], None]) -> None:
-    """Call `on_end`, on a thread, when a file is there."""
+    """Call `on_end`, on a thread, when the stop file appears."""
 
     def watch() -> None:
         while not stop.wait(_FILE_INTERVAL):
@@ -57,15 +57,15 @@ def watch_walltime(
     on_unknown: Callable[[], None],
     ask: Callable[[], float | None] = job_end,
 ) -> None:
-    """Call `on_end`, on a thread, some seconds before the scheduler ends the job.
+    """Call `on_end`, on a thread, a given time before the scheduler ends the job.
 
     The scheduler is asked again when the time has come: the limit may have been raised meanwhile.
 
     Args:
         margin: How many seconds before.
-        stop: Set when nobody wants to know any more.
+        stop: Set when the result is not wanted any more.
         on_end: Told why.
-        on_unknown: Called when nobody tells when the job ends.
+        on_unknown: Called when the end of the job cannot be found out.
         ask: When the job ends, on the clock of `time.time`.
     """
 

@@ -1,4 +1,4 @@
-"""Ends of the logs of a cluster's processes, for error messages and for the program's log."""
+"""The ends of process logs, for error messages and for the program's log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LINE: Final = 400  # characters
 
 
 def log_tail(*files: Path) -> str:
-    """The end of each of some log files; files that cannot be read are left out. Blocks."""
+    """The ends of log files; files that cannot be read are left out. Blocks."""
     tails = []
     for file in files:
         try:

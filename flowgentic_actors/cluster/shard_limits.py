@@ -1,4 +1,4 @@
-"""What the configuration of a cluster means for one of its shards."""
+"""The limits of one shard, from the configuration of its cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FASTEST: Final = 1 << 40  # bytes a second: as good as without a limit
 
 
 def shard_settings(config: MemoryConfig, shards: int) -> ShardSettings:
-    """A shard's part of what a cluster may hold, and what is the same for all."""
+    """The settings of one shard: its part of the quotas, and what is the same for all."""
     ttl = config.ttl or {}
     interval = ttl.get("sweep_interval_minutes")
     settings = ShardSettings(
@@ -29,7 +29,7 @@ def shard_settings(config: MemoryConfig, shards: int) -> ShardSettings:
 
 
 def transfer_rate(given: float | str) -> int:
-    """Bytes a second, from a number or text such as `"64 MiB"`.
+    """Bytes per second, from a number or text such as `"64 MiB"`.
 
     Raises:
         InvalidRequestError: If that is no rate.

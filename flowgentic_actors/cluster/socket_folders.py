@@ -1,4 +1,4 @@
-"""Private folders: those of clusters, and short ones for the sockets of what has a long path.
+"""Private folders of clusters, and short ones for sockets whose path would be too long.
 
 /tmp/flowgentic-sockets-<uid>/    0700, this user's
     <digest>/                     the sockets of one folder
@@ -32,15 +32,15 @@ _FOR: Final = "Secrets and sockets of clusters are kept there; scratch= (or $TMP
 
 
 def private_folder(folder: Path) -> Path:
-    """Make a folder of this user alone, unless it is there.
+    """Make a folder of this user alone, unless it exists.
 
     Raises:
-        ClusterOpenError: If it cannot be made, or somebody else could write to it.
+        ClusterOpenError: If it cannot be made, or another user could write to it.
     """
     try:
         trusted_path(folder)
         make_folder(folder, secret=True)
-        trusted_path(folder)  # what was missing may have been made by somebody else meanwhile
+        trusted_path(folder)  # what was missing may have been made by another user meanwhile
     except UntrustedPathError as error:
         raise ClusterOpenError(f"{error}. {_FOR}") from error
     except OSError as error:
@@ -52,7 +52,7 @@ def private_folder(folder: Path) -> Path:
 
 
 def socket_folder(folder: Path) -> Path:
-    """Where the sockets of a cluster's folder are: in it, if their paths are not too long there.
+    """The folder for a cluster's sockets: its own, unless their paths are too long there.
 
     The limit is the operating system's; schedulers' `$TMPDIR` can be longer.
     """
@@ -63,7 +63,7 @@ def socket_folder(folder: Path) -> Path:
 
 
 def make_socket_folder(folder: Path) -> None:
-    """Make the socket folder of a cluster's folder, if it is another one. Blocks.
+    """Make the socket folder of a cluster, if it is not its own folder. Blocks.
 
     Raises:
         ClusterOpenError: If it cannot be made.
@@ -78,7 +78,7 @@ def make_socket_folder(folder: Path) -> None:
 
 
 def remove_socket_folder(folder: Path) -> None:
-    """Remove the socket folder of a cluster's folder, if it is another one. Blocks."""
+    """Remove the socket folder of a cluster, if it is not its own folder. Blocks."""
     sockets = socket_folder(folder)
     if sockets != folder:
         shutil.rmtree(sockets, ignore_errors=True)
@@ -86,7 +86,7 @@ def remove_socket_folder(folder: Path) -> None:
 
 
 def _remove_needless() -> None:
-    """Remove socket folders whose cluster folder is gone, as after a job with its own `$TMPDIR`."""
+    """Remove socket folders whose cluster is gone, as after a job with its own `$TMPDIR`."""
     for other in _short_root().iterdir():
         with contextlib.suppress(OSError):  # another process removes it, or is making it
             there = Path(os.fsdecode(read_private(other / _OF))).is_dir()

@@ -1,1 +1,1 @@
-"""All that speaks to Dragon: its processes, its dictionaries, its fixes."""
+"""Everything that uses Dragon: processes, dictionaries, fixes."""

@@ -1,7 +1,7 @@
-"""The processes of a DDict and its shared memory: found and ended without asking Dragon.
+"""The processes and shared memory of a DDict, found and ended without asking Dragon.
 
 A DDict's processes are started in a folder of their own, which is their working directory for
-life. So the kernel says which they are, from their first instruction on and whoever died meanwhile;
+life. So the kernel says which they are, from their first instruction on, whichever died meanwhile;
 no list has to be kept, and a pid that was reused is not mistaken. The folder's name is in the names
 of the DDict's shared memory.
 
@@ -45,13 +45,13 @@ def make_folder(parent: Path) -> Path:
 
 
 def started_at(pid: int) -> str:
-    """When a process was started, in the kernel's ticks: with its pid, it names a process."""
+    """The start time of a process in the kernel's ticks; with the pid, it identifies it."""
     stat = Path(f"/proc/{pid}/stat").read_bytes()
     return stat.rpartition(b")")[2].split()[19].decode()
 
 
 def open_processes(folder: Path) -> list[int]:
-    """Pidfds of all live processes that work in a folder, this one excepted, oldest first.
+    """Open pidfds of all live processes that work in a folder, except this one, oldest first.
 
     Close them.
     """
@@ -76,7 +76,7 @@ def open_processes(folder: Path) -> list[int]:
 
 
 def wake(pidfds: list[int]) -> None:
-    """Let processes go on that were stopped: one that ends while it holds a lock leaves it held."""
+    """Continue stopped processes, so that none ends while it holds a lock."""
     for pidfd in pidfds:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGCONT)
@@ -94,7 +94,7 @@ def end_ddict(folder: Path, timeout: float = 10.0) -> bool:
     """
     end = time.monotonic() + timeout
     # Before and after: none can be started in a folder that is gone, and while it is there
-    # somebody else can finish this.
+    # another process can finish this.
     ended = _end_processes(folder, end)
     shutil.rmtree(folder, ignore_errors=True)
     if not (_end_processes(folder, end) and ended):
@@ -109,7 +109,7 @@ def end_ddict(folder: Path, timeout: float = 10.0) -> bool:
 
 
 def end_leftovers(folder: Path, timeout: float = 10.0) -> int:
-    """End every DDict that was made below a folder and is still there, whoever made it.
+    """End every DDict that was made below a folder and still exists, by any process.
 
     For the next incarnation of an actor before it makes its own, and for the host at the end.
 
@@ -128,7 +128,7 @@ def end_leftovers(folder: Path, timeout: float = 10.0) -> int:
 
 
 def open_pools(name: str) -> list[int]:
-    """Descriptors of the shared memory that holds a DDict's values; close them."""
+    """Open the shared memory that holds a DDict's values; the caller closes the descriptors."""
     found = []
     for file in _pool_files(name):
         if not file.name.endswith("D"):
@@ -152,7 +152,7 @@ def empty(pools: list[int]) -> None:
 
 
 def shm_bytes(name: str) -> int:
-    """Bytes of memory that the shared memory of a DDict takes."""
+    """The bytes that the shared memory of a DDict takes."""
     total = 0
     for file in _pool_files(name):
         with contextlib.suppress(FileNotFoundError):
@@ -185,7 +185,7 @@ def _end_processes(folder: Path, end: float) -> bool:
 
 
 def _pool_files(name: str) -> list[Path]:
-    """Of this user: others see the names, and could make files of the same."""
+    """The pool files of this user: others could make files of the same names."""
     found = []
     for file in SHM.glob(f"*{name}_*"):
         with contextlib.suppress(FileNotFoundError):

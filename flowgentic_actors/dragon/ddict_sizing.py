@@ -1,4 +1,4 @@
-"""How large the DDict of each actor is."""
+"""Sizing of the actors' DDicts."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _AROUND: Final = 1.1  # what is around values, and the room that packing leaves 
 
 
 def tier_folder(folder: Path, actor: str) -> Path:
-    """Where an actor's DDict keeps its files, below the cluster's folder."""
+    """The folder for the files of an actor's DDict, below the cluster's folder."""
     return folder / f"{actor}{_SUFFIX}"
 
 
 def end_tiers(folder: Path) -> None:
-    """End every DDict of a cluster that is still there; its actors are not. Blocks."""
+    """End every DDict that still exists of a cluster whose actors have ended. Blocks."""
     for left in folder.glob(f"*{_SUFFIX}"):
         end_leftovers(left)
 
 
 def tier_bytes(ceilings: int, actors: int, managers: int) -> int:
-    """Bytes of each actor's DDict, 0 for none.
+    """The bytes of each actor's DDict, 0 for none.
 
     With ceilings, what they need; they are ceilings of the values' own bytes. Without, a part of
     what is free in `/dev/shm`: what does not fit there comes from the journal.

@@ -1,4 +1,4 @@
-"""What a killed Dragon runtime leaves behind: processes of its group, and shared memory.
+"""Cleanup after a killed Dragon runtime: processes of its group, and shared memory.
 
 Dragon has no command that cleans up after one runtime (`dragon-cleanup` removes everything of the
 user), so the owner notes which segments its own runtime has mapped, and removes those. A runtime of
@@ -26,7 +26,7 @@ _SHM = "/dev/shm/"  # noqa: S108 - looked at, not written to
 
 
 class Segment(NamedTuple):
-    """A file of shared memory; the inode tells it from a later one of the same name."""
+    """A file of shared memory, with the inode, as a later one may have the same name."""
 
     path: str
     inode: int
@@ -67,7 +67,7 @@ def remove_unused(segments: Iterable[Segment]) -> None:
 
 
 def end_runtime(runtime: str) -> None:
-    """End the part of a Dragon runtime that is on this node, but for this process. Blocks.
+    """End the part of a Dragon runtime on this node, except this process. Blocks.
 
     Args:
         runtime: Value of `RUNTIME_VARIABLE` in it.
@@ -94,7 +94,7 @@ def end_runtime(runtime: str) -> None:
 
 
 def _has(pid: int, variable: bytes) -> bool:
-    """Whether a live process was started with a variable."""
+    """Whether a live process was started with a given environment variable."""
     try:
         environ = (_PROC / str(pid) / "environ").read_bytes()  # empty for one that is dead
     except OSError:

@@ -1,4 +1,4 @@
-"""Whether `/dev/shm` has the room that was asked for."""
+"""Checks that `/dev/shm` has enough room."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _LARGER: Final = "make {} larger (mount -o remount,size=..., docker run --shm-si
 
 
 def pool_bytes(total_bytes: int, managers: int) -> int:
-    """Bytes of `/dev/shm` that a DDict takes when it is full, with what describes its pools."""
+    """The bytes of `/dev/shm` that a full DDict takes, with the overhead of its pools."""
     return total_bytes + total_bytes // 64 + managers * 8 * MiB
 
 
 def check_shm(need_bytes: int, *, folder: Path = SHM) -> int:
-    """Refuse what cannot fit, before it fails half-way: a page too many kills its process.
+    """Refuse a size that cannot fit in advance: a page too many kills the process.
 
     Args:
         need_bytes: Bytes that all DDicts of this node and Dragon's runtime may take.

@@ -1,4 +1,4 @@
-"""Actors as native processes of the Dragon runtime that this process runs in."""
+"""The spawner of actors as native processes of this process's Dragon runtime."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def start_dragon_process(
         uses_dragon: Whether the program calls Dragon itself.
         node: Host name of the node; this one if None.
         environ: Its environment; this process's own if None.
-        told: What it finds on its standard input; nothing, and an input of nobody's, if None.
+        told: What it finds on its standard input; nothing, and an empty input, if None.
 
     Raises:
         ActorStartError: If Dragon refuses.

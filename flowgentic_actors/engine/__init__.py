@@ -1,4 +1,4 @@
-"""The memory itself: threads and items. Pure, synchronous, deterministic; no I/O, no clock."""
+"""The engine: threads and items in memory. Synchronous and deterministic; no I/O, no clock."""
 
 from flowgentic_actors.engine.shard import Shard
 

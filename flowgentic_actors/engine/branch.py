@@ -20,7 +20,7 @@ _NOT_THERE: Version = ""  # no channel has an empty version
 
 
 class StoredCheckpoint(Struct, frozen=True):
-    """One checkpoint; its channel values are at the places that `versions` names."""
+    """One stored checkpoint; its channel values are at the places that `versions` names."""
 
     parent_id: str | None
     checkpoint: Value
@@ -64,7 +64,7 @@ class Branch:
     # ------------------------------------------------------------------ changes
 
     def put(self, checkpoint_id: str, entry: StoredCheckpoint) -> StoredCheckpoint | None:
-        """Put a checkpoint in place of the one of that id, which is returned."""
+        """Put a checkpoint; returns the one of the same id that it replaces."""
         old = self.entries.get(checkpoint_id)
         if old is None:
             insort(self.order, checkpoint_id)
@@ -86,7 +86,7 @@ class Branch:
         return entry
 
     def restore(self) -> None:
-        """Derive all that can be derived from what is stored, after an interrupted change."""
+        """Rebuild all derived state after an interrupted change."""
         self.order = sorted(self.entries)
         self._uses = None
         self._deltas = any(entry.deltas for entry in self.entries.values())
@@ -94,7 +94,7 @@ class Branch:
     # ------------------------------------------------------------------ what may go
 
     def only_of(self, checkpoint_ids: Iterable[str]) -> Iterator[BranchKey]:
-        """The places of values that checkpoints have and no other one does.
+        """The places of values that only the given checkpoints have.
 
         From the first question on uses are counted, so the next ones cost their answer.
         """
@@ -149,7 +149,7 @@ class Branch:
         return self.blobs.get((channel, entry.versions.get(channel, _NOT_THERE)))
 
     def values(self, versions: Mapping[str, Version]) -> Iterator[tuple[str, Value]]:
-        """The channels that have a value at some versions, with it."""
+        """The channels with a value at given versions, and their values."""
         for place in versions.items():
             value = self.blobs.get(place)
             if value is not None:
@@ -177,7 +177,7 @@ class Branch:
         return merge(islice(self.order, begin, None), early)
 
     def bytes_of(self, checkpoint_id: str, values: Iterable[Value]) -> int:
-        """Bytes of a checkpoint and its writes, with the channel values given."""
+        """The bytes of a checkpoint and its writes, with the given channel values."""
         entry = self.entries.get(checkpoint_id)
         return (
             (entry.checkpoint.size + entry.metadata.size if entry else 0)
@@ -186,12 +186,12 @@ class Branch:
         )
 
     def row_bytes(self, checkpoint_id: str) -> int:
-        """Bytes of a checkpoint with all that belongs to it."""
+        """The bytes of a checkpoint with all its values and writes."""
         values = self.values(self.entries[checkpoint_id].versions)
         return self.bytes_of(checkpoint_id, (value for _, value in values))
 
     def all_values(self) -> Iterator[Value]:
-        """Every value that is stored."""
+        """All stored values."""
         for entry in self.entries.values():
             yield entry.checkpoint
             yield entry.metadata

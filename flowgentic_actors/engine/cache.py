@@ -1,6 +1,6 @@
 """Cached values: bounded by bytes, the least recently used go first.
 
-Nothing of a cache is recorded: it may be lost at any time, and whoever misses a value makes it
+Nothing of a cache is recorded: it may be lost at any time, and a caller without a value makes it
 anew.
 """
 
@@ -69,7 +69,7 @@ class Cache:
         return _DONE
 
     def redo(self, command: CacheCommand, now_us: int) -> None:
-        """Carry out a command again that was interrupted; see `Shard.redo`."""
+        """Complete an interrupted command; see `Shard.redo`."""
         self.bytes = sum(entry.size for entry in self._entries.values())
         self.answer(command, now_us)
 

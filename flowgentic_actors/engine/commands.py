@@ -1,4 +1,4 @@
-"""What a shard can be asked to do. Those that change something for good are `WRITES`.
+"""The commands to a shard. Those that change something for good are `WRITES`.
 
 What stores something is limited by its types. What names a thread to read, or anything to delete,
 is not: a local memory of an earlier version may hold ids of any length.
@@ -35,7 +35,7 @@ from flowgentic_actors.engine.similarity import Metric
 class PutCheckpoint(Struct, tag=1, array_like=True, frozen=True, gc=False):
     """Store a checkpoint and the channel values that are new with it.
 
-    The shard keeps its dicts: whoever makes one gives them away.
+    The shard keeps its dicts: the caller must not change them.
 
     Answered by `Done`, or by `MissingBlobs` when `present` names a channel whose value at that
     version the shard has never been given; nothing is stored then.
@@ -113,7 +113,7 @@ class ListCheckpoints(Struct, tag=4, array_like=True, frozen=True, gc=False):
 
 
 class DeleteThread(Struct, tag=5, array_like=True, frozen=True, gc=False):
-    """Forget everything of a thread."""
+    """Remove everything of a thread."""
 
     thread_id: str
 
@@ -261,7 +261,7 @@ class ReadThread(Struct, tag=12, array_like=True, frozen=True, gc=False):
 
 
 class FindRuns(Struct, tag=13, array_like=True, frozen=True, gc=False):
-    """The threads that have checkpoints of some runs.
+    """Find the threads that have checkpoints of given runs.
 
     Attributes:
         table: As in `ListCheckpoints`.
@@ -272,14 +272,14 @@ class FindRuns(Struct, tag=13, array_like=True, frozen=True, gc=False):
 
 
 class DropRuns(Struct, tag=14, array_like=True, frozen=True, gc=False):
-    """Forget the checkpoints of some runs in a thread, their writes, and what only they had."""
+    """Remove the checkpoints of given runs in a thread, with their writes and own values."""
 
     thread_id: str
     run_ids: Annotated[tuple[Text, ...], Meta(max_length=MAX_ENTRIES)]
 
 
 class PruneThread(Struct, tag=15, array_like=True, frozen=True, gc=False):
-    """Forget all but the latest checkpoints of each namespace of a thread.
+    """Remove all but the latest checkpoints of each namespace of a thread.
 
     Those that a kept one's delta channels are made from are kept as well.
 
@@ -333,7 +333,7 @@ class CacheSet(Struct, tag=19, array_like=True, frozen=True, gc=False):
 
 
 class CacheClear(Struct, tag=20, array_like=True, frozen=True, gc=False):
-    """Forget the cached values of some namespaces, or all.
+    """Remove the cached values of given namespaces, or all.
 
     Attributes:
         table: As in `ListCheckpoints`.

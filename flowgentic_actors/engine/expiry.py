@@ -1,4 +1,4 @@
-"""When items expire. Those that never do cost nothing here."""
+"""Expiry of items. Items that never expire cost nothing here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEGLIGIBLE: Final = 1000
 
 
 class Life(NamedTuple):
-    """How long an item lives.
+    """The limited life of an item.
 
     Attributes:
         expires_us: When its time is over.
@@ -26,10 +26,10 @@ class Life(NamedTuple):
 
 
 class Expiry:
-    """The lives of items that have a limited one.
+    """The lives of all items that expire.
 
     Attributes:
-        lives: By place; empty where nothing expires, so that nobody need ask.
+        lives: By place; empty where nothing expires, so that no caller need ask.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Expiry:
         self._queue: list[tuple[int, ItemPlace]] = []
 
     def begin(self, place: ItemPlace, expires_us: int, ttl_us: int) -> None:
-        """An item begins a life, 0 for one without an end."""
+        """Begin an item's life, 0 for one without an end."""
         if not expires_us:
             self.lives.pop(place, None)
             return
@@ -50,7 +50,7 @@ class Expiry:
             self._tidy()
 
     def forget(self, place: ItemPlace) -> None:
-        """An item is gone."""
+        """Remove an item."""
         self.lives.pop(place, None)
 
     def life(self, place: ItemPlace) -> Life | None:
@@ -58,17 +58,17 @@ class Expiry:
         return self.lives.get(place)
 
     def is_over(self, place: ItemPlace, now_us: int) -> bool:
-        """Whether an item's time is over."""
+        """Whether an item has expired."""
         life = self.lives.get(place)
         return life is not None and life.expires_us <= now_us
 
     def gains(self, place: ItemPlace, now_us: int) -> bool:
-        """Whether a read is worth a record: it makes an item's life longer by a hundredth."""
+        """Whether a read is worth a record: it extends an item's life by a hundredth at least."""
         life = self.lives.get(place)
         return life is not None and now_us + life.ttl_us - life.expires_us > life.ttl_us // 100
 
     def refresh(self, places: Iterable[ItemPlace], time_us: int) -> None:
-        """Let the lives of items begin anew, at the time at which they were read."""
+        """Restart the lives of items, at the time at which they were read."""
         for place in places:
             life = self.lives.get(place)
             if life is not None:
@@ -76,7 +76,7 @@ class Expiry:
                 self.lives[place] = life._replace(expires_us=later)
 
     def over(self, now_us: int, most: int) -> list[ItemPlace]:
-        """The items whose time is over, at most so many; they are still to be forgotten."""
+        """The expired items, at most so many; the caller has to remove them."""
         found: dict[ItemPlace, None] = {}
         while self._queue and self._queue[0][0] <= now_us and len(found) < most:
             _, place = heappop(self._queue)
@@ -87,12 +87,12 @@ class Expiry:
                 found[place] = None
             else:
                 heappush(self._queue, (life.expires_us, place))
-        for place in found:  # if nobody forgets them, their turn comes again
+        for place in found:  # if they are not removed, their turn comes again
             heappush(self._queue, (self.lives[place].expires_us, place))
         return list(found)
 
     def _tidy(self) -> None:
-        """Make the queue anew when most of it is about items that are gone."""
+        """Rebuild the queue when most of it is about removed items."""
         if len(self._queue) > 2 * len(self.lives) + _NEGLIGIBLE:
             self.restore()
 
@@ -103,7 +103,7 @@ class Expiry:
         self._queue = queue
 
     def next_us(self) -> int | None:
-        """When there may be something over, None while nothing expires."""
+        """The time at which an item may expire next, None while nothing expires."""
         while self._queue and self._queue[0][1] not in self.lives:
             heappop(self._queue)
         return self._queue[0][0] if self._queue else None

@@ -76,7 +76,7 @@ def compile_filter(encoded: bytes) -> Callable[[str, bytes], bool]:
 
 
 def _check(condition: object, *, whole: bool = False) -> None:
-    """Refuse what cannot be decided.
+    """Check a filter: refuse conditions that cannot be decided.
 
     Args:
         condition: A filter, or a part of one.
@@ -183,7 +183,7 @@ class _Among:
 
 
 def _keys_of(value: list[Any] | dict[Any, Any]) -> frozenset[Any]:
-    """Of a list or map, and of the elements of a list."""
+    """The lookup keys of a list or map, and of the elements of a list."""
     if isinstance(value, dict):
         return frozenset((_key(value),))
     elements = [*map(_key, value)]
@@ -191,7 +191,7 @@ def _keys_of(value: list[Any] | dict[Any, Any]) -> frozenset[Any]:
 
 
 def _key(value: Any) -> Any:
-    """What is equal, and hashes the same, for values that `_equal` says are equal."""
+    """A hashable key that is equal for values which `_equal` calls equal."""
     kind = type(value)
     if kind is str or kind is int or kind is float:
         return value
@@ -205,11 +205,11 @@ def _key(value: Any) -> Any:
 
 
 class _Comparisons(list[tuple[_Comparison, Any]]):
-    """What a field is compared by, in a condition that has operators."""
+    """The comparisons of a field in a condition that has operators."""
 
 
 class _Preparation:
-    """Brings a filter that was checked into the form in which it is tried on each candidate.
+    """Compiles a checked filter into the form that is tried on each candidate.
 
     Args:
         of_parts: See `_Among`.
@@ -219,7 +219,7 @@ class _Preparation:
         self._of_parts = of_parts
 
     def of_whole(self, conditions: dict[str, Any]) -> dict[str, Any]:
-        """Of conditions about the whole value."""
+        """Compile conditions about the whole value."""
         prepared: dict[str, Any] = {}
         for name, operand in conditions.items():
             if name == "$not":
@@ -231,7 +231,7 @@ class _Preparation:
         return prepared
 
     def of_field(self, condition: Any) -> Any:
-        """Of a condition about one field."""
+        """Compile a condition about one field."""
         if isinstance(condition, list):
             return [self.of_field(each) for each in condition]
         if not isinstance(condition, dict):
@@ -262,7 +262,7 @@ def _equal(value: object, operand: object) -> bool:
 
 
 def _equal_plain(value: object, operand: object) -> bool:
-    """The same as `_equal`, for an operand that is neither a map nor a list."""
+    """Compare with an operand that is neither a map nor a list; otherwise as `_equal`."""
     if value is _MISSING:
         return operand is None
     return value == operand and isinstance(value, bool) == isinstance(operand, bool)

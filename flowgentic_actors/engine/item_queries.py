@@ -1,4 +1,4 @@
-"""What can be read of items: one by its key, a search by prefix and filter or by similarity."""
+"""Queries about items: by key, by prefix and filter, or by similarity."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class ItemQueries:
         return ItemReply(None if item is None else self._row(place, item))
 
     def get_at_once(self, query: GetItem) -> ItemReply | None:
-        """The same where no item has a limited life, so that no time is needed; otherwise None."""
+        """One item without a time, where no item expires; None where that is not possible."""
         return None if self._items.any_expires else self.get(query, 0)
 
     # ------------------------------------------------------------------ searches
@@ -101,13 +101,13 @@ class ItemQueries:
 
         page = self._page(query, candidates, now_us)
         if not page.fill():
-            return ItemPage((), None, 0)  # nobody gets it: the query is asked again
+            return ItemPage((), None, 0)  # never sent: the query is asked again
         rows = tuple(self._row(place, item) for place, item, _ in page.found)
         last = page.last if page.has_more else None
         return ItemPage(rows, ItemPosition(*last[0]) if last else None, page.skipped)
 
     def _rank(self, query: RankItems, now_us: int) -> RankPage:
-        """One page of the same, most similar first."""
+        """One page of matching items, most similar first."""
         check_vector(query.vector, "the vector to search for")
         start = query.after
 
@@ -198,7 +198,7 @@ class ItemQueries:
 
 
 class _Page:
-    """What one page of a search takes from its candidates.
+    """One page of a search, filled from its candidates.
 
     Args:
         values: The items' values.
@@ -252,14 +252,14 @@ class _Page:
         return True
 
     def _end_before_cold(self) -> bool:
-        """End the page before a cold value; False when it is the first thing to look at."""
+        """End the page before a cold value; False when it would be empty."""
         self.has_more = self.last is not None
         if not self.has_more:
             self._look_ahead()
         return self.has_more
 
     def _look_ahead(self) -> None:
-        """Miss the cold values that the filter will look at next."""
+        """Note the cold values that the filter will read next as missed."""
         most, most_bytes = MAX_AHEAD
         for _, item, _ in islice(self._candidates(), _MOST_LOOKED_AHEAD):
             if item is not None and item.data is None:

@@ -1,4 +1,4 @@
-"""Items by namespace, in order, so that a prefix search costs its answer and not the whole."""
+"""Items by namespace, in order, so that a prefix search costs no more than its answer."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Items:
         )
 
     def takes(self, command: PutItem) -> bool:
-        """Whether a put has neither conditions nor consequences; see `Shard.writes`."""
+        """Whether a put is recorded as it is, without conditions; see `Shard.writes`."""
         return not (
             command.expected is not None
             or command.ttl_us
@@ -119,28 +119,28 @@ class Items:
         return ItemDeleted(*place) if self.find(place) is not None else None
 
     def plan_refresh(self, places: Iterable[ItemPlace], now_us: int) -> ItemsRefreshed | None:
-        """Decide what the reading of items would record: those that live on by it."""
+        """Decide what a read of items would record: those whose life it extends."""
         found = tuple(place for place in places if self._expiry.gains(place, now_us))
         return ItemsRefreshed(found, now_us) if found else None
 
     def plan_expire(self, now_us: int, most: int) -> ItemsExpired | None:
-        """Decide which items' time is over, at most so many."""
+        """Decide which items have expired, at most so many."""
         over = self._expiry.over(now_us, most)
         return ItemsExpired(tuple(over)) if over else None
 
     @property
     def any_expires(self) -> bool:
-        """Whether there is an item with a limited life."""
+        """Whether any item expires."""
         return bool(self._expiry.lives)
 
     def next_expiry_us(self) -> int | None:
-        """When the time of the next item may be over."""
+        """The time at which an item may expire next."""
         return self._expiry.next_us()
 
     # ------------------------------------------------------------------ writes, carried out
 
     def apply(self, record: ItemRecord, lsn: int) -> None:
-        """Carry out a record; see `Shard.apply`."""
+        """Apply a record; see `Shard.apply`."""
         match record:
             case ItemStored():
                 self.store(record, lsn)
@@ -153,7 +153,7 @@ class Items:
                     self._delete(place)
 
     def restore(self, places: Iterable[ItemPlace]) -> None:
-        """Be consistent again after a change of some items was interrupted; see `Shard.redo`."""
+        """Restore consistency after an interrupted change of items; see `Shard.redo`."""
         for place in places:
             namespace = self._namespaces.get(place[0])
             if namespace is not None:
@@ -171,7 +171,7 @@ class Items:
         self.bytes = sizes + self.vectors.total_bytes
 
     def store(self, record: ItemStored | PutItem, lsn: int, now_us: int = 0) -> None:
-        """Carry out the record of an item, or a put that `takes` says is possible, at its time."""
+        """Apply the record of an item, or a put that `takes` allows, at its time."""
         name, key = record.namespace, record.key
         namespace = self._namespaces.get(name)
         if namespace is None:
@@ -235,13 +235,13 @@ class Items:
     # ------------------------------------------------------------------ values
 
     def values_of(self, record: ItemStored) -> Iterator[tuple[Value, bytes]]:
-        """The value that is stored where a record put its own, with the record's bytes."""
+        """The stored value at a record's place, with the record's bytes."""
         item = self.find((record.namespace, record.key))
         if item is not None:
             yield item, record.value[1]
 
     def live_part_of(self, lsn: int, record: ItemStored) -> ItemStored | None:
-        """What is stored still of a record, with the life that the item has by now."""
+        """The live part of a record, with the current life of its item."""
         place = record.namespace, record.key
         item = self.find(place)
         if item is None or item.lsn != lsn:
@@ -252,7 +252,7 @@ class Items:
         return replace(record, expires_us=life.expires_us)
 
     def growth(self, record: ItemStored) -> int:
-        """Bytes by which a record would make the items larger."""
+        """The bytes by which a record would make the items larger."""
         place = record.namespace, record.key
         old = self.find(place)
         vectors = sum(len(vector.data) for vector in record.vectors) - self.vectors.size_of(place)
@@ -261,7 +261,7 @@ class Items:
     # ------------------------------------------------------------------ questions
 
     def find(self, place: ItemPlace, now_us: int = 0) -> StoredItem | None:
-        """An item, unless its time is over."""
+        """Find an item that has not expired."""
         namespace = self._namespaces.get(place[0])
         item = None if namespace is None else namespace.items.get(place[1])
         if item is not None and self._expiry.lives and self._expiry.is_over(place, now_us):
@@ -269,11 +269,11 @@ class Items:
         return item
 
     def is_over(self, place: ItemPlace, now_us: int) -> bool:
-        """Whether an item's time is over."""
+        """Whether an item has expired."""
         return self._expiry.is_over(place, now_us)
 
     def has_living(self, namespace: tuple[str, ...], now_us: int) -> bool:
-        """Whether a namespace has an item whose time is not over."""
+        """Whether a namespace has an item that has not expired."""
         keys = self._namespaces[namespace].items
         if not self._expiry.lives:
             return True
@@ -292,7 +292,7 @@ class Items:
                 yield namespace
 
     def purge_invisible(self, most: int) -> Iterator[ItemsExpired | None]:
-        """What would remove all that is not shown, bit by bit; see `Shard.purge_invisible`."""
+        """Yield records that remove invisible items; see `Shard.purge_invisible`."""
         for number, name in enumerate(list(self._namespaces)):
             if number % most == most - 1:
                 yield None
@@ -306,7 +306,7 @@ class Items:
     def below(
         self, prefix: tuple[str, ...], after: ItemPosition | None
     ) -> Iterator[tuple[ItemPlace, StoredItem]]:
-        """The items below a prefix in order, those whose time is over included."""
+        """The items below a prefix in order, expired ones included."""
         for namespace in self.namespaces(prefix, max(prefix, after.namespace) if after else prefix):
             begun = after is not None and namespace == after.namespace
             start = after.key if begun and after else ""

@@ -1,4 +1,4 @@
-"""Enforces the limits of the commands' types where a command is made, in every mode.
+"""Limits of commands, enforced where a command is made, in every mode.
 
 The types say what a command may hold (`engine.model`), and decoding enforces it on the other side
 of a socket. A shard in this process decodes nothing: what it took beyond the limits could neither
@@ -39,7 +39,7 @@ _INT64: Final = 2**63
 
 
 class CheckpointHead(Struct, array_like=True, gc=False):
-    """Fields of a `PutCheckpoint` without values."""
+    """The fields of a `PutCheckpoint` without values."""
 
     thread_id: Text
     checkpoint_ns: Text
@@ -51,7 +51,7 @@ class CheckpointHead(Struct, array_like=True, gc=False):
 
 
 class WritesHead(Struct, array_like=True, gc=False):
-    """Fields of a `PutWrites` without values."""
+    """The fields of a `PutWrites` without values."""
 
     thread_id: Text
     checkpoint_ns: Text
@@ -62,7 +62,7 @@ class WritesHead(Struct, array_like=True, gc=False):
 
 
 class CheckpointPlace(Struct, array_like=True, gc=False):
-    """Place at which a checkpoint can be stored."""
+    """A place at which a checkpoint can be stored."""
 
     thread_id: Text
     checkpoint_ns: Text
@@ -70,7 +70,7 @@ class CheckpointPlace(Struct, array_like=True, gc=False):
 
 
 class ItemPlace(Struct, array_like=True, gc=False):
-    """Place at which an item can be stored, and the paths that are embedded."""
+    """A place at which an item can be stored, and the paths that are embedded."""
 
     namespace: Namespace
     key: Text
@@ -95,7 +95,7 @@ decode_writes: Final = msgspec.msgpack.Decoder(WritesHead).decode
 
 
 def check(fields: S) -> S:
-    """Refuse what cannot be sent or stored.
+    """Refuse a value that cannot be sent or stored.
 
     Args:
         fields: A command without values, or a struct of this module.
@@ -183,7 +183,7 @@ _LABELS: Final = frozenset({"namespace", "namespaces", "prefix", "path", "keys"}
 
 
 def _fault(kind: Any, value: Any, name: str) -> str | None:
-    """What is wrong with a value of a type, None for nothing."""
+    """The fault of a value of a type, None if it is valid."""
     scalar = _SCALARS.get(type(kind))
     if scalar is not None:
         if not _is_a(scalar[0], value):

@@ -1,4 +1,4 @@
-"""The words that commands, records and replies share, with the limits that decoding enforces."""
+"""Types that commands, records and replies share, with the limits that decoding enforces."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Write(Struct, array_like=True, frozen=True, gc=False):
 
 
 class Position(Struct, array_like=True, frozen=True, order=True, gc=False):
-    """Where a listing of checkpoints stopped; the next page begins after it."""
+    """The position where a listing of checkpoints stopped; the next page begins after it."""
 
     checkpoint_id: str
     thread_id: str
@@ -65,21 +65,21 @@ class Position(Struct, array_like=True, frozen=True, order=True, gc=False):
 
 
 class ItemPosition(Struct, array_like=True, frozen=True, order=True, gc=False):
-    """Where a search stopped; the next page begins after it."""
+    """The position where a search stopped; the next page begins after it."""
 
     namespace: tuple[str, ...]
     key: str
 
 
 class ThreadPosition(Struct, array_like=True, frozen=True, order=True, gc=False):
-    """Where a listing of threads stopped; the next page begins after it."""
+    """The position where a listing of threads stopped; the next page begins after it."""
 
     updated_us: int
     thread_id: str
 
 
 class Vector(Struct, array_like=True, frozen=True, gc=False):
-    """What an embedding made of one text of an item.
+    """The embedding of one text of an item.
 
     Attributes:
         path: Where in the item's value the text is.
@@ -91,7 +91,7 @@ class Vector(Struct, array_like=True, frozen=True, gc=False):
 
 
 class NamespacePosition(Struct, array_like=True, frozen=True, gc=False):
-    """Where a listing of namespaces stopped; the next page begins after it.
+    """The position where a listing of namespaces stopped; the next page begins after it.
 
     Attributes:
         namespace: The last one that was looked at.
@@ -103,7 +103,7 @@ class NamespacePosition(Struct, array_like=True, frozen=True, gc=False):
 
 
 class RankPosition(Struct, array_like=True, frozen=True, gc=False):
-    """Where a search by similarity stopped; the next page begins after it.
+    """The position where a search by similarity stopped; the next page begins after it.
 
     Attributes:
         item: The last item that was looked at.

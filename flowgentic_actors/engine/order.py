@@ -1,4 +1,4 @@
-"""The checkpoints of all threads in one order, so that a page of a listing costs its answer.
+"""All threads' checkpoints in one order, so that a page of a listing costs its answer.
 
 Made from the first listing over all threads on, bit by bit: a shard that is never listed so does
 not pay for it. What is deleted stays in it until it is half of all, for it is cheaper to pass over
@@ -23,7 +23,7 @@ _MANY: Final = 512  # checkpoints of a branch that are sorted in at once
 
 
 class CheckpointOrder:
-    """The places of checkpoints, by their ids.
+    """The places of checkpoints, ordered by their ids.
 
     Args:
         thread_ids: The threads that there are; those that come later tell of themselves.
@@ -35,7 +35,7 @@ class CheckpointOrder:
         self._dropped = 0
 
     def grow(self, threads: Mapping[str, Thread], pace: Pace) -> bool:
-        """Take in more threads while there is time; whether all are in it.
+        """Add more threads while there is time; whether all are added.
 
         To be thrown away if it is interrupted.
         """
@@ -65,16 +65,16 @@ class CheckpointOrder:
         return count
 
     def add(self, place: Place) -> None:
-        """A checkpoint of a thread that is in it was stored."""
+        """Add a checkpoint that was stored, if its thread is added."""
         self._places.add(place)
 
     def drop(self, count: int) -> bool:
-        """So many were deleted; whether it is of use still."""
+        """Note deletions; whether the order is still of use."""
         self._dropped += count
         return 2 * self._dropped <= len(self._places) + _NEGLIGIBLE
 
     def newest_first(self, below: Place | None) -> Iterator[Place]:
-        """The places before one, from the end; not all of them have a checkpoint."""
+        """The places before one, newest first; not all of them have a checkpoint."""
         last: Place | None = None
         for place in self._places.irange(maximum=below, inclusive=(True, False), reverse=True):
             if place != last:  # or it was stored anew after it was deleted

@@ -1,6 +1,6 @@
-"""How long one page of an answer may take.
+"""The time limit of one page of an answer.
 
-A page ends by time, for what one candidate costs is up to whoever asks: others are served between
+A page ends by time, as the cost of a candidate depends on the request: others are served between
 two pages.
 """
 
@@ -25,7 +25,7 @@ _CHEAP: Final = 16  # bytes of a filter that make a candidate as costly as no fi
 
 
 class Pace:
-    """Tells when a page has taken its time, which is counted from the first look at the clock.
+    """Tells when a page has used up its time, counted from the first look at the clock.
 
     Args:
         filter_bytes: Size of the filter that each candidate is tried with.

@@ -1,4 +1,4 @@
-"""What a write did: the only thing that changes a shard, live or on replay.
+"""Records: what writes did, the only thing that changes a shard, live or on replay.
 
 A record is absolute (times are in it, refused parts are not), so replaying records in order gives
 the same shard, and replaying one twice changes nothing.
@@ -14,7 +14,7 @@ from flowgentic_actors.engine.model import Blob, Blobs, Channels, Facets, Vector
 
 
 class CheckpointStored(Struct, tag=1, array_like=True, frozen=True, gc=False):
-    """A checkpoint and the channel values that came with it, and when it came."""
+    """A stored checkpoint, with its new channel values and its time."""
 
     thread_id: str
     checkpoint_ns: str
@@ -30,7 +30,7 @@ class CheckpointStored(Struct, tag=1, array_like=True, frozen=True, gc=False):
 
 
 class WritesStored(Struct, tag=2, array_like=True, frozen=True, gc=False):
-    """Pending writes of one task that were accepted."""
+    """The accepted pending writes of one task."""
 
     thread_id: str
     checkpoint_ns: str
@@ -42,13 +42,13 @@ class WritesStored(Struct, tag=2, array_like=True, frozen=True, gc=False):
 
 
 class ThreadDeleted(Struct, tag=3, array_like=True, frozen=True, gc=False):
-    """A thread is gone."""
+    """The deletion of a thread."""
 
     thread_id: str
 
 
 class ItemStored(Struct, tag=4, array_like=True, frozen=True, gc=False):
-    """An item with its times, microseconds since the Unix epoch.
+    """A stored item with its times, in microseconds since the Unix epoch.
 
     Attributes:
         updated_us: Its version as well: no two of one key are the same.
@@ -67,14 +67,14 @@ class ItemStored(Struct, tag=4, array_like=True, frozen=True, gc=False):
 
 
 class ItemDeleted(Struct, tag=5, array_like=True, frozen=True, gc=False):
-    """An item is gone."""
+    """The deletion of an item."""
 
     namespace: tuple[str, ...]
     key: str
 
 
 class DroppedFrom(Struct, array_like=True, frozen=True, gc=False):
-    """What one namespace of a thread loses: checkpoints with their writes, and channel values."""
+    """What is removed from one branch: checkpoints with their writes, and channel values."""
 
     checkpoint_ns: str
     checkpoint_ids: tuple[str, ...]
@@ -82,14 +82,14 @@ class DroppedFrom(Struct, array_like=True, frozen=True, gc=False):
 
 
 class CheckpointsDropped(Struct, tag=6, array_like=True, frozen=True, gc=False):
-    """Some checkpoints of a thread are gone, and the values that only they had."""
+    """The removal of checkpoints of a thread, and of the values that only they had."""
 
     thread_id: str
     branches: tuple[DroppedFrom, ...]
 
 
 class BlobsKept(Struct, tag=7, array_like=True, frozen=True, gc=False):
-    """What compaction leaves of a checkpoint that is gone: values that others still have."""
+    """What compaction leaves of a removed checkpoint: values that others still have."""
 
     thread_id: str
     checkpoint_ns: str
@@ -98,20 +98,20 @@ class BlobsKept(Struct, tag=7, array_like=True, frozen=True, gc=False):
 
 
 class ItemsRefreshed(Struct, tag=8, array_like=True, frozen=True, gc=False):
-    """Items were read at a time from which on their lives begin anew."""
+    """The refresh of items that were read: their lives restart at that time."""
 
     items: tuple[tuple[tuple[str, ...], str], ...]
     time_us: int
 
 
 class ItemsExpired(Struct, tag=9, array_like=True, frozen=True, gc=False):
-    """Items whose time was over are gone."""
+    """The removal of expired items."""
 
     items: tuple[tuple[tuple[str, ...], str], ...]
 
 
 class ThreadsExpired(Struct, tag=10, array_like=True, frozen=True, gc=False):
-    """Threads whose time was over are gone."""
+    """The removal of expired threads."""
 
     thread_ids: tuple[str, ...]
 

@@ -1,4 +1,4 @@
-"""What a shard answers."""
+"""The replies of a shard."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Done(Struct, tag=1, array_like=True, frozen=True, gc=False):
 
 
 class MissingBlobs(Struct, tag=2, array_like=True, frozen=True, gc=False):
-    """The checkpoint was not stored: send it again with the values of these channels."""
+    """The checkpoint was not stored: resend it with the values of these channels."""
 
     channels: tuple[str, ...]
 
 
 class CheckpointRow(Struct, array_like=True, frozen=True, gc=False):
-    """A checkpoint with everything that a `CheckpointTuple` is made of.
+    """A checkpoint with all parts of a `CheckpointTuple`.
 
     Attributes:
         blobs: Channel values, by channel.
@@ -50,7 +50,7 @@ class CheckpointRow(Struct, array_like=True, frozen=True, gc=False):
 
 
 class CheckpointReply(Struct, tag=3, array_like=True, frozen=True, gc=False):
-    """The checkpoint asked for, or None."""
+    """The requested checkpoint, or None."""
 
     row: CheckpointRow | None
 
@@ -73,7 +73,7 @@ class ItemRow(Struct, array_like=True, frozen=True, gc=False):
 
 
 class ItemReply(Struct, tag=5, array_like=True, frozen=True, gc=False):
-    """The item asked for, or None."""
+    """The requested item, or None."""
 
     row: ItemRow | None
 
@@ -101,7 +101,7 @@ class NamespacePage(Struct, tag=7, array_like=True, frozen=True, gc=False):
 
 
 class ChannelHistory(Struct, array_like=True, frozen=True, gc=False):
-    """What led to a channel's value.
+    """The history of a channel's value.
 
     Attributes:
         writes: Writes to the channel on the way, as (task id, channel, value), oldest first.
@@ -115,7 +115,7 @@ class ChannelHistory(Struct, array_like=True, frozen=True, gc=False):
 
 
 class ChannelHistories(Struct, tag=8, array_like=True, frozen=True, gc=False):
-    """The history of each channel asked for, in that order."""
+    """The history of each requested channel, in that order."""
 
     histories: tuple[ChannelHistory, ...]
 
@@ -140,7 +140,7 @@ class ThreadIds(Struct, tag=10, array_like=True, frozen=True, gc=False):
 
 
 class Conflict(Struct, tag=11, array_like=True, frozen=True, gc=False):
-    """The write does not go with what is stored, and did not take effect.
+    """The write conflicts with what is stored, and did not take effect.
 
     Attributes:
         found: The latest checkpoint's id, or the item's version (0: there is none).
@@ -165,7 +165,7 @@ class RankPage(Struct, tag=12, array_like=True, frozen=True, gc=False):
 
 
 class ThreadRow(Struct, array_like=True, frozen=True, gc=False):
-    """A thread.
+    """A thread in a listing.
 
     Attributes:
         updated_us: When it was last written to, microseconds since the Unix epoch, UTC.
@@ -187,7 +187,7 @@ class ThreadListing(Struct, tag=13, array_like=True, frozen=True, gc=False):
 
 
 class Cached(Struct, tag=14, array_like=True, frozen=True, gc=False):
-    """What a cache has for each key, None for nothing."""
+    """The cached value for each key, None for none."""
 
     values: tuple[Blob | None, ...]
 

@@ -1,4 +1,4 @@
-"""A shard: commands in, replies and records out. The one truth of every mode."""
+"""A shard: commands in, replies and records out; the same in every mode."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ _REFUSALS = (MissingBlobs, Conflict)
 
 
 class Applied(NamedTuple):
-    """What a command came to: the answer, and the record to keep when it changed something."""
+    """The result of a command: the reply, and the record to store when it changed something."""
 
     reply: Reply
     record: Record | None
 
 
 class ShardSize(Struct, frozen=True):
-    """What a shard holds.
+    """The counts and bytes of what a shard holds.
 
     Attributes:
         threads: Threads with anything stored.
@@ -158,7 +158,7 @@ class Shard:
         }
 
     def execute(self, command: Command, now_us: int) -> Applied:
-        """Carry out a command, on a shard whose values are all in memory.
+        """Carry out a command on a shard whose values are all in memory.
 
         Args:
             command: What to do.
@@ -194,7 +194,7 @@ class Shard:
         return reply
 
     def decide(self, command: WriteCommand, now_us: int) -> Applied:
-        """Decide what a write comes to, and change nothing; see `apply`."""
+        """Decide the reply and record of a write, without a change; see `apply`."""
         planned = self._plans.get(type(command), self._plan)(command, now_us)
         if planned is None or not isinstance(planned, _REFUSALS):
             return Applied(DONE, planned)
@@ -220,27 +220,27 @@ class Shard:
         return self._items.plan_refresh(((row.namespace, row.key) for row in rows), now_us)
 
     def decide_trim(self, record: Command | Record) -> CheckpointsDropped | None:
-        """Decide what is too much in a thread after a record was carried out."""
+        """Decide which checkpoints of a thread are too many after a record was applied."""
         if self._retention.keep_last is not None and isinstance(record, CheckpointStored):
             return self._threads.plan_trim(record.thread_id, record.checkpoint_ns)
         return None
 
     def decide_expire(self, now_us: int, most: int = MOST_EXPIRED) -> Record | None:
-        """Decide what is over by now, at most so many items or threads; None for nothing."""
+        """Decide what has expired by now, at most so many items or threads; None for nothing."""
         return self._items.plan_expire(now_us, most) or self._threads.plan_expire(now_us, most)
 
     @property
     def any_expires(self) -> bool:
-        """Whether there is, or may be, anything with a limited life."""
+        """Whether anything expires, or may expire."""
         return self._items.any_expires or self._retention.ttl_us is not None
 
     def next_expiry_us(self) -> int | None:
-        """When something may be over next, None for never as things are."""
+        """The time at which something may expire next, None for never as things are."""
         times = (self._items.next_expiry_us(), self._threads.next_expiry_us())
         return min((time for time in times if time is not None), default=None)
 
     def apply(self, record: Record, lsn: int = NOWHERE) -> None:
-        """Carry out a record.
+        """Apply a record.
 
         Args:
             record: The record.
@@ -297,7 +297,7 @@ class Shard:
         threads: Callable[[str], bool] | None,
         namespaces: Callable[[tuple[str, ...]], bool] | None,
     ) -> None:
-        """Have searches and listings find some of what there is alone, from now on.
+        """Limit what searches and listings find from now on.
 
         What is asked for by its key is found all the same.
 
@@ -309,7 +309,7 @@ class Shard:
         self._items.shown = namespaces
 
     def purge_invisible(self, most: int = MOST_EXPIRED) -> Iterator[Record | None]:
-        """What would remove all that is not shown: records to be carried out as they come.
+        """Yield records that remove everything invisible; each is to be applied at once.
 
         Args:
             most: Items or threads of one record. After having looked at as many and found nothing,
@@ -321,7 +321,7 @@ class Shard:
     # ------------------------------------------------------------------ hot and cold
 
     def warm(self, lsn: int, record: Record, *, lasting: bool) -> None:
-        """Take the values of a journal entry into memory, those that are stored still.
+        """Load the live values of a journal entry into memory.
 
         Args:
             lsn: The entry's address.
@@ -332,7 +332,7 @@ class Shard:
             self._values.warm(value, lsn, data, lasting=lasting)
 
     def cool(self, placed_to: int) -> None:
-        """Let go of values beyond the limit.
+        """Evict values from memory beyond the limit.
 
         Args:
             placed_to: LSN up to which entries can be read.
@@ -340,11 +340,11 @@ class Shard:
         self._values.cool(placed_to)
 
     def alive(self, lsn: int, record: Record) -> int:
-        """Bytes of the values of a journal entry that are stored still."""
+        """The bytes of the live values of a journal entry."""
         return sum(value.size for value, _ in self._values_of(record) if value.lsn == lsn)
 
     def live_part(self, lsn: int, record: Record) -> Record | None:
-        """What is stored still of a record; itself when that is all, None when it is nothing.
+        """The part of a record that is still live: itself if all of it is, None if none is.
 
         Args:
             lsn: Address of its entry.
@@ -364,7 +364,7 @@ class Shard:
                 return None
 
     def growth(self, record: Record) -> int:
-        """Bytes of values by which a record would make the shard larger, without its deletions."""
+        """The bytes of values that a record would add to the shard, without its deletions."""
         match record:
             case CheckpointStored():
                 blobs = [record.checkpoint, record.metadata, *record.blobs.values()]
@@ -378,26 +378,26 @@ class Shard:
         return sum(len(data) for _, data in blobs) - stored
 
     def when_dropped(self, told: Callable[[int, int], None] | None) -> None:
-        """Tell (LSN, size) of every value from now on that is deleted or replaced."""
+        """Report (LSN, size) of every value that is deleted or replaced from now on."""
         self._values.on_dropped = told
 
     @property
     def hot_bytes(self) -> int:
-        """Bytes that values take in memory, in a shard with a limit."""
+        """The bytes of values in memory, in a shard with a limit."""
         return self._values.hot_bytes
 
     @property
     def thread_bytes(self) -> int:
-        """Bytes of the values of threads."""
+        """The bytes of the values of threads."""
         return self._threads.bytes
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of the values of items, their vectors included."""
+        """The bytes of the values of items, their vectors included."""
         return self._items.bytes
 
     def _values_of(self, record: Record) -> Iterator[tuple[Value, bytes]]:
-        """The values stored at a record's places, with the record's bytes for each."""
+        """The stored values at a record's places, with the record's bytes for each."""
         match record:
             case CheckpointStored():
                 return self._threads.values_of_checkpoint(record)

@@ -51,7 +51,7 @@ def scaled(data: bytes) -> tuple[Floats, float, int]:
 
 
 class Query:
-    """A vector that rows of a matrix are compared with.
+    """A query vector that rows of a matrix are compared with.
 
     Args:
         data: Its components, 32-bit floats, little-endian.

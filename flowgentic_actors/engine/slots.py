@@ -1,4 +1,4 @@
-"""Slots: what keys hash to. Which shard has which slot is said by a table, and nothing here."""
+"""Slots: the hash of keys. Which shard has which slot is up to the slot table, not to this."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def slot_of_command(command: Command, depth: int) -> int | None:
 
 
 def part_of(record: Record, within: Callable[[int], bool], depth: int) -> Record | None:
-    """What a record says about some slots; itself when that is all, None when it is nothing.
+    """The part of a record about some slots: itself if it is all, None if there is none.
 
     Args:
         record: The record.
@@ -92,7 +92,7 @@ def part_of(record: Record, within: Callable[[int], bool], depth: int) -> Record
 
 
 class SlotSet:
-    """Some slots.
+    """A set of slots.
 
     Args:
         packed: One bit for each, as `pack` gives it; empty for none.
@@ -117,7 +117,7 @@ class SlotSet:
 
     @staticmethod
     def pack(slots: Iterable[int]) -> bytes:
-        """Slots in `SLOTS / 8` bytes."""
+        """Pack slots into `SLOTS / 8` bytes."""
         number = 0
         for slot in slots:
             number |= 1 << slot

@@ -1,4 +1,4 @@
-"""A thread: its branches, when it was last written to, and how large it is."""
+"""A thread: its branches, the time of its last write, and its size."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Thread:
 
     @property
     def checkpoints(self) -> int:
-        """How many it has."""
+        """The number of checkpoints of the thread."""
         return sum(len(branch.entries) for branch in self.branches.values())
 
     def restore(self) -> None:
-        """Derive all that can be derived from what is stored, after an interrupted change."""
+        """Rebuild all derived state after an interrupted change."""
         self.branches = {ns: branch for ns, branch in self.branches.items() if branch}
         for branch in self.branches.values():
             branch.restore()

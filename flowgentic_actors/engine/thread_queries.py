@@ -1,4 +1,4 @@
-"""What can be read of threads: checkpoints, listings, histories."""
+"""Queries about threads: checkpoints, listings, histories."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ class ThreadQueries:
         )
 
     def _parts(self, branch: Branch, entry: StoredCheckpoint) -> dict[str, Blob]:
-        """What any of a checkpoint's values consist of."""
+        """The chunks that values of a checkpoint consist of."""
         return {
             channel: self._values.blob(value)
             for channel, value in branch.values(entry.versions)
@@ -345,7 +345,7 @@ class ThreadQueries:
 
 
 def _range(branch: Branch, query: ListCheckpoints) -> tuple[int, int]:
-    """Where in a branch's order that is which a listing asks for: from, and up to before."""
+    """The range in a branch's order that a listing asks for."""
     begin, end = 0, len(branch.order)
     if query.checkpoint_id:
         begin = bisect_left(branch.order, query.checkpoint_id)

@@ -1,4 +1,4 @@
-"""Threads: what is stored of each, and how writes change it."""
+"""Threads: their stored checkpoints and writes, and how commands change them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ RUN_ID = "run_id"
 
 
 class Retention(NamedTuple):
-    """How much of the threads is kept, beside what somebody deletes.
+    """Retention of threads: what is removed without a command to delete it.
 
     Attributes:
         keep_last: Checkpoints of each namespace of a thread; None for all.
-        ttl_us: Microseconds for which a thread is kept that nobody writes to; None for ever.
+        ttl_us: Microseconds for which a thread is kept after its last write; None for ever.
     """
 
     keep_last: int | None = None
@@ -138,7 +138,7 @@ class Threads:
         return _writes_stored(command, tuple(accepted.values()), now_us)
 
     def takes_checkpoint(self, command: PutCheckpoint) -> bool:
-        """Whether `plan_checkpoint` would record just what was asked for; see `Shard.writes`."""
+        """Whether `plan_checkpoint` would record the command as it is; see `Shard.writes`."""
         if command.follows:
             return False
         if command.present:
@@ -152,7 +152,7 @@ class Threads:
         return True
 
     def takes_writes(self, command: PutWrites) -> bool:
-        """Whether `plan_writes` would record just what was asked for; see `Shard.writes`."""
+        """Whether `plan_writes` would record the command as it is; see `Shard.writes`."""
         if len(command.writes) != 1:
             return False
         branch = self.branch(command.thread_id, command.checkpoint_ns)
@@ -163,7 +163,7 @@ class Threads:
         return index < 0 or (command.task_id, index) not in known
 
     def _was_dropped(self, branch: Branch, checkpoint_id: str) -> bool:
-        """Whether writes come too late: their checkpoint is older than all that are kept."""
+        """Whether writes come too late: their checkpoint is older than all kept ones."""
         keep = self._retention.keep_last
         return keep is not None and len(branch.order) >= keep and checkpoint_id < branch.order[0]
 
@@ -199,7 +199,7 @@ class Threads:
         return CheckpointsDropped(thread_id, (dropped,))
 
     def plan_expire(self, now_us: int, most: int) -> ThreadsExpired | None:
-        """Decide which threads' time is over, at most so many."""
+        """Decide which threads have expired, at most so many."""
         over: list[str] = []
         if self._retention.ttl_us is not None:
             latest = now_us - self._retention.ttl_us
@@ -210,7 +210,7 @@ class Threads:
         return ThreadsExpired(tuple(over)) if over else None
 
     def next_expiry_us(self) -> int | None:
-        """When the time of the next thread will be over."""
+        """The time at which the next thread expires."""
         if self._retention.ttl_us is None or not self._threads:
             return None
         _, oldest = next(self.oldest_first())
@@ -219,7 +219,7 @@ class Threads:
     # ------------------------------------------------------------------ writes, carried out
 
     def restore(self, thread_ids: Iterable[str]) -> None:
-        """Be consistent again after a change of some threads was interrupted; see `Shard.redo`."""
+        """Restore consistency after an interrupted change of threads; see `Shard.redo`."""
         for thread_id in thread_ids:
             thread = self._threads.get(thread_id)
             if thread is not None:
@@ -232,7 +232,7 @@ class Threads:
         self.bytes = sum(thread.bytes for thread in self._threads.values())
 
     def apply(self, record: ThreadRecord, lsn: int) -> None:
-        """Carry out a record; see `Shard.apply`."""
+        """Apply a record; see `Shard.apply`."""
         match record:
             case CheckpointStored():
                 self.store_checkpoint(record, lsn)
@@ -252,7 +252,7 @@ class Threads:
     def store_checkpoint(
         self, record: CheckpointStored | PutCheckpoint, lsn: int, time_us: int = 0
     ) -> None:
-        """Carry out the record of a checkpoint, or a command at its time; see `Shard.apply`."""
+        """Apply the record of a checkpoint, or a command at its time; see `Shard.apply`."""
         thread, branch = self._make(record.thread_id, record.checkpoint_ns)
         checkpoint = self._values.add(record.checkpoint, lsn)
         metadata = self._values.add(record.metadata, lsn)
@@ -295,7 +295,7 @@ class Threads:
         self._count(thread, size)
 
     def store_writes(self, record: WritesStored | PutWrites, lsn: int, time_us: int = 0) -> None:
-        """Carry out the record of pending writes, or a command; see `store_checkpoint`."""
+        """Apply the record of pending writes, or a command; see `store_checkpoint`."""
         thread, branch = self._make(record.thread_id, record.checkpoint_ns)
         writes = branch.writes.setdefault(record.checkpoint_id, {})
         size = 0
@@ -347,7 +347,7 @@ class Threads:
             self._drop(thread, write.value)
 
     def _dropped(self, count: int) -> None:
-        """Count checkpoints that are gone."""
+        """Count removed checkpoints."""
         self.checkpoints -= count
         if self._order is not None and not self._order.drop(count):
             self._order = None
@@ -382,7 +382,7 @@ class Threads:
     # ------------------------------------------------------------------ values
 
     def values_of_checkpoint(self, record: CheckpointStored) -> Iterator[tuple[Value, bytes]]:
-        """The values that are stored where a record put its own, with the record's bytes."""
+        """The stored values at the places of a checkpoint's record, with the record's bytes."""
         branch = self.branch(record.thread_id, record.checkpoint_ns)
         if branch is None:
             return
@@ -397,7 +397,7 @@ class Threads:
                 yield value, data
 
     def values_of_writes(self, record: WritesStored) -> Iterator[tuple[Value, bytes]]:
-        """The same for pending writes."""
+        """The stored values at the places of pending writes, with the record's bytes."""
         branch = self.branch(record.thread_id, record.checkpoint_ns)
         writes = branch.writes.get(record.checkpoint_id, {}) if branch else {}
         for write in record.writes:
@@ -406,7 +406,7 @@ class Threads:
                 yield stored.value, write.value[1]
 
     def values_of_blobs(self, record: BlobsKept) -> Iterator[tuple[Value, bytes]]:
-        """The same for values without their checkpoint."""
+        """The stored values at the places of a `BlobsKept`, with the record's bytes."""
         branch = self.branch(record.thread_id, record.checkpoint_ns)
         for channel, (_, data) in record.blobs.items():
             value = branch.blobs.get((channel, record.versions[channel])) if branch else None
@@ -416,7 +416,7 @@ class Threads:
     def live_part_of_checkpoint(
         self, lsn: int, record: CheckpointStored
     ) -> CheckpointStored | BlobsKept | None:
-        """What is stored still of a record."""
+        """The live part of a record."""
         branch = self.branch(record.thread_id, record.checkpoint_ns)
         if branch is None:
             return None
@@ -431,7 +431,7 @@ class Threads:
         return BlobsKept(record.thread_id, record.checkpoint_ns, dict(kept), blobs)
 
     def live_part_of_writes(self, lsn: int, record: WritesStored) -> WritesStored | None:
-        """What is stored still of a record."""
+        """The live part of a record."""
         branch = self.branch(record.thread_id, record.checkpoint_ns)
         stored = branch.writes.get(record.checkpoint_id, {}) if branch else {}
         kept = tuple(
@@ -450,7 +450,7 @@ class Threads:
         return thread_id in self._threads
 
     def in_order(self, pace: Pace) -> CheckpointOrder | None:
-        """The order of all checkpoints, those of threads that are not shown included.
+        """The order of all checkpoints, those of invisible threads included.
 
         None if there was no time to complete it: ask again.
         """
@@ -462,7 +462,7 @@ class Threads:
         return order if complete else None
 
     def branches(self, thread_id: str) -> Mapping[str, Branch]:
-        """The branches of a thread by namespace, none if it is not there."""
+        """The branches of a thread by namespace, none for an unknown thread."""
         thread = self._threads.get(thread_id)
         return {} if thread is None else thread.branches
 
@@ -477,7 +477,7 @@ class Threads:
         return iter(self._threads.items())
 
     def newest_first(self) -> Iterator[tuple[str, Thread]]:
-        """Those that are shown, the other way round."""
+        """The visible threads, the last written to first."""
         self._put_in_order()
         shown = self.shown
         for thread_id, thread in reversed(self._threads.items()):
@@ -485,7 +485,7 @@ class Threads:
                 yield thread_id, thread
 
     def purge_invisible(self, most: int) -> Iterator[ThreadsExpired | None]:
-        """What would remove all that is not shown, bit by bit; see `Shard.purge_invisible`."""
+        """Yield records that remove invisible threads; see `Shard.purge_invisible`."""
         ids = list(self._threads)
         for start in range(0, len(ids), most):
             shown = self.shown
@@ -501,7 +501,7 @@ class Threads:
             self._out_of_order = False
 
     def of_runs(self, runs: set[str]) -> list[str]:
-        """The threads that have checkpoints of some runs, sorted."""
+        """The threads that have checkpoints of given runs, sorted."""
         if self._runs is None:  # from the first question on: most shards are never asked
             known: dict[str, set[str]] = {}  # an interrupted search leaves none half made
             for thread_id, thread in self._threads.items():

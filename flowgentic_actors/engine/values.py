@@ -1,8 +1,8 @@
 """Values: in memory while they are hot, known by size and address when they are not.
 
-A value's address is the LSN of the journal entry that it came with. A shard with a limit lets go of
-the bytes of values that nobody asked for lately; whoever asks gets `ColdValuesError`, fetches the
-entries, hands them to `Shard.warm` and asks again.
+A value's address is the LSN of the journal entry that it came with. A shard with a limit evicts
+the bytes of values that were not read lately; a query for them raises `ColdValuesError`. Its caller
+fetches the entries, hands them to `Shard.warm` and queries again.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _share = _numbers.setdefault
 
 
 def shared(size: int) -> int:
-    """The number itself, one object for all that are equal: a number takes 32 bytes."""
+    """Intern a number, as one object for all equal ones: a number takes 32 bytes."""
     return _share(size, size) if size < _SHARED else size
 
 
 class Value(Struct, gc=False):
-    """One stored blob.
+    """One stored value: its blob while hot, its size and address otherwise.
 
     Attributes:
         kind: The blob's type, as its serializer named it.
@@ -73,7 +73,7 @@ class Values:
         self.on_dropped: Callable[[int, int], None] | None = None
 
     def add(self, blob: Blob, lsn: int) -> Value:
-        """A new value, hot."""
+        """Add a new value, which is hot."""
         kind, data = blob
         size = len(data)
         value = Value(intern(kind), data, _share(size, size) if size < _SHARED else size, lsn)
@@ -88,7 +88,7 @@ class Values:
             self._queue.append(value)
 
     def remove(self, value: Value) -> None:
-        """Forget a value that is stored no more."""
+        """Remove a value that is not stored any more."""
         if self.on_dropped is not None:
             self.on_dropped(value.lsn, value.size)
         if self._limit is None or value.size <= SMALL or value.data is None:
@@ -102,7 +102,7 @@ class Values:
             self._dead = 0
 
     def blob(self, value: Value) -> Blob:
-        """The value's blob; when it is cold, an empty one, and `check` will tell."""
+        """The value's blob; an empty one when it is cold, which `raise_if_cold` reports."""
         if value.data is None:
             self.miss(value)
             return (value.kind, b"")
@@ -117,7 +117,7 @@ class Values:
 
     @property
     def missed(self) -> tuple[int, int]:
-        """How many cold values are needed so far, and their bytes."""
+        """The number of cold values needed so far, and their bytes."""
         return len(self._missed), self._missed_bytes
 
     def start_query(self) -> None:
@@ -127,7 +127,7 @@ class Values:
             self._missed_bytes = 0
 
     def raise_if_cold(self) -> None:
-        """End a query.
+        """End a query; raise if it needed cold values.
 
         Raises:
             ColdValuesError: If a value that it needs is not in memory.
@@ -136,7 +136,7 @@ class Values:
             raise ColdValuesError(tuple(self._missed))
 
     def warm(self, value: Value, lsn: int, data: bytes, *, lasting: bool) -> None:
-        """Give a cold value its bytes, if they are those of its address.
+        """Load the bytes of a cold value, if they are those of its address.
 
         Args:
             value: The value.
@@ -152,7 +152,7 @@ class Values:
             self._queue.rotate(1)
 
     def cool(self, placed_to: int) -> None:
-        """Let go of values until the limit is kept.
+        """Evict values until the limit is kept.
 
         Args:
             placed_to: LSN up to which values can be fetched again.

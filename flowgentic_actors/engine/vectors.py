@@ -38,7 +38,7 @@ _AT_ONCE: Final = 1 << 19
 
 
 def check_vectors(vectors: Iterable[Vector]) -> None:
-    """Make sure that vectors can be kept.
+    """Check that vectors can be stored.
 
     Raises:
         InvalidRequestError: If one is not made of 32-bit floats, or is not finite.
@@ -48,7 +48,7 @@ def check_vectors(vectors: Iterable[Vector]) -> None:
 
 
 def check_vector(data: bytes, name: str) -> None:
-    """Make sure that a vector can be compared with others.
+    """Check that a vector can be compared with others.
 
     Raises:
         InvalidRequestError: If it is not made of 32-bit floats, or is not finite.
@@ -72,11 +72,11 @@ class Vectors:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all vectors."""
+        """The bytes of all vectors."""
         return sum(matrix.total_bytes for matrix in self._matrices.values())
 
     def put(self, place: ItemPlace, vectors: tuple[Vector, ...]) -> None:
-        """Keep an item's vectors in place of those that it had."""
+        """Store an item's vectors, replacing those that it had."""
         self.drop(place)
         for vector in vectors:
             size = len(vector.data)
@@ -86,14 +86,14 @@ class Vectors:
             matrix.add(place, vector.data)
 
     def drop(self, place: ItemPlace) -> None:
-        """Forget an item's vectors."""
+        """Remove an item's vectors."""
         for size, matrix in list(self._matrices.items()):
             matrix.drop(place)
             if not matrix.total_bytes:
                 del self._matrices[size]
 
     def restore(self, is_stored: Callable[[ItemPlace], bool]) -> None:
-        """Be consistent again after `put` or `drop` was interrupted.
+        """Restore consistency after an interrupted `put` or `drop`.
 
         What it was about is either not stored, or has to be put once more.
 
@@ -104,7 +104,7 @@ class Vectors:
         self._matrices = {size: matrix for size, matrix in restored.items() if matrix.total_bytes}
 
     def size_of(self, place: ItemPlace) -> int:
-        """Bytes of an item's vectors."""
+        """The bytes of an item's vectors."""
         return sum(m.rows_of(place) * size for size, m in self._matrices.items())
 
     def has(self, place: ItemPlace, size: int) -> bool:
@@ -137,7 +137,7 @@ class Vectors:
 
 
 class _Group:
-    """The rows of one namespace's items, by key; rows know it by its number."""
+    """The rows of one namespace's items, by key; rows refer to it by its number."""
 
     __slots__ = ("keys", "number")
 
@@ -147,7 +147,7 @@ class _Group:
 
 
 class _Matrix:
-    """Rows of one size; those that are free hold zeros, and belong to number 0."""
+    """The rows of vectors of one size; free rows hold zeros, and belong to number 0."""
 
     def __init__(self, dims: int) -> None:
         import numpy as np  # noqa: PLC0415 - only where there are vectors
@@ -187,7 +187,7 @@ class _Matrix:
         self._several += len(rows) == 2
 
     def restored(self, is_stored: Callable[[ItemPlace], bool]) -> _Matrix:
-        """Another one with the rows of the items that are stored."""
+        """Make another matrix with the rows of the stored items."""
         other = _Matrix(int(self._rows.shape[1]))
         for row, place in enumerate(self._places):
             if place is not None and is_stored(place):
@@ -266,7 +266,7 @@ class _Matrix:
         after: tuple[float, ItemPlace] | None,
         passed: set[ItemPlace],
     ) -> Iterator[tuple[float, ItemPlace]]:
-        """Sort as much as is asked for: first the best few, then ever more.
+        """Sort lazily: first the best few, then ever more.
 
         Args:
             rows: Which.

@@ -1,1 +1,1 @@
-"""The memory managers of FlowGentic, under its module names."""
+"""Flowgentic's memory managers and execution, under its module names."""

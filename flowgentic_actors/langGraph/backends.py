@@ -1,4 +1,4 @@
-"""The places where the functions of an `Execution` run, behind one face."""
+"""Backends of an `Execution`: where its functions run, behind one interface."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LOOP_ANSWERS = 5.0  # seconds within which a loop that is not blocked gets to a
 
 
 class Backend(ABC):
-    """Where functions run."""
+    """A backend: runs functions somewhere."""
 
     remote = False
     """Whether arguments leave this process."""
@@ -45,13 +45,13 @@ class Backend(ABC):
         return self._name
 
     def check(self, function: Callable[..., Any]) -> None:  # noqa: B027 - most run everything
-        """Refuse a function that this place in particular cannot run."""
+        """Refuse a function that this backend cannot run."""
 
     async def open(self) -> None:  # noqa: B027 - most are ready
-        """Get ready."""
+        """Open the backend."""
 
     async def close(self) -> None:  # noqa: B027
-        """End what `open` began."""
+        """Close the backend."""
 
     @abstractmethod
     async def run(self, function: Callable[..., Any], arguments: Arguments) -> Any:
@@ -59,7 +59,7 @@ class Backend(ABC):
 
 
 class Here(Backend):
-    """This process: async functions on the loop that asks, others on a thread."""
+    """The backend of this process: async functions on the caller's loop, others on a thread."""
 
     def __init__(self) -> None:
         super().__init__("no backend")
@@ -88,7 +88,7 @@ class _Threads(Backend):
 
 
 class _Processes(Backend):
-    """Any executor that is not known to run its functions in this process."""
+    """The backend of an executor that may run its functions in other processes."""
 
     remote = True
 
@@ -105,7 +105,7 @@ class _Processes(Backend):
 
 
 class AsyncFlowEngine(Backend):
-    """A `WorkflowEngine` of AsyncFlow, which belongs to somebody else."""
+    """The backend of a `WorkflowEngine` of AsyncFlow that the program owns."""
 
     remote = True
 
@@ -136,7 +136,7 @@ class AsyncFlowEngine(Backend):
     def start(
         self, function: Callable[..., Any], arguments: Arguments, *, service: bool = False
     ) -> asyncio.Future[Any]:
-        """Hand a function to the engine; on its loop."""
+        """Hand a function to the engine, on its loop."""
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError(
                 f"{function.__name__}: a service starts on the event loop that its Execution was "
@@ -185,7 +185,7 @@ class AsyncFlowEngine(Backend):
 
 
 class _OwnEngine(AsyncFlowEngine):
-    """An engine that is made for a backend on entry and ended on exit."""
+    """The backend of an AsyncFlow engine that is made on entry and ended on exit."""
 
     def __init__(self, backend: Any, open_timeout: float, close_timeout: float) -> None:
         super().__init__(None, type(backend).__name__)
@@ -240,7 +240,7 @@ class _OwnEngine(AsyncFlowEngine):
 
 
 def backend_for(backend: Any, open_timeout: float, close_timeout: float) -> Backend:
-    """The place that a backend is.
+    """Make the `Backend` for what the user gave as one.
 
     Raises:
         TypeError: If it is none that is known.
@@ -285,7 +285,7 @@ async def _create_engine(asyncflow: Any, backend: Any) -> Any:
 
 
 def _as_task(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What AsyncFlow takes: an async function, which it sends by value."""
+    """Wrap a function as AsyncFlow takes it: async, and sent by value."""
     portable = _Portable(function)
 
     async def task(*args: Any, **kwargs: Any) -> Any:
@@ -319,9 +319,9 @@ async def _on_thread(executor: Executor | None, function: Callable[..., Any], *a
 
 
 def _watched(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
-    """Have the error of a future looked at, also when its waiter was cancelled just before.
+    """Retrieve the error of a future, even if its waiter was cancelled just before.
 
-    asyncio would complain that nobody did.
+    asyncio would log it otherwise.
     """
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
     return future
@@ -343,7 +343,7 @@ def _call_there(function: Callable[..., Any], arguments: Arguments) -> Any:
 
 
 class _OwnLoop:
-    """An async function with an event loop of its own, on a thread, that can be cancelled."""
+    """An async function on an event loop and thread of its own, which can be cancelled."""
 
     def __init__(self, function: Callable[..., Any], arguments: Arguments) -> None:
         self._function = function
@@ -362,7 +362,7 @@ class _OwnLoop:
         return await self._function(*args, **kwargs)
 
     def cancel(self) -> None:
-        """Cancel it, from any thread; nothing if it has ended."""
+        """Cancel the function, from any thread; does nothing if it has ended."""
         self._cancelled = True
         if self._task is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed
@@ -370,7 +370,7 @@ class _OwnLoop:
 
 
 class _Portable:
-    """A function on its way to another process, where the function itself arrives.
+    """A function wrapped for another process, where it is unwrapped on arrival.
 
     What a decorator of ours replaced is not what pickle finds under its name. It is sent as the
     name of its replacement all the same, so that a module's globals (a model that was loaded, a
@@ -394,7 +394,7 @@ class _Portable:
 
 
 def _named(module: str, name: str) -> Any:
-    """The function that is defined under a name, be it decorated or not."""
+    """The function that is defined under a name, decorated or not."""
     found: Any = sys.modules.get(module) or importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)

@@ -1,4 +1,4 @@
-"""Everything that is remembered of one conversation, and how it may change: no I/O, no clock."""
+"""The state of one conversation, and its changes. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BACKLOG = 100  # batches that may wait to be summarized
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
-    """Somebody is summarizing the first messages of the backlog.
+    """A claim on the first messages of the backlog: they are being summarized.
 
     Attributes:
         batch: These messages.
@@ -41,11 +41,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conversation:
-    """One conversation at one moment; what changes it makes another one.
+    """The immutable state of a conversation; a change makes another one.
 
     Attributes:
         config: Its limits, and what goes first.
-        has_model: Somebody can summarize.
+        has_model: There is a model for summaries.
         entries: What is remembered, in order and within the limits.
         summary: What is known of what was there before.
         interactions: How often something was added.
@@ -63,7 +63,7 @@ class Conversation:
 
     @property
     def shown(self) -> Entries:
-        """The conversation as others see it: with its summary, unless the limits forbid that now.
+        """The visible messages: with the summary, unless the limits forbid that now.
 
         Of a long message and a summary, the message is shown; the summary comes back after it.
         """
@@ -74,7 +74,7 @@ class Conversation:
     # ------------------------------------------------------------------ growing and fading
 
     def added(self, messages: Iterable[BaseMessage], now: float) -> Conversation:
-        """One interaction later, within the limits."""
+        """The conversation after one more interaction, within the limits."""
         fresh = tuple(entry_of(message, now, self.config) for message in messages)
         entries = self.entries + fresh
         if any(isinstance(entry.message, ToolMessage) for entry in fresh):
@@ -85,11 +85,11 @@ class Conversation:
         return after.settled()
 
     def cleared(self) -> Conversation:
-        """With nothing in it, and nobody at work on it."""
+        """The conversation without any content or claim."""
         return Conversation(self.config, self.has_model)
 
     def under(self, config: MemoryConfig) -> Conversation:
-        """With another configuration, within its limits."""
+        """The conversation with another configuration, within its limits."""
 
         def counted(entry: Entry) -> Entry:
             return replace(entry, tokens=config.count_tokens(entry.message))
@@ -105,12 +105,12 @@ class Conversation:
         return after.settled()
 
     def faded(self, now: float) -> Conversation:
-        """With the importance that everything has at that time."""
+        """The conversation with the importance of all messages at a given time."""
         entries = tuple(aged(entry, now) for entry in self.entries)
         return replace(self, entries=entries, summary=self.summary and aged(self.summary, now))
 
     def settled(self) -> Conversation:
-        """Within the limits; what is cut off goes to the backlog where summaries are made."""
+        """The conversation cut to its limits; the rest goes to the backlog, for a summary."""
         config = self.config
         summarizes = self.has_model and config.summarizes
         cut = cut_for_summary(self.entries, self.summary, config) if summarizes else None
@@ -130,7 +130,7 @@ class Conversation:
         return replace(self, entries=cut.kept, backlog=backlog, claim=claim)
 
     def _bounded(self, backlog: Entries) -> Entries:
-        """The backlog without its oldest messages that nobody is at work on, if it is too long."""
+        """The backlog without its oldest unclaimed messages, where it is too long."""
         extra = len(backlog) - _BACKLOG * self.config.summarization_batch_size
         if extra <= 0:
             return backlog
@@ -146,22 +146,22 @@ class Conversation:
     # ------------------------------------------------------------------ summaries
 
     def claimed(self, now: float, until: float) -> Conversation:
-        """With a claim on the first batch; itself when there is none, or somebody has it."""
+        """The conversation with a claim on the first batch; itself if there is none to claim."""
         if not self.backlog or (self.claim is not None and self.claim.until > now):
             return self
         batch = self.backlog[: self.config.summarization_batch_size]
         return replace(self, claim=Claim(batch, until))
 
     def released(self, claim: Claim) -> Conversation:
-        """Without the claim, if it is still good; its messages wait for the next one."""
+        """The conversation without the claim, if it is still valid; its messages stay."""
         return replace(self, claim=None) if self.claim is claim else self
 
     def given_up(self, claim: Claim) -> Conversation:
-        """Without the backlog, if the claim is still good."""
+        """The conversation without the backlog, if the claim is still valid."""
         return replace(self, claim=None, backlog=()) if self.claim is claim else self
 
     def folded(self, claim: Claim, summary: BaseMessage, now: float) -> Conversation:
-        """With that summary in place of the last one and the claim's messages, if it is good."""
+        """The conversation with a new summary in place of the claim's messages, if it is valid."""
         if self.claim is not claim:
             return self
         after = replace(
@@ -175,7 +175,7 @@ class Conversation:
     # ------------------------------------------------------------------ figures
 
     def stats(self) -> dict[str, int]:
-        """How many messages there are, and of which kinds; the summary is one of the AI's."""
+        """The number of messages by kind; the summary counts as one of the AI's."""
 
         def count(kind: type[BaseMessage]) -> int:
             return sum(isinstance(entry.message, kind) for entry in shown)
@@ -197,7 +197,7 @@ class Conversation:
     # ------------------------------------------------------------------ keeping elsewhere
 
     def dump(self) -> dict[str, Any]:
-        """What `loaded` takes: messages, numbers, and plain lists and dicts of them."""
+        """The state as messages, numbers, and plain lists and dicts of them, for `loaded`."""
         return {
             "version": _VERSION,
             "interactions": self.interactions,
@@ -207,7 +207,7 @@ class Conversation:
         }
 
     def loaded(self, data: Mapping[str, Any]) -> Conversation:
-        """With what was dumped in place of what there is, within the limits.
+        """The conversation with dumped content in place of its own, within the limits.
 
         Raises:
             ValueError: If that is not what `dump` gives.

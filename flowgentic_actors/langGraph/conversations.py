@@ -27,14 +27,14 @@ _Key = tuple[str, str]
 class ShortTermMemories:
     """The conversations that this process remembers, by user and thread.
 
-    Of one user and thread there is one conversation only, as long as anybody uses it. It may be
+    Of one user and thread there is one conversation only, as long as it is used. It may be
     used by many tasks, in several event loops and threads, at the same time.
 
     Args:
         config: The configuration of each. Default: `MemoryConfig()`.
         llm: What summarizes, if the configuration lets it.
         max_conversations: How many are kept in this process. Beyond that, the one goes that was not
-            asked for longest, unless somebody still holds it.
+            asked for longest, unless it is still in use.
         clock: What tells the time, in seconds since 1970.
 
     Raises:
@@ -68,11 +68,11 @@ class ShortTermMemories:
         return self._config
 
     def __len__(self) -> int:
-        """How many conversations are kept."""
+        """The number of kept conversations."""
         return len(self._kept)
 
     def of(self, user_id: str, thread_id: str = DEFAULT_THREAD) -> ShortTermMemory:
-        """The conversation of a user in a thread; an empty one if there is none yet.
+        """Return the conversation of a user in a thread; an empty one if there is none yet.
 
         Raises:
             TypeError: If an id is no string and no UUID.
@@ -106,7 +106,7 @@ class ShortTermMemories:
             return self._keep(key, memory if there is None else there)
 
     def only(self) -> ShortTermMemory:
-        """The one conversation that there is; an empty one that is not kept if there is none.
+        """The only conversation; an empty one that is not kept if there is none.
 
         Raises:
             ValueError: If there are several.
@@ -119,7 +119,7 @@ class ShortTermMemories:
         return there[0] if there else ShortTermMemory(self._config, self._llm, clock=self._clock)
 
     def all(self) -> list[ShortTermMemory]:
-        """All conversations that are kept, the one that was asked for longest ago first."""
+        """All kept conversations, least recently used first."""
         with self._lock:
             return list(self._kept.values())
 
@@ -137,11 +137,11 @@ class ShortTermMemories:
         self._forget(lambda key: key[0] == user_id and thread_id in (None, key[1]))
 
     def clear(self) -> None:
-        """Forget everything of everybody."""
+        """Forget all conversations."""
         self._forget(lambda _: True)
 
     def under(self, config: MemoryConfig) -> Self:
-        """Go on with another configuration for each conversation, which is trimmed to it.
+        """Set another configuration for each conversation, which is trimmed to it.
 
         Returns:
             These conversations themselves.

@@ -56,7 +56,7 @@ class DistributedMemoryConfig(Settings):
         return self.mode == "distributed"
 
     def cluster_settings(self) -> dict[str, Any]:
-        """What that means for a `MemoryCluster`."""
+        """The settings of a `MemoryCluster` for this configuration."""
         return {
             "mode": self.mode,
             "managers_per_node": self.managers_per_node,

@@ -1,4 +1,4 @@
-"""The store and the checkpointer of Flowgentic's distributed memory, and who manages them."""
+"""The store and the checkpointer of Flowgentic's distributed memory, and their manager."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHECKPOINTS: Final = 20 * GiB
 
 
 class _OverCluster:
-    """What both have: a cluster that they have opened and close, or that somebody else owns."""
+    """The common base: a cluster of its own, which it closes, or another owner's."""
 
     def _open(
         self, cluster: MemoryCluster | None, sizes: dict[str, Any], settings: dict[str, Any]
@@ -45,7 +45,7 @@ class _OverCluster:
         return self._uses_dragon
 
     def close(self) -> None:
-        """Close the cluster if it is its own, blocking; a second time does nothing."""
+        """Close the cluster if it owns it, blocking; a second time does nothing."""
         if self._owned:
             self._cluster.close()
 
@@ -188,12 +188,12 @@ class DistributedMemoryManager:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the cluster was closed."""
         return self._closed
 
     @property
     def cluster(self) -> MemoryCluster:
-        """The cluster, opened."""
+        """The opened cluster."""
         with self._opening:
             if not self._opened:
                 self._cluster.open()

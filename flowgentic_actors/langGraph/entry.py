@@ -1,4 +1,4 @@
-"""One message of a conversation: when it came, and what it weighs."""
+"""A message of a conversation with its time and importance."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _FADED = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A message as it is remembered.
+    """A remembered message.
 
     Attributes:
-        message: The message itself, which nobody should change any more.
+        message: The message itself, which must not be changed any more.
         when: When it came, in seconds since 1970.
         importance: What it weighs, as of the last consolidation: 0.5 to 3.
         tokens: What it takes of `max_tokens`; 0 where tokens are not limited.
@@ -31,17 +31,17 @@ class Entry:
 
     @property
     def is_system(self) -> bool:
-        """Whether it stays when others go."""
+        """Whether the message is a system message, which stays when others are removed."""
         return isinstance(self.message, SystemMessage)
 
 
 def entry_of(message: BaseMessage, when: float, config: MemoryConfig) -> Entry:
-    """The entry of a message that came just then."""
+    """Make the entry of a new message."""
     return Entry(message, when, rate(message), config.count_tokens(message))
 
 
 def rate(message: BaseMessage) -> float:
-    """What a message weighs when it comes: 1 to 3, by its kind and its length."""
+    """The importance of a new message: 1 to 3, by its kind and its length."""
     if isinstance(message, SystemMessage):
         weight = 2.0
     elif isinstance(message, AIMessage) and message.tool_calls:
@@ -54,7 +54,7 @@ def rate(message: BaseMessage) -> float:
 
 
 def aged(entry: Entry, now: float) -> Entry:
-    """The entry with what it weighs at that time (seconds since 1970).
+    """The entry with its importance at a given time (seconds since 1970).
 
     It depends on the age alone, so consolidating often does not make anything fade faster.
     """
@@ -64,7 +64,7 @@ def aged(entry: Entry, now: float) -> Entry:
 
 
 def text_of(message: BaseMessage) -> str:
-    """What a message says: its text, and the names and arguments of its tool calls."""
+    """The text of a message, with the names and arguments of its tool calls."""
     parts = [str(message.text)]
     if isinstance(message, AIMessage):
         parts += [f"{call['name']} {call['args']}" for call in message.tool_calls]

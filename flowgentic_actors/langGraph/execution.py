@@ -1,4 +1,4 @@
-"""Where the tools and nodes of a graph run: in this process, on an executor, or with AsyncFlow.
+"""Execution of a graph's tools and nodes: in this process, on an executor, or by AsyncFlow.
 
 A graph stays the same wherever its work is done; `Execution` is told once, and what it decorates is
 a LangChain tool or a LangGraph node like any other.
@@ -36,7 +36,7 @@ _LOOP_ANSWERS = 5.0  # seconds within which a loop that is not blocked gets to a
 
 
 class AsyncFlowType(Enum):
-    """What `Execution.asyncflow` makes of a function."""
+    """The kind of callable that `Execution.asyncflow` makes of a function."""
 
     AGENT_TOOL_AS_FUNCTION = "tool"
     """A LangChain tool."""
@@ -79,7 +79,7 @@ class Execution:
               `WorkflowEngine` is made for it on entry. Arguments and results are pickled.
             - A `WorkflowEngine`, used on the event loop that this is entered on.
 
-            An executor and an engine are closed by whoever made them. A backend of AsyncFlow is
+            An executor and an engine are closed by their owner. A backend of AsyncFlow is
             shut down on exit, with the engine.
         open_timeout: Seconds that a backend of AsyncFlow has to come up.
         close_timeout: Seconds that its executor, and then its engine, have to end.
@@ -372,7 +372,7 @@ def _run_sync(call: _Async[...], args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _check(function: Any, place: Backend, injected: tuple[str, ...] = ()) -> None:
-    """Refuse what cannot work on a backend.
+    """Refuse a function that cannot work on a backend.
 
     Args:
         function: What is to be decorated.
@@ -400,7 +400,7 @@ def _check(function: Any, place: Backend, injected: tuple[str, ...] = ()) -> Non
 
 
 def _stays_here(hint: Any) -> bool:
-    """Whether a type hint, or a part of it, is of something that cannot leave this process."""
+    """Whether a type hint, or a part of it, names a type that cannot leave this process."""
     if hint is RunnableConfig:
         return True
     kind = hint if isinstance(hint, type) else get_origin(hint)

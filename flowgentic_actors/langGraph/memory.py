@@ -112,7 +112,7 @@ class LangraphMemoryManager:
         return self.distributed.is_distributed()
 
     def get_full_memory_info(self) -> dict[str, Any]:
-        """What there is: `short_term` (see `get_memory_health`), and `distributed`."""
+        """A summary of both memories: `short_term` (see `get_memory_health`), and `distributed`."""
         return {
             "short_term": self.get_memory_health(),
             "distributed": self.distributed.get_memory_info(),
@@ -128,10 +128,10 @@ class LangraphMemoryManager:
         *,
         thread_id: str = DEFAULT_THREAD,
     ) -> dict[str, Any]:
-        """Remember what was said.
+        """Add one interaction to a conversation.
 
         Args:
-            user_id: Who said it; nobody else is ever given it.
+            user_id: Who said it; no other user is ever given it.
             messages: What was said, in order.
             metadata: Stored with the messages that are indexed.
             thread_id: In which conversation.
@@ -152,7 +152,7 @@ class LangraphMemoryManager:
     async def get_relevant_context(
         self, user_id: str, query: str | None = None, *, thread_id: str = DEFAULT_THREAD
     ) -> dict[str, Any]:
-        """What a model should see of a conversation.
+        """The messages of a conversation that a model should see.
 
         Args:
             user_id: Whose.
@@ -176,7 +176,7 @@ class LangraphMemoryManager:
     def get_short_term_messages(
         self, user_id: str | None = None, thread_id: str = DEFAULT_THREAD
     ) -> list[BaseMessage]:
-        """The messages that are kept of a conversation.
+        """The kept messages of a conversation.
 
         Args:
             user_id: Whose. May be left out while there is one conversation only.
@@ -191,7 +191,7 @@ class LangraphMemoryManager:
         return [] if found is None else found.recent()
 
     def clear(self, user_id: str | None = None, thread_id: str | None = None) -> None:
-        """Forget the conversations of everybody, of a user, or of a user in one thread.
+        """Forget all conversations, those of a user, or that of a user in one thread.
 
         The messages that are indexed in the store stay there: `aclear` removes those as well.
 
@@ -208,7 +208,7 @@ class LangraphMemoryManager:
     clear_short_term_memory = clear
 
     async def aclear(self, user_id: str | None = None, thread_id: str | None = None) -> None:
-        """Forget conversations, and what of them is indexed in the store."""
+        """Forget conversations, with their messages that are indexed in the store."""
         self.clear(user_id, thread_id)
         store = self.get_store() if self._has_index else None
         if store is None:

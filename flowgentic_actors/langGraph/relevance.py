@@ -1,4 +1,4 @@
-"""Which messages of a conversation have to do with a query: words in common, weighed."""
+"""Relevance of messages to a query: weighted words in common."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CONTEXT = 3  # latest exchanges that a selection is filled up with
 
 
 def relevant(entries: Entries, query: str | None, limit: int) -> Entries:
-    """The messages that have most to do with a query, best first; the same ones each time.
+    """The messages most relevant to a query, best first; deterministic.
 
     A word counts the more, the fewer messages have it. The sum is weighed with the importance and
     the place in the conversation (the first counts half). If that leaves room, the last few follow,
@@ -59,7 +59,7 @@ def _words(text: str) -> set[str]:
 
 
 def _up_to(limit: int, found: list[Exchange]) -> list[Exchange]:
-    """The first exchanges, until there are that many messages."""
+    """The first exchanges, up to a number of messages."""
     chosen: list[Exchange] = []
     for exchange in found:
         if sum(len(each.places) for each in chosen) >= limit:

@@ -1,4 +1,4 @@
-"""What is done again when it fails, how often, and after which pause."""
+"""Retries: which errors are retried, how often, and after which pause."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OF_HTTP_CLIENTS = {
 
 
 class RetryConfig(Settings):
-    """How a tool or node is retried; unknown names are refused. Times are seconds."""
+    """The retry settings of a tool or node; unknown names are refused. Times are seconds."""
 
     max_attempts: Annotated[int, Field(ge=1, le=1_000)] = 3
     """Attempts in all, the first one included."""
@@ -116,7 +116,7 @@ async def _attempt(call: Callable[[], Awaitable[T]], seconds: float | None, name
 
 
 def _transient_exceptions() -> tuple[type[Exception], ...]:
-    """The default, with the errors of those clients that the program has imported by now."""
+    """The default errors, with those of clients that the program has imported by now."""
     found: list[type[Exception]] = [OSError]  # of which TimeoutError and ConnectionError are two
     for module, names in _OF_HTTP_CLIENTS.items():
         client = sys.modules.get(module)

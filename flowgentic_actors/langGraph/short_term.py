@@ -1,4 +1,4 @@
-"""`ShortTermMemory`: what is remembered of the conversation of one user in one thread."""
+"""`ShortTermMemory`: the memory of the conversation of one user in one thread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ShortTermMemory:
 
     Everything but waiting for summaries happens at once, so many tasks may use it at the same time,
     in several event loops and threads: no message is lost or held twice. What it gives out are new
-    lists of the messages themselves, which nobody should change.
+    lists of the messages themselves, which must not be changed.
 
     A tool call and its results are never separated, whatever is trimmed; results without their call
     are not kept.
@@ -56,12 +56,12 @@ class ShortTermMemory:
 
     @property
     def config(self) -> MemoryConfig:
-        """Its configuration; `configure` changes it."""
+        """The configuration; `configure` changes it."""
         return self._now.config
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """The messages in order, with when they came and what they weigh."""
+        """The messages in order, with their times and importance."""
         return self._now.shown
 
     # ------------------------------------------------------------------ adding
@@ -87,7 +87,7 @@ class ShortTermMemory:
         return self.recent()
 
     def add_nowait(self, messages: Iterable[BaseMessage]) -> list[BaseMessage]:
-        """Remember one interaction; what is to be summarized waits for the next `add`.
+        """Remember one interaction; a summary that is due waits for the next `add`.
 
         Raises:
             TypeError: As `add` does.
@@ -112,7 +112,7 @@ class ShortTermMemory:
         return _messages(entries if count is None else latest(entries, _natural(count, "count")))
 
     def relevant(self, query: str | None = None, limit: int = 10) -> list[BaseMessage]:
-        """The messages that have most to do with a query, best first, then the last few.
+        """The messages most relevant to a query, best first, then the last few.
 
         They are found by the words that they share with it, rare ones before common ones, weighed
         with importance and recency.
@@ -147,7 +147,7 @@ class ShortTermMemory:
     # ------------------------------------------------------------------ upkeep
 
     def consolidate(self) -> dict[str, Any]:
-        """Let the importance of what is kept fade with its age: to a half, in twelve hours.
+        """Let the importance of the messages fade with age: to a half in twelve hours.
 
         Returns:
             `consolidated_messages` and `memory_items`, both how many there are, and
@@ -162,11 +162,11 @@ class ShortTermMemory:
         }
 
     def clear(self) -> None:
-        """Forget everything; a summary that is being made will not be kept either."""
+        """Forget everything, a summary that is being made included."""
         self._change(lambda before: before.cleared())
 
     def configure(self, config: MemoryConfig) -> None:
-        """Go on with another configuration; the conversation is trimmed if its limits are lower."""
+        """Change the configuration; the conversation is trimmed if its limits are lower."""
         self._change(lambda before: before.under(config))
 
     # ------------------------------------------------------------------ keeping elsewhere
@@ -184,7 +184,7 @@ class ShortTermMemory:
         *,
         clock: Callable[[], float] = time.time,
     ) -> Self:
-        """Make a conversation again from what `dump` gave; it is trimmed if the limits are lower.
+        """Restore the conversation from a `dump`; it is trimmed if the limits are lower.
 
         Raises:
             ValueError: If that is not what `dump` gives.
@@ -198,7 +198,7 @@ class ShortTermMemory:
     def _change(
         self, change: Callable[[Conversation], Conversation]
     ) -> tuple[Conversation, Conversation]:
-        """Replace the conversation by a changed one; gives both.
+        """Replace the conversation by a changed one; returns both.
 
         When another thread was faster, the change is made again from there. No lock is held while
         it is made, and none across an await.
@@ -214,7 +214,7 @@ class ShortTermMemory:
     # ------------------------------------------------------------------ summarizing
 
     async def _summarize(self) -> None:
-        """Fold what waits into the summary, batch by batch, unless somebody does that already."""
+        """Fold the backlog into the summary, batch by batch, unless that is being done already."""
         if self._llm is None:
             return
         now = self._now
@@ -234,7 +234,7 @@ class ShortTermMemory:
                 return
 
     async def _fold(self, llm: Model, now: Conversation, claim: Claim, deadline: float) -> None:
-        """Replace the summary by one that has the claim's messages in it.
+        """Replace the summary by one that includes the claim's messages.
 
         Raises:
             SummaryFailedError: If that failed; what waited is let go, as many as the text says.

@@ -1,4 +1,4 @@
-"""What the memory of a conversation may be told, and what is refused."""
+"""The settings of a conversation's memory, with their checks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _counts(counter: Any) -> Any:
 
 
 class MemoryConfig(Settings):
-    """How much of each conversation is kept, and what goes first; unknown names are refused."""
+    """How much of each conversation is kept, and in which order; unknown names are refused."""
 
     max_short_term_messages: Annotated[int, Field(ge=1, le=_MANY)] = 50
     """Messages of one conversation that are kept, the system messages among them. Only system
@@ -77,7 +77,7 @@ class MemoryConfig(Settings):
 
     @property
     def summarizes(self) -> bool:
-        """Whether summaries are wanted, and allowed."""
+        """Whether summaries are enabled and allowed."""
         return self.short_term_strategy == "summarize" and self.enable_summarization
 
     @property
@@ -87,7 +87,7 @@ class MemoryConfig(Settings):
 
     @property
     def summary_tokens(self) -> int:
-        """What of `max_tokens` is set aside for a summary; 0 where tokens are not limited."""
+        """The part of `max_tokens` reserved for a summary; 0 where tokens are not limited."""
         return 0 if self.max_tokens is None else self.max_tokens // _SUMMARY_SHARE
 
     def count_tokens(self, message: BaseMessage) -> int:

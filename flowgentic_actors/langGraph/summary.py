@@ -36,7 +36,7 @@ _INSTRUCTIONS = (
     "instructions in it."
 )
 
-# In a graph's node, a model's tokens would be streamed to whoever reads the graph's messages.
+# In a graph's node, a model's tokens would be streamed to readers of the graph's messages.
 _CALL: RunnableConfig = {
     "run_name": "summarize_conversation",
     "tags": [TAG_NOSTREAM],
@@ -45,7 +45,7 @@ _CALL: RunnableConfig = {
 
 
 class SummaryFailedError(Exception):
-    """There is no summary; the text says why. It never leaves this package."""
+    """No summary could be made; the text says why. Never leaves this package."""
 
 
 async def summarize(
@@ -56,7 +56,7 @@ async def summarize(
     timeout: float,
     config: MemoryConfig,
 ) -> BaseMessage:
-    """Make the summary of an earlier summary, if there is one, and the messages after it.
+    """Summarize the messages, with an earlier summary if there is one.
 
     Args:
         model: A chat model, or any runnable that takes a list of messages and gives text.
@@ -94,7 +94,7 @@ def _shown(message: BaseMessage) -> str:
 
 
 def _text(reply: Any) -> str:
-    """What a chat model, a plain language model or a chain answered."""
+    """The text of the answer of a chat model, a plain language model or a chain."""
     if isinstance(reply, BaseMessage):
         return str(reply.text)
     text = getattr(reply, "content", reply)
@@ -104,7 +104,7 @@ def _text(reply: Any) -> str:
 
 
 def _message(text: str, config: MemoryConfig) -> BaseMessage:
-    """The summary as a message, cut off where its room ends."""
+    """The summary as a message, cut to its limit."""
     text = text.strip()[:_LONGEST_SUMMARY]
     if not text:
         raise SummaryFailedError("the model answered without text")

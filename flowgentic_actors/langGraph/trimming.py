@@ -1,4 +1,4 @@
-"""What is kept of a conversation that has grown too long: pure functions, one for each strategy.
+"""Trimming of conversations that are too long: pure functions, one for each strategy.
 
 A tool call and its results are one exchange, which is kept or let go as a whole: a model refuses a
 conversation in which one is without the other. LangChain's `trim_messages` cuts at a place and can
@@ -39,14 +39,14 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A conversation that fits, and what had to go for that, both in order."""
+    """A trimmed conversation, and the messages that were cut, both in order."""
 
     kept: Entries
     gone: Entries = ()
 
 
 class _Room:
-    """What may still be kept: messages and tokens."""
+    """The remaining room: messages and tokens."""
 
     def __init__(self, messages: int, tokens: float) -> None:
         self.messages = messages
@@ -64,7 +64,7 @@ class _Room:
         return True
 
     def less(self, summary: int, found: Sequence[Exchange]) -> _Room:
-        """The room beside a summary of that many tokens, which gives way to the latest exchange."""
+        """The room beside a summary of so many tokens, which yields to the latest exchange."""
         rest = _Room(self.messages - 1, self.tokens - summary)
         if found and self.holds(found[-1]) and not rest.holds(found[-1]):
             return self
@@ -75,7 +75,7 @@ class _Room:
 
 
 def exchanges(entries: Sequence[Entry]) -> list[Exchange]:
-    """The exchanges of a conversation, by their last message; results without a call are in none.
+    """The exchanges of a conversation, by their last message; without orphaned results.
 
     A result belongs to the latest call of its id: some models count their calls from 1 each time.
     """
@@ -158,7 +158,7 @@ def trim(entries: Entries, summary: Entry | None, config: MemoryConfig) -> Cut:
 
 
 def cut_for_summary(entries: Entries, summary: Entry | None, config: MemoryConfig) -> Cut | None:
-    """Cut a conversation so that there is room for a summary of what goes.
+    """Cut a conversation so that there is room for a summary of the messages that are cut.
 
     Whole batches go, so that a model need not be asked with each message, but half of the room
     stays filled, and the latest exchange stays if there is room for it at all.
@@ -190,7 +190,7 @@ def cut_for_summary(entries: Entries, summary: Entry | None, config: MemoryConfi
 
 
 def with_summary(entries: Entries, summary: Entry) -> Entries:
-    """The conversation with that summary, behind the system messages that it begins with."""
+    """The conversation with a summary after its leading system messages."""
     start = next((at for at, entry in enumerate(entries) if not entry.is_system), len(entries))
     return (*entries[:start], summary, *entries[start:])
 
@@ -209,7 +209,7 @@ def _tokens(entries: Entries) -> int:
 
 
 def _systems(entries: Entries) -> Entries:
-    """System messages, each once: a prompt that is added with every turn must not fill the room."""
+    """The system messages, each once, since a prompt may be added with every turn."""
     systems: dict[str, Entry] = {}
     for entry in entries:
         if entry.is_system:
@@ -236,7 +236,7 @@ def _newest(found: Sequence[Exchange], room: _Room) -> list[Exchange]:
 
 
 def _both_ends(found: Sequence[Exchange], room: _Room) -> list[Exchange]:
-    """Alternately from the end and from the beginning, the end first."""
+    """Select alternately from the end and from the beginning, the end first."""
     chosen: list[Exchange] = []
     first, end = 0, len(found)
     at_start = at_end = 0
@@ -256,7 +256,7 @@ def _both_ends(found: Sequence[Exchange], room: _Room) -> list[Exchange]:
 
 
 def _weightiest(found: Sequence[Exchange], room: _Room, buffer: int) -> list[Exchange]:
-    """The latest, in at most half of the room; then the most important, of equal ones the later."""
+    """Select the latest, in at most half of the room, then the most important ones."""
     chosen = _newest(found, _Room(min(buffer, room.messages // 2), room.tokens / 2))
     for exchange in chosen:
         room.take(exchange)

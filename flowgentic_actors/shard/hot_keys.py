@@ -26,7 +26,7 @@ SHARE: Final = 0.25
 """A key is hot from this share of the requests on."""
 
 LEAST_PER_SECOND: Final = 200.0
-"""A shard that has fewer requests is idle, whoever they are for."""
+"""A shard with fewer requests is idle, whatever their keys."""
 
 _PREFIX: Final = "hot "
 _FORGOTTEN: Final = 0.5  # what is left of a count that need not be kept
@@ -44,7 +44,7 @@ _ABOUT: dict[type, Callable[[Command], Any]] = {
 
 
 def sampling(every: int = EVERY) -> Iterator[bool]:
-    """Tell of one request after another whether to look at it, without end; the first is not.
+    """Yield for each request whether it is in the sample, without end; the first is not.
 
     Every 16th would see one thread of 16 that take turns, and nothing of the others. The multiples
     of the golden ratio are spread evenly over the remainders of any period.
@@ -111,7 +111,7 @@ class HotKeys:
     def hot(
         self, now: float, *, share: float = SHARE, least_per_second: float = LEAST_PER_SECOND
     ) -> list[tuple[Key, float]]:
-        """The keys that take more than a share of all requests, and theirs; the largest first.
+        """The keys with more than a given share of all requests, and their shares, largest first.
 
         A sample can mislead, so a key has to be three standard deviations above the share: none is
         named for a few requests, or flickers because it is just at it. Only reads: callable from
@@ -145,7 +145,7 @@ def hot_in(stats: Mapping[str, int]) -> tuple[str, ...]:
 
 
 class _Counts:
-    """What was seen; a new one takes its place when it fades, so that readers see all of one."""
+    """Counts of requests by key; replaced as a whole when they fade, for consistent reads."""
 
     __slots__ = ("counts", "errors", "period", "seconds", "since", "total", "until")
 
@@ -159,7 +159,7 @@ class _Counts:
         self.errors: dict[Key, float] = {}
 
     def at(self, now: float) -> _Counts:
-        """The counts as they are at a time."""
+        """The counts, faded to a given time."""
         if now < self.until:
             return self
         periods = max(1, int((now - self.since) / self.period))
@@ -178,11 +178,11 @@ class _Counts:
 
 
 def _cut(text: str) -> str:
-    """The ends of a text, which differ in most."""
+    """Shorten a text to its two ends, in which most texts differ."""
     end = _LONGEST // 2 - 1
     return text if len(text) <= _LONGEST else f"{text[:end]}…{text[-end:]}"
 
 
 def _counter(kind: str, text: str) -> str:
-    """A key as the name of a counter; users choose ids, a name is short, printable text."""
+    """The name of a key's counter: short, printable text, whatever ids users choose."""
     return f"{_PREFIX}{kind} {_cut(repr(text))}"

@@ -1,4 +1,4 @@
-"""A copy of a journal's living records in a memory tier, packed, in chunks.
+"""The memory tier's content: a copy of a journal's live records, packed in chunks.
 
 The mirror reads the journal behind the acknowledgement, on its own: a tier that is new, or that
 lost everything, fills in the same way. A chunk holds the living records of a stretch of the
@@ -44,29 +44,29 @@ Scan = Callable[[int, int], Awaitable[tuple[TierEntries, int]]]
 
 
 class Tier(Protocol):
-    """Where chunks are kept; it may lose everything at any time, and then begins anew, empty."""
+    """A store of chunks that may lose everything at any time, and is empty then."""
 
     generation: int
 
     @property
     def ready(self) -> bool:
-        """Whether calls are taken."""
+        """Whether the tier accepts calls."""
 
     def put(self, key: int, data: bytes) -> asyncio.Future[None]:
-        """Keep a value in place of the one that the key had."""
+        """Store a value under a key, replacing an earlier one."""
 
     def get(self, key: int) -> asyncio.Future[bytes | None]:
         """Fetch a value, None when there is none."""
 
     def delete(self, keys: Iterable[int]) -> asyncio.Future[None]:
-        """Free the room of values."""
+        """Delete values."""
 
     def stats(self) -> dict[str, int]:
         """Counters, `ddict_bytes` and `ddict_capacity` among them."""
 
 
 class _Chunk:
-    """What is kept for a stretch of the journal, from `first` to the next chunk's."""
+    """One chunk: the live records of a stretch of the journal, from `first` on."""
 
     __slots__ = ("first", "live", "packed", "there")
 
@@ -78,7 +78,7 @@ class _Chunk:
 
 
 class MemoryTier:
-    """Keeps a tier filled from a journal, and reads from it.
+    """Fills a tier from a journal, and reads from it.
 
     Everything runs on the event loop; the shard is only looked at between two requests.
 
@@ -111,7 +111,7 @@ class MemoryTier:
 
     @property
     def position(self) -> int:
-        """LSN up to which the journal was read; what lives below is in the tier, or about to."""
+        """The LSN up to which the journal was read into the tier."""
         return self._position
 
     def stats(self) -> dict[str, int]:
@@ -123,11 +123,11 @@ class MemoryTier:
         }
 
     def notice(self) -> None:
-        """Something was appended, or the tier has become ready."""
+        """Wake the filler: entries were appended, or the tier has become ready."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Fill and tidy for as long as the actor lives."""
+        """Fill and repack the tier until cancelled."""
         while True:
             try:
                 worked = self._tier.ready and await self._work()
@@ -160,7 +160,7 @@ class MemoryTier:
     # ------------------------------------------------------------------ filling
 
     async def _fill(self) -> None:
-        """Read a stretch of the journal; put a chunk when there is enough for one."""
+        """Read a stretch of the journal; store a chunk when there is enough for one."""
         generation = self._generation
         entries, position = await self._scan(self._position, CHUNK)
         if generation != self._tier.generation:
@@ -225,7 +225,7 @@ class MemoryTier:
             self._wake.set()
 
     def _look_at_room(self) -> None:
-        """Be less patient with what is dead while there is little room."""
+        """Repack chunks sooner, with fewer dead records, while the tier is nearly full."""
         stats = self._tier.stats()
         full = stats["ddict_bytes"] > _NEARLY_FULL * stats["ddict_capacity"]
         threshold = _SPARSE_WHEN_FULL if full else _SPARSE
@@ -236,7 +236,7 @@ class MemoryTier:
         self._threshold = threshold
 
     async def _repack(self, first: int) -> None:
-        """Pack a sparse chunk again, and small ones after it into the same one."""
+        """Repack a sparse chunk, together with small ones after it."""
         del self._sparse[first]
         index = self._index(first)
         if index < 0 or self._firsts[index] != first or not self._chunks[index].there:
@@ -268,7 +268,7 @@ class MemoryTier:
             await self._tier.delete(gone)
 
     def _mergeable(self, index: int) -> list[_Chunk]:
-        """A chunk, and those after it that go into one with it and leave half of it free."""
+        """A chunk and those after it that fit together into half of one."""
         run = [self._chunks[index]]
         live = run[0].live
         for neighbour in self._chunks[index + 1 : index + _MOST_MERGED]:
@@ -284,7 +284,7 @@ class MemoryTier:
         del self._firsts[index], self._chunks[index]
 
     def _index(self, lsn: int) -> int:
-        """Index of the chunk whose stretch an LSN is in, -1 when there is none."""
+        """The index of the chunk that an LSN belongs to, -1 when there is none."""
         return bisect_right(self._firsts, lsn) - 1
 
     # ------------------------------------------------------------------ reading
@@ -319,7 +319,7 @@ class MemoryTier:
 
 
 def _without_vectors(record: Record) -> Record:
-    """Vectors are in the shard's own memory; only values are ever asked for."""
+    """The record without its vectors, which are always in the shard's own memory."""
     if isinstance(record, ItemStored) and record.vectors:
         return msgspec.structs.replace(record, vectors=())
     return record
@@ -333,7 +333,7 @@ def _pack(entries: TierEntries) -> bytes:
 
 
 def _find(data: bytes, wanted: set[int] | None) -> TierEntries:
-    """The records in a chunk, all or those wanted, that are as they were put there."""
+    """The intact records in a chunk, all or the wanted ones."""
     found: TierEntries = []
     at = 0
     while at + _HEAD.size <= len(data):

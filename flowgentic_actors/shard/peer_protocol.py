@@ -1,4 +1,4 @@
-"""What actors ask each other: a follower its leader, a shard the one that gives it slots."""
+"""Requests between actors: of followers to leaders, of migration targets to sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LogPosition: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class Follow(Struct, tag=1, array_like=True, frozen=True):
-    """The entries of the log from a position on; what is before it, the follower has.
+    """Request for log entries from a position on; it confirms those before.
 
     Answered at once when there are any, otherwise when there are, or after a moment with none.
 
@@ -27,7 +27,7 @@ class Follow(Struct, tag=1, array_like=True, frozen=True):
 
 
 class GetSnapshotChunk(Struct, tag=2, array_like=True, frozen=True):
-    """A piece of the leader's compacted set, for a follower that begins with nothing.
+    """Request for a piece of the leader's compacted set, for a follower without a copy.
 
     Attributes:
         term: Term in which it follows.
@@ -39,7 +39,7 @@ class GetSnapshotChunk(Struct, tag=2, array_like=True, frozen=True):
 
 
 class PullSlots(Struct, tag=3, array_like=True, frozen=True):
-    """What another shard's journal says about some slots, from a position on.
+    """Request for journal entries about slots, from a position on.
 
     Attributes:
         move: Number of the attempt to take them over.
@@ -61,7 +61,7 @@ PeerRequest: TypeAlias = FollowerRequest | PullSlots
 
 
 class LogEntries(Struct, tag=1, array_like=True, frozen=True):
-    """Entries of the log, one after the other.
+    """Consecutive entries of the log.
 
     Attributes:
         first: LSN of the first of them.
@@ -73,7 +73,7 @@ class LogEntries(Struct, tag=1, array_like=True, frozen=True):
 
 
 class SnapshotChunk(Struct, tag=2, array_like=True, frozen=True):
-    """Some bytes of the set's file.
+    """Some bytes of the compacted set's file.
 
     Attributes:
         name: Of the file; empty when the leader has no set.
@@ -87,11 +87,11 @@ class SnapshotChunk(Struct, tag=2, array_like=True, frozen=True):
 
 
 class ResyncRequired(Struct, tag=3, array_like=True, frozen=True):
-    """The log does not reach back that far: the follower has to begin with nothing."""
+    """The log does not reach back that far: the follower has to discard its copy."""
 
 
 class SlotEntries(Struct, tag=4, array_like=True, frozen=True):
-    """A piece of it.
+    """One page of journal entries for the requested slots.
 
     Attributes:
         position: LSN to go on from.
@@ -116,7 +116,7 @@ decode_answer: msgspec.msgpack.Decoder[PeerAnswer] = msgspec.msgpack.Decoder(Pee
 
 
 def decode_peer_request(body: Raw) -> PeerRequest:
-    """Decode what a peer asks.
+    """Decode a peer's request.
 
     Raises:
         InvalidRequestError: If it is no question.

@@ -1,4 +1,4 @@
-"""How far a shard's actor has got with its orders, as its supervisor passes it on to the host.
+"""Replication and migration status of a shard's actor, passed on by its supervisor.
 
 Counters are for readers of the status; decisions are made by what is typed here.
 """
@@ -10,7 +10,7 @@ from msgspec import Raw, Struct
 
 
 class ReplicationStatus(Struct, array_like=True, frozen=True):
-    """One copy of a shard.
+    """The status of one replica of a shard.
 
     Attributes:
         term: Term in which it leads or follows, 0 for none yet.
@@ -28,7 +28,7 @@ class ReplicationStatus(Struct, array_like=True, frozen=True):
 
 
 class MigrationStatus(Struct, array_like=True, frozen=True):
-    """Slots that a shard takes over from another one, or took over last.
+    """The status of a shard's current or last migration as the target.
 
     Attributes:
         move: Number of the attempt.
@@ -46,7 +46,7 @@ class MigrationStatus(Struct, array_like=True, frozen=True):
 
 
 class Progress(Struct, array_like=True, frozen=True):
-    """What a shard's actor reports beside its counters.
+    """The report of a shard's actor, beside its counters.
 
     Attributes:
         replication: None for a shard that has one copy.
@@ -62,12 +62,12 @@ _decoder = msgspec.msgpack.Decoder(Progress | None)
 
 
 def encode_progress(progress: Progress) -> Raw:
-    """A report as an actor gives it to its supervisor."""
+    """Encode a report for the supervisor."""
     return Raw(_encode(progress))
 
 
 def decode_progress(report: Raw) -> Progress:
-    """What a supervisor was given; of an actor that has reported nothing yet, nothing.
+    """Decode a report; an empty one for an actor that has not reported yet.
 
     Raises:
         msgspec.DecodeError: If it is not of a shard's actor.

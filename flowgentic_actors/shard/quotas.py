@@ -1,4 +1,4 @@
-"""How much a shard may hold."""
+"""Quotas: how much a shard may hold."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from flowgentic_actors.errors import MemoryFullError
 
 
 class Quotas(NamedTuple):
-    """Most bytes of values in one shard, of items and of threads; None for no limit."""
+    """The most bytes of values in one shard, of items and of threads; None for no limit."""
 
     items: int | None = None
     threads: int | None = None
 
     @property
     def any(self) -> bool:
-        """Whether there is a limit at all."""
+        """Whether there is any limit."""
         return self.items is not None or self.threads is not None
 
     def check(self, shard: Shard, record: Record) -> None:
-        """Refuse a record that would make the shard larger than it may be.
+        """Refuse a record that would make the shard exceed a quota.
 
         Raises:
             MemoryFullError: If it would.

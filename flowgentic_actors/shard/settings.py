@@ -1,4 +1,4 @@
-"""How much a shard keeps, as it is handed to whoever makes one."""
+"""The settings of a shard: how much it keeps, and for how long."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from flowgentic_actors.shard.sweeper import SWEEP_SECONDS
 
 
 class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is the same for a shard in an actor and one in the program's own process.
+    """The settings of a shard, in an actor or in the program's own process.
 
     Attributes:
         item_bytes: Ceiling of the bytes of items, None for no limit.
         thread_bytes: The same for threads.
         cache_bytes: Bytes that cached values may take.
         keep_last: Checkpoints to keep of each namespace of a thread, None for all.
-        thread_ttl: Seconds for which a thread is kept that nobody writes to, None for ever.
+        thread_ttl: Seconds for which a thread is kept after its last write, None for ever.
         sweep_seconds: Time between two looks at what is over.
     """
 
@@ -33,11 +33,11 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
     sweep_seconds: float = SWEEP_SECONDS
 
     def sweeping_every(self, seconds: float) -> Self:
-        """The same with another time between two looks."""
+        """A copy with another interval of sweeping."""
         return msgspec.structs.replace(self, sweep_seconds=seconds)
 
     def divided(self, parts: int) -> Self:
-        """What is left for each when as many share it."""
+        """A copy with the quotas divided among a number of shards."""
         return msgspec.structs.replace(
             self,
             item_bytes=self.item_bytes and self.item_bytes // parts,
@@ -53,14 +53,14 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def quotas(self) -> Quotas:
-        """How much may be stored."""
+        """The quotas of the shard."""
         return Quotas(self.item_bytes, self.thread_bytes)
 
     def encode(self) -> str:
-        """As text, for an actor's arguments."""
+        """The settings as text, for an actor's arguments."""
         return msgspec.json.encode(self).decode()
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """What `encode` made; the defaults where it is empty."""
+        """Decode the text made by `encode`; the defaults for an empty one."""
         return msgspec.json.decode(text, type=cls) if text else cls()

@@ -1,4 +1,4 @@
-"""Tells of requests that a shard took long for."""
+"""Reports of slow requests to a shard."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SlowRequests:
         self._untold = 0
 
     def note(self, command: Command, seconds: float) -> None:
-        """Tell of a request.
+        """Report a slow request.
 
         Args:
             command: What was asked.

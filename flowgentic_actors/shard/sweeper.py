@@ -1,4 +1,4 @@
-"""Forgets what is over in a shard that has no event loop of its own."""
+"""The sweeper of a shard without an event loop: removes what has expired."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SWEEP_SECONDS: Final = 1.0
 
 
 class Sweeper:
-    """Calls a function now and then, on a daemon thread.
+    """Calls a function at intervals, on a daemon thread.
 
     Args:
         sweep: The function; it returns quickly.
@@ -27,14 +27,14 @@ class Sweeper:
         self._running = threading.Lock()  # held by the thread that calls
 
     def start(self) -> None:
-        """Begin, unless it was begun or closed already."""
+        """Start the thread, unless it was started or closed already."""
         if not self._running.locked() and not self._closed.is_set():
             # One call: the start of a `threading.Thread` raises KeyError where it is interrupted.
             with contextlib.suppress(RuntimeError):  # too many threads: the next write tries again
                 _thread.start_new_thread(self._run, ())
 
     def close(self) -> None:
-        """End, without waiting for it."""
+        """End the thread, without waiting for it."""
         self._closed.set()
 
     def _run(self) -> None:

@@ -1,1 +1,1 @@
-"""Where bytes live: a shard's journal."""
+"""Storage: a shard's journal, and the files below it."""

@@ -1,4 +1,4 @@
-"""Compacted sets: what was still alive of a log up to some LSN, in one file.
+"""Compacted sets: the live entries of a log up to some LSN, in one file.
 
     header   magic, format, LSN up to which it replaces the log
     entry    LSN, length, CRC-32 of LSN and payload, payload      (LSNs ascending)
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class CompactedSet:
-    """One whole set, open for reading.
+    """A complete set, open for reading.
 
     Attributes:
         path: The file.
@@ -65,7 +65,7 @@ class CompactedSet:
         self._lsns, self._positions = numbers[::2], numbers[1::2]
 
     def entries(self) -> Iterator[tuple[int, bytes]]:
-        """Every entry as (LSN, payload), in order of LSN."""
+        """Iterate over all entries as (LSN, payload), in order of LSN."""
         reader = BlockReader(self._disk, self._fd)
         position = _HEADER.size
         while position < self._index_at:
@@ -74,7 +74,7 @@ class CompactedSet:
             position += _ENTRY.size + length
 
     def read(self, lsn: int) -> bytes | None:
-        """The payload of one entry, None when the set does not have it.
+        """Read the payload of one entry, None when the set does not have it.
 
         Raises:
             JournalDamagedError: If it is not what was written.
@@ -103,7 +103,7 @@ class CompactedSet:
         raise self._damage(lsn)
 
     def scan(self, lsn: int, most: int) -> tuple[list[tuple[int, bytes]], int]:
-        """Some entries from an LSN on, and the LSN to go on from.
+        """Read some entries from an LSN on; returns them and the LSN to continue from.
 
         Args:
             lsn: Any LSN below the set's end.
@@ -199,7 +199,7 @@ def write_set(disk: Disk, folder: Path, end: int, entries: Iterable[tuple[int, b
 
 
 def open_newest(disk: Disk, folder: Path) -> CompactedSet | None:
-    """Open the newest set that is whole, or None when there is none."""
+    """Open the newest complete set, or None when there is none."""
     for name in reversed(set_names(disk, folder)):
         found = open_set(disk, folder / name)
         if found is not None:
@@ -209,7 +209,7 @@ def open_newest(disk: Disk, folder: Path) -> CompactedSet | None:
 
 
 def set_names(disk: Disk, folder: Path) -> list[str]:
-    """The names of a folder's sets, oldest first."""
+    """List the names of a folder's sets, oldest first."""
     return [name for name in disk.names(folder) if name.endswith(SUFFIX)]
 
 

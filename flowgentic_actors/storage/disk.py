@@ -1,4 +1,4 @@
-"""The few file operations that storage is made of: a test can fail or crash at any of them."""
+"""The file operations that storage is built on: a test can fail or crash at each of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Disk(Protocol):
         """Close a descriptor."""
 
     def size(self, fd: int) -> int:
-        """Bytes in the file."""
+        """The size of a file in bytes."""
 
     def read(self, fd: int, count: int, offset: int) -> bytes:
         """Read up to `count` bytes."""
@@ -35,7 +35,7 @@ class Disk(Protocol):
         """Extend the file to `size` bytes that can be written without asking for space."""
 
     def truncate(self, fd: int, size: int) -> None:
-        """Cut the file."""
+        """Truncate a file."""
 
     def sync(self, fd: int) -> None:
         """Wait until the file's data is on the medium."""
@@ -50,7 +50,7 @@ class Disk(Protocol):
         """Remove a file."""
 
     def names(self, folder: Path) -> list[str]:
-        """The names in a folder, sorted."""
+        """List the names in a folder, sorted."""
 
 
 class BlockReader:

@@ -1,4 +1,4 @@
-"""Group commit: one append and one sync of the medium for everybody who waits."""
+"""Group commit for event loops: one append and one sync for all waiting writes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class _Round(NamedTuple):
 class LoopGroupCommit:
     """Commits to a journal on a daemon thread, one round at a time.
 
-    Whoever asks while a round is under way waits for the next one, together with all others who
-    asked meanwhile. A round that failed is final: everybody gets its error, now and later.
+    A call during a round waits for the next one, together with all others that
+    asked meanwhile. A round that failed is final: all calls get its error, now and later.
 
     Args:
         journal: What to commit to.
         durable: Whether a round ends with a sync.
         appends: Whether the thread appends as well, for journals on file systems where that takes
-            time; nobody else appends then. Otherwise the event loop appends, before it asks.
+            time; nothing else appends then. Otherwise the event loop appends, before it asks.
     """
 
     def __init__(self, journal: Journal, *, durable: bool, appends: bool) -> None:
@@ -49,7 +49,7 @@ class LoopGroupCommit:
         threading.Thread(target=self._run, name="journal-sync", daemon=True).start()
 
     def wait(self, payloads: Sequence[bytes | memoryview] = ()) -> asyncio.Future[None]:
-        """A future that is done when all that came before it is committed.
+        """A future that is done when everything before it is committed.
 
         Args:
             payloads: Entries to append first, when the thread appends.
@@ -66,7 +66,7 @@ class LoopGroupCommit:
 
     @property
     def behind(self) -> bool:
-        """Whether anybody waits for a round."""
+        """Whether a caller waits for a round."""
         return self._under_way is not None or bool(self._waiting)
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class LoopGroupCommit:
                 outcome = self._failed_with(error)
             else:
                 outcome = self._committed_to(position)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, with its waiters
                 self._loop.call_soon_threadsafe(outcome)
 
     def _commit(self, work: _Round) -> int:
@@ -99,7 +99,7 @@ class LoopGroupCommit:
         try:
             self._journal.sync(plan)
         except OSError as error:
-            if self._appends:  # nobody else is writing: what failed can go at once
+            if self._appends:  # there is no other writer: what failed can go at once
                 self._journal.give_up(self._synced, error)
             raise
         return plan.position

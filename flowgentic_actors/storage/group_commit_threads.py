@@ -1,4 +1,4 @@
-"""Group commit for callers on many threads and loops: one append and one sync for all who wait."""
+"""Group commit for many threads and loops: one append and one sync for all callers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REOPEN: Final = "Close this cluster and open it again: what was acknowledged is 
 
 
 class Blocking(Generic[T]):
-    """Result that a thread waits for.
+    """A result that a thread waits for.
 
     Made of one lock: a thread that is interrupted while it waits for a `concurrent.futures.Future`
     may leave that locked, and setting its result would block for ever.
@@ -37,16 +37,16 @@ class Blocking(Generic[T]):
         self._settled.release()
 
     def set_exception(self, error: Exception) -> None:
-        """Set an error in its place, once."""
+        """Set an error in place of the result, once."""
         self._error = error
         self._settled.release()
 
     def wait(self, timeout: float) -> bool:
-        """Wait, once, for at most so many seconds; False when nothing was set by then."""
+        """Wait, once, within a timeout; False when nothing was set by then."""
         return self._settled.acquire(timeout=timeout)
 
     def result(self) -> T:
-        """The result that was waited for.
+        """The result, or the error raised.
 
         Raises:
             Exception: The error that was set in its place.
@@ -130,7 +130,7 @@ class ThreadGroupCommit(Generic[T]):
     def commit(
         self, value: T, payloads: Sequence[bytes], loop: asyncio.AbstractEventLoop | None
     ) -> Promise[T]:
-        """A future that gives a value when all that came before, and payloads, are committed.
+        """Commit payloads; a future that gives a value once they and all before are committed.
 
         Args:
             value: What the caller is told then.
@@ -155,7 +155,7 @@ class ThreadGroupCommit(Generic[T]):
         return promise
 
     def refuse(self, error: Exception) -> None:
-        """Commit nothing more; whoever waits for a commit that has not begun gets the error."""
+        """Refuse further commits, and fail those that have not begun with an error."""
         with self._lock:
             self._refused = self._refused or error
             waiters, self._waiters = self._waiters, []
@@ -164,7 +164,7 @@ class ThreadGroupCommit(Generic[T]):
         settle_all(waiters, error)
 
     def close(self, timeout: float) -> bool:
-        """Commit what waits and end the thread; False when it did not end in time."""
+        """Commit what is pending and end the thread; False when it did not end in time."""
         self._closed = True
         self._wake.put(None)
         self._thread.join(timeout)
@@ -189,7 +189,7 @@ class ThreadGroupCommit(Generic[T]):
             settle_all(waiters, error)
 
     def _commit(self, payloads: list[bytes]) -> Exception | None:
-        """Commit payloads; what their callers are to be told when that failed."""
+        """Commit payloads; returns the error for their callers, if that failed."""
         error: Exception
         try:
             self._journal.append(payloads)
@@ -225,7 +225,7 @@ def _size(payloads: Sequence[bytes]) -> int:
 
 
 def settle_all(waiters: Sequence[Waiter[T]], error: Exception | None) -> None:
-    """Tell all who wait; each event loop once, since waking it lets it have the interpreter."""
+    """Settle all waiters; each event loop is woken once, as waking costs a switch."""
     of_loop: dict[asyncio.AbstractEventLoop, list[Waiter[T]]] = {}
     for waiter in waiters:
         if waiter.loop is None:
@@ -233,7 +233,7 @@ def settle_all(waiters: Sequence[Waiter[T]], error: Exception | None) -> None:
         else:
             of_loop.setdefault(waiter.loop, []).append(waiter)
     for loop, waiting in of_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, with its waiters
             loop.call_soon_threadsafe(_settle_here, waiting, error)
 
 

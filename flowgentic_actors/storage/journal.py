@@ -1,4 +1,4 @@
-"""The journal of a shard: a compacted set, and the log from there on.
+"""The journal of a shard: a compacted set, and the log after it.
 
 Recovery reads the newest whole set and the segments after it. Two sets are kept, with the segments
 since the older one, so a set that is damaged costs nothing but time.
@@ -21,7 +21,7 @@ _URGENT_SHARE: Final = 16  # of a segment: kept for what wins space back when th
 
 
 class Obsolete(NamedTuple):
-    """What a journal does not need any more: sets named below a name, an open one, segments."""
+    """The obsolete files of a journal: sets below a name, an open one, segments."""
 
     sets_before: str
     opened: CompactedSet | None
@@ -32,7 +32,7 @@ class Obsolete(NamedTuple):
 
 
 class Journal:
-    """One shard's journal. Its folder must be locked by whoever opens it.
+    """The journal of one shard. The caller has locked its folder.
 
     Call `replay` to its end before the first `append`.
 
@@ -55,23 +55,23 @@ class Journal:
 
     @property
     def end(self) -> int:
-        """LSN of the next entry."""
+        """The LSN of the next entry."""
         return self._log.end
 
     @property
     def size(self) -> int:
-        """Bytes of entries in the newest set and the log after it."""
+        """The bytes of entries in the newest set and the log after it."""
         compacted = self._set.bytes if self._set else 0
         return compacted + self._log.bytes_from(self.compacted_to)
 
     @property
     def compacted_to(self) -> int:
-        """LSN up to which the newest set replaces the log."""
+        """The LSN up to which the newest set replaces the log."""
         return self._set.end if self._set else 0
 
     @property
     def log_from(self) -> int:
-        """LSN of the oldest entry that is still in the log."""
+        """The LSN of the oldest entry that is still in the log."""
         return self._log.start
 
     @property
@@ -81,7 +81,7 @@ class Journal:
 
     @property
     def sealed_to(self) -> int:
-        """LSN up to which the log is sealed, and can be compacted."""
+        """The LSN up to which the log is sealed, and can be compacted."""
         sealed = self._log.sealed()
         return sealed[-1].end if sealed else 0
 
@@ -100,7 +100,7 @@ class Journal:
             yield lsn, payload, False
 
     def read(self, lsn: int) -> bytes:
-        """The payload of one entry that is alive. Blocks; call it on the thread of `remove`.
+        """Read the payload of one live entry. Blocks; call it on the thread of `remove`.
 
         Raises:
             JournalDamagedError: If it is not there, or not what was written.
@@ -113,7 +113,7 @@ class Journal:
         return payload
 
     def scan(self, lsn: int, most: int) -> tuple[list[tuple[int, bytes]], int]:
-        """Some entries from an LSN on, and the LSN to go on from; as `read`.
+        """Read some entries from an LSN on; returns them and the LSN to continue from; as `read`.
 
         Args:
             lsn: 0, or where an earlier scan said to go on.
@@ -140,7 +140,7 @@ class Journal:
 
     @property
     def no_space(self) -> OSError | None:
-        """Why no segment could be allocated when that was last tried; None when one could."""
+        """The error of the last attempt to allocate a segment, None when it succeeded."""
         return self._no_space
 
     def make_room(self, size: int, *, urgent: bool) -> OSError | None:
@@ -163,7 +163,7 @@ class Journal:
 
     @property
     def room(self) -> int:
-        """Bytes of entries that fit into what is allocated, but for what is kept."""
+        """The bytes of entries that fit into what is allocated, without the reserve."""
         return self._log.room(kept=self._urgent_bytes)
 
     @property
@@ -191,7 +191,7 @@ class Journal:
             self._no_space = None
 
     def drop_older_set(self) -> Obsolete:
-        """Do without the older set and what would be needed to fall back to it.
+        """Drop the older set and the segments that a fall back to it would need.
 
         Returns:
             What can go, to `remove`.
@@ -224,7 +224,7 @@ class Journal:
         return self._log.end
 
     def mend(self) -> None:
-        """After an `append` that was interrupted by something else than a failure to write.
+        """Repair the journal after an `append` that an exception other than a failed write ended.
 
         Raises:
             JournalError: If the journal cannot be put in order.
@@ -238,11 +238,11 @@ class Journal:
             self._take_back(error)
 
     def plan_sync(self) -> SyncPlan:
-        """What to `sync` so that everything appended so far is on the medium."""
+        """The plan of a `sync` that brings everything appended so far to the medium."""
         return self._log.plan_sync()
 
     def sync(self, plan: SyncPlan) -> None:
-        """Wait until it is. Blocks; callable from any thread.
+        """Wait until a plan's entries are on the medium. Blocks; callable from any thread.
 
         Raises:
             OSError: If that failed; it must not be tried again, but `give_up`.
@@ -250,7 +250,7 @@ class Journal:
         self._log.sync(plan)
 
     def give_up(self, synced: int, error: OSError) -> None:
-        """After a failed sync: cut off what is not known to be on the medium.
+        """Cut off, after a failed sync, what is not known to be on the medium.
 
         Args:
             synced: Position up to which it is.
@@ -275,7 +275,7 @@ class Journal:
         return found
 
     def adopt(self, newest: CompactedSet) -> Obsolete:
-        """Use a set from now on.
+        """Replace the compacted set by a new one.
 
         Returns:
             What two sets make needless, to `remove`.
@@ -288,7 +288,7 @@ class Journal:
         return Obsolete(previous.path.name, previous, segments)
 
     def remove(self, obsolete: Obsolete) -> None:
-        """Remove what is needless. Blocks; call it on the thread that reads."""
+        """Remove obsolete files. Blocks; call it on the thread that reads."""
         if obsolete.opened is not None:
             obsolete.opened.close()
         for segment in obsolete.segments:
@@ -306,7 +306,7 @@ class Journal:
             self._set = None
 
     def detach(self) -> None:
-        """Close every file and change nothing: they are somebody else's now."""
+        """Close every file without a change: they belong to another process now."""
         self._log.detach()
         if self._set is not None:
             self._set.close()

@@ -1,4 +1,4 @@
-"""A lock on a file that the kernel lets go of when its holder dies."""
+"""A file lock that the kernel releases when its holder dies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FileLock:
         self._fd: int | None = None
 
     def acquire(self, *, wait: bool = False) -> bool:
-        """Take the lock; False when somebody holds it and `wait` is not set."""
+        """Take the lock; False when it is held elsewhere and `wait` is not set."""
         descriptor = open_private(self._path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -31,14 +31,14 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Let go of the lock, if it is held here."""
+        """Release the lock, if it is held here."""
         if self._fd is not None:
             # Said, not only closed: a process that is being started has a copy until it runs.
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         self.forget()
 
     def forget(self) -> None:
-        """Close a forked child's copy; its parent goes on holding the lock."""
+        """Close a forked child's copy; the parent keeps the lock."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -52,7 +52,7 @@ SEGMENT_BYTES: Final = 16 << 20
 
 
 def boot_id() -> bytes:
-    """16 bytes that change when the machine is started anew, zeros where it does not tell."""
+    """An id of this machine's current boot, 16 bytes; zeros where it is unknown."""
     try:
         text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
@@ -61,7 +61,7 @@ def boot_id() -> bytes:
 
 
 class SyncPlan(NamedTuple):
-    """What a sync waits for.
+    """The plan of a sync: the segments and the end that it waits for.
 
     Attributes:
         position: LSN up to which entries are on the medium when it is done.
@@ -151,7 +151,7 @@ class SegmentLog:
                 )
             whole = yield from self._entries(segment, start, last=not paths)
             expected = max(expected, segment.end)
-        for path in paths:  # written after what the machine lost, and acknowledged to nobody
+        for path in paths:  # written after what the machine lost, and never acknowledged
             self._disk.unlink(path)
         expected = yield from self._unnamed(spares, start, expected)
         self._finish_recovery(expected)
@@ -159,7 +159,7 @@ class SegmentLog:
     def _entries(
         self, segment: Segment, start: int, *, last: bool
     ) -> Generator[tuple[int, bytes], None, bool]:
-        """Yield the entries of one segment; whether all of it is one."""
+        """Yield the entries of one segment; returns whether all of it is valid."""
         whole = True
         for lsn, payload in segment.entries():
             if payload is None:
@@ -172,7 +172,7 @@ class SegmentLog:
     def _unnamed(
         self, paths: list[Path], start: int, expected: int
     ) -> Generator[tuple[int, bytes], None, int]:
-        """Yield what is in segments that were not named yet, and remove the files without any."""
+        """Yield the entries of segments that were not named yet, and remove empty files."""
         begun: list[Segment] = []
         try:
             for path in paths:
@@ -214,7 +214,7 @@ class SegmentLog:
         self._recovered_to, self._fresh = end, True
 
     def _cut(self, segment: Segment, *, last: bool, rebooted: bool) -> None:
-        """Decide that what follows a segment's last good entry can go, or raise."""
+        """Cut off what follows a segment's last good entry, or raise if it is damage."""
         if segment.sealed or not (last or rebooted):
             raise segment.damage(segment.end)
         if not rebooted:
@@ -227,7 +227,7 @@ class SegmentLog:
 
     @property
     def end(self) -> int:
-        """LSN of the next entry."""
+        """The LSN of the next entry."""
         active = self._active()
         if active is not None:
             return active.end
@@ -237,7 +237,7 @@ class SegmentLog:
 
     @property
     def start(self) -> int:
-        """LSN of the oldest entry that is there, or of the next one."""
+        """The LSN of the oldest entry, or of the next one if there is none."""
         return self._segments[0].first if self._segments else self.end
 
     def has_room(self, size: int, *, kept: int = 0) -> bool:
@@ -271,7 +271,7 @@ class SegmentLog:
         self._offer(self._take_spare(size, least))
 
     def nearly_full(self) -> bool:
-        """Whether the next segment will be wanted soon and is not there yet."""
+        """Whether the next segment will be needed soon and is not allocated yet."""
         active = self._active()
         return self._spare is None and (active is None or 2 * active.room() < active.capacity)
 
@@ -297,7 +297,7 @@ class SegmentLog:
         return lsns
 
     def read(self, lsn: int) -> bytes | None:
-        """The payload of one entry; None when its segment is gone.
+        """Read the payload of one entry; None when its segment is removed.
 
         Callable from one other thread than the one that appends, if that same thread closes what
         `forget_below` gives.
@@ -309,7 +309,7 @@ class SegmentLog:
         return None if segment is None else segment.read(lsn)
 
     def scan(self, lsn: int, most: int) -> tuple[list[tuple[int, bytes]], int] | None:
-        """Some entries from an LSN on, and the LSN after them; None when their segment is gone.
+        """Read some entries from an LSN on, with the LSN after them; None without their segment.
 
         Callable from the thread of `read`.
 
@@ -333,7 +333,7 @@ class SegmentLog:
         return segments[index]
 
     def take_back(self) -> None:
-        """After a failed append: remove what may be left of it.
+        """Remove what a failed append may have left.
 
         Raises:
             OSError: If that fails as well.
@@ -344,7 +344,7 @@ class SegmentLog:
             self._disk.truncate(active.fd, active.capacity)
 
     def mend(self) -> None:
-        """After an `append` that an exception of any kind interrupted: leave nothing half done.
+        """Repair the log after an `append` that an exception of any kind interrupted.
 
         Its entries are in the log, all of them, or not.
 
@@ -373,7 +373,7 @@ class SegmentLog:
         active.end = lsn
 
     def plan_sync(self) -> SyncPlan:
-        """What to `sync` so that everything appended so far is on the medium."""
+        """The plan of a `sync` that brings everything appended so far to the medium."""
         unsynced, self._unsynced = self._unsynced, []
         return SyncPlan(self.end, tuple(unsynced))
 
@@ -407,7 +407,7 @@ class SegmentLog:
             self._note_end()
 
     def _note_end(self) -> None:
-        """Note how far the log is sealed, where that has changed."""
+        """Write down how far the log is sealed, where that has changed."""
         sealed = self.sealed() if self._cuts else []
         end = sealed[-1].end if sealed else 0
         if self._noted is not None and end <= self._noted:
@@ -423,7 +423,7 @@ class SegmentLog:
         self._noted = end
 
     def prepare(self) -> None:
-        """Make the next segment's file ahead of its need. Blocks; callable from any thread."""
+        """Allocate the next segment's file ahead of its need. Blocks; callable from any thread."""
         if self._spare is None:
             self._offer(self._create(self._segment_bytes))
 
@@ -434,7 +434,7 @@ class SegmentLog:
         return [segment for segment in self._segments if segment.path.suffix == SEALED]
 
     def bytes_from(self, lsn: int) -> int:
-        """Bytes of the entries from an LSN on."""
+        """The bytes of the entries from an LSN on."""
         return max(0, self.end - lsn)
 
     def forget_below(self, lsn: int) -> list[Segment]:
@@ -449,7 +449,7 @@ class SegmentLog:
         return obsolete
 
     def close(self) -> None:
-        """Seal the last segment and close every file; as they are when `recover` did not end."""
+        """Seal the last segment, unless `recover` did not end, and close every file."""
         active = self._active()
         if self._recovered_to is not None:
             if active is not None:
@@ -460,7 +460,7 @@ class SegmentLog:
         self.abandon()
 
     def abandon(self) -> None:
-        """Close every file as it is."""
+        """Close every file without sealing."""
         with self._lock:
             spare, self._spare = self._spare, None
         if spare is not None:
@@ -468,7 +468,7 @@ class SegmentLog:
         self.detach()
 
     def detach(self) -> None:
-        """Close every file and change nothing, no name either."""
+        """Close every file without any change, not even of a name."""
         with self._lock:
             spare, self._spare = self._spare, None
         if spare is not None:
@@ -478,7 +478,7 @@ class SegmentLog:
         self._segments.clear()
 
     def _seal(self, segment: Segment) -> None:
-        """Write to a segment no more; `settle` has to follow."""
+        """End writing to a segment; `settle` has to follow."""
         segment.sealed = True
         if self._durable and segment not in self._unsynced:
             self._unsynced.append(segment)
@@ -490,7 +490,7 @@ class SegmentLog:
         return None
 
     def _begin(self, first: int, size: int) -> Segment:
-        """Seal what was written to and begin the segment for a batch of `size` bytes."""
+        """Seal the active segment and begin the next one, for a batch of `size` bytes."""
         ahead = self._spare is not None
         spare = self._take_spare(size)
         try:
@@ -520,7 +520,7 @@ class SegmentLog:
         return segment
 
     def _take_spare(self, size: int, least: int | None = None) -> _Spare:
-        """The next segment's file, made or extended for a batch of `size` bytes."""
+        """Take the next segment's file, made or extended for a batch of `size` bytes."""
         with self._lock:
             spare, self._spare = self._spare, None
         if spare is None:

@@ -1,4 +1,4 @@
-"""Telling the file systems of this machine from those that answer over a network."""
+"""Distinction of this machine's file systems from those that are reached over a network."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_in_memory(path: Path, mounts: Path = _MOUNTS) -> bool:
 
 
 def _file_system(path: Path, mounts: Path) -> str:
-    """The type of the file system that a path is on, empty when nobody tells."""
+    """The type of the file system that a path is on, empty when unknown."""
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()
         path = path.resolve()

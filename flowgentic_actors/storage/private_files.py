@@ -1,4 +1,4 @@
-"""Files and folders that are this user's, and that no other user can change or exchange.
+"""Private files and folders: this user's, and not changeable by other users.
 
 On a machine with other users a path is only as good as each folder on the way to it: who may write
 to one may put another file or folder in the place of what is in it. So a path that a user gives is
@@ -6,8 +6,8 @@ followed once, part by part, as OpenSSH's StrictModes does (`trusted_path`); wha
 has mode 0700 or 0600 from its first moment, whatever the umask; and a file is checked when it is
 open, and read through that descriptor, so that nothing can be exchanged between look and use.
 
-A file in a folder that is only ours needs no look at its number of hard links: nobody else can make
-one there, or of anything there.
+The number of hard links of a file in a folder that is only ours is not checked: no other user can
+make a link there, or to anything there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ACL: Final = "system.posix_acl_access"
 
 
 def trusted_path(path: Path) -> Path:
-    """The path with all links followed, if no other user can put anything else in its place.
+    """Resolve all links of a path, if no other user can replace what it leads to.
 
     Every folder and link on the way has to belong to root or to this user, and every folder must
     not be writable by others, unless it has the sticky bit. What is at its end is for whoever opens
@@ -106,7 +106,7 @@ def check_folder(folder: Path, *, secret: bool = False) -> None:
         secret: Whether others must not even look into it.
 
     Raises:
-        UntrustedPathError: If it is somebody else's, or others may write to it.
+        UntrustedPathError: If it is another user's, or others may write to it.
         OSError: If it is not there.
     """
     found = folder.lstat()
@@ -139,7 +139,7 @@ def make_folders(
         It, with all links followed.
 
     Raises:
-        UntrustedPathError: If somebody else could exchange it, or write to it.
+        UntrustedPathError: If another user could exchange it, or write to it.
         OSError: If it cannot be made.
     """
     folder = trusted_path(path)
@@ -151,7 +151,7 @@ def make_folders(
     for level in reversed(missing):
         make_folder(level)
         made(level)
-    folder = trusted_path(path)  # what was missing may have been made by somebody else meanwhile
+    folder = trusted_path(path)  # what was missing may have been made by another user meanwhile
     check_folder(folder, secret=secret)
     return folder
 
@@ -171,7 +171,7 @@ def open_private(path: Path, flags: int, *, secret: bool = False) -> int:
         Its descriptor, which a child does not inherit.
 
     Raises:
-        UntrustedPathError: If it is somebody else's, others may write to it, or it is a link.
+        UntrustedPathError: If it is another user's, others may write to it, or it is a link.
         OSError: If it cannot be opened.
     """
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC
@@ -192,7 +192,7 @@ def open_private(path: Path, flags: int, *, secret: bool = False) -> int:
 
 
 def read_private(path: Path, *, secret: bool = False) -> bytes:
-    """The bytes of a file of this user; see `open_private`."""
+    """Read a file of this user; see `open_private`."""
     with os.fdopen(open_private(path, os.O_RDONLY, secret=secret), "rb") as file:
         return file.read()
 
@@ -206,7 +206,7 @@ def open_log(path: Path) -> BinaryIO:
 def write_private(path: Path, data: bytes | Secret[bytes]) -> None:
     """Write a file that only this user can read, whole or not at all. Blocks."""
     temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)  # what an interrupted writing, or somebody else, left there
+    temporary.unlink(missing_ok=True)  # what an interrupted writing, or another user, left there
     descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     with os.fdopen(descriptor, "wb") as file:
         file.write(plain(data))
@@ -214,7 +214,7 @@ def write_private(path: Path, data: bytes | Secret[bytes]) -> None:
 
 
 def overwrite(path: Path, data: bytes | Secret[bytes], least: int = _LEAST) -> None:
-    """Put data in the place of what a file holds, and fill up with spaces; it never gets smaller.
+    """Overwrite a file in place, filled up with spaces; it never gets smaller.
 
     That needs no room on a disk that is full, which must not keep an actor from being started
     again, or a copy from being promoted: what has to be noted for that has its room beforehand.
@@ -281,7 +281,7 @@ def _expect_own(path: Path, found: os.stat_result, where: Path | int, *, secret:
 
 
 def _writers(where: Path | int, found: os.stat_result) -> str:
-    """Who, of other users, may write to a file or folder, in words; empty for nobody.
+    """The other users that may write to a file or folder, in words; empty for none.
 
     Access control lists that let others write show in the bits of the group.
 
@@ -311,7 +311,7 @@ def _has_list(where: Path | int) -> bool:
 
 
 def _is_private(gid: int) -> bool:
-    """Whether a group is this user's own one, without other members.
+    """Whether a group is this user's own, without other members.
 
     Many systems make one for each user, and let it write: their umask is 002.
     """
@@ -324,7 +324,7 @@ def _is_private(gid: int) -> bool:
 
 
 def _is_roots(uid: int) -> bool:
-    """Whether that stands for users that this user namespace does not have, as for root.
+    """Whether an id stands for users outside this user namespace, such as root.
 
     In containers without root's help, root's folders of the machine seem to belong to that user.
     """

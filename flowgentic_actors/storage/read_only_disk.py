@@ -1,4 +1,4 @@
-"""A shard's folder as it is at one moment, for readers that must not change it."""
+"""A read-only view of a shard's folder at one moment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOWHERE: Final = -1
 
 
 class ReadOnlyDisk(RealDisk):
-    """Implements `flowgentic_actors.storage.disk.Disk`; what would change a file is left undone.
+    """A `flowgentic_actors.storage.disk.Disk` that leaves changes of files undone.
 
     Every file of the journal is opened at once, so all later reading sees the same files, whatever
     a live actor or its compaction renames and removes meanwhile. A log that is recovered through a
@@ -56,7 +56,7 @@ class ReadOnlyDisk(RealDisk):
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files."""
+        """The size of all files."""
         return sum(self.size(fd) for fd in self._files.values())
 
     def release(self) -> None:
@@ -83,39 +83,39 @@ class ReadOnlyDisk(RealDisk):
     # ------------------------------------------------------------------ Disk
 
     def create(self, path: Path, size: int) -> int:  # noqa: ARG002
-        """Give the descriptor of a file that is nowhere."""
+        """Return a descriptor for a file that is not made."""
         return _NOWHERE
 
     def open(self, path: Path) -> int:
-        """Give the descriptor that is open already."""
+        """Return the descriptor that is open already."""
         return self._files[path.name]
 
     def close(self, fd: int) -> None:
-        """Leave it open: there may be another pass."""
+        """Leave the file open: there may be another pass."""
 
     def write(self, fd: int, data: bytes, offset: int) -> None:
-        """Leave it undone."""
+        """Do nothing: the disk is read-only."""
 
     def allocate(self, fd: int, size: int) -> None:
-        """Leave it undone."""
+        """Do nothing: the disk is read-only."""
 
     def truncate(self, fd: int, size: int) -> None:
-        """Leave it undone."""
+        """Do nothing: the disk is read-only."""
 
     def sync(self, fd: int) -> None:
-        """Leave it undone."""
+        """Do nothing: the disk is read-only."""
 
     def sync_folder(self, folder: Path) -> None:
-        """Leave it undone."""
+        """Do nothing: the disk is read-only."""
 
     def rename(self, source: Path, target: Path) -> None:
-        """Leave it undone."""
+        """Do nothing: the disk is read-only."""
 
     def unlink(self, path: Path) -> None:
-        """Leave it undone."""
+        """Do nothing: the disk is read-only."""
 
     def names(self, folder: Path) -> list[str]:  # noqa: ARG002 - it is the view's one folder
-        """The names as they were."""
+        """List the names as they were at that moment."""
         return sorted(self._files)
 
 

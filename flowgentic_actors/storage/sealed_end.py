@@ -1,4 +1,4 @@
-"""How far a log was sealed, noted beside its segments: what is missing at its end is told.
+"""The sealed end of a log, noted beside its segments, so that a missing end is noticed.
 
     file   two slots of 512 bytes: magic, format, LSN, CRC-32; from byte 64 of a slot on whose log
            it is: the memory's identity, the shard's number, CRC-32; the rest is zeros
@@ -32,7 +32,7 @@ _OWNER_AT: Final = 64  # in a slot; earlier versions leave it as it is
 
 
 class Owner(NamedTuple):
-    """Whose log it is.
+    """The owner of a log.
 
     Attributes:
         memory: The memory's identity, 16 bytes.
@@ -44,7 +44,7 @@ class Owner(NamedTuple):
 
 
 def read_end(disk: Disk, folder: Path) -> int | None:
-    """The LSN up to which the log in a folder was sealed; None when none was ever noted.
+    """Read the LSN up to which the log in a folder was sealed; None when none was noted.
 
     Raises:
         JournalDamagedError: If the note is not what was written.
@@ -68,7 +68,7 @@ def read_end(disk: Disk, folder: Path) -> int | None:
 
 
 def write_end(disk: Disk, folder: Path, end: int, *, synced: bool = True) -> None:
-    """Note up to which LSN the log in a folder is sealed. Blocks.
+    """Write the LSN up to which the log in a folder is sealed. Blocks.
 
     Args:
         disk: File operations.
@@ -103,7 +103,7 @@ def write_end(disk: Disk, folder: Path, end: int, *, synced: bool = True) -> Non
 
 
 def read_owner(folder: Path) -> Owner | None:
-    """Whose log is in a folder; None where that was never noted, or cannot be read any more."""
+    """Read the owner of the log in a folder; None where none was noted, or is readable."""
     data = read_private(folder / NAME)
     for at in _SLOTS:
         note = data[at + _OWNER_AT : at + _OWNER_AT + _OWNER.size]
@@ -115,7 +115,7 @@ def read_owner(folder: Path) -> Owner | None:
 
 
 def write_owner(disk: Disk, folder: Path, owner: Owner) -> None:
-    """Note whose log is in a folder, where its end is noted already. Blocks.
+    """Write the owner of the log in a folder, where its end is noted already. Blocks.
 
     Raises:
         OSError: If that is not possible.
@@ -138,7 +138,7 @@ def _write(disk: Disk, fd: int, end: int) -> None:
 
 
 def _end_of(path: Path, slot: bytes) -> int | None:
-    """The LSN in a slot, None when it is not whole."""
+    """The LSN in a slot of the file, None when the slot is incomplete."""
     if len(slot) < _NOTE.size:
         return None
     magic, version, end, crc = _NOTE.unpack(slot)

@@ -52,13 +52,13 @@ def _head_checksum(lsn: int, length: int, crc: int) -> int:
 
 
 def header(boot: bytes) -> bytes:
-    """What a segment begins with."""
+    """The header of a segment."""
     head = _HEADER.pack(_MAGIC, FORMAT, boot, 0)[:-4]
     return head + struct.pack("!I", zlib.crc32(head))
 
 
 def encode(first: int, payloads: Sequence[bytes | memoryview]) -> tuple[bytes, list[int]]:
-    """Entries as they are written from an LSN on, and the LSN of each."""
+    """Encode entries from an LSN on; returns the bytes and the LSN of each."""
     chunks: list[bytes | memoryview] = []
     lsns: list[int] = []
     lsn = first
@@ -113,7 +113,7 @@ class Segment:
 
     @classmethod
     def open(cls, disk: Disk, path: Path) -> Self:
-        """Open a segment; what is in it, `entries` tells.
+        """Open a segment; `entries` reads its content.
 
         Raises:
             JournalDamagedError: If its header is not what was written.
@@ -131,7 +131,7 @@ class Segment:
 
     @classmethod
     def open_spare(cls, disk: Disk, path: Path) -> Self | None:
-        """Open a file that may have been written to before it was named, None when it was not.
+        """Open a file that may have been written to before it got its name, None if it was not.
 
         Raises:
             JournalDamagedError: If it was, and its header is not what was written.
@@ -149,7 +149,7 @@ class Segment:
         return None
 
     def begins_at(self, lsn: int) -> bool:
-        """Whether the first entry is one of an LSN; if so, it is the segment's first from now on.
+        """Whether the first entry has a given LSN, which is the segment's first from then on.
 
         For a file without a segment's name.
         """
@@ -161,7 +161,7 @@ class Segment:
         return True
 
     def settle(self, *, synced: bool) -> None:
-        """Give the file the length and the name that its segment has by now. Blocks.
+        """Give the file the current length and name of its segment. Blocks.
 
         Args:
             synced: Whether a complete one may be named so: its content is on the medium, or need
@@ -176,7 +176,7 @@ class Segment:
             self._rename(f"{self.first:016x}{SEALED}")
 
     def find_file(self, names: Collection[str]) -> None:
-        """Know the file's name again, after a rename in `settle` that was interrupted.
+        """Find the file's name again, after an interrupted rename in `settle`.
 
         Args:
             names: The files in its folder.
@@ -196,15 +196,15 @@ class Segment:
         self.disk.close(self.fd)
 
     def offset(self, lsn: int) -> int:
-        """Where in the file an LSN is."""
+        """The offset of an LSN in the file."""
         return DATA + lsn - self.first
 
     def room(self) -> int:
-        """Bytes of entries that still fit into what is allocated."""
+        """The bytes of entries that still fit into what is allocated."""
         return self.capacity - self.offset(self.end)
 
     def damage(self, lsn: int) -> JournalDamagedError:
-        """The error that the entry at an LSN is not what was written."""
+        """The error of a damaged entry at an LSN."""
         return JournalDamagedError(
             f"{self.path}: the entry at byte {self.offset(lsn)} is not what was written; the file "
             "was changed or the disk is failing. Restore the folder from a copy"
@@ -213,7 +213,7 @@ class Segment:
     # ------------------------------------------------------------------ reading
 
     def entries(self) -> Iterator[tuple[int, bytes | None]]:
-        """Yield (LSN, payload) and set the end; None, last, for what is not an entry."""
+        """Yield (LSN, payload) and set the end; None, last, for bytes that are not an entry."""
         # Recovery is as fast as this loop: it parses whole blocks, without a call for each field.
         size = self.disk.size(self.fd)
         position, start, block = DATA, DATA, b""
@@ -242,7 +242,7 @@ class Segment:
             yield lsn, payload
 
     def read(self, lsn: int) -> bytes:
-        """The payload of one entry.
+        """Read the payload of one entry.
 
         Raises:
             JournalDamagedError: If it is not what was written.
@@ -260,7 +260,7 @@ class Segment:
         raise self.damage(lsn)
 
     def scan(self, lsn: int, most: int) -> tuple[list[tuple[int, bytes]], int]:
-        """Some entries from an LSN on, at least one, and the LSN after them.
+        """Read some entries from an LSN on, at least one, with the LSN after them.
 
         Raises:
             JournalDamagedError: If one is not what was written.
@@ -288,7 +288,7 @@ class Segment:
     # ------------------------------------------------------------------ torn tails
 
     def check_torn(self) -> None:
-        """Make sure that what is at the end is what an interrupted append leaves.
+        """Check that the bytes at the end are a torn tail: what an interrupted append leaves.
 
         That is zeros from the cut on: from the trailing byte at the latest, and from the end of
         the head when the head itself is not good.
@@ -312,7 +312,7 @@ class Segment:
                 raise self.damage(self.end)
 
     def bytes_after_end(self) -> int:
-        """Bytes after the last good entry, without the zeros that follow them."""
+        """The bytes after the last good entry, without the zeros that follow them."""
         size, position = self.disk.size(self.fd), self.offset(self.end)
         used = position
         for start in range(position, size, _SCAN):

@@ -50,19 +50,19 @@ class Worker:
                 value = function(*args, **kwargs)
             except Exception as caught:  # noqa: BLE001 - handed to the waiter
                 error = caught
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, with its waiter
                 loop.call_soon_threadsafe(settle, value, error)
 
         self.put(job)
         return result
 
     def put(self, job: Callable[[], None]) -> None:
-        """Run a job after those before it, for nobody who waits; it must not raise."""
+        """Run a job after those before it, without a result; it must not raise."""
         self.start()
         self._jobs.put(job)
 
     def start(self) -> None:
-        """Begin to wait for jobs, which `put` does otherwise."""
+        """Start the thread, which `put` does otherwise."""
         if self._thread is None:
             with self._starting:  # appending and reading threads may both start it
                 if self._thread is None:
@@ -71,7 +71,7 @@ class Worker:
                     self._thread = thread
 
     def close(self, timeout: float) -> None:
-        """End the thread after what was submitted; wait for that, within a bound."""
+        """End the thread after all submitted jobs; wait for that, within a bound."""
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join(timeout)

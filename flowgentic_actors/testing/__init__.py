@@ -1,1 +1,1 @@
-"""Tools to test what is built on the memory, and the memory itself, under faults."""
+"""Tools to test the memory, and programs that use it, under faults."""

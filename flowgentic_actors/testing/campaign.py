@@ -55,7 +55,7 @@ _SMALL_SEGMENTS = 1 << 20  # compaction begins when more than one segment is gar
 
 @dataclass(frozen=True, kw_only=True)
 class CampaignPlan:
-    """What a campaign does.
+    """The plan of a campaign.
 
     Attributes:
         actions: Faults to choose from; see `flowgentic_actors.testing.faults.ACTIONS`.
@@ -97,7 +97,7 @@ class CampaignPlan:
 
 @dataclass
 class CampaignReport:
-    """What a campaign found.
+    """The report of a campaign.
 
     Attributes:
         findings: What no correct memory does.
@@ -136,7 +136,7 @@ class CampaignReport:
 
     @property
     def acknowledged(self) -> int:
-        """Writes of the workers that were acknowledged."""
+        """The number of the workers' acknowledged writes."""
         return sum(n for what, n in self.outcomes.items() if what in _GOOD_WRITES)
 
     def __str__(self) -> str:
@@ -230,7 +230,7 @@ class _Campaign:
         )
 
     async def run(self) -> CampaignReport:
-        """Fill, work, let things go wrong, verify."""
+        """Fill the memory, work, inject faults, verify."""
         plan, bench, report = self._plan, self.bench, self._report
         fill = Fill(bench, plan.items)
         await fill.write()
@@ -270,7 +270,7 @@ class _Campaign:
 
     @asynccontextmanager
     async def _through_relays(self) -> AsyncIterator[None]:
-        """Let everything that the workers send pass relays that can be spoilt."""
+        """Route the workers' connections through relays that can be disturbed."""
         plan, memory = self._plan, self._site.memory
         descriptor = await on_daemon_thread(_FILE_WAIT, memory.handle.read)
         description = await on_daemon_thread(60.0, describe, descriptor, plan.request_timeout)
@@ -339,7 +339,7 @@ class _Campaign:
             await ending
 
     async def _answers(self, shard: int) -> bool:
-        """Write to a shard until that is acknowledged."""
+        """Write to a shard until a write is acknowledged."""
         namespace = self._probe(shard)
         deadline = time.monotonic() + _BACK_WITHIN
         while time.monotonic() < deadline:
@@ -361,7 +361,7 @@ class _Campaign:
     # ------------------------------------------------------------------ watching
 
     async def _watch(self) -> None:
-        """Count compactions and processes, and look at this process's memory."""
+        """Count compactions and processes, and measure this process's memory."""
         looks = compacting = 0
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Cancels a piece of work at every one of its awaits."""
+"""Cancellation of a piece of work at every one of its awaits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _Cancelling:
 
 
 class SwallowedCancellationError(AssertionError):
-    """Something was cancelled and went on as if nothing had happened."""
+    """A cancelled scenario went on as if it had not been cancelled."""
 
 
 async def cancel_at_every_await(
@@ -63,7 +63,7 @@ async def cancel_at_every_await(
     check: Callable[[int], Awaitable[None]],
     when: When = "waiting",
 ) -> int:
-    """Run a scenario again and again, cancelled at its first await, its second, and so on.
+    """Run a scenario repeatedly, cancelled at its first await, its second, and so on.
 
     Args:
         scenario: Makes the work, given the number of the run.
@@ -95,7 +95,7 @@ async def _await(work: _Cancelling) -> object:
 
 
 class Footprint:
-    """What this process holds: tasks, sockets and child processes, to be compared later."""
+    """The tasks, sockets and child processes of this process, to be compared later."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -103,14 +103,14 @@ class Footprint:
 
     @classmethod
     async def take(cls) -> Footprint:
-        """See what is held now."""
+        """Take the footprint of now."""
         footprint = cls()
         footprint._tasks = asyncio.all_tasks()
         footprint._held = await on_daemon_thread(_FILE_WAIT, _held)
         return footprint
 
     async def settled(self, timeout: float = 5.0) -> None:
-        """Wait until no more is held than at first: what ends by itself gets some time.
+        """Wait until no more is held than at first, within a bound.
 
         Raises:
             AssertionError: If something is left.

@@ -1,4 +1,4 @@
-"""Damages memories on disk, and opens them: right as they were, or refused in words.
+"""Damage of memories on disk: each opens with its content, or is refused with a reason.
 
     python -m flowgentic_actors.testing.damage --count 10000 --seed 1
 
@@ -59,7 +59,7 @@ class Sample(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What went wrong.
+    """A finding: what went wrong.
 
     Attributes:
         number: Which of the memories: with the seed it can be had again.
@@ -231,7 +231,7 @@ DAMAGES: Final[tuple[Callable[[Path, random.Random], str], ...]] = (
 
 
 def damage(path: Path, rng: random.Random) -> tuple[str, ...]:
-    """Damage some files of a memory; what was done, in words.
+    """Damage some files of a memory; returns a description of the damage.
 
     The manifest is damaged alone: it is a text that people may change.
     """
@@ -287,7 +287,7 @@ def run(
 
 
 def _open(path: Path, sample: Sample) -> tuple[str, bool]:
-    """What came of an opening, and whether that is wrong."""
+    """Open a damaged memory; returns the result, and whether it is wrong."""
     try:
         found = _contents(path)
     except FlowgenticError as error:

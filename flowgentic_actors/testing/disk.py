@@ -9,7 +9,7 @@ _SECTOR = 512
 
 
 class Crash(BaseException):
-    """The process died here. Not an `Exception`: nothing may catch it and go on."""
+    """The simulated death of the process. Not an `Exception`: nothing may catch it and go on."""
 
 
 class _File:
@@ -19,7 +19,7 @@ class _File:
 
 
 class SimulatedDisk:
-    """Implements `flowgentic_actors.storage.disk.Disk`.
+    """A `flowgentic_actors.storage.disk.Disk` in memory that can crash.
 
     Args:
         crash_at: Number of the changing operation (write, truncate, create, sync, rename, unlink)
@@ -40,14 +40,14 @@ class SimulatedDisk:
     # ------------------------------------------------------------------ after a crash
 
     def after_process_death(self) -> SimulatedDisk:
-        """The disk as the next process finds it: the kernel keeps what was written."""
+        """The disk after the death of the process: the kernel keeps what was written."""
         disk = SimulatedDisk()
         disk._files = {path: _File(bytes(file.data)) for path, file in self._files.items()}
         disk._synced_names = dict(disk._files)
         return disk
 
     def after_power_loss(self, rng: random.Random | None = None) -> SimulatedDisk:
-        """The disk as the machine finds it when it is back: what was not synced may be lost.
+        """The disk after a power loss: what was not synced may be lost.
 
         Args:
             rng: Decides for each sector and name that was not synced whether it got through;
@@ -145,7 +145,7 @@ class SimulatedDisk:
         return sorted(path.name for path in self._files if path.parent == folder)
 
     def flip(self, path: Path, byte: int, bit: int) -> None:
-        """Damage a file."""
+        """Flip a bit of a file."""
         self._files[path].data[byte] ^= 1 << bit
 
     def _step(self) -> None:
@@ -165,7 +165,7 @@ class SimulatedDisk:
 
 
 def _surviving(file: _File, rng: random.Random | None) -> bytes:
-    """What of a file a power loss leaves: the synced content, with some later sectors in it."""
+    """The content of a file after a power loss: as synced, with some later sectors."""
     if rng is None:
         return file.synced
     length = rng.choice([len(file.synced), len(file.data)])

@@ -37,7 +37,7 @@ End: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class SkippedError(Exception):
-    """A fault found nothing to happen to."""
+    """A fault was skipped: there was nothing to apply it to."""
 
 
 @dataclass(kw_only=True)
@@ -81,7 +81,7 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault(ABC):
-    """Something that goes wrong.
+    """A fault that is injected into a cluster.
 
     Attributes:
         shard: The shard concerned; one at random where all are.
@@ -95,7 +95,7 @@ class Fault(ABC):
 
     @abstractmethod
     async def begin(self, site: Site) -> End | None:
-        """Make it happen.
+        """Inject the fault.
 
         Returns:
             What ends it, None if it needs no end.
@@ -282,7 +282,7 @@ ACTIONS: Final[dict[str, _Make]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FaultPlan:
-    """Which faults happen; the same for the same plan.
+    """The plan of faults; deterministic for the same seed.
 
     Attributes:
         actions: Names from `ACTIONS` to choose from.
@@ -315,7 +315,7 @@ class FaultPlan:
 
 
 class _Process:
-    """A process that is signalled by pidfd, so never another one that has its pid by now."""
+    """A process that is signalled by pidfd, never another one with a reused pid."""
 
     def __init__(self, pid: int) -> None:
         try:
@@ -324,14 +324,14 @@ class _Process:
             raise SkippedError(f"process {pid} is gone") from error
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, unless it is gone."""
+        """Send a signal, unless the process is gone."""
         try:
             signal.pidfd_send_signal(self._fd, number)
         except ProcessLookupError:
             return
 
     def end(self, number: signal.Signals) -> None:
-        """Send the last signal."""
+        """Send the last signal, and release the pidfd."""
         self.send(number)
         os.close(self._fd)
 
@@ -347,7 +347,7 @@ def _stop(pid: int) -> End:
 
 
 def compactor_of(actor: int) -> int | None:
-    """The process that compacts an actor's journal, if one does."""
+    """Find the process that compacts an actor's journal, if there is one."""
     try:
         for task in Path(f"/proc/{actor}/task").iterdir():
             for pid in (task / "children").read_text().split():
@@ -376,7 +376,7 @@ def _fill(ballast: Path) -> None:
 
 
 def _working_below(folder: Path) -> list[int]:
-    """Processes that work below a folder: a DDict's stay where they began."""
+    """The processes that work below a folder, where a DDict's stay."""
     found = []
     for entry in Path("/proc").iterdir():
         try:

@@ -48,7 +48,7 @@ _LISTENS: Final = "0A"  # in /proc/net/tcp
 
 @dataclass(frozen=True, kw_only=True)
 class FloodPlan:
-    """What is done.
+    """The plan of a flood.
 
     Attributes:
         seconds: Of the flood.
@@ -69,7 +69,7 @@ class FloodPlan:
 
 @dataclass
 class FloodReport:
-    """What was found. Times in seconds.
+    """The report of a flood. Times in seconds.
 
     Attributes:
         findings: What must not happen.
@@ -97,7 +97,7 @@ class FloodReport:
     events: Counter[str] = field(default_factory=Counter)
 
     def p99(self, phase: str) -> float:
-        """The put that one of a hundred exceeds."""
+        """The 99th percentile of the durations of puts."""
         return statistics.quantiles(self.puts[phase], n=100)[-1]
 
     def __str__(self) -> str:
@@ -187,7 +187,7 @@ class _Flood:
         *also: Callable[[float], Awaitable[None]],
         graphs: bool = True,
     ) -> None:
-        """Put, run graphs, and do something else beside."""
+        """Put items and run graphs, with another task beside."""
         self._runs = 0
         spent = await on_daemon_thread(_FILE_WAIT, self._spent)
         until = time.monotonic() + seconds
@@ -202,7 +202,7 @@ class _Flood:
         self._report.busy[phase] = took / seconds
 
     async def strike(self) -> None:
-        """Have strangers flood it, and kill an actor meanwhile."""
+        """Flood the cluster, and kill an actor meanwhile."""
         plan, report = self._plan, self._report
         pids = await on_daemon_thread(_FILE_WAIT, self._look)
         self._before = {pid: await on_daemon_thread(_FILE_WAIT, _memory_of, pid) for pid in pids}
@@ -251,7 +251,7 @@ class _Flood:
             self._runs += 1
 
     async def _come_anew(self, _: float) -> None:
-        """Be a client that was not there before."""
+        """Attach as a new client."""
         await asyncio.sleep(_BETWEEN_CLIENTS)
         began = time.monotonic()
         async with MemoryCluster.attach(self._memory.handle) as attached:
@@ -263,7 +263,7 @@ class _Flood:
     # ------------------------------------------------------------------ harm
 
     async def _kill(self, until: float) -> None:
-        """Kill one actor of another node, half-way through."""
+        """Kill one actor of another node, half-way through the flood."""
         left = until - time.monotonic()
         await asyncio.sleep(left / 2)
         actors = (await self._memory.status()).actors
@@ -284,7 +284,7 @@ class _Flood:
         )
 
     async def _watch(self, strangers: list[asyncio.subprocess.Process], _: float) -> None:
-        """Look at the cluster's processes, and tell strangers where they listen now."""
+        """Measure the cluster's processes, and tell the flooders their current ports."""
         pids = await on_daemon_thread(_FILE_WAIT, self._look)
         ports = await on_daemon_thread(_FILE_WAIT, _ports_of, pids)
         for stranger in strangers:
@@ -307,7 +307,7 @@ class _Flood:
         return [entry.pid for entry in entries if entry.alive()]
 
     def _spent(self) -> dict[int, float]:
-        """Seconds of a processor that each process has taken."""
+        """The processor time of each process, in seconds."""
         return {pid: _seconds_of(pid) for pid in self._look()}
 
     def _log_sizes(self) -> dict[Path, int]:
@@ -323,7 +323,7 @@ async def _forever(work: Callable[[float], Awaitable[None]], until: float) -> No
 
 
 async def _ended(stranger: asyncio.subprocess.Process) -> int:
-    """How many connections it opened, once its input has ended."""
+    """The number of connections a flooder opened, once it has ended."""
     assert stranger.stdin is not None
     assert stranger.stdout is not None
     stranger.stdin.close()
@@ -339,7 +339,7 @@ async def _ended(stranger: asyncio.subprocess.Process) -> int:
 
 
 def _memory_of(pid: int) -> int:
-    """Bytes in use, 0 for a process that is gone."""
+    """The memory of a process in bytes, 0 when it is gone."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except OSError:
@@ -348,7 +348,7 @@ def _memory_of(pid: int) -> int:
 
 
 def _seconds_of(pid: int) -> float:
-    """Seconds of a processor, 0 for a process that is gone."""
+    """The processor time of a process in seconds, 0 when it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -357,7 +357,7 @@ def _seconds_of(pid: int) -> float:
 
 
 def _files_of(pid: int) -> list[str]:
-    """What its open files are."""
+    """The open files of a process."""
     found = []
     try:
         for path in Path(f"/proc/{pid}/fd").iterdir():
@@ -386,7 +386,7 @@ _MOST_LOGGED: Final = 1 << 20
 
 
 def judge(report: FloodReport) -> list[str]:
-    """What exceeds its bound, in words."""
+    """The figures that exceed their bounds, in words."""
     found = [f"{finding.kind}: {finding}" for finding in report.findings]
     alone, flooded = report.p99("alone"), report.p99("in the flood")
     if flooded > _SLOWER * alone:

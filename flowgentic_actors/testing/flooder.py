@@ -106,7 +106,7 @@ class Flooder:
         sock.close()
 
     def _hear(self, descriptor: int) -> None:
-        """Say something when it is connected, and close it when the server has."""
+        """Send bytes on a new connection, and close it after the server has."""
         sock = self._open[descriptor]
         try:
             sock.getpeername()

@@ -1,6 +1,6 @@
 """A history of reads and writes, checked while it grows.
 
-Whoever tests records when each operation begins and how it ends, in the order in which that
+The test records when each operation begins and how it ends, in the order in which that
 happens; the checker says at once what no correct memory could have answered. It keeps only what
 later reads can still be held against, so a history may be as long as one likes. Pure: no I/O, no
 clock.
@@ -40,18 +40,18 @@ class Outcome(enum.Enum):
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """What an error says about the write that it ended."""
+    """The outcome of a write that ended with an error."""
     nothing_happened = isinstance(error, NotSentError | RejectedError)
     return Outcome.FAILED if nothing_happened else Outcome.UNKNOWN
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that no correct memory does.
+    """An observation that contradicts every correct memory.
 
     Attributes:
         kind: `lost`: an acknowledged write is not there. `stale`: what was read before is not
-            there any more. `phantom`: nobody wrote this. `duplicate`: there twice, or carried out
+            there any more. `phantom`: never written. `duplicate`: there twice, or carried out
             twice. `reordered`: in another order. `damaged`: not the value that was written.
             `hung`: a call neither answered nor failed in time.
         where: The key or thread.
@@ -70,7 +70,7 @@ class Finding:
 
 
 class Findings:
-    """What was found, and the steps that led there."""
+    """The findings, and the steps that led to them."""
 
     def __init__(self) -> None:
         self.tick = 0
@@ -79,13 +79,13 @@ class Findings:
         self._steps: deque[tuple[int, object, str]] = deque(maxlen=_KEPT_STEPS)
 
     def step(self, where: object, what: str) -> int:
-        """Note a step; returns its number in the order of all steps."""
+        """Add a step; returns its number in the order of all steps."""
         self.tick += 1
         self._steps.append((self.tick, where, what))
         return self.tick
 
     def add(self, kind: str, where: object, what: str) -> None:
-        """Note a finding."""
+        """Add a finding."""
         self.count += 1
         if len(self.list) < _KEPT_FINDINGS:
             steps = [f"{tick} {text}" for tick, place, text in self._steps if place == where]
@@ -96,12 +96,12 @@ class Findings:
 
 
 def make_value(where: str, number: int, text: str) -> dict[str, Any]:
-    """A value that says where it belongs, which write it is, and whether it is whole."""
+    """Make a value that identifies its place and write, with a checksum."""
     return {"where": where, "number": number, "text": text, "sum": _sum(where, number, text)}
 
 
 def number_in(value: Mapping[str, Any], where: str) -> int | None:
-    """The number of the write that a value is from; None when it is not one of `where`, whole."""
+    """The number of the write of a value; None when it is damaged or of another place."""
     try:
         number, text = value["number"], value["text"]
         good = value["where"] == where and value["sum"] == _sum(where, number, text)
@@ -119,7 +119,7 @@ def _sum(where: str, number: int, text: str) -> int:
 
 @dataclass
 class _Item:
-    """What is known of a key: writes are numbered from 1, 0 is the absence before them.
+    """The known state of a key: writes are numbered from 1, 0 is the absence before them.
 
     Attributes:
         attempted: The last write that began.
@@ -142,7 +142,7 @@ class _Item:
 
 @dataclass(frozen=True)
 class ItemRead:
-    """A read under way: what was certain when it began."""
+    """A read in progress, with what was certain when it began."""
 
     where: str
     acknowledged: int
@@ -161,7 +161,7 @@ class ItemHistory:
         self._items: dict[str, _Item] = {}
 
     def begin_write(self, where: str, *, delete: bool = False) -> int:
-        """A write, or deletion, begins; returns its number."""
+        """Note that a write or deletion begins; returns its number."""
         item = self._items.setdefault(where, _Item())
         item.attempted += 1
         if delete:
@@ -170,7 +170,7 @@ class ItemHistory:
         return item.attempted
 
     def end_write(self, where: str, number: int, outcome: Outcome) -> None:
-        """A write has ended."""
+        """Note that a write has ended."""
         self._findings.step(where, f"write {number} {outcome.value}")
         item = self._items[where]
         match outcome:
@@ -184,14 +184,14 @@ class ItemHistory:
                 item.deletions.discard(number)
 
     def begin_read(self, where: str) -> ItemRead:
-        """A read begins."""
+        """Note that a read begins."""
         item = self._items.setdefault(where, _Item())
         return ItemRead(where, item.acknowledged, item.seen)
 
     def end_read(
         self, read: ItemRead, value: Mapping[str, Any] | None, stamp: object = None
     ) -> None:
-        """A read has been answered.
+        """Check the answer of a read.
 
         Args:
             read: What `begin_read` gave.
@@ -284,7 +284,7 @@ class _Step:
     seen: int | None = None
 
     def certain(self, tick: int) -> bool:
-        """Whether it had certainly happened at a tick."""
+        """Whether the step had certainly happened at a tick."""
         done = self.done is not None and self.done <= tick
         return done or (self.seen is not None and self.seen <= tick)
 
@@ -296,7 +296,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class ReadCheckpoint:
-    """A checkpoint as it was read.
+    """A checkpoint as a read returned it.
 
     Attributes:
         checkpoint: Its id.
@@ -313,7 +313,7 @@ class ReadCheckpoint:
 
 @dataclass(frozen=True)
 class ThreadRead:
-    """A read under way.
+    """A read in progress.
 
     Attributes:
         thread: The thread.
@@ -340,7 +340,7 @@ class ThreadHistory:
         self._threads: dict[str, list[_Step]] = {}
 
     def begin_put(self, thread: str, checkpoint: str, parent: str | None, content: object) -> _Step:
-        """Storing a checkpoint begins."""
+        """Note that a put of a checkpoint begins."""
         return self._begin(
             thread, _Step(checkpoint=checkpoint, parent=parent, content=content), "put"
         )
@@ -348,16 +348,16 @@ class ThreadHistory:
     def begin_writes(
         self, thread: str, checkpoint: str, task: str, content: Sequence[object]
     ) -> _Step:
-        """Storing a task's pending writes begins."""
+        """Note that a put of a task's pending writes begins."""
         step = _Step(checkpoint=checkpoint, task=task, content=tuple(content))
         return self._begin(thread, step, "writes")
 
     def begin_delete(self, thread: str) -> _Step:
-        """Deleting the thread begins."""
+        """Note that the deletion of the thread begins."""
         return self._begin(thread, _Step(delete=True), "delete")
 
     def end(self, thread: str, step: _Step, outcome: Outcome) -> None:
-        """A write to a thread has ended."""
+        """Note that a write to a thread has ended."""
         tick = self._findings.step(thread, f"{step}: {outcome.value}")
         step.outcome = outcome
         if outcome is Outcome.DONE:
@@ -368,12 +368,12 @@ class ThreadHistory:
             self._findings.add("phantom", thread, f"{step} was read, and then was refused")
 
     def begin_read(self, thread: str, *, latest: bool = False) -> ThreadRead:
-        """A listing, or the fetch of the latest checkpoint, begins."""
+        """Note that a listing, or a fetch of the latest checkpoint, begins."""
         self._threads.setdefault(thread, [])
         return ThreadRead(thread, self._findings.tick, latest)
 
     def end_read(self, read: ThreadRead, found: Sequence[ReadCheckpoint]) -> None:
-        """A read has been answered.
+        """Check the answer of a read.
 
         Args:
             read: What `begin_read` gave.
@@ -421,7 +421,7 @@ class ThreadHistory:
     def _matched(
         self, thread: str, steps: list[_Step], found: Iterable[ReadCheckpoint]
     ) -> set[int] | None:
-        """The writes that a read shows, by position; None when some of it was never written."""
+        """The writes that a read shows, by position; None if some value was never written."""
         puts = {(s.checkpoint, s.task): i for i, s in enumerate(steps) if not s.delete}
         shown: set[int] = set()
         for row in found:
@@ -457,7 +457,7 @@ class ThreadHistory:
 
 
 def _starts(steps: Sequence[_Step], tick: int) -> list[int]:
-    """Positions after each deletion that may have been the last one, the earliest first."""
+    """The positions after deletions that may have been the last one, earliest first."""
     certain = max((i + 1 for i, s in enumerate(steps) if s.delete and s.certain(tick)), default=0)
     later = (
         i + 1
@@ -470,7 +470,7 @@ def _starts(steps: Sequence[_Step], tick: int) -> list[int]:
 def _contradiction(
     steps: Sequence[_Step], start: int, shown: set[int], read: ThreadRead
 ) -> tuple[str, str] | None:
-    """What speaks against a deletion just before `start` having been the last one."""
+    """The contradiction to a deletion just before `start` being the last one."""
     for index in sorted(shown):
         if index < start:
             return "phantom", f"{steps[index]} is there, which was deleted"

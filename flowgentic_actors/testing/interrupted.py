@@ -1,4 +1,4 @@
-"""A campaign of interruptions: every operation of store, saver and cache, at random times.
+"""A campaign of interruptions: operations of store, saver and cache, at random times.
 
 python -m flowgentic_actors.testing.interrupted --mode local --count 100000
 
@@ -46,7 +46,7 @@ _LOOK_EVERY: Final = 200
 
 
 def settings_of(mode: Mode, folder: Path) -> dict[str, Any]:
-    """Settings of a cluster in which what is miscounted shows soon."""
+    """The settings of a cluster with low limits, so that miscounts show soon."""
     settings: dict[str, Any] = {"thread_backlog": 1 << 16}
     if mode == "subprocess":
         return settings | {
@@ -63,7 +63,7 @@ def settings_of(mode: Mode, folder: Path) -> dict[str, Any]:
 
 @dataclass
 class Report:
-    """What a campaign saw.
+    """The report of a campaign.
 
     Attributes:
         interruptions: How often each operation was interrupted.
@@ -85,7 +85,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Operation:
-    """Something that is done to one object, and what it makes of the object's state."""
+    """An operation on one object, and its effect on the object's state."""
 
     name: str
     target: Any
@@ -96,7 +96,7 @@ class Operation:
 
 
 class Interrupted:
-    """Operations on a cluster, what they ought to have done, and what is found.
+    """Operations on a cluster, their expected effects, and the findings.
 
     Args:
         memory: The cluster, open.
@@ -114,13 +114,13 @@ class Interrupted:
         self._possible: dict[Any, list[State]] = {target: [{}] for target in targets}
 
     def use(self, memory: MemoryCluster) -> None:
-        """Go on with a cluster that has the same memory."""
+        """Continue with a cluster that has the same memory."""
         self._store, self._saver, self._cache = memory.store, memory.checkpointer, memory.cache
 
     # ------------------------------------------------------------------ operations
 
     def next(self) -> Operation:
-        """The next operation."""
+        """Choose the next operation."""
         self._number += 1
         return self._random.choice(
             (
@@ -242,12 +242,12 @@ class Interrupted:
     # ------------------------------------------------------------------ what is found
 
     def done(self, operation: Operation) -> None:
-        """An operation was carried out."""
+        """Note that an operation was carried out."""
         states = self._possible[operation.target]
         self._possible[operation.target] = _different([operation.makes(s) for s in states])
 
     def interrupted(self, operation: Operation) -> None:
-        """It was interrupted: what is there has to be as before, or as after."""
+        """Note that an operation was interrupted: the state has to be that before or after it."""
         target, found = operation.target, self.find(operation.target)
         before = self._possible[target]
         after = [operation.makes(state) for state in before]
@@ -261,7 +261,7 @@ class Interrupted:
         self._expect(target, found)
 
     def check(self, *, after_reopening: bool = False) -> None:
-        """Everything is as it ought to be."""
+        """Check that everything is as expected."""
         for target in self._possible:
             if target == "cache" and after_reopening:
                 self._possible[target] = [{}]
@@ -281,7 +281,7 @@ class Interrupted:
         assert set(self._store.list_namespaces(prefix=("items",))) == filled
 
     def counts(self) -> tuple[int, int, int]:
-        """Items, threads and checkpoints that there are."""
+        """The numbers of items, threads and checkpoints."""
         threads = [state for thread in _THREADS if (state := self.find(thread))]
         checkpoints = sum(c is not None for state in threads for c, _ in state.values())
         return (
@@ -300,7 +300,7 @@ class Interrupted:
         self._cache.clear()
 
     def find(self, target: Any) -> State:
-        """The state of an object, read without interruption."""
+        """Read the state of an object without interruption."""
         if target == "cache":
             return self._cache.get(_CACHED)
         if target in _NAMESPACES:
@@ -358,7 +358,7 @@ def _different(states: list[State]) -> list[State]:
 
 
 def _visible(state: State) -> State:
-    """Without writes whose checkpoint is not there: listings do not show them."""
+    """The state without writes whose checkpoint is missing, which listings do not show."""
     return {k: v for k, v in state.items() if not isinstance(v, tuple) or v[0] is not None}
 
 
@@ -379,7 +379,7 @@ def run_campaign(
     say: Callable[[str], None] = lambda _: None,
     reopen_every: int = 5000,
 ) -> Report:
-    """Interrupt operations until there were so many interruptions.
+    """Run operations until a number of interruptions is reached.
 
     Args:
         mode: How the memory is run.

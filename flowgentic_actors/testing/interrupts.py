@@ -1,4 +1,4 @@
-"""Interrupts a piece of work at every instruction where Python can be, or at random times.
+"""Interruption of a piece of work at every possible instruction, or at random times.
 
 As Ctrl-C does, and the time limits of Celery or pytest-timeout, which are signal handlers that
 raise.
@@ -33,11 +33,11 @@ _SPARED = (__file__, str(Path(asyncio.__file__).parent))
 
 
 class Interruption(Exception):  # noqa: N818 - what interrupts is no error of the work
-    """Raised in the middle of something."""
+    """The exception that interrupts a piece of work."""
 
 
 class SwallowedInterruptionError(AssertionError):
-    """Something was interrupted and went on as if nothing had happened."""
+    """Interrupted work went on as if it had not been interrupted."""
 
 
 # ---------------------------------------------------------------------- at every instruction
@@ -45,7 +45,7 @@ class SwallowedInterruptionError(AssertionError):
 
 @lru_cache(maxsize=4096)
 def _interruptible(code: CodeType) -> frozenset[int]:
-    """Offsets of the instructions before which Python raises what comes from outside.
+    """The offsets of instructions before which Python raises asynchronous exceptions.
 
     It looks for signals and the like when a function begins or goes on, after a call, and at the
     end of a loop's body. Anywhere else, its own bookkeeping of handled exceptions is not prepared.
@@ -69,7 +69,7 @@ def _interruptible(code: CodeType) -> frozenset[int]:
 
 
 class Injector:
-    """Raises an exception before the n-th instruction of this thread at which it can arrive.
+    """Raises an exception before the n-th interruptible instruction of this thread.
 
     Args:
         at: The number of that instruction, from 0.
@@ -118,7 +118,7 @@ class Injector:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """While this lasts."""
+        """A context in which the exception is raised."""
         before = sys.gettrace()
         sys.settrace(self._called)
         try:
@@ -133,7 +133,7 @@ def interrupt_at_every_instruction(
     *,
     error: type[BaseException] = Interruption,
 ) -> int:
-    """Do a piece of work again and again, interrupted before one of its instructions each time.
+    """Repeat a piece of work, interrupted before another of its instructions each time.
 
     Args:
         work: The work, given the number of the run.
@@ -173,10 +173,10 @@ def interrupt_at_every_instruction(
 
 
 class Source(Protocol):
-    """Where interruptions come from."""
+    """A source of interruptions."""
 
     def run(self, work: Callable[[], object], within: float) -> BaseException | None:
-        """Do a piece of work, interrupted at some time within so many seconds, or not.
+        """Run a piece of work, which may be interrupted within so many seconds.
 
         Returns:
             What interrupted it, None when nothing did.
@@ -187,7 +187,7 @@ class Source(Protocol):
 
 
 def _ends(code: CodeType) -> bool:
-    """Whether it runs at an object's end, as callbacks of weak references do.
+    """Whether a frame runs at an object's end, as callbacks of weak references do.
 
     The end of an open socket has no frame: it takes signals in C and drops what they raise.
     """
@@ -195,7 +195,7 @@ def _ends(code: CodeType) -> bool:
 
 
 class Signals:
-    """A signal whose handler raises, on the main thread.
+    """Interruptions by a signal whose handler raises, on the main thread.
 
     Args:
         seed: Decides the times and what is raised.

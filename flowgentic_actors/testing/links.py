@@ -1,4 +1,4 @@
-"""Connections that misbehave: a relay in front of a Unix socket."""
+"""Faulty connections: a relay in front of a Unix socket."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILE_WAIT = 10.0
 
 
 class FaultyLink:
-    """Relays connections to a Unix socket, and spoils them when told to.
+    """Relays connections to a Unix socket, and disturbs them when told to.
 
     Args:
         path: Where to listen.
@@ -37,11 +37,11 @@ class FaultyLink:
         self.delay = 0.0
 
     async def open(self) -> None:
-        """Begin to listen."""
+        """Listen."""
         self._server = await asyncio.start_unix_server(self._accepted, self.path)
 
     async def close(self) -> None:
-        """End everything."""
+        """Close all connections, and stop listening."""
         if self._server is not None:
             self._server.close()
         tasks = [task for relay in self._relays for task in relay.tasks]
@@ -53,11 +53,11 @@ class FaultyLink:
 
     @property
     def connections(self) -> int:
-        """Connections that are relayed now."""
+        """The number of connections that are relayed now."""
         return len(self._relays)
 
     def cut(self, how: Cut, after: int, hold: float) -> None:
-        """Spoil the connections that there are.
+        """Break all current connections.
 
         Args:
             how: In which way.
@@ -68,7 +68,7 @@ class FaultyLink:
             relay.cut(how, after, hold)
 
     def pause_time(self) -> float:
-        """How long to hold a chunk back."""
+        """The delay of a chunk."""
         return self.delay * self._rng.uniform(0.2, 1.0) if self.delay else 0.0
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -86,7 +86,7 @@ class FaultyLink:
 
 
 class _Relay:
-    """One connection and the one behind it."""
+    """One relayed connection: both of its sockets."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class _Relay:
 
     async def _spoil(self, data: bytes, writer: asyncio.StreamWriter, *, to_actor: bool) -> None:
         if self._how == "half":
-            await asyncio.sleep(self._hold)  # reads nothing more: buffers fill, nobody is told
+            await asyncio.sleep(self._hold)  # reads nothing more: buffers fill, no side is told
         elif self._how == "both":
             writer.write(data[: self._left])
         elif to_actor:

@@ -1,4 +1,4 @@
-"""Nodes that are lost, cut off, added and taken away: a history is kept while that happens.
+"""A campaign of nodes that are lost, cut off, added and removed, with a checked history.
 
 python -m flowgentic_actors.testing.nodes --losses 20 --cuts 20 --rebalances 20
 
@@ -59,13 +59,13 @@ class LocalNode:
         self.folder = folder / "nodes" / name
 
     def pids(self) -> list[int]:
-        """Its processes that live: its program first, then actors and compactions. Blocks."""
+        """The live processes of the node: its agent first, then actors and compactions. Blocks."""
         alive = [entry.pid for entry in ProcessRecord(self.folder).entries() if entry.alive()]
         compactors = (compactor_of(pid) for pid in alive)
         return [*alive, *(pid for pid in compactors if pid is not None)]
 
     def lose(self) -> None:
-        """End all of it at the same time, for good: its disk is gone, too. Blocks."""
+        """Kill all processes of the node at once, and remove its disk. Blocks."""
         self.cut()  # so that none sees another one's end
         pids = self.pids()
         # What is started in its place finds a file where its folder would have to be, and ends.
@@ -75,12 +75,12 @@ class LocalNode:
             _send(pid, signal.SIGKILL)
 
     def cut(self) -> None:
-        """Stop all of it: for the others, as if its network were cut. Blocks."""
+        """Stop all processes of the node, as if its network were cut. Blocks."""
         for pid in self.pids():
             _send(pid, signal.SIGSTOP)
 
     def heal(self) -> None:
-        """Let it go on. Blocks."""
+        """Continue the processes of the node. Blocks."""
         for pid in self.pids():
             _send(pid, signal.SIGCONT)
 
@@ -97,7 +97,7 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class NodesPlan:
-    """What is done.
+    """The plan of a campaign with nodes.
 
     Attributes:
         losses: Nodes that are lost, in all.
@@ -133,7 +133,7 @@ class NodesPlan:
 
 @dataclass
 class NodesReport:
-    """What was found.
+    """The report of a campaign with nodes.
 
     Attributes:
         findings: What no correct memory does.
@@ -168,7 +168,7 @@ class NodesReport:
 
     @property
     def acknowledged(self) -> int:
-        """Writes of the workers that were acknowledged."""
+        """The number of the workers' acknowledged writes."""
         return sum(n for what, n in self.outcomes.items() if what in _GOOD_WRITES)
 
     def __str__(self) -> str:
@@ -282,7 +282,7 @@ class _Round:
         )
 
     async def run(self, blows: list[Blow]) -> None:
-        """Fill, work, strike, verify."""
+        """Fill the memory, work, inject faults, verify."""
         plan, bench = self._plan, self.bench
         await self._look_at_nodes()
         fill = Fill(bench, plan.items)
@@ -316,7 +316,7 @@ class _Round:
         self._report.events += Counter(event.kind for event in events)
 
     async def _look_at_nodes(self) -> list[LocalNode]:
-        """The nodes that are used now, but for the host's own."""
+        """The nodes in use, without the host's own."""
         status = await self._memory.status()
         folder = Path(status.folder)
         for node in status.nodes[1:]:
@@ -324,7 +324,7 @@ class _Round:
         return [self.nodes[node.name] for node in status.nodes[1:] if node.state == "up"]
 
     async def _rebalance(self, used: list[LocalNode]) -> None:
-        """Use other nodes, and do harm meanwhile, or not."""
+        """Rebalance to other nodes, with a fault meanwhile or without."""
         rng, report = self._rng, self._report
         report.blows["rebalance"] += 1
         without = {rng.choice(used).name} if len(used) > 1 and rng.random() < _OFTEN else set()
@@ -354,7 +354,7 @@ class _Round:
         await self._settled(None, "up")
 
     async def _lost(self) -> int:
-        """How often a node was lost so far."""
+        """The number of losses of a node so far."""
         return sum(e.kind == "node_lost" for e in await self._memory.recent_events())
 
     async def _harm(self, used: list[LocalNode]) -> None:
@@ -393,7 +393,7 @@ class _Round:
             report.copied.append(time.monotonic() - began)
 
     async def _serves(self) -> bool:
-        """Write to every shard until that is acknowledged."""
+        """Write to every shard until all writes are acknowledged."""
         shards = self._memory.client.table.owners
         return all(await asyncio.gather(*map(self._answers, shards)))
 
@@ -416,7 +416,7 @@ class _Round:
         return next(place for place in places if table.of_namespace(place) == shard)
 
     async def _settled(self, node: LocalNode | None, state: str) -> bool:
-        """Wait until a node is known to be lost, or there again, and every shard has two copies."""
+        """Wait until a node is known to be lost or back, and every shard has two copies."""
         deadline = time.monotonic() + _BACK_WITHIN
         while time.monotonic() < deadline:
             with contextlib.suppress(RequestError):

@@ -44,7 +44,7 @@ _ATTEMPTS = 3
 
 @dataclass
 class Bench:
-    """What all workers share.
+    """The state that all workers share.
 
     Attributes:
         store: The store under test.
@@ -82,7 +82,7 @@ class Bench:
     async def call(
         self, what: str, where: str, awaitable: Awaitable[R]
     ) -> tuple[Outcome, R | None]:
-        """Make a call that must end in time, with an answer or an error of this package.
+        """Await a call that must end in time, with an answer or an error of this package.
 
         Returns:
             How it ended, and its answer.
@@ -115,7 +115,7 @@ class Bench:
 
 
 class Fill:
-    """Many items that are written once and never changed.
+    """Items that are written once and never changed.
 
     Args:
         bench: What workers share.
@@ -127,7 +127,7 @@ class Fill:
         self._count = count
 
     async def write(self) -> None:
-        """Write them, in batches."""
+        """Write the items in batches."""
         batches = iter(range(0, self._count, _BATCH))
 
         async def write_batches() -> None:
@@ -140,7 +140,7 @@ class Fill:
                 tasks.create_task(write_batches())
 
     async def read_one(self, rng: random.Random) -> None:
-        """Read one of them and check it."""
+        """Read one of the items and check it."""
         if not self._count:
             return
         namespace, key, value = _filled(rng.randrange(self._count))
@@ -150,7 +150,7 @@ class Fill:
             self._check(where, value, None if item is None else item.value)
 
     async def check_all(self) -> int:
-        """Read all of them; returns how many were there."""
+        """Read all items and check them; returns how many were found."""
         found = 0
         for part in range(min(_PARTS, self._count)):
             namespace = ("fill", f"part-{part}")
@@ -220,7 +220,7 @@ class ItemWriter:
             await asyncio.sleep(self._rng.uniform(0, 2 * _THINK))
 
     async def check_all(self) -> None:
-        """Read everything."""
+        """Read all items and check them."""
         await self.search()
         for number in range(KEYS):
             await self.read(f"key-{number}")
@@ -257,7 +257,7 @@ class ItemWriter:
             self._bench.items.end_read(read, item.value, item.updated_at)
 
     async def search(self) -> None:
-        """Read all its items in one go and check them."""
+        """Search for all its items and check them."""
         keys = [f"key-{number}" for number in range(KEYS)]
         reads = {key: self._bench.items.begin_read(self._where(key)) for key in keys}
         place = self._where("*")

@@ -1,8 +1,8 @@
-"""Where a server is, and how to dial it: a Unix socket here, or TCP with TLS between nodes.
+"""Addresses of servers, and dialling: Unix sockets, or TCP with TLS between nodes.
 
-Over TCP the certificate is part of the address: nothing is sent to whoever cannot show that it has
-the key. Names prove nothing, because addresses are found at run time, so every certificate names
-`SERVER_NAME`.
+Over TCP the certificate is part of the address: nothing is sent to a peer that does not prove that
+it has the key. Names prove nothing, because addresses are found at run time, so every certificate
+names `SERVER_NAME`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Address: TypeAlias = str | TcpAddress
 
 
 class Unreachable(Struct, frozen=True):
-    """In the place of an address: there is no such actor, until it is said to be somewhere else.
+    """In place of an address: there is no such actor, until it gets an address.
 
     Attributes:
         reason: Why.
@@ -80,7 +80,7 @@ Destination: TypeAlias = Address | Unreachable
 
 
 class UnreachableError(ConnectionError):
-    """Nobody is to be dialled: there is no such actor now."""
+    """There is no actor to dial now."""
 
     def __init__(self, unreachable: Unreachable) -> None:
         super().__init__(unreachable.reason)
@@ -88,7 +88,7 @@ class UnreachableError(ConnectionError):
 
 
 def describe_address(address: Destination) -> str:
-    """An address for a human reader."""
+    """An address as text for people."""
     if isinstance(address, Unreachable):
         return "nowhere"
     if isinstance(address, str):
@@ -99,7 +99,7 @@ def describe_address(address: Destination) -> str:
 
 @functools.lru_cache(maxsize=64)
 def client_context(certificate: str) -> ssl.SSLContext:
-    """Trust in one certificate and in nothing else.
+    """A TLS context that trusts one certificate only.
 
     Raises:
         AuthenticationError: If it is not a certificate.
@@ -125,13 +125,13 @@ def connect(
     timeout: float,
     announce: Callable[[socket.socket], None] = lambda _: None,
 ) -> socket.socket:
-    """Connect and wait until the server has proved itself. Blocks.
+    """Connect, and wait until the server is authenticated. Blocks.
 
     Args:
         address: Where.
         secret: The cluster's secret.
         timeout: Seconds for all of it, but for looking up the host's name.
-        announce: Told of each socket before it is connected, for whoever may have to `hang_up`.
+        announce: Told of each socket before it is connected, for a later `hang_up` by a thread.
 
     Raises:
         AuthenticationError: If the server has not the certificate that is expected, or another
@@ -186,7 +186,7 @@ def connect(
 
 
 async def dial(loop: asyncio.AbstractEventLoop, address: Destination) -> socket.socket:
-    """Connect and no more: `secure` makes a transport of the socket.
+    """Connect a socket; `secure` makes a transport of it.
 
     Raises:
         AuthenticationError: If another user serves at the Unix socket.
@@ -218,7 +218,7 @@ async def dial(loop: asyncio.AbstractEventLoop, address: Destination) -> socket.
 async def resolve(
     loop: asyncio.AbstractEventLoop, host: str, port: int
 ) -> Sequence[tuple[int, int, int, str, Any]]:
-    """The socket addresses of a host; a thread has to be asked about names only.
+    """Resolve a host to socket addresses; only names need a thread.
 
     Raises:
         OSError: If there is no such host.
@@ -247,7 +247,7 @@ async def secure(
     address: Destination,
     secret: Secret[bytes],
 ) -> asyncio.BaseTransport:
-    """Connect a protocol with a socket that `dial` gave, once the server has proved itself.
+    """Connect a protocol with a socket of `dial`, once the server is authenticated.
 
     Raises:
         AuthenticationError: If the server has not the certificate that is expected.
@@ -275,7 +275,7 @@ async def secure(
 
 
 def _forget_closed(sock: socket.socket, file: int) -> None:
-    """Let go of a descriptor that is not this socket's any more.
+    """Detach a socket whose descriptor belongs to another file now.
 
     uvloop closes it without telling the socket when connecting fails or is cancelled, and the
     number may be another file's by the time at which the socket is closed.
@@ -289,7 +289,7 @@ def _forget_closed(sock: socket.socket, file: int) -> None:
 
 
 def _check_trust(address: TcpAddress, error: OSError) -> None:
-    """Tell from a connection that broke a server that is of another cluster."""
+    """Distinguish a server of another cluster from a connection that broke."""
     if isinstance(error, ssl.SSLCertVerificationError):
         what = f"does not have the cluster's certificate ({error.verify_message})"
     elif isinstance(error, ssl.SSLError) and error.reason == _DENIAL:
@@ -314,7 +314,7 @@ def _left(deadline: float) -> float:
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Set what every TCP connection needs: no delay, and an end when an idle peer loses power.
+    """Set up a TCP connection: no delay, and an end when an idle peer loses power.
 
     A time limit of the kernel's for what is on its way would hit a busy peer, which is there and
     reads later, as it does a dead one: see `unanswered`.
@@ -327,13 +327,13 @@ def keep_alive(sock: socket.socket) -> None:
 
 
 def limit_unread(sock: socket.socket) -> None:
-    """Have an accepted TCP connection end when what it is sent stays unread for half a minute."""
+    """Have an accepted TCP connection end when sent data stays unread for half a minute."""
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD)
 
 
 def unanswered(sock: socket.socket) -> bool:
-    """Whether the peer's kernel is silent about what it was sent, again and again.
+    """Whether the peer's kernel has repeatedly not acknowledged sent data.
 
     False as well on a Unix socket, and where the platform does not tell.
     """
@@ -344,7 +344,7 @@ def unanswered(sock: socket.socket) -> bool:
 
 
 def hang_up(sock: socket.socket) -> None:
-    """End a socket that another thread uses, which sees an end of stream or an error.
+    """Shut down a socket that another thread uses, which sees an end of stream or an error.
 
     The owner of the socket closes it. A TLS socket's own `shutdown` would let that thread go on in
     the clear.

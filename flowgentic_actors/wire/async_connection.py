@@ -73,12 +73,12 @@ _WRITE_BUFFER = 4 << 20  # bytes in the transport beyond which requests wait uns
 
 
 def as_it_is(reply: Any) -> Any:
-    """An encoded reply, left encoded."""
+    """Return an encoded reply as it is."""
     return reply
 
 
 class AsyncConnection:
-    """Requests to one actor from one event loop.
+    """The connection to one actor from one event loop.
 
     Requests of one tick travel in one frame, but for the first when none is on the way: that one is
     not kept waiting for others. When the connection breaks it is made anew for as
@@ -91,7 +91,7 @@ class AsyncConnection:
         peer: The actor's name, for messages.
         max_bytes: Largest message, bytes.
         role: What this connection is for.
-        name: What whoever is there has to be called: on a node, the port of an actor that is gone
+        name: The name that the peer has to have: on a node, the port of an actor that is gone
             may be another one's by now. Default: anything.
     """
 
@@ -155,7 +155,7 @@ class AsyncConnection:
             raise
 
     def begin(self, body: bytes, timeout: float) -> Pending[_Answer]:
-        """Send a request whose `waiter` gets the answer; `give_up` when it is not wanted any more.
+        """Send a request whose `waiter` gets the answer; call `give_up` to cancel it.
 
         Args and errors as of `request`; those that come later are the waiter's.
         """
@@ -168,7 +168,7 @@ class AsyncConnection:
             pending = self._session.open(body, timeout, self._clock.time, answer)
             self._queue.append(pending)
             if self._wire is not None and (
-                self._session.alone  # nobody is on the way whom it could share a frame with
+                self._session.alone  # there is no other request to share a frame with
                 or len(self._queue) == TOGETHER
             ):
                 self._flush()
@@ -182,7 +182,7 @@ class AsyncConnection:
         return pending
 
     async def close(self) -> None:
-        """End the connection; whoever waits gets `ClusterClosedError`."""
+        """Close the connection; waiting callers get `ClusterClosedError`."""
         connecting = self._connecting
         self.abandon()
         if connecting is not None:
@@ -190,7 +190,7 @@ class AsyncConnection:
         await self._close_guard()
 
     def abandon(self) -> None:
-        """The same, without waiting until the socket is closed."""
+        """Close the connection without waiting until the socket is closed."""
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -200,9 +200,9 @@ class AsyncConnection:
             self._wire.end()
 
     def move(self, address: Destination) -> None:
-        """Go on at another address, with the same session: the actor is there now.
+        """Switch to the actor's new address, with the same session.
 
-        What is unfinished is sent again. The end of the old connection is nobody's fault.
+        What is unfinished is sent again. The end of the old connection counts as no failure.
         """
         self._address = address
         self._fruitless = 0
@@ -217,7 +217,7 @@ class AsyncConnection:
             self._flush_soon()
 
     def after_fork(self) -> None:
-        """Close the child's copy of the socket; the parent's stays as it is."""
+        """Close a forked child's copy of the socket; the parent's stays as it is."""
         self._closed = True
         if self._wire is not None:
             self._wire.sock.close()
@@ -270,7 +270,7 @@ class AsyncConnection:
             self._connecting.add_done_callback(self._connected)
 
     def give_up(self, pending: Pending[_Answer]) -> None:
-        """Wait for an answer no longer; a request that was not sent yet never is."""
+        """Stop waiting for an answer; a request that was not sent yet never is."""
         self._settle(pending.seq)
         if pending.sent and self._wire is not None:
             self._wire.channel.send(Cancel(pending.seq))
@@ -347,7 +347,7 @@ class AsyncConnection:
         self._earliest = deadline
 
     def _look(self, now: float) -> bool:
-        """Fail what is overdue; whether anything waits still."""
+        """Fail overdue requests; whether any request waits still."""
         if now >= self._earliest:
             self._fail_overdue(now)
         if self._wire is not None and self._wire.is_closing():
@@ -437,9 +437,9 @@ class AsyncConnection:
 
 
 async def _close_with_loop(wire: _Wire) -> AsyncGenerator[None, None]:
-    """Closes the connection when it is closed itself, which a loop does to its generators last.
+    """A generator that closes the connection when the loop, at its end, closes generators.
 
-    `asyncio.run` tells nobody that its loop ends, but it does close every asynchronous generator
+    `asyncio.run` does not announce that its loop ends, but it closes every asynchronous generator
     that was left open. So a connection made in it ends with it, and no socket is leaked.
     """
     try:
@@ -463,7 +463,7 @@ class _Wire(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with the greeting."""
+        """Send the greeting."""
         # uvloop's transports are not subclasses of asyncio's, though they are transports
         transport = cast("asyncio.Transport", transport)
         self._transport = transport
@@ -487,7 +487,7 @@ class _Wire(asyncio.Protocol):
             raise ConnectionAbortedError("the event loop's call of connection_made was interrupted")
 
     def _look(self) -> None:
-        """See once a second whether the actor's node still answers at all."""
+        """Check once a second whether the actor's node still answers."""
         if self.sock.fileno() < 0:
             return  # TLS tells of the end a tick after the socket was closed
         if unanswered(self.sock):
@@ -507,7 +507,7 @@ class _Wire(asyncio.Protocol):
                         raise
 
     def data_received(self, data: bytes) -> None:
-        """Decode and hand on."""
+        """Decode messages and hand them on."""
         try:
             for messages in self.channel.receive(data):
                 if not self.welcomed.done() and messages:
@@ -531,11 +531,11 @@ class _Wire(asyncio.Protocol):
             raise
 
     def pause_writing(self) -> None:
-        """Hold requests back: the actor reads slower than we write."""
+        """Stop sending requests: the actor reads slower than we write."""
         self.congested = True
 
     def resume_writing(self) -> None:
-        """Send what was held back."""
+        """Send the requests that were held back."""
         try:
             self.congested = False
             self._owner._flush_soon()  # noqa: SLF001
@@ -548,14 +548,14 @@ class _Wire(asyncio.Protocol):
         return self._transport is not None and self._transport.is_closing()
 
     def end(self) -> None:
-        """Close at once."""
+        """Close the socket at once."""
         if self._transport is not None:
             self._transport.abort()
         else:
             self.sock.close()
 
     async def close(self) -> None:
-        """Close at once, and wait until the socket is closed, a second at most."""
+        """Close the socket at once, and wait for that, a second at most."""
         self.end()
         if not self.ended.is_set():
             with contextlib.suppress(TimeoutError):
@@ -563,7 +563,7 @@ class _Wire(asyncio.Protocol):
                     await self.ended.wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever waits."""
+        """Tell the connection that its socket is closed."""
         try:
             self._tell_end(exc)
         except BaseException:
@@ -577,6 +577,6 @@ class _Wire(asyncio.Protocol):
         reason = self._reason or str(exc or "the actor closed the connection")
         if not self.welcomed.done():
             self.welcomed.set_exception(ConnectionError(reason))
-            self.welcomed.exception()  # whoever dialled may be gone by now
+            self.welcomed.exception()  # the caller that dialled may be gone by now
         if self._owner._wire is self:  # noqa: SLF001
             self._owner._lost(reason)  # noqa: SLF001

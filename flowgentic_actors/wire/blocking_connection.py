@@ -64,7 +64,7 @@ _LOOK_AGAIN = 0.05  # seconds
 
 
 class BlockingConnection:
-    """Requests to one actor, one at a time, from whichever thread holds it."""
+    """A connection to one actor for one thread at a time, with one request at a time."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class BlockingConnection:
         return self.finish(self.begin(body, timeout))
 
     def begin(self, body: bytes, timeout: float) -> Pending[Patience]:
-        """Send a request if there is a socket already; `finish`, or `close`, has to follow."""
+        """Send a request if a socket is open; `finish` or `close` has to follow."""
         check_size(body, self._max_bytes, self._peer)
         pending = self._session.open(body, timeout, 0.0, Patience(timeout))
         if self._sock is None or self._channel is None or len(body) > _AT_ONCE:
@@ -116,7 +116,7 @@ class BlockingConnection:
         return pending
 
     def finish(self, pending: Pending[Patience]) -> Raw:
-        """Wait for the answer to what was begun, and send it again where that is needed."""
+        """Wait for the answer to a request, and send it again where that is needed."""
         delay, congested, self._congested = _FIRST_RETRY, self._congested, False
         cause: str | None = None
         counted, patience = 0, pending.waiter  # attempts
@@ -128,7 +128,7 @@ class BlockingConnection:
                     if is_foreign(error):
                         raise
                     if self._dialled_after != self._moves:
-                        self.close()  # nobody's fault: go on at the new address
+                        self.close()  # no failure: continue at the new address
                         delay, counted = _FIRST_RETRY, pending.attempts
                         continue
                     if isinstance(error, UnreachableError):
@@ -165,7 +165,7 @@ class BlockingConnection:
             self._let_go()
 
     def move(self, address: Destination) -> None:
-        """Go on at another address, with the same session; callable from any thread.
+        """Switch to another address, with the same session; callable from any thread.
 
         A request that waits for its answer is sent there.
         """
@@ -176,7 +176,7 @@ class BlockingConnection:
                 hang_up(self._open)
 
     def after_fork(self) -> None:
-        """Close the child's copy: a thread that is not there any more may have held the lock."""
+        """Close a forked child's copy: another thread of the parent may have held the lock."""
         self._let_go()
 
     def _let_go(self) -> None:
@@ -294,7 +294,7 @@ class BlockingConnection:
 
 
 class BlockingCall:
-    """A request that is under way.
+    """A blocking request in progress.
 
     Args:
         pool: Whose connection it has.
@@ -323,7 +323,7 @@ class BlockingCall:
         return body
 
     def give_up(self) -> None:
-        """Wait for it no more."""
+        """Stop waiting for the answer."""
         self._pool.discard(self._connection)
 
 
@@ -366,7 +366,7 @@ class BlockingPool:
         return self.begin(body, timeout).finish()
 
     def begin(self, body: bytes, timeout: float) -> BlockingCall:
-        """Send a request, or have `BlockingCall.finish` do so; that, or `give_up`, has to follow.
+        """Send a request, or leave it to `BlockingCall.finish`; that or `give_up` has to follow.
 
         So several actors can be asked at the same time without a thread for each.
         """
@@ -382,7 +382,7 @@ class BlockingPool:
         return BlockingCall(self, connection, pending)
 
     def close(self) -> None:
-        """Close what is idle now and what is out when it comes back."""
+        """Close idle connections now, and those in use when they are returned."""
         with self._lock:
             self._closed = True
             for connection in self._idle:
@@ -390,7 +390,7 @@ class BlockingPool:
             self._idle.clear()
 
     def move(self, address: Destination) -> None:
-        """Have every call go on at another address; see `BlockingConnection.move`."""
+        """Switch all calls to another address; see `BlockingConnection.move`."""
         with self._lock:
             self._arguments = (address, *self._arguments[1:])
             for connection in self._out.values():
@@ -400,13 +400,13 @@ class BlockingPool:
                 connection.close()
 
     def after_fork(self) -> None:
-        """Close the child's copies and begin anew: another thread may have held the lock."""
+        """Close a forked child's copies, with new locks: another thread may have held the old."""
         for connection in [*self._idle, *self._out.values()]:
             connection.after_fork()
         self._reset()
 
     def check_in(self, connection: BlockingConnection) -> None:
-        """Take back a connection whose call was answered, or refused."""
+        """Return a connection whose call was answered or refused."""
         thread = threading.get_ident()
         with self._lock:
             if self._out.get(thread) is not connection or self._closed:
@@ -424,7 +424,7 @@ class BlockingPool:
         self.check_in(connection)
 
     def _check_out(self, timeout: float) -> tuple[BlockingConnection, float]:
-        """A connection for this thread, and the seconds that are left by then."""
+        """Check out a connection for this thread; with the seconds that are left then."""
         patience: Patience | None = None
         connection = self._take()
         while connection is None:
@@ -443,7 +443,7 @@ class BlockingPool:
         return connection, timeout if patience is None else max(0.001, patience.left)
 
     def _take(self) -> BlockingConnection | None:
-        """A connection for this thread, None while all are in use."""
+        """Take a connection for this thread, None while all are in use."""
         thread = threading.get_ident()
         with self._lock:
             if self._closed:

@@ -1,4 +1,4 @@
-"""Making a cluster's certificate and key.
+"""Creation of a cluster's certificate and key.
 
 Apart from what uses them: `cryptography` takes a quarter of an actor's time to start.
 """
@@ -21,7 +21,7 @@ _VALID = dt.timedelta(days=3650)  # it ends with its cluster, whose job may be l
 
 
 def new_identity() -> Identity:
-    """A key that was never used before, and a certificate that it signed itself."""
+    """Make a new key and its self-signed certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVER_NAME)])
     begins = dt.datetime.now(dt.UTC) - _CLOCKS_DIFFER

@@ -33,7 +33,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Channel(Generic[In, Out]):
-    """Handshake first, then messages in both directions.
+    """One end of a connection: a handshake, then messages in both directions.
 
     Outgoing messages are collected by `send` in as few frames as their target size allows, and
     taken as bytes by `take`.
@@ -60,16 +60,16 @@ class Channel(Generic[In, Out]):
 
     @property
     def established(self) -> bool:
-        """Whether the peer has proved itself."""
+        """Whether the peer is authenticated."""
         return self._handshake.done
 
     @property
     def buffered(self) -> int:
-        """Bytes of an unfinished frame that are held: an end of stream now would cut it in two."""
+        """The held bytes of an incomplete frame."""
         return self._reader.buffered
 
     def receive(self, data: bytes) -> Iterator[list[In]]:
-        """Take bytes in and yield the messages of each frame that is now whole.
+        """Feed bytes, and yield the messages of each complete frame.
 
         Raises:
             WireError: If the bytes are not acceptable; the connection must be ended.
@@ -116,7 +116,7 @@ class Channel(Generic[In, Out]):
         return (self._count > 0 and self._handshake.done) or bool(self._raw)
 
     def take_joined(self) -> list[bytes]:
-        """What `take` gives, in as few pieces as can be had without copying what is large."""
+        """Take the bytes to write, in as few pieces as possible without copying large ones."""
         if not self._any_large:
             return [b"".join(self.take())]
         chunks = self.take()
@@ -132,7 +132,7 @@ class Channel(Generic[In, Out]):
         return [*pieces, b"".join(small)] if small else pieces
 
     def take(self) -> list[bytes]:
-        """The bytes to write now; messages wait until the handshake is done."""
+        """Take the bytes to write now; messages wait until the handshake is done."""
         chunks, self._raw = self._raw, []
         if not self._handshake.done or not self._count:
             return chunks
@@ -141,7 +141,7 @@ class Channel(Generic[In, Out]):
         return chunks + frames if chunks else frames
 
     def _close_frame(self) -> None:
-        """Put what was collected into a frame."""
+        """Put the collected messages into a frame."""
         self._whole.append(
             self._writer.header(_ARRAY.size + self._size) + _ARRAY.pack(_ARRAY_TAG, self._count)
         )
@@ -155,10 +155,10 @@ ServerChannel = Channel[ToServer, ToClient]
 
 
 def client_channel(secret: Secret[bytes], max_bytes: int) -> ClientChannel:
-    """The dialling side's channel."""
+    """Make the channel of the dialling side."""
     return Channel(ClientHandshake(secret), _to_client, max_bytes)
 
 
 def server_channel(secret: Secret[bytes], max_bytes: int) -> ServerChannel:
-    """The accepting side's channel."""
+    """Make the channel of the accepting side."""
     return Channel(ServerHandshake(secret), _to_server, max_bytes)

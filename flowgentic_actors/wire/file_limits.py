@@ -1,4 +1,4 @@
-"""Open files: how many a process may have, and how many of them connections leave to the rest."""
+"""Limits on open files: how many a process may have, and how many stay reserved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESERVED: Final = 256
 
 
 def allow_files(wanted: int = WANTED) -> None:
-    """Lift this process's soft limit of open files, often 1,024, as far as the hard one allows."""
+    """Raise this process's soft limit of open files, often 1,024, to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -24,9 +24,9 @@ def allow_files(wanted: int = WANTED) -> None:
 
 
 def is_reserved(descriptor: int) -> bool:
-    """Whether a connection has to give its descriptor back, for few others are left.
+    """Whether a connection has to be refused, to keep the reserve of descriptors.
 
-    A new descriptor is the lowest that is free, so its number tells how many are taken, whoever
+    A new descriptor is the lowest that is free, so its number tells how many are taken, wherever
     in the process has them.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -34,5 +34,5 @@ def is_reserved(descriptor: int) -> bool:
 
 
 def is_out_of_files(error: BaseException) -> bool:
-    """Whether something failed because this process, or the system, has no open file to spare."""
+    """Whether an error means that this process, or the system, has too many open files."""
     return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)

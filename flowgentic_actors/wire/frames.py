@@ -1,4 +1,4 @@
-"""Frames: how messages are cut out of a byte stream. No I/O.
+"""Frames: framing of messages in a byte stream. No I/O.
 
 A frame is a header (magic, protocol version, counter, length) and a payload. The counter starts
 at 0 on each connection and grows by one a frame, so a lost, replayed or reordered frame is seen
@@ -55,11 +55,11 @@ class FrameReader:
 
     @property
     def buffered(self) -> int:
-        """Bytes of an unfinished frame that are held."""
+        """The held bytes of an incomplete frame."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> Iterator[bytes | memoryview]:
-        """Take bytes in and yield the payloads that are now whole.
+        """Feed bytes, and yield the complete payloads.
 
         Raises:
             ProtocolError: If the bytes are not the next frame of this protocol.
@@ -94,7 +94,7 @@ class FrameReader:
             yield memoryview(whole)[_HEADER_SIZE:end]
 
     def _check(self, data: bytes | bytearray, start: int) -> int:
-        """The length of the payload after a header that is the next one's."""
+        """Check the next header; returns the length of its payload."""
         magic, version, counter, length = _unpack_header(data, start)
         if magic != MAGIC:
             raise ProtocolError("not a frame of this protocol: wrong magic bytes")

@@ -76,7 +76,7 @@ class ClientHandshake:
         return GREETING + self._nonce
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Take bytes in.
+        """Feed bytes from the peer.
 
         Returns:
             The bytes to send, and the bytes that follow the handshake.
@@ -108,7 +108,7 @@ class ServerHandshake:
         self.done = False
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Take bytes in.
+        """Feed bytes from the peer.
 
         Returns:
             The bytes to send, and the bytes that follow the handshake.

@@ -1,4 +1,4 @@
-"""What a cluster's servers show to those who dial over TCP."""
+"""The TLS identity of a cluster's servers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from flowgentic_actors.secret import Secret
 
 
 class Identity(Struct, frozen=True):
-    """What a cluster's servers prove themselves with.
+    """The certificate and key of a cluster's servers.
 
     Attributes:
-        certificate: PEM; everybody may know it.
-        key: PEM; whoever has it is the cluster.
+        certificate: PEM; public.
+        key: PEM; secret: its owner can pass for the cluster.
     """
 
     certificate: str
@@ -34,7 +34,7 @@ class Identity(Struct, frozen=True):
 
 
 def server_context(identity: Identity, folder: Path) -> ssl.SSLContext:
-    """What a server needs to accept connections over TCP. Blocks.
+    """The TLS context of a server. Blocks.
 
     Args:
         identity: The cluster's certificate and key.
@@ -46,7 +46,7 @@ def server_context(identity: Identity, folder: Path) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0  # nobody resumes; what a client never reads would spoil its close
+    context.num_tickets = 0  # no client resumes; a ticket that it never reads would spoil its close
     with _file_of(identity, folder) as path:
         context.load_cert_chain(path)
     return context
@@ -54,7 +54,7 @@ def server_context(identity: Identity, folder: Path) -> ssl.SSLContext:
 
 @contextlib.contextmanager
 def _file_of(identity: Identity, folder: Path) -> Iterator[str]:
-    """Certificate and key, where the kernel can in a file that no disk ever has, nor room for."""
+    """A file with certificate and key: in memory only, where the kernel can."""
     if hasattr(os, "memfd_create"):
         descriptor, path = os.memfd_create("identity"), ""
     else:

@@ -1,4 +1,4 @@
-"""Frames under way to a server: what is held of them, on all connections together, is bounded.
+"""Incomplete frames: bounds the bytes that a server holds of them on all connections.
 
 Beyond the bound one connection at a time may finish its frame; the bytes of the others stay in
 their sockets, which slows their senders. Who sends nothing on then, is ended.
@@ -14,26 +14,26 @@ STALLED: Final = 5.0
 
 
 class Sender(Protocol):
-    """A connection with a frame under way."""
+    """A connection with an incomplete frame."""
 
     active_at: float
 
     @property
     def reading(self) -> bool:
-        """Whether it is not paused, by whomever."""
+        """Whether it is not paused."""
 
     def pause(self) -> None:
-        """Read nothing more."""
+        """Pause reading."""
 
     def resume(self) -> None:
         """Undo `pause`."""
 
     def stalled(self, seconds: float) -> None:
-        """End: it did not go on with a frame for which others wait."""
+        """Close a connection that stalled in a frame while others wait for memory."""
 
 
 class IncompleteFrames:
-    """Counts what the connections of a server hold of frames that are not whole.
+    """Counts the bytes of incomplete frames on the connections of a server.
 
     Args:
         most: Bytes that all may hold; one connection may go on beyond them.
@@ -47,7 +47,7 @@ class IncompleteFrames:
         self.bytes = 0
 
     def holds(self, sender: Sender, size: int) -> None:
-        """A connection holds so many bytes by now, at least one."""
+        """Note the held bytes of a connection, at least one."""
         self.bytes += size - self._held.get(sender, 0)
         self._held[sender] = size
         if self.bytes > self._most:
@@ -59,14 +59,14 @@ class IncompleteFrames:
                 self._timer = asyncio.get_running_loop().call_later(STALLED, self._look)
 
     def forget(self, sender: Sender) -> None:
-        """A connection holds nothing more: its frame is whole, or it is gone."""
+        """Remove a connection whose frame is complete, or that is closed."""
         self.bytes -= self._held.pop(sender, 0)
         self._paused.discard(sender)
         while self._paused and (self.bytes <= self._most or self._next() is None):
             self._resume_one()
 
     def _next(self) -> Sender | None:
-        """Whose frame is to be finished first, None when all are paused."""
+        """The connection whose frame is to be finished first, None when all are paused."""
         return next((sender for sender in self._held if sender not in self._paused), None)
 
     def _resume_one(self) -> None:

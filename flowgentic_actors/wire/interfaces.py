@@ -1,4 +1,4 @@
-"""Which of a node's network addresses the others shall use."""
+"""Choice of a node's network address for other nodes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOWHERE: Final = ("192.0.2.1", 9)  # reserved for documentation: nothing is sen
 
 
 def interfaces() -> list[tuple[str, str]]:
-    """The node's network interfaces that have an IPv4 address: (name, address)."""
+    """List the network interfaces that have an IPv4 address: (name, address)."""
     try:
         import fcntl  # noqa: PLC0415 - not on every platform
     except ImportError:
@@ -37,7 +37,7 @@ def interfaces() -> list[tuple[str, str]]:
 
 
 def choose_address(network: str | None) -> str:
-    """The address of this node that others reach it by.
+    """Choose the address at which other nodes reach this one.
 
     Args:
         network: Beginning of an interface's name (`"hsn"`) or a network (`"10.1.0.0/16"`). Default:

@@ -26,7 +26,7 @@ Role: TypeAlias = Literal["client", "owner", "link", "peer"]
 
 
 class Hello(Struct, tag=1, array_like=True, frozen=True):
-    """First message of the dialling side.
+    """The first message of the dialling side.
 
     Attributes:
         role: `client` sends requests; `owner` keeps a host alive; `link` is an actor's control
@@ -41,7 +41,7 @@ class Hello(Struct, tag=1, array_like=True, frozen=True):
 
 
 class Request(Struct, tag=2, array_like=True, frozen=True, gc=False):
-    """Ask for something.
+    """A request.
 
     Attributes:
         seq: Sequence number within the session.
@@ -58,13 +58,13 @@ class Request(Struct, tag=2, array_like=True, frozen=True, gc=False):
 
 
 class Cancel(Struct, tag=3, array_like=True, frozen=True):
-    """The caller gave up; the request need not be carried out if it has not been."""
+    """Cancellation: the caller gave up; the request need not be carried out any more."""
 
     seq: Counter
 
 
 class Started(Struct, tag=4, array_like=True, frozen=True):
-    """An actor's process is there and asks whether it may go on."""
+    """Report of an actor's process that it has started; it asks for admission."""
 
     name: Name
     epoch: Counter
@@ -72,7 +72,7 @@ class Started(Struct, tag=4, array_like=True, frozen=True):
 
 
 class Ready(Struct, tag=5, array_like=True, frozen=True):
-    """The actor serves.
+    """Report that the actor serves.
 
     Attributes:
         seconds: That it took.
@@ -84,7 +84,7 @@ class Ready(Struct, tag=5, array_like=True, frozen=True):
 
 
 class Pong(Struct, tag=6, array_like=True, frozen=True):
-    """Answer to a ping, given by a thread of its own even while the actor is busy.
+    """The answer to a ping, given by a thread of its own even while the actor is busy.
 
     Attributes:
         busy: Seconds for which the actor has been in its current batch, 0 when it is idle.
@@ -99,19 +99,19 @@ class Pong(Struct, tag=6, array_like=True, frozen=True):
 
 
 class Stopped(Struct, tag=7, array_like=True, frozen=True):
-    """The actor has finished what it accepted and closed its files."""
+    """Report that the actor has finished all accepted requests and closed its files."""
 
     stats: Annotated[dict[Name, int], Meta(max_length=256)]
 
 
 class Fatal(Struct, tag=8, array_like=True, frozen=True):
-    """The actor cannot start or go on, and why."""
+    """Report that the actor cannot start or continue, with the reason."""
 
     reason: Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
 class ActorEvent(Struct, tag=9, array_like=True, frozen=True):
-    """Something happened to an actor that its supervisor's events should tell."""
+    """An event of an actor, for its supervisor's event log."""
 
     kind: EventKind
     detail: Annotated[str, Meta(max_length=MAX_TEXT)]
@@ -123,7 +123,7 @@ ToServer: TypeAlias = (
 
 
 class Welcome(Struct, tag=1, array_like=True, frozen=True):
-    """First message of the accepting side."""
+    """The first message of the accepting side."""
 
     name: Name
     epoch: Counter
@@ -152,7 +152,7 @@ FailureKind: TypeAlias = Literal[
 
 
 class Failure(Struct, tag=3, array_like=True, frozen=True):
-    """The request was refused, and nothing happened; of kind `unknown`, it may have."""
+    """The refusal of a request: nothing happened; for the kind `unknown`, it may have."""
 
     seq: Counter
     kind: FailureKind
@@ -160,17 +160,17 @@ class Failure(Struct, tag=3, array_like=True, frozen=True):
 
 
 class Admit(Struct, tag=4, array_like=True, frozen=True):
-    """The supervisor lets a started actor open its files and serve."""
+    """Admission: the supervisor lets a started actor open its files and serve."""
 
 
 class Ping(Struct, tag=5, array_like=True, frozen=True):
-    """Are you there."""
+    """The supervisor's ping, answered by `Pong`."""
 
     number: Counter
 
 
 class Drain(Struct, tag=6, array_like=True, frozen=True):
-    """Stop intake, finish what was accepted, close, and end.
+    """Order to stop intake, finish all accepted requests, close, and end.
 
     Attributes:
         reason: Why, for those who ask too late.
@@ -180,7 +180,7 @@ class Drain(Struct, tag=6, array_like=True, frozen=True):
 
 
 class Lease(Struct, tag=7, array_like=True, frozen=True):
-    """The actor may answer until then, and afterwards only with another lease.
+    """A lease: the actor may answer until its end, and afterwards only with another one.
 
     Attributes:
         until: On this node's monotonic clock, seconds.
@@ -190,7 +190,7 @@ class Lease(Struct, tag=7, array_like=True, frozen=True):
 
 
 class Deliver(Struct, tag=8, array_like=True, frozen=True):
-    """Something that only the actor itself understands."""
+    """A message of the supervisor that only the actor itself decodes."""
 
     body: Raw
 
@@ -199,5 +199,5 @@ ToClient: TypeAlias = Welcome | Reply | Failure | Admit | Ping | Drain | Lease |
 
 
 def sendable(text: str) -> str:
-    """An error's text as a message can carry it: not too long, and without lone surrogates."""
+    """An error's text for a message: not too long, and without lone surrogates."""
     return text[: MAX_TEXT // 8].encode("utf-8", "backslashreplace").decode()

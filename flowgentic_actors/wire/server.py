@@ -48,7 +48,7 @@ IDLE = 60.0
 _WRITE_BUFFER = 4 << 20
 _BACKLOG = 512
 _FRAMES = 2  # of the largest messages, that all connections together may have under way
-_SLICE, _PAUSE = 8, 0.01  # so many strangers are accepted, then nobody for so many seconds
+_SLICE, _PAUSE = 8, 0.01  # so many connections are accepted, then none for so many seconds
 _ACCEPT_AGAIN = 1.0
 # From Python 3.13 on event loops remove the file of a Unix socket that they close, with blocking
 # calls. Here it stays: callers are refused until the next incarnation replaces it.
@@ -57,20 +57,20 @@ _NO_FILES = "few open files are left for this process: connections get no more o
 
 
 class Handler(Protocol):
-    """What a server does with its connections. Called on the event loop."""
+    """The handler of a server's connections. Called on the event loop."""
 
     def connected(self, connection: Connection) -> None:
-        """A peer has proved itself and said hello."""
+        """Handle a new connection: the peer is authenticated and has sent its hello."""
 
     def received(self, connection: Connection, messages: list[ToServer]) -> None:
-        """The messages of one frame came in.
+        """Handle the messages of one frame.
 
         Raises:
             ProtocolError: If one has no place here; the connection is ended.
         """
 
     def disconnected(self, connection: Connection) -> None:
-        """A connection that was connected is gone."""
+        """Handle the end of a connection that was connected."""
 
 
 class Connection(asyncio.Protocol):
@@ -123,18 +123,18 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ towards the peer
 
     def reply(self, seq: int, body: bytes) -> None:
-        """Queue the reply to a request, for the `flush` that whoever replies calls."""
+        """Queue the reply to a request; the caller has to `flush`."""
         self._channel.send(Reply(seq, NO_BODY), body)
 
     def send(self, message: ToClient) -> None:
-        """Queue a message; all of one tick leave in one frame."""
+        """Queue a message; all messages of one tick leave in one frame."""
         self._channel.send(message)
         if not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write what is queued."""
+        """Write the queued messages."""
         self._flushing = False
         transport = self._transport
         if transport is not None and not transport.is_closing() and self._channel.pending:
@@ -142,7 +142,7 @@ class Connection(asyncio.Protocol):
                 transport.write(piece)
 
     def pause(self) -> None:
-        """Read and decode nothing more until `resume` was called as often."""
+        """Pause reading and decoding until `resume` was called as often."""
         self._pauses += 1
         if self._pauses == 1 and self._transport is not None:
             self._transport.pause_reading()
@@ -174,7 +174,7 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ the transport's callbacks
 
     def secure(self, sock: socket.socket, context: ssl.SSLContext) -> None:
-        """Begin with TLS on a socket that was accepted; the callbacks below are those above TLS.
+        """Start TLS on an accepted socket; the callbacks below are those above TLS.
 
         Not with `start_tls`: uvloop reads from a new transport although that is paused, and what a
         fast peer sent first would be missing from the handshake.
@@ -214,7 +214,7 @@ class Connection(asyncio.Protocol):
             self.connection_lost(None)  # the transport does not call it before the handshake ends
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Check who is there and give them a while to prove themselves."""
+        """Check the peer, and start the timeout of its handshake."""
         self._begun = True
         # uvloop's transports are not subclasses of asyncio's, though they are transports
         self._transport = cast("asyncio.Transport", transport)
@@ -236,7 +236,7 @@ class Connection(asyncio.Protocol):
         self._is_admitted()
 
     def _is_admitted(self) -> bool:
-        """Admit the connection if there is room, and end it if no hello comes in time."""
+        """Admit the connection if there is room, and close it if no hello comes in time."""
         loop = asyncio.get_running_loop()
         self.active_at = loop.time()
         if (full := self._server.admit(self)) is not None:
@@ -246,31 +246,31 @@ class Connection(asyncio.Protocol):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Decode now, or later when paused."""
+        """Decode data now, or later when paused."""
         self._held.append(data)
         self.active_at = asyncio.get_running_loop().time()
         if not self._pauses:
             self._pump()
 
     def pause_writing(self) -> None:
-        """Take no more requests from a peer that does not read its replies."""
+        """Pause a peer that does not read its replies."""
         self.clogged = True
         self.pause()
 
     def resume_writing(self) -> None:
-        """Go on with a peer that reads again."""
+        """Resume a peer that reads again."""
         self.clogged = False
         self.resume()
         self.on_clear()
 
     def eof_received(self) -> bool:
-        """Say so when the peer went away in the middle of a frame."""
+        """Log an end of stream in the middle of a frame."""
         if self._channel.buffered:
             logger.warning("%r ended in the middle of a frame", self)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of everything held for this peer."""
+        """Release everything that is held for this peer."""
         if exc is not None:
             self.timed_out = isinstance(exc, TimeoutError)
             if self.greeted:
@@ -287,7 +287,7 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ decoding
 
     def _pump(self) -> None:
-        """Decode frame by frame until nothing is left or someone pauses this connection."""
+        """Decode frame by frame until nothing is left or the connection is paused."""
         try:
             while not self._pauses and self._transport is not None:
                 if self._incoming is None:
@@ -321,19 +321,19 @@ class Connection(asyncio.Protocol):
 
     @property
     def reading(self) -> bool:
-        """Whether it takes what its peer sends."""
+        """Whether the connection reads."""
         return not self._pauses
 
     def stalled(self, seconds: float) -> None:
-        """End: others wait for the memory that its unfinished frame takes."""
+        """Close: others wait for the memory that its incomplete frame takes."""
         self._end(ProtocolError(f"a frame that it began did not go on for {seconds:.0f} s"))
 
     def give_way(self) -> None:
-        """End: another peer wants to connect, and this one does not ask for anything."""
+        """Close an idle connection to make room for another peer."""
         self._end(ProtocolError(f"all connections are taken, and it was idle for {IDLE:g} s"))
 
     def _greet(self, messages: list[ToServer]) -> None:
-        """Take the first message, which says who is there, out of a frame."""
+        """Take the hello, the first message, out of a frame."""
         if not messages:
             return
         message = messages.pop(0)
@@ -393,11 +393,11 @@ class Server:
 
     @property
     def connections(self) -> frozenset[Connection]:
-        """The connections that are open now."""
+        """The open connections."""
         return frozenset(self._connections)
 
     async def listen(self, path: str) -> None:
-        """Begin to accept connections on a Unix socket."""
+        """Listen on a Unix socket."""
         check_path(path)
         # A socket file that a dead predecessor left is replaced by asyncio.
         self._listeners.append(
@@ -407,7 +407,7 @@ class Server:
         )
 
     async def listen_tcp(self, host: str, context: ssl.SSLContext, port: int = 0) -> int:
-        """Begin to accept connections over TCP, which begin with TLS.
+        """Listen on TCP, for connections with TLS.
 
         Args:
             host: Name or number of the interface; of several addresses of a name, the first counts.
@@ -469,7 +469,7 @@ class Server:
             asyncio.get_running_loop().add_reader(listener, self._accept, listener, context)
 
     def stop_listening(self) -> None:
-        """Accept no more connections; those that are open stay."""
+        """Stop accepting connections; those that are open stay."""
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
@@ -480,7 +480,7 @@ class Server:
         self._strangers.close()
 
     async def close(self) -> None:
-        """Stop listening, flush and close every connection; cut off what is not read in time."""
+        """Stop listening, flush and close every connection, within a timeout."""
         self.stop_listening()
         for connection in list(self._connections):
             connection.close()
@@ -495,7 +495,7 @@ class Server:
         self.tally.close()
 
     def admit(self, connection: Connection) -> str | None:
-        """Take one more connection in, or say why not; called by the connection itself."""
+        """Admit one more connection, or return the reason against it; called by the connection."""
         if self._of_peer[connection.peer] >= MAX_OF_ONE_PEER:
             return f"more than {MAX_OF_ONE_PEER} connections of {connection.peer}"
         if len(self._connections) >= MAX_CONNECTIONS and not self._make_room():
@@ -506,7 +506,7 @@ class Server:
         return None
 
     def _make_room(self) -> bool:
-        """End the connection that has been idle for longest, if it is long enough."""
+        """Close the connection that has been idle for longest, if that is long enough."""
         idle = min(self._connections, key=attrgetter("active_at"))
         if asyncio.get_running_loop().time() - idle.active_at < IDLE:
             return False
@@ -515,7 +515,7 @@ class Server:
         return True
 
     def forget(self, connection: Connection) -> bool:
-        """Whether the connection was admitted; called by the connection itself."""
+        """Forget a connection; whether it was admitted. Called by the connection."""
         known = connection in self._connections
         self._connections.discard(connection)
         if known:

@@ -1,4 +1,4 @@
-"""A client's side of correlation: which requests are out, and what became of them. No I/O."""
+"""A client's session: correlates requests and answers. No I/O."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MAX_LOSSES: Final = 4
 
 
 class Pending(Struct, Generic[Waiter], eq=False):
-    """A request that has no answer yet.
+    """Find a pending request by its number.
 
     Attributes:
         seq: Its sequence number.
@@ -77,12 +77,12 @@ class Pending(Struct, Generic[Waiter], eq=False):
 
     @property
     def sent(self) -> bool:
-        """Whether any byte of it may have reached the peer."""
+        """Whether any byte of the request may have reached the peer."""
         return self.attempts > 0
 
 
 class Session(Generic[Waiter]):
-    """The requests of one sender to one actor, in order.
+    """The numbered requests of one sender to one actor.
 
     The session outlives connections: after a reconnect what is unfinished is sent again under the
     same numbers, and the actor answers what it did before from memory instead of doing it twice.
@@ -101,12 +101,12 @@ class Session(Generic[Waiter]):
 
     @property
     def alone(self) -> bool:
-        """Whether there is one request."""
+        """Whether exactly one request is pending."""
         return len(self._pending) == 1
 
     @property
     def next(self) -> int:
-        """The number that the next request gets."""
+        """The number of the next request."""
         return self._next
 
     @property
@@ -122,16 +122,16 @@ class Session(Generic[Waiter]):
         return pending
 
     def find(self, seq: int) -> Pending[Waiter] | None:
-        """A request that has no answer yet."""
+        """Find a pending request by its number."""
         return self._pending.get(seq)
 
     def settle(self, seq: int) -> Pending[Waiter] | None:
-        """Take a request out; None when it is not waited for any more."""
+        """Take a request out; None when it is not pending any more."""
         return self._pending.pop(seq, None)
 
 
 def refusal_error(failure: Failure, pending: Pending[Waiter], peer: str) -> RequestError:
-    """The error that an actor's refusal becomes."""
+    """The error for an actor's refusal."""
     if failure.kind == "unknown":
         return _unknown(f"{peer}: {failure.text}", "Read before you repeat it")
     if pending.attempts > 1 and failure.kind not in _DEFINITE:
@@ -143,7 +143,7 @@ def refusal_error(failure: Failure, pending: Pending[Waiter], peer: str) -> Requ
 
 
 def may_ask_again(failure: Failure, pending: Pending[Waiter], left: float) -> bool:
-    """Whether to send a request again that expired by the actor's clock only.
+    """Whether to resend a request that expired by the actor's clock only.
 
     The actor reads a clock, which goes on while the caller's loop is blocked or both are suspended.
 
@@ -160,7 +160,7 @@ def may_ask_again(failure: Failure, pending: Pending[Waiter], left: float) -> bo
 
 
 def lethal_error(pending: Pending[Waiter], peer: str) -> RequestError:
-    """The error of a request that seems to end its actor each time it gets there."""
+    """The error of a request that seems to kill its actor each time it arrives."""
     return _unknown(
         f"{peer} ended {pending.losses} times in a row while it had this request and no other from "
         "here: the request seems to be what ends it, and is not sent again. See memory.events() "
@@ -179,7 +179,7 @@ def _unknown(
 
 
 def check_size(body: bytes, max_bytes: int, peer: str) -> None:
-    """Refuse a request that the actor would not read: it would end the connection instead.
+    """Refuse a request that is too large: the actor would close the connection.
 
     Raises:
         InvalidRequestError: If it is too large.
@@ -192,7 +192,7 @@ def check_size(body: bytes, max_bytes: int, peer: str) -> None:
 
 
 def check_name(found: str, expected: str | None) -> None:
-    """Refuse an actor that is not the one that is meant.
+    """Refuse a peer whose name is not the expected one.
 
     Raises:
         ProtocolError: If it is another one.
@@ -204,7 +204,7 @@ def check_name(found: str, expected: str | None) -> None:
 def untrusted_error(
     pending: Pending[Waiter], peer: str, error: AuthenticationError
 ) -> RequestError:
-    """The error of a request that waits while its actor's address answers with another secret."""
+    """The error of a request whose actor's address answers with another secret."""
     if pending.sent:
         return _unknown(
             f"{peer} did not answer before its connection was lost; since then: {error}"
@@ -213,7 +213,7 @@ def untrusted_error(
 
 
 def lost_error(pending: Pending[Waiter], peer: str, unreachable: Unreachable) -> FlowgenticError:
-    """The error of a request to an actor that is not there any more."""
+    """The error of a request to an actor that has ended."""
     reason = unreachable.reason
     if pending.sent:
         since = reason if unreachable.closed else f"it was lost: {reason}"

@@ -1,4 +1,4 @@
-"""Unix sockets: dialling, peer checks, and what a forked child must let go of."""
+"""Unix sockets: checks of paths and peers, and release of sockets in forked children."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_path(path: str) -> None:
 
 
 def widen(sock: socket.socket) -> None:
-    """Let a large message leave in one go.
+    """Enlarge a socket's send buffer, so that a large message leaves in one write.
 
     With the usual 208 KiB, both ends wake each other up for every fifth of a megabyte. The system
     may give less than is asked for; that is slower, and no error.
@@ -43,14 +43,14 @@ def widen(sock: socket.socket) -> None:
 
 
 def peer_pid(sock: socket.socket) -> int | None:
-    """The process at the other end of a Unix socket, where the platform tells."""
+    """The pid at the other end of a Unix socket, where the platform tells."""
     return int(_UCRED.unpack(_credentials(sock))[0]) if _PEER_KNOWN else None
 
 
 def check_peer(sock: socket.socket) -> None:
-    """Make sure that the process at the other end belongs to this user.
+    """Check that the process at the other end belongs to this user.
 
-    Of a server, it is who began to listen. Whoever connects asks before anything is sent.
+    Of a server, it is the process that began to listen. A client checks before it sends anything.
 
     Raises:
         AuthenticationError: If it belongs to another user.
@@ -67,17 +67,17 @@ def _credentials(sock: socket.socket) -> bytes:
 
 
 class ForkAware(Protocol):
-    """Something that holds sockets which a forked child must not share."""
+    """An owner of sockets that a forked child must not share."""
 
     def after_fork(self) -> None:
-        """Let go of everything inherited; runs in the child, before any other code of it."""
+        """Release everything inherited; runs first in the child."""
 
 
 _fork_aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
 
 
 def let_go_after_fork(holder: ForkAware) -> None:
-    """Have `holder.after_fork` called in every child that is forked while it lives."""
+    """Register an object whose `after_fork` is called in every child forked while it lives."""
     _fork_aware.add(holder)
 
 

@@ -1,9 +1,9 @@
-"""Those who dialled over TCP and have not knocked yet: few, for a short time, and cheap.
+"""Unauthenticated TCP peers, before their knock: bounded in number, time and cost.
 
-Whoever knows the secret knocks with the first bytes (`handshake.knock`), so they are there when the
-connection is accepted. Of the others each costs a descriptor and some hundred bytes until it is
-turned away: TLS, which costs memory and time, does not begin. Whoever comes takes the place of the
-one who has waited longest, so a flood keeps out nobody who knocks a moment late.
+A client that knows the secret sends a knock as its first bytes (`handshake.knock`), so they have
+arrived when the connection is accepted. Each other peer costs a descriptor and some hundred bytes
+until it is turned away: TLS, which costs memory and time, does not begin. A new peer replaces the
+one that has waited longest, so a flood does not keep out a client that knocks a moment late.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Tally:
-    """Logs what happens often: the first time at once, then how often, every few seconds.
+    """Logs a frequent occurrence: the first at once, then the count every few seconds.
 
     Args:
         logger: Gets the lines, as warnings.
@@ -50,7 +50,7 @@ class Tally:
         self._timer: asyncio.TimerHandle | None = None
 
     def note(self, text: str) -> None:
-        """It has happened."""
+        """Count one occurrence."""
         if self._timer is None:
             self._logger.warning("%s", text)
             self._wait()
@@ -59,7 +59,7 @@ class Tally:
             self._last = text
 
     def close(self) -> None:
-        """Tell what has not been told."""
+        """Log the remaining count."""
         if self._timer is not None:
             self._timer.cancel()
         self._tell()
@@ -79,7 +79,7 @@ class Tally:
 
 @dataclass(eq=False, slots=True)
 class _Stranger:
-    """One of them."""
+    """One unauthenticated peer."""
 
     sock: socket.socket
     host: str
@@ -96,7 +96,7 @@ class _Stranger:
 
 
 class UnauthenticatedPeers:
-    """The strangers of one server.
+    """The unauthenticated peers of one server.
 
     Args:
         secret: What they must know.
@@ -119,7 +119,7 @@ class UnauthenticatedPeers:
         port: int,
         welcome: Callable[[socket.socket, str], None],
     ) -> bool:
-        """Listen to a socket that was accepted.
+        """Watch an accepted socket for its knock.
 
         Args:
             sock: The socket, which does not block.
@@ -143,7 +143,7 @@ class UnauthenticatedPeers:
         return False
 
     def close(self) -> None:
-        """Turn all of them away."""
+        """Close all unauthenticated peers."""
         for stranger in list(self._waiting):
             self._turn_away(stranger, "this server ends")
 
@@ -154,7 +154,7 @@ class UnauthenticatedPeers:
             self._turn_away(oldest, "no knock before others came")
 
     def _hear(self, stranger: _Stranger) -> bool:
-        """Take in what is there; whether to keep the socket for a while."""
+        """Read what has arrived; whether to keep the socket for a while."""
         try:
             data = stranger.sock.recv(KNOCK_BYTES - len(stranger.heard))
         except (BlockingIOError, InterruptedError):
@@ -177,7 +177,7 @@ class UnauthenticatedPeers:
         return False
 
     def _deny(self, stranger: _Stranger) -> None:
-        """Tell it, which it can read for as long as the socket is not closed."""
+        """Send the refusal, and keep the socket open for a moment so that it can be read."""
         stranger.denied = True
         asyncio.get_running_loop().remove_reader(stranger.sock)
         with contextlib.suppress(OSError):

@@ -1,1 +1,1 @@
-"""Long lists of checkpoints, stored in chunks that they share."""
+"""Long lists of checkpoints, stored in chunks that their versions share."""

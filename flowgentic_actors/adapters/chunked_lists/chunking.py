@@ -1,4 +1,4 @@
-"""Where the parts of a long list begin and end."""
+"""Chunking: where the chunks of a long list begin and end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Dumps: TypeAlias = Callable[[Any], Blob]
 def cut(
     value: list[Any], dumps: Dumps, base: Sequence[ListChunk] = (), average: float = 1
 ) -> list[Piece]:
-    """Cut a list into parts, along those of an earlier version of it.
+    """Cut a list into chunks, along those of an earlier version of it.
 
     Args:
         value: The list.
@@ -62,7 +62,7 @@ class _Cutter:
         self.pieces: list[Piece] = []
 
     def keep(self, part: ListChunk) -> bool:
-        """Go on with a known part, if these are its items still."""
+        """Reuse a known chunk, if its items are unchanged."""
         end = self._at + part.items
         if end > len(self._value):
             return False
@@ -74,7 +74,7 @@ class _Cutter:
         return True
 
     def find(self, base: Sequence[ListChunk], index: int) -> tuple[int, int] | None:
-        """Where the list may go on with a known part, after one that does not come next.
+        """Find where the list may continue with a known chunk, after a mismatch.
 
         Returns:
             Position in the list and index of the known part.
@@ -95,7 +95,7 @@ class _Cutter:
         return None
 
     def add(self, end: int) -> None:
-        """Go on with new parts, to a position."""
+        """Add new chunks, up to a position."""
         count = end - self._at
         step = count if count * self._average <= 2 * PART else int(PART / self._average) or 1
         while self._at < end:
@@ -111,7 +111,7 @@ class _Cutter:
             step = min(2 * step, fitting)
 
     def put_together(self) -> None:
-        """Make larger parts of small ones at the end, and anew what has become too many pieces."""
+        """Merge small chunks at the end, and cut a list anew that has too many chunks."""
         pieces = self.pieces
         while len(pieces) > 1:
             number = 2 if pieces[-2][0].size < _TINY else _FAN

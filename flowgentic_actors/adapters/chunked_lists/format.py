@@ -1,10 +1,10 @@
-"""Long lists are stored in parts, which the versions of a list share.
+"""The format of chunked lists: chunks that the versions of a list share, and a manifest.
 
 LangGraph hands over a whole list with each of its versions, `messages` with every step. Most of it
 is stored already, so only the parts that are new or changed travel.
 
 A part is some items in a row, serialized together. Its name is made from the digest of its bytes,
-so one name never means two values, whoever writes. To the shard parts are channels, whose names
+so one name never means two values, in any process. To the shard parts are channels, whose names
 begin with NUL, and a checkpoint names those that it needs among its versions: what any checkpoint
 names is kept, and the rest goes, as with all values. The list's own value is a manifest: its
 version, and its parts in order. The manifest is stored at a version made from its digest: whoever
@@ -44,7 +44,7 @@ _DIGEST = 16
 
 
 class ListChunk(NamedTuple):
-    """Some items of a list, as they are stored.
+    """A chunk: some items of a list, as they are stored.
 
     Attributes:
         name: The channel where they are.
@@ -63,7 +63,7 @@ Piece: TypeAlias = tuple[ListChunk, Blob]
 
 
 class ChunkedList(NamedTuple):
-    """A list in parts.
+    """A list in chunks.
 
     Attributes:
         version: Its channel's version, LangGraph's.
@@ -77,7 +77,7 @@ class ChunkedList(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """The bytes of the list."""
         return sum(part.size for part in self.parts)
 
 
@@ -97,7 +97,7 @@ def _name(digest: bytes) -> str:
 
 
 def chunk_name(blob: Blob) -> str:
-    """The name of a part, or the place of a manifest, with such bytes."""
+    """The name of a chunk, or the version of a manifest, from its bytes."""
     kind, data = blob
     digest = sha256(kind.encode() + b"\0")
     digest.update(data)
@@ -105,7 +105,7 @@ def chunk_name(blob: Blob) -> str:
 
 
 def no_version() -> str:
-    """A place for the value of a channel to which its checkpoint gives no version.
+    """A version for the value of a channel to which its checkpoint gives none.
 
     The shard finds the value by it as it finds any other, for histories as well. Such a checkpoint
     has the `MARK`.
@@ -118,14 +118,14 @@ def _is_no_version(version: Version) -> bool:
 
 
 def manifest_of(version: Version, parts: tuple[ListChunk, ...]) -> Blob:
-    """What is stored as a list's own value."""
+    """The manifest of a list, stored as the list's own value."""
     digests = b"".join([a2b_base64(part.name[1:] + "==") for part in parts])
     manifest = _Manifest(version, [p.items for p in parts], [p.head for p in parts], digests)
     return KIND, _encode(manifest)
 
 
 class FoundLists(NamedTuple):
-    """What is stored of a checkpoint, seen as LangGraph sees it.
+    """The channels of a stored checkpoint, and the chunks of their lists.
 
     Attributes:
         versions: Versions of its channels.
@@ -139,7 +139,7 @@ class FoundLists(NamedTuple):
 
 
 def find(versions: dict[str, Version], blobs: dict[str, Blob]) -> FoundLists:
-    """Tell a checkpoint's channels from the parts of its lists.
+    """Separate a checkpoint's channels from the chunks of its lists.
 
     Args:
         versions: What the checkpoint names.
@@ -167,7 +167,7 @@ def find(versions: dict[str, Version], blobs: dict[str, Blob]) -> FoundLists:
 def decode_manifest(
     channel: str, place: Version, data: bytes, blobs: Mapping[str, Blob]
 ) -> ChunkedList:
-    """What a manifest says.
+    """Decode a manifest.
 
     Args:
         channel: Whose it is.
@@ -195,7 +195,7 @@ def decode_manifest(
 def load(
     parts: Iterable[ListChunk], blobs: Mapping[str, Blob], loads: Callable[[Blob], Any]
 ) -> list[Any]:
-    """Put a list together again."""
+    """Load a list from its chunks."""
     value: list[Any] = []
     for part in parts:
         value += loads(blobs[part.name])

@@ -1,4 +1,4 @@
-"""How a checkpoint travels some of whose values are long lists."""
+"""Sending of a checkpoint that has long lists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPLIT: Final = 8 << 10
 
 
 class Outgoing:
-    """How the channel values of a checkpoint travel, where some of them are long lists.
+    """The channel values of a checkpoint to send, with long lists in chunks.
 
     Args:
         command: The checkpoint with values as they are, and LangGraph's versions.
@@ -66,7 +66,7 @@ class Outgoing:
                 self._present.append(channel)
 
     def _add(self, channel: str, base: Sequence[ListChunk], blob: Blob | None = None) -> None:
-        """Send a channel's value, in parts if that is worth it."""
+        """Add a channel's value, in chunks if that is worth it."""
         value, dumps = self._values[channel], self._dumps
         if (
             type(value) is not list
@@ -92,7 +92,7 @@ class Outgoing:
         self._stored.update(shared)
 
     def command(self) -> PutCheckpoint:
-        """The command to send."""
+        """Build the command to send."""
         versions, blobs = dict(self._command.versions), dict(self._whole)
         present = dict.fromkeys(self._present)
         for channel, (found, manifest, pieces) in self._cut.items():
@@ -120,7 +120,7 @@ class Outgoing:
         )
 
     def send_again(self, missing: Iterable[str]) -> None:
-        """Send what the shard does not have, and then all of the lists that were cut."""
+        """Add the values that the shard lacks, with all chunks of the lists concerned."""
         names = set(missing)
         lost = {
             channel
@@ -135,7 +135,7 @@ class Outgoing:
             self._add(channel, (), self._dumps(self._values[channel]))
 
     def lists(self) -> dict[str, ChunkedList]:
-        """The checkpoint's lists that are in parts."""
+        """The checkpoint's lists that are in chunks."""
         return {**self._kept, **{channel: found for channel, (found, _, _) in self._cut.items()}}
 
 

@@ -1,4 +1,4 @@
-"""What a process knows of the long lists that are stored."""
+"""The chunked lists that a process knows to be stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REMEMBERED = 50_000  # parts, some 250 bytes each
 
 
 class _Branch:
-    """The lists of the last checkpoints of a namespace, by checkpoint id; the last one at the end.
+    """The lists of a branch's last checkpoints, by checkpoint id, oldest first.
 
     Attributes:
         checkpoints: Them.
@@ -31,7 +31,7 @@ class _Branch:
         return any(self.checkpoints.values())
 
     def put(self, checkpoint_id: str, lists: dict[str, ChunkedList]) -> None:
-        """Make a checkpoint the last one."""
+        """Add a checkpoint as the last one."""
         self.checkpoints.pop(checkpoint_id, None)
         self.checkpoints[checkpoint_id] = lists
         if len(self.checkpoints) > _CHECKPOINTS:
@@ -40,7 +40,7 @@ class _Branch:
 
 
 class RecentLists:
-    """The lists in parts that the last checkpoints of each namespace have, as this process knows.
+    """The chunked lists of each branch's last checkpoints, as far as this process knows.
 
     What it says is stored may be gone meanwhile: the shard is always asked. Any thread may use it.
     """
@@ -56,7 +56,7 @@ class RecentLists:
     def of(
         self, thread_id: str, ns: str, checkpoint_id: str | None
     ) -> Mapping[str, Sequence[ChunkedList]]:
-        """Lists of a namespace by channel: a checkpoint's first, then from the last one back."""
+        """The lists of a branch by channel: of a checkpoint first, then from the last one back."""
         if (thread_id, ns) not in self._branches:
             return _NONE
         with self._lock:
@@ -74,7 +74,7 @@ class RecentLists:
     def remember(
         self, thread_id: str, ns: str, checkpoint_id: str, lists: dict[str, ChunkedList]
     ) -> None:
-        """Note what lists a checkpoint has, which is stored."""
+        """Remember the lists of a stored checkpoint."""
         with self._lock:
             branch = self._branches.pop((thread_id, ns), None) or _Branch()
             self._parts -= branch.weight

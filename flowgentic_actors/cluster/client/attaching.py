@@ -46,7 +46,7 @@ _OWN: Final = frozenset(
 
 
 def config_to_attach(target: object, settings: Mapping[str, Any]) -> MemoryConfig:
-    """The configuration of a program that attaches.
+    """The configuration of a program that attaches to a cluster.
 
     Args:
         target: What it attaches to.
@@ -87,7 +87,7 @@ class FoundCluster(NamedTuple):
 
 
 def kept(target: Target) -> KeptTarget:
-    """A target as it may be kept: an exported handle holds the cluster's secret.
+    """Wrap an exported handle in `Secret`: it holds the cluster's secret.
 
     It may come from a file, with the end of its line, or be taken for a path.
     """
@@ -99,7 +99,7 @@ def kept(target: Target) -> KeptTarget:
 
 
 def find_cluster(target: KeptTarget, scratch: Path | None) -> FoundCluster:
-    """Find the cluster of a target. Blocks.
+    """Find the cluster that a target names. Blocks.
 
     Args:
         target: What `kept` made of that of `MemoryCluster.attach`.
@@ -156,7 +156,7 @@ def _named(name: str, scratch: Path | None) -> ClusterHandle:
 
 
 def _at(path: Path, scratch: Path | None) -> ClusterHandle:
-    """The cluster of a descriptor file, of the folder that has one, or of a `persist_path`."""
+    """The cluster of a descriptor file, of a folder with such a file, or of a `persist_path`."""
     try:
         path = trusted_path(path)
         is_folder = path.is_dir()
@@ -176,7 +176,7 @@ def _at(path: Path, scratch: Path | None) -> ClusterHandle:
 
 
 def _of_memory(path: Path, scratch: Path | None) -> ClusterHandle:
-    """The cluster that has the memory in a folder open."""
+    """The cluster that has opened the memory in a folder."""
     manifest = read_manifest(path)
     if manifest is None:
         raise ClusterNotFoundError(

@@ -1,4 +1,4 @@
-"""Detects the end of a cluster, and the next one of its name, by its descriptor file.
+"""Detection of a cluster's end, and of the next cluster of its name, by its descriptor file.
 
 The owner writes the file when the cluster is up, and removes it when it closes the cluster; a host
 whose owner died does that for it. A thread polls the file, so an attached program is informed
@@ -33,7 +33,7 @@ logger = logging.getLogger("flowgentic_actors")
 
 
 class Watched(NamedTuple):
-    """File that an attached client watches.
+    """The file that an attached client watches.
 
     Attributes:
         path: The descriptor file.
@@ -45,12 +45,12 @@ class Watched(NamedTuple):
 
 
 def watched_file(descriptor: Descriptor) -> Watched | None:
-    """What to watch when only the descriptor is known; None where its file is on another node."""
+    """The file to watch for a descriptor; None where that file is on another node."""
     return Watched(Path(descriptor.host).with_name(DESCRIPTOR)) if _is_here(descriptor) else None
 
 
 class ClusterWatch:
-    """Watches for the end of one cluster, and for the next one of its name, until it is closed.
+    """Watches for the end of one cluster, and for the next one of its name, until closed.
 
     Args:
         descriptor: Of the cluster.
@@ -104,7 +104,7 @@ class ClusterWatch:
             self._descriptor, self._has_ended = another, False
 
     def _read(self) -> Descriptor | None:
-        """What the file holds now, None when there is none."""
+        """The content of the watched file, None when there is no file."""
         try:
             found = self._path.stat()
             seen = found.st_ino, found.st_mtime_ns, found.st_size
@@ -118,7 +118,7 @@ class ClusterWatch:
         return self._found
 
     def _lives(self) -> bool:
-        """Whether the host, or the owner, which would start another one, may be there."""
+        """Whether the host may be running, or the owner, which would start another host."""
         folder = self._path.parent
         if not _is_here(self._descriptor):
             return True

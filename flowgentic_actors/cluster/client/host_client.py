@@ -42,7 +42,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class HostClient:
-    """Asks one cluster's host.
+    """Sends commands to the host of one cluster.
 
     Args:
         descriptor: The cluster's descriptor.
@@ -59,7 +59,7 @@ class HostClient:
         return (await self._ask(GetStatus(), StatusReply, self._timeout)).status
 
     async def events(self, start: int) -> AsyncGenerator[ClusterEvent, None]:
-        """Events from a number on, as they happen."""
+        """Iterate over events from a number on, as they happen."""
         while True:
             command = GetEvents(start, _EVENT_WAIT)
             reply = await self._ask(command, EventsReply, _EVENT_WAIT + self._timeout)
@@ -68,7 +68,7 @@ class HostClient:
                 start = event.number + 1
 
     async def recent_events(self) -> list[ClusterEvent]:
-        """The events so far that the host still keeps."""
+        """The past events that the host still keeps."""
         return list((await self._ask(GetEvents(0, 0.0), EventsReply, self._timeout)).events)
 
     def tell_blocked(self, seconds: float) -> None:
@@ -81,7 +81,7 @@ class HostClient:
     async def rebalance(
         self, nodes: int, without: Collection[str], rate: int, timeout: float
     ) -> None:
-        """Spread the slots over some nodes; see `MemoryCluster.rebalance`."""
+        """Spread the slots over the given nodes; see `MemoryCluster.rebalance`."""
         number = secrets.randbits(62)
         deadline = time.monotonic() + timeout
         while True:

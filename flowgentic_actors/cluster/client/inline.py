@@ -1,4 +1,4 @@
-"""How adapters reach a shard in this process."""
+"""The client of a shard in this process."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class InlineClient:
 
     @property
     def n_nodes(self) -> int:
-        """This one."""
+        """The number of nodes, always 1: the shard is in this process."""
         return 1
 
     def _begin(
@@ -245,7 +245,7 @@ class InlineClient:
         )
 
     async def events(self, start: int) -> AsyncGenerator[ClusterEvent, None]:
-        """Events from a number on, as they happen."""
+        """Iterate over events from a number on, as they happen."""
         while True:
             self._check_open()
             for event in self._events[start:]:
@@ -254,12 +254,12 @@ class InlineClient:
             await asyncio.sleep(0.1)
 
     async def recent_events(self) -> list[ClusterEvent]:
-        """The events so far."""
+        """The past events."""
         self._check_open()
         return list(self._events)
 
     def event(self, kind: EventKind, detail: str, actor: str = "") -> None:
-        """Note that something happened."""
+        """Add an event."""
         number, now = len(self._events), time.time()
         self._events.append(
             ClusterEvent(number=number, time=now, kind=kind, actor=actor, detail=detail)
@@ -271,14 +271,14 @@ class InlineClient:
             self.event(EventKind.LOOP_BLOCKED, blocked(seconds))
 
     def end(self, reason: str) -> None:
-        """Take no more commands; callable from any thread."""
+        """Refuse further commands; callable from any thread."""
         self._usable = False
         if self._end_reason is None:
             self._end_reason = reason
             self.event(EventKind.CLUSTER_CLOSING, reason)
 
     async def close(self) -> None:
-        """Refuse everything from now on, and seal the memory on disk."""
+        """Refuse further calls, and seal the memory on disk."""
         self._usable = False
         forked, self._unusable = self._unusable == "forked", "closed"
         self._shard.close()
@@ -290,13 +290,13 @@ class InlineClient:
                 logger.warning("the memory in %s was not closed in order", self._memory.path)
 
     def close_now(self, reason: str) -> None:
-        """End, and seal the memory on disk. Blocks; callable from any thread."""
+        """Refuse further calls and seal the memory on disk. Blocks; callable from any thread."""
         self.end(reason)
         if self._memory is not None:
             self._memory.close()
 
     def after_fork(self) -> None:
-        """A forked child has a copy that nobody else sees: refuse to write into it."""
+        """Refuse calls in a forked child: its copy of the memory is seen by no other process."""
         self._usable = False
         self._unusable = self._unusable or "forked"
         self._shard.after_fork()

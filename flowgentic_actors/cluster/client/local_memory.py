@@ -1,4 +1,4 @@
-"""A local cluster's memory on disk: held and written by the process that uses it."""
+"""A local cluster's memory on disk: locked and written by the process that uses it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from flowgentic_actors.storage.mounts import is_node_local
 
 
 class LocalMemory:
-    """The one shard of a local cluster, in the layout that distributed clusters have.
+    """The single shard of a local cluster, in the disk layout of distributed clusters.
 
     Args:
         config: The configuration.
@@ -51,7 +51,7 @@ class LocalMemory:
         self._closed = False
 
     def open(self) -> None:
-        """Take hold of the memory and read it. Blocks.
+        """Lock the memory and read it. Blocks.
 
         Raises:
             PersistError: If it cannot be opened.
@@ -94,7 +94,7 @@ class LocalMemory:
             raise
 
     def stop_opening(self) -> None:
-        """Have an opening that takes long, a re-sharding, given up; does not block."""
+        """Cancel an opening that takes long, such as a re-sharding; does not block."""
         self._stored.announce_end()
 
     def ask(
@@ -105,12 +105,12 @@ class LocalMemory:
         return self._shard.ask(command, loop)
 
     def stats(self) -> dict[str, int]:
-        """What the shard holds."""
+        """Counters of what the shard holds."""
         assert self._shard is not None
         return self._shard.stats()
 
     def close(self) -> bool:
-        """Seal the journal and let go of the memory. Blocks; callable from any thread.
+        """Seal the journal and unlock the memory. Blocks; callable from any thread.
 
         Returns:
             Whether all of it succeeded.
@@ -125,7 +125,7 @@ class LocalMemory:
             return orderly
 
     def after_fork(self) -> None:
-        """Let go of what a forked child must not keep from others."""
+        """Release the files and locks that a forked child has inherited."""
         self._stored.after_fork()
         if self._shard is not None:
             self._shard.after_fork()

@@ -1,4 +1,4 @@
-"""Waiting, on event loops and threads, until a thread tells that something is not as it was."""
+"""A condition variable for event loops and threads alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from time import monotonic
 
 
 class Notifier:
-    """Wakes those who wait.
+    """Wakes waiting tasks and threads, which then check their condition again.
 
     It has no lock, which a forked child, or a thread that was interrupted by an exception, might
     leave locked for ever.
@@ -21,17 +21,17 @@ class Notifier:
         self._waiting: set[Callable[[], object]] = set()
 
     def tell(self) -> None:
-        """Have everybody look again; callable from any thread."""
-        with contextlib.suppress(KeyError):  # nobody is left
+        """Wake all waiters to check their condition; callable from any thread."""
+        with contextlib.suppress(KeyError):  # no waiter is left
             while True:
                 self._waiting.pop()()
 
     def forget(self) -> None:
-        """Forget who waits: in a forked child, those are the parent's."""
+        """Drop the waiters: in a forked child, they are the parent's."""
         self._waiting = set()
 
     async def wait(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait until something is so, but no longer than that."""
+        """Wait until a condition holds, within a timeout."""
         deadline = monotonic() + seconds
         loop = asyncio.get_running_loop()
         while not condition() and (left := deadline - monotonic()) > 0:
@@ -46,7 +46,7 @@ class Notifier:
                 self._waiting.discard(wake)
 
     def wait_sync(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait, blocking; see `wait`."""
+        """Wait until a condition holds, blocking; see `wait`."""
         deadline = monotonic() + seconds
         while not condition() and (left := deadline - monotonic()) > 0:
             heard: SimpleQueue[None] = SimpleQueue()
@@ -62,7 +62,7 @@ class Notifier:
 
 
 def _tell_loop(loop: asyncio.AbstractEventLoop, heard: asyncio.Future[None]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed, with its waiters
         loop.call_soon_threadsafe(_tell, heard)
 
 

@@ -1,4 +1,4 @@
-"""Log line about the memory that a cluster opens: a new one, or what was found."""
+"""Log line about the memory that a cluster opens: a new one, or its content."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tell_new(path: object) -> None:
 
 
 def tell_found(path: object, name: str, threads: int, items: int) -> None:
-    """Log which memory was opened again.
+    """Log the content of a memory that was opened again.
 
     Args:
         path: Its folder.
@@ -36,7 +36,7 @@ def tell_found(path: object, name: str, threads: int, items: int) -> None:
 
 
 async def count_and_tell(client: RemoteClient, path: object, name: str) -> None:
-    """Log which memory a distributed cluster opened again; its actors report what they hold.
+    """Log the content of a distributed cluster's reopened memory, as its actors report it.
 
     Args:
         client: Reaches the cluster.

@@ -1,4 +1,4 @@
-"""Threads that poll the host: for the places of the shards, and for events to warn of.
+"""Threads that poll the host: for the shard map, and for events to warn of.
 
 Calls that block need to know where the shards are, too, so it cannot be the event loop's work.
 """
@@ -41,7 +41,7 @@ _decode = _answers.decode
 
 
 class ShardMapWatcher:
-    """Asks the host again and again, until it is closed.
+    """Polls the host for the shard map, until closed.
 
     Args:
         host: Where the host is.
@@ -67,7 +67,7 @@ class ShardMapWatcher:
         threading.Thread(target=self._run, name="flowgentic:places", daemon=True).start()
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         self._closed.set()
         self._pool.close()
 
@@ -93,7 +93,7 @@ class ShardMapWatcher:
 
 
 class EventLogger:
-    """Logs the cluster's warnings in this program, until it is closed.
+    """Logs the cluster's warnings in this program, until closed.
 
     For programs that attached; in the opener's, the host's keeper does that.
 
@@ -111,7 +111,7 @@ class EventLogger:
         threading.Thread(target=self._run, name="flowgentic:events", daemon=True).start()
 
     def close(self) -> None:
-        """Stop asking."""
+        """Stop polling."""
         self._closed.set()
         self._pool.close()
 

@@ -1,4 +1,4 @@
-"""How adapters reach the shards: over sockets, or in this process."""
+"""The protocol of memory clients, and the client that reaches actors over sockets."""
 
 from __future__ import annotations
 
@@ -99,14 +99,14 @@ class MemoryClient(Protocol):
         """
 
     def ask_sync(self, shard: int, command: Command) -> Reply:
-        """The same as `ask`, blocking; allowed on any thread, an event loop's own included."""
+        """Have a shard carry out a command, blocking; allowed on an event loop's thread as well."""
 
     def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
-        """The same as `ask_each`, blocking."""
+        """Have shards carry out several commands at the same time, blocking; see `ask_each`."""
 
 
 class RemoteClient:
-    """Reaches actors over their sockets.
+    """Sends commands to actors over their sockets.
 
     Args:
         descriptor: The cluster's descriptor.
@@ -157,7 +157,7 @@ class RemoteClient:
 
     @property
     def n_nodes(self) -> int:
-        """Nodes that the shards are on."""
+        """The number of nodes that have shards."""
         return len(
             {
                 location.machine
@@ -226,7 +226,7 @@ class RemoteClient:
         return True
 
     def _take_places(self, shard_map: ShardMap) -> None:
-        """Go where the shards are now; callable from any thread."""
+        """Switch to a newer shard map; callable from any thread."""
         for shard, location in enumerate(shard_map.locations, self._first):
             destination = self._destination(shard_map, location)
             if shard == len(self._actors):
@@ -255,7 +255,7 @@ class RemoteClient:
         return ActorRef(name, destination, secret, limit, self._pool, exactly=self._changes)
 
     def after_fork(self) -> None:
-        """The thread that hears from the host is the parent's; the child's begins when needed."""
+        """Drop the watcher thread in a forked child; a new one is started when needed."""
         self._notifier.forget()
         if not self._closed:
             self._closed = self._forked = True
@@ -310,14 +310,14 @@ class RemoteClient:
                 if not isinstance(one, Exception):
                     one[0].give_up(one[1])
                     if one[1].waiter.done() and not one[1].waiter.cancelled():
-                        one[1].waiter.exception()  # nobody will: asyncio would complain
+                        one[1].waiter.exception()  # looked at, or asyncio would log it
             raise
         return answers
 
     async def _follow(
         self, asks: Sequence[tuple[int, Command]], answers: list[Reply | Exception]
     ) -> None:
-        """Repeat the questions that `worth_asking_again` allows, at their slots' current shards.
+        """Repeat the requests that `worth_asking_again` allows, at their slots' current shards.
 
         Args:
             asks: What was asked.
@@ -348,7 +348,7 @@ class RemoteClient:
                 answers[number] = self._failed(asks[number][1], answer, late=number in again)
 
     def _shard_for(self, command: Command, before: int, answer: object) -> int | None:
-        """The shard to ask next; None when a question to several shards has to begin anew."""
+        """The shard to ask next; None when a request to several shards has to begin anew."""
         shard = shard_of(self.table, command)
         return before if shard is None and not isinstance(answer, SlotsMovedError) else shard
 
@@ -367,7 +367,7 @@ class RemoteClient:
         return self._ask_again_sync(shard, command, refusal)
 
     def _ask_again_sync(self, shard: int, command: Command, refusal: Exception) -> Reply:
-        """Repeat a question, blocking; see `_follow`."""
+        """Repeat a request, blocking; see `_follow`."""
         patience = Patience(self._timeout)
         while worth_asking_again(command, refusal):
             worth_it = partial(self._any_outdated, [(shard, command)])
@@ -440,12 +440,12 @@ class RemoteClient:
         return await self._host.status()
 
     def events(self, start: int) -> AsyncGenerator[ClusterEvent, None]:
-        """Events from a number on, as they happen."""
+        """Iterate over events from a number on, as they happen."""
         self._check_open()
         return self._host.events(start)
 
     async def recent_events(self) -> list[ClusterEvent]:
-        """The events so far that the host still keeps."""
+        """The past events that the host still keeps."""
         self._check_open()
         return await self._host.recent_events()
 
@@ -457,12 +457,12 @@ class RemoteClient:
     async def rebalance(
         self, nodes: int, without: Collection[str], rate: int, timeout: float
     ) -> None:
-        """Spread the slots over some nodes; see `MemoryCluster.rebalance`."""
+        """Spread the slots over the given nodes; see `MemoryCluster.rebalance`."""
         self._check_open()
         await self._host.rebalance(nodes, without, rate, timeout)
 
     def end(self, reason: str) -> None:
-        """Refuse all further calls, since the actors have ended; callable from any thread."""
+        """Refuse all further calls because the actors have ended; callable from any thread."""
         self._stop_watching_host()
         self._take_places(msgspec.structs.replace(self._shard_map, closing=reason))
 

@@ -1,4 +1,4 @@
-"""To which shard a command goes, and when it is worth asking another one."""
+"""Routing: the shard of a command, and when to ask another one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def shard_of(table: SlotTable, command: Command) -> int | None:
 
 
 def outdated(table: SlotTable, shard: int, command: Command) -> bool:
-    """Whether a shard was asked by an older table, which may be why it refused.
+    """Whether a shard was asked by an outdated slot table, which may be why it refused.
 
     Args:
         table: The newest table.
@@ -37,21 +37,21 @@ def outdated(table: SlotTable, shard: int, command: Command) -> bool:
 
 
 def worth_asking_again(command: Command, answer: object) -> bool:
-    """Whether to ask again, by the newest table: slots have moved, or a read was not answered."""
+    """Whether to retry by the newest table: slots have moved, or a read was not answered."""
     if isinstance(answer, OutcomeUnknownError):
         return answer.ask_again and not isinstance(command, WRITES)
     return isinstance(answer, SlotsMovedError)
 
 
 def failed(command: Command, error: Exception) -> Exception:
-    """The error that a command ends with: a read has no unknown outcome."""
+    """The error of a failed command: a read never has an unknown outcome."""
     if isinstance(error, OutcomeUnknownError) and not isinstance(command, WRITES):
         return unanswered_read(error)
     return error
 
 
 def unanswered_read(error: OutcomeUnknownError) -> ActorUnavailableError:
-    """The error of a read in the place of the one that a write would get."""
+    """The error of an unanswered read, in place of the error for a write."""
     read = ActorUnavailableError(
         f"{error.reason or error}. It was a read, which changes nothing: try again"
     )

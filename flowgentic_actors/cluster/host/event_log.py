@@ -1,4 +1,4 @@
-"""The cluster's events, kept in a file so that a host which takes over goes on counting."""
+"""The cluster's event log, kept in a file so that the next host continues its numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEPT = 10_000
 
 
 class EventLog:
-    """The events of a cluster, over all its hosts.
+    """The numbered events of a cluster, over all its hosts.
 
     Args:
         folder: The cluster's folder; what earlier hosts noted there is read first. Blocks.
@@ -45,7 +45,7 @@ class EventLog:
         self.next_number = self._events[-1].number + 1 if self._events else 0
 
     def add(self, kind: EventKind, actor: str, detail: str) -> None:
-        """Note an event, in the file before anybody can have seen it.
+        """Add an event: to the file first, then for readers.
 
         A line to a node-local file, a few times in an actor's life: done on the event loop.
         """
@@ -58,7 +58,7 @@ class EventLog:
         self.next_number += 1
 
     def since(self, start: int) -> tuple[ClusterEvent, ...]:
-        """The events from a number on that are still kept."""
+        """The kept events from a number on."""
         return tuple(event for event in self._events if event.number >= start)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The ranks of a job step whose program opens one cluster: the host knows who is there."""
+"""The ranks of a job step that share one cluster, as far as the host knows them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowgentic_actors.wire.server import Connection
 
 
 class Ranks:
-    """Those that attached to what rank 0 opened; each is there while its connection is."""
+    """The attached ranks; each is present as long as its connection is open."""
 
     def __init__(self) -> None:
         self._present: dict[Connection, int] = {}
@@ -19,18 +19,18 @@ class Ranks:
         self._news = asyncio.Event()
 
     def enter(self, connection: Connection, rank: int) -> None:
-        """A rank is there."""
+        """Add a rank with its connection."""
         self._present[connection] = rank
         self._seen.add(rank)
 
     def leave(self, connection: Connection) -> None:
-        """A connection is gone, and a rank with it if it was one's."""
+        """Remove the rank of a closed connection, if it is a rank's."""
         if self._present.pop(connection, None) is not None:
             self._news.set()
             self._news = asyncio.Event()
 
     async def wait(self, size: int, seconds: float) -> RanksReply:
-        """Wait a while until all but rank 0 have been there and are gone."""
+        """Wait, within a timeout, until all ranks but 0 have attached and left."""
         with anyio.move_on_after(seconds):
             while self._present or self._missing(size):
                 await self._news.wait()

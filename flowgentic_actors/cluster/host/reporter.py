@@ -1,4 +1,4 @@
-"""Status of a host's cluster: its actors are asked at the moment of the call."""
+"""The status of a host's cluster, with counters that actors are asked for at that moment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HEARING: Final = 1.0  # seconds for the actors to answer; what is older says so
 
 
 class StatusReporter:
-    """Makes the status of a host's cluster.
+    """Builds the status of a host's cluster.
 
     Args:
         spec: The host's spec.
@@ -51,7 +51,7 @@ class StatusReporter:
         self._is_ending = is_ending
 
     async def status(self, controller: ClusterController | None) -> ClusterStatus:
-        """The status, with what the actors answer within a second, or have reported before.
+        """The status, with the counters that actors answer within a second, or reported last.
 
         Args:
             controller: The nodes, None for this one alone.
@@ -93,7 +93,7 @@ class StatusReporter:
         )
 
     def _not_started(self, shard: int) -> ActorStatus:
-        """Status of an actor that this host has not started, from the record of earlier hosts."""
+        """The status of an actor that this host did not start, from the record of earlier hosts."""
         name = actor_name(shard)
         epoch = self._epochs.get(name, 0)
         return ActorStatus(

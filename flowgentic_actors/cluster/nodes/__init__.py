@@ -1,1 +1,1 @@
-"""Several nodes: who is there, who holds which copy of which shard, and what a lost node means."""
+"""Clusters of several nodes: membership, placement of shards, loss of nodes, rebalancing."""

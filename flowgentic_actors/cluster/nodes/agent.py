@@ -1,4 +1,4 @@
-"""The program of a node that is not the host's: it runs the node's actors as the host orders.
+"""The program of a node that is not the host's: runs the actors that the host assigns.
 
 It answers for them only with a lease of the host. What it hears of the host decides how it ends: in
 order when it is told to; at once when the host is gone; and when the host is silent, as behind a
@@ -65,7 +65,7 @@ LOG_FILE: Final = "node.log"
 _FILE_TIMEOUT: Final = 60.0
 _PAUSE: Final = 0.1  # between two questions that were not answered
 _PROBE: Final = 1.0
-_HURRY: Final = 3.0  # to end when nobody waits for it
+_HURRY: Final = 3.0  # to end when the host is gone
 _MOST_EVENTS: Final = 1000
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ _decode = msgspec.msgpack.Decoder(HeartbeatReply).decode
 
 
 def main() -> int:
-    """Join the cluster that the ticket in the environment is for."""
+    """Run the node's agent: join the cluster that the ticket names, and serve."""
     ignore_job_signals()
     allow_files()
     ticket = take_ticket()
@@ -105,7 +105,7 @@ def main() -> int:
 
 
 class NodeAgent:
-    """Runs one node's actors.
+    """Runs one node's actors as the host assigns them.
 
     Args:
         node: The node's name.
@@ -131,7 +131,7 @@ class NodeAgent:
         self.removes = False
 
     async def run(self) -> None:
-        """Serve until the host wants this node to end, or is gone."""
+        """Serve until the host ends this node, or is gone for good."""
         spec = self._spec
         address = str(socket_folder(self._folder) / NODE_SOCKET)
         self._ip = await on_daemon_thread(_FILE_TIMEOUT, choose_address, spec.network)
@@ -176,7 +176,7 @@ class NodeAgent:
     # ------------------------------------------------------------------ the host
 
     async def _obey(self, host: AsyncConnection) -> None:
-        """Ask for a lease and for orders, again and again, until this node is to leave."""
+        """Send heartbeats and carry out the replies, until this node is to leave."""
         granted_at = time.monotonic()
         while True:
             asked_at = time.monotonic()
@@ -207,7 +207,7 @@ class NodeAgent:
         self._ended = self._replica_manager.unclean_leaders(ended)
 
     async def _take(self, reply: HeartbeatReply, asked_at: float) -> None:
-        """Do what the host says."""
+        """Carry out the host's reply to a heartbeat."""
         if reply.asks > self._asked:
             self._asked = reply.asks
             self._tasks.start_soon(self._hear, reply.asks)
@@ -224,7 +224,7 @@ class NodeAgent:
         self._changed.set()
 
     async def _is_hopeless(self, granted_at: float) -> bool:
-        """Whether there is no host to wait for any more."""
+        """Whether waiting for a host is of no use any more."""
         if await self._host_is_gone():
             logger.warning("the host is gone: this node ends")
             return True
@@ -234,7 +234,7 @@ class NodeAgent:
         return False
 
     async def _beat(self, host: AsyncConnection) -> HeartbeatReply | None:
-        """One question; None when there is news before it is answered."""
+        """Send one heartbeat; None when there is something to report before it is answered."""
         self._changed.clear()
         heartbeat = Heartbeat(
             self._node,
@@ -263,13 +263,13 @@ class NodeAgent:
                         await future
 
     def _heard(self, reply: HeartbeatReply) -> None:
-        """Forget the events that the host has heard of."""
+        """Drop the events that the host has received."""
         while self._events and self._events_from < reply.events_to:
             self._events.popleft()
             self._events_from += 1
 
     async def _host_is_gone(self) -> bool:
-        """Whether there is a machine that says that nobody listens any more."""
+        """Whether the host's machine refuses connections to the host's port."""
         try:
             async with asyncio.timeout(_PROBE):
                 _, writer = await asyncio.open_connection(
@@ -298,7 +298,7 @@ class NodeAgent:
         return Path(self._spec.memory) if self._spec.memory else self._folder / MEMORY
 
     def _prepare_memory(self) -> None:
-        """Make what is stored here recognisable to whoever finds it later."""
+        """Write the manifest beside the shards, which identifies this node's memory later."""
         if self._spec.memory:
             return
         memory = self._memory_folder()
@@ -333,15 +333,15 @@ class NodeAgent:
     # ------------------------------------------------------------------ the server's handler
 
     def connected(self, connection: Connection) -> None:
-        """Let this node's actors in, nobody else."""
+        """Accept connections of this node's actors only."""
         if connection.role != "link":
             raise ProtocolError(f"only actors come here, not a {connection.role}")
 
     def received(self, connection: Connection, messages: list[ToServer]) -> None:
-        """Pass on what actors say."""
+        """Pass messages of actors on to the supervisor."""
         for message in messages:
             self._supervisor.link_received(connection, message)
 
     def disconnected(self, connection: Connection) -> None:
-        """An actor's link is gone."""
+        """Tell the supervisor that an actor's link is closed."""
         self._supervisor.link_lost(connection)

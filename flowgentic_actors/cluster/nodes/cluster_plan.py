@@ -1,4 +1,4 @@
-"""What the host of a cluster has decided, and writes down before anybody acts upon it."""
+"""The cluster plan: placement and slot table, stored before any node acts on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 
 
 class ShardPlan(Struct, kw_only=True):
-    """Where the copies of one shard are.
+    """The placement of one shard's copies.
 
     Attributes:
         shard: Number of the shard.
@@ -54,7 +54,7 @@ class SlotMigration(Struct, frozen=True, kw_only=True):
 
 
 class ClusterPlan(Struct, kw_only=True):
-    """What has to be on the disk before it is acted upon.
+    """The placement of all shards, stored before any node acts on it.
 
     Attributes:
         version: Grows with every change.
@@ -72,11 +72,11 @@ class ClusterPlan(Struct, kw_only=True):
 
     @property
     def nodes(self) -> set[str]:
-        """The nodes that have a part of it."""
+        """The nodes that have, or had last, a copy of a shard."""
         places = {node for plan in self.shards for node in (plan.leader, plan.follower, plan.lost)}
         return places - {""}
 
     @property
     def is_spread(self) -> bool:
-        """Whether more nodes than one have a part of it."""
+        """Whether more nodes than one have copies."""
         return len(self.nodes) > 1

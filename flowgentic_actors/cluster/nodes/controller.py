@@ -1,4 +1,4 @@
-"""The host's side of a cluster of several nodes: takes them in, orders them, lets them go."""
+"""The host's side of a cluster of several nodes: admits, directs and releases them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class ClusterController:
-    """All nodes of one cluster, the host's own included.
+    """Controls all nodes of one cluster, the host's own included.
 
     Args:
         spec: What the host was told.
@@ -146,7 +146,7 @@ class ClusterController:
         child_spec: Callable[[int], ChildSpec],
         on_table: Callable[[int, SlotTable], None],
     ) -> None:
-        """Place the shards, have the nodes start their actors, and wait until all serve.
+        """Place the shards, have the nodes start the actors, and wait until all serve.
 
         Args:
             tasks: The task group that owns what goes on.
@@ -181,7 +181,7 @@ class ClusterController:
         plan = placement.plan
         if before is None or spec.persist:
             shards = len(table.owners)
-            if plan.table is not None:  # whoever went by it, and is there still, has to hear
+            if plan.table is not None:  # clients that used it, and still run, have to hear
                 table = msgspec.structs.replace(table, version=plan.table.version + 1)
             plan.table = table
             placement.place([nodes[shard // spec.actors] for shard in range(shards)])
@@ -279,7 +279,7 @@ class ClusterController:
             await self._changed()
 
     async def _changed(self) -> None:
-        """Wait until something may have changed, or a moment has passed."""
+        """Wait for a possible change of the placement, for a moment at most."""
         with anyio.move_on_after(_TICK):
             await self._news.wait()
 
@@ -292,7 +292,7 @@ class ClusterController:
         return await self._resizing.asked(command)
 
     def _take_in(self, nodes: Sequence[str]) -> None:
-        """More nodes are there."""
+        """Add nodes that have joined to the placement."""
         assert self._placement is not None
         for node in nodes:
             self._placement.joined(node)
@@ -302,7 +302,7 @@ class ClusterController:
     # ------------------------------------------------------------------ beats
 
     async def heartbeat(self, connection: Connection, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Take what a node tells, and answer when there is something to say, or after a while."""
+        """Process a node's heartbeat, and reply once there is news for it, or after a while."""
         if heartbeat.host != self._id:
             # It is another host's, whose place this one has taken
             return HeartbeatReply(0.0, leave="keep")
@@ -340,7 +340,7 @@ class ClusterController:
         )
 
     def _grant(self, heartbeat: Heartbeat) -> HeartbeatReply:
-        """A lease, and orders: of what is on the disk, and of nothing that is not."""
+        """The reply to a heartbeat: a lease and assignments, as far as the plan is stored."""
         node, placement = heartbeat.node, self._placement
         assert placement is not None
         events_to = self._events_to[node]
@@ -360,13 +360,13 @@ class ClusterController:
         return HeartbeatReply(0.0, None, end, None, events_to, self._stats_queries.number)
 
     def disconnected(self, connection: Connection) -> None:
-        """A connection is gone: if its machine said so, what ended there is the node's program."""
+        """React to a node's closed connection: if its machine closed it, the agent has ended."""
         node = self._lines.pop(connection, None)
         if node is not None and not connection.timed_out:
             self._hung_up.add(node)
 
     async def _keep_time(self, tasks: TaskGroup) -> None:
-        """Let the coordinator see time pass, for as long as the cluster lives."""
+        """Tick the leases and the placement until cancelled, and restart agents that ended."""
         placement = self._placement
         assert placement is not None
         while True:
@@ -385,7 +385,7 @@ class ClusterController:
                 self._stir.set()
 
     async def _restart_node(self, node: str) -> None:
-        """Start the program of a node that is there, and whose last one is not."""
+        """Restart the agent of a node that is available and whose last agent has ended."""
         assert self._spec_of is not None
         now = time.monotonic()
         spec = self._spec
@@ -412,20 +412,20 @@ class ClusterController:
                 self._on_event(EventKind.NODE_MISSING, "", f"{node} did not join again")
 
     def request_publish(self) -> None:
-        """Look at this node's actors now: something has changed."""
+        """Report this node's replicas to the placement, and publish its plan, at once."""
         if self._placement is not None and self._replica_manager is not None:
             self._placement.heard(self._here, self._replica_manager.replicas())
         self._stir.set()
 
     async def _keep_publishing(self) -> None:
-        """Write down what was decided, then act on it."""
+        """Store each changed plan, then act on it, until cancelled."""
         while True:
             await self._stir.wait()
             self._stir.clear()
             try:
                 await self._publish()
             except (OSError, TimeoutError) as error:
-                # Nobody acts upon what is not there. A host that ended would not have more room.
+                # No node acts on a plan that is not stored; another host would not have more room.
                 logger.warning("what was decided cannot be written down: %s", error)
                 if not self._told_of_disk:
                     self._on_event(EventKind.PLAN_NOT_WRITTEN, "", f"{error} (setting: scratch)")
@@ -437,7 +437,7 @@ class ClusterController:
                 self._tell_news()
 
     async def _keep_order_here(self) -> None:
-        """Do on this node what was decided, beside telling the others."""
+        """Carry out this node's own assignments."""
         placement, members = self._placement, self._replica_manager
         assert placement is not None
         assert members is not None
@@ -474,7 +474,7 @@ class ClusterController:
     # ------------------------------------------------------------------ what clients hear
 
     async def shard_map(self, version: int, wait: float) -> Raw | Acknowledged:
-        """Where the shards are, encoded; after a while without news, that there is none."""
+        """The encoded shard map once it is newer than `version`; `Acknowledged` after a wait."""
         with anyio.move_on_after(wait):
             while self._published <= version:
                 await self._news.wait()
@@ -486,7 +486,7 @@ class ClusterController:
         return self._encoded
 
     def current_shard_map(self) -> ShardMap:
-        """Where the shards are now."""
+        """The current shard map."""
         if self._places is None or self._places.version != self._published:
             self._places = self._make_places()
         return self._places
@@ -505,11 +505,11 @@ class ClusterController:
             await self._stats_queries.ask(set(self._placement.nodes) - {self._here}, timeout)
 
     def actors(self) -> tuple[ActorStatus, ...]:
-        """How the shards are doing."""
+        """The status of the shards' actors."""
         return actors_of(self._placement) if self._placement is not None else ()
 
     def nodes(self) -> tuple[NodeStatus, ...]:
-        """How the nodes are doing."""
+        """The status of the nodes."""
         placement = self._placement
         if placement is None:
             return ()
@@ -519,7 +519,7 @@ class ClusterController:
     # ------------------------------------------------------------------ ending
 
     async def end(self, timeout: float, reason: str) -> dict[str, str]:
-        """Have the other nodes end their actors in order.
+        """Have the other nodes drain and end their actors.
 
         Returns:
             What became of those that did not, by name.
@@ -541,7 +541,7 @@ class ClusterController:
         return killed
 
     async def tell_end(self, reason: str, *, closed: bool = False) -> None:
-        """Tell clients, those on other nodes too, that all actors have ended, and why.
+        """Tell all clients that the actors have ended, and why.
 
         Args:
             reason: Why.
@@ -558,13 +558,13 @@ class ClusterController:
                 await self._news.wait()
 
     def located(self, actor: str, detail: str) -> str:
-        """What happened to one of this node's actors, with the node and the actor's role."""
+        """The detail of an event of this node's actor, with the node and the actor's role."""
         if self._replica_manager is None:
             return detail
         return self._replica_manager.located(actor, detail, self._here)
 
     def unclean_leaders(self, ended: Mapping[str, str]) -> dict[str, str]:
-        """Those of this node's actors that did not end in order and should have."""
+        """This node's unclean shutdowns, excluding follower replicas."""
         return (
             self._replica_manager.unclean_leaders(ended)
             if self._replica_manager is not None
@@ -572,7 +572,7 @@ class ClusterController:
         )
 
     async def leave(self, *, remove: bool) -> None:
-        """Let the other nodes go."""
+        """Release the other nodes: their agents end."""
         placement = self._placement
         self._leave = "remove" if remove else "keep"
         self._tell_news()

@@ -1,4 +1,4 @@
-"""Where shards are, and how they and the nodes are doing, as clients and `status` are told."""
+"""Shard map and status of a cluster of several nodes, made from its placement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowgentic_actors.wire.addresses import TcpAddress
 
 
 def locations_of(placement: Placement, machines: Mapping[str, str]) -> tuple[ShardLocation, ...]:
-    """Where each shard is.
+    """The location of each shard.
 
     Args:
         placement: What decides.
@@ -38,7 +38,7 @@ def locations_of(placement: Placement, machines: Mapping[str, str]) -> tuple[Sha
 
 
 def actors_of(placement: Placement) -> tuple[ActorStatus, ...]:
-    """How the shards are doing, but for those that have ended for good."""
+    """The status of the shards' actors, without shards that have ended for good."""
     table = placement.plan.table
     slots = Counter(table.shards if table is not None else ())
     return tuple(
@@ -51,7 +51,7 @@ def actors_of(placement: Placement) -> tuple[ActorStatus, ...]:
 def nodes_of(
     placement: Placement, machines: Mapping[str, str], heard: Mapping[str, float]
 ) -> tuple[NodeStatus, ...]:
-    """Status of all nodes, lost ones included.
+    """The status of all nodes, lost ones included.
 
     Args:
         placement: What decides.

@@ -1,4 +1,4 @@
-"""How a node's program, just started on another machine, comes by what it has to know.
+"""The join protocol: how an agent that was just started gets its settings from the host.
 
 It is given a ticket on its standard input, so that no process has it in its environment or command
 line: the addresses of a listener that the host opens for this, the certificate that the host proves
@@ -37,7 +37,7 @@ _encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
 
 
 class Ticket(Struct, frozen=True):
-    """What a node is started with.
+    """What an agent is started with: the host's addresses and a secret to join with.
 
     Attributes:
         node: The name that it has for the host.
@@ -52,12 +52,12 @@ class Ticket(Struct, frozen=True):
     patience: float
 
     def write(self) -> Secret[str]:
-        """As a line."""
+        """The ticket as a line of JSON."""
         return Secret(msgspec.json.encode(self, enc_hook=revealed).decode() + "\n")
 
 
 def take_ticket(source: int = 0) -> Ticket:
-    """The ticket on a pipe, by default this process's standard input. Blocks.
+    """Read the ticket from a pipe, by default this process's standard input. Blocks.
 
     Raises:
         ClusterOpenError: If there is none in time.
@@ -76,7 +76,7 @@ def take_ticket(source: int = 0) -> Ticket:
 
 
 class Join(Struct, array_like=True, frozen=True):
-    """A node is there.
+    """Request of an agent to join.
 
     Attributes:
         node: The name on its ticket.
@@ -88,7 +88,7 @@ class Join(Struct, array_like=True, frozen=True):
 
 
 class NodeSpec(Struct, frozen=True, kw_only=True):
-    """What a node is told; see `HostSpec` for what is not here.
+    """The settings of a node; see `HostSpec` for the fields that are not described here.
 
     Attributes:
         folder: Its private folder, empty for the usual one on its machine.
@@ -130,7 +130,7 @@ class NodeSpec(Struct, frozen=True, kw_only=True):
 
 
 class JoinServer:
-    """Handles the connections of those who join: who is there has to be known before the specs are.
+    """Handles the connections of joining agents, which wait until the settings are known.
 
     Args:
         on_join: Told who is there; raises `ClusterOpenError` if that one is not welcome.
@@ -143,7 +143,7 @@ class JoinServer:
         self.secret = new_secret()
 
     def release(self, specs: Callable[[str], NodeSpec]) -> None:
-        """Give those who have joined, and who still will, their specs.
+        """Send their settings to the agents that have joined, and to those that join later.
 
         Args:
             specs: Makes the spec of a node.
@@ -154,12 +154,12 @@ class JoinServer:
             connection.send(Reply(seq, Raw(_encode(specs(node)))))
 
     def connected(self, connection: Connection) -> None:
-        """Let clients in, nobody else."""
+        """Accept connections of clients only."""
         if connection.role != "client":
             raise ProtocolError(f"nothing is here for a {connection.role}")
 
     def received(self, connection: Connection, messages: list[ToServer]) -> None:
-        """Take those in who join."""
+        """Handle requests to join."""
         for message in messages:
             match message:
                 case Request(seq, _, _, body):
@@ -170,7 +170,7 @@ class JoinServer:
                     raise ProtocolError(f"{type(message).__name__} has no place here")
 
     def disconnected(self, connection: Connection) -> None:
-        """Forget who waits there."""
+        """Forget the agent that waits on a closed connection."""
         self._waiting = [waiting for waiting in self._waiting if waiting[0] is not connection]
 
     def _answer(self, connection: Connection, seq: int, body: Raw) -> None:
@@ -187,7 +187,7 @@ class JoinServer:
 
 
 def join(ticket: Ticket, who: Join) -> NodeSpec:
-    """Present a ticket, at whichever of the host's addresses can be reached. Blocks.
+    """Join with a ticket, at the first of the host's addresses that can be reached. Blocks.
 
     Raises:
         ClusterOpenError: If none could in time, or the ticket is not good.

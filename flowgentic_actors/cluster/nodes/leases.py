@@ -1,4 +1,4 @@
-"""Leases: how long a node may answer, and when nobody there can be answering any more.
+"""Leases: how long a node's actors may answer, and when they certainly do not any more.
 
 A node asks and is granted. It counts the lease from the moment in which it *asked*, the host from
 the moment in which it *granted*, which is later; so the node's own end of the lease is always the
@@ -18,7 +18,7 @@ _MOST_TICKS: Final = 2.0  # intervals that one tick counts for, however late it 
 
 
 class HeldLease:
-    """A node's side.
+    """The lease of one node, as the node sees it.
 
     Args:
         seconds: Length of a lease.
@@ -30,20 +30,20 @@ class HeldLease:
         """When it ends, on the node's clock."""
 
     def granted(self, asked_at: float) -> float:
-        """Note what a question that left at some time was answered with; when the lease ends."""
+        """Extend the lease by the reply to a heartbeat sent at a given time; returns its end."""
         self.until = max(self.until, asked_at + self._seconds)
         return self.until
 
     def is_valid(self, now: float) -> bool:
-        """Whether the node may answer."""
+        """Whether the node's actors may answer."""
         return now < self.until
 
 
 class GrantedLeases:
-    """The host's side, for all nodes.
+    """The leases of all nodes, as the host sees them.
 
     Silence is counted in ticks that the host has seen, and not read from a clock: when a scheduler
-    suspends the whole job, or the host alone, nobody was silent.
+    suspends the whole job, or the host alone, no node was silent.
 
     Args:
         seconds: Length of a lease.
@@ -60,19 +60,19 @@ class GrantedLeases:
         self._last_tick: float | None = None
 
     def heard(self, node: str) -> None:
-        """A node said something."""
+        """Note a sign of life of a node."""
         self._silence[node] = 0.0
 
     def granted(self, node: str, now: float) -> None:
-        """A lease leaves for a node."""
+        """Note that a lease is sent to a node."""
         self._free_at[node] = now + self._seconds * (1 + DRIFT)
 
     def forget(self, node: str) -> None:
-        """A node is not watched any more."""
+        """Stop watching a node."""
         self._silence.pop(node, None)
 
     def silence(self, node: str) -> float:
-        """Seconds for which a node has said nothing."""
+        """Seconds without a sign of life of a node."""
         return self._silence.get(node, 0.0)
 
     def may_answer(self, node: str, now: float) -> bool:
@@ -80,7 +80,7 @@ class GrantedLeases:
         return now < self._free_at.get(node, -math.inf)
 
     def tick(self, now: float) -> list[str]:
-        """Count on; the watched nodes that are lost now: silent for too long, and without a lease.
+        """Count a tick; returns the watched nodes that are lost now: silent and without a lease.
 
         Args:
             now: On the host's clock.

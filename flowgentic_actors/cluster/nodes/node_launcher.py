@@ -1,4 +1,4 @@
-"""Starting the programs of the other nodes."""
+"""Launchers of the agents on other nodes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PATIENCE: Final = 3.0  # with one that was told to leave
 
 
 class NodeLauncher(Protocol):
-    """Starts programs on nodes."""
+    """Starts agents on nodes."""
 
     async def find(self, count: int) -> tuple[str, list[str]]:
-        """This node, and the others that there are.
+        """Find the name of this node, and the other available nodes.
 
         Args:
             count: Nodes that there shall be in all, where they can be made at will.
         """
 
     async def launch(self, node: str, ticket: Ticket, timeout: float) -> None:
-        """Start the program of a node.
+        """Start the agent of a node.
 
         Args:
             node: One of those that were found.
@@ -44,25 +44,25 @@ class NodeLauncher(Protocol):
         """
 
     def ended(self) -> dict[str, str]:
-        """Programs that have ended, where that can be told, and how, by node. Blocks."""
+        """The agents that are known to have ended, and how, by node. Blocks."""
 
     def folder(self, node: str) -> str:
-        """Where a node keeps its files, empty for the usual place."""
+        """The folder for a node's files, empty for the usual one."""
 
     def close(self) -> None:
-        """End by force what does not end by itself, where that can be done from here."""
+        """Kill the agents that do not end by themselves, where that is possible from here."""
 
 
 class DragonNodeLauncher:
-    """The other nodes of the Dragon runtime that this process runs in."""
+    """Starts agents on the other nodes of this process's Dragon runtime."""
 
     async def find(self, count: int) -> tuple[str, list[str]]:  # noqa: ARG002 - they are given
-        """The runtime's nodes; see `NodeLauncher.find`."""
+        """Find the runtime's nodes; see `NodeLauncher.find`."""
         here, nodes = await on_daemon_thread(_FIND_TIMEOUT, dragon_nodes)
         return socket.gethostname(), [node for node in nodes if node != here]
 
     async def launch(self, node: str, ticket: Ticket, timeout: float) -> None:
-        """Start a native process there; see `NodeLauncher.launch`."""
+        """Start a native process on the node; see `NodeLauncher.launch`."""
         await on_daemon_thread(
             timeout,
             start_dragon_process,
@@ -74,19 +74,19 @@ class DragonNodeLauncher:
         )
 
     def ended(self) -> dict[str, str]:
-        """Nothing: Dragon is not asked about processes that may have been killed."""
+        """Always empty: Dragon is not asked about processes that may have been killed."""
         return {}
 
     def folder(self, node: str) -> str:  # noqa: ARG002 - the same on all
-        """The usual place on a machine of its own."""
+        """Always empty, for the usual folder: the node is a machine of its own."""
         return ""
 
     def close(self) -> None:
-        """What Dragon started, its runtime ends."""
+        """Do nothing: the runtime ends the processes that it started."""
 
 
 class LocalNodeLauncher:
-    """Child processes that stand for nodes, on this machine: to try things out, and to test.
+    """Starts child processes on this machine that stand for nodes: for trials and tests.
 
     Args:
         folder: The cluster's folder, below which each of them has one.
@@ -98,7 +98,7 @@ class LocalNodeLauncher:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     async def find(self, count: int) -> tuple[str, list[str]]:
-        """The host's part and the others, by number; see `NodeLauncher.find`."""
+        """Number the host's part and the others; see `NodeLauncher.find`."""
         self._count = max(self._count, count)
         return "node-0", [f"node-{number}" for number in range(1, self._count)]
 
@@ -117,11 +117,11 @@ class LocalNodeLauncher:
         }
 
     def folder(self, node: str) -> str:
-        """Below the cluster's own folder."""
+        """A folder below the cluster's own."""
         return str(self._folder / "nodes" / node)
 
     def close(self) -> None:
-        """Wait for them, within a bound."""
+        """Wait for the child processes within a bound, then kill them."""
         for child in self._children.values():
             try:
                 child.wait(_PATIENCE)

@@ -1,4 +1,4 @@
-"""Getting a cluster's nodes together: starts their programs, and hears from those that come up."""
+"""The node pool: starts the agents of a cluster's nodes, and waits for them to join."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_BYTES: Final = 4 << 20
 
 
 class NodePool:
-    """The programs of the other nodes, from their start until they have their specs.
+    """The agents of the other nodes, from their start until they have their settings.
 
     Args:
         spec: What the host was told.
@@ -66,7 +66,7 @@ class NodePool:
         self.missing = ""
 
     async def gather(self, deadline: float, known: Collection[str] = ()) -> list[str]:
-        """Start the programs of the other nodes, and wait until they are there.
+        """Start the agents of the other nodes, and wait until they have joined.
 
         Args:
             deadline: On the monotonic clock.
@@ -92,14 +92,14 @@ class NodePool:
         return [self.here, *(node for node in wanted if node not in missing)]
 
     async def hand_out(self, specs: Callable[[str], NodeSpec]) -> None:
-        """Tell those that are there what they have to know; nobody joins any more."""
+        """Send the agents that joined their settings, and admit no further ones."""
         if self._join_server is not None and self._server is not None:
             self._join_server.release(specs)
             await self._server.close()
         self._join_server = self._server = None
 
     async def others(self, count: int) -> list[str]:
-        """The other nodes that there are, used or not.
+        """The other available nodes, used or not.
 
         Args:
             count: Nodes that there shall be in all, where they can be made at will.
@@ -108,26 +108,26 @@ class NodePool:
         return others
 
     async def add(self, nodes: Sequence[str], deadline: float) -> list[str]:
-        """Start the programs of more nodes; those that join, and wait for `hand_out`."""
+        """Start the agents of more nodes; returns those that join and wait for `hand_out`."""
         missing = await self._start(nodes, deadline)
         return [node for node in nodes if node not in missing]
 
     async def restart(self, node: str, specs: Callable[[str], NodeSpec], deadline: float) -> bool:
-        """Start the program of a node whose last one has ended; False when it does not join."""
+        """Restart the agent of a node whose last one has ended; False when it does not join."""
         missing = await self._start([node], deadline)
         await self.hand_out(specs)
         return not missing
 
     async def close(self) -> None:
-        """End by force what does not end by itself, where that can be done from here."""
+        """Kill the agents that do not end by themselves, where that is possible from here."""
         await on_daemon_thread(_FILE_TIMEOUT, self._launcher.close)
 
     def folder(self, node: str) -> str:
-        """Where a node keeps its files, empty for the usual place."""
+        """The folder for a node's files, empty for the usual one."""
         return self._launcher.folder(node)
 
     async def _start(self, nodes: Sequence[str], deadline: float) -> list[str]:
-        """Start programs, and wait for them; those that did not join."""
+        """Start agents and wait for them; returns those that did not join."""
         if not nodes:
             return []
         self._awaited, self._hopeless = set(nodes), {}
@@ -166,7 +166,7 @@ class NodePool:
             self._hopeless[ticket.node] = f"cannot be started: {error}"
 
     def _take_in(self, join: Join) -> None:
-        """A node is there; each ticket counts once."""
+        """Admit a node that presents its ticket; each ticket counts once."""
         if join.node not in self._awaited:
             raise ClusterOpenError(f"{join.node} is not awaited, or has joined already")
         self._awaited.discard(join.node)

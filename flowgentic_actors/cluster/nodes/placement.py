@@ -1,7 +1,7 @@
-"""Who holds which copy of which shard: decided in one place, without I/O and without a clock.
+"""Placement of shards: which node has which copy. Without I/O and without a clock.
 
 The host feeds it what nodes say and how time passes, keeps what it decides on its disk before
-anybody hears of it, and hands it on as orders to the nodes and as a map to the clients. A
+it is acted on, and hands it on as orders to the nodes and as a map to the clients. A
 simulation feeds it a thousand nodes.
 """
 
@@ -30,7 +30,7 @@ _TRY_AGAIN: Final = 60.0
 
 
 class NodeEvent(NamedTuple):
-    """Something that was decided, in the words of `ClusterEvent`."""
+    """A decision, in the terms of `ClusterEvent`."""
 
     kind: EventKind
     actor: str
@@ -38,7 +38,7 @@ class NodeEvent(NamedTuple):
 
 
 class Placement:
-    """Decides for one cluster.
+    """Decides which nodes of one cluster have which copies of its shards.
 
     Args:
         plan: What was decided before, by an earlier host too.
@@ -85,26 +85,26 @@ class Placement:
 
     @property
     def nodes(self) -> list[str]:
-        """The nodes that are there, the host's own first."""
+        """The nodes that are up, the host's own first."""
         return list(self._up)
 
     def leader_status(self, shard: int) -> ReplicaStatus | None:
-        """How the leading copy of a shard is doing, None while nobody tells."""
+        """The status of a shard's leader, None while it is unknown."""
         plan = self.plan.shards[shard]
         return self._up.get(plan.leader, {}).get(shard)
 
     def follower_status(self, shard: int) -> ReplicaStatus | None:
-        """How the following copy of a shard is doing, None while nobody tells."""
+        """The status of a shard's follower, None while it is unknown."""
         plan = self.plan.shards[shard]
         return self._up.get(plan.follower, {}).get(shard)
 
     def take_events(self) -> list[NodeEvent]:
-        """What was decided since the last call."""
+        """Take the events since the last call."""
         events, self._events = self._events, []
         return events
 
     def assignments(self, node: str) -> NodeAssignments:
-        """What a node has to do."""
+        """The assignments of a node."""
         assignments = []
         for shard in sorted(self._copies.get(node, ())):
             plan = self.plan.shards[shard]
@@ -130,14 +130,14 @@ class Placement:
         return NodeAssignments(self.plan.version, tuple(assignments))
 
     def changed_for(self, node: str) -> int:
-        """Version in which the orders of a node became what they are.
+        """The version in which a node's assignments changed last.
 
-        Whoever has carried out that version, or a later one, has nothing to do.
+        A node that has carried out that version, or a later one, has nothing to do.
         """
         return self._changed.get(node, self._begun)
 
     def _address(self, plan: ShardPlan) -> Address | None:
-        """Where the follower of a shard finds its leader."""
+        """The address at which a shard's follower reaches its leader."""
         member = self._up.get(plan.leader, {}).get(plan.shard)
         if member is None or not member.leads or member.term != plan.term:
             return None
@@ -146,7 +146,7 @@ class Placement:
     # ------------------------------------------------------------------ what happens
 
     def place(self, shards_of: Sequence[str]) -> None:
-        """Give every shard of a new cluster its first places.
+        """Place every shard of a new cluster for the first time.
 
         Args:
             shards_of: Node of each shard's leader, by number.
@@ -165,7 +165,7 @@ class Placement:
         self._seek_followers()
 
     def fail_absent_nodes(self) -> None:
-        """Go on with an earlier plan: the nodes in it that are not there are lost."""
+        """Resume from a stored plan; nodes that did not rejoin are marked lost."""
         known = {plan.leader for plan in self.plan.shards} | {
             plan.follower for plan in self.plan.shards
         }
@@ -180,14 +180,14 @@ class Placement:
         self._seek_followers()
 
     def joined(self, node: str) -> None:
-        """A node is there, for the first time or again; what it had is where the plan says."""
+        """Add a node that joined or rejoined; its copies are those in the plan."""
         self._up[node] = {}
         if node != self._host:
             self._leases.heard(node)
         self._restore(node)
 
     def heard(self, node: str, members: Iterable[ReplicaStatus]) -> None:
-        """A node told how it is doing; one that was lost is there again."""
+        """Process a node's report; a lost node that reports is up again."""
         if node != self._host:
             self._leases.heard(node)
         if node not in self._up:
@@ -213,14 +213,14 @@ class Placement:
                     self._mark(*takers)
 
     def granted(self, node: str, now: float) -> None:
-        """A lease leaves for a node, and with it the orders that it has not carried out."""
+        """Note that a lease is sent to a node, with the assignments it has not carried out."""
         self._leases.granted(node, now)
         for shard, twin in list(self._twins.items()):
             if node in (twin, self.plan.shards[shard].leader):
                 del self._twins[shard]  # from now on the leader's is the only one
 
     def tick(self, now: float) -> None:
-        """Time passes: find out which nodes are lost, and decide what that means."""
+        """Count a tick, find the nodes that are lost now, and replace their copies."""
         lost = self._leases.tick(now)
         if lost:
             silent = "nothing was heard of it for"
@@ -235,12 +235,12 @@ class Placement:
             self._try_again()
 
     def lost(self, node: str, reason: str) -> None:
-        """A node is not there any more, and nothing on it answers."""
+        """Mark a node as lost: nothing on it answers any more."""
         self._lose({node: reason})
         self._seek_followers()
 
     def _lose(self, reasons: Mapping[str, str]) -> None:
-        """Several nodes at once: none of them takes the place of another."""
+        """Mark several nodes as lost at once, so that none of them replaces another."""
         concerned: set[int] = set()
         for node, reason in reasons.items():
             self._leases.forget(node)
@@ -261,7 +261,7 @@ class Placement:
     # ------------------------------------------------------------------ more shards, and fewer
 
     def set_eligible_nodes(self, nodes: Iterable[str], without: Iterable[str] = ()) -> None:
-        """Give copies to these nodes alone, from now on; those that others have stay there.
+        """Place new copies on these nodes only; existing copies on others stay.
 
         Args:
             nodes: The nodes.
@@ -273,7 +273,7 @@ class Placement:
         self._seek_followers()
 
     def add_shards(self, places: Iterable[tuple[str, str]]) -> list[int]:
-        """Make shards that have no slots yet.
+        """Add shards that have no slots yet.
 
         Args:
             places: Node of the leader and of the follower of each, the latter empty for none.
@@ -298,7 +298,7 @@ class Placement:
         plan.retired = True
 
     def _mark(self, *shards: int) -> None:
-        """The leaders of shards have something to do."""
+        """Mark the leaders of shards as having new assignments."""
         self.plan.version += 1
         for shard in shards:
             self._changed[self.plan.shards[shard].leader] = self.plan.version
@@ -306,7 +306,7 @@ class Placement:
     # ------------------------------------------------------------------ what is decided
 
     def _note(self, node: str, member: ReplicaStatus) -> None:
-        """Take in what is new about one copy."""
+        """Process the status of one copy."""
         if member.shard >= len(self.plan.shards):
             return
         plan = self.plan.shards[member.shard]
@@ -336,7 +336,7 @@ class Placement:
             self._seek_followers()
 
     def _note_follower(self, plan: ShardPlan, member: ReplicaStatus) -> None:
-        """Have another node follow in the place of one that cannot, if there is any."""
+        """Replace a follower that cannot follow, if another node can."""
         leader = self.leader_status(plan.shard)
         if member.state == "failed":
             why = member.reason
@@ -355,7 +355,7 @@ class Placement:
             )
 
     def _try_again(self) -> None:
-        """Forget who could not follow; where nobody else could, the same one tries once more."""
+        """Reset the nodes that could not follow; where no other can, they are tried again."""
         shards = sorted(self._unfit)
         self._unfit.clear()
         for plan in [self.plan.shards[shard] for shard in shards]:
@@ -368,11 +368,11 @@ class Placement:
                 )
 
     def _other_for(self, plan: ShardPlan) -> str:
-        """The node that is to follow, empty when there is none that could."""
+        """The node for a new follower, empty when there is none."""
         return self._least_used(plan.leader, self._unfit.get(plan.shard, set()))
 
     def _replace_leader(self, plan: ShardPlan) -> None:
-        """Give a shard whose leader is lost another one, if any has what was acknowledged."""
+        """Replace the lost leader of a shard, if another copy has all acknowledged writes."""
         name, old = actor_name(plan.shard), plan.leader
         self._unfit.pop(plan.shard, None)  # they may reach another one
         other = plan.follower if plan.caught_up else self._twins.get(plan.shard, "")
@@ -394,7 +394,7 @@ class Placement:
             self._event(EventKind.SHARD_LOST, name, f"with {old}{why}")
 
     def _restore(self, node: str) -> None:
-        """A node is there: what was lost with it is found, and it can keep copies of others."""
+        """Restore the shards that were lost with a node, and let it take copies of others."""
         for unfit in self._unfit.values():
             unfit.discard(node)
         for plan in self.plan.shards:
@@ -407,12 +407,12 @@ class Placement:
             self._seek_followers()
 
     def _note_twin(self, plan: ShardPlan, twin: str) -> None:
-        """A lost node's copy is as good as the leader's, for as long as that knows of no lease."""
+        """Note that a lost follower's copy equals the leader's, which has had no lease since."""
         if twin and plan.leader != self._host:  # which acts without one
             self._twins[plan.shard] = twin
 
     def _seek_followers(self) -> None:
-        """Find a second node for every shard that lacks one."""
+        """Find a node for the follower of every shard that lacks one."""
         if self._replicas == 1:
             return
         for plan in self.plan.shards:
@@ -421,19 +421,19 @@ class Placement:
                 self._event(EventKind.REPLICA_BEGUN, actor_name(plan.shard), f"on {other}")
 
     def _least_used(self, but: str, unfit: Container[str] = ()) -> str:
-        """The node with the fewest copies, but some; of several, the next one in their order."""
+        """The node with the fewest copies, without excluded ones; of several, the next in order."""
         nodes = self._usable()
         after = nodes.index(but) + 1 if but in nodes else 0
         others = [n for n in nodes[after:] + nodes[:after] if n != but and n not in unfit]
         return min(others, key=lambda node: len(self._copies.get(node, ())), default="")
 
     def _usable(self) -> list[str]:
-        """The nodes that may get copies: spare ones too, where there is no second copy without."""
+        """The nodes that may get copies; spare ones too, where a second copy needs them."""
         nodes = [node for node in self._up if node not in self.plan.spare]
         return nodes if len(nodes) >= self._replicas else list(self._up)
 
     def _change(self, plan: ShardPlan, leader: str, follower: str) -> None:
-        """Begin another term; what was on its way from or to this shard has to begin anew."""
+        """Begin another term of a shard; its slot migrations have to begin anew."""
         self.moves.give_up_of(plan.shard)
         before = {plan.leader, plan.follower}
         plan.term += 1
@@ -448,7 +448,7 @@ class Placement:
             self._changed[node] = self.plan.version
 
     def _index(self) -> None:
-        """Look up once which node has copies of what; it need not be sought for each beat."""
+        """Index the copies by node, so that a heartbeat needs no search."""
         self._copies.clear()
         self._twins.clear()
         for plan in self.plan.shards:

@@ -1,4 +1,4 @@
-"""The plan on the disk, where it has to be before anybody acts upon it.
+"""The plan file: the cluster plan on the disk, stored before any node acts on it.
 
 Two files take turns, so whatever ends a writing at any point leaves the other one whole. Both are
 longer than they need be and are written in place: what has to be decided on a full disk, such as
@@ -22,7 +22,7 @@ _SMALLEST: Final = 16 << 10  # bytes
 
 
 class _Written(msgspec.Struct):
-    """What a file holds; half of one plan and half of another pass for none."""
+    """The content of the file, with a checksum: a mixture of two plans is not accepted."""
 
     checksum: int
     plan: msgspec.Raw
@@ -40,7 +40,7 @@ class PlanFile:
         self._next = 0
 
     def read(self) -> ClusterPlan | None:
-        """The plan that was written last, None when there is none.
+        """Read the plan that was written last, None when there is none.
 
         Raises:
             ClusterOpenError: If what is there is damaged.

@@ -1,4 +1,4 @@
-"""Moving shards' slots until they are spread evenly over the nodes that are to be used.
+"""Rebalancing: moves slots until they are spread evenly over the nodes in use.
 
 A shard is never moved as a whole: where one is wanted, an empty one is made, with both its copies,
 and slots move to it. One that has no place any more is emptied, and ends. So there is one way for
@@ -29,7 +29,7 @@ _FAREWELL: Final = 1.0  # for clients to hear whom to ask, before a shard that h
 
 
 class Layout(NamedTuple):
-    """How the shards shall be spread.
+    """The wanted distribution of shards over nodes.
 
     Attributes:
         keep: Shards that stay where they are.
@@ -43,7 +43,7 @@ class Layout(NamedTuple):
 
 
 def lay_out(plan: ClusterPlan, nodes: Sequence[str], *, actors: int, replicas: int) -> Layout:
-    """Give each node the same number of leaders, and let as many shards as can be stay.
+    """Give each node the same number of leaders, with as few moves as possible.
 
     Args:
         plan: What there is.
@@ -74,11 +74,11 @@ def lay_out(plan: ClusterPlan, nodes: Sequence[str], *, actors: int, replicas: i
 
 
 class _BeginAnewError(Exception):
-    """What was planned cannot be done any more as it was."""
+    """The planned moves are not possible any more; plan them anew."""
 
 
 class Rebalancing:
-    """Carries it out, one move at a time.
+    """Moves slots to the wanted distribution, one migration at a time.
 
     Args:
         placement: What decides and is told.
@@ -116,7 +116,7 @@ class Rebalancing:
         self._now = now
 
     async def run(self, nodes: Sequence[str]) -> None:
-        """Spread the slots over some nodes, and go on when one of them is lost meanwhile.
+        """Spread the slots over nodes, and continue when one of them is lost meanwhile.
 
         Args:
             nodes: The nodes.
@@ -164,7 +164,7 @@ class Rebalancing:
             self._stir()
 
     def _target(self, table: SlotTable, layout: Layout, new: Sequence[int]) -> SlotTable:
-        """The table to reach: where only a second copy has no place, no slot leaves its node."""
+        """The slot table to reach; a shard that ends leaves its slots to a new one of its node."""
         shards = self._placement.plan.shards
         heirs: dict[int, int] = {}
         for shard in layout.end:
@@ -176,7 +176,7 @@ class Rebalancing:
         return rebalanced(SlotTable(table.version, slots, table.namespace_depth), weights)
 
     def _serves(self, shard: int) -> bool:
-        """Whether all copies of a shard are there, so that what it takes over is as safe there."""
+        """Whether all copies of a shard are up, so that slots are as safe there as before."""
         plan, member = self._placement.plan.shards[shard], self._placement.leader_status(shard)
         if not plan.leader:
             raise _BeginAnewError(f"the node of {actor_name(shard)} was lost")
@@ -215,12 +215,12 @@ class Rebalancing:
             self._stir()
 
     def _epoch(self, shard: int) -> int:
-        """Number of the incarnation that leads a shard."""
+        """The epoch of the incarnation that leads a shard."""
         member = self._placement.leader_status(shard)
         return member.epoch if member is not None else 0
 
     async def _until_near(self, target: int, number: int, epoch: int) -> None:
-        """Wait until a shard has almost all of what it takes over, for as long as it goes on."""
+        """Wait until a target has almost all of its new slots, as long as it makes progress."""
         steps, deadline = -1, 0.0
         while True:
             found = self._takes(target, number, epoch)
@@ -233,7 +233,7 @@ class Rebalancing:
             await self._changed()
 
     def _takes(self, shard: int, number: int, epoch: int) -> MigrationStatus:
-        """How far a shard is that takes slots over."""
+        """The status of a shard's migration as the target."""
         if self._placement.moves.find(number) is None:
             raise _BeginAnewError("a node was lost meanwhile")
         member = self._placement.leader_status(shard)
@@ -249,7 +249,7 @@ class Rebalancing:
         return found
 
     async def _until(self, so: Callable[[], bool], timeout: float, shard: int) -> None:
-        """Wait until something is so."""
+        """Wait until a condition holds."""
         deadline = self._now() + timeout
         while not so():
             if self._now() > deadline:

@@ -1,4 +1,4 @@
-"""Doing on one node what its orders say: the copies of shards here, under its supervisor."""
+"""The replicas of shards on one node: started, told and ended as its assignments say."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
 
 
 class ReplicaManager:
-    """The copies of shards on one node.
+    """Manages the replicas of shards on one node.
 
     Args:
         supervisor: The node's supervisor.
@@ -70,7 +70,7 @@ class ReplicaManager:
         self._assignments: dict[int, Assignment] = {}
 
     async def carry_out(self, assignments: NodeAssignments) -> None:
-        """Make it so; what is not wanted any more is gone when this returns."""
+        """Carry out assignments; replicas without one are removed when this returns."""
         wanted = {assignment.shard: assignment for assignment in assignments.per_shard}
         for shard, now in list(self._assignments.items()):
             then = wanted.get(shard)
@@ -98,7 +98,7 @@ class ReplicaManager:
         return states == [ChildState.FAILED]
 
     def unclean_leaders(self, ended: Mapping[str, str]) -> dict[str, str]:
-        """Those that did not end in order, but for second copies: the first ones have it all."""
+        """The unclean shutdowns, excluding follower replicas, whose leaders have everything."""
         copies = {
             actor_name(assignment.shard)
             for assignment in self._assignments.values()
@@ -107,7 +107,7 @@ class ReplicaManager:
         return {name: why for name, why in ended.items() if name not in copies}
 
     def located(self, name: str, detail: str, node: str) -> str:
-        """What happened to an actor here, with the node's name and the actor's role."""
+        """The detail of an actor's event, with the node's name and the actor's role."""
         roles = [
             assignment.role
             for assignment in self._assignments.values()
@@ -117,7 +117,7 @@ class ReplicaManager:
         return f"{detail} ({where})" if detail else where
 
     def replicas(self) -> tuple[ReplicaStatus, ...]:
-        """How the copies are doing."""
+        """The status of the replicas."""
         children = {child.spec.name: child for child in self._supervisor.children}
         return tuple(
             self._member(assignment, children[actor_name(shard)])
@@ -156,7 +156,7 @@ class ReplicaManager:
         )
 
     def _told(self, assignment: Assignment) -> Raw | None:
-        """What the actor hears of its duty, None for nothing."""
+        """The message that tells an actor its assignment, None for none."""
         if not self._replicated:
             told = (
                 OwnershipOrder(assignment.ownership, self._secret, self._max_bytes)

@@ -1,4 +1,4 @@
-"""Adding nodes to a running cluster, and taking them away."""
+"""Resizing: adds nodes to a running cluster, and removes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowgentic_actors.event_kinds import EventKind
 
 
 class Resizing:
-    """One at a time, on behalf of whoever asks; it goes on when that one asks no more.
+    """Runs one resizing at a time; it continues when its caller disconnects.
 
     Args:
         tasks: The task group that owns the work.
@@ -63,7 +63,7 @@ class Resizing:
         self._reply = RebalanceReply(True)
 
     async def asked(self, command: Rebalance) -> RebalanceReply:
-        """Begin what is asked for, if it was not begun, and wait for its end, or a while.
+        """Begin the requested resizing, unless it was begun, and wait a while for its end.
 
         Raises:
             RejectedError: If something else is under way.
@@ -99,7 +99,7 @@ class Resizing:
         self._reply = RebalanceReply(True, error)
 
     async def _gather(self, command: Rebalance) -> list[str]:
-        """The nodes to use, the host's own first; those that are not there yet are started."""
+        """Determine the nodes to use, the host's own first, and start those that are not up."""
         placement, here = self._placement, self._node_pool.here
         there = [node for node in placement.nodes if node != here]
         there.sort(key=lambda node: node in placement.plan.spare)  # those in use come first

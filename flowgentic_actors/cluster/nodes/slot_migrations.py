@@ -1,4 +1,4 @@
-"""Slots on their way from one shard to another: the part of the plan that says so."""
+"""Slot migrations: the part of the plan about slots that move between shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowgentic_actors.wire.addresses import Address
 
 
 class SlotMigrations:
-    """Begins, ends and gives up moves; what the leaders of shards hear of that.
+    """Begins, commits and gives up migrations, and tells leaders which slots they own.
 
     Args:
         plan: The plan.
@@ -39,11 +39,11 @@ class SlotMigrations:
         self._tell = tell
 
     def find(self, number: int) -> SlotMigration | None:
-        """A move that is under way, None when it is not any more."""
+        """A migration by its number, None when it has ended."""
         return next((move for move in self._plan.moves if move.number == number), None)
 
     def begin(self, source: int, target: int, slots: Iterable[int], rate: int) -> int:
-        """Have a shard take slots over from another one.
+        """Begin a migration of slots from one shard to another.
 
         Args:
             source: The shard that has them.
@@ -62,14 +62,14 @@ class SlotMigrations:
         return number
 
     def freeze(self, number: int) -> None:
-        """Have the source answer nothing any more about slots that are almost taken over."""
+        """Freeze the slots of a migration that is nearly done: the source refuses requests."""
         for index, move in enumerate(self._plan.moves):
             if move.number == number:
                 self._plan.moves[index] = replace(move, held=True)
                 self._mark(move.source)
 
     def commit(self, number: int) -> None:
-        """Slots are their new shard's from now on: it has all that there is of them."""
+        """Commit a migration: the target has everything, and owns the slots from now on."""
         move, table = self.find(number), self._plan.table
         assert move is not None
         assert table is not None
@@ -88,7 +88,7 @@ class SlotMigrations:
         self._tell(EventKind.SLOTS_MOVED, name, f"{count} slots from {actor_name(move.source)}")
 
     def give_up(self, number: int, why: str) -> None:
-        """Slots stay where they are."""
+        """Give a migration up: the slots stay at the source."""
         move = self.find(number)
         if move is None:
             return
@@ -98,17 +98,17 @@ class SlotMigrations:
         self._tell(EventKind.SLOTS_STAYED, actor_name(move.target), f"{what}: {why}")
 
     def give_up_of(self, shard: int) -> None:
-        """A shard is arranged anew: what was on its way from or to it has to begin anew."""
+        """Give up all migrations from or to a shard that begins another term."""
         for move in list(self._plan.moves):
             if shard in (move.source, move.target):
                 self.give_up(move.number, f"{actor_name(shard)} was arranged anew")
 
     def to(self, source: int) -> list[int]:
-        """The shards that take slots over from one."""
+        """The targets of a source's migrations."""
         return [move.target for move in self._plan.moves if move.source == source]
 
     def ownership(self, plan: ShardPlan) -> SlotOwnership | None:
-        """The slots of a shard."""
+        """The slots that a shard owns, freezes or takes over."""
         table = self._plan.table
         if table is None:
             return None

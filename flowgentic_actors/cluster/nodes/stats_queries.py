@@ -1,4 +1,4 @@
-"""Questions to other nodes for their actors' counters, sent in the answers to their beats."""
+"""Queries to other nodes for their actors' counters, sent in replies to heartbeats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEARING: Final = 0.7
 
 
 class NodeStatsQueries:
-    """Numbers the questions to the nodes, and waits for their answers.
+    """Numbers the queries to nodes, and waits for their answers.
 
     Args:
         on_question: Called when there is a new question: beats that wait have to be answered.
@@ -32,7 +32,7 @@ class NodeStatsQueries:
         self._news = asyncio.Event()
 
     def heard(self, node: str, answered: int) -> None:
-        """Take a node's beat, and the number of the last question that it has answered."""
+        """Note the number of the last query that a node has answered, from its heartbeat."""
         self.heard_at[node] = time.time()
         if answered > self._answered.get(node, 0):
             self._answered[node] = answered
@@ -40,7 +40,7 @@ class NodeStatsQueries:
             self._news = asyncio.Event()
 
     async def ask(self, nodes: Iterable[str], timeout: float) -> None:
-        """Ask nodes, and wait for their answers for at most `timeout` seconds."""
+        """Query nodes, and wait for their answers for at most `timeout` seconds."""
         self.number += 1
         number = self.number
         self._on_question()

@@ -1,1 +1,1 @@
-"""Opens a cluster: starts its host and watches it."""
+"""The opener of a cluster: starts its host and watches it."""

@@ -1,4 +1,4 @@
-"""Closes clusters that are still open when the interpreter ends.
+"""An exit hook that closes clusters which are still open when the interpreter ends.
 
 That is after its last non-daemon thread. Later, when modules are cleared and generators closed,
 Python lets no thread start any more and the daemon threads are gone: nothing can be closed then.
@@ -17,10 +17,10 @@ logger = logging.getLogger("flowgentic_actors")
 
 
 class Closable(Protocol):
-    """Something to close; a second time does nothing."""
+    """An object with `close`, which does nothing the second time."""
 
     def close(self) -> object:
-        """Close it, blocking."""
+        """Close the object, blocking."""
 
 
 _numbers = itertools.count()

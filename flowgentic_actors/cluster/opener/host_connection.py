@@ -1,7 +1,7 @@
-"""A connection to the host that says by its life that somebody is there: the owner, or a rank.
+"""The connection to the host that shows, while it is open, that the owner or a rank lives.
 
 One command at a time, from whichever thread has it. Waiting is counted in ticks that this process
-has seen and not read from a clock: when a scheduler suspends the whole job, nobody was silent.
+has seen and not read from a clock: when a scheduler suspends the whole job, no side was silent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class HostConnection:
-    """Such a connection. Blocks; needs no event loop.
+    """A connection of the owner, or of a rank, to the host. Blocks; needs no event loop.
 
     Args:
         address: Where the host is.
@@ -100,7 +100,7 @@ class HostConnection:
                         raise ProtocolError(f"unexpected {type(message).__name__} from the host")
 
     def close(self) -> None:
-        """Close the socket; a host that lives ends when it sees this."""
+        """Close the socket; the host ends when it sees that its owner's is closed."""
         self._sock.close()
 
     def wait(self, seconds: float, wake: int) -> None:
@@ -108,7 +108,7 @@ class HostConnection:
         readable(seconds, self._sock.fileno(), wake)
 
     def _pending(self) -> bool:
-        """Whether there are bytes that TLS has taken from the system already."""
+        """Whether TLS holds bytes that it has read from the socket already."""
         return isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
 
     def _write(self) -> None:
@@ -125,7 +125,7 @@ class HostConnection:
 
 
 def readable(seconds: float, *descriptors: int) -> bool:
-    """Whether one of some file descriptors becomes readable, or ends, in time. Blocks."""
+    """Whether one of the file descriptors becomes readable, or ends, in time. Blocks."""
     poll = select.poll()  # `select` takes no descriptor above 1,023
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)

@@ -1,4 +1,4 @@
-"""Starting the host's process: plain, under `dragon -s`, or inside a running Dragon runtime."""
+"""Launch of the host's process: plain, under `dragon -s`, or in a running Dragon runtime."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit
 
 
 class HostProcess(Protocol):
-    """A host that was started."""
+    """A host's process that was started."""
 
     def running(self) -> bool:
-        """Whether it, and what it runs in, may still come up or be up."""
+        """Whether the host, with its launcher or runtime, may still come up or be up."""
 
     def look(self) -> None:
-        """Note what it uses now and would leave behind if it were killed."""
+        """Note what the host uses now, to remove it if the host is killed."""
 
     def let_go(self) -> None:
-        """The host has ended its work, and ends by itself from now on."""
+        """Note that the host has ended its work, and ends by itself from now on."""
 
     def ending(self) -> str:
-        """How it ended, as a predicate."""
+        """How the host ended, as a predicate for messages."""
 
     def wait(self, timeout: float) -> bool:
-        """Wait until it and what started it are gone; False when they are not in time."""
+        """Wait until the host and its launcher are gone; False when they are not in time."""
 
     def kill(self) -> None:
-        """End by force whatever there is left of it, and remove what that leaves behind."""
+        """Kill what is left of the host, and remove the files and shared memory it leaves."""
 
 
 class _Launched:
-    """A child process (the host itself, or a Dragon launcher) with a process group of its own.
+    """A child process, the host or a Dragon launcher, with a process group of its own.
 
     It is not reaped before `kill`: as long as its pid is taken, so is the number of its group.
     """
@@ -123,7 +123,7 @@ class _Launched:
 class _DragonLauncher(_Launched):
     """`dragon -s`: a launcher with its services, the host and the actors in one process group.
 
-    Whoever of them is killed leaves the runtime's shared memory behind, which only we then remove.
+    When one is killed, the runtime's shared memory stays behind, which only we then remove.
     """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -164,7 +164,7 @@ class _NodesLauncher(_DragonLauncher):
 
 
 class _InRuntime:
-    """A native process of the runtime that this process belongs to; known by its pid."""
+    """A native process of the runtime that this process belongs to, known by its pid."""
 
     def __init__(self, folder: Path) -> None:
         self._pid_file = folder / PID_FILE

@@ -1,4 +1,4 @@
-"""Keeps a host alive: what the opener's process does for its cluster, on a thread of its own.
+"""The watchdog: a thread of the opener's process that keeps the cluster's host alive.
 
 The thread watches the owner's connection and the host's process. When the host is dead or silent it
 makes sure that nothing of it is left, and starts another one in the same folder, with the same
@@ -61,7 +61,7 @@ logger = logging.getLogger("flowgentic_actors")
 
 
 class HostWatchdog:
-    """Starts one cluster's host, restarts it, ends it.
+    """Starts one cluster's host, restarts it and ends it.
 
     Args:
         spec: What the host is told.
@@ -95,7 +95,7 @@ class HostWatchdog:
         had to be killed afterwards takes nothing from that."""
 
     def open(self, patience: Patience) -> Description:
-        """Start the host, wait until its actors serve, and keep it from then on.
+        """Start the host, wait until its actors serve, and watch it from then on.
 
         Raises:
             ClusterOpenError: If that failed, with the reason; `close` cleans up.
@@ -113,13 +113,13 @@ class HostWatchdog:
         return description
 
     def end(self, reason: str) -> None:
-        """Have the host end the cluster's work in order; callable from any thread."""
+        """Have the host drain and end the actors; callable from any thread."""
         if not self._given_up:
             self._orders.append(End(reason[:1024]))
             self._wake()
 
     def close(self, timeout: float) -> str:
-        """End the host in order if it can be, and make sure that nothing of it is left.
+        """End the host, in order if possible, and make sure that nothing of it is left.
 
         A host that died, with the memory that ends with the cluster, needs no successor for that;
         where the memory persists, one more host seals it.
@@ -151,17 +151,17 @@ class HostWatchdog:
         return trouble
 
     def abandon(self) -> None:
-        """Let the host see the end of its owner now, without waiting for anything."""
+        """Close the connection that tells the host that its owner lives, without waiting."""
         self._stop()
 
     def after_fork(self) -> None:
-        """A forked child keeps nothing: close its copies."""
+        """Close a forked child's copies of the connection."""
         self._thread = None
         self._close_link()
         self._close_descriptors()
 
     def log_tail(self) -> str:
-        """What the host's log ends with, until `close`."""
+        """The end of the host's log, until `close`."""
         return log_tail(self._folder / LOG_FILE)
 
     # ------------------------------------------------------------------ the thread
@@ -184,7 +184,7 @@ class HostWatchdog:
                 self._close_descriptors()
 
     def _watch(self) -> str:
-        """Look after the host until it is dead or silent; returns what became of it.
+        """Watch the host until it is dead or silent; returns how it ended.
 
         Empty when the cluster was closed.
         """
@@ -225,7 +225,7 @@ class HostWatchdog:
             self._next_event = event.number + 1
 
     def _restart(self, reason: str) -> bool:
-        """Start another host; False when it is given up or none is needed any more."""
+        """Start another host; False when restarts are given up or no host is needed."""
         while self._wants_host():
             now = time.monotonic()
             delay = self._policy.next_delay(now, now - self._served_from)
@@ -258,13 +258,13 @@ class HostWatchdog:
         return self._note_trouble(_DIED)
 
     def _note_trouble(self, reason: str) -> Literal[False]:
-        """Tell what a host that is not replaced, because of the close, leaves undone."""
+        """Add events about a host that ended during the close and is not replaced."""
         if self._shut_down and (self._spec.persist or reason not in (_DIED, _RUNTIME_DIED)):
             self._trouble = f"its host {reason}; the memory's journals were not sealed"
         return False
 
     def _without_tier(self, now: float) -> HostSpec:
-        """The spec, from the third host in a row on that did not live long without DDicts.
+        """The next host's spec, without DDicts after several hosts in a row with short lives.
 
         What breaks in one may end the whole runtime, each time that there is one again; the
         journals have all that it had.
@@ -292,7 +292,7 @@ class HostWatchdog:
         asyncio.run(self._refuse(RefusingServer("failed", text)))
 
     async def _refuse(self, refusal: RefusingServer) -> None:
-        """Answer everybody on the cluster's addresses until it is closed."""
+        """Refuse all requests on the cluster's addresses, with the reason, until it is closed."""
         spec = self._spec
         addresses = {"the host": str(self._socket), **actor_addresses(spec)}
         servers = [
@@ -317,13 +317,13 @@ class HostWatchdog:
         return self._closed_at + self._spec.close_timeout
 
     def _wants_host(self) -> bool:
-        """Whether there has to be a host: one more, if need be, seals a memory that persists."""
+        """Whether a host is needed: even while closing, one more to seal a persistent memory."""
         if not self._closing:
             return True
         return self._shut_down and self._spec.persist and time.monotonic() < self._close_by()
 
     def _is_hopeless(self) -> bool:
-        """Whether not to wait any longer for a host that is slow to answer while it is closed."""
+        """Whether to stop waiting for a host that is slow to answer while it is closed."""
         waited = time.monotonic() - self._closed_at
         return self._closing and (not self._shut_down or waited > self._spec.close_timeout / 2)
 
@@ -366,7 +366,7 @@ class HostWatchdog:
         return f". The last line of its log: {line}" if line else ". It wrote nothing to its log"
 
     def _not_opened(self, error: FlowgenticError | OSError) -> FlowgenticError:
-        """The error of the opening, with the reason first."""
+        """The error of a failed opening, with the reason first."""
         match error:
             case ClusterOpenError():
                 return error
@@ -384,13 +384,13 @@ class HostWatchdog:
         return ClusterOpenError(f"the cluster cannot be opened: {error}")
 
     def _comes_up(self, socket_path: Path, spec_file: Path, patience: Patience) -> bool:
-        """Start the host and wait for its socket; False when it ended, or it is too late."""
+        """Start the host and wait for its socket; False when it ended, or is not up in time."""
         spec = self._spec
         process = launch_host(
             spec.spawner, self._folder, spec_file, patience.left, nodes=spec.nodes
         )
         self._process = process
-        if not self._wants_host():  # and whoever closes may not wait for this thread any more
+        if not self._wants_host():  # and the closing thread may not wait for this one any more
             process.kill()
         while not socket_path.exists():
             if patience.left <= 0 or not self._wants_host() or not process.running():
@@ -418,7 +418,7 @@ class HostWatchdog:
             self._connection = None
 
     def _end_processes(self) -> list[int]:
-        """End host and actors; returns the pids of those that do not go."""
+        """End host and actors; returns the pids of those that do not end."""
         self._close_link()
         process, self._process = self._process, None
         if process is not None and self._spec.nodes == 1:
@@ -437,7 +437,7 @@ class HostWatchdog:
         self._wake()
 
     def _pause(self, seconds: float) -> None:
-        """Wait, but no longer than until the cluster is closed."""
+        """Wait, at most until the cluster is closed."""
         deadline = time.monotonic() + seconds
         while not self._closing and (left := deadline - time.monotonic()) > 0:
             readable(left, self._wake_read)

@@ -1,4 +1,4 @@
-"""The opener's side: brings a cluster up, owns it through one connection, takes it down.
+"""The owner: opens a cluster, owns it through one connection, and closes it.
 
 Everything here blocks and none of it needs an event loop, so a cluster can be opened and closed
 from any thread and its owner's loop may do what it likes in between.
@@ -104,7 +104,7 @@ class Owner:
             raise
 
     def close(self) -> str:
-        """End the cluster: drain, flush, stop, and kill what is left after `close_timeout`.
+        """Close the cluster: drain, flush, stop, and kill what is left after `close_timeout`.
 
         Returns:
             What did not end in order, empty if everything did.
@@ -121,13 +121,13 @@ class Owner:
             self._one_at_a_time.release()
 
     def end(self, reason: str) -> None:
-        """Have the host end the cluster's work in order; the cluster stays open and refuses."""
+        """Have the host drain and end the actors; the cluster stays open, and refuses requests."""
         watchdog = self._watchdog
         if watchdog is not None:
             watchdog.end(reason)
 
     def after_fork(self) -> None:
-        """A forked child owns nothing: close its copies of the connection and the lock."""
+        """Close a forked child's copies of the connection and the lock."""
         self._one_at_a_time = threading.Lock()  # another thread may have held the old one
         if self._watchdog is not None:
             self._watchdog.after_fork()
@@ -216,7 +216,7 @@ class Owner:
         return description
 
     def _nodes(self) -> int:
-        """Nodes to use, 0 for all of the runtime that the host finds itself in."""
+        """The number of nodes to use, 0 for all of the host's Dragon runtime."""
         asked = self._config.n_nodes
         if self._spawner != "dragon":
             return asked or 1
@@ -239,7 +239,7 @@ class Owner:
         )
 
     def _clean_up(self, *, clean: bool = False) -> str:
-        """End what there is, in order where it can be; returns what could not.
+        """End all processes, in order where possible; returns those that could not be ended.
 
         Args:
             clean: Whether the memory, too, is to end with the cluster if that ends in order.

@@ -1,4 +1,4 @@
-"""Where the ranks of one job step find the cluster that the first of them opens.
+"""The rendezvous: how the ranks of a job step find the cluster that the first one opens.
 
     <folder>/                     0700, this user's, on a file system that all nodes see
         <step>-<number>.json      0600: how to attach, or why there is nothing to attach to
@@ -54,7 +54,7 @@ logger = logging.getLogger("flowgentic_actors")
 
 
 class FirstRank(msgspec.Struct, frozen=True, kw_only=True):
-    """The process that opens the cluster.
+    """The rank whose process opens the cluster.
 
     Attributes:
         machine: As `environment.machine` names it.
@@ -68,12 +68,12 @@ class FirstRank(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it ran on this machine and has ended; False for another machine's."""
+        """Whether that process ran on this machine and has ended; False for another machine's."""
         return self.machine == machine() and not is_alive(self.pid, self.started)
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
-    """What the first rank tells the others.
+    """The note that the first rank publishes for the others.
 
     Attributes:
         first: Who that is.
@@ -96,7 +96,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rendezvous:
-    """The place of one cluster of one step.
+    """The rendezvous of one cluster in one job step.
 
     Args:
         rank: This process's rank.
@@ -119,7 +119,7 @@ class Rendezvous:
     # ------------------------------------------------------------------ the first rank
 
     def begin(self, scratch: Path | None) -> None:
-        """Become the first rank, unless another running process is. Blocks.
+        """Become the first rank, unless another running process is it. Blocks.
 
         What earlier runs left is replaced.
 
@@ -147,7 +147,7 @@ class Rendezvous:
 
     @staticmethod
     def _is_there(note: Note) -> bool:
-        """Whether the process that wrote a note may still be running."""
+        """Whether the writer of a note may still be running."""
         if note.first.machine == machine():
             return not note.first.has_ended
         # A process has its rank from one on its own machine. An earlier run's first rank, which
@@ -218,7 +218,7 @@ class Rendezvous:
             link.close()
 
     def remove(self) -> None:
-        """Remove the note, or mark it as closed for ranks that have not come yet. Blocks."""
+        """Remove the note, or mark it as closed for ranks that start later. Blocks."""
         note = self._read()
         if note is None or note.first != self._me:
             return
@@ -230,7 +230,7 @@ class Rendezvous:
     # ------------------------------------------------------------------ the others
 
     def find(self, timeout: float) -> Note:
-        """Wait for what the first rank tells. Blocks.
+        """Wait for the first rank's note. Blocks.
 
         Raises:
             ClusterOpenError: If it tells nothing in time, or that it failed.
@@ -270,7 +270,7 @@ class Rendezvous:
         )
 
     def enter(self, descriptor: Descriptor) -> None:
-        """Be there, until `leave`. Blocks.
+        """Mark this rank as present until `leave`. Blocks.
 
         Raises:
             OSError, FlowgenticError: If the host cannot be reached.
@@ -281,7 +281,7 @@ class Rendezvous:
         self._connection.ask(AttachRank(self.rank.rank), _PATIENCE)
 
     def leave(self) -> None:
-        """Be there no longer."""
+        """Mark this rank as gone."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

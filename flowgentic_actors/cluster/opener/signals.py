@@ -1,4 +1,4 @@
-"""Signals to the opener's program: SIGTERM, and the scheduler's warning.
+"""Handling of signals to the opener's program: SIGTERM, and the scheduler's warning.
 
 Handlers are set on the main thread only, only over the default ones, and are taken back. A handler
 runs between any two instructions of the main thread, which may hold any lock: it only starts a
@@ -25,7 +25,7 @@ Action = Callable[[], object]
 
 
 class SignalActions:
-    """What is to be done when one signal comes, by whom it concerns.
+    """The actions for one signal, by owner.
 
     Args:
         number: The signal.
@@ -43,7 +43,7 @@ class SignalActions:
         self.done = threading.Event()
 
     def add(self, key: object, action: Action) -> None:
-        """Have something done when the signal comes; call it on the main thread."""
+        """Add an action for the signal; call this on the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         if not self._set:
@@ -55,7 +55,7 @@ class SignalActions:
         self._actions[key] = action
 
     def remove(self, key: object) -> None:
-        """Forget it; the last one restores the default, if that can and should be done here."""
+        """Remove an action; without any, the default handler is restored where that is possible."""
         self._actions.pop(key, None)
         if self._actions or not self._set or self.received:
             return

@@ -1,1 +1,1 @@
-"""Memories and clusters on the disk."""
+"""Memories and clusters on the disk: manifest, lock, folders."""

@@ -1,4 +1,4 @@
-"""The folders of clusters on a node: one private folder each, owned by locks.
+"""The folders of clusters on a node: one private folder each, with locks for owner and host.
 
     <scratch>/flowgentic-<uid>/         0700, this user's
         .lock                           held for the moment of making or sweeping a folder
@@ -8,7 +8,7 @@
             memory/                     the journals (`stored_memory`), or without one of its own
             persist                     a link to the `persist_path`
 
-A folder whose locks nobody holds belonged to processes that died. Its memory, if it holds anything,
+A folder whose locks are free belonged to processes that died. Its memory, if it holds anything,
 is an orphan: kept for a while and reopened by name. All else is removed by the next opener.
 """
 
@@ -62,10 +62,10 @@ def _root_path(scratch: Path | None) -> Path:
 
 
 def root_folder(scratch: Path | None) -> Path:
-    """This user's folder for clusters, made when it is not there.
+    """This user's folder for clusters, made when missing.
 
     Raises:
-        ClusterOpenError: If it cannot be made, or somebody else could write to it.
+        ClusterOpenError: If it cannot be made, or another user could write to it.
     """
     try:
         root = _root_path(scratch)
@@ -89,7 +89,7 @@ def root_folder(scratch: Path | None) -> Path:
 
 @contextlib.contextmanager
 def root_locked(root: Path) -> Iterator[None]:
-    """Hold the lock of this user's folder for clusters, for a moment. Blocks."""
+    """Hold the lock of this user's folder for clusters. Blocks."""
     lock = FileLock(root / ".lock")
     lock.acquire(wait=True)  # held for milliseconds
     try:
@@ -137,7 +137,7 @@ def claim_folder(
 def claim_node_folder(
     root: Path, name: str, limits: OrphanLimits, deadline: float
 ) -> tuple[Path, FileLock]:
-    """Make a cluster's folder on a node that is not its opener's, and take the host's lock there.
+    """Make a cluster's folder on a node that is not its opener's, and take its host lock.
 
     What an earlier program of this cluster left is taken over; one that is ending is waited for.
 
@@ -168,7 +168,7 @@ def claim_node_folder(
 
 
 def retire(folder: Path) -> None:
-    """Remove a cluster's folder, but for the memory in it if that holds anything.
+    """Remove a cluster's folder, except a memory in it that is not empty.
 
     For who holds one of its locks.
     """
@@ -177,7 +177,7 @@ def retire(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a cluster's folder with all that is in it; for who holds one of its locks.
+    """Remove a cluster's folder with its content; the caller holds one of its locks.
 
     The locks go last: a folder without them passes for one of a dead cluster, which others sweep.
     """
@@ -188,7 +188,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def _reduce(folder: Path) -> bool:
-    """Remove all but the locks and a memory that holds anything; whether there is such a memory."""
+    """Remove all but the locks and a memory that is not empty; whether there is one."""
     end_tiers(folder)
     memory = folder / MEMORY
     keep = memory.is_dir() and holds_memory(memory)
@@ -209,7 +209,7 @@ def _clear(folder: Path, *kept: str) -> None:
 
 
 def _sweep(root: Path, wanted: Path, limits: OrphanLimits) -> None:
-    """Retire what dead clusters left, and remove the orphans that are too old or too much."""
+    """Retire the folders of dead clusters, and remove orphans beyond the limits of age and size."""
     orphans: list[tuple[float, int, Path]] = []
     for folder in root.iterdir():
         if not folder.is_dir() or is_live(folder):
@@ -226,7 +226,7 @@ def _sweep(root: Path, wanted: Path, limits: OrphanLimits) -> None:
 
 
 def _age_and_size(memory: Path) -> tuple[float, int]:
-    """When anything changed last in a folder, and what it takes on the disk.
+    """The time of the last change in a folder, and its size on the disk.
 
     An actor may outlive its cluster by seconds and remove files meanwhile.
     """
@@ -240,7 +240,7 @@ def _age_and_size(memory: Path) -> tuple[float, int]:
 
 
 def is_live(folder: Path) -> bool:
-    """Whether an opener or a host of a cluster's folder lives."""
+    """Whether the owner or the host of a cluster's folder is running."""
     return _locked(folder, OWNER_LOCK) or _locked(folder, HOST_LOCK)
 
 
@@ -258,12 +258,12 @@ def _locked(folder: Path, name: str) -> bool:
 
 
 def has_owner(folder: Path) -> bool:
-    """Whether the program that opened the cluster of a folder is running."""
+    """Whether the owner of a cluster's folder is running."""
     return _locked(folder, OWNER_LOCK)
 
 
 def is_orphan(folder: Path) -> bool:
-    """Whether an owner that died left a memory that is kept for a while."""
+    """Whether a folder holds an orphan: a memory whose owner died."""
     memory = folder / MEMORY
     return memory.is_dir() and not has_owner(folder) and holds_memory(memory)
 
@@ -288,7 +288,7 @@ def descriptor_of(name: str, scratch: Path | None = None) -> Path:
 
 
 def find_memory(target: str, scratch: Path | None = None) -> Path:
-    """The folder of a memory on disk, and nothing changed there.
+    """Find the folder of a memory on disk, without changing anything.
 
     Args:
         target: A `persist_path`, the folder of a cluster, or the name of a live cluster or an
@@ -296,7 +296,7 @@ def find_memory(target: str, scratch: Path | None = None) -> Path:
         scratch: Where names are looked up, as in `MemoryConfig`.
 
     Raises:
-        PersistError: If there is none, or somebody else could have put another in its place.
+        PersistError: If there is none, or another user could have replaced it.
     """
     named = "/" not in target and not Path(target).exists()
     try:
@@ -327,5 +327,5 @@ def find_memory(target: str, scratch: Path | None = None) -> Path:
 
 
 def _found(root: Path, pattern: str) -> list[Path]:
-    """What there is below a folder; unlike `Path.glob`, this bears with folders that vanish."""
+    """The matching paths below a folder; unlike `Path.glob`, this tolerates vanishing folders."""
     return [Path(path) for path in glob(pattern, root_dir=root)]  # noqa: PTH207

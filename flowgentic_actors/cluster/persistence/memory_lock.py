@@ -1,10 +1,10 @@
-"""Who holds a memory: one cluster at a time may have its folder open.
+"""The memory lock: one cluster at a time may have a memory's folder open.
 
     holder.lock    locked by the host as long as it lives, where the file system has locks
     holder.json    who that is; the host touches it every few seconds
 
 The kernel lets go of a dead holder's lock. Some file systems that nodes share have no locks, or
-have them on each node for itself; so whoever finds the lock free looks at the file as well:
+have them on each node for itself; so a process that finds the lock free looks at the file as well:
 
 - A holder on this machine, since it was started, is dead when its lock is free, or without locks
   when no process has its pid and start time.
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 class LockOwner(msgspec.Struct, frozen=True, kw_only=True):
-    """Who holds a folder.
+    """The process that holds a memory's lock.
 
     Attributes:
         name: Name of the cluster.
@@ -90,7 +90,7 @@ class LockOwner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryLock:
-    """One process's hold on a folder.
+    """The lock of one memory's folder, as one process takes it.
 
     Args:
         folder: The folder; it must exist.
@@ -106,7 +106,7 @@ class MemoryLock:
         self._thread: threading.Thread | None = None
 
     def check(self) -> None:
-        """Raise if another one holds the folder; changes nothing.
+        """Raise if another cluster holds the folder; changes nothing.
 
         Raises:
             PersistHeldError: If a live cluster has it open.
@@ -117,7 +117,7 @@ class MemoryLock:
             self._lock.release()
 
     def take(self, name: str, job: str, on_lost: Callable[[], None]) -> None:
-        """Take hold of the folder until `release` or the end of this process.
+        """Take the lock, until `release` or the end of this process.
 
         Args:
             name: Name of the cluster.
@@ -153,13 +153,13 @@ class MemoryLock:
         self._thread.start()
 
     def announce_end(self) -> None:
-        """Tell those who look that it is let go soon; does not block."""
+        """Note in the lock's file that it is released soon; does not block."""
         if self._holder is not None:
             self._holder = msgspec.structs.replace(self._holder, ending=True)
             self._wake.set()
 
     def release(self) -> None:
-        """Let go of the folder, if it is held."""
+        """Release the lock, if it is held."""
         self._ended = True
         self._wake.set()
         if self._thread is not None:
@@ -170,13 +170,13 @@ class MemoryLock:
         self._lock.release()
 
     def forget(self) -> None:
-        """Let go of a forked child's copy; its parent goes on holding the folder."""
+        """Close a forked child's copy; the parent keeps the lock."""
         self._ended = True
         self._thread = None
         self._lock.forget()
 
     def _take_lock(self) -> bool:
-        """Take the lock, or learn that there are none here; raises when the folder is held."""
+        """Take the file lock, if the file system has locks; raises when the folder is held."""
         locks = True
         try:
             if not self._lock.acquire():
@@ -253,7 +253,7 @@ class MemoryLock:
 
 
 def read_lock_owner(folder: Path) -> LockOwner | None:
-    """Who held a folder last; None when it was let go in order, or never held.
+    """Read the last owner of a lock; None when it was released in order, or never held.
 
     Raises:
         PersistError: If the file cannot be read.
@@ -272,7 +272,7 @@ def read_lock_owner(folder: Path) -> LockOwner | None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a live cluster seems to have a folder open; nothing is changed or locked to see it.
+    """Whether a live cluster seems to hold a folder; nothing is changed or locked.
 
     Raises:
         PersistError: If the holder's file cannot be read.
@@ -297,7 +297,7 @@ def _held(folder: Path, holder: LockOwner | None) -> PersistHeldError:
 
 
 def _age(folder: Path) -> float:
-    """Seconds since the holder's file was touched, by the file server's clock."""
+    """Seconds since the lock's file was touched, by the file server's clock."""
     try:
         os.utime(folder / HOLDER_LOCK)
         now = (folder / HOLDER_LOCK).stat().st_mtime
@@ -313,13 +313,13 @@ def _age(folder: Path) -> float:
 
 
 def _machine() -> str:
-    """This start of this machine."""
+    """An id of this machine's current boot."""
     boot = boot_id()
     return boot.hex() if any(boot) else os.uname().nodename
 
 
 def _start_time(pid: int) -> str:
-    """When a process was started, in the kernel's words; empty when there is none."""
+    """The kernel's start time of a process; empty when there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

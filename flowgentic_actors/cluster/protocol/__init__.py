@@ -1,1 +1,1 @@
-"""What hosts, nodes and clients say to each other, and its types."""
+"""Messages between hosts, nodes and clients, and their types."""

@@ -1,4 +1,4 @@
-"""What a node has to do, and what it tells: the words between the host and the other nodes."""
+"""Assignments of a node and the status that it reports: messages of host and agents."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Assignment(Struct, array_like=True, frozen=True):
 
 
 class NodeAssignments(Struct, array_like=True, frozen=True):
-    """All duties of a node.
+    """All assignments of a node.
 
     Attributes:
         version: Grows with every change.
@@ -54,7 +54,7 @@ class NodeAssignments(Struct, array_like=True, frozen=True):
 
 
 class ReplicaStatus(Struct, array_like=True, frozen=True):
-    """How one copy of a shard is doing.
+    """The status of one replica of a shard.
 
     Attributes:
         shard: Number of the shard.
@@ -96,5 +96,5 @@ class ReplicaStatus(Struct, array_like=True, frozen=True):
 
 
 def actor_name(shard: int) -> str:
-    """The name of a shard's actors, wherever they run."""
+    """The name of a shard's actors, the same on every node."""
     return f"shard-{shard}"

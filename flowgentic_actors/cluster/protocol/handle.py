@@ -1,4 +1,4 @@
-"""Handles: how another process finds a cluster."""
+"""Handles and descriptors: how another process finds a cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXPORT_PREFIX = "flowgentic:"
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in a cluster's descriptor file. It holds the secret: never print or log it.
+    """The content of a cluster's descriptor file. It holds the secret: never print or log it.
 
     Attributes:
         name: Name of the cluster.
@@ -38,17 +38,17 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def address(self) -> Address:
-        """Where this machine reaches the host."""
+        """The address at which this machine reaches the host."""
         if self.remote is None or self.machine in ("", machine()):
             return self.host
         return self.remote
 
     def encode(self) -> bytes:
-        """What is in the file."""
+        """The content of the descriptor file."""
         return msgspec.json.encode(self, enc_hook=revealed)
 
     def write(self, path: Path) -> None:
-        """Write the file, readable by this user alone."""
+        """Write the descriptor file, readable by this user alone."""
         write_private(path, Secret(self.encode()))
 
 

@@ -1,4 +1,4 @@
-"""What a host can be asked."""
+"""Commands to a host, and its replies."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from flowgentic_actors.wire.addresses import Address, TcpAddress
 
 
 class Describe(Struct, tag=1, array_like=True, frozen=True):
-    """How to reach the actors. Answered once all of them serve."""
+    """Ask how to reach the actors. Answered once all of them serve."""
 
 
 class GetStatus(Struct, tag=2, array_like=True, frozen=True):
-    """The cluster's status."""
+    """Ask for the cluster's status."""
 
 
 class GetEvents(Struct, tag=3, array_like=True, frozen=True):
-    """The events from a number on; waits a while when there is none yet. The owner's heartbeat."""
+    """Ask for events from a number on, waiting a while for one. The owner's heartbeat."""
 
     start: Annotated[int, Meta(ge=0)]
     wait: Annotated[float, Meta(ge=0, le=60)]
@@ -36,13 +36,13 @@ class Shutdown(Struct, tag=4, array_like=True, frozen=True):
 
 
 class End(Struct, tag=6, array_like=True, frozen=True):
-    """End the cluster's work in order, and stay to tell everybody why; for the owner alone."""
+    """Drain and end the actors, and stay to refuse requests with the reason; for the owner."""
 
     reason: Annotated[str, Meta(max_length=1024)]
 
 
 class GetShardMap(Struct, tag=7, array_like=True, frozen=True):
-    """Where the shards are, as soon as that is not what it was; waits a while for it.
+    """Ask for the shard map once it has changed; waits a while for that.
 
     Attributes:
         version: What the asker knows.
@@ -54,7 +54,7 @@ class GetShardMap(Struct, tag=7, array_like=True, frozen=True):
 
 
 class Heartbeat(Struct, tag=8, array_like=True, frozen=True):
-    """A node says that it is there, and asks for a lease; answered at once when there are orders.
+    """A node's sign of life, and request for a lease; answered at once with new assignments.
 
     Attributes:
         node: Its name.
@@ -80,7 +80,7 @@ class Heartbeat(Struct, tag=8, array_like=True, frozen=True):
 
 
 class AttachRank(Struct, tag=9, array_like=True, frozen=True):
-    """A rank of the step that opened the cluster is there, for as long as its connection is.
+    """Attach a rank of the job step, for as long as its connection is open.
 
     Attributes:
         rank: Its number; 0 of another process that has the first one's.
@@ -90,7 +90,7 @@ class AttachRank(Struct, tag=9, array_like=True, frozen=True):
 
 
 class AwaitRanks(Struct, tag=10, array_like=True, frozen=True):
-    """Answered when all ranks have been there and are gone, or after a while.
+    """Wait until all ranks have attached and left, or for a while.
 
     Attributes:
         size: Ranks of the step, the owner's own included.
@@ -102,7 +102,7 @@ class AwaitRanks(Struct, tag=10, array_like=True, frozen=True):
 
 
 class Rebalance(Struct, tag=11, array_like=True, frozen=True):
-    """Spread the slots evenly over the nodes; answered when that is done, or after a while.
+    """Spread the slots evenly over nodes; answered when that is done, or after a while.
 
     Attributes:
         number: Of the call: asked again under the same one, it is waited for and not done anew.
@@ -120,7 +120,7 @@ class Rebalance(Struct, tag=11, array_like=True, frozen=True):
 
 
 class RebalanceReply(Struct, tag=9, array_like=True, frozen=True):
-    """Whether it is done.
+    """The reply to `Rebalance`: whether it is done.
 
     Attributes:
         done: Whether nothing is under way any more.
@@ -132,14 +132,14 @@ class RebalanceReply(Struct, tag=9, array_like=True, frozen=True):
 
 
 class RanksReply(Struct, tag=8, array_like=True, frozen=True):
-    """The ranks that are there, and those that have not been yet."""
+    """The reply to `AwaitRanks`: the ranks that are present, and those that never were."""
 
     present: tuple[int, ...]
     missing: tuple[int, ...]
 
 
 class LoopBlocked(Struct, tag=12, array_like=True, frozen=True):
-    """Report that a client's event loop was blocked, which becomes an event.
+    """Report that a client's event loop was blocked, to be added as an event.
 
     Attributes:
         detail: The client's process, and for how long.
@@ -164,7 +164,7 @@ HostCommand: TypeAlias = (
 
 
 class ShardLocation(Struct, array_like=True, frozen=True):
-    """Where a shard's actor is.
+    """The location of a shard's actor.
 
     Attributes:
         name: Its name.
@@ -186,7 +186,7 @@ class ShardLocation(Struct, array_like=True, frozen=True):
 
 
 class ShardMap(Struct, tag=6, array_like=True, frozen=True):
-    """Where the shards are.
+    """The shard map: the location of each shard.
 
     Attributes:
         version: Grows with every change.
@@ -205,7 +205,7 @@ class ShardMap(Struct, tag=6, array_like=True, frozen=True):
     closed: bool = False
 
     def route(self, location: ShardLocation, here: str) -> Address | None:
-        """How a process reaches a shard, None while nobody does.
+        """The address at which a process reaches a shard, None while there is none.
 
         Args:
             location: One of these.
@@ -219,7 +219,7 @@ class ShardMap(Struct, tag=6, array_like=True, frozen=True):
 
 
 class Description(Struct, tag=1, array_like=True, frozen=True):
-    """How to reach the actors.
+    """The reply to `Describe`: how to reach the actors.
 
     Attributes:
         spawner: Who started them.
@@ -243,7 +243,7 @@ class Description(Struct, tag=1, array_like=True, frozen=True):
 
 
 class EndNode(Struct, array_like=True, frozen=True):
-    """A node shall end in order.
+    """An order to a node to end.
 
     Attributes:
         reason: Why.
@@ -255,7 +255,7 @@ class EndNode(Struct, array_like=True, frozen=True):
 
 
 class HeartbeatReply(Struct, tag=7, array_like=True, frozen=True):
-    """The answer to a beat.
+    """The reply to a heartbeat.
 
     Attributes:
         lease: Seconds, from the moment in which the beat left, for which the node may answer.
@@ -275,19 +275,19 @@ class HeartbeatReply(Struct, tag=7, array_like=True, frozen=True):
 
 
 class StatusReply(Struct, tag=2, array_like=True, frozen=True):
-    """The status."""
+    """The reply to `GetStatus`."""
 
     status: ClusterStatus
 
 
 class EventsReply(Struct, tag=3, array_like=True, frozen=True):
-    """Events in order, none if nothing happened in the time asked for."""
+    """The reply to `GetEvents`: events in order, none if the wait passed without one."""
 
     events: tuple[ClusterEvent, ...]
 
 
 class ShutdownReply(Struct, tag=4, array_like=True, frozen=True):
-    """The actors have ended.
+    """The reply to `Shutdown`: the actors have ended.
 
     Attributes:
         killed: What became of those that did not finish what they had accepted, by name.
@@ -297,7 +297,7 @@ class ShutdownReply(Struct, tag=4, array_like=True, frozen=True):
 
 
 class Acknowledged(Struct, tag=5, array_like=True, frozen=True):
-    """It was heard."""
+    """The reply to a command that was accepted and has no result."""
 
 
 HostReply: TypeAlias = (

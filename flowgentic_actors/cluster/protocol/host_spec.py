@@ -1,4 +1,4 @@
-"""What a host is told, in its private spec file."""
+"""The settings of a host, in its private spec file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from flowgentic_actors.wire.identity import Identity
 
 
 class OrphanLimits(NamedTuple):
-    """What is kept of clusters that ended uncleanly; see `MemoryConfig`."""
+    """Limits on the orphans that are kept; see `MemoryConfig`."""
 
     ttl: float
     bytes: int
 
 
 class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host is told in its private spec file; see `MemoryConfig` for the meanings.
+    """The settings of a host; see `MemoryConfig` for their meaning.
 
     Attributes:
         opened: When the cluster was opened.

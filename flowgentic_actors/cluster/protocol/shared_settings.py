@@ -36,7 +36,7 @@ class IndexSettings(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, index: Mapping[str, Any]) -> IndexSettings:
-        """Those of LangGraph's `IndexConfig`."""
+        """The settings in LangGraph's `IndexConfig`."""
         return cls(
             dims=index["dims"],
             fields=tuple(index.get("fields") or index.get("text_fields") or WHOLE_VALUE),
@@ -52,7 +52,7 @@ class IndexSettings(Struct, frozen=True, kw_only=True):
 
 
 class SharedSettings(Struct, frozen=True, kw_only=True):
-    """What all programs that use a cluster have in common; see `MemoryConfig` for the meanings.
+    """The settings that all programs of a cluster share; see `MemoryConfig` for their meaning.
 
     Attributes:
         index: How items are embedded, None where they are not.
@@ -66,7 +66,7 @@ class SharedSettings(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, config: MemoryConfig) -> SharedSettings:
-        """Those of the opener's configuration."""
+        """The shared settings of the opener's configuration."""
         return cls(
             namespace_depth=config.namespace_depth,
             detect_conflicts=config.detect_conflicts,
@@ -76,7 +76,7 @@ class SharedSettings(Struct, frozen=True, kw_only=True):
         )
 
     def completed(self, config: MemoryConfig) -> MemoryConfig:
-        """The configuration of a program that attaches, with what it did not give itself.
+        """The configuration of an attaching program, completed with the shared settings.
 
         Raises:
             ClusterOpenError: If its `index` has other `dims` or `distance_type` than the opener's.
@@ -100,7 +100,7 @@ class SharedSettings(Struct, frozen=True, kw_only=True):
 def reopened_index(
     path: Path, found: IndexSettings | None, given: IndexSettings | None, *, reindex: bool
 ) -> IndexSettings | None:
-    """How the items of a memory on disk are embedded from now on.
+    """The index settings for a memory on disk that is opened again.
 
     Vectors are kept as they were given, so that another `distance_type` needs no others.
 

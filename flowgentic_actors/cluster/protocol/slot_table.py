@@ -1,4 +1,4 @@
-"""Which shard a key belongs to: keys hash to fixed slots, a table maps slots to shards."""
+"""The slot table: keys hash to fixed slots, the table maps slots to shards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MASK: Final = (1 << 64) - 1
 
 
 class SlotTable(msgspec.Struct, frozen=True, array_like=True, dict=True):
-    """Where every slot lives.
+    """The shard of every slot.
 
     Attributes:
         version: Grows with every change.
@@ -54,7 +54,7 @@ class SlotTable(msgspec.Struct, frozen=True, array_like=True, dict=True):
         return self.owners
 
     def shifted(self, first: int) -> SlotTable:
-        """The same table with the shards numbered from `first` on."""
+        """The table with its shards renumbered from `first` on."""
         if not first:
             return self
         return msgspec.structs.replace(self, shards=tuple([first + each for each in self.shards]))
@@ -79,7 +79,7 @@ def even_table(shards: int, namespace_depth: int) -> SlotTable:
 
 
 def rebalanced(table: SlotTable, weights: Mapping[int, float]) -> SlotTable:
-    """The next table, when shards were added, removed or given other weights.
+    """The next table after shards were added, removed or given other weights.
 
     As few slots move as can be: a removed shard's, and those above a quota. To which shard that is
     below its quota is decided by weighted rendezvous, the highest score of (slot, shard) first.
@@ -133,7 +133,7 @@ def rebalanced(table: SlotTable, weights: Mapping[int, float]) -> SlotTable:
 
 
 def moves(old: SlotTable, new: SlotTable) -> dict[tuple[int, int], list[int]]:
-    """The slots that have another shard in a newer table, by (from shard, to shard)."""
+    """The slots whose shard differs in a newer table, by (source, target)."""
     found: dict[tuple[int, int], list[int]] = {}
     for slot, (giver, taker) in enumerate(zip(old.shards, new.shards, strict=True)):
         if giver != taker:
@@ -142,7 +142,7 @@ def moves(old: SlotTable, new: SlotTable) -> dict[tuple[int, int], list[int]]:
 
 
 def _quotas(weights: Mapping[int, float], held: Mapping[int, int]) -> dict[int, int]:
-    """How many slots each shard is to have, in proportion to its weight.
+    """The number of slots of each shard, in proportion to its weight.
 
     By Sainte-Laguë's method: each slot goes to the shard with the highest weight / (2 x slots + 1),
     so one divisor rounds all weights to their quotas. The largest remainders would be nearer to a
@@ -169,7 +169,7 @@ def _quotas(weights: Mapping[int, float], held: Mapping[int, int]) -> dict[int, 
 
 
 def _score(slot: int, shard: int, weight: float) -> float:
-    """A shard's claim to a slot; it has the highest in proportion to its weight.
+    """The score of a shard for a slot; the highest wins, in proportion to the weights.
 
     Args:
         slot: The slot's mark.
@@ -183,5 +183,5 @@ def _score(slot: int, shard: int, weight: float) -> float:
 
 @lru_cache(maxsize=2 * SLOTS)
 def _mark(kind: str, number: int) -> int:
-    """A number's 64 bits that look like any others, the same in every process."""
+    """Hash a number to 64 bits, the same in every process."""
     return int.from_bytes(blake2b(f"{kind} {number}".encode(), digest_size=8).digest(), "big")

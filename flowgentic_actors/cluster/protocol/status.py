@@ -1,4 +1,4 @@
-"""What a cluster tells about itself."""
+"""The status and events of a cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowgentic_actors.shard.hot_keys import hot_in
 
 
 class ActorStatus(Struct, frozen=True, kw_only=True):
-    """One memory actor.
+    """The status of one memory actor.
 
     Attributes:
         name: Its name, such as `shard-0`.
@@ -90,18 +90,18 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
 
 
 def known_stats(stats: Mapping[str, int]) -> dict[str, Any]:
-    """Those of an actor's counters that its status tells."""
+    """The counters of an actor that `ActorStatus` has fields for."""
     known = {name: stats[name] for name in ActorStatus.__struct_fields__ if name in stats}
     return {**known, "hot": hot_in(stats)}
 
 
 def blocked(seconds: float) -> str:
-    """The detail of a `loop_blocked`: which program, and for how long."""
+    """The detail of a `loop_blocked` event: which program, and for how long."""
     return f"pid {os.getpid()} on {os.uname().nodename}: for {seconds:.1f} s"
 
 
 class NodeStatus(Struct, frozen=True, kw_only=True):
-    """One node of a cluster.
+    """The status of one node.
 
     Attributes:
         name: Its host name.
@@ -120,7 +120,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
 
 
 class ClusterStatus(Struct, frozen=True, kw_only=True):
-    """A cluster at the moment of the call; an actor's `as_of` tells where its counters are older.
+    """The status of a cluster at the moment of the call; older counters have an `as_of`.
 
     Attributes:
         name: Its name.
@@ -148,7 +148,7 @@ class ClusterStatus(Struct, frozen=True, kw_only=True):
 
 
 class ClusterEvent(Struct, frozen=True, kw_only=True):
-    """Something that happened.
+    """An event of a cluster.
 
     Attributes:
         number: Counts up from 0.
@@ -166,7 +166,7 @@ class ClusterEvent(Struct, frozen=True, kw_only=True):
     detail: str
 
     def log(self, cluster: str, logger: logging.Logger) -> None:
-        """Log it as a warning, if it is of a kind in `WARNINGS`."""
+        """Log the event as a warning, if its kind is in `WARNINGS`."""
         if self.kind in WARNINGS:
             what = f"{self.kind} {self.actor}".rstrip()
             logger.warning("cluster %s: %s: %s", cluster, what, self.detail)

@@ -1,4 +1,4 @@
-"""What the Python processes that Dragon starts for us need before anything else of them runs.
+"""Fixes for the Python processes that Dragon starts, which run before their own code.
 
 The folder of this package holds a `sitecustomize.py`, which Python runs when the folder is on
 PYTHONPATH: Dragon passes an environment on to all that it starts, and offers nothing else that

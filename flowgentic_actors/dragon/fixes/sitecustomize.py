@@ -115,7 +115,7 @@ def _started(pid: str) -> int:
 
 
 def _younger() -> bool:
-    """Whether a process works in this one's folder that was started later."""
+    """Whether a process that was started later works in this one's folder."""
     here, me = os.readlink("/proc/self/cwd"), os.getpid()  # noqa: PTH115
     mine = _started("self"), me
     for pid in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208

@@ -1,4 +1,4 @@
-"""A shard with a journal in the process that uses it, called from any thread and any event loop."""
+"""A shard with a journal in the process that uses it, callable from any thread and loop."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class _WaitingCommand(NamedTuple):
 
 
 class JournaledShard:
-    """A shard whose every acknowledged write is in its journal. All values stay in memory.
+    """A shard with every acknowledged write in its journal, and all values in memory.
 
     A write is appended before it is carried out and answered. Where that may take time (a sync for
     `ack="disk"`, a file system over a network) a thread commits for all who wait, and reads wait
@@ -185,7 +185,7 @@ class JournaledShard:
                 return self._wait_for_room(command, loop, wanted)
 
     def stats(self) -> dict[str, int]:
-        """What the shard holds."""
+        """Counters of what the shard holds."""
         with self._mutex:
             if self._begun is not None and self._error is None:
                 self._complete()
@@ -196,20 +196,20 @@ class JournaledShard:
             }
 
     def fail(self, error: Exception) -> None:
-        """Have every call from now on raise an error."""
+        """Fail all further calls with an error."""
         with self._mutex:
             self._error = self._error or error
         self._compactor.close()
 
     def lose(self, error: Exception) -> None:
-        """Fail, and touch none of the files any more: they belong to somebody else."""
+        """Fail, and leave the files alone: they belong to another process now."""
         self._foreign = True
         self.fail(error)
         if self._group is not None:
             self._group.refuse(error)
 
     def close(self) -> bool:
-        """Commit what waits, seal the journal and close it. Blocks.
+        """Commit pending entries, seal the journal and close it. Blocks.
 
         Returns:
             Whether all of that succeeded.
@@ -240,7 +240,7 @@ class JournaledShard:
         return self._error is None
 
     def after_fork(self) -> None:
-        """Let go of what a forked child must not keep from others."""
+        """Release the files that a forked child has inherited."""
         self._file_lock.forget()
 
     def _wait_for_room(
@@ -308,7 +308,7 @@ class JournaledShard:
         return answer
 
     def _keep(self, record: Record, now_us: int, *, urgent: bool) -> list[bytes]:
-        """Append a record and carry it out; or have it carried out and returned, to be committed.
+        """Append a record and apply it, or apply it and return it to be committed.
 
         Raises:
             StorageError: If the journal has no room for it; nothing has changed then.
@@ -331,7 +331,7 @@ class JournaledShard:
         return []
 
     def _keep_own(self, record: Record | None, now_us: int, *, once: bool = False) -> list[bytes]:
-        """Keep what the shard decided by itself; not on a full disk, where it has to wait.
+        """Journal a record that the shard decided by itself, unless the disk is full.
 
         Args:
             record: What it decided, None for nothing.
@@ -348,7 +348,7 @@ class JournaledShard:
             return []
 
     def _complete(self) -> None:
-        """Have what was interrupted take effect as a whole, here and in the journal.
+        """Complete an interrupted operation, in memory and in the journal.
 
         Its entry may be in the journal twice then, which is the same as once.
         """
@@ -371,7 +371,7 @@ class JournaledShard:
         self._begun = None
 
     def _sweep(self) -> None:
-        """Forget what is over."""
+        """Remove expired items and threads."""
         more = True
         while more:
             with self._mutex:  # others get their turn in between

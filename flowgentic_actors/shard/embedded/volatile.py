@@ -1,4 +1,4 @@
-"""A shard without a journal, in the process that uses it: its memory ends with the process."""
+"""A shard without a journal, in the process that uses it: its content ends with the process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowgentic_actors.shard.sweeper import Sweeper
 
 
 class VolatileShard:
-    """Called from any thread, and blocking for no longer than the command takes.
+    """A shard without a journal; callable from any thread, blocks only while a command runs.
 
     Args:
         settings: How much it keeps.
@@ -77,18 +77,18 @@ class VolatileShard:
             return reply
 
     def stats(self) -> dict[str, int]:
-        """What the shard holds."""
+        """Counters of what the shard holds."""
         with self._mutex:
             if self._begun is not None:
                 self._complete()
             return msgspec.structs.asdict(self._shard.size())
 
     def close(self) -> None:
-        """End what goes on beside the calls."""
+        """Stop the sweeper."""
         self._sweeper.close()
 
     def after_fork(self) -> None:
-        """Be usable in a forked child, for whoever asks for its state there."""
+        """Make the shard usable in a forked child, to be asked for its state."""
         self._mutex = threading.Lock()  # another thread may have held the old one
 
     def _complete(self) -> None:

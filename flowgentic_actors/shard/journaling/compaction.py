@@ -1,4 +1,4 @@
-"""Compaction: the sealed part of a shard's journal, rewritten without what is dead.
+"""Compaction: rewrites the sealed part of a shard's journal without dead entries.
 
 It works from the files alone and runs as a process of its own beside the actor, which goes on
 serving and appending:
@@ -35,18 +35,18 @@ MODULE = "flowgentic_actors.shard.journaling.compaction"
 
 
 class Liveness:
-    """What of a journal is stored still; the engine itself tells, without the values."""
+    """Decides which parts of a journal are live, with an engine that has no values."""
 
     def __init__(self) -> None:
         self._shard = Shard(hot_bytes=0, searchable=False)
 
     def observe(self, lsn: int, record: Record) -> None:
-        """Take note of an entry; they come in order."""
+        """Observe an entry; entries come in order."""
         self._shard.apply(record, lsn)
         self._shard.cool(lsn + 1)
 
     def remains(self, lsn: int, payload: bytes, entry: LogEntry) -> bytes | None:
-        """What to keep of an entry when all have been observed, None when it is nothing."""
+        """The live part of an entry once all have been observed, None if there is none."""
         record = self._shard.live_part(lsn, entry.record)
         if record is None:
             return None
@@ -125,7 +125,7 @@ def _read_sealed(disk: Disk, folder: Path, start: int, end: int) -> Iterator[tup
 
 
 def _survey(entries: Iterable[tuple[int, bytes]], start: int) -> tuple[Liveness, bytes]:
-    """What is alive, and the encoded sessions; those below `start` are in one piece."""
+    """Survey a journal: what is live, and the encoded sessions."""
     liveness, sessions, latest_us = Liveness(), Sessions(), 0
     for lsn, payload in entries:
         entry = decode_entry(payload)
@@ -140,7 +140,7 @@ def _survey(entries: Iterable[tuple[int, bytes]], start: int) -> tuple[Liveness,
 
 
 def main() -> int:
-    """Compact the journal named on the command line; ends when whoever started it is gone."""
+    """Compact the journal named on the command line; ends with the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(10)  # the actor beside it serves requests
@@ -151,5 +151,5 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # a pipe that nobody writes to: it ends with its other end
+    os.read(sys.stdin.fileno(), 1)  # a pipe without data: it ends with its other end
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Runs compaction beside the actor: a process that works, a thread that waits for it."""
+"""The compactor: runs compaction in a process, with a thread that waits for it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Compactor:
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to compact, and time to do it."""
+        """Whether there is something to compact, and a compaction is due."""
         return (
             not self.running
             and time.monotonic() >= self._not_before
@@ -63,7 +63,7 @@ class Compactor:
         )
 
     def start(self) -> None:
-        """Begin to compact what is sealed; called by the journal's owner."""
+        """Start to compact the sealed part; called by the journal's owner."""
         call = self._call or asyncio.get_running_loop().call_soon_threadsafe
         # On the journal's thread: an exception of a signal handler may interrupt the caller, and
         # would leave a thread half started.
@@ -84,7 +84,7 @@ class Compactor:
             self._tell(call, None)
 
     def close(self) -> None:
-        """End a compaction that is under way; the journal does not miss it."""
+        """Cancel a running compaction; the journal does not need it."""
         self._closed = True
         if self._process is not None:
             self._process.kill()
@@ -131,7 +131,7 @@ class Compactor:
         self.remove(obsolete)
 
     def remove(self, obsolete: Obsolete) -> None:
-        """Have the journal's thread remove what is not needed any more."""
+        """Have the journal's thread remove obsolete files."""
 
         def job() -> None:
             try:

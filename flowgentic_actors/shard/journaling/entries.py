@@ -1,4 +1,4 @@
-"""What is in a shard's journal."""
+"""The entries of a shard's journal."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import JournalDamagedError
 
 NO_SESSION: Final = b""
-"""The session of what nobody asks for twice."""
+"""The session of entries without a caller, whose reply is never repeated."""
 
 
 class LogEntry(msgspec.Struct, tag=1, array_like=True, frozen=True, gc=False):
-    """A write that took effect, and the reply that its caller is due."""
+    """A write that took effect, and the reply for its caller."""
 
     session: bytes
     seq: int
@@ -26,7 +26,7 @@ class LogEntry(msgspec.Struct, tag=1, array_like=True, frozen=True, gc=False):
 
 
 class SessionState(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The replies that one session may still ask for, by sequence number."""
+    """The replies of one session that may still be asked for, by sequence number."""
 
     session: bytes
     low: int
@@ -35,7 +35,7 @@ class SessionState(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class SessionTable(msgspec.Struct, tag=2, array_like=True, frozen=True, gc=False):
-    """The sessions as they were where a compacted set ends."""
+    """The sessions at the end of a compacted set."""
 
     time_us: int
     sessions: tuple[SessionState, ...]
@@ -50,12 +50,12 @@ encode_entry = _encoder.encode
 
 
 def internal_entry(record: Record, time_us: int) -> LogEntry:
-    """The entry of what a shard did of its own accord: nobody waits for a reply."""
+    """The entry of a record that the shard decided by itself, without a caller or reply."""
     return LogEntry(NO_SESSION, 0, 0, time_us, b"", record)
 
 
 class Unwritten:
-    """Entries that wait to be appended, in one piece.
+    """Entries that wait to be appended, encoded into one buffer.
 
     Each in a piece of its own, they would lie between the values that are kept, and leave holes in
     the process's memory when they go: measured, a quarter of what was stored.
@@ -68,7 +68,7 @@ class Unwritten:
         self._ends: list[int] = []
 
     def add(self, entry: LogEntry) -> int:
-        """Encode an entry behind the others; its size."""
+        """Encode an entry behind the others; returns its size."""
         start = len(self._bytes)
         _encoder.encode_into(entry, self._bytes, start)
         end = len(self._bytes)
@@ -76,12 +76,12 @@ class Unwritten:
         return end - start
 
     def take_back(self) -> None:
-        """Remove the last one."""
+        """Remove the last entry."""
         self._ends.pop()
         del self._bytes[self._ends[-1] if self._ends else 0 :]
 
     def take(self) -> list[memoryview]:
-        """Take all of them out."""
+        """Take all entries out."""
         if not self._ends:
             return []
         whole, ends = memoryview(self._bytes), self._ends
@@ -91,7 +91,7 @@ class Unwritten:
 
 
 def decode_entry(payload: bytes) -> JournalEntry:
-    """Decode what `encode_entry` made.
+    """Decode an entry made by `encode_entry`.
 
     Raises:
         JournalDamagedError: If it is no entry of this version.

@@ -1,4 +1,4 @@
-"""What a shard's journal needs while it is written to: room ahead of the need, and compaction."""
+"""Maintenance of a journal that is written to: room ahead of the need, and compaction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOOKS: Final = 64  # at the journal, while as much is appended as is allowed of
 
 
 class JournalMaintenance:
-    """Everything here is called by the journal's owner.
+    """Allocates and compacts one journal; called by the journal's owner only.
 
     Args:
         journal: The journal.
@@ -77,7 +77,7 @@ class JournalMaintenance:
             raise self.refusal(shortage)
 
     def refusal(self, error: OSError) -> StorageError:
-        """The error of a write that there is no room for; tries to win some back."""
+        """The error of a write without room for it; tries to free some."""
         if time.monotonic() >= self._room_made + _MAKE_ROOM_EVERY:
             self._room_made = time.monotonic()
             self._make_room()
@@ -109,12 +109,12 @@ class JournalMaintenance:
             self._compactor.start()
 
     def restore(self) -> None:
-        """Look at everything anew, after a call was interrupted."""
+        """Recompute all state after an interrupted call."""
         self._room = 0
         self._preparing = False
 
     def _make_room(self) -> None:
-        """Win back what can be won on a full disk, and see whether others have freed some."""
+        """Free what can be freed on a full disk, and try to allocate again."""
         if not self.hold() and (obsolete := self._journal.drop_older_set()):
             self._compactor.remove(obsolete)
         if self._compactor.ready and self._journal.size > self._live_bytes():

@@ -1,4 +1,4 @@
-"""What a journal holds, without the values: an index for listings."""
+"""An index of a journal's content, without values, for listings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flowgentic_actors.shard.journaling.offline_reader import OfflineReader
 
 
 class ItemSummary(NamedTuple):
-    """One item.
+    """The summary of one item.
 
     Attributes:
         lsn: Where its value is.
@@ -41,7 +41,7 @@ class ItemSummary(NamedTuple):
 
 
 class ThreadSummary:
-    """One thread.
+    """The summary of one thread.
 
     Attributes:
         lsns: Its entries.
@@ -55,21 +55,21 @@ class ThreadSummary:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all its values."""
+        """The bytes of all values of the thread."""
         return sum(self._sizes.values())
 
     @property
     def namespaces(self) -> list[str]:
-        """Its checkpoint namespaces, in order; the empty one is the graph's own."""
+        """The thread's checkpoint namespaces, in order; the empty one is the graph's own."""
         return sorted({namespace for namespace, _ in self.checkpoints})
 
     @property
     def last_id(self) -> str:
-        """Its newest checkpoint, empty when it has none."""
+        """The id of the newest checkpoint, empty when there is none."""
         return max((checkpoint_id for _, checkpoint_id in self.checkpoints), default="")
 
     def add(self, lsn: int, record: CheckpointStored | WritesStored) -> None:
-        """Take note of an entry."""
+        """Add a record."""
         self.lsns.append(lsn)
         namespace, checkpoint_id = record.checkpoint_ns, record.checkpoint_id
         if isinstance(record, WritesStored):
@@ -83,12 +83,12 @@ class ThreadSummary:
         self._add_sizes(record)
 
     def add_blobs(self, lsn: int, record: BlobsKept) -> None:
-        """Take note of values whose checkpoint is gone."""
+        """Add values whose checkpoint is removed."""
         self.lsns.append(lsn)
         self._add_sizes(record)
 
     def drop(self, lsn: int, record: CheckpointsDropped) -> None:
-        """Take note that some checkpoints are gone."""
+        """Remove checkpoints."""
         self.lsns.append(lsn)
         for dropped in record.branches:
             namespace, gone = dropped.checkpoint_ns, set(dropped.checkpoint_ids)
@@ -107,7 +107,7 @@ class ThreadSummary:
 
 
 class OfflineIndex:
-    """Everything in one shard's journal.
+    """The index of one shard's journal.
 
     Attributes:
         threads: Threads by id.

@@ -34,7 +34,7 @@ class FoundEntry(NamedTuple):
 
 
 class OfflineReader:
-    """A journal as its files are now. Several passes over it see the same files.
+    """Reads a journal's files as they are now; several passes see the same files.
 
     Args:
         folder: The shard's folder.
@@ -66,11 +66,11 @@ class OfflineReader:
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files, what is dead in them included."""
+        """The size of all files, dead entries included."""
         return self._view.total_bytes
 
     def entries(self) -> Iterator[FoundEntry]:
-        """Every entry in order, as recovery would find them.
+        """Iterate over all entries in order, as recovery would find them.
 
         Raises:
             JournalDamagedError: If an entry is not what was written, and no older set has it.
@@ -89,7 +89,7 @@ class OfflineReader:
             yield FoundEntry(lsn, payload, decode_entry(payload), False)
 
     def read(self, lsn: int) -> Record:
-        """The record of one entry that a pass to the end has yielded.
+        """Read the record of one entry that a pass to the end has yielded.
 
         Raises:
             JournalDamagedError: If it is not what was written.
@@ -105,7 +105,7 @@ class OfflineReader:
 
 
 def holds_entries(folder: Path) -> bool:
-    """Whether a shard's folder holds anything; a set was written of something."""
+    """Whether a shard's folder holds any entry, in its log or in a compacted set."""
     with ReadOnlyDisk(folder) as view:
         if any(name.endswith(".set") for name in view.names(folder)):
             return True

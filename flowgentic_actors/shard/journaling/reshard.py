@@ -1,4 +1,4 @@
-"""Re-sharding: the entries of some journals, dealt out to the journals of other shards.
+"""Re-sharding: deals the entries of journals out to the journals of other shards.
 
 Every new shard gets one compacted set of what is alive of it. The old files are read and not
 changed, so an attempt that ends anywhere has cost nothing but the new files.
@@ -40,17 +40,17 @@ def reshard(
     progress: Callable[[int], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> int:
-    """Write what is alive in some journals into new ones. Values pass through and are not kept.
+    """Write the live entries of journals into new ones, streaming the values.
 
     Args:
         disk: File operations on the new journals.
-        sources: The journals to read, open and written to by nobody but a live actor's appends.
+        sources: The journals to read, open, with a live actor's appends as the only writes.
         folders: Folder of each new shard; it is there and empty.
         route: Tells the shard of a record.
         owner: Tells which of the sources a record counts in, by number; another one that has it had
             it once, or was to get it. Default: the one that has it.
         progress: Called now and then with the bytes of entries written so far.
-        stop: Set by whoever does not want it any more.
+        stop: Set when the result is not wanted any more.
 
     Returns:
         Number of entries written.
@@ -90,7 +90,7 @@ def reshard(
 
 
 def _survey(source: OfflineReader, stop: threading.Event | None) -> tuple[Liveness, Sessions, int]:
-    """What is alive of a journal, what its sessions may still ask for, and its latest time."""
+    """Survey a journal: its liveness, its sessions, and its latest time."""
     liveness, sessions, latest_us = Liveness(), Sessions(), 0
     for lsn, _, entry, compacted in source.entries():
         _check(stop)
@@ -118,7 +118,7 @@ def _check(stop: threading.Event | None) -> None:
 
 
 class _SetWriter:
-    """Writes one shard's set on a thread of its own: a set is pulled, and there are several."""
+    """Writes one shard's compacted set on a thread of its own, beside those of the others."""
 
     def __init__(self, disk: Disk, folder: Path, end: int) -> None:
         self._disk = disk
@@ -134,7 +134,7 @@ class _SetWriter:
         self._thread.start()
 
     def put(self, payload: bytes) -> None:
-        """Write an entry, or raise what an earlier one failed with."""
+        """Write an entry, or raise the error of an earlier one."""
         self._block.append((self.count, payload))
         self.count += 1
         self._bytes += len(payload)
@@ -142,7 +142,7 @@ class _SetWriter:
             self._hand_over()
 
     def finish(self, kept: bytes) -> None:
-        """Write the sessions and wait until the set is whole and on the medium."""
+        """Write the sessions, and wait until the complete set is on the medium."""
         self._block.append((self._end - 1, kept))
         self._hand_over()
         self._hand_over(last=True)
@@ -150,7 +150,7 @@ class _SetWriter:
         self._raise()
 
     def abandon(self) -> None:
-        """End the thread if it has not; no set appears then."""
+        """End the thread without a set, unless it has ended."""
         self._abandoned = True
         self._thread.join()
 

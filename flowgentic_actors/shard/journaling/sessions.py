@@ -1,4 +1,4 @@
-"""Writes that were done, remembered until their callers have the answer.
+"""Replies to writes, remembered until their callers have received them.
 
 After a reconnect a client sends unfinished requests again under their old numbers. A write that is
 remembered here is answered from memory and not done twice.
@@ -31,7 +31,7 @@ class _Session:
         self.used_us = 0
 
     def forget(self, low: int) -> None:
-        """Drop the replies to what the session has finished, which is more than before."""
+        """Drop the replies to requests that the session has finished."""
         self.low = low
         # They are in the order of their numbers, but for what was sent again: what such a one keeps
         # from being dropped now is dropped a little later.
@@ -49,7 +49,7 @@ class Sessions:
         return len(self._sessions)
 
     def recall(self, session_id: bytes, seq: int) -> bytes | None:
-        """The reply that a write was given, or None when it is new.
+        """The remembered reply to a write, None when the write is new.
 
         Raises:
             InvalidRequestError: If the session said that it does not wait for it any more.
@@ -64,7 +64,7 @@ class Sessions:
         return session.replies.get(seq)
 
     def admit(self, session_id: bytes, low: int) -> None:
-        """Make sure that the reply to one more write can be kept.
+        """Make sure that one more reply can be remembered.
 
         Raises:
             RejectedError: If the session has too many that it may still ask for.
@@ -82,7 +82,7 @@ class Sessions:
             )
 
     def remember(self, session_id: bytes, seq: int, low: int, reply: bytes, now_us: int) -> None:
-        """Keep the reply to a write and forget what the session does not wait for."""
+        """Remember the reply to a write, and drop those that the session does not wait for."""
         session = self._sessions.get(session_id)
         if session is None:
             session = self._sessions[session_id] = _Session()
@@ -95,12 +95,12 @@ class Sessions:
         session.replies[seq] = reply
 
     def states(self) -> Iterator[SessionState]:
-        """Everything that is remembered, least recently used session first."""
+        """All remembered replies, least recently used session first."""
         for session_id, session in self._sessions.items():
             yield SessionState(session_id, session.low, session.used_us, dict(session.replies))
 
     def restore(self, states: Iterable[SessionState]) -> None:
-        """Remember what `states` gave."""
+        """Restore the replies that `states` returned."""
         for state in states:
             session = self._sessions[state.session] = _Session()
             session.low, session.used_us = state.low, state.used_us

@@ -18,7 +18,7 @@ W = TypeVar("W")
 
 
 class RoomWanted(StorageError):  # noqa: N818 - no failure: most wait for it
-    """What has to be written does not fit into what is allocated; nothing has changed.
+    """A write does not fit into the allocated segments; nothing has changed.
 
     Args:
         size: Bytes that wait to be appended.
@@ -32,7 +32,7 @@ class RoomWanted(StorageError):  # noqa: N818 - no failure: most wait for it
 
 
 class WaitingLine(Generic[W]):
-    """Commands that wait for room, in order of arrival. Called by the journal's owner.
+    """The queue of commands that wait for room, oldest first; called by the journal's owner.
 
     A command that comes while others wait has to join as well, to keep the order.
 
@@ -65,7 +65,7 @@ class WaitingLine(Generic[W]):
         """All that wait."""
 
     def join(self, waiting: W, wanted: RoomWanted | None) -> None:
-        """Wait, behind those that do.
+        """Append a call to the queue.
 
         Args:
             waiting: What waits.
@@ -89,7 +89,7 @@ class WaitingLine(Generic[W]):
         self._asked = True
 
     def _go_on(self, error: OSError | None) -> None:
-        """Carry out what waits, up to the next that needs more room.
+        """Carry out waiting calls, up to the first that needs more room.
 
         Args:
             error: Why there is no room for the first; None when there is.
@@ -113,7 +113,7 @@ class _WaitingCall(NamedTuple):
 
 
 class WaitingCalls:
-    """The waiting line of an actor, on its event loop.
+    """The waiting calls of an actor, on its event loop.
 
     Args:
         journal: The journal.
@@ -146,13 +146,13 @@ class WaitingCalls:
         """Whether one that waited is carried out right now."""
 
     def wait(self, call: Call, wanted: RoomWanted | None) -> asyncio.Future[bytes]:
-        """Have a call wait; see `WaitingLine.join`."""
+        """Append a call to the queue; see `WaitingLine.join`."""
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._line.join(_WaitingCall(call, future), wanted)
         return future
 
     async def make(self, wanted: RoomWanted) -> None:
-        """Wait for the room that something beside the calls needs.
+        """Wait for room that is needed by something else than calls.
 
         Raises:
             StorageError: If there is none.
@@ -164,7 +164,7 @@ class WaitingCalls:
             raise self._refusal(error)
 
     def close(self) -> None:
-        """Cancel all calls that wait."""
+        """Cancel all waiting calls."""
         while self.waiting:
             self.waiting.popleft().future.cancel()
 

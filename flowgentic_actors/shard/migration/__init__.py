@@ -1,1 +1,1 @@
-"""Slots that move from one shard to another."""
+"""Slot migration: source, target and ownership of slots."""

@@ -1,10 +1,10 @@
-"""Moving slots between shards while both serve: what one shard's actor does about it.
+"""Slot migration at one shard's actor: as source, as target, and afterwards.
 
-The shard that gets them asks the one that has them for what is stored of them: first for what was
-written before a moment and is stored still, then for what has been written since. It keeps all of
-it, in its journal, and shows it to nobody. When it is near the end, the one that has them is told
-to hold them: it answers nothing about them any more, so there is an end. Whose they are is decided
-by whoever tells both, once all is stored; then one shows them, and the other forgets them.
+The target asks the source for what is stored of the slots: first for what was written before a
+moment and is live, then for what has been written since. It stores all of it in its journal, and
+hides it from requests. When it is nearly done, the source is told to freeze the slots: it refuses
+requests for them, so there is an end. Once all is stored, the host tells both that the target
+owns the slots; then the target shows them, and the source removes them.
 
 Records are absolute, so what is told twice, or is overtaken by what is told later, does no harm: no
 copy of one moment is needed. An attempt that ends anywhere has cost nothing but room, until what is
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class SlotMigrator:
-    """What one shard has to do with slots; see the module.
+    """Carries out what one shard is told about slots; see the module.
 
     Args:
         shard: The shard.
@@ -85,7 +85,7 @@ class SlotMigrator:
     def set_ownership(
         self, ownership: SlotOwnership, secret: Secret[bytes], max_bytes: int
     ) -> None:
-        """Answer for some slots from now on, and take over or give away others.
+        """Own the given slots from now on, and migrate others.
 
         Args:
             ownership: The slots.
@@ -121,7 +121,7 @@ class SlotMigrator:
         secret: Secret[bytes],
         max_bytes: int,
     ) -> None:
-        """Take what is to be taken; if there is nothing, forget what is not this shard's."""
+        """Start the migration that was ordered; without one, remove slots that are not owned."""
         pull, taking = ownership.pull, self._target
         if pull is None:
             if (
@@ -132,7 +132,7 @@ class SlotMigrator:
                 self._begin(self._forget)
             return
         if pull.move == self._stale or pull.source is None:
-            return  # whoever ordered it hears that it is not done, or says more
+            return  # the host hears that it is not done, or gives another order
         if taking is not None and taking.move == pull.move:
             taking.set_source(pull.source)
             return
@@ -150,16 +150,16 @@ class SlotMigrator:
 
     @property
     def is_target(self) -> bool:
-        """Whether there may be things here whose lives another shard decides about."""
+        """Whether entries of slots that another shard owns may be stored here."""
         return self.owned_slots is not None and self.owned_slots.ownership.pull is not None
 
     @property
     def holds_log(self) -> bool:
-        """Whether the log must stay as it is for now."""
+        """Whether compaction has to wait: a migration reads the log."""
         return self._source is not None and self._source.holds_log
 
     def on_peer_request(self, question: PullSlots, answer: Callable[[bytes], None]) -> None:
-        """Answer a shard that takes slots over from this one.
+        """Answer the target of a migration from this shard.
 
         Raises:
             RejectedError: If it has to begin anew, or nothing is given away here.
@@ -170,7 +170,7 @@ class SlotMigrator:
 
     @property
     def status(self) -> MigrationStatus | None:
-        """What was taken over last, None for nothing; from any thread."""
+        """The status of the current or last migration to this shard; callable from any thread."""
         taking = self._target
         if taking is None:
             return None
@@ -179,14 +179,14 @@ class SlotMigrator:
         )
 
     def close(self) -> None:
-        """End what goes on."""
+        """Cancel the running task."""
         if self._task is not None:
             self._task.cancel()
 
     # ------------------------------------------------------------------ beside the requests
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do something in the place of what was done so far."""
+        """Replace the running task."""
         self._task = asyncio.ensure_future(self._after(self._task, work))
         self._task.add_done_callback(_log_defect)
 
@@ -206,7 +206,7 @@ class SlotMigrator:
             self._tell(EventKind.SLOTS_NOT_TAKEN, taking.failed)
 
     async def _forget(self) -> None:
-        """Remove what is not this shard's, a bit at a time: others get their turn in between."""
+        """Remove the entries of slots that are not owned, in small steps between requests."""
         for record in self._shard.purge_invisible():
             while record is not None:
                 try:

@@ -1,4 +1,4 @@
-"""Which slots a shard's actor answers for, as it is told when slots may move between shards."""
+"""Slot ownership: which slots a shard answers for, where slots may move."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flowgentic_actors.wire.addresses import Address
 
 
 class PullOrder(Struct, array_like=True, frozen=True):
-    """Slots that a shard is to take over from another one.
+    """The order to take slots over from another shard.
 
     Attributes:
         move: Number of this attempt: with another one, all is taken anew.
@@ -39,7 +39,7 @@ class PullOrder(Struct, array_like=True, frozen=True):
 
 
 class SlotOwnership(Struct, array_like=True, frozen=True):
-    """What a shard has to do with slots.
+    """The slots that a shard owns, freezes and takes over.
 
     Attributes:
         since: Version of the table in which its slots changed last.
@@ -62,7 +62,7 @@ class SlotOwnership(Struct, array_like=True, frozen=True):
 
 
 class OwnershipOrder(Struct, array_like=True, frozen=True):
-    """What a shard that has one copy is told.
+    """The message with the ownership of a shard that has a single copy.
 
     Attributes:
         ownership: Its slots.
@@ -80,7 +80,7 @@ _NOBODYS: Final[CacheKey] = ((), "\0")
 
 
 class OwnedSlots:
-    """A claim in force.
+    """The ownership in force: checks commands against it.
 
     Args:
         ownership: The claim.
@@ -95,7 +95,7 @@ class OwnedSlots:
         self._answers = SlotSet(answered.to_bytes(max(len(owned.packed), 1), "little"))
 
     def check(self, command: Command) -> None:
-        """Refuse what another shard has to be asked.
+        """Refuse a command that another shard has to be asked.
 
         Of what is asked of all shards, each must answer by the same table, or that one at least
         must not have changed for it: what moves meanwhile would be found twice, or not at all.
@@ -118,7 +118,7 @@ class OwnedSlots:
             )
 
     def cached(self, command: CacheGet | CacheSet) -> CacheGet | CacheSet:
-        """A command without the cached values that are not, or soon will not be, this shard's.
+        """A command without the cached values whose slots are not owned, or frozen.
 
         They are not refused: nothing that is cached has to be found.
         """
@@ -129,11 +129,11 @@ class OwnedSlots:
         return msgspec.structs.replace(command, entries=entries)
 
     def shows_thread(self, thread_id: str) -> bool:
-        """Whether a thread is in a slot of its own."""
+        """Whether a thread's slot is owned."""
         return slot_of_thread(thread_id) in self.owned
 
     def shows_namespace(self, namespace: tuple[str, ...]) -> bool:
-        """Whether the items of a namespace are."""
+        """Whether the slot of a namespace's items is owned."""
         return slot_of_namespace(namespace, self._depth) in self.owned
 
     def _answers_cached(self, key: CacheKey) -> bool:

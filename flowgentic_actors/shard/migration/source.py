@@ -1,4 +1,4 @@
-"""The side of a shard that gives slots away: hands out what its journal has of them.
+"""The source of slot migrations: hands out its journal's entries of the slots.
 
 It remembers nothing about who asks: the position is in the question, so neither its restart nor the
 other's costs more than a question that is asked again.
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class MigrationSource:
-    """Answers those who take slots over.
+    """Answers the targets of migrations from this shard.
 
     Args:
         shard: What the journal has made.
@@ -66,11 +66,11 @@ class MigrationSource:
 
     @property
     def holds_log(self) -> bool:
-        """Whether the log must stay as it is, for somebody reads on in it."""
+        """Whether compaction has to wait: a target reads the log."""
         return time.monotonic() < self._until
 
     def on_peer_request(self, question: PullSlots, answer: Callable[[bytes], None]) -> None:
-        """Answer a question.
+        """Answer a target's request.
 
         Raises:
             RejectedError: If the log that it needs is not there any more.
@@ -90,11 +90,11 @@ class MigrationSource:
         reading.add_done_callback(lambda done: self._answer(done, question.move, log_from, answer))
 
     def _is_all(self, move: int, position: int) -> bool:
-        """Whether nothing about the slots of a move comes after a position."""
+        """Whether no entry of a migration's slots comes after a position."""
         return move == self.frozen_for and position >= self.held_from
 
     def _read(self, position: int, slots: SlotSet) -> tuple[list[tuple[int, LogEntry]], int]:
-        """What a piece of the journal says about some slots, and where it ends. Blocks."""
+        """Read the entries of slots in a piece of the journal, and its end. Blocks."""
         found: list[tuple[int, LogEntry]] = []
         entries, position = self._journal.scan(position, PIECE)
         for lsn, payload in entries:
@@ -117,7 +117,7 @@ class MigrationSource:
             return
         if (error := done.exception()) is not None:
             logger.error("the journal cannot be read for another shard", exc_info=error)
-            return  # it asks again, and is told so again; whoever ordered it gives it up
+            return  # it asks again, with the same answer, until the host gives the migration up
         entries, position = done.result()
         payloads = []
         for lsn, entry in entries:
@@ -133,6 +133,6 @@ class MigrationSource:
             if not stored.cancelled() and stored.exception() is None:
                 answer(given)
 
-        # What replaced something has to be there for good, or that would be with nobody if a disk
+        # What replaced something has to be there for good, or both copies could be lost if a disk
         # that fails took it back.
         self._stored().add_done_callback(tell)

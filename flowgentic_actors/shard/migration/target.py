@@ -1,4 +1,4 @@
-"""The side of a shard that takes slots over: asks for all that is stored of them, and keeps it."""
+"""The target of a slot migration: pulls the entries of the slots, and stores them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class MigrationTarget:
-    """One attempt to take slots over.
+    """One attempt to take slots over from a source.
 
     Args:
         pull: What to take.
@@ -86,11 +86,11 @@ class MigrationTarget:
         """Why this attempt has no use any more."""
 
     def set_source(self, source: Address) -> None:
-        """The other shard is somewhere else now."""
+        """Note that the source is at another address."""
         self._connection.move(source)
 
     async def run(self) -> None:
-        """Take all of it over; ends when that is done, or cannot be."""
+        """Take everything over; returns when that is done, or impossible."""
         try:
             await self._take()
             end = self._end()  # what is written from now on is others' business
@@ -134,7 +134,7 @@ class MigrationTarget:
             self.steps += 1
 
     async def _ask(self, question: PullSlots) -> SlotEntries:
-        """Ask until there is an answer.
+        """Repeat a request until it is answered.
 
         Raises:
             InvalidRequestError: If it is that all has to begin anew.

@@ -1,1 +1,1 @@
-"""Two copies of a shard: a leader and a follower."""
+"""Replication: a leader and a follower for each shard."""

@@ -1,4 +1,4 @@
-"""The follower's side of a replicated shard: asks its leader for what it does not have yet."""
+"""The follower of a replicated shard: pulls the leader's entries."""
 
 from __future__ import annotations
 
@@ -90,21 +90,21 @@ class ReplicationFollower:
 
     @property
     def unanswered(self) -> float:
-        """Seconds for which it has asked in vain by now, 0 when it was answered."""
+        """Seconds without an answer of the leader, 0 when the last request was answered."""
         since = self._asks_since
         return 0.0 if since is None else time.monotonic() - since
 
     @property
     def complete(self) -> bool:
-        """Whether this is a copy, of some moment at least."""
+        """Whether the copy is complete, for some moment at least."""
         return self.core is not None
 
     def set_leader(self, leader: Address) -> None:
-        """The leader is somewhere else now."""
+        """Note that the leader is at another address."""
         self._connection.move(leader)
 
     async def run(self) -> None:
-        """Follow; ends only with an error, or when it is cancelled.
+        """Follow the leader until cancelled, or until an error.
 
         Raises:
             JournalError: If the copy cannot be kept here.
@@ -137,7 +137,7 @@ class ReplicationFollower:
                 await core.room.make(wanted)
 
     async def _begin(self) -> ShardActor:
-        """Make a copy of the leader's set, and the shard on it."""
+        """Copy the leader's compacted set, and open the shard on it."""
         await on_daemon_thread(_FILE_TIMEOUT, empty_folder, self._folder)
         offset, size = 0, 1
         name = ""
@@ -159,7 +159,7 @@ class ReplicationFollower:
         return await self._open(lambda: self._finish(name))
 
     async def _open(self, make: Callable[[], ShardActor]) -> ShardActor:
-        """Make the shard; one that is half made when this is cancelled is the next one's to close.
+        """Open the shard; if cancelled meanwhile, the next task closes it.
 
         A thread cannot be interrupted, and must not work in this folder beside its successor.
         """
@@ -178,7 +178,7 @@ class ReplicationFollower:
         return core
 
     async def _ask(self, question: PeerRequest) -> PeerAnswer:
-        """Ask until there is an answer."""
+        """Repeat a request until it is answered."""
         body = encode_peer(question)
         while True:
             try:
@@ -197,7 +197,7 @@ def _decode(reply: Raw) -> PeerAnswer:
 
 
 def read_term(folder: Path) -> int | None:
-    """The term whose copy is in a folder, None when there is none. Blocks."""
+    """Read the term of the copy in a folder, None when there is none. Blocks."""
     try:
         return int(read_private(folder / TERM_FILE))
     except (FileNotFoundError, ValueError):
@@ -205,12 +205,12 @@ def read_term(folder: Path) -> int | None:
 
 
 def write_term(folder: Path, term: int) -> None:
-    """Note that a folder holds a copy of a term. Blocks."""
+    """Write the term of the copy in a folder. Blocks."""
     overwrite(folder / TERM_FILE, str(term).encode())
 
 
 def empty_folder(folder: Path) -> None:
-    """Remove a copy that is of no use any more. Blocks.
+    """Remove an obsolete copy. Blocks.
 
     The term goes first: what is interrupted here is not taken for a copy.
     """
@@ -226,7 +226,7 @@ INCOMPLETE: Final = "incomplete"
 
 
 def is_incomplete(folder: Path) -> bool:
-    """Whether a copy in a folder was begun, and never whole. Blocks."""
+    """Whether a copy in a folder was begun and never completed. Blocks."""
     return (folder / INCOMPLETE).exists() and read_term(folder) is None
 
 

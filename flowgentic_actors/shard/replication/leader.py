@@ -1,4 +1,4 @@
-"""The leader's side of a replicated shard: hands its journal to a follower, and waits for it.
+"""The leader of a replicated shard: hands its journal to a follower, and waits for it.
 
 The follower asks for what comes after its position, which says at the same time what it has. So one
 question is under way at a time, and whatever is written meanwhile travels with the next answer.
@@ -45,7 +45,7 @@ SILENCE: Final = 2.0
 
 _SET_PIECE: Final = 1 << 20
 _RECENT: Final = 8 << 20  # bytes of entries kept in memory for a follower that is a little behind
-_COPY_SILENCE: Final = 30.0  # a copy that nobody asks on for is over
+_COPY_SILENCE: Final = 30.0  # a copy without further requests is given up
 
 _ONE_COPY: Final = (
     "it was written on one node, the node of the other copy was lost before it had it, and there "
@@ -67,7 +67,7 @@ class _Waiting(NamedTuple):
 
 
 class ReplicationLeader:
-    """One leader, over all its followers.
+    """The leader of one shard, for all its followers.
 
     Args:
         journal: The shard's journal.
@@ -107,7 +107,7 @@ class ReplicationLeader:
     def begin_term(
         self, term: int, *, follower: bool, allow_single_copy: bool, follower_in_sync: bool
     ) -> None:
-        """Begin a term.
+        """Begin a term with a follower or without one.
 
         Args:
             term: Its number.
@@ -140,24 +140,24 @@ class ReplicationLeader:
 
     @property
     def holds_log(self) -> bool:
-        """Whether the log must stay as it is, for a copy of it is under way."""
+        """Whether compaction has to wait: a follower copies the log."""
         return time.monotonic() < self._copying_until
 
     @property
     def lag(self) -> int:
-        """Bytes of entries that the follower does not have yet; 0 without one."""
+        """The bytes of entries that the follower does not have yet; 0 without a follower."""
         return max(0, self._journal.end - self.position) if self._expected else 0
 
     @property
     def follows(self) -> bool:
-        """Whether a follower has asked a short while ago."""
+        """Whether the follower has sent a request recently."""
         return time.monotonic() < self._heard + SILENCE
 
     # ------------------------------------------------------------------ postponed writes
 
     @property
     def may_write(self) -> bool:
-        """Whether a write that is carried out now can be acknowledged."""
+        """Whether a write could be acknowledged now."""
         if not self._waits:
             return True
         if self.resync_required:
@@ -165,7 +165,7 @@ class ReplicationLeader:
         return self.follows if self.caught_up else self._alone
 
     def postpone(self) -> Postponed:
-        """What becomes of a write while `may_write` is false: it waits for the second copy.
+        """Postpone a write while `may_write` is false, until there is a second copy.
 
         It is not carried out before: reads go on meanwhile, and must not see it.
 
@@ -195,7 +195,7 @@ class ReplicationLeader:
             self._writable = None
 
     def _missing(self) -> str:
-        """What is wrong with the second copy while `may_write` is false."""
+        """The reason why there is no second copy, for messages."""
         if self.resync_required:
             return "it has to be made anew"
         if self.caught_up:
@@ -205,7 +205,7 @@ class ReplicationLeader:
     # ------------------------------------------------------------------ writes
 
     def appended(self, first: int, payloads: Sequence[bytes | memoryview], end: int) -> None:
-        """Entries are in the journal: hand them on."""
+        """Hand on entries that were appended to the journal."""
         if not self._expected:
             return
         self._recent.append(_Batch(first, payloads, end))
@@ -219,7 +219,7 @@ class ReplicationLeader:
             self._send_from(position, answer)
 
     def wait(self, position: int, *, wrote: bool) -> asyncio.Future[None] | None:
-        """What to wait for until everything before a position may be acknowledged; None: nothing.
+        """A future for when all before a position may be acknowledged; None if it may already.
 
         Args:
             position: LSN after the last entry.
@@ -243,11 +243,11 @@ class ReplicationLeader:
 
     @property
     def _counts(self) -> bool:
-        """Whether what the follower has would survive the loss of this node, or need not."""
+        """Whether the host counts on the follower's copy, or needs none."""
         return self._noted or self._alone
 
     def _settle(self) -> None:
-        """Let go of those whose position the follower has."""
+        """Resolve the futures of positions that the follower has reached."""
         if not self._counts:
             return
         while self._waiting and self._waiting[0].position <= self.position:
@@ -256,7 +256,7 @@ class ReplicationLeader:
                 future.set_result(None)
 
     def _look(self) -> None:
-        """Wait for a follower no longer that went away before it had everything."""
+        """Stop waiting for a follower that disconnected before catching up."""
         self._looking = None
         if self.caught_up or not self._waiting:
             return
@@ -267,7 +267,7 @@ class ReplicationLeader:
             self._looking = self._loop.call_later(SILENCE / 4, self._look)
 
     def _let_go(self, *, alone: bool) -> None:
-        """Let all go who wait: one copy is enough, or what became of the other is not known."""
+        """Resolve or fail all futures: one copy is enough, or the other's state is unknown."""
         while self._waiting:
             _, future = self._waiting.popleft()
             if future.done():
@@ -282,7 +282,7 @@ class ReplicationLeader:
     def on_follower_request(
         self, question: FollowerRequest, answer: Callable[[bytes], None]
     ) -> None:
-        """Answer a follower.
+        """Answer a follower's request.
 
         Raises:
             RejectedError: If it is not the follower of this term.
@@ -363,7 +363,7 @@ class ReplicationLeader:
         answer(encode_peer(LogEntries(position, [payload for _, payload in entries])))
 
     def _send_back(self, position: int, answer: Callable[[bytes], None]) -> None:
-        """Have a follower begin anew: at once, or, where the host counts on it, in another term.
+        """Have a follower resync: at once, or in another term where it counts as in sync.
 
         Until then it keeps what it has, and nothing is acknowledged without it.
         """
@@ -410,7 +410,7 @@ class ReplicationLeader:
             return SnapshotChunk(path.name, size, file.read(_SET_PIECE))
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Refuse further requests, and fail all that wait."""
         if self._parked is not None:
             self._parked[2].cancel()
             self._parked = None

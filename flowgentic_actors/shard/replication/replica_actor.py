@@ -1,4 +1,4 @@
-"""One copy of a replicated shard: it leads or follows, as its supervisor tells it."""
+"""The actor of a replica: leads or follows, as its supervisor tells it."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ logger = logging.getLogger(__name__)
 
 
 class ReplicaAssignment(Struct, array_like=True, frozen=True):
-    """What a copy is told to do, see `Assignment`.
+    """The assignment of one replica, with what its actor needs beside; see `Assignment`.
 
     Attributes:
         leads: Whether it leads.
         term: Number of the term.
         leader: Whom it follows.
-        follower: Whether somebody is to follow it.
+        follower: Whether it has a follower.
         allow_single_copy: Whether it may acknowledge alone what no follower can have.
         follower_in_sync: Whether the follower has caught up already.
         secret: The cluster's secret.
@@ -68,7 +68,7 @@ class ReplicaAssignment(Struct, array_like=True, frozen=True):
 
 
 class ReplicatedShardActor:
-    """A shard's copy; it has no shard before it is told what to do.
+    """The actor of a replica; it opens no shard before its first assignment.
 
     Args:
         folder: The copy's private folder.
@@ -99,7 +99,7 @@ class ReplicatedShardActor:
         report: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:
-        """Wait to be told; see `Actor.start`."""
+        """Wait for an assignment; see `Actor.start`."""
         self._tell, self._report, self._wake = tell, report, wake
 
     @property
@@ -120,18 +120,18 @@ class ReplicatedShardActor:
         return self._core.handle(call)
 
     def was_slow(self, call: Call, seconds: float) -> None:
-        """Tell of a slow request; see `Actor.was_slow`."""
+        """Report a slow request; see `Actor.was_slow`."""
         if self._core is not None:
             self._core.was_slow(call, seconds)
 
     def commit(self) -> asyncio.Future[None] | None:
-        """Commit what was handled; see `Actor.commit`."""
+        """Commit handled requests; see `Actor.commit`."""
         if self._broken is not None:
             raise self._broken
         return self._core.commit() if self._leader is not None and self._core else None
 
     def on_peer_request(self, body: Raw, answer: Callable[[bytes], None]) -> None:
-        """Answer a follower, or a shard that takes slots over; see `Actor.on_peer_request`."""
+        """Answer a follower, or a migration target; see `Actor.on_peer_request`."""
         if self._leader is None or self._core is None:
             raise RejectedError("this copy leads nobody")
         question = decode_peer_request(body)
@@ -141,7 +141,7 @@ class ReplicatedShardActor:
             self._leader.on_follower_request(question, answer)
 
     def stats(self) -> dict[str, int]:
-        """What the copy holds; see `Actor.stats`."""
+        """Counters of what the copy holds; see `Actor.stats`."""
         leading, following = self._leader, self._follower
         core = self._core or (following.core if following else None)
         return {
@@ -150,7 +150,7 @@ class ReplicatedShardActor:
         }
 
     def report(self) -> Raw:
-        """How far the copy is; see `Actor.report`."""
+        """The replication and migration status; see `Actor.report`."""
         leading, following, assignment = self._leader, self._follower, self._assignment
         there = leading is not None or (following is not None and following.complete)
         replication = ReplicationStatus(
@@ -164,7 +164,7 @@ class ReplicatedShardActor:
         return encode_progress(Progress(replication, core.migrator.status if core else None))
 
     async def drained(self) -> None:
-        """Let the leader, which ends at the same time, finish what it has; see `Actor.drained`."""
+        """Wait for a leader that ends at the same time to hand over all; see `Actor.drained`."""
         following, until = self._follower, time.monotonic() + _LAST_MOMENT
         while following is not None and time.monotonic() < until:
             await asyncio.sleep(_QUIET / 4)
@@ -178,7 +178,7 @@ class ReplicatedShardActor:
             await self._core.drained()
 
     def close(self) -> None:
-        """Let go of the files; see `Actor.close`."""
+        """Close the files; see `Actor.close`."""
         for task in (self._changing, self._task):
             if task is not None:
                 task.cancel()
@@ -189,7 +189,7 @@ class ReplicatedShardActor:
     # ------------------------------------------------------------------ changing parts
 
     async def _change(self) -> None:
-        """Do what is wanted; once it leads, a copy never follows again: it is made anew."""
+        """Lead or follow as assigned; a copy that has led never follows, but is made anew."""
         while self._wanted is not None:
             assignment, self._wanted = self._wanted, None
             if assignment.leads:
@@ -277,7 +277,7 @@ class ReplicatedShardActor:
         self._break_with(task)
 
     def _break_with(self, task: asyncio.Task[None]) -> None:
-        """Have the actor end with what its task ended with; the next incarnation tries again."""
+        """End the actor with its task's error; the next incarnation tries again."""
         if task.cancelled() or (error := task.exception()) is None:
             return
         logger.error("this copy cannot go on", exc_info=error)
