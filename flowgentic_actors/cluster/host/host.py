@@ -51,13 +51,13 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     RUNTIME_FILE,
     retire,
 )
-from flowgentic_actors.cluster.persistence.stored_memory import (
+from flowgentic_actors.cluster.persistence.manifest import (
     MANIFEST,
     Manifest,
-    StoredMemory,
     holds_memory,
     reopening,
 )
+from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory
 from flowgentic_actors.cluster.process_logs import log_tail, with_last_line
 from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host import (
