@@ -15,7 +15,7 @@ from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Call, Postponed
 from flowgentic_actors.deadlines import timeout
-from flowgentic_actors.dragon.ddict import DDictShard, why_no_ddict
+from flowgentic_actors.dragon.ddict.tier import DDictShard, why_no_ddict
 from flowgentic_actors.engine.commands import (
     MAKES_ROOM,
     WRITES,
