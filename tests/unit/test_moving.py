@@ -76,11 +76,7 @@ from flowgentic_actors.engine.slots import (
     slot_of_namespace,
     slot_of_thread,
 )
-from flowgentic_actors.errors import (
-    ColdValuesError,
-    SlotsMovedError,
-    StorageError,
-)
+from flowgentic_actors.errors import ColdValuesError, SlotsMovedError, StorageError
 from flowgentic_actors.secret import revealed
 from flowgentic_actors.shard import actor as actor_module
 from flowgentic_actors.shard.actor import ShardActor
@@ -505,7 +501,7 @@ async def raw(side: Side, query: Query) -> Reply:
         try:
             return side.shard.query(query, 0)
         except ColdValuesError as cold:
-            for lsn, record in await side.core._fetch(cold.lsns):
+            for lsn, record in await side.core.cold_reads.fetch(cold.lsns):
                 side.shard.warm(lsn, record, lasting=True)
 
 
