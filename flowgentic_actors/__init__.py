@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowgentic_actors.adapters.cache import AsyncCache
-    from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver, ThreadInfo
+    from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
     from flowgentic_actors.adapters.decoding import StrictSerializer
+    from flowgentic_actors.adapters.listing import ThreadInfo
     from flowgentic_actors.adapters.store import AsyncStore
     from flowgentic_actors.cluster.protocol.handle import ClusterHandle
     from flowgentic_actors.cluster.protocol.status import (
@@ -175,7 +176,7 @@ _HOMES = {name: "errors" for name in __all__ if name.endswith("Error")} | {
     "MemoryConfig": "config",
     "NodeStatus": "cluster.protocol.status",
     "StrictSerializer": "adapters.decoding",
-    "ThreadInfo": "adapters.checkpoint",
+    "ThreadInfo": "adapters.listing",
 }
 
 

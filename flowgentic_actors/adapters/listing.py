@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from datetime import datetime
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from flowgentic_actors.adapters.items import time_of
 from flowgentic_actors.adapters.operations import Operation, ShardRequest, retry_on_new_table
 from flowgentic_actors.cluster.client.remote import MemoryClient
 from flowgentic_actors.cluster.client.routing import shard_of
@@ -15,6 +17,23 @@ from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import ListCheckpoints, ListThreads
 from flowgentic_actors.engine.model import Position, ThreadPosition
 from flowgentic_actors.engine.replies import CheckpointRow, ThreadRow
+
+
+class ThreadInfo(NamedTuple):
+    """A thread, as a listing of threads tells of it.
+
+    Attributes:
+        thread_id: Its id.
+        updated_at: When it was last written to, UTC.
+        checkpoints: How many it has, in all namespaces.
+        bytes: Bytes of its checkpoints, values and pending writes.
+    """
+
+    thread_id: str
+    updated_at: datetime
+    checkpoints: int
+    bytes: int
+
 
 R = TypeVar("R")
 
@@ -110,3 +129,8 @@ def checkpoint_position(row: CheckpointRow) -> Position:
 def thread_position(row: ThreadRow) -> ThreadPosition:
     """The position of a thread in a listing."""
     return ThreadPosition(row.updated_us, row.thread_id)
+
+
+def thread_info(row: ThreadRow) -> ThreadInfo:
+    """What a listing tells of a thread."""
+    return ThreadInfo(row.thread_id, time_of(row.updated_us), row.checkpoints, row.bytes)

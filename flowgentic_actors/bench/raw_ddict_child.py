@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from flowgentic_actors.dragon.ddict import RawBytes
+from flowgentic_actors.dragon.ddict.client import RawBytes
 
 _TIMEOUT: Final = 20.0
 _POOL: Final = 256 << 20

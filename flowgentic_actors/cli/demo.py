@@ -45,7 +45,7 @@ from flowgentic_actors.cli.research import (
     new_study,
     read_text,
 )
-from flowgentic_actors.cluster.persistence.stored_memory import read_manifest
+from flowgentic_actors.cluster.persistence.manifest import read_manifest
 from flowgentic_actors.cluster.protocol.status import ClusterStatus
 from flowgentic_actors.config_values import user_path
 from flowgentic_actors.environment import inside_dragon, scheduler_job

@@ -17,12 +17,8 @@ from flowgentic_actors.adapters.chunked_lists.format import find, load
 from flowgentic_actors.cli.snapshot import add_memory
 from flowgentic_actors.cli.values import readable
 from flowgentic_actors.cluster.persistence.cluster_folders import find_memory
+from flowgentic_actors.cluster.persistence.manifest import Manifest, read_manifest, shard_folders
 from flowgentic_actors.cluster.persistence.memory_lock import is_held, read_lock_owner
-from flowgentic_actors.cluster.persistence.stored_memory import (
-    Manifest,
-    read_manifest,
-    shard_folders,
-)
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import ListCheckpoints
 from flowgentic_actors.engine.model import Blob

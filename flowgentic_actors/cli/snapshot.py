@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowgentic_actors.cluster.persistence.cluster_folders import find_memory
-from flowgentic_actors.cluster.persistence.stored_memory import snapshot
+from flowgentic_actors.cluster.persistence.snapshot import snapshot
 from flowgentic_actors.config_values import user_path
 
 

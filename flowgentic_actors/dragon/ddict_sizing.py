@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from flowgentic_actors.dragon.ddict import FULL, SMALLEST_POOL
+from flowgentic_actors.dragon.ddict.tier import FULL, SMALLEST_POOL
 from flowgentic_actors.dragon.ddict_processes import end_leftovers
 from flowgentic_actors.dragon.shared_memory import RUNTIME_BYTES, SHM, check_shm, pool_bytes
 

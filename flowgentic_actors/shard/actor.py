@@ -14,16 +14,13 @@ import msgspec
 from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Call, Postponed
-from flowgentic_actors.deadlines import timeout
-from flowgentic_actors.dragon.ddict import DDictShard, why_no_ddict
+from flowgentic_actors.dragon.ddict.tier import DDictShard, why_no_ddict
 from flowgentic_actors.engine.commands import (
     MAKES_ROOM,
     WRITES,
     CacheGet,
     CacheSet,
     Command,
-    GetCheckpoint,
-    GetItem,
     Query,
     WriteCommand,
 )
@@ -46,6 +43,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.shard.clock import Clock
+from flowgentic_actors.shard.cold_reads import ColdReads
 from flowgentic_actors.shard.hot_keys import HotKeys, key_of, sampling
 from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.journaling.entries import (
@@ -80,9 +78,6 @@ LOCK_NAME = "journal.lock"
 
 logger = logging.getLogger(__name__)
 
-_FETCH_TIMEOUT = 30.0
-_MOST_FETCHES = 64  # at one time: each may hold a page of values
-_MOST_ROUNDS = 100  # of fetching for one query, while others change what it needs
 _TIER_END, _TIER_KILL = 6.0, 2.0  # below close_timeout, in which the actor must have ended
 _LAST_WORK = 5.0  # of the journal's thread, when the actor closes
 
@@ -175,8 +170,11 @@ class ShardActor:
         )
         """Who waits for room in the journal."""
         self._unwritten = Unwritten()
-        self._waiting_bytes, self._cold_reads = 0, 0  # the bytes: of entries not appended yet
-        self._fetches: set[asyncio.Task[bytes]] = set()
+        self._waiting_bytes = 0  # of entries not appended yet
+        self.cold_reads = ColdReads(
+            self._shard, self._journal, self._worker, self.room, self._answer
+        )
+        """Who waits for values that memory has let go."""
         self._leader: ReplicationLeader | None = None
         self._claimed = bool(claimed)
         self._storing: list[asyncio.Future[None]] = []  # who waits for the next commit
@@ -203,7 +201,6 @@ class ShardActor:
         self._tier: DDictShard | None = None
         self._memory_tier: MemoryTier | None = None
         self._tier_task: asyncio.Task[None] | None = None
-        self._fetch_slots = asyncio.Semaphore(_MOST_FETCHES)
         try:
             self._replayed = self._replay()
             self._journal.prepare()
@@ -238,7 +235,7 @@ class ShardActor:
             on_event=happened,
         )
         memory_tier = MemoryTier(self._shard, self._tier, self._scan, lambda: self._journal.end)
-        self._memory_tier = memory_tier
+        self._memory_tier = self.cold_reads.memory_tier = memory_tier
         self._tier_task = asyncio.ensure_future(memory_tier.run())
         self._tier_task.add_done_callback(_log_defect)
         self._mirror_on()
@@ -377,7 +374,7 @@ class ShardActor:
         return {
             **msgspec.structs.asdict(self._shard.size()),
             "hot_bytes": self._shard.hot_bytes,
-            "cold_reads": self._cold_reads,
+            "cold_reads": self.cold_reads.values,
             **(self._memory_tier.stats() if self._memory_tier else {}),
             **(self._tier.stats() if self._tier else {}),
             "journal_bytes": self._journal.size,
@@ -400,8 +397,7 @@ class ShardActor:
 
     def close(self) -> None:
         """Seal and close the journal."""
-        for fetch in self._fetches:
-            fetch.cancel()
+        self.cold_reads.close()
         for future in self._storing:
             future.cancel()
         self.room.close()
@@ -552,10 +548,7 @@ class ShardActor:
         try:
             return self._answer(query)
         except ColdValuesError as cold:
-            fetch = asyncio.ensure_future(self._query_cold(query, cold.lsns))
-            self._fetches.add(fetch)
-            fetch.add_done_callback(self._fetches.discard)
-            return fetch
+            return self.cold_reads.begin(query, cold.lsns)
 
     def _answer(self, query: Query) -> bytes:
         now_us = self._clock.now()
@@ -570,46 +563,8 @@ class ShardActor:
             self._keep_own(refreshed, now_us, once=True)
         return _encode(reply)
 
-    async def _query_cold(self, query: Query, lsns: Sequence[int]) -> bytes:
-        """Fetch what a query needs until it has all of it."""
-        lasting = isinstance(query, GetItem | GetCheckpoint)  # a scan is read once
-        try:
-            async with timeout(_FETCH_TIMEOUT), self._fetch_slots:
-                for _ in range(_MOST_ROUNDS):
-                    for lsn, record in await self._fetch(lsns):
-                        self._shard.warm(lsn, record, lasting=lasting)
-                    try:
-                        return self._answer(query)
-                    except ColdValuesError as cold:
-                        lsns = cold.lsns
-                    except RoomWanted as wanted:
-                        lsns = ()
-                        await self.room.make(wanted)
-        except TimeoutError as error:
-            raise StorageError(
-                f"reading the journal took more than {_FETCH_TIMEOUT:g} s: its disk does not answer"
-            ) from error
-        except (OSError, JournalError) as error:
-            raise StorageError(f"a value cannot be read from the journal: {error}") from error
-        raise RejectedError("what was asked for changed faster than it could be read: ask again")
-
-    async def _fetch(self, lsns: Sequence[int]) -> list[tuple[int, Record]]:
-        self._cold_reads += len(lsns)
-        found: list[tuple[int, Record]] = []
-        if self._memory_tier is not None:
-            found, lsns = await self._memory_tier.fetch(lsns)
-        if lsns:
-            for lsn, payload in await self._worker.submit(self._read, lsns):
-                entry = decode_entry(payload)
-                assert isinstance(entry, LogEntry)
-                found.append((lsn, entry.record))
-        return found
-
     def _scan(self, lsn: int, most: int) -> asyncio.Future[tuple[list[tuple[int, bytes]], int]]:
         return self._worker.submit(self._journal.scan, lsn, most)
-
-    def _read(self, lsns: Sequence[int]) -> list[tuple[int, bytes]]:
-        return [(lsn, self._journal.read(lsn)) for lsn in lsns]
 
     # ------------------------------------------------------------------ recovery
 

@@ -21,7 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST, StoredMemory
+from flowgentic_actors.cluster.persistence.manifest import MANIFEST
+from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import DeleteItem, PutItem, SearchItems
 from flowgentic_actors.engine.model import ItemPosition

@@ -349,7 +349,8 @@ async def test_a_request_that_ends_its_actor_is_failed_and_innocent_ones_are_ans
     make = f"{textwrap.dedent(poison)}\ndef make(**arguments): return shard.ShardActor(**arguments)"
     (tmp_path / "poisoned.py").write_text(make)
     (tmp_path / "sitecustomize.py").write_text(
-        "import flowgentic_actors.cluster.host.host as host\nhost.SHARD_FACTORY = 'poisoned:make'\n"
+        "import flowgentic_actors.cluster.host.memory as memory\n"
+        "memory.SHARD_FACTORY = 'poisoned:make'\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     async with MemoryCluster(**SETTINGS["subprocess"], restart_intensity=30) as memory:

@@ -12,7 +12,7 @@ import pytest
 from langgraph.store.base import PutOp, SearchOp
 
 from flowgentic_actors import AsyncStore, MemoryCluster, MemoryConfig
-from flowgentic_actors.cluster.persistence.stored_memory import snapshot
+from flowgentic_actors.cluster.persistence.snapshot import snapshot
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings, SharedSettings
 from flowgentic_actors.errors import (
     ClusterOpenError,

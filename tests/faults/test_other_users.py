@@ -35,7 +35,8 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     find_memory,
     root_folder,
 )
-from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory, snapshot
+from flowgentic_actors.cluster.persistence.snapshot import snapshot
+from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory
 from flowgentic_actors.environment import StepRank
 from flowgentic_actors.errors import FlowgenticError
 from flowgentic_actors.secret import Secret

@@ -307,7 +307,7 @@ async def raw(side: Side, query: Query) -> Reply:
         try:
             return side.shard.query(query, 0)
         except ColdValuesError as cold:
-            for lsn, record in await side.core._fetch(cold.lsns):
+            for lsn, record in await side.core.cold_reads.fetch(cold.lsns):
                 side.shard.warm(lsn, record, lasting=True)
 
 

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from flowgentic_actors.cluster.client.cluster_watch import Watched, watched_file
 from flowgentic_actors.cluster.persistence.cluster_folders import DESCRIPTOR, descriptor_of
+from flowgentic_actors.cluster.persistence.manifest import MANIFEST, read_manifest
 from flowgentic_actors.cluster.persistence.memory_lock import is_held, read_lock_owner
-from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST, read_manifest
 from flowgentic_actors.cluster.protocol.handle import (
     ClusterHandle,
     Descriptor,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from flowgentic_actors.cluster.client.opening_log import tell_found, tell_new
-from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory, await_free, reopening
+from flowgentic_actors.cluster.persistence.manifest import reopening
+from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory, await_free
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings, SharedSettings
 from flowgentic_actors.cluster.shard_limits import shard_settings
 from flowgentic_actors.config import MemoryConfig

@@ -25,7 +25,6 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
-from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to
 from flowgentic_actors.actors.process import ignore_job_signals
@@ -34,14 +33,15 @@ from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.cluster.host.event_log import EventLog
+from flowgentic_actors.cluster.host.memory import FILE_TIMEOUT, OPEN_TIMEOUT, HostMemory
 from flowgentic_actors.cluster.host.ranks import Ranks
 from flowgentic_actors.cluster.host.reporter import StatusReporter
+from flowgentic_actors.cluster.host.requests import RequestServer
 from flowgentic_actors.cluster.job_end import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
 from flowgentic_actors.cluster.nodes.controller import ClusterController
 from flowgentic_actors.cluster.nodes.node_launcher import DragonNodeLauncher, LocalNodeLauncher
 from flowgentic_actors.cluster.nodes.node_pool import NodePool
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
-from flowgentic_actors.cluster.nodes.replica_manager import REPLICATED_FACTORY
 from flowgentic_actors.cluster.opener.host_launcher import LOG_FILE
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     HOST_LOCK,
@@ -51,15 +51,8 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     RUNTIME_FILE,
     retire,
 )
-from flowgentic_actors.cluster.persistence.stored_memory import (
-    MANIFEST,
-    Manifest,
-    StoredMemory,
-    holds_memory,
-    reopening,
-)
+from flowgentic_actors.cluster.persistence.manifest import MANIFEST
 from flowgentic_actors.cluster.process_logs import log_tail, with_last_line
-from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host import (
     Acknowledged,
     AttachRank,
@@ -86,7 +79,7 @@ from flowgentic_actors.cluster.protocol.host_spec import HostSpec, actor_address
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.cluster.protocol.status import ClusterEvent
 from flowgentic_actors.cluster.socket_folders import socket_folder
-from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_folder
+from flowgentic_actors.dragon.ddict_sizing import end_tiers
 from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.dragon.spawner import DragonSpawner
 from flowgentic_actors.environment import machine
@@ -100,7 +93,6 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
 from flowgentic_actors.storage.private_files import (
     overwrite,
     read_private,
@@ -111,20 +103,12 @@ from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.interfaces import choose_address
-from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
+from flowgentic_actors.wire.messages import Cancel, Request, ToServer
 from flowgentic_actors.wire.server import Connection, Server
-
-SHARD_FACTORY: Final = "flowgentic_actors.shard.actor:ShardActor"
-
-EXIT_REPLACED: Final = 71
-"""Exit code of a host that was given up for dead, and whose memory another cluster has taken."""
 
 ENDING_FILE: Final = "ending"
 """Holds the reason once the cluster's work is being ended by its host."""
 
-_FILE_TIMEOUT = 30.0
-_LONGEST = 7 * 86_400.0  # the owner's open_timeout ends a re-sharding sooner
-_ANSWER_MARGIN = 0.5  # an answer that says why it is late must not be late itself
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
 
 _NOT_SEVERAL = (
@@ -135,13 +119,7 @@ _GATHER_SHARE = 0.6  # of start_timeout, for the other nodes to join
 
 _FAREWELL = 3.0  # seconds for what Dragon does at the end of this process
 
-MAX_OPEN_REQUESTS: Final = 1024
-"""Requests that wait for the host at one time, over all connections."""
-
 logger = logging.getLogger(__name__)
-
-_decode = msgspec.msgpack.Decoder(HostCommand).decode
-_encode = msgspec.msgpack.Encoder().encode
 
 
 def main() -> int:
@@ -200,11 +178,7 @@ class Host:
         self._killed: dict[str, str] | None = None  # what did not end in order
         self._ended = asyncio.Event()
         self.owner_lost = False
-        self._memory = StoredMemory(Path(spec.memory))
-        self._let_go = False
-        self._specs: list[ChildSpec] = []
-        self._manifest: Manifest | None = None
-        self._found = ""  # the cluster that had the memory before
+        self._memory = HostMemory(spec, self._event)
         address = str(socket_folder(self._folder) / HOST_SOCKET)
         self._server = Server(self, spec.secret, spec.name, 0, spec.max_message_bytes)
         self._address = address
@@ -232,11 +206,10 @@ class Host:
         epochs = ProcessRecord(self._folder).epochs()
         self._reporter = StatusReporter(spec, self._supervisor, epochs, self._ending.is_set)
         self._controller: ClusterController | None = None
-        self._actor_arguments: dict[str, str] = {}
         self._ip = ""
         self._remote: TcpAddress | None = None
         self._tasks: TaskGroup | None = None
-        self._open_requests = 0
+        self._requests = RequestServer(self._answer, self._doing)
         self._ranks = Ranks()
 
     async def run(self) -> None:
@@ -245,7 +218,7 @@ class Host:
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self._expect_owner)
-            if await on_daemon_thread(_FILE_TIMEOUT, self._was_ending):
+            if await on_daemon_thread(FILE_TIMEOUT, self._was_ending):
                 self._started.set()
                 self._brought_up.set()
             else:
@@ -334,7 +307,7 @@ class Host:
 
     async def _stay(self) -> None:
         """Answer in the actors' place until the owner closes the cluster, or is gone."""
-        await on_daemon_thread(_LONGEST, self.close_memory)
+        await on_daemon_thread(OPEN_TIMEOUT, self.close_memory)
         text = f"the cluster has ended in order: {self._end_reason}"
         refusal = RefusingServer("closing", text)
         if self._controller is not None:
@@ -363,7 +336,7 @@ class Host:
                 self._started.set()  # whoever attaches now waits for the actors themselves
         try:
             nodes = await self._gather()
-            await self._open_memory(nodes)
+            await self._memory.open(nodes, ip=self._ip, several=self._controller is not None)
         except FlowgenticError as error:
             logger.exception("the memory does not open")
             self._start_error = str(error)
@@ -376,8 +349,8 @@ class Host:
             await self._begin_actors(tasks, nodes)
         except FlowgenticError as error:
             if not self._spec.restarts:
-                logs = (self._folder / f"{spec.name}.log" for spec in self._specs)
-                tail = await on_daemon_thread(_FILE_TIMEOUT, log_tail, *logs)
+                logs = (self._folder / f"{spec.name}.log" for spec in self._memory.specs)
+                tail = await on_daemon_thread(FILE_TIMEOUT, log_tail, *logs)
                 if tail:
                     logger.error("the actors' logs end with:\n%s", tail)  # noqa: TRY400 - theirs
                 self._start_error = with_last_line(str(error), tail)
@@ -385,11 +358,11 @@ class Host:
 
     async def _begin_actors(self, tasks: TaskGroup, nodes: list[str]) -> None:
         if self._controller is None:
-            await self._supervisor.start(tasks, self._specs)
+            await self._supervisor.start(tasks, self._memory.specs)
         else:
             await self._open_federation(self._controller, tasks, nodes)
         if not self._spec.restarts:
-            detail = f"{len(self._specs)} actors by {self._spec.spawner}"
+            detail = f"{len(self._memory.specs)} actors by {self._spec.spawner}"
             if len(nodes) > 1:
                 detail += f" on {len(nodes)} nodes"
             self._event(EventKind.CLUSTER_OPENED, "", detail)
@@ -410,7 +383,7 @@ class Host:
         dragon = spec.spawner == "dragon"
         launcher = DragonNodeLauncher() if dragon else LocalNodeLauncher(self._folder)
         node_pool = NodePool(spec, launcher, spec.identity, self._ip, self._event)
-        before = await on_daemon_thread(_FILE_TIMEOUT, PlanFile(Path(spec.memory)).read)
+        before = await on_daemon_thread(FILE_TIMEOUT, PlanFile(Path(spec.memory)).read)
         nodes = await node_pool.gather(
             time.monotonic() + _GATHER_SHARE * spec.start_timeout,
             before.nodes if before is not None and not spec.persist else (),
@@ -422,7 +395,7 @@ class Host:
                 raise ClusterOpenError(f"replicas=2 needs a second node: {found}")
             self._ip = ""
             return nodes
-        context = await on_daemon_thread(_FILE_TIMEOUT, server_context, spec.identity, self._folder)
+        context = await on_daemon_thread(FILE_TIMEOUT, server_context, spec.identity, self._folder)
         port = await self._listen(context)
         self._remote = TcpAddress(self._ip, port, spec.identity.certificate)
         self._controller = ClusterController(
@@ -438,7 +411,7 @@ class Host:
     async def _listen(self, context: ssl.SSLContext) -> int:
         """Listen where the host before this one did: whoever attached knows that port."""
         file = self._folder / PORT_FILE
-        before = await on_daemon_thread(_FILE_TIMEOUT, _read_number, file)
+        before = await on_daemon_thread(FILE_TIMEOUT, _read_number, file)
         try:
             port = await self._server.listen_tcp(self._ip, context, before)
         except OSError:
@@ -446,7 +419,7 @@ class Host:
                 raise
             logger.warning("port %d is taken: who attached from another node is cut off", before)
             port = await self._server.listen_tcp(self._ip, context)
-        await on_daemon_thread(_FILE_TIMEOUT, overwrite, file, str(port).encode())
+        await on_daemon_thread(FILE_TIMEOUT, overwrite, file, str(port).encode())
         return port
 
     async def _open_federation(
@@ -454,115 +427,25 @@ class Host:
     ) -> None:
         spec = self._spec
         assert self._remote is not None
-        arguments = self._actor_arguments
+        arguments = self._memory.actor_arguments
         memory = Path(spec.memory)
-        assert self._manifest is not None
+        assert self._memory.manifest is not None
         await controller.open(
             tasks,
             nodes,
-            even_table(len(self._specs), spec.namespace_depth),
+            even_table(len(self._memory.specs), spec.namespace_depth),
             host=self._remote,
-            generation=self._manifest.subfolder,
-            manifest=await on_daemon_thread(_FILE_TIMEOUT, read_private, memory / MANIFEST),
-            factory=self._factory,
+            generation=self._memory.manifest.subfolder,
+            manifest=await on_daemon_thread(FILE_TIMEOUT, read_private, memory / MANIFEST),
+            factory=self._memory.factory,
             arguments=arguments,
-            child_spec=self._child_spec,
+            child_spec=self._memory.child_spec,
             on_table=self._memory.note_table,
         )
 
-    async def _open_memory(self, nodes: list[str]) -> None:
-        spec = self._spec
-        shards, table = spec.actors * len(nodes), None
-        if not spec.persist:
-            before = await on_daemon_thread(_FILE_TIMEOUT, PlanFile(Path(spec.memory)).read)
-            if before is not None:
-                shards, table = len(before.shards), before.table
-            spread = before is not None and before.is_spread
-            await on_daemon_thread(_FILE_TIMEOUT, self._check_spread, len(nodes), planned=spread)
-        manifest, found = await on_daemon_thread(
-            _LONGEST,
-            self._memory.open,
-            name=spec.name,
-            instance=spec.instance,
-            shards=shards,
-            namespace_depth=spec.namespace_depth,
-            job=spec.job,
-            table=table,
-            index=spec.shared.index,
-            reindex=spec.reindex,
-            on_lost=lambda: os._exit(EXIT_REPLACED),  # the actors end with their links
-        )
-        node_local = not spec.persist or await on_daemon_thread(
-            _FILE_TIMEOUT, is_node_local, Path(spec.memory)
-        )
-        if await on_daemon_thread(_FILE_TIMEOUT, is_in_memory, Path(spec.memory)):
-            setting = "persist_path" if spec.persist else "scratch"
-            self._event(
-                EventKind.JOURNAL_IN_MEMORY,
-                "",
-                f"the journals are in {spec.memory}, on a file system in memory: they take memory, "
-                f"and end with this node. Set {setting}= to a folder on a disk if there is one",
-            )
-        self._manifest = manifest
-        several = self._controller is not None
-        self._actor_arguments = {
-            "ack": spec.ack,
-            "appends": "direct" if node_local else "thread",
-            "segment_bytes": str(spec.segment_bytes),
-            "hot_bytes": str(spec.hot_bytes),
-            "settings": spec.shard.divided(len(nodes)).encode(),
-            "tier_bytes": _text(spec.tier_bytes or None),
-            "tier_managers": str(spec.tier_managers),
-            "claimed": "1" if several else "",
-        }
-        self._specs = [self._child_spec(shard) for shard in range(shards)]
-        if found is not None and found.instance != spec.instance:
-            self._found = found.name
-            self._tell_reopened(manifest, found)
-
-    @property
-    def _factory(self) -> str:
-        return SHARD_FACTORY if self._spec.replicas == 1 else REPLICATED_FACTORY
-
-    def _child_spec(self, shard: int) -> ChildSpec:
-        """A shard's actor on this node."""
-        assert self._manifest is not None
-        name = actor_name(shard)
-        folder = Path(self._spec.memory) / self._manifest.subfolder / name
-        return ChildSpec(
-            name=name,
-            factory=self._factory,
-            arguments={
-                **self._actor_arguments,
-                "folder": str(folder),
-                "tier_folder": str(tier_folder(self._folder, name)),
-            },
-            address=str(socket_folder(self._folder) / f"{name}.sock"),
-            host=self._ip,
-        )
-
-    def _check_spread(self, nodes: int, *, planned: bool) -> None:
-        """Refuse an orphan of one node on several, and the other way round: each has its part."""
-        memory = Path(self._spec.memory)
-        if not (memory / MANIFEST).exists() or planned == (nodes > 1):
-            return
-        if planned or holds_memory(memory):
-            raise ClusterOpenError(
-                f"the memory that an earlier cluster named {self._spec.name!r} left is "
-                f"{'on several nodes' if planned else 'on this node alone'}: open it that way "
-                "(n_nodes), or choose another name="
-            )
-
-    def _tell_reopened(self, manifest: Manifest, found: Manifest) -> None:
-        kind = EventKind.PERSIST_REOPENED if self._spec.persist else EventKind.ORPHAN_REOPENED
-        for event, detail in reopening(Path(self._spec.memory), manifest, found, kind):
-            self._event(event, "", detail)
-
     def close_memory(self) -> None:
         """Let go of the memory on disk, when its actors have ended; another cluster may take it."""
-        if not self._let_go:
-            self._let_go = True
-            self._memory.close(orderly=self._killed == {})
+        self._memory.close(orderly=self._killed == {})
 
     async def _expect_owner(self) -> None:
         await anyio.sleep(_OWNER_TIMEOUT)
@@ -586,7 +469,8 @@ class Host:
                 continue
             match message:
                 case Request():
-                    self._accept(connection, message)
+                    assert self._tasks is not None
+                    self._requests.accept(self._tasks, connection, message)
                 case Cancel():
                     pass  # every request here ends within its own time
                 case _:
@@ -611,40 +495,9 @@ class Host:
         self._leaving.set()
         self._ending.set()
 
-    def _accept(self, connection: Connection, request: Request) -> None:
-        if self._open_requests >= MAX_OPEN_REQUESTS:
-            text = f"the host has {MAX_OPEN_REQUESTS} requests open already: try again later"
-            connection.send(Failure(request.seq, "internal", text))
-            return
-        assert self._tasks is not None
-        self._open_requests += 1
-        self._tasks.start_soon(self._serve, connection, request)
-
-    async def _serve(self, connection: Connection, request: Request) -> None:
-        try:
-            command = _decode(request.body)
-            timeout = request.timeout_ms / 1000
-            with anyio.fail_after(max(timeout - _ANSWER_MARGIN, timeout / 2)):
-                reply = await self._answer(connection, command)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            text = sendable(f"not a command: {error}")
-            connection.send(Failure(request.seq, "invalid", text))
-        except InvalidRequestError as error:
-            connection.send(Failure(request.seq, "invalid", sendable(str(error))))
-        except RejectedError as error:
-            connection.send(Failure(request.seq, "internal", sendable(str(error))))
-        except TimeoutError:
-            text = sendable(self._doing())
-            connection.send(Failure(request.seq, "expired", text))
-        else:
-            connection.send(Reply(request.seq, Raw(_encode(reply))))
-        finally:
-            self._open_requests -= 1
-        connection.flush()
-
     def _doing(self) -> str:
         """Description of what attaching programs have to wait for."""
-        if self._manifest is None:
+        if self._memory.manifest is None:
             return self._memory.doing
         late = [c.spec.name for c in self._supervisor.children if not c.settled.is_set()]
         return f"{', '.join(late) or 'another node'} does not serve yet"
@@ -700,8 +553,8 @@ class Host:
                 return self._places()
             return await self._controller.shard_map(command.version, command.wait)
         shared = self._spec.shared
-        if self._manifest is not None:
-            shared = msgspec.structs.replace(shared, index=self._manifest.index)
+        if self._memory.manifest is not None:
+            shared = msgspec.structs.replace(shared, index=self._memory.manifest.index)
         return Description(
             self._spec.spawner,
             self._places(),
@@ -709,7 +562,7 @@ class Host:
             changes=self._controller is not None,
             host=self._remote,
             shared=shared,
-            found=self._found,
+            found=self._memory.found,
             memory=self._spec.memory,
         )
 
@@ -768,7 +621,3 @@ def _read_number(path: Path) -> int:
         return int(read_private(path))
     except (OSError, ValueError):
         return 0
-
-
-def _text(number: int | None) -> str:
-    return "" if number is None else str(number)

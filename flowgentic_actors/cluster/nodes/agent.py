@@ -38,7 +38,7 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     remove_folder,
     root_folder,
 )
-from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST
+from flowgentic_actors.cluster.persistence.manifest import MANIFEST
 from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host import EndNode, Heartbeat, HeartbeatReply
 from flowgentic_actors.cluster.socket_folders import socket_folder
@@ -48,11 +48,7 @@ from flowgentic_actors.dragon.spawner import DragonSpawner
 from flowgentic_actors.environment import inside_dragon, machine
 from flowgentic_actors.errors import FlowgenticError, ProtocolError, RequestError
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.storage.private_files import (
-    make_folder,
-    make_folders,
-    write_private,
-)
+from flowgentic_actors.storage.private_files import make_folder, make_folders, write_private
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.interfaces import choose_address

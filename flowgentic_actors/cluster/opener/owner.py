@@ -23,7 +23,8 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     retire,
     root_folder,
 )
-from flowgentic_actors.cluster.persistence.stored_memory import await_free, check_index, memory_path
+from flowgentic_actors.cluster.persistence.manifest import memory_path
+from flowgentic_actors.cluster.persistence.stored_memory import await_free, check_index
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec, OrphanLimits
@@ -35,10 +36,7 @@ from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_bytes
 from flowgentic_actors.dragon.shared_memory import check_runtime_shm
 from flowgentic_actors.environment import inside_dragon, job_hosts, machine, scheduler_job
-from flowgentic_actors.errors import (
-    ClusterOpenError,
-    PersistError,
-)
+from flowgentic_actors.errors import ClusterOpenError, PersistError
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret

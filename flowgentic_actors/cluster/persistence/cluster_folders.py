@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 
-from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST, holds_memory
+from flowgentic_actors.cluster.persistence.manifest import MANIFEST, holds_memory
 from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
 from flowgentic_actors.cluster.socket_folders import (
     make_socket_folder,

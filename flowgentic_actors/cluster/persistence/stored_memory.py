@@ -15,165 +15,46 @@ the next opening.
 from __future__ import annotations
 
 import logging
-import re
-import secrets
 import shutil
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from flowgentic_actors.cluster.persistence.memory_lock import (
-    HOLDER_FILE,
-    HOLDER_LOCK,
-    MemoryLock,
-    is_held,
+from flowgentic_actors.cluster.persistence.manifest import (
+    FORMAT,
+    Manifest,
+    generation_folder,
+    generation_folders,
+    make_generation,
+    make_path,
+    new_identity,
+    package_version,
+    read_layout,
+    read_manifest,
+    unusable,
+    write_manifest,
 )
+from flowgentic_actors.cluster.persistence.memory_lock import MemoryLock
+from flowgentic_actors.cluster.persistence.snapshot import copy_shards, router
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings, reopened_index
-from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table
-from flowgentic_actors.engine.records import (
-    ItemDeleted,
-    ItemsExpired,
-    ItemsRefreshed,
-    ItemStored,
-    Record,
-    ThreadsExpired,
-)
-from flowgentic_actors.engine.slots import SLOTS
-from flowgentic_actors.errors import (
-    JournalDamagedError,
-    JournalError,
-    JournalLockedError,
-    PersistError,
-    PersistHeldError,
-    UntrustedPathError,
-)
-from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.cluster.protocol.slot_table import SlotTable
+from flowgentic_actors.errors import JournalLockedError, PersistHeldError, UntrustedPathError
 from flowgentic_actors.shard.actor import LOCK_NAME
-from flowgentic_actors.shard.journaling.offline_reader import OfflineReader, holds_entries
-from flowgentic_actors.shard.journaling.reshard import reshard
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.private_files import (
-    check_folder,
-    make_folder,
-    make_folders,
-    read_private,
-    trusted_path,
-)
-from flowgentic_actors.storage.sealed_end import (
-    NAME,
-    Owner,
-    read_end,
-    read_owner,
-    write_end,
-    write_owner,
-)
+from flowgentic_actors.storage.private_files import make_folder
+from flowgentic_actors.storage.sealed_end import read_end, write_end, write_owner
 
-FORMAT: Final = 2
-"""Format 1 has no tables; what has none is still written so, for versions that know no other."""
-
-MANIFEST: Final = "manifest.json"
-
-_UNFINISHED: Final = "manifest.new"
-_CHECK: Final = re.compile(rb'"check": \d+')
-_GENERATION: Final = "generation-"
-_OURS: Final = (MANIFEST, _UNFINISHED, HOLDER_LOCK)
 _LET_GO: Final = 10.0  # for the actors of a host that was killed to end
 _MOMENT: Final = 1.0
-_ATTEMPTS: Final = 5
 _POLL: Final = 0.05
 _TOLD: Final = 5.0  # seconds between two lines about progress
 
 logger = logging.getLogger(__name__)
-
-
-MAX_SHARDS: Final = 16 * SLOTS
-"""Most shards that a memory has: more than slots only where some were given up."""
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in a memory's folder. Times are seconds since the Unix epoch.
-
-    Attributes:
-        format: Version of the layout.
-        generation: Number of the generation that counts.
-        shards: Its shards.
-        namespace_depth: As in `MemoryConfig`; decides with `shards` where a key lives.
-        name: Name of the cluster that opened it last.
-        instance: Tells that cluster from others of its name.
-        version: Version of the package that opened it last.
-        created: When it was made.
-        opened: When it was opened last.
-        closed: When it was closed in order; None while it is open, and after an unclean end.
-        table: Which shard has which slot, None while they are spread as in the beginning.
-        index: How items are embedded, None while no opener has said so.
-        noted: Whether each shard's folder has a note of how far its log was sealed; earlier
-            versions wrote none.
-        identity: What tells this memory's shards from those of others and of copies, 32 hexadecimal
-            digits; empty in manifests of earlier versions.
-        check: CRC-32 of the file, with 0 in the place of this; 0 in those of earlier versions.
-    """
-
-    format: int
-    generation: int
-    shards: int
-    namespace_depth: int
-    name: str
-    instance: str
-    version: str
-    created: float
-    opened: float
-    closed: float | None = None
-    table: SlotTable | None = None
-    index: IndexSettings | None = None
-    noted: bool = False
-    identity: str = ""
-    check: int = 0
-
-    @property
-    def subfolder(self) -> str:
-        """Folder of its generation, below the memory's."""
-        return f"{_GENERATION}{self.generation}"
-
-    def owner(self, shard: int) -> Owner:
-        """What is noted in the folder of a shard."""
-        return Owner(bytes.fromhex(self.identity), shard)
-
-    @property
-    def slots(self) -> SlotTable:
-        """Which shard has which slot."""
-        return self.table or even_table(self.shards, self.namespace_depth)
-
-    def folders(self, path: Path) -> list[Path]:
-        """The folder of each shard of a memory."""
-        return [path / self.subfolder / f"shard-{n}" for n in range(self.shards)]
-
-
-def reopening(
-    path: Path,
-    now: Manifest,
-    found: Manifest,
-    kind: EventKind = EventKind.PERSIST_REOPENED,
-) -> Iterator[tuple[EventKind, str]]:
-    """What there is to tell about a memory that was found: kinds of events, and details."""
-    end = "was closed in order" if found.closed else "was not closed in order"
-    yield kind, f"{path} of cluster {found.name}, which {end}"
-    if now.generation != found.generation:
-        shards = f"{found.shards} to {now.shards} shards"
-        depths = f"{found.namespace_depth} to {now.namespace_depth}"
-        yield EventKind.RESHARDED, f"from {shards}, namespace_depth {depths}"
-
-
-class _Format(msgspec.Struct):
-    format: int
 
 
 class StoredMemory:
@@ -201,11 +82,11 @@ class StoredMemory:
             PersistError: See `open`.
         """
         try:
-            _make_path(self._disk, self._path)
-            _read_layout(self._path)
+            make_path(self._disk, self._path)
+            read_layout(self._path)
             self._memory_lock.check()
         except OSError as error:
-            raise _unusable(self._path, error) from error
+            raise unusable(self._path, error) from error
 
     def open(
         self,
@@ -245,9 +126,9 @@ class StoredMemory:
         """
         with self._opening:
             try:
-                _make_path(self._disk, self._path)
+                make_path(self._disk, self._path)
                 self._memory_lock.take(name, job, on_lost)
-                found = _read_layout(self._path)
+                found = read_layout(self._path)
                 manifest = Manifest(
                     format=1 if table is None else FORMAT,
                     generation=found.generation if found else 1,
@@ -255,19 +136,19 @@ class StoredMemory:
                     namespace_depth=namespace_depth,
                     name=name,
                     instance=instance,
-                    version=_version(),
+                    version=package_version(),
                     created=found.created if found else time.time(),
                     opened=time.time(),
                     table=table,
                     noted=True,
-                    identity=found.identity if found else _new_identity(),
+                    identity=found.identity if found else new_identity(),
                     index=reopened_index(
                         self._path, found.index if found else None, index, reindex=reindex
                     ),
                 )
                 return self._open(found, manifest), found
             except OSError as error:
-                raise _unusable(self._path, error) from error
+                raise unusable(self._path, error) from error
 
     def note_table(self, shards: int, table: SlotTable) -> None:
         """Write down which shard has which slots, from now on.
@@ -325,7 +206,7 @@ class StoredMemory:
         """Bring the memory into the layout of a new manifest; returns the final manifest."""
         self._remove_generations(but=found.generation if found else None)
         if found is None:
-            _make_generation(self._disk, self._path, manifest)
+            make_generation(self._disk, self._path, manifest)
         else:
             self._await_actors(found.folders(self._path))
             noted = self._check_notes(found)
@@ -340,7 +221,7 @@ class StoredMemory:
                     manifest,
                     generation=generation,
                     noted=True,
-                    identity=manifest.identity or _new_identity(),
+                    identity=manifest.identity or new_identity(),
                 )
                 self._reshard(found, manifest)
         # What is the same to the next host of one cluster needs no room on a disk that is full.
@@ -365,7 +246,7 @@ class StoredMemory:
 
     def _identify(self, found: Manifest) -> str:
         """Give the shards of an earlier version's memory an identity; empty if that fails."""
-        identified = msgspec.structs.replace(found, identity=_new_identity())
+        identified = msgspec.structs.replace(found, identity=new_identity())
         try:
             for number, folder in enumerate(found.folders(self._path)):
                 write_owner(self._disk, folder, identified.owner(number))
@@ -395,7 +276,7 @@ class StoredMemory:
         logger.info("%s", what)
         self.doing, begun = what, time.monotonic()
         try:
-            _make_generation(self._disk, self._path, new)
+            make_generation(self._disk, self._path, new)
             copy_shards(
                 self._disk,
                 old.folders(self._path),
@@ -406,7 +287,7 @@ class StoredMemory:
                 stop=self._stop,
             )
         except Exception:
-            shutil.rmtree(_generation(self._path, new.generation), ignore_errors=True)
+            shutil.rmtree(generation_folder(self._path, new.generation), ignore_errors=True)
             raise
         logger.info("%s took %.1f s", what, time.monotonic() - begun)
 
@@ -423,8 +304,8 @@ class StoredMemory:
         return progress
 
     def _remove_generations(self, *, but: int | None) -> None:
-        for folder in _generations(self._path):
-            if but is None or folder != _generation(self._path, but):
+        for folder in generation_folders(self._path):
+            if but is None or folder != generation_folder(self._path, but):
                 shutil.rmtree(folder)
 
 
@@ -465,297 +346,6 @@ def check_index(path: Path, index: IndexSettings | None, reindex: bool) -> None:
         reopened_index(path, found.index, index, reindex=reindex)
 
 
-def copy_shards(
-    disk: Disk,
-    old: list[Path],
-    new: list[Path],
-    route: Callable[[Record], int],
-    *,
-    owner: Callable[[Record], int] | None = None,
-    progress: Callable[[int, int], None] = lambda *_: None,
-    stop: threading.Event | None = None,
-    live: bool = False,
-) -> int:
-    """Write what is alive in some shards' folders into others; see `reshard`."""
-    with ExitStack() as readers:
-        sources = [readers.enter_context(OfflineReader(folder, live=live)) for folder in old]
-        size = sum(source.total_bytes for source in sources)
-        return reshard(
-            disk,
-            sources,
-            new,
-            route,
-            owner=owner,
-            progress=lambda done: progress(done, size),
-            stop=stop,
-        )
-
-
-def snapshot(path: Path, target: Path) -> tuple[Manifest, int]:
-    """Copy a memory, open in a live cluster or not, into a new one.
-
-    Each shard is copied as it was at one moment; what is written meanwhile may be in the copy of
-    one shard and not yet in that of another.
-
-    Args:
-        path: The memory's folder; it is only read.
-        target: Folder of the copy: it must not exist, or be empty.
-
-    Returns:
-        The copy's manifest, and the number of entries in it.
-
-    Raises:
-        PersistError: If there is no memory, or the copy cannot be written.
-        JournalError: If a journal cannot be read.
-    """
-    disk = RealDisk()
-    target = memory_path(target)
-    try:
-        made = not target.exists()
-        if not made:
-            check_folder(target)
-        if not made and (not target.is_dir() or any(target.iterdir())):
-            raise PersistError(f"{target} is there already: give a folder that is new or empty")
-        if target.absolute().is_relative_to("/dev/shm"):  # noqa: S108
-            raise PersistError(f"{target} is in /dev/shm, which does not outlive this node")
-        _make_path(disk, target)
-        try:
-            return _snapshot(disk, path, target)
-        except BaseException:
-            for folder in _generations(target):
-                shutil.rmtree(folder, ignore_errors=True)
-            (target / _UNFINISHED).unlink(missing_ok=True)
-            if made:
-                shutil.rmtree(target, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise PersistError(f"cannot copy {path} to {target}: {error}") from error
-
-
-def _snapshot(disk: Disk, path: Path, target: Path) -> tuple[Manifest, int]:
-    for attempt in range(_ATTEMPTS):
-        found = read_manifest(path)
-        if found is None:
-            raise PersistError(f"{path} is no memory: it has no {MANIFEST}")
-        copy = msgspec.structs.replace(
-            found,
-            generation=attempt + 1,
-            version=_version(),
-            closed=time.time(),
-            noted=True,
-            identity=_new_identity(),
-        )
-        _make_generation(disk, target, copy)
-        live = is_held(path)
-        written = 0
-        try:
-            for old, new in zip(shard_folders(path, found), copy.folders(target), strict=True):
-                written += copy_shards(disk, [old], [new], lambda _: 0, live=live)
-        except (PersistError, JournalError, FileNotFoundError):
-            if read_manifest(path) == found:
-                raise
-            continue  # it was re-sharded, and the generation that was being read is gone
-        write_manifest(disk, target, copy)
-        for folder in _generations(target):
-            if folder != _generation(target, copy.generation):
-                shutil.rmtree(folder)
-        return copy, written
-    raise PersistError(f"{path} is re-sharded again and again: try again later")
-
-
-def router(table: SlotTable) -> Callable[[Record], int]:
-    """Tells the shard of a record."""
-
-    def route(record: Record) -> int:
-        match record:
-            case ItemStored() | ItemDeleted():
-                return table.of_namespace(record.namespace)
-            case ItemsRefreshed() | ItemsExpired() | ThreadsExpired():
-                raise AssertionError("it is of several shards, and nothing of it ever remains")
-            case _:
-                return table.of_thread(record.thread_id)
-
-    return route
-
-
-def memory_path(path: Path) -> Path:
-    """The folder that a user names, with all links followed; see `trusted_path`. Blocks.
-
-    Raises:
-        PersistError: If somebody else could put another folder in its place.
-    """
-    try:
-        return trusted_path(path)
-    except OSError as error:
-        raise _unusable(path, error) from error
-
-
-def read_manifest(path: Path) -> Manifest | None:
-    """The manifest of a memory's folder, None when there is none.
-
-    Raises:
-        PersistError: If it is damaged, of a newer version, or not only this user's.
-        OSError: If it cannot be read.
-    """
-    file = path / MANIFEST
-    try:
-        data = read_private(file)
-    except FileNotFoundError:
-        return None
-    except UntrustedPathError as error:
-        raise PersistError(str(error)) from error
-    try:
-        version = msgspec.json.decode(data, type=_Format).format
-        if version > FORMAT:
-            raise PersistError(
-                f"{file} is of format {version}, and this version of flowgentic_actors reads up to "
-                f"{FORMAT}: use the version that wrote it, or a newer one"
-            )
-        manifest = msgspec.json.decode(data, type=Manifest)
-        bytes.fromhex(manifest.identity)
-        if not 1 <= manifest.shards <= MAX_SHARDS or manifest.generation < 1:
-            raise ValueError(f"{manifest.shards} shards, generation {manifest.generation}")
-        if manifest.check and manifest.check != _check_of(data):
-            raise ValueError("it is not what was written, by its checksum (check)")
-    except (ValueError, UnicodeDecodeError) as error:
-        raise PersistError(
-            f"{file} is damaged: {error}. The journals beside it may be whole: restore the file "
-            "from a copy"
-        ) from error
-    return manifest
-
-
-def write_manifest(disk: Disk, path: Path, manifest: Manifest) -> None:
-    """Put a manifest in place in one step; when this returns it is on the medium."""
-    unfinished = path / _UNFINISHED
-    if unfinished.name in disk.names(path):
-        disk.unlink(unfinished)
-    fd = disk.create(unfinished, 0)
-    try:
-        data = msgspec.json.encode(msgspec.structs.replace(manifest, check=0))
-        data = msgspec.json.format(data) + b"\n"
-        disk.write(fd, _CHECK.sub(b'"check": %d' % _check_of(data), data), 0)
-        disk.sync(fd)
-    finally:
-        disk.close(fd)
-    disk.rename(unfinished, path / MANIFEST)
-    disk.sync_folder(path)
-
-
-def _check_of(data: bytes) -> int:
-    """The checksum of a manifest's file."""
-    return zlib.crc32(_CHECK.sub(b'"check": 0', data)) or 1
-
-
-def shard_folders(path: Path, manifest: Manifest) -> list[Path]:
-    """The folders of a memory's shards.
-
-    Raises:
-        PersistError: If one is missing, or not only this user's.
-        JournalDamagedError: If one has no note of its log's end any more, or is another shard's, or
-            another memory's.
-    """
-    folders = manifest.folders(path)
-    missing = [str(folder) for folder in folders if not folder.is_dir()]
-    if missing:
-        raise PersistError(
-            f"{path} should have {manifest.shards:,} shards, and {len(missing):,} of their folders "
-            f"are missing: there is no {missing[0]}. Restore it from a copy"
-        )
-    try:
-        for folder in (path / manifest.subfolder, *folders):
-            check_folder(folder)
-    except UntrustedPathError as error:
-        raise PersistError(str(error)) from error
-    for folder in folders if manifest.noted else ():
-        if not (folder / NAME).exists():
-            raise JournalDamagedError(
-                f"{folder} has no {NAME}: files of this shard's journal were removed. Restore the "
-                "folder from a copy"
-            )
-    for number, folder in enumerate(folders if manifest.identity else ()):
-        owner = read_owner(folder) if (folder / NAME).exists() else None
-        if owner is not None and owner != manifest.owner(number):
-            same = owner.memory == manifest.owner(number).memory
-            whose = f"shard-{owner.shard}'s" if same else "another memory's, or another copy's"
-            raise JournalDamagedError(
-                f"{folder} is {whose}: folders were exchanged, or copied one by one. Restore the "
-                f"whole of {path} from one copy"
-            )
-    return folders
-
-
-def holds_memory(path: Path) -> bool:
-    """Whether any journal below a memory's folder holds an entry; True when that cannot be told."""
-    try:
-        manifest = read_manifest(path)
-        return manifest is not None and any(map(holds_entries, shard_folders(path, manifest)))
-    except (PersistError, JournalError, OSError):
-        return True
-
-
-def _read_layout(path: Path) -> Manifest | None:
-    """The manifest of a folder that is a memory's, None when it is empty; raises for others."""
-    manifest = read_manifest(path)
-    if manifest is not None:
-        shard_folders(path, manifest)
-        return manifest
-    generations = _generations(path)
-    names = {p.name for p in path.iterdir() if not p.name.startswith((".", HOLDER_FILE))}
-    strange = names - {*_OURS, *(p.name for p in generations)}
-    if strange:
-        raise PersistError(
-            f"{path} is not empty and not a memory (there is {min(strange)!r}): give "
-            "persist_path= a folder of its own"
-        )
-    # Without a manifest there is at most what an interrupted first opening left: empty journals.
-    files = (file for folder in generations for file in folder.rglob("*") if file.is_file())
-    if any(not file.name.startswith(NAME) for file in files):
-        raise PersistError(
-            f"there are journals in {path}, but no {MANIFEST}: restore that file from a copy"
-        )
-    return None
-
-
-def _new_identity() -> str:
-    return secrets.token_hex(16)
-
-
-def _version() -> str:
-    try:
-        return version_of("flowgentic-actors")
-    except PackageNotFoundError:  # a source checkout
-        return "unknown"
-
-
-def _make_path(disk: Disk, path: Path) -> None:
-    """Make a folder of this user alone, and see to it that its name is on the medium."""
-    make_folders(path, made=lambda folder: disk.sync_folder(folder.parent))
-
-
-def _make_generation(disk: Disk, path: Path, manifest: Manifest) -> None:
-    folders = manifest.folders(path)
-    make_folder(folders[0].parent)
-    for number, folder in enumerate(folders):
-        folder.mkdir(mode=0o700)
-        write_end(disk, folder, 0)
-        write_owner(disk, folder, manifest.owner(number))
-    disk.sync_folder(folders[0].parent)
-    disk.sync_folder(path)
-
-
-def _generation(path: Path, number: int) -> Path:
-    return path / f"{_GENERATION}{number}"
-
-
-def _generations(path: Path) -> list[Path]:
-    return [
-        folder
-        for folder in path.glob(f"{_GENERATION}*")
-        if folder.name.removeprefix(_GENERATION).isdecimal()
-    ]
-
-
 def _try(lock: FileLock) -> bool:
     try:
         return lock.acquire()
@@ -763,12 +353,3 @@ def _try(lock: FileLock) -> bool:
         raise
     except OSError:  # a file system without locks: the holder's silence has told
         return True
-
-
-def _unusable(path: Path, error: OSError) -> PersistError:
-    if isinstance(error, UntrustedPathError):
-        return PersistError(f"{error} (setting: persist_path)")
-    return PersistError(
-        f"cannot use {path}: {error}. Set persist_path= (or scratch=, where it is not set) to a "
-        "folder that this user can write to, with room for twice the memory when it is re-sharded"
-    )

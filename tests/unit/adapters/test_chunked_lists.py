@@ -23,6 +23,7 @@ from langgraph.checkpoint.base import ChannelVersions
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from flowgentic_actors.adapters import checkpoint as checkpoint_module
+from flowgentic_actors.adapters import checkpoint_ops
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.chunked_lists import chunking
 from flowgentic_actors.adapters.chunked_lists import format as list_format
@@ -60,6 +61,7 @@ def small_parts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outgoing_lists, "SPLIT", 40)
         patch.setattr(checkpoint_module, "SPLIT", 40)
+        patch.setattr(checkpoint_ops, "SPLIT", 40)
         patch.setattr(chunking, "PART", 200)
         patch.setattr(chunking, "_TINY", 12)
         patch.setattr(chunking, "_SCAN", 800)

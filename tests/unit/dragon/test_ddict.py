@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 
 from flowgentic_actors.actors import spawn
-from flowgentic_actors.dragon import ddict
 from flowgentic_actors.dragon import spawner as spawner_module
-from flowgentic_actors.dragon.ddict import DDictShard
+from flowgentic_actors.dragon.ddict import generation
+from flowgentic_actors.dragon.ddict.client import DDictClient
+from flowgentic_actors.dragon.ddict.tier import MOST_FAILED, MOST_WAITING, DDictShard
 from flowgentic_actors.dragon.ddict_processes import end_leftovers, make_folder, started_at
 from flowgentic_actors.dragon.fixes import sitecustomize, with_fixes
 from flowgentic_actors.dragon.shared_memory import check_shm, pool_bytes
@@ -281,7 +282,7 @@ def test_a_pool_takes_more_than_its_values() -> None:
 # ---------------------------------------------------------------------- with a fake DDict
 
 
-class _FakeDict(ddict._Dict):
+class _FakeDict(DDictClient):
     """A DDict in this process, which does not return while it is told to hang."""
 
     hang = threading.Event()
@@ -310,11 +311,11 @@ class _FakeClient(dict[bytes, bytes]):
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(ddict, "_Dict", _FakeDict)
+    monkeypatch.setattr(generation, "DDictClient", _FakeDict)
     monkeypatch.setattr(
-        ddict, "open_processes", lambda folder: [os.pidfd_open(os.getpid()) for _ in range(3)]
+        generation, "open_processes", lambda folder: [os.pidfd_open(os.getpid()) for _ in range(3)]
     )
-    monkeypatch.setattr(ddict, "wake", lambda pidfds: None)
+    monkeypatch.setattr(generation, "wake", lambda pidfds: None)
     _FakeDict.hang.set()
     _FakeDict.hangs_at_the_end = False
     _FakeDict.destroyed = 0
@@ -429,7 +430,7 @@ async def test_no_more_calls_wait_than_may(tmp_path: Path) -> None:
     shard.ddict.start()
     await shard.ready()
     calls = [shard.ddict.put(1, b"hang")]
-    calls += [shard.ddict.put(1, b"x") for _ in range(ddict.MOST_WAITING)]
+    calls += [shard.ddict.put(1, b"x") for _ in range(MOST_WAITING)]
     assert isinstance(calls[-1].exception(), TierBusyError)
     shard.ddict.close()
     assert all(isinstance(call.exception(), TierLostError) for call in calls[:-1])
@@ -441,16 +442,16 @@ async def test_no_more_calls_wait_than_may(tmp_path: Path) -> None:
 async def test_what_never_comes_up_is_not_tried_for_ever(
     tmp_path: Path, fake: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ddict, "open_processes", lambda folder: [])
+    monkeypatch.setattr(generation, "open_processes", lambda folder: [])
     shard = _Shard(tmp_path)
     shard.ddict.start()
-    for _ in range(ddict.MOST_FAILED):
+    for _ in range(MOST_FAILED):
         name, detail = await asyncio.wait_for(shard.events.get(), 10)
         assert name == "ddict_lost"
         assert "expected" in detail
     assert await asyncio.wait_for(shard.events.get(), 10) == (
         "ddict_given_up",
-        f"{ddict.MOST_FAILED} in a row did not come up",
+        f"{MOST_FAILED} in a row did not come up",
     )
     shard.ddict.close()
     assert await shard.ddict.wait_closed()

@@ -21,13 +21,14 @@ from flowgentic_actors.actors.process_record import RECORD_FILE, ProcessRecord
 from flowgentic_actors.cluster.host import event_log
 from flowgentic_actors.cluster.host.event_log import HISTORY_FILE, EventLog
 from flowgentic_actors.cluster.persistence import memory_lock as holders
+from flowgentic_actors.cluster.persistence.manifest import MANIFEST
 from flowgentic_actors.cluster.persistence.memory_lock import (
     HOLDER_FILE,
     MemoryLock,
     is_held,
     read_lock_owner,
 )
-from flowgentic_actors.cluster.persistence.stored_memory import MANIFEST, StoredMemory
+from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory
 from flowgentic_actors.errors import UntrustedPathError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.replication.follower import TERM_FILE, read_term, write_term

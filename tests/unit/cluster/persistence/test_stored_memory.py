@@ -17,20 +17,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowgentic_actors.cluster.persistence import stored_memory
-from flowgentic_actors.cluster.persistence.memory_lock import HOLDER_FILE, SILENCE, LockOwner
-from flowgentic_actors.cluster.persistence.stored_memory import (
+from flowgentic_actors.cluster.persistence import snapshot as snapshot_module
+from flowgentic_actors.cluster.persistence.manifest import (
     FORMAT,
     MANIFEST,
     Manifest,
-    StoredMemory,
-    await_free,
-    copy_shards,
     holds_memory,
     read_manifest,
-    router,
-    snapshot,
 )
+from flowgentic_actors.cluster.persistence.memory_lock import HOLDER_FILE, SILENCE, LockOwner
+from flowgentic_actors.cluster.persistence.snapshot import copy_shards, router, snapshot
+from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory, await_free
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine.commands import GetItem, PutItem
 from flowgentic_actors.engine.replies import ItemReply
@@ -366,7 +363,7 @@ def test_a_snapshot_of_a_memory_that_is_re_sharded_meanwhile_is_of_the_new_shard
     folder.parent.chmod(0o700)
     manifests = iter([old])
     monkeypatch.setattr(
-        stored_memory, "read_manifest", lambda path: next(manifests, None) or read_manifest(path)
+        snapshot_module, "read_manifest", lambda path: next(manifests, None) or read_manifest(path)
     )
     copied, _ = snapshot(path, target)
     assert copied.shards == 2

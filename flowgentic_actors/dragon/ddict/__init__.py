@@ -1,0 +1,1 @@
+"""A DDict on this node as a memory tier."""
