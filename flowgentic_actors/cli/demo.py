@@ -12,7 +12,6 @@ import asyncio
 import os
 import platform
 import signal
-import sysconfig
 import textwrap
 import time
 from collections import Counter
@@ -43,23 +42,16 @@ from flowgentic_actors.cli.research import (
     build_research_team,
     digest,
     new_study,
-    read_text,
 )
+from flowgentic_actors.cli.texts import Texts, find_texts, reasons_left_out
 from flowgentic_actors.cluster.persistence.manifest import read_manifest
 from flowgentic_actors.cluster.protocol.status import ClusterStatus
 from flowgentic_actors.config_values import user_path
 from flowgentic_actors.environment import inside_dragon, scheduler_job
 from flowgentic_actors.errors import FlowgenticError, PersistError
 
-DEFAULT_PACKAGES = ("asyncio", "concurrent", "email", "http", "json", "logging")
-"""Packages of Python's standard library that are read when no folder is given."""
-
 DEFAULT_QUESTION = "What happens to a task when it is cancelled?"
 """The question about them."""
-
-_SUFFIXES = frozenset({".md", ".py", ".rst", ".txt"})
-_PASSED_BY = frozenset({"__pycache__", "node_modules", "site-packages"})
-_MAX_CHARACTERS = 4 * 2**20  # All that is read of a folder, so that the demo stays a demo.
 _AT_ONCE = 64
 _MANY = 10_000
 _THREAD: RunnableConfig = {"configurable": {"thread_id": "research-team"}}
@@ -118,14 +110,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default="", metavar="ID", help="have a chat model write the answer")
 
 
-class Texts(NamedTuple):
-    """The texts below a folder, as paths relative to it, and the reasons to skip others."""
-
-    root: Path
-    files: list[str]
-    left_out: Counter[str]
-
-
 class Outage(NamedTuple):
     """An actor that the demo has killed, and the seconds until its memory answered again."""
 
@@ -165,7 +149,9 @@ async def run_demo(options: DemoOptions) -> int:
     except OSError as error:
         return _complain(f"Nothing to study: {error}", 2)
     if not texts.files:
-        return _complain(f"Nothing to study: no text in {texts.root} {_reasons(texts)}".strip(), 2)
+        return _complain(
+            f"Nothing to study: no text in {texts.root} {reasons_left_out(texts)}".strip(), 2
+        )
     try:
         await to_thread.run_sync(_check_resumable, options)
         problems = await _study(options, texts, console)
@@ -215,51 +201,6 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-def find_texts(folder: Path | None) -> Texts:
-    """Find the texts to study: UTF-8 files ending in .md, .py, .rst or .txt, at most 4 MiB in all.
-
-    Hidden folders and folders of installed packages are passed by.
-
-    Raises:
-        NotADirectoryError: If `folder` is not a folder.
-        OSError: If it cannot be looked at.
-    """
-    root = (folder or Path(sysconfig.get_path("stdlib"))).absolute()
-    if not root.is_dir():
-        raise NotADirectoryError(f"there is no folder {root}")
-    found = Texts(root, [], Counter())
-    tops = [root] if folder else [root / package for package in DEFAULT_PACKAGES]
-    room = _MAX_CHARACTERS
-    for path in (path for top in tops for path in _walk(top, found.left_out)):
-        text, problem = read_text(path)
-        name = path.relative_to(root).as_posix()
-        if len(text) > room:
-            found.left_out["or more beyond 4 MiB"] += 1
-            break
-        if problem or not name.isprintable():  # A name that is not UTF-8 holds lone surrogates.
-            found.left_out[problem or "unprintable name"] += 1
-            continue
-        room -= len(text)
-        found.files.append(name)
-    return found
-
-
-def _walk(top: Path, left_out: Counter[str]) -> Iterator[Path]:
-    unreadable = lambda _: left_out.update(["unreadable"])  # noqa: E731
-    for where, folders, names in os.walk(top, onerror=unreadable):
-        folders[:] = sorted(f for f in folders if f not in _PASSED_BY and not f.startswith("."))
-        for path in (Path(where, name) for name in sorted(names)):
-            if path.suffix.lower() in _SUFFIXES:
-                yield path
-            else:
-                left_out["of another kind"] += 1
-
-
-def _reasons(texts: Texts) -> str:
-    listed = ", ".join(f"{count} {reason}" for reason, count in sorted(texts.left_out.items()))
-    return f"(left out: {listed})" if listed else ""
-
-
 async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[str]:
     """Open the memory, do the work, check it, and return all errors."""
     start = time.perf_counter()
@@ -295,7 +236,8 @@ async def _study(options: DemoOptions, texts: Texts, console: Console) -> list[s
                 "give --persist another folder"
             )
         else:
-            what = f"Files to study in {texts.root}: {len(texts.files)} {_reasons(texts)}".rstrip()
+            left_out = reasons_left_out(texts)
+            what = f"Files to study in {texts.root}: {len(texts.files)} {left_out}".rstrip()
             _say(console, f"{what}. Readers: {options.readers}.")
         if begun.created_at is None or begun.tasks:
             kill = status.mode == "distributed"
