@@ -81,7 +81,7 @@ class Placement:
         """The slots that are on their way."""
         self._index()
 
-    # ------------------------------------------------------------------ what there is
+    # ------------------------------------------------------------------ state and assignments
 
     @property
     def nodes(self) -> list[str]:
@@ -143,7 +143,7 @@ class Placement:
             return None
         return member.address
 
-    # ------------------------------------------------------------------ what happens
+    # ------------------------------------------------------------------ changes of nodes
 
     def place(self, shards_of: Sequence[str]) -> None:
         """Place every shard of a new cluster for the first time.
@@ -303,7 +303,7 @@ class Placement:
         for shard in shards:
             self._changed[self.plan.shards[shard].leader] = self.plan.version
 
-    # ------------------------------------------------------------------ what is decided
+    # ------------------------------------------------------------------ decisions
 
     def _note(self, node: str, member: ReplicaStatus) -> None:
         """Process the status of one copy."""
