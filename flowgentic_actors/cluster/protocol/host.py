@@ -59,7 +59,7 @@ class Heartbeat(Struct, tag=8, array_like=True, frozen=True):
     Attributes:
         node: Its name.
         host: What the host that it joined calls itself: one that took its place has others.
-        known: Version of the orders that it has carried out.
+        known: Version of the assignments that it has carried out.
         replicas: How its copies of shards are doing.
         events: What happened there: kind, actor, detail.
         events_from: Number of the first of them; the host has heard of those before it.
