@@ -183,9 +183,9 @@ class MemoryConfig(Settings):
     values in memory."""
 
     store_total_mem: Annotated[Bytes, Field(ge=1 * MiB, le=2**50)] | None = None
-    """Ceiling of the bytes of all store items; beyond it a write is refused with `MemoryFullError`.
+    """Quota of the bytes of all store items; beyond it a write is refused with `MemoryFullError`.
     Each shard has its part of it. With Dragon the DDicts get room for it in `/dev/shm`. Default:
-    no ceiling, and DDicts of a quarter of what is free there."""
+    no quota, and DDicts of a quarter of what is free there."""
 
     checkpoint_total_mem: Annotated[Bytes, Field(ge=1 * MiB, le=2**50)] | None = None
     """The same for all threads: checkpoints, channel values and pending writes."""

@@ -220,7 +220,7 @@ class StorageError(RejectedError):
 
 
 class MemoryFullError(StorageError):
-    """The shard holds as much as its ceiling allows; deletes make room, and nothing is lost."""
+    """The shard holds as much as its quota allows; deletes make room, and nothing is lost."""
 
 
 class ReplicaUnavailableError(StorageError):

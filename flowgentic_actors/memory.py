@@ -527,7 +527,7 @@ class MemoryCluster:
             allowed_types=config.allowed_types,
         )
 
-    # ------------------------------------------------------------------ what users use
+    # ------------------------------------------------------------------ adapters and status
 
     @property
     def config(self) -> MemoryConfig:

@@ -231,7 +231,7 @@ class AsyncStore(BaseStore):
             check_namespace(namespace)
         self._run([PutOp(namespace, key, None)], expected_version)
 
-    # ------------------------------------------------------------------ what other stores need
+    # ------------------------------------------------------------------ for compatibility
 
     def setup(self) -> ReadyResult[None]:
         """Do nothing: there are no tables to create. It may be awaited."""

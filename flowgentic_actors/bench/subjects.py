@@ -72,7 +72,7 @@ class Subject(NamedTuple):
         saver: Its checkpointer.
         store: Its store.
         graph: Three nodes in a row, each adds one message.
-        delta: The same over a delta channel.
+        delta: The graph over a delta channel.
         fan: One step with `FAN_OUT` tasks.
         durability: What survives what, as the memory itself tells where it can.
         flat: Whether its store is only measured with namespaces of one label.

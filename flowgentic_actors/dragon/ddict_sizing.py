@@ -30,16 +30,16 @@ def end_tiers(folder: Path) -> None:
 def tier_bytes(ceilings: int, actors: int, managers: int) -> int:
     """The bytes of each actor's DDict, 0 for none.
 
-    With ceilings, what they need; they are ceilings of the values' own bytes. Without, a part of
+    With quotas, what they need; these are of the values' own bytes. Without, a part of
     what is free in `/dev/shm`: what does not fit there comes from the journal.
 
     Args:
-        ceilings: Bytes of values that all actors may hold together, 0 for no ceiling.
+        ceilings: Bytes of values that all actors may hold together, 0 for no quota.
         actors: Actors on this node.
         managers: Processes of each DDict.
 
     Raises:
-        SharedMemoryError: If `/dev/shm` has less than the ceilings need.
+        SharedMemoryError: If `/dev/shm` has less than the quotas need.
     """
     least = managers * SMALLEST_POOL
     if ceilings:

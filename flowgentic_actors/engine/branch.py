@@ -91,7 +91,7 @@ class Branch:
         self._uses = None
         self._deltas = any(entry.deltas for entry in self.entries.values())
 
-    # ------------------------------------------------------------------ what may go
+    # ------------------------------------------------------------------ removable values
 
     def only_of(self, checkpoint_ids: Iterable[str]) -> Iterator[BranchKey]:
         """The places of values that only the given checkpoints have.

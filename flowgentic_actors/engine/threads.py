@@ -184,7 +184,7 @@ class Threads:
                 dropped.append(DroppedFrom(ns, tuple(sorted(ids)), blobs))
         return CheckpointsDropped(thread_id, tuple(dropped)) if dropped else None
 
-    # ------------------------------------------------------------------ what is over
+    # ------------------------------------------------------------------ expiry and retention
 
     def plan_trim(self, thread_id: str, checkpoint_ns: str) -> CheckpointsDropped | None:
         """Decide which checkpoints of a branch are too many, after one was stored."""

@@ -17,7 +17,7 @@ Ceiling = Annotated[Bytes, Field(ge=2**20, le=2**50)]
 class DistributedMemoryConfig(Settings):
     """The eight parameters of Flowgentic's distributed memory; unknown names are refused.
 
-    The sizes are ceilings. With Dragon, room for them has to be there in `/dev/shm`: where it is
+    The sizes are quotas. With Dragon, room for them has to be there in `/dev/shm`: where it is
     not, opening fails with an error that names what is needed and what there is, or, with
     `fallback_to_local`, the memory is in this process and that is said once.
     """
@@ -35,10 +35,10 @@ class DistributedMemoryConfig(Settings):
     all of them, and the events say so."""
 
     store_total_mem: Ceiling = 10 * GiB
-    """Ceiling of the bytes of all items of the store."""
+    """Quota of the bytes of all items of the store."""
 
     checkpoint_total_mem: Ceiling = 20 * GiB
-    """Ceiling of the bytes of all checkpoints."""
+    """Quota of the bytes of all checkpoints."""
 
     enable_store: bool = True
     """Whether there is a store."""

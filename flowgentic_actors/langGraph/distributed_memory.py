@@ -60,7 +60,7 @@ class DragonDDictStore(_OverCluster, AsyncStore):
     Args:
         managers_per_node: Processes on each node that hold values.
         n_nodes: Nodes to use; see `DistributedMemoryConfig`.
-        total_mem: Ceiling of the bytes of all items.
+        total_mem: Quota of the bytes of all items.
         fallback_to_local: Without Dragon, or without room, go on in this process.
         cluster: An open cluster to use instead of one of its own.
         **settings: Further fields of `MemoryConfig`, `index` and `ttl` among them.
@@ -97,7 +97,7 @@ class DragonCheckpointSaver(_OverCluster, AsyncCheckpointSaver):
     Args:
         managers_per_node: Processes on each node that hold values.
         n_nodes: Nodes to use; see `DistributedMemoryConfig`.
-        total_mem: Ceiling of the bytes of all checkpoints.
+        total_mem: Quota of the bytes of all checkpoints.
         fallback_to_local: Without Dragon, or without room, go on in this process.
         serde: Serializer of checkpoints. Default: as `allowed_types` of the cluster says.
         cluster: An open cluster to use instead of one of its own.
@@ -200,7 +200,7 @@ class DistributedMemoryManager:
                 self._opened = True
         return self._cluster
 
-    # ------------------------------------------------------------------ what users use
+    # ------------------------------------------------------------------ adapters and status
 
     @property
     def store(self) -> DragonDDictStore | None:

@@ -303,7 +303,7 @@ class Execution:
             raise TypeError("retry does not apply to a service: it is started, and goes on")
         return _decorated(self._service, func)
 
-    # ------------------------------------------------------------------ what they make
+    # ------------------------------------------------------------------ results
 
     def _node(
         self, function: Callable[..., Any], *, place: Backend, retry: RetryConfig
@@ -368,7 +368,7 @@ def _run_sync(call: _Async[...], args: tuple[Any, ...], kwargs: dict[str, Any]) 
     )
 
 
-# ---------------------------------------------------------------------- what can be decorated
+# ---------------------------------------------------------------------- checks of functions
 
 
 def _check(function: Any, place: Backend, injected: tuple[str, ...] = ()) -> None:

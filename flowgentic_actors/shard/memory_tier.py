@@ -1,6 +1,6 @@
 """The memory tier's content: a copy of a journal's live records, packed in chunks.
 
-The mirror reads the journal behind the acknowledgement, on its own: a tier that is new, or that
+The tier is filled from the journal, after the acknowledgement: a tier that is new, or that
 lost everything, fills in the same way. A chunk holds the living records of a stretch of the
 journal; as they die it is packed again, together with its neighbours, so that their room is won
 back. Whatever the tier cannot give, the journal can.

@@ -17,8 +17,8 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a shard, in an actor or in the program's own process.
 
     Attributes:
-        item_bytes: Ceiling of the bytes of items, None for no limit.
-        thread_bytes: The same for threads.
+        item_bytes: Quota of the bytes of items, None for no limit.
+        thread_bytes: Quota of the bytes of threads, None for no limit.
         cache_bytes: Bytes that cached values may take.
         keep_last: Checkpoints to keep of each namespace of a thread, None for all.
         thread_ttl: Seconds for which a thread is kept after its last write, None for ever.

@@ -1,8 +1,8 @@
-"""Strangers flood the TCP ports of a cluster of several nodes while graphs run on it.
+"""A flood of the TCP ports of a cluster of several nodes, while graphs run on it.
 
 python -m flowgentic_actors.testing.flood --seconds 60 --processes 8
 
-The nodes are groups of processes on this machine, the strangers others, half of which come from the
+The nodes are groups of processes on this machine, the flooders others, half of which come from the
 address of the nodes, half from addresses of their own. They know no secret, and open connections to
 every port as fast as they can. Meanwhile graphs run, clients come anew, and an actor is killed.
 Exit code 0: no graph failed, everything but that actor lived, puts were at most ten times as slow
@@ -52,7 +52,7 @@ class FloodPlan:
 
     Attributes:
         seconds: Of the flood.
-        processes: Strangers.
+        processes: Flooding processes.
         connections: That each of them keeps open, or tries to.
         nodes: Nodes of the cluster.
         graphs: Graphs that run at one time.
@@ -74,7 +74,7 @@ class FloodReport:
     Attributes:
         findings: What must not happen.
         puts: How long puts took: alone, with graphs, and in the flood.
-        opened: Connections of strangers.
+        opened: Connections of flooders.
         runs: Runs of graphs that ended well in the flood.
         waits: How long new clients waited until every shard had answered them, in the flood.
         grown: Most bytes that a process took more in the flood than before.

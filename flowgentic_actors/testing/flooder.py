@@ -1,7 +1,7 @@
 """A process that floods TCP ports without knowing the cluster's secret; `testing.flood` starts it.
 
 On its standard input come lines with a JSON list of ports; the last line counts, and with the end
-of the input it ends. It runs at the lowest priority: a stranger's work is done by another machine.
+of the input it ends. It runs at the lowest priority: an attacker has another machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flowgentic_actors.wire.handshake import GREETING, KNOCK_BYTES
 
 HOST: Final = "127.0.0.1"
 SAYINGS: Final = ("nothing", "garbage", "TLS", "knock", "greeting")
-"""What strangers say; the last ones are what a client of ours would, without the secret."""
+"""What flooders send; the last ones are what a client of ours would send without the secret."""
 
 _FILES: Final = 4096
 _OPENED_AT_ONCE: Final = 100

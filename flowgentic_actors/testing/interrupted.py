@@ -239,7 +239,7 @@ class Interrupted:
     def _clear(self) -> Operation:
         return Operation("cache clear", "cache", self._cache.clear, lambda _: {})
 
-    # ------------------------------------------------------------------ what is found
+    # ------------------------------------------------------------------ checks
 
     def done(self, operation: Operation) -> None:
         """Note that an operation was carried out."""

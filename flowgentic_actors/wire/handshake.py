@@ -4,12 +4,12 @@
     server -> client   server nonce, HMAC(secret, "server", both nonces)
     client -> server   HMAC(secret, "client", both nonces)
 
-Nothing is decoded before a side has verified the other; the messages have fixed lengths, so a
-stranger can make a server hold 69 bytes and no more.
+Nothing is decoded before a side has verified the other; the messages have fixed lengths, so an
+unauthenticated peer can make a server hold 69 bytes and no more.
 
 Over TCP a client knocks before all that, and before TLS: with a number that it chose and
 HMAC(secret, "knock", number). It proves less, for who can read the network's traffic may repeat it,
-but it costs a server microseconds to see that a stranger does not have it.
+but it costs a server microseconds to see that a peer does not have it.
 """
 
 from __future__ import annotations

@@ -22,13 +22,13 @@ from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.handshake import DENIED, KNOCK_BYTES, is_knock
 
 AT_ONCE: Final = 128
-"""Strangers that a server has at one time."""
+"""Unauthenticated peers that a server has at one time."""
 
 OF_ONE_HOST: Final = 32
 """Of these, from one address."""
 
 PATIENCE = 2.0
-"""Seconds that a stranger has."""
+"""Seconds for an unauthenticated peer to knock."""
 
 TOLD_EVERY: Final = 10.0
 """Seconds between two lines in the log."""

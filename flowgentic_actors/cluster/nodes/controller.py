@@ -299,7 +299,7 @@ class ClusterController:
         self._awaited |= set(nodes)
         self._stir.set()
 
-    # ------------------------------------------------------------------ beats
+    # ------------------------------------------------------------------ heartbeats
 
     async def heartbeat(self, connection: Connection, heartbeat: Heartbeat) -> HeartbeatReply:
         """Process a node's heartbeat, and reply once there is news for it, or after a while."""
@@ -471,7 +471,7 @@ class ClusterController:
         self._news.set()
         self._news = asyncio.Event()
 
-    # ------------------------------------------------------------------ what clients hear
+    # ------------------------------------------------------------------ shard map and status
 
     async def shard_map(self, version: int, wait: float) -> Raw | Acknowledged:
         """The encoded shard map once it is newer than `version`; `Acknowledged` after a wait."""

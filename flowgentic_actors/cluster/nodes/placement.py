@@ -1,7 +1,7 @@
 """Placement of shards: which node has which copy. Without I/O and without a clock.
 
 The host feeds it what nodes say and how time passes, keeps what it decides on its disk before
-it is acted on, and hands it on as orders to the nodes and as a map to the clients. A
+it is acted on, and hands it on as assignments to nodes and as a shard map to clients. A
 simulation feeds it a thousand nodes.
 """
 
@@ -69,7 +69,7 @@ class Placement:
         self._events: list[NodeEvent] = []
         self._settled = False  # every shard has its first places
         self._copies: dict[str, set[int]] = {}  # shards of each node, by the plan
-        self._changed: dict[str, int] = {}  # version in which each node's orders changed last
+        self._changed: dict[str, int] = {}  # version in which each node's assignments changed
         self._begun = plan.version  # the same for those of whom nothing changed since
         # Lost nodes whose copy of a shard is as good as its leader's, who knows of no later term.
         self._twins: dict[int, str] = {}
@@ -81,7 +81,7 @@ class Placement:
         """The slots that are on their way."""
         self._index()
 
-    # ------------------------------------------------------------------ what there is
+    # ------------------------------------------------------------------ state and assignments
 
     @property
     def nodes(self) -> list[str]:
@@ -143,7 +143,7 @@ class Placement:
             return None
         return member.address
 
-    # ------------------------------------------------------------------ what happens
+    # ------------------------------------------------------------------ changes of nodes
 
     def place(self, shards_of: Sequence[str]) -> None:
         """Place every shard of a new cluster for the first time.
@@ -303,7 +303,7 @@ class Placement:
         for shard in shards:
             self._changed[self.plan.shards[shard].leader] = self.plan.version
 
-    # ------------------------------------------------------------------ what is decided
+    # ------------------------------------------------------------------ decisions
 
     def _note(self, node: str, member: ReplicaStatus) -> None:
         """Process the status of one copy."""

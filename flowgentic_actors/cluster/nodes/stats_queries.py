@@ -17,11 +17,11 @@ class NodeStatsQueries:
     """Numbers the queries to nodes, and waits for their answers.
 
     Args:
-        on_question: Called when there is a new question: beats that wait have to be answered.
+        on_question: Called when there is a new question: heartbeats that wait have to be answered.
 
     Attributes:
         number: Of the last question.
-        heard_at: When the last beat of each node came, seconds since the Unix epoch.
+        heard_at: When the last heartbeat of each node came, seconds since the Unix epoch.
     """
 
     def __init__(self, on_question: Callable[[], None]) -> None:

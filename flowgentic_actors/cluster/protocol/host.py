@@ -59,7 +59,7 @@ class Heartbeat(Struct, tag=8, array_like=True, frozen=True):
     Attributes:
         node: Its name.
         host: What the host that it joined calls itself: one that took its place has others.
-        known: Version of the orders that it has carried out.
+        known: Version of the assignments that it has carried out.
         replicas: How its copies of shards are doing.
         events: What happened there: kind, actor, detail.
         events_from: Number of the first of them; the host has heard of those before it.
@@ -171,7 +171,7 @@ class ShardLocation(Struct, array_like=True, frozen=True):
         machine: The machine that it is on, as `environment.machine` names it.
         path: Its Unix socket, for clients on the same machine.
         host: Where all others reach it, empty for nowhere.
-        port: The same.
+        port: Its TCP port.
         lost: Why there is none, empty when there is one, or soon will be.
         retired: Whether its slots are other shards' now, and it has ended.
     """
@@ -258,7 +258,7 @@ class HeartbeatReply(Struct, tag=7, array_like=True, frozen=True):
     """The reply to a heartbeat.
 
     Attributes:
-        lease: Seconds, from the moment in which the beat left, for which the node may answer.
+        lease: Seconds for which the node may answer, from when it sent the heartbeat.
         assignments: What it has to do from now on, None when that is what it knows.
         end: Whether to end its actors; said again and again until it has.
         leave: Whether to end altogether, and what becomes of what is stored there.
