@@ -159,7 +159,7 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """The same where nothing is ever under way."""
+        """Store a checkpoint in a local memory, where no write ever waits for another."""
         command, values, known = self._new(config, checkpoint, metadata, new_versions)
         reply = None
         if not known and size_of(command) < SPLIT:
@@ -284,7 +284,7 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
             raise
         if isinstance(reply, Conflict):
             raise ThreadConflictError(
-                f"thread {thread_id!r} was written to by somebody else: its latest checkpoint is "
+                f"thread {thread_id!r} was written to by another writer: its latest checkpoint is "
                 f"{reply.found or 'none'}, and this one follows {parent_id or 'none'}. Read the "
                 "thread again and decide anew (setting: detect_conflicts)"
             )
@@ -425,7 +425,7 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
                 if remember:
                     self._lists.remember(row.thread_id, row.checkpoint_ns, row.checkpoint_id, lists)
             values.update((channel, loads(blob)) for channel, blob in blobs.items())
-            body["channel_versions"] = versions  # nobody else has it
+            body["channel_versions"] = versions  # a dict of our own
             body["channel_values"] = values
             return CheckpointTuple(
                 config=config_of(row.thread_id, row.checkpoint_ns, row.checkpoint_id),

@@ -176,7 +176,7 @@ class HostWatchdog:
                 if not self._restart(reason):
                     break
         except Exception:
-            logger.exception("cluster %s: nobody looks after its host any more", self._name)
+            logger.exception("cluster %s: watching its host failed; the host ends", self._name)
         finally:
             if self._connection is not None:
                 self._connection.close()  # a host that lives sees the end of its owner

@@ -131,7 +131,7 @@ def memory_path(path: Path) -> Path:
     """The folder that a user names, with all links followed; see `trusted_path`. Blocks.
 
     Raises:
-        PersistError: If somebody else could put another folder in its place.
+        PersistError: If another user could put another folder in its place.
     """
     try:
         return trusted_path(path)

@@ -191,7 +191,7 @@ class Generation:
             if self._given_up.is_set():
                 break
             if future.done():
-                continue  # nobody waits any more
+                continue  # its caller was cancelled
             self._step += 1
             try:
                 result = work(self.pool)
@@ -224,7 +224,7 @@ class Generation:
             )
 
     def _tell(self, what: Callable[..., None], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and its callers with it
             self._loop.call_soon_threadsafe(what, *arguments)
 
     # ------------------------------------------------------------------ told by the thread
