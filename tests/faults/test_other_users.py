@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from flowgentic_actors import ClusterHandle, MemoryCluster, UntrustedPathError
 from flowgentic_actors.actors.link import SupervisorLink
-from flowgentic_actors.actors.spec import ActorSpec
+from flowgentic_actors.actors.spec import ActorSpec, ChildSpec
 from flowgentic_actors.cluster import socket_folders
 from flowgentic_actors.cluster.opener.rendezvous import Rendezvous
 from flowgentic_actors.cluster.persistence.cluster_folders import (
@@ -54,6 +55,7 @@ from flowgentic_actors.storage.private_files import (
     write_private,
 )
 from flowgentic_actors.wire.addresses import connect, dial
+from tests.support.counter import supervisor_settings
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to become two other users"),
@@ -764,18 +766,11 @@ def dial_async(path: str) -> None:
 
 def link_to_supervisor(path: str) -> None:
     spec = ActorSpec(
-        name="actor",
+        child=ChildSpec(name="actor", factory="", arguments=Raw(b"{}"), address=""),
         epoch=1,
-        factory="",
-        arguments={},
-        address="",
         supervisor=path,
         secret=Secret(SECRET),
-        mailbox_requests=1,
-        mailbox_bytes=1,
-        max_message_bytes=1 << 20,
-        fence_after=1.0,
-        rejoin_grace=1.0,
+        settings=supervisor_settings(),
     )
     SupervisorLink(spec).await_admission()
 

@@ -31,7 +31,7 @@ from flowgentic_actors.actors.process import ignore_job_signals
 from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
-from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
+from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.host.event_log import EventLog
 from flowgentic_actors.cluster.host.memory import FILE_TIMEOUT, OPEN_TIMEOUT, HostMemory
 from flowgentic_actors.cluster.host.ranks import Ranks
@@ -115,7 +115,7 @@ _NOT_SEVERAL = (
     "this cluster was opened on one node, and has nothing that others could join: open it with "
     "n_nodes=2 or more to add nodes to it, and to take them away, later"
 )
-_GATHER_SHARE = 0.6  # of start_timeout, for the other nodes to join
+_GATHER_SHARE = 0.6  # of open_timeout, for the other nodes to join
 
 _FAREWELL = 3.0  # seconds for what Dragon does at the end of this process
 
@@ -187,18 +187,7 @@ class Host:
             address,
             spec.secret,
             self._spawner(spec),
-            settings=SupervisorSettings(
-                heartbeat_interval=spec.heartbeat_interval,
-                hang_timeout=spec.hang_timeout,
-                busy_timeout=spec.busy_timeout,
-                restart_intensity=spec.restart_intensity,
-                restart_period=spec.restart_period,
-                rejoin_grace=spec.rejoin_grace,
-                start_timeout=spec.start_timeout,
-                mailbox_requests=spec.mailbox_requests,
-                mailbox_bytes=spec.mailbox_bytes,
-                max_message_bytes=spec.max_message_bytes,
-            ),
+            settings=spec.supervision,
             on_event=self._actor_event,
             on_report=self._stir,
             identity=spec.identity,
@@ -385,7 +374,7 @@ class Host:
         node_pool = NodePool(spec, launcher, spec.identity, self._ip, self._event)
         before = await on_daemon_thread(FILE_TIMEOUT, PlanFile(Path(spec.memory)).read)
         nodes = await node_pool.gather(
-            time.monotonic() + _GATHER_SHARE * spec.start_timeout,
+            time.monotonic() + _GATHER_SHARE * spec.supervision.open_timeout,
             before.nodes if before is not None and not spec.persist else (),
         )
         if len(nodes) == 1:
@@ -427,7 +416,6 @@ class Host:
     ) -> None:
         spec = self._spec
         assert self._remote is not None
-        arguments = self._memory.actor_arguments
         memory = Path(spec.memory)
         assert self._memory.manifest is not None
         await controller.open(
@@ -437,8 +425,7 @@ class Host:
             host=self._remote,
             generation=self._memory.manifest.subfolder,
             manifest=await on_daemon_thread(FILE_TIMEOUT, read_private, memory / MANIFEST),
-            factory=self._memory.factory,
-            arguments=arguments,
+            actor=self._memory.actor,
             child_spec=self._memory.child_spec,
             on_table=self._memory.note_table,
         )
@@ -581,7 +568,7 @@ class Host:
         if spec.spawner != "dragon":
             return SubprocessSpawner()
         return DragonSpawner(
-            uses_dragon=spec.tier_bytes > 0,
+            uses_dragon=spec.actor.tier is not None,
             on_hung=lambda why: self._event(
                 EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
             ),

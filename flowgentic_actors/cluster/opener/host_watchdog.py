@@ -77,7 +77,8 @@ class HostWatchdog:
         self._open_timeout = open_timeout
         self._process: HostProcess | None = None
         self._connection: HostConnection | None = None
-        self._policy = RestartPolicy(spec.restart_intensity, spec.restart_period)
+        supervision = spec.supervision
+        self._policy = RestartPolicy(supervision.restart_intensity, supervision.restart_period)
         self._served_from = 0.0
         self._short_lives = 0  # hosts in a row
         self._closing = False
@@ -203,7 +204,7 @@ class HostWatchdog:
                 if beats % 20 == 0:
                     self._process.look()
                 beats += 1
-                self._connection.wait(self._spec.heartbeat_interval, self._wake_read)
+                self._connection.wait(self._spec.supervision.heartbeat_interval, self._wake_read)
                 self._drain_wake()
             if self._shut_down:
                 left = max(1.0, self._close_by() - time.monotonic())
@@ -270,11 +271,13 @@ class HostWatchdog:
         journals have all that it had.
         """
         self._short_lives = self._short_lives + 1 if now - self._served_from < _GOOD_LIFE else 0
-        first = self._short_lives >= _MOST_SHORT_LIVES and self._spec.tier_bytes > 0
+        actor = self._spec.actor
+        if self._short_lives < _MOST_SHORT_LIVES or actor.tier is None:
+            return msgspec.structs.replace(self._spec, tier_given_up="")
         return msgspec.structs.replace(
             self._spec,
-            tier_bytes=0 if first else self._spec.tier_bytes,
-            tier_given_up=f"{self._short_lives} hosts in a row did not live long" if first else "",
+            actor=msgspec.structs.replace(actor, tier=None),
+            tier_given_up=f"{self._short_lives} hosts in a row did not live long",
         )
 
     def _give_up(self, reason: str) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from flowgentic_actors.actors.spec import SupervisorSettings
 from flowgentic_actors.cluster.job_end import refuse_stale
 from flowgentic_actors.cluster.opener.host_watchdog import HostWatchdog
 from flowgentic_actors.cluster.persistence.cluster_folders import (
@@ -29,14 +30,15 @@ from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec, OrphanLimits
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
-from flowgentic_actors.cluster.shard_limits import shard_settings
+from flowgentic_actors.cluster.shard_limits import actor_settings, taken_from
 from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.deadlines import Patience
-from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_bytes
+from flowgentic_actors.dragon.ddict_sizing import ddict_settings, end_tiers
 from flowgentic_actors.dragon.shared_memory import check_runtime_shm
 from flowgentic_actors.environment import inside_dragon, job_hosts, machine, scheduler_job
 from flowgentic_actors.errors import ClusterOpenError, PersistError
+from flowgentic_actors.shard.settings import TierSettings
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret
@@ -155,7 +157,9 @@ class Owner:
             memory = memory_path(config.persist_path)
             (self._folder / PERSIST_LINK).symlink_to(memory)
         job = scheduler_job()
-        spec = HostSpec(
+        spec = taken_from(
+            config,
+            HostSpec,
             name=self._folder.name,
             folder=str(self._folder),
             memory=str(memory),
@@ -165,36 +169,13 @@ class Owner:
             secret=secret,
             spawner=self._spawner,
             actors=config.actors_per_node,
-            namespace_depth=config.namespace_depth,
-            ack=config.ack,
-            segment_bytes=config.segment_bytes,
-            hot_bytes=config.hot_memory,
-            shard=shard_settings(config, config.actors_per_node),
+            actor=actor_settings(config, self._tier()),
+            supervision=taken_from(config, SupervisorSettings),
             shared=SharedSettings.of(config),
-            reindex=config.reindex,
-            tier_bytes=self._tier_bytes(),
-            tier_managers=config.managers_per_node,
-            close_timeout=config.close_timeout,
-            start_timeout=config.open_timeout,
-            heartbeat_interval=config.heartbeat_interval,
-            hang_timeout=config.hang_timeout,
-            busy_timeout=config.busy_timeout,
-            restart_intensity=config.restart_intensity,
-            restart_period=config.restart_period,
-            rejoin_grace=config.rejoin_grace,
-            mailbox_requests=config.mailbox_requests,
-            mailbox_bytes=config.mailbox_bytes,
-            max_message_bytes=config.max_message_bytes,
             opened=time.time(),
-            stop_signal=config.stop_signal,
             stop_file=str(config.stop_file.absolute()) if config.stop_file else None,
-            walltime_margin=config.walltime_margin,
             nodes=self._nodes(),
             asked_nodes=config.n_nodes or 0,
-            replicas=config.replicas,
-            degrade=config.degrade,
-            node_timeout=config.node_timeout,
-            network=config.network,
             scratch=str(config.scratch or ""),
             identity=new_identity() if self._nodes() != 1 else None,
             orphans=OrphanLimits(config.orphan_ttl, config.orphan_bytes),
@@ -222,16 +203,17 @@ class Owner:
             return asked or 0
         return 1
 
-    def _tier_bytes(self) -> int:
+    def _tier(self) -> TierSettings | None:
+        """The settings of each actor's DDict."""
         if self._spawner != "dragon":
-            return 0
+            return None
         if not inside_dragon():
             check_runtime_shm()
         config = self._config
-        ceilings = (config.store_total_mem or 0) + (config.checkpoint_total_mem or 0)
+        quotas = (config.store_total_mem or 0) + (config.checkpoint_total_mem or 0)
         expected = config.n_nodes or max(1, len(job_hosts()))
-        return tier_bytes(
-            ceilings // (expected if self._nodes() != 1 else 1),
+        return ddict_settings(
+            quotas // (expected if self._nodes() != 1 else 1),
             config.actors_per_node,
             config.managers_per_node,
         )
