@@ -40,17 +40,18 @@ from flowgentic_actors.cluster.opener.host_watchdog import one_line
 from flowgentic_actors.cluster.opener.owner import Owner
 from flowgentic_actors.cluster.opener.rendezvous import Rendezvous
 from flowgentic_actors.cluster.opener.signals import on_sigterm, on_stop_signal
+from flowgentic_actors.cluster.platform.platforms import platform_named
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
 from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.cluster.shard_limits import shard_settings, transfer_rate
 from flowgentic_actors.config import MemoryConfig, config_of
+from flowgentic_actors.dragon.platform import DragonPlatform
 from flowgentic_actors.environment import (
     inside_dragon,
     scheduler_job,
     step_rank,
-    why_no_dragon,
 )
 from flowgentic_actors.errors import (
     ClusterClosedError,
@@ -380,16 +381,16 @@ class MemoryCluster:
 
     async def _open_distributed(self, timeout: float) -> str | None:
         """Open a distributed cluster, or return the reason for a local one."""
-        spawner = "dragon" if self._config.spawner == "auto" else self._config.spawner
-        reason = await on_daemon_thread(timeout, why_no_dragon) if spawner == "dragon" else None
+        platform = platform_named(self._config.spawner)
+        reason = await on_daemon_thread(timeout, platform.why_not)
         if reason is None:
-            owner = Owner(self._config, spawner)
+            owner = Owner(self._config, platform)
             try:
                 description = await self._open_or_close(
                     owner.open, lambda _: owner.close(), timeout
                 )
             except ClusterError as error:
-                falls_back = spawner == "dragon" and self._config.may_fall_back
+                falls_back = platform.falls_back and self._config.may_fall_back
                 if owner.host_log:
                     level = logging.INFO if falls_back else logging.ERROR
                     logger.log(level, "the log of its host ends with:\n%s", owner.host_log)
@@ -581,7 +582,7 @@ class MemoryCluster:
     @property
     def uses_dragon(self) -> bool:
         """Whether Dragon started the actors, which then have DDicts."""
-        return self._opened().spawner == "dragon"
+        return self._opened().spawner == DragonPlatform.name
 
     @property
     def n_nodes(self) -> int:

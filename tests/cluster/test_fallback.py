@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import flowgentic_actors.cluster.opener.host_launcher
+import flowgentic_actors.dragon.host_launcher
 import flowgentic_actors.memory
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.errors import SharedMemoryError
@@ -53,7 +53,7 @@ async def test_the_log_of_a_dragon_that_does_not_come_up_is_no_warning(
     launcher.chmod(0o755)
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(
-        flowgentic_actors.cluster.opener.host_launcher, "dragon_launcher", lambda: str(launcher)
+        flowgentic_actors.dragon.host_launcher, "dragon_launcher", lambda: str(launcher)
     )
     monkeypatch.setattr(flowgentic_actors.memory, "_said", set())
     async with MemoryCluster(mode="distributed") as memory:

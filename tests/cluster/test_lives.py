@@ -18,9 +18,10 @@ import msgspec
 import psutil
 import pytest
 
-import flowgentic_actors.cluster.opener.host_launcher
+import flowgentic_actors.dragon.host_launcher
 import flowgentic_actors.memory
 from flowgentic_actors import ClusterEvent, ClusterHandle, MemoryCluster
+from flowgentic_actors.dragon.platform import DragonPlatform
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE, SchedulerJob, dragon_launcher
 from flowgentic_actors.errors import (
     ClusterClosedError,
@@ -489,7 +490,7 @@ async def test_a_relative_scratch_folder_works(
 def no_dragon(monkeypatch: pytest.MonkeyPatch) -> str:
     """As on a machine where Dragon is not installed."""
     reason = "the package dragonhpc is not installed: pip install dragonhpc"
-    monkeypatch.setattr(flowgentic_actors.memory, "why_no_dragon", lambda: reason)
+    monkeypatch.setattr(DragonPlatform, "why_not", lambda _: reason)
     monkeypatch.setattr(flowgentic_actors.memory, "_said", set())
     return reason
 
@@ -544,7 +545,7 @@ async def test_a_dragon_that_does_not_come_up_falls_back_too(
     launcher.write_text("#!/bin/sh\necho no more semaphores >&2\nexit 1\n")
     launcher.chmod(0o755)
     monkeypatch.setattr(
-        flowgentic_actors.cluster.opener.host_launcher, "dragon_launcher", lambda: str(launcher)
+        flowgentic_actors.dragon.host_launcher, "dragon_launcher", lambda: str(launcher)
     )
     async with MemoryCluster(mode="distributed") as memory:
         assert not memory.is_distributed
@@ -568,7 +569,7 @@ async def test_a_dragon_that_fails_once_to_come_up_is_started_once_more(
     )
     launcher.chmod(0o755)
     monkeypatch.setattr(
-        flowgentic_actors.cluster.opener.host_launcher, "dragon_launcher", lambda: str(launcher)
+        flowgentic_actors.dragon.host_launcher, "dragon_launcher", lambda: str(launcher)
     )
     async with MemoryCluster(mode="distributed", fallback_to_local=False) as memory:
         await remembers(memory)

@@ -18,8 +18,8 @@ import pytest
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.actors.spawn import ACTOR_MODULE
 from flowgentic_actors.cluster.client.host_client import describe
-from flowgentic_actors.cluster.nodes.node_launcher import AGENT_MODULE
-from flowgentic_actors.cluster.opener.host_launcher import HOST_MODULE
+from flowgentic_actors.cluster.nodes.node_pool import AGENT_MODULE
+from flowgentic_actors.cluster.opener.host_watchdog import HOST_MODULE
 from flowgentic_actors.cluster.opener.rendezvous import Rendezvous
 from flowgentic_actors.errors import ClusterNotFoundError, ClusterOpenError, FlowgenticError
 from tests.conftest import SETTINGS, mode_params

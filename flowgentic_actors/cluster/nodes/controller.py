@@ -56,7 +56,6 @@ from flowgentic_actors.wire.server import Connection
 
 _TICK: Final = 0.1
 _DISK_PAUSE: Final = 1.0  # before what could not be written is written once more
-_LOOPBACK: Final = "127.0.0.0/8"  # of processes that stand for nodes
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
 _SHARED_GRACE: Final = 25.0
@@ -212,7 +211,7 @@ class ClusterController:
                 identity=self._identity,
                 host=host,
                 host_id=self._id,
-                network=spec.network if spec.spawner == "dragon" else _LOOPBACK,
+                network=spec.network,
                 spawner=spec.spawner,
                 owns_runtime=spec.owns_runtime,
                 actor=actor,
