@@ -6,7 +6,6 @@ from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
-from flowgentic_actors.acknowledgement import ACKS
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.config_values import size_in_bytes
 from flowgentic_actors.errors import InvalidRequestError
@@ -40,7 +39,7 @@ def shard_settings(config: MemoryConfig, shards: int) -> ShardSettings:
 
 def journal_settings(config: MemoryConfig) -> JournalSettings:
     """The settings of a shard's journal."""
-    return JournalSettings(ack=ACKS[config.ack], segment_bytes=config.segment_bytes)
+    return JournalSettings(ack=config.acknowledged, segment_bytes=config.segment_bytes)
 
 
 def actor_settings(config: MemoryConfig, tier: TierSettings | None) -> ActorSettings:

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 import flowgentic_actors.dragon.host_launcher
-import flowgentic_actors.memory
 from flowgentic_actors import ClusterEvent, ClusterHandle, MemoryCluster
+from flowgentic_actors.cluster.opener import opening
 from flowgentic_actors.dragon.platform import DragonPlatform
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE, SchedulerJob, dragon_launcher
 from flowgentic_actors.errors import (
@@ -278,7 +278,7 @@ def test_the_secret_is_in_nothing_that_is_shown_or_passed_on(memory: MemoryClust
     status = asyncio.run(memory.status())
     attached = MemoryCluster.attach(handle.export())
     things = [memory, handle, handle.read(), status, asyncio.run(memory.recent_events()), attached]
-    things += [memory.checkpointer, memory.store, memory._client, memory._owner]
+    things += [memory.checkpointer, memory.store, memory._opening.client, memory._opening._owner]
     shown = [(repr(thing) + str(thing)).encode() for thing in things]
     shown += [pickle.dumps(handle), msgspec.msgpack.encode(status)]
     for pid in (status.host_pid, *(actor.pid for actor in status.actors)):
@@ -491,7 +491,7 @@ def no_dragon(monkeypatch: pytest.MonkeyPatch) -> str:
     """As on a machine where Dragon is not installed."""
     reason = "the package dragonhpc is not installed: pip install dragonhpc"
     monkeypatch.setattr(DragonPlatform, "why_not", lambda _: reason)
-    monkeypatch.setattr(flowgentic_actors.memory, "_said", set())
+    monkeypatch.setattr(opening, "_said", set())
     return reason
 
 
@@ -581,14 +581,14 @@ async def test_a_dragon_that_fails_once_to_come_up_is_started_once_more(
 async def test_auto_is_local_outside_of_a_job_and_distributed_inside(
     no_dragon: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(flowgentic_actors.memory, "scheduler_job", lambda: None)
+    monkeypatch.setattr(opening, "scheduler_job", lambda: None)
     async with MemoryCluster() as memory:
         assert not memory.is_distributed
         assert len(await memory.recent_events()) == 1
     assert not caplog.records
 
     job = SchedulerJob("slurm", "1", 1)
-    monkeypatch.setattr(flowgentic_actors.memory, "scheduler_job", lambda: job)
+    monkeypatch.setattr(opening, "scheduler_job", lambda: job)
     async with MemoryCluster() as memory:
         assert not memory.is_distributed
     assert no_dragon in caplog.text
