@@ -3,11 +3,8 @@
 An entry's address is its log sequence number (LSN): the number of bytes of entries before it, over
 all segments ever written. It never changes, whatever becomes of the segment.
 
-A torn tail is cut off when the log is opened; damage is refused rather than served or dropped. A
-segment that is complete, and synced in a log that is, is named `.sealed`; until then `.seg`. When
-the machine itself went down since (the boot id tells), what is in a `.seg` may be anything, as its
-pages reach the medium in any order. Everything from the first bad entry on is cut then, later
-segments included: none of it was acknowledged as on disk.
+A segment that is complete, and synced in a log that is, is named `.sealed`; until then `.seg`. What
+is read again when a log is opened, and what is cut off, is decided in `log_recovery`.
 
 How far the log is sealed is noted beside it (`sealed_end`): a log that ends before that was
 shortened, or has lost a segment, and is refused.
@@ -28,12 +25,13 @@ import itertools
 import logging
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.storage.disk import Disk
+from flowgentic_actors.storage.log_recovery import Recovery, boot_id
 from flowgentic_actors.storage.sealed_end import read_end, write_end
 from flowgentic_actors.storage.segment import (
     ACTIVE,
@@ -49,15 +47,6 @@ from flowgentic_actors.storage.segment import (
 logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES: Final = 16 << 20
-
-
-def boot_id() -> bytes:
-    """An id of this machine's current boot, 16 bytes; zeros where it is unknown."""
-    try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    except OSError:
-        return bytes(16)
-    return bytes.fromhex(text.strip().replace("-", ""))
 
 
 class SyncPlan(NamedTuple):
@@ -121,7 +110,6 @@ class SegmentLog:
         self._cuts = cuts
         self._whole = whole
         self._noted: int | None = None
-        self._lost_some = False  # whether the machine went down and took what was not sealed
         self.on_begin: Callable[[], None] = lambda: None
         """Called by `append` when it has begun a segment: time to `settle`."""
 
@@ -137,66 +125,15 @@ class SegmentLog:
             JournalDamagedError: If an entry is not what was written, or a segment is missing.
             JournalError: If a file was written by another version.
         """
-        names = self._disk.names(self._folder)
-        paths = [self._folder / name for name in names if name.endswith((ACTIVE, SEALED))]
-        spares = [self._folder / name for name in names if name.endswith(SPARE)]
-        expected, whole = start, True
-        while paths and whole:
-            segment = Segment.open(self._disk, paths.pop(0))
-            self._segments.append(segment)
-            if segment.first > expected:
-                raise JournalDamagedError(
-                    f"{self._folder}: the log from {expected} to {segment.first} is missing; "
-                    "restore the folder from a copy"
-                )
-            whole = yield from self._entries(segment, start, last=not paths)
-            expected = max(expected, segment.end)
-        for path in paths:  # written after what the machine lost, and never acknowledged
-            self._disk.unlink(path)
-        expected = yield from self._unnamed(spares, start, expected)
-        self._finish_recovery(expected)
+        recovery = Recovery(
+            self._disk, self._folder, self._segments, boot=self._boot, cuts=self._cuts
+        )
+        yield from recovery.entries(start)
+        self._finish_recovery(recovery.end, lost_some=recovery.lost_some)
 
-    def _entries(
-        self, segment: Segment, start: int, *, last: bool
-    ) -> Generator[tuple[int, bytes], None, bool]:
-        """Yield the entries of one segment; returns whether all of it is valid."""
-        whole = True
-        for lsn, payload in segment.entries():
-            if payload is None:
-                whole = False
-                self._cut(segment, last=last, rebooted=segment.boot != self._boot)
-            elif lsn >= start:
-                yield lsn, payload
-        return whole
-
-    def _unnamed(
-        self, paths: list[Path], start: int, expected: int
-    ) -> Generator[tuple[int, bytes], None, int]:
-        """Yield the entries of segments that were not named yet, and remove empty files."""
-        begun: list[Segment] = []
-        try:
-            for path in paths:
-                if (segment := Segment.open_spare(self._disk, path)) is None:
-                    self._disk.unlink(path)
-                else:
-                    begun.append(segment)
-            while found := next((each for each in begun if each.begins_at(expected)), None):
-                begun.remove(found)
-                self._segments.append(found)
-                yield from self._entries(found, start, last=True)
-                expected = found.end
-            # The first append to each of these was interrupted, or the machine lost some of it.
-            for segment in begun:
-                self._cut(segment, last=True, rebooted=segment.boot != self._boot)
-                self._disk.unlink(segment.path)
-        finally:
-            for segment in begun:
-                segment.close()
-        return expected
-
-    def _finish_recovery(self, end: int) -> None:
+    def _finish_recovery(self, end: int, *, lost_some: bool) -> None:
         self._noted = read_end(self._disk, self._folder) if self._whole else None
-        if self._noted is not None and end < self._noted and (self._durable or not self._lost_some):
+        if self._noted is not None and end < self._noted and (self._durable or not lost_some):
             raise JournalDamagedError(
                 f"{self._folder}: the log ends at {end}, and was sealed up to {self._noted}: its "
                 "last segments were removed or shortened. Restore the folder from a copy"
@@ -212,16 +149,6 @@ class SegmentLog:
         if self._unsynced:
             self.sync(self.plan_sync())
         self._recovered_to, self._fresh = end, True
-
-    def _cut(self, segment: Segment, *, last: bool, rebooted: bool) -> None:
-        """Cut off what follows a segment's last good entry, or raise if it is damage."""
-        if segment.sealed or not (last or rebooted):
-            raise segment.damage(segment.end)
-        if not rebooted:
-            segment.check_torn()
-        self._lost_some = self._lost_some or rebooted
-        if self._cuts and (torn := segment.bytes_after_end()):
-            logger.warning("%s: cut %d bytes of an interrupted append", segment.path, torn)
 
     # ------------------------------------------------------------------ appending
 
