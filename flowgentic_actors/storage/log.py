@@ -21,7 +21,6 @@ again and a log can be opened, and read, on a disk that is full.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 from bisect import bisect_right
@@ -32,16 +31,14 @@ from typing import Final, NamedTuple
 from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.storage.disk import Disk
 from flowgentic_actors.storage.log_recovery import Recovery, boot_id
+from flowgentic_actors.storage.next_segment import NextSegment
 from flowgentic_actors.storage.sealed_end import read_end, write_end
 from flowgentic_actors.storage.segment import (
-    ACTIVE,
     DATA,
     ENTRY_OVERHEAD,
     SEALED,
-    SPARE,
     Segment,
     encode,
-    header,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,12 +56,6 @@ class SyncPlan(NamedTuple):
 
     position: int
     segments: tuple[Segment, ...]
-
-
-class _Spare(NamedTuple):
-    fd: int
-    path: Path
-    capacity: int
 
 
 class SegmentLog:
@@ -96,17 +87,14 @@ class SegmentLog:
     ) -> None:
         self._disk = disk
         self._folder = folder
-        self._segment_bytes = segment_bytes
         self._durable = durable
         self._boot = boot_id() if boot is None else boot
         self._segments: list[Segment] = []
         self._unsynced: list[Segment] = []
-        self._spare: _Spare | None = None
-        self._lock = threading.Lock()  # of both: appending, preparing, forgetting may be 3 threads
+        self._next = NextSegment(disk, folder, segment_bytes, self._boot, durable=durable)
+        self._lock = threading.Lock()  # of the segments: appending and forgetting may be 2 threads
         self._settling = threading.Lock()  # never taken on an event loop
-        self._spares = itertools.count()
         self._recovered_to: int | None = None
-        self._fresh = False  # nothing was allocated since `recover`
         self._cuts = cuts
         self._whole = whole
         self._noted: int | None = None
@@ -148,7 +136,8 @@ class SegmentLog:
         self.settle()
         if self._unsynced:
             self.sync(self.plan_sync())
-        self._recovered_to, self._fresh = end, True
+        self._recovered_to = end
+        self._next.begins_at(end)
 
     # ------------------------------------------------------------------ appending
 
@@ -178,7 +167,7 @@ class SegmentLog:
 
     def room(self, *, kept: int = 0) -> int:
         """The most bytes of entries, overhead included, that fit into what is allocated."""
-        active, spare = self._active(), self._spare
+        active, spare = self._active(), self._next.file
         return max(
             0,
             active.room() - kept if active is not None else 0,
@@ -195,12 +184,12 @@ class SegmentLog:
         Raises:
             OSError: If that fails.
         """
-        self._offer(self._take_spare(size, least))
+        self._next.make(size, least)
 
     def nearly_full(self) -> bool:
         """Whether the next segment will be needed soon and is not allocated yet."""
         active = self._active()
-        return self._spare is None and (active is None or 2 * active.room() < active.capacity)
+        return self._next.file is None and (active is None or 2 * active.room() < active.capacity)
 
     def append(self, payloads: Sequence[bytes | memoryview]) -> list[int]:
         """Append entries; when this returns, they survive the death of this process.
@@ -351,8 +340,7 @@ class SegmentLog:
 
     def prepare(self) -> None:
         """Allocate the next segment's file ahead of its need. Blocks; callable from any thread."""
-        if self._spare is None:
-            self._offer(self._create(self._segment_bytes))
+        self._next.prepare()
 
     # ------------------------------------------------------------------ segments
 
@@ -388,18 +376,12 @@ class SegmentLog:
 
     def abandon(self) -> None:
         """Close every file without sealing."""
-        with self._lock:
-            spare, self._spare = self._spare, None
-        if spare is not None:
-            self._discard(spare)
+        self._next.abandon()
         self.detach()
 
     def detach(self) -> None:
         """Close every file without any change, not even of a name."""
-        with self._lock:
-            spare, self._spare = self._spare, None
-        if spare is not None:
-            self._disk.close(spare.fd)
+        self._next.detach()
         for segment in self._segments:
             segment.close()
         self._segments.clear()
@@ -418,8 +400,8 @@ class SegmentLog:
 
     def _begin(self, first: int, size: int) -> Segment:
         """Seal the active segment and begin the next one, for a batch of `size` bytes."""
-        ahead = self._spare is not None
-        spare = self._take_spare(size)
+        ahead = self._next.file is not None
+        spare = self._next.take(size)
         try:
             active = self._active()
             if active is not None:
@@ -438,55 +420,13 @@ class SegmentLog:
                 self._segments.append(segment)
         except BaseException:
             if all(segment.fd != spare.fd for segment in self._segments):
-                self._offer(spare)
+                self._next.offer(spare)
             raise
         if ahead:
             self.on_begin()
         else:
             self.settle()  # this append has blocked for the allocation anyway
         return segment
-
-    def _take_spare(self, size: int, least: int | None = None) -> _Spare:
-        """Take the next segment's file, made or extended for a batch of `size` bytes."""
-        with self._lock:
-            spare, self._spare = self._spare, None
-        if spare is None:
-            return self._create(max(least or self._segment_bytes, DATA + size))
-        if spare.capacity < DATA + size:
-            try:
-                self._disk.allocate(spare.fd, DATA + size)
-            except BaseException:
-                self._offer(spare)
-                raise
-            spare = spare._replace(capacity=DATA + size)
-        return spare
-
-    def _offer(self, spare: _Spare) -> None:
-        with self._lock:
-            if self._spare is None:
-                self._spare = spare
-                return
-        self._discard(spare)
-
-    def _discard(self, spare: _Spare) -> None:
-        self._disk.close(spare.fd)
-        self._disk.unlink(spare.path)
-
-    def _create(self, size: int) -> _Spare:
-        path = self._folder / f"{next(self._spares)}{SPARE}"
-        fd = self._disk.create(path, size)
-        try:
-            self._disk.write(fd, header(self._boot), 0)
-            if self._durable:
-                self._disk.sync(fd)
-            if self._fresh:  # it is known already what it begins with
-                spare, path = path, self._folder / f"{self.end:016x}{ACTIVE}"
-                self._disk.rename(spare, path)  # now: no .seg may be without its header
-                self._fresh = False
-        except BaseException:
-            self._disk.close(fd)
-            raise
-        return _Spare(fd, path, size)
 
 
 def _first(segment: Segment) -> int:
