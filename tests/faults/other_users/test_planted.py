@@ -21,9 +21,7 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
 from flowgentic_actors.cluster.persistence.snapshot import snapshot
 from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory
 from flowgentic_actors.environment import StepRank
-from flowgentic_actors.storage.private_files import (
-    make_folders,
-)
+from flowgentic_actors.storage.private_files import make_folders
 from tests.support.users import ANN, MALLORY, NEEDS_OTHER_USERS, User, open_memory
 
 pytestmark = NEEDS_OTHER_USERS
