@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 from msgspec import Raw
 
-from flowgentic_actors.actors.actor import Call, Postponed
+from flowgentic_actors.actors.actor import ActorContext, Call, Postponed
 from flowgentic_actors.dragon.ddict.tier import DDictShard, why_no_ddict
 from flowgentic_actors.engine.commands import (
     MAKES_ROOM,
@@ -40,7 +40,7 @@ from flowgentic_actors.errors import (
     RejectedError,
 )
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.secret import concealed
+from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.cold_reads import ColdReads
 from flowgentic_actors.shard.hot_keys import HotKeys, key_of, sampling
@@ -58,7 +58,6 @@ from flowgentic_actors.shard.journaling.unwritten import Unwritten
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingCalls
 from flowgentic_actors.shard.memory_tier import CHUNK, MemoryTier
 from flowgentic_actors.shard.migration.migrator import SlotMigrator
-from flowgentic_actors.shard.migration.ownership import OwnershipOrder
 from flowgentic_actors.shard.peer_protocol import PullSlots, decode_peer_request
 from flowgentic_actors.shard.progress import Progress, encode_progress
 from flowgentic_actors.shard.replication.leader import ReplicationLeader
@@ -87,10 +86,6 @@ _DONE = _encode(DONE)
 _STORING = (ItemStored, CheckpointStored, WritesStored, BlobsKept)
 
 
-def _nothing(*_: object) -> None:
-    """In the place of what is told at the start."""
-
-
 class ShardActor:
     """Serves a shard whose every acknowledged write is in its journal.
 
@@ -112,11 +107,6 @@ class ShardActor:
     Raises:
         JournalError: If the journal cannot be used.
     """
-
-    _tell: Callable[[EventKind, str], None]
-    _wake: Callable[[], None]
-    _slow: SlowRequests
-    _report: Callable[[], None]
 
     def __init__(
         self,
@@ -162,6 +152,7 @@ class ShardActor:
             self._worker,
             garbage_allowed=int(segment_bytes),
             waits=not self._appends,
+            hold=self._holds_log,
         )
         self.room = WaitingCalls(
             self._journal, self._worker, handle=self.handle, refusal=self._maintenance.refusal
@@ -172,22 +163,13 @@ class ShardActor:
         )
         """Who waits for values that memory has let go."""
         self._leader: ReplicationLeader | None = None
+        self._context: ActorContext | None = None
+        self._slow: SlowRequests | None = None
         self._claimed = bool(claimed)
         self._storing: list[asyncio.Future[None]] = []  # who waits for the next commit
-        self.migrator = SlotMigrator(
-            self._shard,
-            self._journal,
-            self._worker,
-            keep=self._keep_moved,
-            stored=self._stored,
-            next_lsn=lambda: self._unwritten.end,
-            lag=lambda: self._leader.lag if self._leader is not None else 0,
-            tell=lambda kind, detail: self._tell(kind, detail),  # noqa: PLW0108 - another one later
-            report=lambda: self._report(),  # noqa: PLW0108 - the same
-        )
+        self.migrator = SlotMigrator(self, self._shard, self._journal, self._worker)
         """What it has to do with slots that move."""
-        self._maintenance.hold = self._holds_log
-        self._wake, self._tell, self._report, self._line = *(_nothing,) * 3, self.room.waiting
+        self._line = self.room.waiting
         # Without a limit, nothing is ever let go.
         tier = hot_limit is not None and why_no_ddict() is None
         self._tier_bytes = _number(tier_bytes) if tier else None
@@ -206,22 +188,16 @@ class ShardActor:
         self._unwritten = Unwritten(self._shard, self._maintenance, self._journal.end)
         self._writer = ShardWriter(self._shard, keeps, self._unwritten.keep)
 
-    def start(
-        self,
-        tell: Callable[[EventKind, str], None],
-        report: Callable[[], None],
-        wake: Callable[[], None],
-    ) -> None:
+    def start(self, context: ActorContext) -> None:
         """Begin what goes on beside the requests; see `Actor.start`."""
-        self._tell, self._report, self._wake = tell, report, wake
-        self._slow = SlowRequests(tell)
-        self._sweeping = asyncio.ensure_future(self._sweep(wake))
+        self._context, self._slow = context, SlowRequests(context.tell)
+        self._sweeping = asyncio.ensure_future(self._sweep(context.wake))
         self._sweeping.add_done_callback(_log_defect)
         if self._tier_bytes is None:
             return
 
         def happened(kind: EventKind, detail: str) -> None:
-            tell(kind, detail)
+            context.tell(kind, detail)
             memory_tier.notice()
 
         managers, folder = self._tier_made_of
@@ -244,8 +220,9 @@ class ShardActor:
 
     def on_message(self, body: Raw) -> None:
         """Answer for some slots from now on; see `Actor.on_message`."""
-        told = msgspec.msgpack.decode(body, type=OwnershipOrder, dec_hook=concealed)
-        self.migrator.set_ownership(told.ownership, told.secret, told.max_bytes)
+        assignment = msgspec.msgpack.decode(body, type=Assignment)
+        if assignment.ownership is not None:
+            self.migrator.set_ownership(assignment.ownership)
 
     def on_peer_request(self, body: msgspec.Raw, answer: Callable[[bytes], None]) -> None:
         """Answer another shard, which takes slots over; see `Actor.on_peer_request`."""
@@ -260,6 +237,22 @@ class ShardActor:
     def position(self) -> int:
         """LSN after the last entry in the journal."""
         return self._journal.end
+
+    @property
+    def next_lsn(self) -> int:
+        """LSN after the last entry, those included that wait to be appended."""
+        return self._unwritten.end
+
+    @property
+    def lag(self) -> int:
+        """Bytes of the journal that the follower does not have yet."""
+        return self._leader.lag if self._leader is not None else 0
+
+    @property
+    def context(self) -> ActorContext:
+        """What it may use of its process, from `start` on."""
+        assert self._context is not None
+        return self._context
 
     def lead(self, *, waits: bool, on_change: Callable[[], None]) -> ReplicationLeader:
         """Hand on what is written from now on; called once, on the loop, instead of `follow`.
@@ -331,6 +324,7 @@ class ShardActor:
 
     def was_slow(self, call: Call, seconds: float) -> None:
         """Tell of a slow request; see `Actor.was_slow`."""
+        assert self._slow is not None  # no request comes before the start
         self._slow.note(_decode_command(call.body), seconds)
 
     def commit(self) -> asyncio.Future[None] | None:
@@ -431,7 +425,7 @@ class ShardActor:
         self._sessions.remember(call.session, call.seq, call.low, reply, now_us)
         return reply
 
-    async def _keep_moved(self, record: Record, time_us: int) -> None:
+    async def keep_moved(self, record: Record, time_us: int) -> None:
         """Carry out what another shard had, or has now.
 
         Raises:
@@ -448,11 +442,11 @@ class ShardActor:
             else:
                 return
 
-    def _stored(self) -> asyncio.Future[None]:
+    def stored(self) -> asyncio.Future[None]:
         """Have a commit soon; done when what was kept before is stored."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._storing.append(future)
-        self._wake()
+        self.context.wake()
         return future
 
     async def _sweep(self, wake: Callable[[], None]) -> None:
