@@ -16,7 +16,7 @@ from flowgentic_actors.actors.process_group import ProcessGroup, group_members, 
 from flowgentic_actors.dragon.fixes import PRIMARY_VARIABLE, with_fixes
 from flowgentic_actors.dragon.runtime_cleanup import (
     RUNTIME_FILE,
-    Segment,
+    SharedMemoryFile,
     end_runtime,
     remove_unused,
     shared_memory_of,
@@ -45,7 +45,7 @@ class _DragonLauncher(ProcessGroup):
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         super().__init__(process)
-        self._segments: set[Segment] = set()
+        self._segments: set[SharedMemoryFile] = set()
 
     def look(self) -> None:
         self._segments |= shared_memory_of(group_members(self._process.pid))

@@ -157,8 +157,6 @@ class NodeAgent:
                 self._child_spec,
                 host=self._ip,
                 certificate=spec.identity.certificate,
-                secret=spec.secret,
-                max_bytes=max_bytes,
                 replicated=spec.replicated,
             )
             try:

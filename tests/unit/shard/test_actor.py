@@ -39,6 +39,7 @@ from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
 from tests.support.actor_settings import actor_settings
 from tests.support.limited_disk import SEGMENT, SmallDisk
+from tests.support.replicas import context
 
 pytestmark = pytest.mark.anyio
 
@@ -352,12 +353,12 @@ async def test_a_memory_tier_is_made_when_hot_memory_is_half_full(tmp_path: Path
 
     changes = {"segment_bytes": 16 << 20, "hot_bytes": 4 << 20}
     async with opened(tmp_path / "shard", make_tier, **changes) as actor:
-        actor.start(lambda _kind, _detail: None, lambda: None, lambda: None)
+        actor.start(context())
         caller = Caller(actor)
         await write(caller, 400)  # 1.6 MiB: all of it is hot
         assert [tier.started for tier in tiers] == [False]
         await write(caller, 200)
         assert [tier.started for tier in tiers] == [True]
     async with opened(tmp_path / "shard", make_tier, **changes) as actor:
-        actor.start(lambda _kind, _detail: None, lambda: None, lambda: None)
+        actor.start(context())
         assert [tier.started for tier in tiers] == [True, True]  # what was there before counts

@@ -12,8 +12,8 @@ from flowgentic_actors.actors.child import ChildState
 from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
 from flowgentic_actors.cluster.nodes.shard_specs import shard_spec
-from flowgentic_actors.cluster.protocol.assignments import Assignment, NodeAssignments
-from flowgentic_actors.secret import Secret
+from flowgentic_actors.cluster.protocol.assignments import NodeAssignments
+from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.settings import ActorSettings
 
 pytestmark = pytest.mark.anyio
@@ -62,8 +62,6 @@ async def test_one_that_has_failed_is_started_again_by_another_term_alone(tmp_pa
         ),
         host="127.0.0.1",
         certificate="",
-        secret=Secret(b""),
-        max_bytes=1000,
         replicated=True,
     )
 
