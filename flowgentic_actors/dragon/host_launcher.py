@@ -9,10 +9,15 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 
-from flowgentic_actors.actors.process_group import ProcessGroup, group_members, start_group
+from flowgentic_actors.actors.process_group import (
+    HostProcess,
+    ProcessGroup,
+    group_members,
+    start_group,
+)
+from flowgentic_actors.actors.process_record import is_alive, started_at
 from flowgentic_actors.dragon.fixes import PRIMARY_VARIABLE, with_fixes
 from flowgentic_actors.dragon.runtime_cleanup import (
     RUNTIME_FILE,
@@ -33,8 +38,6 @@ from flowgentic_actors.environment import (
 from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
 from flowgentic_actors.python import python_environ, told_of_children
 from flowgentic_actors.storage.private_files import read_private
-
-_POLL = 0.02
 
 
 class _DragonLauncher(ProcessGroup):
@@ -80,8 +83,10 @@ class _NodesLauncher(_DragonLauncher):
         remove_unused(self._segments)
 
 
-class InRuntime:
+class _InRuntime(HostProcess):
     """A native process of the runtime that this process belongs to, known by its pid.
+
+    What Dragon keeps for it is the runtime's own, which lives on.
 
     Args:
         pid_file: Where the process writes its pid.
@@ -91,31 +96,13 @@ class InRuntime:
         self._pid_file = pid_file
 
     def running(self) -> bool:
-        """Whether the process is alive, or not known yet."""
         pid = self._pid()
-        return pid is None or _alive(pid)
-
-    def ending(self) -> str:
-        """How the process ended, which Dragon does not tell."""
-        return "ended"
-
-    def look(self) -> None:
-        """Do nothing: what Dragon keeps for it is the runtime's own, which lives on."""
-
-    def let_go(self) -> None:
-        """Do nothing: the process ends by itself."""
+        return pid is None or is_alive(pid, started_at(pid))
 
     def wait(self, timeout: float) -> bool:
-        """Wait until the process is gone; False when it is not in time."""
-        pid, deadline = self._pid(), time.monotonic() + timeout
-        while pid is not None and _alive(pid):
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL)
-        return True
+        return self._pid() is None or super().wait(timeout)
 
     def kill(self) -> None:
-        """Kill the process."""
         if (pid := self._pid()) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -129,23 +116,16 @@ class InRuntime:
 
 def launch_host(
     command: list[str],
-    *,
     folder: Path,
     log_file: Path,
     pid_file: Path,
+    *,
     nodes: int,
     timeout: float,
-) -> ProcessGroup | InRuntime:
-    """Start the host. Blocks for as long as that takes, not until the host serves.
+) -> HostProcess:
+    """Start the host in a Dragon runtime; see `Platform.launch_host`.
 
-    Args:
-        command: Its program and arguments.
-        folder: The cluster's folder; Dragon writes files of its own there.
-        log_file: Where its stdout and stderr go, appended.
-        pid_file: Where the host writes its pid.
-        nodes: Nodes that are wanted, 0 for all of the scheduler's job: with one, Dragon runs on
-            this node alone.
-        timeout: Seconds.
+    With one node, a runtime that is started for it is on this node alone.
 
     Raises:
         DragonUnavailableError: If Dragon cannot run here.
@@ -156,24 +136,33 @@ def launch_host(
         raise DragonUnavailableError(reason)
     if inside_dragon():
         _start_in_runtime(command, log_file, timeout)
-        return InRuntime(pid_file)
-    launcher = dragon_launcher()
-    assert launcher is not None  # why_no_dragon has looked
-    environ = with_dragon(with_fixes(python_environ()))
-    # The launcher calls its own helper commands by name.
-    environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
+        return _InRuntime(pid_file)
     if nodes == 1:
-        command = told_of_children([launcher, "-s", *command])
-        return _DragonLauncher(start_group(command, folder, log_file, environ))
-    environ |= {
+        return start_runtime(command, folder, log_file)
+    environ = {
         PRIMARY_VARIABLE: socket.gethostname(),
         "SLURM_OVERLAP": "1",  # in a job step, its own steps may share that one's processors
         "SLURM_NO_KILL": "set",  # the loss of a node does not end the others' processes
     }
-    command = told_of_children([launcher, *_on_nodes(job_hosts()), *command])
     everywhere = Path("/")  # the launcher goes to the same folder on each of them
-    process = start_group(command, everywhere, log_file, environ)
+    process = _start(_on_nodes(job_hosts()), command, everywhere, log_file, environ)
     return _NodesLauncher(process, folder / RUNTIME_FILE)
+
+
+def start_runtime(command: list[str], folder: Path, log_file: Path) -> HostProcess:
+    """Start a Dragon runtime on this node alone, and a program in it; see `launch_host`."""
+    return _DragonLauncher(_start(["-s"], command, folder, log_file, {}))
+
+
+def _start(
+    options: list[str], command: list[str], folder: Path, log_file: Path, environ: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    launcher = dragon_launcher()
+    assert launcher is not None  # why_no_dragon has looked
+    environ = {**with_dragon(with_fixes(python_environ())), **environ}
+    # The launcher calls its own helper commands by name.
+    environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
+    return start_group(told_of_children([launcher, *options, *command]), folder, log_file, environ)
 
 
 def _on_nodes(hosts: tuple[str, ...]) -> list[str]:
@@ -206,15 +195,3 @@ def _start_in_runtime(command: list[str], log_file: Path, timeout: float) -> Non
         )
     if errors:
         raise ClusterOpenError(f"the Dragon runtime did not start the host: {errors[0]}")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return True
-    return state not in ("Z", "X")  # a dead process that its parent has not reaped yet

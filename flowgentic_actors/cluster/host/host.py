@@ -28,6 +28,7 @@ from msgspec import Raw
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to
 from flowgentic_actors.actors.process import ignore_job_signals
+from flowgentic_actors.actors.process_logs import log_tail, with_last_line
 from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.supervisor import Supervisor
@@ -49,8 +50,7 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     retire,
 )
 from flowgentic_actors.cluster.persistence.manifest import MANIFEST
-from flowgentic_actors.cluster.platform.platforms import platform_named
-from flowgentic_actors.cluster.process_logs import log_tail, with_last_line
+from flowgentic_actors.cluster.platforms import platform_named
 from flowgentic_actors.cluster.protocol.host import (
     Acknowledged,
     AttachRank,

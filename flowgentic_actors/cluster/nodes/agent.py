@@ -39,7 +39,7 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     root_folder,
 )
 from flowgentic_actors.cluster.persistence.manifest import MANIFEST
-from flowgentic_actors.cluster.platform.platforms import platform_named
+from flowgentic_actors.cluster.platforms import platform_named
 from flowgentic_actors.cluster.protocol.host import EndNode, Heartbeat, HeartbeatReply
 from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.environment import machine

@@ -12,11 +12,11 @@ import anyio
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.cluster.nodes.join_protocol import Join, JoinServer, NodeSpec, Ticket
-from flowgentic_actors.cluster.platform.platform import NodeLauncher
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
 from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.platform import NodeLauncher
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.identity import Identity, server_context
 from flowgentic_actors.wire.server import Server
