@@ -388,15 +388,13 @@ class Opening:
         self, descriptor: Descriptor, description: Description, watched: Watched | None = None
     ) -> RemoteClient:
         config = self.config
-        timeout, pool = config.request_timeout, config.connection_pool
-        logs = self._owner is None
         return RemoteClient(
             descriptor,
             description,
-            timeout,
-            pool,
+            config.request_timeout,
+            config.connection_pool,
             watched,
-            logs=logs,
+            logs=self._owner is None,
             allowed_types=config.allowed_types,
         )
 
