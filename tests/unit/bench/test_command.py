@@ -170,7 +170,7 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["bench", "--modes", "lokal"])
     assert end.value.code == 2
-    assert "unknown mode 'lokal': choose from local" in capsys.readouterr().err
+    assert "unknown mode 'lokal': choose from floor, local" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         main(["bench", "--workloads", "stor,blah"])
     assert end.value.code == 2
