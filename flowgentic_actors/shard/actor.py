@@ -65,6 +65,7 @@ from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow_requests import SlowRequests
 from flowgentic_actors.shard.writer import ShardWriter
 from flowgentic_actors.storage.disk import RealDisk
+from flowgentic_actors.storage.group_commit import entries_size
 from flowgentic_actors.storage.group_commit_loop import LoopGroupCommit
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
@@ -405,7 +406,7 @@ class ShardActor:
             self._tier.close()
         self._compactor.close()
         if self._group_commit is not None:
-            self._group_commit.close()
+            self._group_commit.close(_LAST_WORK)
         self._worker.close(_LAST_WORK)
         self._journal.close()
         self._lock.release()
@@ -468,14 +469,14 @@ class ShardActor:
         self._shard.cool(self._journal.end)
         # Reads wait as well while a commit is due: they may have seen what is not in it yet.
         if not entries:
-            return self._group_commit.wait() if self._group_commit.behind else None
+            return self._group_commit.pending()
         if self._appends:
-            size = sum(len(payload) + ENTRY_OVERHEAD for payload in entries)
-            committed = self._group_commit.wait(entries)
+            size = entries_size(entries)
+            committed = self._group_commit.commit(entries)
             committed.add_done_callback(lambda _: self._appended(size))
         else:
             self._journal.append(entries)
-            committed = self._group_commit.wait()
+            committed = self._group_commit.commit()
             self._appended(self._unwritten.bytes)
         return committed
 
