@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import msgspec
 
+from flowgentic_actors.actors.process_group import group_members
 from flowgentic_actors.bench.peers import PeerError
 from flowgentic_actors.dragon.fixes import with_fixes
-from flowgentic_actors.dragon.runtime_cleanup import group_members, remove_unused, shared_memory_of
+from flowgentic_actors.dragon.runtime_cleanup import remove_unused, shared_memory_of
 from flowgentic_actors.environment import dragon_launcher
 from flowgentic_actors.python import python_command
 

@@ -30,8 +30,7 @@ from flowgentic_actors.actors.logfile import log_to
 from flowgentic_actors.actors.process import ignore_job_signals
 from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
-from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
-from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
+from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.host.event_log import EventLog
 from flowgentic_actors.cluster.host.memory import FILE_TIMEOUT, OPEN_TIMEOUT, HostMemory
 from flowgentic_actors.cluster.host.ranks import Ranks
@@ -39,19 +38,18 @@ from flowgentic_actors.cluster.host.reporter import StatusReporter
 from flowgentic_actors.cluster.host.requests import RequestServer
 from flowgentic_actors.cluster.job_end import WALLTIME_UNKNOWN, watch_stop_file, watch_walltime
 from flowgentic_actors.cluster.nodes.controller import ClusterController
-from flowgentic_actors.cluster.nodes.node_launcher import DragonNodeLauncher, LocalNodeLauncher
-from flowgentic_actors.cluster.nodes.node_pool import NodePool
+from flowgentic_actors.cluster.nodes.node_pool import AGENT_MODULE, NodePool
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
-from flowgentic_actors.cluster.opener.host_launcher import LOG_FILE
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     HOST_LOCK,
+    HOST_LOG,
     HOST_SOCKET,
     PID_FILE,
     PORT_FILE,
-    RUNTIME_FILE,
     retire,
 )
 from flowgentic_actors.cluster.persistence.manifest import MANIFEST
+from flowgentic_actors.cluster.platform.platforms import platform_named
 from flowgentic_actors.cluster.process_logs import log_tail, with_last_line
 from flowgentic_actors.cluster.protocol.host import (
     Acknowledged,
@@ -79,9 +77,6 @@ from flowgentic_actors.cluster.protocol.host_spec import HostSpec, actor_address
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.cluster.protocol.status import ClusterEvent
 from flowgentic_actors.cluster.socket_folders import socket_folder
-from flowgentic_actors.dragon.ddict_sizing import end_tiers
-from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
-from flowgentic_actors.dragon.spawner import DragonSpawner
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import (
     ClusterOpenError,
@@ -91,6 +86,7 @@ from flowgentic_actors.errors import (
     RejectedError,
 )
 from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.python import python_command
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.private_files import (
@@ -102,7 +98,6 @@ from flowgentic_actors.storage.private_files import (
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.identity import server_context
-from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import Cancel, Request, ToServer
 from flowgentic_actors.wire.server import Connection, Server
 
@@ -115,7 +110,7 @@ _NOT_SEVERAL = (
     "this cluster was opened on one node, and has nothing that others could join: open it with "
     "n_nodes=2 or more to add nodes to it, and to take them away, later"
 )
-_GATHER_SHARE = 0.6  # of start_timeout, for the other nodes to join
+_GATHER_SHARE = 0.6  # of open_timeout, for the other nodes to join
 
 _FAREWELL = 3.0  # seconds for what Dragon does at the end of this process
 
@@ -126,7 +121,7 @@ def main() -> int:
     """Be the host that the file named on the command line describes."""
     ignore_job_signals()  # they reach the owner too, who decides
     spec_file = trusted_path(Path(sys.argv[1]))
-    log_to(spec_file.with_name(LOG_FILE), logging.INFO)
+    log_to(spec_file.with_name(HOST_LOG), logging.INFO)
     allow_files()
     spec = msgspec.json.decode(
         read_private(spec_file, secret=True), type=HostSpec, dec_hook=concealed
@@ -138,17 +133,17 @@ def main() -> int:
     os.chdir(spec.folder)  # Dragon writes files into the working directory
     overwrite(Path(spec.folder, PID_FILE), str(os.getpid()).encode())
     ProcessRecord(Path(spec.folder)).note("host", spec.restarts + 1, os.getpid())
+    platform = platform_named(spec.spawner)
     if spec.owns_runtime:
-        runtime = os.environ.get(RUNTIME_VARIABLE, "")
-        overwrite(Path(spec.folder, RUNTIME_FILE), runtime.encode())
+        platform.note_runtime(Path(spec.folder))
     host = Host(spec)
     anyio.run(host.run)
-    end_tiers(Path(spec.folder))
+    platform.end_tiers(Path(spec.folder))
     host.close_memory()
     if host.owner_lost:
         retire(Path(spec.folder))
     if spec.owns_runtime and spec.nodes != 1:
-        end_runtime(os.environ.get(RUNTIME_VARIABLE, ""))
+        platform.end_runtime()
     lock.release()
     # All is done. Dragon's own farewell, at the interpreter's end, may hang with its runtime.
     farewell = threading.Timer(_FAREWELL, os._exit, (0,))
@@ -186,19 +181,13 @@ class Host:
             self._folder,
             address,
             spec.secret,
-            self._spawner(spec),
-            settings=SupervisorSettings(
-                heartbeat_interval=spec.heartbeat_interval,
-                hang_timeout=spec.hang_timeout,
-                busy_timeout=spec.busy_timeout,
-                restart_intensity=spec.restart_intensity,
-                restart_period=spec.restart_period,
-                rejoin_grace=spec.rejoin_grace,
-                start_timeout=spec.start_timeout,
-                mailbox_requests=spec.mailbox_requests,
-                mailbox_bytes=spec.mailbox_bytes,
-                max_message_bytes=spec.max_message_bytes,
+            platform_named(spec.spawner).spawner(
+                uses_tier=spec.actor.tier is not None,
+                on_hung=lambda why: self._event(
+                    EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
+                ),
             ),
+            settings=spec.supervision,
             on_event=self._actor_event,
             on_report=self._stir,
             identity=spec.identity,
@@ -379,13 +368,13 @@ class Host:
                     EventKind.FEWER_NODES, "", f"{detail} runtime nor a job with more nodes"
                 )
             return [_node()]
-        self._ip = "127.0.0.1" if spec.spawner != "dragon" else choose_address(spec.network)
-        dragon = spec.spawner == "dragon"
-        launcher = DragonNodeLauncher() if dragon else LocalNodeLauncher(self._folder)
+        platform = platform_named(spec.spawner)
+        self._ip = await on_daemon_thread(FILE_TIMEOUT, platform.address, spec.network)
+        launcher = platform.node_launcher(python_command(AGENT_MODULE), self._folder)
         node_pool = NodePool(spec, launcher, spec.identity, self._ip, self._event)
         before = await on_daemon_thread(FILE_TIMEOUT, PlanFile(Path(spec.memory)).read)
         nodes = await node_pool.gather(
-            time.monotonic() + _GATHER_SHARE * spec.start_timeout,
+            time.monotonic() + _GATHER_SHARE * spec.supervision.open_timeout,
             before.nodes if before is not None and not spec.persist else (),
         )
         if len(nodes) == 1:
@@ -427,7 +416,6 @@ class Host:
     ) -> None:
         spec = self._spec
         assert self._remote is not None
-        arguments = self._memory.actor_arguments
         memory = Path(spec.memory)
         assert self._memory.manifest is not None
         await controller.open(
@@ -437,8 +425,7 @@ class Host:
             host=self._remote,
             generation=self._memory.manifest.subfolder,
             manifest=await on_daemon_thread(FILE_TIMEOUT, read_private, memory / MANIFEST),
-            factory=self._memory.factory,
-            arguments=arguments,
+            actor=self._memory.actor,
             child_spec=self._memory.child_spec,
             on_table=self._memory.note_table,
         )
@@ -576,16 +563,6 @@ class Host:
         return ShardMap(1, table, tuple(places))
 
     # ------------------------------------------------------------------ events and status
-
-    def _spawner(self, spec: HostSpec) -> Spawner:
-        if spec.spawner != "dragon":
-            return SubprocessSpawner()
-        return DragonSpawner(
-            uses_dragon=spec.tier_bytes > 0,
-            on_hung=lambda why: self._event(
-                EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
-            ),
-        )
 
     def _actor_event(self, kind: EventKind, actor: str, detail: str) -> None:
         """Note what happened to an actor of this node."""

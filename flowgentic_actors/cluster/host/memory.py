@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from flowgentic_actors.actors.child import ChildSpec
+from msgspec.structs import replace
+
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
-from flowgentic_actors.cluster.nodes.replica_manager import REPLICATED_FACTORY
+from flowgentic_actors.cluster.nodes.shard_specs import shard_spec
 from flowgentic_actors.cluster.persistence.manifest import (
     MANIFEST,
     Manifest,
@@ -18,16 +20,11 @@ from flowgentic_actors.cluster.persistence.manifest import (
     reopening,
 )
 from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory
-from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
-from flowgentic_actors.cluster.socket_folders import socket_folder
-from flowgentic_actors.dragon.ddict_sizing import tier_folder
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
-
-SHARD_FACTORY: Final = "flowgentic_actors.shard.actor:ShardActor"
 
 EXIT_REPLACED: Final = 71
 """Exit code of a host that was given up for dead, and whose memory another cluster has taken."""
@@ -46,7 +43,7 @@ class HostMemory:
     Attributes:
         manifest: Its manifest, None until it is open.
         specs: Its shards' actors, as on this node.
-        actor_arguments: What all actors are made with.
+        actor: What its actors have in common.
         found: Name of another cluster that had it before, or empty.
     """
 
@@ -59,7 +56,7 @@ class HostMemory:
         self._ip = ""
         self.manifest: Manifest | None = None
         self.specs: list[ChildSpec] = []
-        self.actor_arguments: dict[str, str] = {}
+        self.actor = spec.actor
         self.found = ""
 
     async def open(self, nodes: list[str], *, ip: str, several: bool) -> None:
@@ -107,40 +104,26 @@ class HostMemory:
                 f"and end with this node. Set {setting}= to a folder on a disk if there is one",
             )
         self.manifest = manifest
-        self.actor_arguments = {
-            "ack": spec.ack,
-            "appends": "direct" if node_local else "thread",
-            "segment_bytes": str(spec.segment_bytes),
-            "hot_bytes": str(spec.hot_bytes),
-            "settings": spec.shard.divided(len(nodes)).encode(),
-            "tier_bytes": _text(spec.tier_bytes or None),
-            "tier_managers": str(spec.tier_managers),
-            "claimed": "1" if several else "",
-        }
+        self.actor = replace(
+            spec.actor,
+            journal=replace(spec.actor.journal, appends="direct" if node_local else "thread"),
+            limits=spec.actor.limits.divided(len(nodes)),
+            claimed=several,
+        )
         self.specs = [self.child_spec(shard) for shard in range(shards)]
         if found is not None and found.instance != spec.instance:
             self.found = found.name
             self._tell_reopened(manifest, found)
 
-    @property
-    def factory(self) -> str:
-        """What makes an actor."""
-        return SHARD_FACTORY if self._spec.replicas == 1 else REPLICATED_FACTORY
-
     def child_spec(self, shard: int) -> ChildSpec:
         """A shard's actor on this node."""
         assert self.manifest is not None
-        name = actor_name(shard)
-        folder = Path(self._spec.memory) / self.manifest.subfolder / name
-        return ChildSpec(
-            name=name,
-            factory=self.factory,
-            arguments={
-                **self.actor_arguments,
-                "folder": str(folder),
-                "tier_folder": str(tier_folder(self._folder, name)),
-            },
-            address=str(socket_folder(self._folder) / f"{name}.sock"),
+        return shard_spec(
+            shard,
+            self.actor,
+            replicated=self._spec.replicas > 1,
+            memory=Path(self._spec.memory) / self.manifest.subfolder,
+            folder=self._folder,
             host=self._ip,
         )
 
@@ -179,7 +162,3 @@ class HostMemory:
         kind = EventKind.PERSIST_REOPENED if self._spec.persist else EventKind.ORPHAN_REOPENED
         for event, detail in reopening(Path(self._spec.memory), manifest, found, kind):
             self._on_event(event, "", detail)
-
-
-def _text(number: int | None) -> str:
-    return "" if number is None else str(number)

@@ -20,17 +20,17 @@ from typing import Final
 import anyio
 import msgspec
 
-from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to, send_streams_to
 from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.process_record import ProcessRecord
-from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
+from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.join_protocol import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
+from flowgentic_actors.cluster.nodes.shard_specs import shard_spec
 from flowgentic_actors.cluster.nodes.stats_queries import HEARING
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     MEMORY,
@@ -39,19 +39,15 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     root_folder,
 )
 from flowgentic_actors.cluster.persistence.manifest import MANIFEST
-from flowgentic_actors.cluster.protocol.assignments import actor_name
+from flowgentic_actors.cluster.platform.platforms import platform_named
 from flowgentic_actors.cluster.protocol.host import EndNode, Heartbeat, HeartbeatReply
 from flowgentic_actors.cluster.socket_folders import socket_folder
-from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_folder
-from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
-from flowgentic_actors.dragon.spawner import DragonSpawner
-from flowgentic_actors.environment import inside_dragon, machine
+from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import FlowgenticError, ProtocolError, RequestError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.private_files import make_folder, make_folders, write_private
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.file_limits import allow_files
-from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import ToServer
 from flowgentic_actors.wire.server import Connection, Server
 
@@ -76,7 +72,7 @@ def main() -> int:
     allow_files()
     ticket = take_ticket()
     spec = join(ticket, Join(ticket.node, machine()))
-    deadline = time.monotonic() + spec.open_timeout
+    deadline = time.monotonic() + spec.supervision.open_timeout
     if spec.folder:
         root, name = Path(spec.folder).parent, Path(spec.folder).name
         make_folders(root)
@@ -90,12 +86,13 @@ def main() -> int:
     ProcessRecord(folder).note("node", 1, os.getpid())
     agent = NodeAgent(ticket.node, spec, folder)
     run_loop()(agent.run())
-    end_tiers(folder)
+    platform = platform_named(spec.spawner)
+    platform.end_tiers(folder)
     if agent.removes:
         remove_folder(folder)
     lock.release()
     if spec.owns_runtime:
-        end_runtime(os.environ.get(RUNTIME_VARIABLE, ""))
+        platform.end_runtime()
     # Dragon's own farewell, at the interpreter's end, may hang with its runtime.
     os._exit(0)
 
@@ -129,22 +126,29 @@ class NodeAgent:
     async def run(self) -> None:
         """Serve until the host ends this node, or is gone for good."""
         spec = self._spec
+        platform = platform_named(spec.spawner)
         address = str(socket_folder(self._folder) / NODE_SOCKET)
-        self._ip = await on_daemon_thread(_FILE_TIMEOUT, choose_address, spec.network)
+        self._ip = await on_daemon_thread(_FILE_TIMEOUT, platform.address, spec.network)
         self._supervisor = Supervisor(
             self._folder,
             address,
             spec.secret,
-            self._spawner(),
+            platform.spawner(
+                uses_tier=spec.actor.tier is not None,
+                on_hung=lambda why: self._event(
+                    EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
+                ),
+            ),
             settings=spec.supervision,
             on_event=self._event,
             on_report=self._changed.set,
             identity=spec.identity,
         )
         await on_daemon_thread(_FILE_TIMEOUT, self._prepare_memory)
-        server = Server(self, spec.secret, self._node, 0, spec.max_message_bytes)
+        max_bytes = spec.supervision.max_message_bytes
+        server = Server(self, spec.secret, self._node, 0, max_bytes)
         await server.listen(address)
-        host = AsyncConnection(spec.host, spec.secret, "the host", spec.max_message_bytes)
+        host = AsyncConnection(spec.host, spec.secret, "the host", max_bytes)
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             self._replica_manager = ReplicaManager(
@@ -278,16 +282,6 @@ class NodeAgent:
 
     # ------------------------------------------------------------------ actors
 
-    def _spawner(self) -> Spawner:
-        if self._spec.spawner != "dragon" or not inside_dragon():
-            return SubprocessSpawner()
-        return DragonSpawner(
-            uses_dragon=self._spec.uses_dragon,
-            on_hung=lambda why: self._event(
-                EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
-            ),
-        )
-
     def _memory_folder(self) -> Path:
         return Path(self._spec.memory) if self._spec.memory else self._folder / MEMORY
 
@@ -300,17 +294,12 @@ class NodeAgent:
         write_private(memory / MANIFEST, self._spec.manifest)
 
     def _child_spec(self, shard: int) -> ChildSpec:
-        name = actor_name(shard)
-        folder = self._memory_folder() / self._spec.generation / name
-        return ChildSpec(
-            name=name,
-            factory=self._spec.factory,
-            arguments={
-                **self._spec.arguments,
-                "folder": str(folder),
-                "tier_folder": str(tier_folder(self._folder, name)),
-            },
-            address=str(socket_folder(self._folder) / f"{name}.sock"),
+        return shard_spec(
+            shard,
+            self._spec.actor,
+            replicated=self._spec.replicated,
+            memory=self._memory_folder() / self._spec.generation,
+            folder=self._folder,
             host=self._ip,
             leased=True,
         )

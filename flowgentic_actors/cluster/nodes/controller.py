@@ -15,9 +15,9 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
-from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.restarts import RestartPolicy
+from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.directory import actors_of, locations_of, nodes_of
@@ -49,13 +49,13 @@ from flowgentic_actors.errors import (
     RejectedError,
 )
 from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.shard.settings import ActorSettings
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.server import Connection
 
 _TICK: Final = 0.1
 _DISK_PAUSE: Final = 1.0  # before what could not be written is written once more
-_LOOPBACK: Final = "127.0.0.0/8"  # of processes that stand for nodes
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
 _SHARED_GRACE: Final = 25.0
@@ -141,8 +141,7 @@ class ClusterController:
         host: TcpAddress,
         generation: str,
         manifest: bytes,
-        factory: str,
-        arguments: dict[str, str],
+        actor: ActorSettings,
         child_spec: Callable[[int], ChildSpec],
         on_table: Callable[[int, SlotTable], None],
     ) -> None:
@@ -155,15 +154,14 @@ class ClusterController:
             host: Where the nodes find the host.
             generation: Folder below the memory's in which each shard has one.
             manifest: The memory's manifest.
-            factory: Makes an actor.
-            arguments: Its arguments, but for folders.
+            actor: What the actors have in common.
             child_spec: Makes the spec of a shard's actor on this node.
             on_table: Writes down how many shards there are, and which has which slots. Blocks.
 
         Raises:
             FlowgenticError: If the shards cannot be placed, or an actor does not come up.
         """
-        spec = self._spec
+        spec, supervision = self._spec, self._spec.supervision
         self._on_table = on_table
         plan_file = self._plan_file = PlanFile(Path(spec.memory))
         before = await on_daemon_thread(_FILE_TIMEOUT, plan_file.read)
@@ -211,21 +209,19 @@ class ClusterController:
                 identity=self._identity,
                 host=host,
                 host_id=self._id,
-                network=spec.network if spec.spawner == "dragon" else _LOOPBACK,
+                network=spec.network,
                 spawner=spec.spawner,
-                uses_dragon=spec.tier_bytes > 0,
                 owns_runtime=spec.owns_runtime,
-                factory=factory,
-                arguments=arguments,
+                actor=actor,
                 replicated=spec.replicas > 1,
-                supervision=self._supervisor.settings,
+                supervision=supervision,
                 lease=self._lease,
                 rejoin_grace=(
-                    min(spec.rejoin_grace, _SHARED_GRACE) if spec.persist else spec.rejoin_grace
+                    min(supervision.rejoin_grace, _SHARED_GRACE)
+                    if spec.persist
+                    else supervision.rejoin_grace
                 ),
-                open_timeout=spec.start_timeout,
                 orphans=spec.orphans,
-                max_message_bytes=spec.max_message_bytes,
             )
 
         self._spec_of = spec_of
@@ -239,7 +235,7 @@ class ClusterController:
                 actors=spec.actors,
                 replicas=spec.replicas,
                 rate=rate,
-                start_timeout=spec.start_timeout,
+                start_timeout=supervision.open_timeout,
                 changed=self._changed,
                 stir=self._stir.set,
             ),
@@ -248,7 +244,7 @@ class ClusterController:
             joined=self._take_in,
             on_event=self._on_event,
             replicas=spec.replicas,
-            start_timeout=spec.start_timeout,
+            start_timeout=supervision.open_timeout,
         )
         await self._node_pool.hand_out(spec_of)
         tasks.start_soon(self._keep_time, tasks)
@@ -321,7 +317,7 @@ class ClusterController:
         if heartbeat.ended is not None:
             self._killed[node] = heartbeat.ended
             self._tell_news()
-        with anyio.move_on_after(self._spec.heartbeat_interval):
+        with anyio.move_on_after(self._spec.supervision.heartbeat_interval):
             while not self._has_news_for(heartbeat):
                 await self._news.wait()
         return self._grant(heartbeat)
@@ -386,9 +382,9 @@ class ClusterController:
         """Restart the agent of a node that is available and whose last agent has ended."""
         assert self._spec_of is not None
         now = time.monotonic()
-        spec = self._spec
+        supervision = self._spec.supervision
         policy = self._restarts.setdefault(
-            node, RestartPolicy(spec.restart_intensity, spec.restart_period)
+            node, RestartPolicy(supervision.restart_intensity, supervision.restart_period)
         )
         delay = policy.next_delay(now, 0.0)
         if delay is None:
@@ -398,7 +394,7 @@ class ClusterController:
         async with self._starting:
             if self._end is not None or node in self._lines.values():
                 return
-            deadline = time.monotonic() + spec.start_timeout
+            deadline = time.monotonic() + supervision.open_timeout
             try:
                 joined = await self._node_pool.restart(node, self._spec_of, deadline)
             except OSError as error:  # such as no open file being left

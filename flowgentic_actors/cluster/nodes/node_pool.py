@@ -12,7 +12,7 @@ import anyio
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.cluster.nodes.join_protocol import Join, JoinServer, NodeSpec, Ticket
-from flowgentic_actors.cluster.nodes.node_launcher import NodeLauncher
+from flowgentic_actors.cluster.platform.platform import NodeLauncher
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
@@ -20,6 +20,8 @@ from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.identity import Identity, server_context
 from flowgentic_actors.wire.server import Server
+
+AGENT_MODULE: Final = "flowgentic_actors.cluster.nodes.agent"
 
 _LAUNCH: Final = 30.0
 _LOOK: Final = 0.2  # between two looks whether a program has ended
@@ -159,7 +161,8 @@ class NodePool:
 
     async def _launch(self, ticket: Ticket) -> None:
         try:
-            await self._launcher.launch(ticket.node, ticket, min(_LAUNCH, ticket.patience))
+            line, timeout = ticket.write(), min(_LAUNCH, ticket.patience)
+            await self._launcher.launch(ticket.node, line, timeout)
         except TimeoutError:
             pass  # the program may have been started nevertheless
         except (FlowgenticError, OSError) as error:

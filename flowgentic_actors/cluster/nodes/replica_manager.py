@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Final
 
 import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
-from flowgentic_actors.actors.child import Child, ChildSpec, ChildState
+from flowgentic_actors.actors.child import Child, ChildState
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.actors.supervisor import Supervisor
+from flowgentic_actors.cluster.nodes.shard_specs import shard_folder
 from flowgentic_actors.cluster.protocol.assignments import (
     NodeAssignments,
     ReplicaStatus,
@@ -22,8 +22,6 @@ from flowgentic_actors.cluster.protocol.assignments import (
 from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
 from flowgentic_actors.wire.addresses import TcpAddress
-
-REPLICATED_FACTORY: Final = "flowgentic_actors.shard.replication.replica_actor:ReplicatedShardActor"
 
 _FILE_TIMEOUT = 60.0
 _encode = msgspec.msgpack.Encoder().encode
@@ -69,7 +67,7 @@ class ReplicaManager:
                 del self._assignments[shard]
                 await self._supervisor.remove(actor_name(shard))
                 if self._replicated:
-                    folder = Path(self._specs(shard).arguments["folder"])
+                    folder = shard_folder(self._specs(shard))
                     await on_daemon_thread(_FILE_TIMEOUT, shutil.rmtree, folder, True)
         for shard, assignment in wanted.items():
             told = Raw(_encode(assignment))
