@@ -84,10 +84,13 @@ class GroupCommit(ABC, Generic[W]):
             False when there is nothing to wait for, or no round to come.
         """
         with self._lock:
-            waits = self._refused is None and bool(payloads or plan or self.behind)
+            waits = self._refused is None and bool(
+                payloads or plan or self._under_way or self._waiters
+            )
             if waits:
-                self._payloads += payloads
-                self._payload_bytes += entries_size(payloads)  # exact again with the next round
+                if payloads:
+                    self._payloads += payloads
+                    self._payload_bytes += entries_size(payloads)  # exact again with the next round
                 if plan is not None:
                     before = self._plan.segments if self._plan is not None else ()
                     self._plan = SyncPlan(
