@@ -19,6 +19,7 @@ from typing import Final
 
 import anyio
 import msgspec
+from anyio.abc import TaskGroup
 
 from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
@@ -31,7 +32,6 @@ from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.join_protocol import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
-from flowgentic_actors.cluster.nodes.stats_queries import HEARING
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     MEMORY,
     claim_node_folder,
@@ -63,6 +63,8 @@ _PAUSE: Final = 0.1  # between two questions that were not answered
 _PROBE: Final = 1.0
 _HURRY: Final = 3.0  # to end when the host is gone
 _MOST_EVENTS: Final = 1000
+_HEARING: Final = 0.7
+"""Seconds that a node waits for its actors' answers: less than the host waits for the node's."""
 
 logger = logging.getLogger(__name__)
 
@@ -88,16 +90,35 @@ def main() -> int:
     log_to(folder / LOG_FILE, logging.INFO)
     logger.info("node %s of cluster %s on %s", ticket.node, spec.name, socket.gethostname())
     ProcessRecord(folder).note("node", 1, os.getpid())
-    agent = NodeAgent(ticket.node, spec, folder)
-    run_loop()(agent.run())
+    removes = run_loop()(run_agent(ticket.node, spec, folder))
     end_tiers(folder)
-    if agent.removes:
+    if removes:
         remove_folder(folder)
     lock.release()
     if spec.owns_runtime:
         end_runtime(os.environ.get(RUNTIME_VARIABLE, ""))
     # Dragon's own farewell, at the interpreter's end, may hang with its runtime.
     os._exit(0)
+
+
+async def run_agent(node: str, spec: NodeSpec, folder: Path) -> bool:
+    """Run a node's actors until the host ends the node, or is gone for good.
+
+    Args:
+        node: The node's name.
+        spec: What the host told.
+        folder: The cluster's private folder on this node.
+
+    Returns:
+        Whether what was stored here goes with the cluster.
+    """
+    ip = await on_daemon_thread(_FILE_TIMEOUT, choose_address, spec.network)
+    await on_daemon_thread(_FILE_TIMEOUT, _prepare_memory, spec, folder)
+    async with anyio.create_task_group() as tasks:
+        agent = NodeAgent(node, spec, folder, ip, tasks)
+        await agent.serve()
+        tasks.cancel_scope.cancel()
+    return agent.removes
 
 
 class NodeAgent:
@@ -107,15 +128,20 @@ class NodeAgent:
         node: The node's name.
         spec: What the host told.
         folder: The cluster's private folder on this node.
+        ip: IP address of this node.
+        tasks: The task group that owns what goes on.
 
     Attributes:
         removes: Whether what was stored here goes with the cluster.
     """
 
-    def __init__(self, node: str, spec: NodeSpec, folder: Path) -> None:
+    def __init__(self, node: str, spec: NodeSpec, folder: Path, ip: str, tasks: TaskGroup) -> None:
         self._node = node
         self._spec = spec
         self._folder = folder
+        self._ip = ip
+        self._tasks = tasks
+        self._address = str(socket_folder(folder) / NODE_SOCKET)
         self._lease = HeldLease(spec.lease)
         self._events: deque[tuple[EventKind, str, str]] = deque(maxlen=_MOST_EVENTS)
         self._events_from = 0
@@ -124,16 +150,9 @@ class NodeAgent:
         self._ended: dict[str, str] | None = None
         self._known = 0
         self._asked = self._answered = 0  # questions of the host about the actors
-        self.removes = False
-
-    async def run(self) -> None:
-        """Serve until the host ends this node, or is gone for good."""
-        spec = self._spec
-        address = str(socket_folder(self._folder) / NODE_SOCKET)
-        self._ip = await on_daemon_thread(_FILE_TIMEOUT, choose_address, spec.network)
         self._supervisor = Supervisor(
-            self._folder,
-            address,
+            folder,
+            self._address,
             spec.secret,
             self._spawner(),
             settings=spec.supervision,
@@ -141,33 +160,34 @@ class NodeAgent:
             on_report=self._changed.set,
             identity=spec.identity,
         )
-        await on_daemon_thread(_FILE_TIMEOUT, self._prepare_memory)
+        self._replica_manager = ReplicaManager(
+            self._supervisor,
+            tasks,
+            self._child_spec,
+            host=ip,
+            certificate=spec.identity.certificate,
+            secret=spec.secret,
+            max_bytes=spec.max_message_bytes,
+            replicated=spec.replicated,
+        )
+        self.removes = False
+
+    async def serve(self) -> None:
+        """Obey the host until it ends this node, or is gone for good; then end the actors."""
+        spec = self._spec
         server = Server(self, spec.secret, self._node, 0, spec.max_message_bytes)
-        await server.listen(address)
+        await server.listen(self._address)
         host = AsyncConnection(spec.host, spec.secret, "the host", spec.max_message_bytes)
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            self._replica_manager = ReplicaManager(
-                self._supervisor,
-                tasks,
-                self._child_spec,
-                host=self._ip,
-                certificate=spec.identity.certificate,
-                secret=spec.secret,
-                max_bytes=spec.max_message_bytes,
-                replicated=spec.replicated,
-            )
-            try:
-                await self._obey(host)
-            finally:
-                if self._ending is not None:
-                    await self._ending
-                else:
-                    with anyio.CancelScope(shield=True):
-                        await self._supervisor.stop(_HURRY, "the host is gone")
-            await server.close()
-            await host.close()
-            tasks.cancel_scope.cancel()
+        try:
+            await self._obey(host)
+        finally:
+            if self._ending is not None:
+                await self._ending
+            else:
+                with anyio.CancelScope(shield=True):
+                    await self._supervisor.stop(_HURRY, "the host is gone")
+        await server.close()
+        await host.close()
 
     # ------------------------------------------------------------------ the host
 
@@ -215,7 +235,7 @@ class NodeAgent:
             self._supervisor.extend(self._lease.granted(asked_at))
 
     async def _hear(self, question: int) -> None:
-        await query_stats(self._supervisor.children, HEARING)
+        await query_stats(self._supervisor.children, _HEARING)
         self._answered = max(self._answered, question)
         self._changed.set()
 
@@ -290,20 +310,9 @@ class NodeAgent:
             ),
         )
 
-    def _memory_folder(self) -> Path:
-        return Path(self._spec.memory) if self._spec.memory else self._folder / MEMORY
-
-    def _prepare_memory(self) -> None:
-        """Write the manifest beside the shards, which identifies this node's memory later."""
-        if self._spec.memory:
-            return
-        memory = self._memory_folder()
-        make_folder(memory)
-        write_private(memory / MANIFEST, self._spec.manifest)
-
     def _child_spec(self, shard: int) -> ChildSpec:
         name = actor_name(shard)
-        folder = self._memory_folder() / self._spec.generation / name
+        folder = _memory_folder(self._spec, self._folder) / self._spec.generation / name
         return ChildSpec(
             name=name,
             factory=self._spec.factory,
@@ -341,3 +350,15 @@ class NodeAgent:
     def disconnected(self, connection: Connection) -> None:
         """Tell the supervisor that an actor's link is closed."""
         self._supervisor.link_lost(connection)
+
+
+def _memory_folder(spec: NodeSpec, folder: Path) -> Path:
+    return Path(spec.memory) if spec.memory else folder / MEMORY
+
+
+def _prepare_memory(spec: NodeSpec, folder: Path) -> None:
+    """Write the manifest beside the shards, which identifies this node's memory later."""
+    if not spec.memory:
+        memory = _memory_folder(spec, folder)
+        make_folder(memory)
+        write_private(memory / MANIFEST, spec.manifest)

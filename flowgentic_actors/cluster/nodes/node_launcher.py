@@ -24,8 +24,12 @@ _PATIENCE: Final = 3.0  # with one that was told to leave
 class NodeLauncher(Protocol):
     """Starts agents on nodes."""
 
-    async def find(self, count: int) -> tuple[str, list[str]]:
-        """Find the name of this node, and the other available nodes.
+    @property
+    def here(self) -> str:
+        """The name of this node."""
+
+    async def find(self, count: int) -> list[str]:
+        """Find the other available nodes.
 
         Args:
             count: Nodes that there shall be in all, where they can be made at will.
@@ -56,10 +60,13 @@ class NodeLauncher(Protocol):
 class DragonNodeLauncher:
     """Starts agents on the other nodes of this process's Dragon runtime."""
 
-    async def find(self, count: int) -> tuple[str, list[str]]:  # noqa: ARG002 - they are given
-        """Find the runtime's nodes; see `NodeLauncher.find`."""
+    def __init__(self) -> None:
+        self.here = socket.gethostname()
+
+    async def find(self, count: int) -> list[str]:  # noqa: ARG002 - they are given
+        """Find the runtime's other nodes; see `NodeLauncher.find`."""
         here, nodes = await on_daemon_thread(_FIND_TIMEOUT, dragon_nodes)
-        return socket.gethostname(), [node for node in nodes if node != here]
+        return [node for node in nodes if node != here]
 
     async def launch(self, node: str, ticket: Ticket, timeout: float) -> None:
         """Start a native process on the node; see `NodeLauncher.launch`."""
@@ -93,14 +100,15 @@ class LocalNodeLauncher:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.here = "node-0"
         self._folder = folder
         self._count = 1
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    async def find(self, count: int) -> tuple[str, list[str]]:
-        """Number the host's part and the others; see `NodeLauncher.find`."""
+    async def find(self, count: int) -> list[str]:
+        """Number the others; see `NodeLauncher.find`."""
         self._count = max(self._count, count)
-        return "node-0", [f"node-{number}" for number in range(1, self._count)]
+        return [f"node-{number}" for number in range(1, self._count)]
 
     async def launch(self, node: str, ticket: Ticket, timeout: float) -> None:
         """Start a child process; see `NodeLauncher.launch`."""
