@@ -33,12 +33,13 @@ from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.cluster.host.ending import Ending
 from flowgentic_actors.cluster.host.event_log import EventLog
 from flowgentic_actors.cluster.host.joining import gather_nodes
-from flowgentic_actors.cluster.host.memory import FILE_TIMEOUT, OPEN_TIMEOUT, HostMemory, OpenMemory
+from flowgentic_actors.cluster.host.memory import FILE_TIMEOUT, OPEN_TIMEOUT, HostMemory
 from flowgentic_actors.cluster.host.ranks import Ranks
 from flowgentic_actors.cluster.host.reporter import StatusReporter
 from flowgentic_actors.cluster.host.requests import RequestServer
 from flowgentic_actors.cluster.host.topology import SingleNode, Topology
 from flowgentic_actors.cluster.job_end import WALLTIME_UNKNOWN
+from flowgentic_actors.cluster.nodes.node_memory import OpenMemory
 from flowgentic_actors.cluster.opener.host_launcher import LOG_FILE
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     HOST_LOCK,

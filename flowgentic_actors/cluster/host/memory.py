@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
-from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.cluster.nodes.node_memory import OpenMemory
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
 from flowgentic_actors.cluster.nodes.replica_manager import REPLICATED_FACTORY
 from flowgentic_actors.cluster.persistence.manifest import (
@@ -20,11 +20,7 @@ from flowgentic_actors.cluster.persistence.manifest import (
     reopening,
 )
 from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory
-from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
-from flowgentic_actors.cluster.protocol.slot_table import SlotTable
-from flowgentic_actors.cluster.socket_folders import socket_folder
-from flowgentic_actors.dragon.ddict_sizing import tier_folder
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
@@ -36,52 +32,6 @@ EXIT_REPLACED: Final = 71
 
 FILE_TIMEOUT: Final = 30.0
 OPEN_TIMEOUT: Final = 7 * 86_400.0  # the owner's open_timeout ends a re-sharding sooner
-
-
-class OpenMemory:
-    """The memory that a host has open, and its shards' actors.
-
-    Args:
-        spec: The host's.
-        manifest: The memory's manifest.
-        actor_arguments: What all actors are made with.
-        ip: Where actors of this node listen for other nodes, empty without any.
-        note_table: Writes down how many shards there are, and which has which slots. Blocks.
-
-    Attributes:
-        specs: Its shards' actors, as on this node.
-    """
-
-    def __init__(
-        self,
-        spec: HostSpec,
-        manifest: Manifest,
-        actor_arguments: dict[str, str],
-        ip: str,
-        note_table: Callable[[int, SlotTable], None],
-    ) -> None:
-        self._spec = spec
-        self._ip = ip
-        self.actor_arguments = actor_arguments
-        self.note_table = note_table
-        self.generation = manifest.subfolder
-        self.factory = SHARD_FACTORY if spec.replicas == 1 else REPLICATED_FACTORY
-        self.specs = [self.child_spec(shard) for shard in range(manifest.shards)]
-
-    def child_spec(self, shard: int) -> ChildSpec:
-        """A shard's actor on this node."""
-        name, folder = actor_name(shard), Path(self._spec.folder)
-        return ChildSpec(
-            name=name,
-            factory=self.factory,
-            arguments={
-                **self.actor_arguments,
-                "folder": str(Path(self._spec.memory) / self.generation / name),
-                "tier_folder": str(tier_folder(folder, name)),
-            },
-            address=str(socket_folder(folder) / f"{name}.sock"),
-            host=self._ip,
-        )
 
 
 class HostMemory:
@@ -164,7 +114,15 @@ class HostMemory:
             "tier_managers": str(spec.tier_managers),
             "claimed": "1" if several else "",
         }
-        return OpenMemory(spec, manifest, arguments, ip, self._stored.note_table)
+        return OpenMemory(
+            factory=SHARD_FACTORY if spec.replicas == 1 else REPLICATED_FACTORY,
+            arguments=arguments,
+            generation=Path(spec.memory) / manifest.subfolder,
+            folder=Path(spec.folder),
+            ip=ip,
+            shards=shards,
+            note_table=self._stored.note_table,
+        )
 
     @property
     def doing(self) -> str:

@@ -6,19 +6,22 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import TypeAlias
 
 from anyio.abc import TaskGroup
-from msgspec import Raw
 
 from flowgentic_actors.actors.child import ChildSpec
+from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import EventSink, Supervisor
-from flowgentic_actors.cluster.host.memory import OpenMemory
+from flowgentic_actors.cluster.host.memory import FILE_TIMEOUT
 from flowgentic_actors.cluster.nodes.controller import ClusterController
+from flowgentic_actors.cluster.nodes.node_memory import OpenMemory
 from flowgentic_actors.cluster.nodes.node_pool import NodePool
+from flowgentic_actors.cluster.nodes.planfile import PlanFile
+from flowgentic_actors.cluster.persistence.manifest import MANIFEST
 from flowgentic_actors.cluster.protocol.host import (
-    Acknowledged,
     Heartbeat,
     HeartbeatReply,
     Rebalance,
@@ -31,6 +34,7 @@ from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.cluster.protocol.status import ActorStatus, NodeStatus, actor_status
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import InvalidRequestError
+from flowgentic_actors.storage.private_files import read_private
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.server import Connection
 
@@ -38,64 +42,6 @@ _NOT_SEVERAL = (
     "this cluster was opened on one node, and has nothing that others could join: open it with "
     "n_nodes=2 or more to add nodes to it, and to take them away, later"
 )
-
-
-class Topology(Protocol):
-    """The nodes of a cluster: `SingleNode`, or `ClusterController` for several."""
-
-    @property
-    def several(self) -> bool:
-        """Whether there may be other nodes, so that shards may change their places."""
-
-    @property
-    def address(self) -> TcpAddress | None:
-        """Where other nodes reach the host, None for nowhere."""
-
-    async def start(self) -> None:
-        """Start the actors, and wait until all serve.
-
-        Raises:
-            ActorFailedError: If one does not come up.
-        """
-
-    async def heartbeat(self, connection: Connection, heartbeat: Heartbeat) -> HeartbeatReply:
-        """Process a heartbeat of another node, and reply to it."""
-
-    def disconnected(self, connection: Connection) -> None:
-        """React to a closed connection."""
-
-    async def rebalance(self, command: Rebalance) -> RebalanceReply:
-        """Spread the slots over nodes."""
-
-    async def shard_map(self, version: int, wait: float) -> ShardMap | Raw | Acknowledged:
-        """The shard map once it is newer than `version`; `Acknowledged` after a wait."""
-
-    def current_shard_map(self) -> ShardMap:
-        """The current shard map."""
-
-    def request_publish(self) -> None:
-        """Tell other nodes and clients at once what has changed on this node."""
-
-    async def query_stats(self, timeout: float) -> None:
-        """Ask all actors for their counters, and wait for the answers."""
-
-    def actors(self) -> tuple[ActorStatus, ...]:
-        """The status of the actors, empty before they are started."""
-
-    def nodes(self) -> tuple[NodeStatus, ...]:
-        """The status of the nodes."""
-
-    def located(self, actor: str, detail: str) -> str:
-        """The detail of an event of this node's actor, with its place where there are several."""
-
-    async def end(self, timeout: float, reason: str) -> dict[str, str]:
-        """End all actors; returns what became of those that did not end in order, by name."""
-
-    async def tell_end(self, reason: str, *, closed: bool = False) -> None:
-        """Tell all clients that the actors have ended, and why; and if the host ends as well."""
-
-    async def leave(self, *, remove: bool) -> None:
-        """Release the other nodes; whether what is stored there is removed."""
 
 
 class SingleNode:
@@ -132,7 +78,7 @@ class SingleNode:
         return SingleNode(self._spec, self._supervisor, self._tasks, memory.specs)
 
     async def start(self) -> None:
-        """Start the actors; see `Topology`."""
+        """Start the actors."""
         await self._supervisor.start(self._tasks, [*self._specs])
 
     async def heartbeat(self, _connection: Connection, _heartbeat: Heartbeat) -> HeartbeatReply:
@@ -151,7 +97,7 @@ class SingleNode:
         return self.current_shard_map()
 
     def current_shard_map(self) -> ShardMap:
-        """The shard map; see `Topology`."""
+        """The shard map."""
         here, addresses = machine(), actor_addresses(self._spec)
         locations = (ShardLocation(name, here, path) for name, path in addresses.items())
         table = even_table(self._spec.actors, self._spec.namespace_depth)
@@ -161,11 +107,11 @@ class SingleNode:
         """Do nothing: no other node asks."""
 
     async def query_stats(self, timeout: float) -> None:
-        """Ask the actors for their counters; see `Topology`."""
+        """Ask the actors for their counters."""
         await query_stats(self._supervisor.children, timeout)
 
     def actors(self) -> tuple[ActorStatus, ...]:
-        """The status of the actors; see `Topology`."""
+        """The status of the actors."""
         slots = Counter(even_table(self._spec.actors, self._spec.namespace_depth).shards)
         return tuple(
             actor_status(shard, child.state, child, node=child.node, slots=slots[shard])
@@ -182,7 +128,7 @@ class SingleNode:
         return detail
 
     async def end(self, timeout: float, reason: str) -> dict[str, str]:
-        """End all actors; see `Topology`."""
+        """End all actors."""
         return await self._supervisor.stop(timeout, reason)
 
     async def tell_end(self, reason: str, *, closed: bool = False) -> None:
@@ -231,7 +177,9 @@ class JoinedNodes(SingleNode):
         Raises:
             FlowgenticError: If the shards cannot be placed.
         """
-        return await ClusterController.open(
+        folder = Path(self._spec.memory)
+        plan_file = PlanFile(folder)
+        return ClusterController(
             self._spec,
             self._tasks,
             self.names,
@@ -239,9 +187,16 @@ class JoinedNodes(SingleNode):
             address=self._remote,
             supervisor=self._supervisor,
             memory=memory,
+            plan_file=plan_file,
+            plan=await on_daemon_thread(FILE_TIMEOUT, plan_file.read),
+            manifest=await on_daemon_thread(FILE_TIMEOUT, read_private, folder / MANIFEST),
             on_event=self._on_event,
         )
 
     async def leave(self, *, remove: bool) -> None:  # noqa: ARG002 - nothing is stored there yet
-        """Release the other nodes; see `Topology`."""
+        """Release the other nodes."""
         await self._node_pool.close()
+
+
+Topology: TypeAlias = SingleNode | ClusterController
+"""The nodes of a cluster, as the host asks and directs them: what both classes can do."""

@@ -21,7 +21,6 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to, send_streams_to
 from flowgentic_actors.actors.process import ignore_job_signals, run_loop
@@ -31,6 +30,7 @@ from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.join_protocol import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
+from flowgentic_actors.cluster.nodes.node_memory import NodeMemory
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     MEMORY,
@@ -39,10 +39,9 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     root_folder,
 )
 from flowgentic_actors.cluster.persistence.manifest import MANIFEST
-from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host import EndNode, Heartbeat, HeartbeatReply
 from flowgentic_actors.cluster.socket_folders import socket_folder
-from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_folder
+from flowgentic_actors.dragon.ddict_sizing import end_tiers
 from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
 from flowgentic_actors.dragon.spawner import DragonSpawner
 from flowgentic_actors.environment import inside_dragon, machine
@@ -113,9 +112,9 @@ async def run_agent(node: str, spec: NodeSpec, folder: Path) -> bool:
         Whether what was stored here goes with the cluster.
     """
     ip = await on_daemon_thread(_FILE_TIMEOUT, choose_address, spec.network)
-    await on_daemon_thread(_FILE_TIMEOUT, _prepare_memory, spec, folder)
+    memory = await on_daemon_thread(_FILE_TIMEOUT, _prepare_memory, spec, folder, ip)
     async with anyio.create_task_group() as tasks:
-        agent = NodeAgent(node, spec, folder, ip, tasks)
+        agent = NodeAgent(node, spec, memory, tasks)
         await agent.serve()
         tasks.cancel_scope.cancel()
     return agent.removes
@@ -127,21 +126,18 @@ class NodeAgent:
     Args:
         node: The node's name.
         spec: What the host told.
-        folder: The cluster's private folder on this node.
-        ip: IP address of this node.
+        memory: The memory on this node.
         tasks: The task group that owns what goes on.
 
     Attributes:
         removes: Whether what was stored here goes with the cluster.
     """
 
-    def __init__(self, node: str, spec: NodeSpec, folder: Path, ip: str, tasks: TaskGroup) -> None:
+    def __init__(self, node: str, spec: NodeSpec, memory: NodeMemory, tasks: TaskGroup) -> None:
         self._node = node
         self._spec = spec
-        self._folder = folder
-        self._ip = ip
         self._tasks = tasks
-        self._address = str(socket_folder(folder) / NODE_SOCKET)
+        self._address = str(socket_folder(memory.folder) / NODE_SOCKET)
         self._lease = HeldLease(spec.lease)
         self._events: deque[tuple[EventKind, str, str]] = deque(maxlen=_MOST_EVENTS)
         self._events_from = 0
@@ -151,7 +147,7 @@ class NodeAgent:
         self._known = 0
         self._asked = self._answered = 0  # questions of the host about the actors
         self._supervisor = Supervisor(
-            folder,
+            memory.folder,
             self._address,
             spec.secret,
             self._spawner(),
@@ -163,8 +159,8 @@ class NodeAgent:
         self._replica_manager = ReplicaManager(
             self._supervisor,
             tasks,
-            self._child_spec,
-            host=ip,
+            memory.child_spec,
+            host=memory.ip,
             certificate=spec.identity.certificate,
             secret=spec.secret,
             max_bytes=spec.max_message_bytes,
@@ -310,22 +306,6 @@ class NodeAgent:
             ),
         )
 
-    def _child_spec(self, shard: int) -> ChildSpec:
-        name = actor_name(shard)
-        folder = _memory_folder(self._spec, self._folder) / self._spec.generation / name
-        return ChildSpec(
-            name=name,
-            factory=self._spec.factory,
-            arguments={
-                **self._spec.arguments,
-                "folder": str(folder),
-                "tier_folder": str(tier_folder(self._folder, name)),
-            },
-            address=str(socket_folder(self._folder) / f"{name}.sock"),
-            host=self._ip,
-            leased=True,
-        )
-
     def _event(self, kind: EventKind, actor: str, detail: str) -> None:
         if actor:
             detail = self._replica_manager.located(actor, detail, self._node)
@@ -352,13 +332,17 @@ class NodeAgent:
         self._supervisor.link_lost(connection)
 
 
-def _memory_folder(spec: NodeSpec, folder: Path) -> Path:
-    return Path(spec.memory) if spec.memory else folder / MEMORY
-
-
-def _prepare_memory(spec: NodeSpec, folder: Path) -> None:
+def _prepare_memory(spec: NodeSpec, folder: Path, ip: str) -> NodeMemory:
     """Write the manifest beside the shards, which identifies this node's memory later."""
+    memory = Path(spec.memory) if spec.memory else folder / MEMORY
     if not spec.memory:
-        memory = _memory_folder(spec, folder)
         make_folder(memory)
         write_private(memory / MANIFEST, spec.manifest)
+    return NodeMemory(
+        factory=spec.factory,
+        arguments=spec.arguments,
+        generation=memory / spec.generation,
+        folder=folder,
+        ip=ip,
+        leased=True,
+    )

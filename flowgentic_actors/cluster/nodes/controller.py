@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Final
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
-from flowgentic_actors.actors.child import ChildSpec
-from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.stats_query import query_stats
-from flowgentic_actors.actors.supervisor import Supervisor
+from flowgentic_actors.actors.supervisor import EventSink, Supervisor
 from flowgentic_actors.cluster.loop_condition import LoopCondition
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.directory import ShardDirectory
 from flowgentic_actors.cluster.nodes.heartbeats import HeartbeatDesk
 from flowgentic_actors.cluster.nodes.join_protocol import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import LEASE_SHARE, TICK, GrantedLeases
+from flowgentic_actors.cluster.nodes.node_memory import OpenMemory
 from flowgentic_actors.cluster.nodes.node_pool import NodePool
 from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.nodes.plan_publisher import PlanPublisher
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
 from flowgentic_actors.cluster.nodes.resizing import Resizing
-from flowgentic_actors.cluster.persistence.manifest import MANIFEST
 from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host import (
     Acknowledged,
@@ -41,15 +38,13 @@ from flowgentic_actors.cluster.protocol.host import (
     ShardMap,
 )
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
-from flowgentic_actors.cluster.protocol.slot_table import SlotTable, even_table
+from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.cluster.protocol.status import ActorStatus, NodeStatus
 from flowgentic_actors.errors import (
     ActorFailedError,
     InvalidRequestError,
     RejectedError,
 )
-from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.storage.private_files import read_private
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.server import Connection
 
@@ -61,40 +56,20 @@ _SHARED_GRACE: Final = 25.0
 of them, which is when their holder has been silent for `memory_lock.SILENCE`."""
 
 
-class NodeMemory(Protocol):
-    """The memory that the nodes' actors keep, as the host has it open.
-
-    Attributes:
-        generation: Folder below the memory's in which each shard has one.
-        factory: Makes an actor.
-        actor_arguments: Its arguments, but for folders.
-        specs: The shards' actors, as on the host's node.
-    """
-
-    generation: str
-    factory: str
-    actor_arguments: dict[str, str]
-    specs: list[ChildSpec]
-    note_table: Callable[[int, SlotTable], None]
-
-    def child_spec(self, shard: int) -> ChildSpec:
-        """A shard's actor on the host's node."""
-
-
 class ClusterController:
-    """Controls all nodes of one cluster, the host's own included. Made by `open`.
+    """Controls all nodes of one cluster, the host's own included.
 
     Args:
         spec: What the host was told.
         tasks: The task group that owns what goes on.
-        node_pool: The programs of the other nodes.
-        address: Where the nodes find the host.
+        nodes: The nodes that have joined, the host's own first.
+        node_pool: The programs of the others.
+        address: Where they find the host.
         supervisor: Of this node's actors.
         memory: What they keep.
-        manifest: The memory's manifest.
-        placement: What decides; the shards are placed.
-        desk: What replies to heartbeats.
         plan_file: Where the plan is stored.
+        plan: What an earlier host has stored there, None for nothing.
+        manifest: The memory's manifest.
         on_event: Told what happens.
     """
 
@@ -104,30 +79,47 @@ class ClusterController:
         self,
         spec: HostSpec,
         tasks: TaskGroup,
+        nodes: Sequence[str],
         *,
         node_pool: NodePool,
         address: TcpAddress,
         supervisor: Supervisor,
-        memory: NodeMemory,
-        manifest: bytes,
-        placement: Placement,
-        desk: HeartbeatDesk,
+        memory: OpenMemory,
         plan_file: PlanFile,
-        on_event: Callable[[EventKind, str, str], None],
+        plan: ClusterPlan | None,
+        manifest: bytes,
+        on_event: EventSink,
     ) -> None:
+        leases = GrantedLeases(spec.node_timeout * LEASE_SHARE, spec.node_timeout, TICK)
         self._spec = spec
         self._tasks = tasks
         self._supervisor = supervisor
         self._memory = memory
         self._manifest = manifest
         self._here = node_pool.here
-        self._desk = desk
         self._known_here = 0
         self._heard_at: dict[str, float] = {}  # each node last, seconds since the Unix epoch
         self._lines: dict[Connection, str] = {}  # that nodes ask over
         self._hung_up: set[str] = set()  # nodes whose program has ended
         self._id = secrets.token_hex(8)
-        self._directory = ShardDirectory(placement, desk, node_pool.machines, address.certificate)
+        self._reports = LoopCondition()  # notified at each heartbeat, reply and loss
+        self.address = address
+        self.node_pool = node_pool
+        self.on_event = on_event
+        self.placement = placement = Placement(
+            plan or ClusterPlan(version=0, shards=[]),
+            self._here,
+            replicas=spec.replicas,
+            degrade=spec.degrade,
+            recovers=spec.persist,
+            leases=leases,
+        )
+        self._desk = HeartbeatDesk(placement, leases, self._here)
+        self._desk.join(nodes)
+        self._place(nodes, is_new=plan is None or spec.persist)
+        self._directory = ShardDirectory(
+            placement, self._desk, node_pool.machines, address.certificate
+        )
         self._replica_manager = ReplicaManager(
             supervisor,
             tasks,
@@ -140,75 +132,25 @@ class ClusterController:
         )
         note_table = memory.note_table if spec.persist else None
         self._publisher = PlanPublisher(
-            placement, desk, plan_file, on_event=on_event, note_table=note_table
+            placement, self._desk, plan_file, on_event=on_event, note_table=note_table
         )
         self._news = self._publisher.news
-        self._reports = LoopCondition()  # notified at each heartbeat, reply and loss
         self._resizing = Resizing(spec, tasks, self)
-        self.address = address
-        self.node_pool = node_pool
-        self.placement = placement
-        self.on_event = on_event
 
     # ------------------------------------------------------------------ opening
 
-    @classmethod
-    async def open(
-        cls,
-        spec: HostSpec,
-        tasks: TaskGroup,
-        nodes: Sequence[str],
-        *,
-        node_pool: NodePool,
-        address: TcpAddress,
-        supervisor: Supervisor,
-        memory: NodeMemory,
-        on_event: Callable[[EventKind, str, str], None],
-    ) -> ClusterController:
-        """Place the shards on nodes, which `NodePool.gather` has given, and store where they are.
-
-        Raises:
-            FlowgenticError: If the shards cannot be placed.
-        """
-        plan_file = PlanFile(Path(spec.memory))
-        before = await on_daemon_thread(_FILE_TIMEOUT, plan_file.read)
-        manifest = await on_daemon_thread(_FILE_TIMEOUT, read_private, Path(spec.memory) / MANIFEST)
-        leases = GrantedLeases(spec.node_timeout * LEASE_SHARE, spec.node_timeout, TICK)
-        placement = Placement(
-            before or ClusterPlan(version=0, shards=[]),
-            node_pool.here,
-            replicas=spec.replicas,
-            degrade=spec.degrade,
-            recovers=spec.persist,
-            leases=leases,
-        )
-        desk = HeartbeatDesk(placement, leases, node_pool.here)
-        desk.join(nodes)
-        shards, plan = range(len(memory.specs)), placement.plan
-        table = even_table(len(shards), spec.namespace_depth)
-        if before is None or spec.persist:
+    def _place(self, nodes: Sequence[str], *, is_new: bool) -> None:
+        """Place the shards, or go on with the plan that there is."""
+        spec, plan, shards = self._spec, self.placement.plan, self._memory.shards
+        table = even_table(shards, spec.namespace_depth)
+        if is_new:
             if plan.table is not None:  # clients that used it, and still run, have to hear
                 table = msgspec.structs.replace(table, version=plan.table.version + 1)
             plan.table = table
-            placement.place([nodes[shard // spec.actors] for shard in shards])
+            self.placement.place([nodes[shard // spec.actors] for shard in range(shards)])
         else:
             plan.table = plan.table or table
-            placement.fail_absent_nodes()
-        controller = cls(
-            spec,
-            tasks,
-            node_pool=node_pool,
-            address=address,
-            supervisor=supervisor,
-            memory=memory,
-            manifest=manifest,
-            placement=placement,
-            desk=desk,
-            plan_file=plan_file,
-            on_event=on_event,
-        )
-        await controller._publisher.publish()
-        return controller
+            self.placement.fail_absent_nodes()
 
     async def start(self) -> None:
         """Have the nodes start the actors, and wait until all serve.
@@ -216,6 +158,7 @@ class ClusterController:
         Raises:
             ActorFailedError: If an actor does not come up.
         """
+        await self._publisher.publish()
         await self.node_pool.hand_out(self.node_spec)
         self._tasks.start_soon(self._keep_time)
         self._tasks.start_soon(self._publisher.run)
@@ -246,7 +189,7 @@ class ClusterController:
             scratch=spec.scratch,
             memory=spec.memory if spec.persist else "",
             manifest=self._manifest,
-            generation=memory.generation,
+            generation=memory.generation.name,
             secret=spec.secret,
             identity=self.node_pool.identity,
             host=self.address,
@@ -256,7 +199,7 @@ class ClusterController:
             uses_dragon=spec.tier_bytes > 0,
             owns_runtime=spec.owns_runtime,
             factory=memory.factory,
-            arguments=memory.actor_arguments,
+            arguments=memory.arguments,
             replicated=spec.replicas > 1,
             supervision=self._supervisor.settings,
             lease=self._desk.lease,

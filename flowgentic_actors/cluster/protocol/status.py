@@ -104,18 +104,7 @@ def actor_status(
     replica_node: str = "",
     replica_ready: bool = False,
 ) -> ActorStatus:
-    """The status of a shard's actor.
-
-    Args:
-        shard: Number of the shard.
-        state: As in `ActorStatus`.
-        copy: What is known of the actor, None for nothing.
-        node: Its node, empty for none.
-        slots: Slots that it answers for.
-        epoch: Of its last incarnation, where nothing else is known.
-        replica_node: Node of its second copy.
-        replica_ready: Whether that copy has everything.
-    """
+    """The status of a shard's actor, of which nothing may be known but its last `epoch`."""
     alive = state in ("running", "degraded")
     return ActorStatus(
         name=actor_name(shard),
