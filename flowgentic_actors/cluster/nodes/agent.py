@@ -162,8 +162,6 @@ class NodeAgent:
             memory.child_spec,
             host=memory.ip,
             certificate=spec.identity.certificate,
-            secret=spec.secret,
-            max_bytes=spec.max_message_bytes,
             replicated=spec.replicated,
         )
         self.removes = False

@@ -126,8 +126,6 @@ class ClusterController:
             memory.child_spec,
             host=address.host,
             certificate=address.certificate,
-            secret=spec.secret,
-            max_bytes=spec.max_message_bytes,
             replicated=spec.replicas > 1,
         )
         note_table = memory.note_table if spec.persist else None
