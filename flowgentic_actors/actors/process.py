@@ -48,7 +48,7 @@ def main() -> int:
     try:
         link.await_admission()
     except FlowgenticError:
-        logger.exception("actor %s does not start", spec.name)
+        logger.exception("actor %s does not start", spec.child.name)
         return EXIT_BROKEN
     link.watch()
 
@@ -58,15 +58,15 @@ def main() -> int:
         os._exit(EXIT_BROKEN)
 
     try:
-        actor = make_actor(spec.factory, spec.arguments)
+        actor = make_actor(spec.child)
     except Exception as error:
-        logger.exception("actor %s cannot be made", spec.name)
+        logger.exception("actor %s cannot be made", spec.child.name)
         link.send(Fatal(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
     try:
         run_loop()(serve(spec, actor, link, started, broken))
     except Exception as error:
-        logger.exception("actor %s cannot go on", spec.name)
+        logger.exception("actor %s cannot go on", spec.child.name)
         link.send(Fatal(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
     return 0

@@ -1,13 +1,22 @@
-"""The limits of one shard, from the configuration of its cluster."""
+"""The settings that are passed on whole, built once from the configuration of a cluster."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, TypeVar
+
+from msgspec import Struct
 
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.config_values import size_in_bytes
 from flowgentic_actors.errors import InvalidRequestError
-from flowgentic_actors.shard.settings import ShardSettings
+from flowgentic_actors.shard.settings import (
+    ActorSettings,
+    JournalSettings,
+    ShardSettings,
+    TierSettings,
+)
+
+S = TypeVar("S", bound=Struct)
 
 _FASTEST: Final = 1 << 40  # bytes a second: as good as without a limit
 
@@ -26,6 +35,33 @@ def shard_settings(config: MemoryConfig, shards: int) -> ShardSettings:
     if interval is None:
         return settings
     return settings.sweeping_every(60.0 * interval)
+
+
+def journal_settings(config: MemoryConfig) -> JournalSettings:
+    """The settings of a shard's journal."""
+    return JournalSettings(ack=config.acknowledged, segment_bytes=config.segment_bytes)
+
+
+def actor_settings(config: MemoryConfig, tier: TierSettings | None) -> ActorSettings:
+    """The settings of the actors of one node, with its memory tier."""
+    return ActorSettings(
+        journal=journal_settings(config),
+        limits=shard_settings(config, config.actors_per_node),
+        hot_bytes=config.hot_memory,
+        tier=tier,
+    )
+
+
+def taken_from(config: MemoryConfig, struct: type[S], **others: Any) -> S:
+    """A struct whose fields have the configuration's values of the same names.
+
+    Args:
+        config: The configuration.
+        struct: Its class.
+        **others: Fields that have another value, or no setting of their name.
+    """
+    names = set(struct.__struct_fields__) & set(type(config).model_fields) - set(others)
+    return struct(**{name: getattr(config, name) for name in names}, **others)
 
 
 def transfer_rate(given: float | str) -> int:

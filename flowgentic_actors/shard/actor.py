@@ -8,13 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 from msgspec import Raw
 
 from flowgentic_actors.actors.actor import ActorContext, Call, Postponed
-from flowgentic_actors.dragon.ddict.tier import DDictShard, why_no_ddict
 from flowgentic_actors.engine.commands import (
     MAKES_ROOM,
     WRITES,
@@ -56,19 +54,18 @@ from flowgentic_actors.shard.journaling.maintenance import JournalMaintenance
 from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.shard.journaling.unwritten import Unwritten
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingCalls
-from flowgentic_actors.shard.memory_tier import CHUNK, MemoryTier
+from flowgentic_actors.shard.memory_tier import CHUNK, MemoryTier, Tier, TierMaker, tier_maker
 from flowgentic_actors.shard.migration.migrator import SlotMigrator
 from flowgentic_actors.shard.peer_protocol import PullSlots, decode_peer_request
 from flowgentic_actors.shard.progress import Progress, encode_progress
 from flowgentic_actors.shard.replication.leader import ReplicationLeader
-from flowgentic_actors.shard.settings import ShardSettings
+from flowgentic_actors.shard.settings import ActorArguments, ActorSettings
 from flowgentic_actors.shard.slow_requests import SlowRequests
 from flowgentic_actors.shard.writer import ShardWriter
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.group_commit_loop import LoopGroupCommit
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.log import SEGMENT_BYTES
 from flowgentic_actors.storage.private_files import make_folders
 from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 from flowgentic_actors.storage.worker import Worker
@@ -86,23 +83,19 @@ _DONE = _encode(DONE)
 _STORING = (ItemStored, CheckpointStored, WritesStored, BlobsKept)
 
 
+def make_shard_actor(arguments: Raw) -> ShardActor:
+    """Make the actor of a shard; see `actors.spec.ChildSpec.factory`."""
+    given = msgspec.json.decode(arguments, type=ActorArguments)
+    return ShardActor(given.folder, given.settings, tier_maker(given))
+
+
 class ShardActor:
     """Serves a shard whose every acknowledged write is in its journal.
 
     Args:
         folder: The shard's private folder; what its journal holds is replayed first.
-        ack: `"node"`: a write is acknowledged when it survives the death of any process.
-            `"disk"`: when it survives the loss of power.
-        appends: `"direct"`: the event loop appends to the journal, for files of this node.
-            `"thread"`: a thread does, for file systems that may take their time.
-        claimed: Not empty: it has no clients before it is told which slots are its own.
-        segment_bytes: Size of a journal segment; compaction is considered from this much garbage.
-        hot_bytes: Bytes of values to keep in memory; empty for all.
-        settings: How much it keeps: `ShardSettings.encode`; empty for the defaults.
-        tier_bytes: Size of the DDict that values come from when memory has let them go; empty for
-            none, and always so outside a Dragon runtime.
-        tier_managers: Processes of that DDict.
-        tier_folder: Private folder, on this node, for its files.
+        settings: What it has in common with the actors of other shards.
+        make_tier: Makes the tier that values come from when memory has let them go; None for none.
 
     Raises:
         JournalError: If the journal cannot be used.
@@ -111,16 +104,8 @@ class ShardActor:
     def __init__(
         self,
         folder: str,
-        *,
-        ack: Literal["node", "disk"] = "node",
-        appends: Literal["direct", "thread"] = "direct",
-        claimed: str = "",
-        segment_bytes: str = str(SEGMENT_BYTES),
-        hot_bytes: str = "",
-        settings: str = "",
-        tier_bytes: str = "",
-        tier_managers: str = "1",
-        tier_folder: str = "",
+        settings: ActorSettings = ActorSettings(),  # noqa: B008 - immutable
+        make_tier: TierMaker | None = None,
     ) -> None:
         path = Path(folder)
         make_folders(path)
@@ -129,19 +114,18 @@ class ShardActor:
             raise JournalLockedError(
                 f"the journal in {folder} is open in another process; a shard has one actor"
             )
-        keeps = ShardSettings.decode(settings)
-        hot_limit = _number(hot_bytes)
-        self._shard = keeps.make_shard(hot_limit)
-        self._sweep_seconds = keeps.sweep_seconds
+        journal, limits, hot_limit = settings.journal, settings.limits, settings.hot_bytes
+        self._shard = limits.make_shard(hot_limit)
+        self._sweep_seconds = limits.sweep_seconds
         self._sweeping: asyncio.Task[None] | None = None
         self._clock = Clock()
         self._sessions = Sessions()
         self._hot_keys = HotKeys(time.monotonic())
         self._sampling = sampling()
-        self._durable, self._appends = ack == "disk", appends == "thread"
+        self._durable, self._appends = journal.ack.durable, journal.appends == "thread"
         self._group_commit: LoopGroupCommit | None = None
         self._journal = Journal(
-            RealDisk(), path, durable=self._durable, segment_bytes=int(segment_bytes)
+            RealDisk(), path, durable=self._durable, segment_bytes=journal.segment_bytes
         )
         self._worker = Worker("journal")
         self._compactor = Compactor(self._journal, path, self._worker)
@@ -150,7 +134,7 @@ class ShardActor:
             self._shard,
             self._compactor,
             self._worker,
-            garbage_allowed=int(segment_bytes),
+            garbage_allowed=journal.segment_bytes,
             waits=not self._appends,
             hold=self._holds_log,
         )
@@ -165,18 +149,16 @@ class ShardActor:
         self._leader: ReplicationLeader | None = None
         self._context: ActorContext | None = None
         self._slow: SlowRequests | None = None
-        self._claimed = bool(claimed)
+        self._claimed = settings.claimed
         self._storing: list[asyncio.Future[None]] = []  # who waits for the next commit
         self.migrator = SlotMigrator(self, self._shard, self._journal, self._worker)
         """What it has to do with slots that move."""
         self._line = self.room.waiting
         # Without a limit, nothing is ever let go.
-        tier = hot_limit is not None and why_no_ddict() is None
-        self._tier_bytes = _number(tier_bytes) if tier else None
+        self._make_tier = make_tier if hot_limit is not None else None
         self._tier_from = (hot_limit or 0) // 2
         self._tier_wanted = False
-        self._tier_made_of = int(tier_managers), Path(tier_folder)
-        self._tier: DDictShard | None = None
+        self._tier: Tier | None = None
         self._memory_tier: MemoryTier | None = None
         self._tier_task: asyncio.Task[None] | None = None
         try:
@@ -186,27 +168,23 @@ class ShardActor:
             self.close()
             raise
         self._unwritten = Unwritten(self._shard, self._maintenance, self._journal.end)
-        self._writer = ShardWriter(self._shard, keeps, self._unwritten.keep)
+        self._writer = ShardWriter(self._shard, limits, self._unwritten.keep)
 
     def start(self, context: ActorContext) -> None:
         """Begin what goes on beside the requests; see `Actor.start`."""
         self._context, self._slow = context, SlowRequests(context.tell)
         self._sweeping = asyncio.ensure_future(self._sweep(context.wake))
         self._sweeping.add_done_callback(_log_defect)
-        if self._tier_bytes is None:
+        if self._make_tier is None:
             return
 
         def happened(kind: EventKind, detail: str) -> None:
             context.tell(kind, detail)
             memory_tier.notice()
 
-        managers, folder = self._tier_made_of
-        self._tier = DDictShard(
-            total_bytes=self._tier_bytes,
-            managers=managers,
-            folder=folder,
-            on_event=happened,
-        )
+        self._tier = self._make_tier(happened)
+        if self._tier is None:
+            return
         memory_tier = MemoryTier(self._shard, self._tier, self._scan, lambda: self._journal.end)
         self._memory_tier = self.cold_reads.memory_tier = memory_tier
         self._tier_task = asyncio.ensure_future(memory_tier.run())
@@ -383,7 +361,7 @@ class ShardActor:
         return encode_progress(Progress(migration=self.migrator.status))
 
     async def drained(self) -> None:
-        """Have Dragon end the DDict, in the hope that it does; see `Actor.drained`."""
+        """End the memory tier, in order if that works; see `Actor.drained`."""
         if self._tier is not None:
             await self._tier.end(_TIER_END)
             self._tier.close()
@@ -486,7 +464,7 @@ class ShardActor:
             self._mirror_on()
 
     def _mirror_on(self) -> None:
-        """Have the mirror go on; a DDict is made for it once it may soon be needed."""
+        """Have the memory tier filled, which is made once it may soon be needed."""
         if self._memory_tier is None or self._tier is None:
             return
         if not self._tier_wanted:
@@ -555,7 +533,3 @@ def _log_defect(task: asyncio.Task[None]) -> None:
     """Tell of a defect in what goes on beside the requests; the shard is whole without it."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("%s ended for good", task.get_coro(), exc_info=error)
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text else None

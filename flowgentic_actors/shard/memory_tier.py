@@ -14,14 +14,19 @@ import struct
 import zlib
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 
+from flowgentic_actors.actors.spec import named_callable
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.records import ItemStored, Record
 from flowgentic_actors.errors import JournalError, TierBusyError, TierError, TierFullError
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.journaling.entries import LogEntry, decode_entry
+from flowgentic_actors.shard.settings import ActorArguments, TierSettings
 
 CHUNK: Final = 128 << 10
 """Bytes of a chunk, its entries' heads included: a power of two, see docs/explanation/ddict.md."""
@@ -44,13 +49,30 @@ Scan = Callable[[int, int], Awaitable[tuple[TierEntries, int]]]
 
 
 class Tier(Protocol):
-    """A store of chunks that may lose everything at any time, and is empty then."""
+    """A store of chunks that may lose everything at any time, and is empty then.
 
+    Attributes:
+        name: What the names of its counters begin with.
+        generation: Number of the store in use or being made, 0 before `start`.
+    """
+
+    name: str
     generation: int
 
     @property
     def ready(self) -> bool:
         """Whether the tier accepts calls."""
+
+    @property
+    def used(self) -> int:
+        """Bytes of values that it holds."""
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of values that it can hold."""
+
+    def start(self) -> None:
+        """Begin to make the store; `ready` says when it is there."""
 
     def put(self, key: int, data: bytes) -> asyncio.Future[None]:
         """Store a value under a key, replacing an earlier one."""
@@ -62,7 +84,35 @@ class Tier(Protocol):
         """Delete values."""
 
     def stats(self) -> dict[str, int]:
-        """Counters, `ddict_bytes` and `ddict_capacity` among them."""
+        """Counters; callable from any thread."""
+
+    async def end(self, timeout: float = ...) -> bool:
+        """End the store in order; `close` follows. Returns whether that was done in time."""
+
+    def close(self) -> None:
+        """Begin to end what is left of the store, by force and without waiting for it."""
+
+    async def wait_closed(self, timeout: float = ...) -> bool:
+        """After `close`: wait until nothing is left. Returns whether that is so, in time."""
+
+
+TierEvents = Callable[[EventKind, str], None]
+"""Called on the loop with the events of a tier and a detail."""
+
+TierMaker = Callable[[TierEvents], Tier | None]
+"""Makes an actor's tier, which `start` starts; None where there can be none."""
+
+TierFactory = Callable[[TierSettings, Path, TierEvents], Tier | None]
+"""Makes a tier with files beside a path; None where this process cannot have one."""
+
+
+def tier_maker(arguments: ActorArguments) -> TierMaker | None:
+    """The maker of the tier that an actor's settings ask for, None if they ask for none."""
+    settings = arguments.settings.tier
+    if settings is None:
+        return None
+    factory: TierFactory = named_callable(settings.factory)
+    return partial(factory, settings, Path(arguments.tier_path))
 
 
 class _Chunk:
@@ -119,7 +169,7 @@ class MemoryTier:
         return {
             "mirror_chunks": len(self._chunks),
             "mirror_position": self._position,
-            "ddict_reads": self.reads,
+            f"{self._tier.name}_reads": self.reads,
         }
 
     def notice(self) -> None:
@@ -226,8 +276,7 @@ class MemoryTier:
 
     def _look_at_room(self) -> None:
         """Repack chunks sooner, with fewer dead records, while the tier is nearly full."""
-        stats = self._tier.stats()
-        full = stats["ddict_bytes"] > _NEARLY_FULL * stats["ddict_capacity"]
+        full = self._tier.used > _NEARLY_FULL * self._tier.capacity
         threshold = _SPARSE_WHEN_FULL if full else _SPARSE
         if threshold > self._threshold:
             self._threshold = threshold

@@ -26,10 +26,10 @@ from msgspec import Raw
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to
 from flowgentic_actors.actors.process import ignore_job_signals
+from flowgentic_actors.actors.process_logs import log_tail, with_last_line
 from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
-from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
-from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
+from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.host.ending import Ending
 from flowgentic_actors.cluster.host.event_log import EventLog
 from flowgentic_actors.cluster.host.joining import gather_nodes
@@ -39,16 +39,15 @@ from flowgentic_actors.cluster.host.reporter import StatusReporter
 from flowgentic_actors.cluster.host.requests import RequestServer
 from flowgentic_actors.cluster.host.topology import SingleNode, Topology
 from flowgentic_actors.cluster.job_end import WALLTIME_UNKNOWN
-from flowgentic_actors.cluster.nodes.node_memory import OpenMemory
-from flowgentic_actors.cluster.opener.host_launcher import LOG_FILE
+from flowgentic_actors.cluster.nodes.shard_specs import OpenMemory
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     HOST_LOCK,
+    HOST_LOG,
     HOST_SOCKET,
     PID_FILE,
-    RUNTIME_FILE,
     retire,
 )
-from flowgentic_actors.cluster.process_logs import log_tail, with_last_line
+from flowgentic_actors.cluster.platforms import platform_named
 from flowgentic_actors.cluster.protocol.host import (
     Acknowledged,
     AttachRank,
@@ -71,9 +70,6 @@ from flowgentic_actors.cluster.protocol.host import (
 )
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec, actor_addresses
 from flowgentic_actors.cluster.socket_folders import socket_folder
-from flowgentic_actors.dragon.ddict_sizing import end_tiers
-from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
-from flowgentic_actors.dragon.spawner import DragonSpawner
 from flowgentic_actors.errors import (
     FlowgenticError,
     InvalidRequestError,
@@ -103,7 +99,7 @@ def main() -> int:
     """Be the host that the file named on the command line describes."""
     ignore_job_signals()  # they reach the owner too, who decides
     spec_file = trusted_path(Path(sys.argv[1]))
-    log_to(spec_file.with_name(LOG_FILE), logging.INFO)
+    log_to(spec_file.with_name(HOST_LOG), logging.INFO)
     allow_files()
     spec = msgspec.json.decode(
         read_private(spec_file, secret=True), type=HostSpec, dec_hook=concealed
@@ -115,17 +111,17 @@ def main() -> int:
     os.chdir(spec.folder)  # Dragon writes files into the working directory
     overwrite(Path(spec.folder, PID_FILE), str(os.getpid()).encode())
     ProcessRecord(Path(spec.folder)).note("host", spec.restarts + 1, os.getpid())
+    platform = platform_named(spec.spawner)
     if spec.owns_runtime:
-        runtime = os.environ.get(RUNTIME_VARIABLE, "")
-        overwrite(Path(spec.folder, RUNTIME_FILE), runtime.encode())
+        platform.note_runtime(Path(spec.folder))
     epochs = ProcessRecord(Path(spec.folder)).epochs()
     host = anyio.run(run_host, spec, EventLog(Path(spec.folder)), epochs)
-    end_tiers(Path(spec.folder))
+    platform.end_tiers(Path(spec.folder))
     host.close_memory()
     if host.ending.owner_lost:
         retire(Path(spec.folder))
     if spec.owns_runtime and spec.nodes != 1:
-        end_runtime(os.environ.get(RUNTIME_VARIABLE, ""))
+        platform.end_runtime()
     lock.release()
     # All is done. Dragon's own farewell, at the interpreter's end, may hang with its runtime.
     farewell = threading.Timer(_FAREWELL, os._exit, (0,))
@@ -180,19 +176,13 @@ class Host:
             self._folder,
             self._address,
             spec.secret,
-            self._spawner(spec),
-            settings=SupervisorSettings(
-                heartbeat_interval=spec.heartbeat_interval,
-                hang_timeout=spec.hang_timeout,
-                busy_timeout=spec.busy_timeout,
-                restart_intensity=spec.restart_intensity,
-                restart_period=spec.restart_period,
-                rejoin_grace=spec.rejoin_grace,
-                start_timeout=spec.start_timeout,
-                mailbox_requests=spec.mailbox_requests,
-                mailbox_bytes=spec.mailbox_bytes,
-                max_message_bytes=spec.max_message_bytes,
+            platform_named(spec.spawner).spawner(
+                uses_tier=spec.actor.tier is not None,
+                on_hung=lambda why: self._event(
+                    EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
+                ),
             ),
+            settings=spec.supervision,
             on_event=self._actor_event,
             on_report=self._request_publish,
             identity=spec.identity,
@@ -417,16 +407,6 @@ class Host:
         )
 
     # ------------------------------------------------------------------ events
-
-    def _spawner(self, spec: HostSpec) -> Spawner:
-        if spec.spawner != "dragon":
-            return SubprocessSpawner()
-        return DragonSpawner(
-            uses_dragon=spec.tier_bytes > 0,
-            on_hung=lambda why: self._event(
-                EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
-            ),
-        )
 
     def _actor_event(self, kind: EventKind, actor: str, detail: str) -> None:
         """Note what happened to an actor of this node."""

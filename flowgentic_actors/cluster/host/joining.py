@@ -14,20 +14,20 @@ from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.supervisor import EventSink, Supervisor
 from flowgentic_actors.cluster.host.memory import FILE_TIMEOUT
 from flowgentic_actors.cluster.host.topology import JoinedNodes, SingleNode
-from flowgentic_actors.cluster.nodes.node_launcher import DragonNodeLauncher, LocalNodeLauncher
-from flowgentic_actors.cluster.nodes.node_pool import NodePool
+from flowgentic_actors.cluster.nodes.node_pool import AGENT_MODULE, NodePool
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
 from flowgentic_actors.cluster.persistence.cluster_folders import PORT_FILE
+from flowgentic_actors.cluster.platforms import platform_named
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.python import python_command
 from flowgentic_actors.storage.private_files import overwrite, read_private
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.identity import server_context
-from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.server import Server
 
-_GATHER_SHARE: Final = 0.6  # of start_timeout, for the other nodes to join
+_GATHER_SHARE: Final = 0.6  # of open_timeout, for the other nodes to join
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +60,13 @@ async def gather_nodes(
                 "runtime nor a job with more nodes",
             )
         return alone
-    dragon, folder = spec.spawner == "dragon", Path(spec.folder)
-    ip = choose_address(spec.network) if dragon else "127.0.0.1"
-    launcher = DragonNodeLauncher() if dragon else LocalNodeLauncher(folder)
+    platform, folder = platform_named(spec.spawner), Path(spec.folder)
+    ip = await on_daemon_thread(FILE_TIMEOUT, platform.address, spec.network)
+    launcher = platform.node_launcher(python_command(AGENT_MODULE), folder)
     node_pool = NodePool(spec, launcher, spec.identity, ip, on_event)
     before = await on_daemon_thread(FILE_TIMEOUT, PlanFile(Path(spec.memory)).read)
     names = await node_pool.gather(
-        time.monotonic() + _GATHER_SHARE * spec.start_timeout,
+        time.monotonic() + _GATHER_SHARE * spec.supervision.open_timeout,
         before.nodes if before is not None and not spec.persist else (),
     )
     if len(names) == 1:

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.cluster.nodes.node_memory import OpenMemory
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
-from flowgentic_actors.cluster.nodes.replica_manager import REPLICATED_FACTORY
+from flowgentic_actors.cluster.nodes.shard_specs import OpenMemory
 from flowgentic_actors.cluster.persistence.manifest import (
     MANIFEST,
     Manifest,
@@ -24,8 +23,6 @@ from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
-
-SHARD_FACTORY: Final = "flowgentic_actors.shard.actor:ShardActor"
 
 EXIT_REPLACED: Final = 71
 """Exit code of a host that was given up for dead, and whose memory another cluster has taken."""
@@ -100,23 +97,18 @@ class HostMemory:
                 f"and end with this node. Set {setting}= to a folder on a disk if there is one",
             )
         self.is_open = True
-        self.shared = msgspec.structs.replace(spec.shared, index=manifest.index)
+        self.shared = replace(spec.shared, index=manifest.index)
         if found is not None and found.instance != spec.instance:
             self.found = found.name
             self._tell_reopened(manifest, found)
-        arguments = {
-            "ack": spec.ack,
-            "appends": "direct" if node_local else "thread",
-            "segment_bytes": str(spec.segment_bytes),
-            "hot_bytes": str(spec.hot_bytes),
-            "settings": spec.shard.divided(nodes).encode(),
-            "tier_bytes": _text(spec.tier_bytes or None),
-            "tier_managers": str(spec.tier_managers),
-            "claimed": "1" if several else "",
-        }
         return OpenMemory(
-            factory=SHARD_FACTORY if spec.replicas == 1 else REPLICATED_FACTORY,
-            arguments=arguments,
+            actor=replace(
+                spec.actor,
+                journal=replace(spec.actor.journal, appends="direct" if node_local else "thread"),
+                limits=spec.actor.limits.divided(nodes),
+                claimed=several,
+            ),
+            replicated=spec.replicas > 1,
             generation=Path(spec.memory) / manifest.subfolder,
             folder=Path(spec.folder),
             ip=ip,
@@ -155,7 +147,3 @@ class HostMemory:
         kind = EventKind.PERSIST_REOPENED if self._spec.persist else EventKind.ORPHAN_REOPENED
         for event, detail in reopening(Path(self._spec.memory), manifest, found, kind):
             self._on_event(event, "", detail)
-
-
-def _text(number: int | None) -> str:
-    return "" if number is None else str(number)

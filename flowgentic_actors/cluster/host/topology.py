@@ -11,15 +11,15 @@ from typing import TypeAlias
 
 from anyio.abc import TaskGroup
 
-from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import EventSink, Supervisor
 from flowgentic_actors.cluster.host.memory import FILE_TIMEOUT
 from flowgentic_actors.cluster.nodes.controller import ClusterController
-from flowgentic_actors.cluster.nodes.node_memory import OpenMemory
 from flowgentic_actors.cluster.nodes.node_pool import NodePool
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
+from flowgentic_actors.cluster.nodes.shard_specs import OpenMemory
 from flowgentic_actors.cluster.persistence.manifest import MANIFEST
 from flowgentic_actors.cluster.protocol.host import (
     Heartbeat,

@@ -25,13 +25,12 @@ from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to, send_streams_to
 from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.process_record import ProcessRecord
-from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.join_protocol import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
-from flowgentic_actors.cluster.nodes.node_memory import NodeMemory
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
+from flowgentic_actors.cluster.nodes.shard_specs import NodeMemory
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     MEMORY,
     claim_node_folder,
@@ -39,18 +38,15 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     root_folder,
 )
 from flowgentic_actors.cluster.persistence.manifest import MANIFEST
+from flowgentic_actors.cluster.platforms import platform_named
 from flowgentic_actors.cluster.protocol.host import EndNode, Heartbeat, HeartbeatReply
 from flowgentic_actors.cluster.socket_folders import socket_folder
-from flowgentic_actors.dragon.ddict_sizing import end_tiers
-from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
-from flowgentic_actors.dragon.spawner import DragonSpawner
-from flowgentic_actors.environment import inside_dragon, machine
+from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import FlowgenticError, ProtocolError, RequestError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.private_files import make_folder, make_folders, write_private
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.file_limits import allow_files
-from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import ToServer
 from flowgentic_actors.wire.server import Connection, Server
 
@@ -77,7 +73,7 @@ def main() -> int:
     allow_files()
     ticket = take_ticket()
     spec = join(ticket, Join(ticket.node, machine()))
-    deadline = time.monotonic() + spec.open_timeout
+    deadline = time.monotonic() + spec.supervision.open_timeout
     if spec.folder:
         root, name = Path(spec.folder).parent, Path(spec.folder).name
         make_folders(root)
@@ -90,12 +86,13 @@ def main() -> int:
     logger.info("node %s of cluster %s on %s", ticket.node, spec.name, socket.gethostname())
     ProcessRecord(folder).note("node", 1, os.getpid())
     removes = run_loop()(run_agent(ticket.node, spec, folder))
-    end_tiers(folder)
+    platform = platform_named(spec.spawner)
+    platform.end_tiers(folder)
     if removes:
         remove_folder(folder)
     lock.release()
     if spec.owns_runtime:
-        end_runtime(os.environ.get(RUNTIME_VARIABLE, ""))
+        platform.end_runtime()
     # Dragon's own farewell, at the interpreter's end, may hang with its runtime.
     os._exit(0)
 
@@ -111,7 +108,8 @@ async def run_agent(node: str, spec: NodeSpec, folder: Path) -> bool:
     Returns:
         Whether what was stored here goes with the cluster.
     """
-    ip = await on_daemon_thread(_FILE_TIMEOUT, choose_address, spec.network)
+    platform = platform_named(spec.spawner)
+    ip = await on_daemon_thread(_FILE_TIMEOUT, platform.address, spec.network)
     memory = await on_daemon_thread(_FILE_TIMEOUT, _prepare_memory, spec, folder, ip)
     async with anyio.create_task_group() as tasks:
         agent = NodeAgent(node, spec, memory, tasks)
@@ -150,7 +148,12 @@ class NodeAgent:
             memory.folder,
             self._address,
             spec.secret,
-            self._spawner(),
+            platform_named(spec.spawner).spawner(
+                uses_tier=spec.actor.tier is not None,
+                on_hung=lambda why: self._event(
+                    EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
+                ),
+            ),
             settings=spec.supervision,
             on_event=self._event,
             on_report=self._changed.set,
@@ -159,19 +162,17 @@ class NodeAgent:
         self._replica_manager = ReplicaManager(
             self._supervisor,
             tasks,
-            memory.child_spec,
-            host=memory.ip,
-            certificate=spec.identity.certificate,
-            replicated=spec.replicated,
+            memory,
+            spec.identity.certificate,
         )
         self.removes = False
 
     async def serve(self) -> None:
         """Obey the host until it ends this node, or is gone for good; then end the actors."""
-        spec = self._spec
-        server = Server(self, spec.secret, self._node, 0, spec.max_message_bytes)
+        spec, max_bytes = self._spec, self._spec.supervision.max_message_bytes
+        server = Server(self, spec.secret, self._node, 0, max_bytes)
         await server.listen(self._address)
-        host = AsyncConnection(spec.host, spec.secret, "the host", spec.max_message_bytes)
+        host = AsyncConnection(spec.host, spec.secret, "the host", max_bytes)
         try:
             await self._obey(host)
         finally:
@@ -294,16 +295,6 @@ class NodeAgent:
 
     # ------------------------------------------------------------------ actors
 
-    def _spawner(self) -> Spawner:
-        if self._spec.spawner != "dragon" or not inside_dragon():
-            return SubprocessSpawner()
-        return DragonSpawner(
-            uses_dragon=self._spec.uses_dragon,
-            on_hung=lambda why: self._event(
-                EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
-            ),
-        )
-
     def _event(self, kind: EventKind, actor: str, detail: str) -> None:
         if actor:
             detail = self._replica_manager.located(actor, detail, self._node)
@@ -337,8 +328,8 @@ def _prepare_memory(spec: NodeSpec, folder: Path, ip: str) -> NodeMemory:
         make_folder(memory)
         write_private(memory / MANIFEST, spec.manifest)
     return NodeMemory(
-        factory=spec.factory,
-        arguments=spec.arguments,
+        actor=spec.actor,
+        replicated=spec.replicated,
         generation=memory / spec.generation,
         folder=folder,
         ip=ip,

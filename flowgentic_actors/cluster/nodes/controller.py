@@ -20,13 +20,13 @@ from flowgentic_actors.cluster.nodes.directory import ShardDirectory
 from flowgentic_actors.cluster.nodes.heartbeats import HeartbeatDesk
 from flowgentic_actors.cluster.nodes.join_protocol import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import LEASE_SHARE, TICK, GrantedLeases
-from flowgentic_actors.cluster.nodes.node_memory import OpenMemory
 from flowgentic_actors.cluster.nodes.node_pool import NodePool
 from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.nodes.plan_publisher import PlanPublisher
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
 from flowgentic_actors.cluster.nodes.resizing import Resizing
+from flowgentic_actors.cluster.nodes.shard_specs import OpenMemory
 from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host import (
     Acknowledged,
@@ -48,7 +48,6 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.server import Connection
 
-_LOOPBACK: Final = "127.0.0.0/8"  # of processes that stand for nodes
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
 _SHARED_GRACE: Final = 25.0
@@ -123,10 +122,8 @@ class ClusterController:
         self._replica_manager = ReplicaManager(
             supervisor,
             tasks,
-            memory.child_spec,
-            host=address.host,
-            certificate=address.certificate,
-            replicated=spec.replicas > 1,
+            memory,
+            address.certificate,
         )
         note_table = memory.note_table if spec.persist else None
         self._publisher = PlanPublisher(
@@ -180,7 +177,7 @@ class ClusterController:
     def node_spec(self, node: str) -> NodeSpec:
         """The settings of another node."""
         spec, memory = self._spec, self._memory
-        grace = min(spec.rejoin_grace, _SHARED_GRACE) if spec.persist else spec.rejoin_grace
+        grace = spec.supervision.rejoin_grace
         return NodeSpec(
             name=spec.name,
             folder=self.node_pool.folder(node),
@@ -192,19 +189,15 @@ class ClusterController:
             identity=self.node_pool.identity,
             host=self.address,
             host_id=self._id,
-            network=spec.network if spec.spawner == "dragon" else _LOOPBACK,
+            network=spec.network,
             spawner=spec.spawner,
-            uses_dragon=spec.tier_bytes > 0,
             owns_runtime=spec.owns_runtime,
-            factory=memory.factory,
-            arguments=memory.arguments,
+            actor=memory.actor,
             replicated=spec.replicas > 1,
-            supervision=self._supervisor.settings,
+            supervision=spec.supervision,
             lease=self._desk.lease,
-            rejoin_grace=grace,
-            open_timeout=spec.start_timeout,
+            rejoin_grace=min(grace, _SHARED_GRACE) if spec.persist else grace,
             orphans=spec.orphans,
-            max_message_bytes=spec.max_message_bytes,
         )
 
     # ------------------------------------------------------------------ more nodes, and fewer
@@ -242,7 +235,7 @@ class ClusterController:
         self._publisher.request()
         self._reports.notify()
         await self._news.wait_for(
-            lambda: self._desk.has_news_for(heartbeat), self._spec.heartbeat_interval
+            lambda: self._desk.has_news_for(heartbeat), self._spec.supervision.heartbeat_interval
         )
         reply = self._desk.reply(heartbeat, time.monotonic())
         self._reports.notify()

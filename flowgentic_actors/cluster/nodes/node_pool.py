@@ -13,14 +13,16 @@ import anyio
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.cluster.nodes.join_protocol import Join, JoinServer, NodeSpec, Ticket
-from flowgentic_actors.cluster.nodes.node_launcher import NodeLauncher
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
 from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.platform import NodeLauncher
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.identity import Identity, server_context
 from flowgentic_actors.wire.server import Server
+
+AGENT_MODULE: Final = "flowgentic_actors.cluster.nodes.agent"
 
 _LAUNCH: Final = 30.0
 _LOOK: Final = 0.2  # between two looks whether a program has ended
@@ -123,7 +125,9 @@ class NodePool:
             on_joined: Told which have joined, before they get their settings.
         """
         async with self._starting:
-            missing = await self._start(nodes, time.monotonic() + self._spec.start_timeout)
+            missing = await self._start(
+                nodes, time.monotonic() + self._spec.supervision.open_timeout
+            )
             joined = [node for node in nodes if node not in missing]
             on_joined(joined)
             await self.hand_out(specs)
@@ -139,7 +143,7 @@ class NodePool:
             specs: Makes the settings of a node.
             is_wanted: Whether it still has none, and needs one.
         """
-        spec = self._spec
+        spec = self._spec.supervision
         new = RestartPolicy(spec.restart_intensity, spec.restart_period)
         delay = self._restarts.setdefault(node, new).next_delay(time.monotonic(), 0.0)
         if delay is None:
@@ -150,7 +154,7 @@ class NodePool:
             if not is_wanted():
                 return
             try:
-                missing = await self._start([node], time.monotonic() + spec.start_timeout)
+                missing = await self._start([node], time.monotonic() + spec.open_timeout)
                 await self.hand_out(specs)
             except OSError as error:  # such as no open file being left
                 missing, why = [node], f"{node} cannot be started again: {error}"
@@ -199,7 +203,8 @@ class NodePool:
 
     async def _launch(self, ticket: Ticket) -> None:
         try:
-            await self._launcher.launch(ticket.node, ticket, min(_LAUNCH, ticket.patience))
+            line, timeout = ticket.write(), min(_LAUNCH, ticket.patience)
+            await self._launcher.launch(ticket.node, line, timeout)
         except TimeoutError:
             pass  # the program may have been started nevertheless
         except (FlowgenticError, OSError) as error:

@@ -91,7 +91,7 @@ class Resizing:
                 actors=spec.actors,
                 replicas=spec.replicas,
                 rate=command.rate,
-                start_timeout=spec.start_timeout,
+                start_timeout=spec.supervision.open_timeout,
                 changed=cluster.changed,
                 stir=cluster.request_publish,
             )
