@@ -119,8 +119,12 @@ class Platform:
 class NodeLauncher(Protocol):
     """Starts agents on nodes."""
 
-    async def find(self, count: int) -> tuple[str, list[str]]:
-        """Find the name of this node, and the other available nodes.
+    @property
+    def here(self) -> str:
+        """The name of this node."""
+
+    async def find(self, count: int) -> list[str]:
+        """Find the other available nodes.
 
         Args:
             count: Nodes that there shall be in all, where they can be made at will.
@@ -157,15 +161,16 @@ class LocalNodeLauncher:
     """
 
     def __init__(self, command: list[str], folder: Path) -> None:
+        self.here = "node-0"
         self._command = command
         self._folder = folder
         self._count = 1
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    async def find(self, count: int) -> tuple[str, list[str]]:
-        """Number the host's part and the others."""
+    async def find(self, count: int) -> list[str]:
+        """Number the others."""
         self._count = max(self._count, count)
-        return "node-0", [f"node-{number}" for number in range(1, self._count)]
+        return [f"node-{number}" for number in range(1, self._count)]
 
     async def launch(self, node: str, ticket: Secret[str], timeout: float) -> None:
         """Start a child process."""

@@ -87,12 +87,13 @@ class DragonNodeLauncher:
     """
 
     def __init__(self, command: list[str]) -> None:
+        self.here = socket.gethostname()
         self._command = command
 
-    async def find(self, count: int) -> tuple[str, list[str]]:  # noqa: ARG002 - they are given
-        """Find the runtime's nodes."""
+    async def find(self, count: int) -> list[str]:  # noqa: ARG002 - they are given
+        """Find the runtime's other nodes."""
         here, nodes = await on_daemon_thread(_FIND_TIMEOUT, dragon_nodes)
-        return socket.gethostname(), [node for node in nodes if node != here]
+        return [node for node in nodes if node != here]
 
     async def launch(self, node: str, ticket: Secret[str], timeout: float) -> None:
         """Start a native process on the node."""
