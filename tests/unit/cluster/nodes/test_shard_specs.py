@@ -8,8 +8,7 @@ import msgspec
 import pytest
 
 from flowgentic_actors.actors.serving import make_actor
-from flowgentic_actors.actors.spec import ChildSpec
-from flowgentic_actors.cluster.nodes.shard_specs import shard_folder, shard_spec
+from flowgentic_actors.cluster.nodes.shard_specs import NodeMemory
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.replication.replica_actor import ReplicatedShardActor
 from flowgentic_actors.shard.settings import ActorArguments, TierSettings
@@ -25,25 +24,25 @@ SETTINGS = actor_settings(
 )
 
 
-def spec(folder: Path, *, replicated: bool) -> ChildSpec:
-    return shard_spec(
-        3,
-        SETTINGS,
+def memory(folder: Path, *, replicated: bool) -> NodeMemory:
+    return NodeMemory(
+        actor=SETTINGS,
         replicated=replicated,
-        memory=folder / "memory",
+        generation=folder / "memory",
         folder=folder,
-        host="",
+        ip="",
     )
 
 
 def test_an_actor_gets_all_settings_and_its_own_folders(tmp_path: Path) -> None:
-    made = spec(tmp_path, replicated=True)
+    here = memory(tmp_path, replicated=True)
+    spec = here.shard_spec(3)
 
-    arguments = msgspec.json.decode(made.arguments, type=ActorArguments)
+    arguments = msgspec.json.decode(spec.arguments, type=ActorArguments)
     assert arguments.settings == SETTINGS
-    assert shard_folder(made) == tmp_path / "memory" / made.name
+    assert Path(arguments.folder) == here.shard_folder(3) == tmp_path / "memory" / spec.name
     assert Path(arguments.tier_path).parent == tmp_path
-    assert made.name in made.address
+    assert spec.name in spec.address
 
 
 @pytest.mark.parametrize("replicated", [False, True])
@@ -51,7 +50,7 @@ def test_each_specification_makes_its_actor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, replicated: bool
 ) -> None:
     monkeypatch.setattr("flowgentic_actors.shard.memory_tier.named_callable", lambda _: print)
-    actor = make_actor(spec(tmp_path, replicated=replicated))
+    actor = make_actor(memory(tmp_path, replicated=replicated).shard_spec(3))
     try:
         assert isinstance(actor, ReplicatedShardActor if replicated else ShardActor)
     finally:
