@@ -1,4 +1,4 @@
-"""A child process with a process group of its own, and the end of all that is in it."""
+"""The process of a cluster's host, and the group of all that it starts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,41 @@ _POLL: Final = 0.02
 _EXIT_TIMEOUT: Final = 10.0  # from SIGKILL to a confirmed exit
 
 
-def start_group(
-    command: list[str], folder: Path, log_file: Path, environ: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    """Start a program in a process group of its own.
+class HostProcess:
+    """A process that was started for a cluster's host; the process itself, or its launcher."""
+
+    def running(self) -> bool:
+        """Whether the host, with its launcher or runtime, may still come up or be up."""
+        raise NotImplementedError
+
+    def look(self) -> None:
+        """Note what the host uses now, to remove it if the host is killed."""
+
+    def let_go(self) -> None:
+        """Note that the host has ended its work, and ends by itself from now on."""
+
+    def ending(self) -> str:
+        """How the host ended, as a predicate for messages."""
+        return "ended"
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the host and its launcher are gone; False when they are not in time."""
+        deadline = time.monotonic() + timeout
+        while self.running():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL)
+        return True
+
+    def kill(self) -> None:
+        """Kill what is left of the host, and remove the files and shared memory it leaves."""
+        raise NotImplementedError
+
+
+class ProcessGroup(HostProcess):
+    """A child process with a process group of its own.
+
+    It is not reaped before `kill`: as long as its pid is taken, so is the number of its group.
 
     Args:
         command: Program and arguments.
@@ -32,31 +63,25 @@ def start_group(
     Raises:
         ClusterOpenError: If it could not be started.
     """
-    try:
-        with open_log(log_file) as log:
-            return subprocess.Popen(  # noqa: S603 - our own program
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=folder,
-                umask=0o077,  # of the processes that it starts, too
-                env=environ,
-                # Out of reach of Ctrl-C. A new session would hang Dragon's launcher.
-                process_group=0,
-            )
-    except OSError as error:
-        raise ClusterOpenError(f"cannot start {command[0]}: {error}") from error
 
-
-class ProcessGroup:
-    """A child process with a process group of its own, as `start_group` starts it.
-
-    It is not reaped before `kill`: as long as its pid is taken, so is the number of its group.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+    def __init__(
+        self, command: list[str], folder: Path, log_file: Path, environ: dict[str, str]
+    ) -> None:
+        try:
+            with open_log(log_file) as log:
+                self._process = subprocess.Popen(  # noqa: S603 - our own program
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=folder,
+                    umask=0o077,  # of the processes that it starts, too
+                    env=environ,
+                    # Out of reach of Ctrl-C. A new session would hang Dragon's launcher.
+                    process_group=0,
+                )
+        except OSError as error:
+            raise ClusterOpenError(f"cannot start {command[0]}: {error}") from error
 
     def running(self) -> bool:
         """Whether the process is alive."""
@@ -74,28 +99,13 @@ class ProcessGroup:
         return os.waitid(os.P_PID, self._process.pid, flags)
 
     def ending(self) -> str:
-        """How the process ended, as a predicate for messages."""
+        """How the process ended."""
         with contextlib.suppress(AttributeError, ChildProcessError):
             if (found := self._exit()) is not None:
                 exited = found.si_code == os.CLD_EXITED
                 how = "ended with exit code" if exited else "was killed by signal"
                 return f"{how} {found.si_status}"
         return "ended"
-
-    def look(self) -> None:
-        """Do nothing: the kernel removes all that the group uses."""
-
-    def let_go(self) -> None:
-        """Do nothing: the process ends by itself."""
-
-    def wait(self, timeout: float) -> bool:
-        """Wait until the process is gone; False when it is not in time."""
-        deadline = time.monotonic() + timeout
-        while self.running():
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL)
-        return True
 
     def kill(self) -> None:
         """Kill all processes of the group, and reap the first one."""

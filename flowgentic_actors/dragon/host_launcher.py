@@ -7,12 +7,15 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import threading
-import time
 from pathlib import Path
 
-from flowgentic_actors.actors.process_group import ProcessGroup, group_members, start_group
+from flowgentic_actors.actors.process_group import (
+    HostProcess,
+    ProcessGroup,
+    group_members,
+)
+from flowgentic_actors.actors.process_record import is_alive, started_at
 from flowgentic_actors.dragon.fixes import PRIMARY_VARIABLE, with_fixes
 from flowgentic_actors.dragon.runtime_cleanup import (
     RUNTIME_FILE,
@@ -34,17 +37,30 @@ from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
 from flowgentic_actors.python import python_environ, told_of_children
 from flowgentic_actors.storage.private_files import read_private
 
-_POLL = 0.02
-
 
 class _DragonLauncher(ProcessGroup):
     """`dragon -s`: a launcher with its services, the host and the actors in one process group.
 
     When one is killed, the runtime's shared memory stays behind, which only we then remove.
+
+    Args:
+        options: Where the runtime is to be.
+        command: The host's program and arguments.
+        folder: The launcher's working directory.
+        log_file: Where all output goes.
+        **environ: Further variables of its environment.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        super().__init__(process)
+    def __init__(
+        self, options: list[str], command: list[str], folder: Path, log_file: Path, **environ: str
+    ) -> None:
+        launcher = dragon_launcher()
+        assert launcher is not None  # why_no_dragon has looked
+        environ = {**with_dragon(with_fixes(python_environ())), **environ}
+        # The launcher calls its own helper commands by name.
+        environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
+        command = told_of_children([launcher, *options, *command])
+        super().__init__(command, folder, log_file, environ)
         self._segments: set[SharedMemoryFile] = set()
 
     def look(self) -> None:
@@ -65,9 +81,17 @@ class _NodesLauncher(_DragonLauncher):
     everything of this user's removed on all nodes. It never ends by itself once a node was lost.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], runtime_file: Path) -> None:
-        super().__init__(process)
-        self._runtime_file = runtime_file
+    def __init__(self, command: list[str], folder: Path, log_file: Path) -> None:
+        super().__init__(
+            _on_nodes(job_hosts()),
+            command,
+            Path("/"),  # the launcher goes to the same folder on each of them
+            log_file,
+            SLURM_OVERLAP="1",  # in a job step, its own steps may share that one's processors
+            SLURM_NO_KILL="set",  # the loss of a node does not end the others' processes
+            **{PRIMARY_VARIABLE: socket.gethostname()},
+        )
+        self._runtime_file = folder / RUNTIME_FILE
 
     def let_go(self) -> None:
         self.look()
@@ -80,8 +104,10 @@ class _NodesLauncher(_DragonLauncher):
         remove_unused(self._segments)
 
 
-class InRuntime:
+class _InRuntime(HostProcess):
     """A native process of the runtime that this process belongs to, known by its pid.
+
+    What Dragon keeps for it is the runtime's own, which lives on.
 
     Args:
         pid_file: Where the process writes its pid.
@@ -91,31 +117,13 @@ class InRuntime:
         self._pid_file = pid_file
 
     def running(self) -> bool:
-        """Whether the process is alive, or not known yet."""
         pid = self._pid()
-        return pid is None or _alive(pid)
-
-    def ending(self) -> str:
-        """How the process ended, which Dragon does not tell."""
-        return "ended"
-
-    def look(self) -> None:
-        """Do nothing: what Dragon keeps for it is the runtime's own, which lives on."""
-
-    def let_go(self) -> None:
-        """Do nothing: the process ends by itself."""
+        return pid is None or is_alive(pid, started_at(pid))
 
     def wait(self, timeout: float) -> bool:
-        """Wait until the process is gone; False when it is not in time."""
-        pid, deadline = self._pid(), time.monotonic() + timeout
-        while pid is not None and _alive(pid):
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL)
-        return True
+        return self._pid() is None or super().wait(timeout)
 
     def kill(self) -> None:
-        """Kill the process."""
         if (pid := self._pid()) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -129,23 +137,16 @@ class InRuntime:
 
 def launch_host(
     command: list[str],
-    *,
     folder: Path,
     log_file: Path,
     pid_file: Path,
+    *,
     nodes: int,
     timeout: float,
-) -> ProcessGroup | InRuntime:
-    """Start the host. Blocks for as long as that takes, not until the host serves.
+) -> HostProcess:
+    """Start the host in a Dragon runtime; see `Platform.launch_host`.
 
-    Args:
-        command: Its program and arguments.
-        folder: The cluster's folder; Dragon writes files of its own there.
-        log_file: Where its stdout and stderr go, appended.
-        pid_file: Where the host writes its pid.
-        nodes: Nodes that are wanted, 0 for all of the scheduler's job: with one, Dragon runs on
-            this node alone.
-        timeout: Seconds.
+    With one node, a runtime that is started for it is on this node alone.
 
     Raises:
         DragonUnavailableError: If Dragon cannot run here.
@@ -156,24 +157,15 @@ def launch_host(
         raise DragonUnavailableError(reason)
     if inside_dragon():
         _start_in_runtime(command, log_file, timeout)
-        return InRuntime(pid_file)
-    launcher = dragon_launcher()
-    assert launcher is not None  # why_no_dragon has looked
-    environ = with_dragon(with_fixes(python_environ()))
-    # The launcher calls its own helper commands by name.
-    environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
+        return _InRuntime(pid_file)
     if nodes == 1:
-        command = told_of_children([launcher, "-s", *command])
-        return _DragonLauncher(start_group(command, folder, log_file, environ))
-    environ |= {
-        PRIMARY_VARIABLE: socket.gethostname(),
-        "SLURM_OVERLAP": "1",  # in a job step, its own steps may share that one's processors
-        "SLURM_NO_KILL": "set",  # the loss of a node does not end the others' processes
-    }
-    command = told_of_children([launcher, *_on_nodes(job_hosts()), *command])
-    everywhere = Path("/")  # the launcher goes to the same folder on each of them
-    process = start_group(command, everywhere, log_file, environ)
-    return _NodesLauncher(process, folder / RUNTIME_FILE)
+        return start_runtime(command, folder, log_file)
+    return _NodesLauncher(command, folder, log_file)
+
+
+def start_runtime(command: list[str], folder: Path, log_file: Path) -> HostProcess:
+    """Start a Dragon runtime on this node alone, and a program in it; see `launch_host`."""
+    return _DragonLauncher(["-s"], command, folder, log_file)
 
 
 def _on_nodes(hosts: tuple[str, ...]) -> list[str]:
@@ -206,15 +198,3 @@ def _start_in_runtime(command: list[str], log_file: Path, timeout: float) -> Non
         )
     if errors:
         raise ClusterOpenError(f"the Dragon runtime did not start the host: {errors[0]}")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return True
-    return state not in ("Z", "X")  # a dead process that its parent has not reaped yet

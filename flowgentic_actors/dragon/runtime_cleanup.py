@@ -50,13 +50,8 @@ def shared_memory_of(pids: Iterable[int]) -> set[SharedMemoryFile]:
 
 def remove_unused(segments: Iterable[SharedMemoryFile]) -> None:
     """Remove segments that no process has mapped any more."""
-    left = set(segments)
-    if not left:
-        return
-    for path, inode in left - shared_memory_of(all_pids()):
-        with contextlib.suppress(OSError):  # removed already
-            if Path(path).stat().st_ino == inode:
-                os.unlink(path)  # noqa: PTH108 - beside its stat
+    if left := set(segments):
+        _remove(left - shared_memory_of(all_pids()))
 
 
 def end_runtime(runtime: str) -> None:
@@ -78,7 +73,11 @@ def end_runtime(runtime: str) -> None:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(_POLL)
     segments |= shared_memory_of([os.getpid()])
-    for path, inode in segments - shared_memory_of(pid for pid in all_pids() if pid != os.getpid()):
+    _remove(segments - shared_memory_of(pid for pid in all_pids() if pid != os.getpid()))
+
+
+def _remove(segments: set[SharedMemoryFile]) -> None:
+    for path, inode in segments:
         with contextlib.suppress(OSError):  # removed already
             if Path(path).stat().st_ino == inode:
                 os.unlink(path)  # noqa: PTH108 - beside its stat

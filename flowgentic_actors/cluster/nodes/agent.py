@@ -19,19 +19,18 @@ from typing import Final
 
 import anyio
 import msgspec
+from anyio.abc import TaskGroup
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to, send_streams_to
 from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.process_record import ProcessRecord
-from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.join_protocol import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
-from flowgentic_actors.cluster.nodes.shard_specs import shard_spec
-from flowgentic_actors.cluster.nodes.stats_queries import HEARING
+from flowgentic_actors.cluster.nodes.shard_specs import NodeMemory
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     MEMORY,
     claim_node_folder,
@@ -39,7 +38,7 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     root_folder,
 )
 from flowgentic_actors.cluster.persistence.manifest import MANIFEST
-from flowgentic_actors.cluster.platform.platforms import platform_named
+from flowgentic_actors.cluster.platforms import platform_named
 from flowgentic_actors.cluster.protocol.host import EndNode, Heartbeat, HeartbeatReply
 from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.environment import machine
@@ -59,6 +58,8 @@ _PAUSE: Final = 0.1  # between two questions that were not answered
 _PROBE: Final = 1.0
 _HURRY: Final = 3.0  # to end when the host is gone
 _MOST_EVENTS: Final = 1000
+_HEARING: Final = 0.7
+"""Seconds that a node waits for its actors' answers: less than the host waits for the node's."""
 
 logger = logging.getLogger(__name__)
 
@@ -84,11 +85,10 @@ def main() -> int:
     log_to(folder / LOG_FILE, logging.INFO)
     logger.info("node %s of cluster %s on %s", ticket.node, spec.name, socket.gethostname())
     ProcessRecord(folder).note("node", 1, os.getpid())
-    agent = NodeAgent(ticket.node, spec, folder)
-    run_loop()(agent.run())
+    removes = run_loop()(run_agent(ticket.node, spec, folder))
     platform = platform_named(spec.spawner)
     platform.end_tiers(folder)
-    if agent.removes:
+    if removes:
         remove_folder(folder)
     lock.release()
     if spec.owns_runtime:
@@ -97,22 +97,45 @@ def main() -> int:
     os._exit(0)
 
 
-class NodeAgent:
-    """Runs one node's actors as the host assigns them.
+async def run_agent(node: str, spec: NodeSpec, folder: Path) -> bool:
+    """Run a node's actors until the host ends the node, or is gone for good.
 
     Args:
         node: The node's name.
         spec: What the host told.
         folder: The cluster's private folder on this node.
 
+    Returns:
+        Whether what was stored here goes with the cluster.
+    """
+    platform = platform_named(spec.spawner)
+    ip = await on_daemon_thread(_FILE_TIMEOUT, platform.address, spec.network)
+    memory = await on_daemon_thread(_FILE_TIMEOUT, _prepare_memory, spec, folder, ip)
+    async with anyio.create_task_group() as tasks:
+        agent = NodeAgent(node, spec, memory, tasks)
+        await agent.serve()
+        tasks.cancel_scope.cancel()
+    return agent.removes
+
+
+class NodeAgent:
+    """Runs one node's actors as the host assigns them.
+
+    Args:
+        node: The node's name.
+        spec: What the host told.
+        memory: The memory on this node.
+        tasks: The task group that owns what goes on.
+
     Attributes:
         removes: Whether what was stored here goes with the cluster.
     """
 
-    def __init__(self, node: str, spec: NodeSpec, folder: Path) -> None:
+    def __init__(self, node: str, spec: NodeSpec, memory: NodeMemory, tasks: TaskGroup) -> None:
         self._node = node
         self._spec = spec
-        self._folder = folder
+        self._tasks = tasks
+        self._address = str(socket_folder(memory.folder) / NODE_SOCKET)
         self._lease = HeldLease(spec.lease)
         self._events: deque[tuple[EventKind, str, str]] = deque(maxlen=_MOST_EVENTS)
         self._events_from = 0
@@ -121,19 +144,11 @@ class NodeAgent:
         self._ended: dict[str, str] | None = None
         self._known = 0
         self._asked = self._answered = 0  # questions of the host about the actors
-        self.removes = False
-
-    async def run(self) -> None:
-        """Serve until the host ends this node, or is gone for good."""
-        spec = self._spec
-        platform = platform_named(spec.spawner)
-        address = str(socket_folder(self._folder) / NODE_SOCKET)
-        self._ip = await on_daemon_thread(_FILE_TIMEOUT, platform.address, spec.network)
         self._supervisor = Supervisor(
-            self._folder,
-            address,
+            memory.folder,
+            self._address,
             spec.secret,
-            platform.spawner(
+            platform_named(spec.spawner).spawner(
                 uses_tier=spec.actor.tier is not None,
                 on_hung=lambda why: self._event(
                     EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
@@ -144,32 +159,30 @@ class NodeAgent:
             on_report=self._changed.set,
             identity=spec.identity,
         )
-        await on_daemon_thread(_FILE_TIMEOUT, self._prepare_memory)
-        max_bytes = spec.supervision.max_message_bytes
+        self._replica_manager = ReplicaManager(
+            self._supervisor,
+            tasks,
+            memory,
+            spec.identity.certificate,
+        )
+        self.removes = False
+
+    async def serve(self) -> None:
+        """Obey the host until it ends this node, or is gone for good; then end the actors."""
+        spec, max_bytes = self._spec, self._spec.supervision.max_message_bytes
         server = Server(self, spec.secret, self._node, 0, max_bytes)
-        await server.listen(address)
+        await server.listen(self._address)
         host = AsyncConnection(spec.host, spec.secret, "the host", max_bytes)
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            self._replica_manager = ReplicaManager(
-                self._supervisor,
-                tasks,
-                self._child_spec,
-                host=self._ip,
-                certificate=spec.identity.certificate,
-                replicated=spec.replicated,
-            )
-            try:
-                await self._obey(host)
-            finally:
-                if self._ending is not None:
-                    await self._ending
-                else:
-                    with anyio.CancelScope(shield=True):
-                        await self._supervisor.stop(_HURRY, "the host is gone")
-            await server.close()
-            await host.close()
-            tasks.cancel_scope.cancel()
+        try:
+            await self._obey(host)
+        finally:
+            if self._ending is not None:
+                await self._ending
+            else:
+                with anyio.CancelScope(shield=True):
+                    await self._supervisor.stop(_HURRY, "the host is gone")
+        await server.close()
+        await host.close()
 
     # ------------------------------------------------------------------ the host
 
@@ -217,7 +230,7 @@ class NodeAgent:
             self._supervisor.extend(self._lease.granted(asked_at))
 
     async def _hear(self, question: int) -> None:
-        await query_stats(self._supervisor.children, HEARING)
+        await query_stats(self._supervisor.children, _HEARING)
         self._answered = max(self._answered, question)
         self._changed.set()
 
@@ -282,28 +295,6 @@ class NodeAgent:
 
     # ------------------------------------------------------------------ actors
 
-    def _memory_folder(self) -> Path:
-        return Path(self._spec.memory) if self._spec.memory else self._folder / MEMORY
-
-    def _prepare_memory(self) -> None:
-        """Write the manifest beside the shards, which identifies this node's memory later."""
-        if self._spec.memory:
-            return
-        memory = self._memory_folder()
-        make_folder(memory)
-        write_private(memory / MANIFEST, self._spec.manifest)
-
-    def _child_spec(self, shard: int) -> ChildSpec:
-        return shard_spec(
-            shard,
-            self._spec.actor,
-            replicated=self._spec.replicated,
-            memory=self._memory_folder() / self._spec.generation,
-            folder=self._folder,
-            host=self._ip,
-            leased=True,
-        )
-
     def _event(self, kind: EventKind, actor: str, detail: str) -> None:
         if actor:
             detail = self._replica_manager.located(actor, detail, self._node)
@@ -328,3 +319,19 @@ class NodeAgent:
     def disconnected(self, connection: Connection) -> None:
         """Tell the supervisor that an actor's link is closed."""
         self._supervisor.link_lost(connection)
+
+
+def _prepare_memory(spec: NodeSpec, folder: Path, ip: str) -> NodeMemory:
+    """Write the manifest beside the shards, which identifies this node's memory later."""
+    memory = Path(spec.memory) if spec.memory else folder / MEMORY
+    if not spec.memory:
+        make_folder(memory)
+        write_private(memory / MANIFEST, spec.manifest)
+    return NodeMemory(
+        actor=spec.actor,
+        replicated=spec.replicated,
+        generation=memory / spec.generation,
+        folder=folder,
+        ip=ip,
+        leased=True,
+    )

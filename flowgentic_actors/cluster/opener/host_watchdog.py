@@ -20,13 +20,13 @@ from typing import Final, Literal
 
 import msgspec
 
+from flowgentic_actors.actors.process_group import HostProcess
+from flowgentic_actors.actors.process_logs import last_line, log_tail
 from flowgentic_actors.actors.process_record import ProcessRecord, end_all
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.cluster.opener.host_connection import HostConnection, readable
 from flowgentic_actors.cluster.persistence.cluster_folders import HOST_LOG, HOST_SOCKET, PID_FILE
-from flowgentic_actors.cluster.platform.platform import HostProcess, Platform
-from flowgentic_actors.cluster.process_logs import last_line, log_tail
 from flowgentic_actors.cluster.protocol.host import (
     Describe,
     Description,
@@ -41,6 +41,7 @@ from flowgentic_actors.cluster.protocol.host_spec import HostSpec, actor_address
 from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, RequestExpiredError
+from flowgentic_actors.platform import Platform
 from flowgentic_actors.python import python_command
 from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.storage.private_files import overwrite, read_private
@@ -392,9 +393,9 @@ class HostWatchdog:
         """Start the host and wait for its socket; False when it ended, or is not up in time."""
         process = self._platform.launch_host(
             python_command(HOST_MODULE, str(spec_file)),
-            folder=self._folder,
-            log_file=self._folder / HOST_LOG,
-            pid_file=self._folder / PID_FILE,
+            self._folder,
+            self._folder / HOST_LOG,
+            self._folder / PID_FILE,
             nodes=self._spec.nodes,
             timeout=patience.left,
         )

@@ -30,7 +30,7 @@ from flowgentic_actors.cluster.opener.host_watchdog import one_line
 from flowgentic_actors.cluster.opener.owner import Owner
 from flowgentic_actors.cluster.opener.rendezvous import Rendezvous
 from flowgentic_actors.cluster.opener.signals import on_sigterm, on_stop_signal
-from flowgentic_actors.cluster.platform.platforms import platform_named
+from flowgentic_actors.cluster.platforms import platform_named
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
@@ -388,15 +388,13 @@ class Opening:
         self, descriptor: Descriptor, description: Description, watched: Watched | None = None
     ) -> RemoteClient:
         config = self.config
-        timeout, pool = config.request_timeout, config.connection_pool
-        logs = self._owner is None
         return RemoteClient(
             descriptor,
             description,
-            timeout,
-            pool,
+            config.request_timeout,
+            config.connection_pool,
             watched,
-            logs=logs,
+            logs=self._owner is None,
             allowed_types=config.allowed_types,
         )
 

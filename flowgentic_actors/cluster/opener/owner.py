@@ -26,7 +26,6 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
 )
 from flowgentic_actors.cluster.persistence.manifest import memory_path
 from flowgentic_actors.cluster.persistence.stored_memory import await_free, check_index
-from flowgentic_actors.cluster.platform.platform import Platform
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec, OrphanLimits
@@ -37,6 +36,7 @@ from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.environment import machine, scheduler_job
 from flowgentic_actors.errors import ClusterOpenError, PersistError
+from flowgentic_actors.platform import Platform
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret

@@ -26,7 +26,7 @@ from glob import glob
 from pathlib import Path
 
 from flowgentic_actors.cluster.persistence.manifest import MANIFEST, holds_memory
-from flowgentic_actors.cluster.platform.platforms import end_tiers
+from flowgentic_actors.cluster.platforms import end_tiers
 from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
 from flowgentic_actors.cluster.socket_folders import (
     make_socket_folder,

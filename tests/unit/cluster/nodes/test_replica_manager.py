@@ -11,7 +11,7 @@ import pytest
 from flowgentic_actors.actors.child import ChildState
 from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
-from flowgentic_actors.cluster.nodes.shard_specs import shard_spec
+from flowgentic_actors.cluster.nodes.shard_specs import NodeMemory
 from flowgentic_actors.cluster.protocol.assignments import NodeAssignments
 from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.settings import ActorSettings
@@ -57,12 +57,14 @@ async def test_one_that_has_failed_is_started_again_by_another_term_alone(tmp_pa
     members = ReplicaManager(
         cast("Any", supervisor),
         cast("Any", None),
-        lambda shard: shard_spec(
-            shard, ActorSettings(), replicated=True, memory=tmp_path, folder=tmp_path, host=""
+        NodeMemory(
+            actor=ActorSettings(),
+            replicated=True,
+            generation=tmp_path,
+            folder=tmp_path,
+            ip="127.0.0.1",
         ),
-        host="127.0.0.1",
         certificate="",
-        replicated=True,
     )
 
     async def ordered(term: int, follower: str = "b") -> list[str]:
