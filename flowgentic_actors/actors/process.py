@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ from flowgentic_actors.storage.private_files import read_private, trusted_path
 from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.messages import Fatal, sendable
 from flowgentic_actors.wire.server import Server
+
+T = TypeVar("T")
 
 EXIT_BROKEN: Final = 70
 """Exit code of an actor that could not start or go on, after it told the supervisor why."""
@@ -46,7 +48,7 @@ def main() -> int:
     try:
         link.await_admission()
     except FlowgenticError:
-        logger.exception("actor %s does not start", spec.name)
+        logger.exception("actor %s does not start", spec.child.name)
         return EXIT_BROKEN
     link.watch()
 
@@ -56,27 +58,27 @@ def main() -> int:
         os._exit(EXIT_BROKEN)
 
     try:
-        actor = make_actor(spec.factory, spec.arguments)
+        actor = make_actor(spec.child)
     except Exception as error:
-        logger.exception("actor %s cannot be made", spec.name)
+        logger.exception("actor %s cannot be made", spec.child.name)
         link.send(Fatal(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
     try:
         run_loop()(serve(spec, actor, link, started, broken))
     except Exception as error:
-        logger.exception("actor %s cannot go on", spec.name)
+        logger.exception("actor %s cannot go on", spec.child.name)
         link.send(Fatal(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
     return 0
 
 
-def run_loop() -> Callable[[Coroutine[Any, Any, None]], None]:
+def run_loop() -> Callable[[Coroutine[Any, Any, T]], T]:
     """The function that runs an event loop: of uvloop where that is installed, as it is faster."""
     try:
         import uvloop  # noqa: PLC0415 - an extra
     except ImportError:
         return asyncio.run
-    run: Callable[[Coroutine[Any, Any, None]], None] = uvloop.run
+    run: Callable[[Coroutine[Any, Any, T]], T] = uvloop.run
     return run
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from flowgentic_actors import MemoryCluster
+from flowgentic_actors.dragon.platform import DragonPlatform
 from flowgentic_actors.errors import (
     ClusterOpenError,
     FlowgenticError,
@@ -148,7 +149,7 @@ async def test_a_path_that_cannot_be_used_starts_nothing(folder: Path) -> None:
 async def test_a_memory_that_was_to_persist_does_not_become_a_local_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowgentic_actors.memory.why_no_dragon", lambda: "there is none")
+    monkeypatch.setattr(DragonPlatform, "why_not", lambda _: "there is none")
     with pytest.raises(ClusterOpenError, match="there is none"):
         await MemoryCluster(mode="distributed", persist_path=folder).__aenter__()
 
