@@ -27,8 +27,9 @@ from flowgentic_actors.cluster.client.cluster_watch import Watched, watched_file
 from flowgentic_actors.cluster.client.host_client import describe
 from flowgentic_actors.cluster.client.inline import InlineClient
 from flowgentic_actors.cluster.client.local_memory import LocalMemory
+from flowgentic_actors.cluster.client.memory_client import MemoryClient
 from flowgentic_actors.cluster.client.opening_log import count_and_tell, tell_new
-from flowgentic_actors.cluster.client.remote import MemoryClient, RemoteClient
+from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.cluster.job_end import (
     WALLTIME_UNKNOWN,
     refuse_stale,
