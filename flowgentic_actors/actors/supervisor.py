@@ -445,20 +445,19 @@ class Supervisor:
     async def _heartbeat(self, child: Child, life: Incarnation) -> None:
         """Ping until the actor is silent or stuck for too long, then mark it as ended.
 
-        What counts is pings, not the clock: when a scheduler suspends the whole job, actors and
-        supervisor alike, neither was silent. For the same reason a busy actor is asked twice.
+        A busy actor is asked twice, for the same reason for which silence is counted in ticks.
         """
         settings = self._settings
-        life.silence = 0.0
+        life.silence.heard()
         stuck = 0
         while not life.ended.is_set():
             life.ping()
             await anyio.sleep(settings.heartbeat_interval)
-            life.silence += settings.heartbeat_interval
+            silence = life.silence.tick(settings.heartbeat_interval)
             self._tell_silence(child, life)
             stuck = stuck + 1 if life.busy > settings.busy_timeout else 0
-            if life.silence > settings.hang_timeout:
-                life.reason = f"no answer to pings for {life.silence:.1f} s: stopped or hung"
+            if silence > settings.hang_timeout:
+                life.reason = f"no answer to pings for {silence:.1f} s: stopped or hung"
                 life.ended.set()
             elif stuck > 1:
                 life.reason = f"one batch took more than {life.busy:.1f} s: stuck"
@@ -467,7 +466,7 @@ class Supervisor:
     def _tell_silence(self, child: Child, life: Incarnation) -> None:
         settings = self._settings
         longest = max(SILENCE, settings.heartbeat_interval)
-        silent = life.silence > longest
+        silent = life.silence.seconds > longest
         if silent and not life.silent:
             self._on_event(
                 EventKind.ACTOR_SILENT,
