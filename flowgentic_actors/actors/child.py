@@ -16,7 +16,7 @@ from flowgentic_actors.actors.spawn import Spawned
 from flowgentic_actors.errors import ActorStartError
 from flowgentic_actors.silence import SilenceCounter
 from flowgentic_actors.wire.messages import NIL, Deliver, Lease, Ping
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 
 class ChildState(enum.StrEnum):

@@ -49,7 +49,8 @@ from flowgentic_actors.wire.messages import (
     Stopped,
     ToServer,
 )
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit; the kernel takes milliseconds
 _FILE_TIMEOUT = 30.0

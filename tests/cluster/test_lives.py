@@ -31,7 +31,7 @@ from flowgentic_actors.errors import (
     DragonUnavailableError,
     LocalClusterError,
 )
-from flowgentic_actors.wire.async_connection import _Wire as Wire
+from flowgentic_actors.wire.client_wire import ClientWire
 from tests.conftest import NEEDS_DRAGON, SETTINGS, mode_params
 from tests.support.faces import checkpoint_of, config_of, unique
 from tests.support.processes import eventually, in_fork, output_of, wait_until
@@ -677,13 +677,13 @@ async def test_the_clients_loop_may_be_of_another_make(fresh_memory: MemoryClust
         def __getattr__(self, name: str) -> object:
             return getattr(self._transport, name)
 
-    made = Wire.connection_made
+    made = ClientWire.connection_made
 
-    def connection_made(self: Wire, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self: ClientWire, transport: asyncio.BaseTransport) -> None:
         made(self, Foreign(transport))  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Wire, "connection_made", connection_made)
+        patch.setattr(ClientWire, "connection_made", connection_made)
         await fresh_memory.store.aput(("a",), "key", {"v": 1})
         assert await fresh_memory.store.aget(("a",), "key") is not None
 

@@ -104,7 +104,8 @@ from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import Cancel, Request, ToServer
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 
 ENDING_FILE: Final = "ending"
 """Holds the reason once the cluster's work is being ended by its host."""

@@ -7,7 +7,7 @@ import asyncio
 import anyio
 
 from flowgentic_actors.cluster.protocol.host import RanksReply
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 
 class Ranks:
