@@ -62,7 +62,7 @@ def head(report: Report) -> str:
 
 
 def legend(report: Report) -> list[str]:
-    """How to read the tables."""
+    """The legend of the tables."""
     lines = [
         (
             f"Shown are the median and, as ...x, its ratio to {REFERENCE} in this run; then p99, "

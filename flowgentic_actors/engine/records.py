@@ -74,7 +74,7 @@ class ItemDeleted(Struct, tag=5, array_like=True, frozen=True, gc=False):
 
 
 class DroppedFrom(Struct, array_like=True, frozen=True, gc=False):
-    """What is removed from one branch: checkpoints with their writes, and channel values."""
+    """Removals from one branch: checkpoints with their writes, and channel values."""
 
     checkpoint_ns: str
     checkpoint_ids: tuple[str, ...]
@@ -89,7 +89,7 @@ class CheckpointsDropped(Struct, tag=6, array_like=True, frozen=True, gc=False):
 
 
 class BlobsKept(Struct, tag=7, array_like=True, frozen=True, gc=False):
-    """What compaction leaves of a removed checkpoint: values that others still have."""
+    """The rest of a removed checkpoint after compaction: values that other checkpoints share."""
 
     thread_id: str
     checkpoint_ns: str

@@ -121,7 +121,7 @@ class ChannelHistories(Struct, tag=8, array_like=True, frozen=True, gc=False):
 
 
 class ThreadPage(Struct, tag=9, array_like=True, frozen=True, gc=False):
-    """Some commands that write a thread; `after` is where the next page begins, None on the last.
+    """A page of commands that rebuild a thread; `after` begins the next page, None on the last.
 
     Attributes:
         checkpoints: Checkpoints, each with the values that those before it do not have.

@@ -221,7 +221,7 @@ class DistributedMemoryManager:
         return self.cluster.is_distributed
 
     def get_memory_info(self) -> dict[str, Any]:
-        """Where the memory is and how large it may become, in Flowgentic's shape.
+        """Location and limits of the memory, in Flowgentic's shape.
 
         `n_nodes` are the nodes that it is on, which may be fewer than were asked for.
         """

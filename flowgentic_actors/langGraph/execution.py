@@ -32,7 +32,6 @@ D = TypeVar("D")
 _Async = Callable[P, Coroutine[Any, Any, Any]]
 
 _RETRY = RetryConfig()
-_LOOP_ANSWERS = 5.0  # seconds within which a loop that is not blocked gets to a callback
 
 
 class AsyncFlowType(Enum):
@@ -63,7 +62,7 @@ class Execution:
 
     Functions may be decorated before it is entered, in a module for instance; they may be called
     only while it is open. What was handed to a thread or a process cannot be stopped: an attempt
-    that took too long, or whose caller was cancelled, may still run to its end there, and nobody
+    that took too long, or whose caller was cancelled, may still run to its end there, and nothing
     sees its result. An async function on a thread pool is cancelled, too.
 
     Args:

@@ -26,7 +26,7 @@ def _counts(counter: Any) -> Any:
 
 
 class MemoryConfig(Settings):
-    """How much of each conversation is kept, and in which order; unknown names are refused."""
+    """Limits and strategy for the messages kept of each conversation; unknown names are refused."""
 
     max_short_term_messages: Annotated[int, Field(ge=1, le=_MANY)] = 50
     """Messages of one conversation that are kept, the system messages among them. Only system

@@ -41,8 +41,8 @@ def trusted_path(path: Path) -> Path:
     """Resolve all links of a path, if no other user can replace what it leads to.
 
     Every folder and link on the way has to belong to root or to this user, and every folder must
-    not be writable by others, unless it has the sticky bit. What is at its end is for whoever opens
-    it to check. Parts that are not there yet are left as they are, but for one before a `..`, which
+    not be writable by others, unless it has the sticky bit. What the path leads to is checked by
+    the function that opens it. Missing parts are left as they are, but for one before a `..`, which
     takes it away. Blocks.
 
     Raises:
@@ -219,7 +219,7 @@ def overwrite(path: Path, data: bytes | Secret[bytes], least: int = _LEAST) -> N
     That needs no room on a disk that is full, which must not keep an actor from being started
     again, or a copy from being promoted: what has to be noted for that has its room beforehand.
     Readable by this user alone. What is cut off in the middle leaves a part of both, so either
-    nobody reads it then, or it has to be told. Blocks.
+    no reader has it then, or the caller is told. Blocks.
 
     Args:
         path: The file; made when it is not there.

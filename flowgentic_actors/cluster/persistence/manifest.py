@@ -33,7 +33,7 @@ from flowgentic_actors.storage.private_files import (
     read_private,
     trusted_path,
 )
-from flowgentic_actors.storage.sealed_end import NAME, Owner, read_owner, write_end, write_owner
+from flowgentic_actors.storage.sealed_end import NAME, LogOwner, read_owner, write_end, write_owner
 
 FORMAT: Final = 2
 """Format 1 has no tables; what has none is still written so, for versions that know no other."""
@@ -51,7 +51,7 @@ MAX_SHARDS: Final = 16 * SLOTS
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in a memory's folder. Times are seconds since the Unix epoch.
+    """The manifest of a memory's folder. Times are seconds since the Unix epoch.
 
     Attributes:
         format: Version of the layout.
@@ -94,9 +94,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Folder of its generation, below the memory's."""
         return f"{_GENERATION}{self.generation}"
 
-    def owner(self, shard: int) -> Owner:
-        """What is noted in the folder of a shard."""
-        return Owner(bytes.fromhex(self.identity), shard)
+    def owner(self, shard: int) -> LogOwner:
+        """The note of its owner in the folder of a shard."""
+        return LogOwner(bytes.fromhex(self.identity), shard)
 
     @property
     def slots(self) -> SlotTable:
@@ -114,7 +114,7 @@ def reopening(
     found: Manifest,
     kind: EventKind = EventKind.PERSIST_REOPENED,
 ) -> Iterator[tuple[EventKind, str]]:
-    """What there is to tell about a memory that was found: kinds of events, and details."""
+    """The events, by kind and detail, that report the memory that was found."""
     end = "was closed in order" if found.closed else "was not closed in order"
     yield kind, f"{path} of cluster {found.name}, which {end}"
     if now.generation != found.generation:
@@ -311,7 +311,7 @@ def generation_folders(path: Path) -> list[Path]:
 
 
 def unusable(path: Path, error: OSError) -> PersistError:
-    """What is raised for an error of a memory's folder."""
+    """The exception for an operating system's error in a memory's folder."""
     if isinstance(error, UntrustedPathError):
         return PersistError(f"{error} (setting: persist_path)")
     return PersistError(

@@ -22,7 +22,7 @@ WHOLE_VALUE: Final = ("$",)
 
 
 class IndexSettings(Struct, frozen=True, kw_only=True):
-    """How the items of a memory are embedded, without the embedding function.
+    """Settings of the embedding of items, without the embedding function.
 
     Attributes:
         dims: Components of each vector.

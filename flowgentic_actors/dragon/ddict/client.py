@@ -110,12 +110,12 @@ class RawBytes:
 
     @staticmethod
     def dumps(key: bytes) -> bytes:
-        """A key, as it is."""
+        """Serialize a key: bytes already."""
         return key
 
     @staticmethod
     def loads(key: bytes) -> bytes:
-        """A key, as it was."""
+        """Deserialize a key: bytes already."""
         return key
 
     @staticmethod
@@ -153,7 +153,7 @@ def _processes_in(ddict: Any, folder: Path) -> Iterator[None]:
 
 
 def _room(size: int) -> int:
-    """What a value of that size takes in a pool."""
+    """Bytes of a pool that a value of this size takes."""
     return max(64, 1 << (size - 1).bit_length()) if size else 64
 
 

@@ -74,7 +74,7 @@ class Generation:
         self.is_ready = False
 
     def start(self) -> None:
-        """Begin to make it."""
+        """Begin to create the DDict."""
         self._step = 1
         self._tick(self._create_timeout / _TICKS)
         threading.Thread(target=self._run, name="flowgentic:ddict", daemon=True).start()

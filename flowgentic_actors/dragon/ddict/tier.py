@@ -1,4 +1,4 @@
-"""A DDict on this node as a memory tier: fast while it works, and nobody waits when it does not.
+"""A DDict on this node as a memory tier: fast while it works, and no request waits when it fails.
 
 A DDict is several processes and a lock between them that no kernel cleans up: one that was killed
 or stopped at the wrong moment hangs all others, past every timeout that Dragon was given. So:
@@ -57,8 +57,8 @@ def why_no_ddict() -> str | None:
 class DDictShard:
     """One DDict on this node. Everything here is for the event loop's thread, and returns at once.
 
-    Futures fail with a `TierError` and nothing else. Nobody has to look at a future: errors that
-    nobody fetches are not logged.
+    Futures fail with a `TierError` and nothing else. A future may be dropped: an error that is
+    not fetched is not logged.
 
     Args:
         total_bytes: Size of its pools together; about seven eighths of it can be used.
