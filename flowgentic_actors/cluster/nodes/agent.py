@@ -48,7 +48,8 @@ from flowgentic_actors.storage.private_files import make_folder, make_folders, w
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.messages import ToServer
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 
 NODE_SOCKET: Final = "node.sock"
 LOG_FILE: Final = "node.log"

@@ -12,8 +12,9 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
+from flowgentic_actors.actors.heartbeat import EventSink
 from flowgentic_actors.actors.stats_query import query_stats
-from flowgentic_actors.actors.supervisor import EventSink, Supervisor
+from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.loop_condition import LoopCondition
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.directory import ShardDirectory
@@ -46,7 +47,7 @@ from flowgentic_actors.errors import (
     RejectedError,
 )
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0

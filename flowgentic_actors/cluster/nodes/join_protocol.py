@@ -28,7 +28,7 @@ from flowgentic_actors.wire.blocking_connection import BlockingConnection
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 _TICKET_TIMEOUT: Final = 30.0
 _PAUSE: Final = 0.2
