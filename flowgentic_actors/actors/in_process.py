@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Actor, Status
@@ -55,7 +56,7 @@ class InProcessActor:
         self.lease = -math.inf
         self.told: Raw | None = None
         self.port = 0
-        self._spec = spec
+        self._spec = msgspec.structs.replace(spec, stay_awake=0.0)  # the host's work comes first
         self._loop = asyncio.get_running_loop()
         name = f"hosted-{spec.name}"
         threading.Thread(target=self._run, name=name, daemon=True).start()

@@ -22,6 +22,7 @@ from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import FlowgenticError
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.private_files import read_private, trusted_path
+from flowgentic_actors.wire.awake import time_awake
 from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.messages import Fatal, sendable
 from flowgentic_actors.wire.server import Server
@@ -41,6 +42,7 @@ def main() -> int:
     spec = msgspec.json.decode(
         read_private(spec_file, secret=True), type=ActorSpec, dec_hook=concealed
     )
+    spec = msgspec.structs.replace(spec, stay_awake=time_awake(spec.stay_awake))
     started = time.monotonic()
     link = SupervisorLink(spec)
     try:

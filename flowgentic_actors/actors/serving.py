@@ -83,7 +83,8 @@ async def serve(
 
     mailbox = Mailbox(spec.mailbox_requests, spec.mailbox_bytes)
     lease = -math.inf if spec.leased else math.inf
-    runtime = ActorRuntime(actor, mailbox, broken, spec.max_message_bytes, lease)
+    limit = spec.max_message_bytes
+    runtime = ActorRuntime(actor, mailbox, broken, limit, lease, stay_awake=spec.stay_awake)
     server = Server(runtime, spec.secret, spec.name, spec.epoch, spec.max_message_bytes)
     await server.listen(spec.address)
     port = 0

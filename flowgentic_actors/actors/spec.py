@@ -27,6 +27,7 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
         host: IP address where it serves other nodes too, over TLS; empty for none.
         identity: What it proves there that it is of this cluster.
         leased: Whether it answers only with a lease of its supervisor.
+        stay_awake: Seconds for which it does not sleep between requests that follow one another.
     """
 
     name: str
@@ -44,3 +45,4 @@ class ActorSpec(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     identity: Identity | None = None
     leased: bool = False
+    stay_awake: float = 0.0

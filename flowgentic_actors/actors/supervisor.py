@@ -72,6 +72,7 @@ class SupervisorSettings:
     mailbox_bytes: int
     max_message_bytes: int
     rejoin_grace: float
+    stay_awake: float = 0.0
 
 
 EventSink = Callable[[EventKind, str, str], None]
@@ -393,6 +394,7 @@ class Supervisor:
             max_message_bytes=settings.max_message_bytes,
             fence_after=settings.hang_timeout,
             rejoin_grace=settings.rejoin_grace,
+            stay_awake=settings.stay_awake,
             host=child.spec.host,
             identity=self._identity if child.spec.host else None,
             leased=child.spec.leased,

@@ -28,6 +28,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, UnreachableError, dial, secure, unanswered
+from flowgentic_actors.wire.awake import LoopAwake
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.frames import FRAME_TARGET
 from flowgentic_actors.wire.messages import (
@@ -93,6 +94,7 @@ class AsyncConnection:
         role: What this connection is for.
         name: The name that the peer has to have: on a node, the port of an actor that is gone
             may be another one's by now. Default: anything.
+        stay_awake: Seconds for which the loop does not sleep after a request, until its answer.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class AsyncConnection:
         role: Role = "client",
         *,
         name: str | None = None,
+        stay_awake: float = 0.0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._address = address
@@ -113,6 +116,7 @@ class AsyncConnection:
         self._role = role
         self.name = name
         self._session: Session[_Answer] = Session()
+        self._awake = LoopAwake(stay_awake, self._session.__len__)
         self._queue: deque[Pending[_Answer]] = deque()  # to be written, in order
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -174,6 +178,7 @@ class AsyncConnection:
                 self._flush()
             elif not self._flush_at:
                 self._flush_soon()
+            self._awake.stay()
             if pending.deadline < self._earliest:
                 self._watch(pending.deadline)
         except BaseException:

@@ -198,6 +198,7 @@ class Host:
                 mailbox_requests=spec.mailbox_requests,
                 mailbox_bytes=spec.mailbox_bytes,
                 max_message_bytes=spec.max_message_bytes,
+                stay_awake=spec.stay_awake,
             ),
             on_event=self._actor_event,
             on_report=self._stir,

@@ -185,6 +185,7 @@ class Owner:
             mailbox_requests=config.mailbox_requests,
             mailbox_bytes=config.mailbox_bytes,
             max_message_bytes=config.max_message_bytes,
+            stay_awake=config.stay_awake,
             opened=time.time(),
             stop_signal=config.stop_signal,
             stop_file=str(config.stop_file.absolute()) if config.stop_file else None,

@@ -73,6 +73,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     mailbox_requests: int
     mailbox_bytes: int
     max_message_bytes: int
+    stay_awake: float
     opened: float
     stop_signal: str | None = None
     stop_file: str | None = None
