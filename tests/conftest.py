@@ -107,15 +107,14 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 def scratch() -> Iterator[Path]:
     """A private, short scratch folder for the whole run: nothing of it may outlive the run."""
     folder = Path(tempfile.mkdtemp(prefix="fga-", dir="/tmp"))
-    old = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = str(folder)
-    tempfile.tempdir = None
-    yield folder
-    tempfile.tempdir = None
-    if old is None:
-        del os.environ["TMPDIR"]
-    else:
-        os.environ["TMPDIR"] = old
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", None)
+        if sys.dont_write_bytecode:
+            # Containers often say so. Hundreds of programs would compile all that they import.
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(folder / "bytecode"))
+        yield folder
     shutil.rmtree(folder)
 
 

@@ -10,6 +10,7 @@ from msgspec import Raw, Struct
 
 from flowgentic_actors.errors import RejectedError
 from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.secret import Secret
 
 SLOW: Final = 0.25
 """Seconds from which on carrying out one request, or one page of an answer, is worth an event."""
@@ -43,6 +44,28 @@ class Postponed(NamedTuple):
     otherwise: RejectedError
 
 
+class ActorContext(NamedTuple):
+    """What an actor may use of the process that serves it.
+
+    Attributes:
+        name: The actor's name.
+        secret: The cluster's secret, which other actors ask for.
+        max_message_bytes: Largest message.
+        tell: Reports an event (kind, detail) to the supervisor, after `report`; callable from any
+            thread.
+        report: Gives the supervisor `stats` and `report` as they are now, without waiting for it
+            to ask; callable from any thread.
+        wake: Has `commit` called soon, for what was done beside the requests.
+    """
+
+    name: str
+    secret: Secret[bytes]
+    max_message_bytes: int
+    tell: Callable[[EventKind, str], None]
+    report: Callable[[], None]
+    wake: Callable[[], None]
+
+
 class Status(NamedTuple):
     """The status of an actor: its batch, counters and report.
 
@@ -64,21 +87,8 @@ class Actor(Protocol):
     Its methods are called on the loop and do not wait for anything.
     """
 
-    def start(
-        self,
-        tell: Callable[[EventKind, str], None],
-        report: Callable[[], None],
-        wake: Callable[[], None],
-    ) -> None:
-        """Start background work; called on the loop, before the first request.
-
-        Args:
-            tell: Reports an event (kind, detail) to the supervisor, after `report`; callable from
-                any thread.
-            report: Gives the supervisor `stats` and `report` as they are now, without waiting for
-                it to ask; callable from any thread.
-            wake: Has `commit` called soon, for what was done beside the requests.
-        """
+    def start(self, context: ActorContext) -> None:
+        """Start background work; called on the loop, before the first request."""
 
     @property
     def takes_clients(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from msgspec import Raw
 
-from flowgentic_actors.actors.actor import Actor, Status
+from flowgentic_actors.actors.actor import Actor, ActorContext, Status
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
@@ -86,6 +86,17 @@ async def serve(
     limit = spec.max_message_bytes
     runtime = ActorRuntime(actor, mailbox, broken, limit, lease, stay_awake=spec.stay_awake)
     server = Server(runtime, spec.secret, spec.name, spec.epoch, spec.max_message_bytes)
+
+    def report() -> None:
+        link.send(Pong(0, *runtime.status()))
+
+    def tell(kind: EventKind, detail: str) -> None:
+        report()
+        link.send(ActorEvent(kind, sendable(detail)))
+
+    actor.start(
+        ActorContext(spec.name, spec.secret, spec.max_message_bytes, tell, report, runtime.wake)
+    )
     await server.listen(spec.address)
     port = 0
     if spec.identity is not None:
@@ -106,14 +117,6 @@ async def serve(
     link.on_drain = lambda reason: _threadsafe(loop, lambda: drain(reason))
     link.on_fence = lambda fenced: _threadsafe(loop, lambda: runtime.fence(fenced=fenced))
 
-    def report() -> None:
-        link.send(Pong(0, *runtime.status()))
-
-    def tell(kind: EventKind, detail: str) -> None:
-        report()
-        link.send(ActorEvent(kind, sendable(detail)))
-
-    actor.start(tell, report, runtime.wake)
     link.on_news = lambda: _threadsafe(loop, take_news)
     take_news()  # what came before
     link.send(Ready(time.monotonic() - started, port))

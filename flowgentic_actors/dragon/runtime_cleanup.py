@@ -25,7 +25,7 @@ _PROC = Path("/proc")
 _SHM = "/dev/shm/"  # noqa: S108 - looked at, not written to
 
 
-class Segment(NamedTuple):
+class SharedMemoryFile(NamedTuple):
     """A file of shared memory, with the inode, as a later one may have the same name."""
 
     path: str
@@ -43,7 +43,7 @@ def group_members(group: int) -> list[int]:
     return found
 
 
-def shared_memory_of(pids: Iterable[int]) -> set[Segment]:
+def shared_memory_of(pids: Iterable[int]) -> set[SharedMemoryFile]:
     """The shared memory that processes have mapped."""
     found = set()
     for pid in pids:
@@ -51,11 +51,11 @@ def shared_memory_of(pids: Iterable[int]) -> set[Segment]:
             for line in (_PROC / str(pid) / "maps").read_text().splitlines():
                 fields = line.split(maxsplit=5)
                 if len(fields) == 6 and fields[5].startswith(_SHM):
-                    found.add(Segment(fields[5], int(fields[4])))
+                    found.add(SharedMemoryFile(fields[5], int(fields[4])))
     return found
 
 
-def remove_unused(segments: Iterable[Segment]) -> None:
+def remove_unused(segments: Iterable[SharedMemoryFile]) -> None:
     """Remove segments that no process has mapped any more."""
     left = set(segments)
     if not left:
@@ -73,7 +73,7 @@ def end_runtime(runtime: str) -> None:
         runtime: Value of `RUNTIME_VARIABLE` in it.
     """
     wanted = f"{RUNTIME_VARIABLE}={runtime}".encode()
-    segments: set[Segment] = set()
+    segments: set[SharedMemoryFile] = set()
     deadline = time.monotonic() + _GONE
     while time.monotonic() < deadline:
         pids = [pid for pid in _processes() if pid != os.getpid() and _has(pid, wanted)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.spawn import ACTOR_MODULE, Spawned, SubprocessSpawner
@@ -15,8 +14,6 @@ from flowgentic_actors.errors import ActorStartError
 from flowgentic_actors.python import python_command
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.storage.private_files import open_log
-
-_PATIENCE: Final = 15.0  # for what takes a second on a busy machine
 
 
 class _DragonChild:
@@ -38,22 +35,28 @@ class DragonSpawner:
     Args:
         uses_dragon: Whether the actors call Dragon themselves (to own a DDict).
         on_hung: Told, once, that Dragon starts nothing any more.
+        patience: Seconds that a start may take, and half of its own deadline at most.
     """
 
     name = "dragon"
 
     def __init__(
-        self, *, uses_dragon: bool = False, on_hung: Callable[[str], None] = lambda _: None
+        self,
+        *,
+        uses_dragon: bool = False,
+        on_hung: Callable[[str], None] = lambda _: None,
+        patience: float = 15.0,  # for what takes a second on a busy machine
     ) -> None:
         self._uses_dragon = uses_dragon
         self._on_hung = on_hung
+        self._patience = patience
         self._without: SubprocessSpawner | None = None
 
     async def spawn(self, spec_file: Path, log_file: Path, timeout: float) -> Spawned:
         """Start a Dragon process; see `Spawner.spawn`."""
         command = python_command(ACTOR_MODULE, str(spec_file))
         if self._without is None:
-            patience = min(_PATIENCE, timeout / 2)
+            patience = min(self._patience, timeout / 2)
             try:
                 await on_daemon_thread(
                     patience, start_dragon_process, command, log_file, uses_dragon=self._uses_dragon

@@ -14,29 +14,26 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import msgspec
 
 from flowgentic_actors.engine.limits import check_filter
+from flowgentic_actors.engine.values import Value
 from flowgentic_actors.errors import InvalidRequestError
 
 FILTERABLE = "msgpack"
 """The blob type whose bytes are a msgpack map, as LangGraph's default serializer writes."""
 
-_Comparison: TypeAlias = Callable[[Any, Any], bool]
-"""Of a field's value, or `_MISSING`, with an operand."""
+_Test: TypeAlias = Callable[[Any], bool]
+"""Of a field's value, or `_MISSING`; of a whole value, as the fields of it that a filter names."""
 
-_MISSING = object()
-
-_Raw = msgspec.Raw
-# Only the top level is decoded for every candidate; fields are decoded when a filter names them.
-_fields: msgspec.msgpack.Decoder[dict[str, Any]] = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
-_any = msgspec.msgpack.Decoder()
+_MISSING = msgspec.UNSET
 
 
-def compile_filter(encoded: bytes) -> Callable[[str, bytes], bool]:
-    """Make a predicate on (blob type, blob bytes) from a filter.
+def compile_filter(encoded: bytes) -> Callable[[Value], bool]:
+    """Make a predicate on hot values from a filter.
 
     Args:
         encoded: A msgpack map of field to condition.
@@ -57,22 +54,41 @@ def compile_filter(encoded: bytes) -> Callable[[str, bytes], bool]:
     check_filter(conditions)
     _check(conditions, whole=True)
     of_parts: dict[int, frozenset[Any]] = {}
-    conditions = _Preparation(of_parts).of_whole(conditions)
+    compiler = _Compiler(of_parts)
+    test = compiler.of_whole(conditions)
+    fields_of = _decoder(tuple(compiler.names))
 
-    def matches_value(kind: str, data: bytes) -> bool:
-        if kind != FILTERABLE:
+    def matches_value(value: Value) -> bool:
+        if value.kind != FILTERABLE:
             raise InvalidRequestError(
-                f"items serialized as {kind!r} cannot be filtered by their shard: search without "
-                "filter=, or store them with a serializer that is not encrypted"
+                f"items serialized as {value.kind!r} cannot be filtered by their shard: search "
+                "without filter=, or store them with a serializer that is not encrypted"
             )
         if of_parts:
             of_parts.clear()
         try:
-            return _whole_matches(_fields.decode(data), conditions)
+            return test(fields_of(value.data))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False  # not a map with text keys, not plain data, or nested too deeply
 
     return matches_value
+
+
+@lru_cache(maxsize=256)  # making a type takes as long as trying a thousand candidates
+def _decoder(names: tuple[str, ...]) -> Callable[[Any], Any]:
+    """Make a decoder of some fields of a map, which are the attributes f0, f1, ... of its result.
+
+    The other fields are passed over, which takes a third of the time that a dict of them takes.
+    """
+    attributes = [f"f{number}" for number in range(len(names))]
+    fields = [(attribute, Any, _MISSING) for attribute in attributes]
+    try:
+        renamed = dict(zip(attributes, names, strict=True))
+        return msgspec.msgpack.Decoder(msgspec.defstruct("Fields", fields, rename=renamed)).decode
+    except ValueError:  # a name with a quote, say
+        make = msgspec.defstruct("Fields", fields)
+        decode = msgspec.msgpack.Decoder(dict[str, Any]).decode
+        return lambda data: make(*(decode(data).get(name, _MISSING) for name in names))
 
 
 def _check(condition: object, *, whole: bool = False) -> None:
@@ -96,8 +112,8 @@ def _check(condition: object, *, whole: bool = False) -> None:
 
 def _conditions_of(name: str, operand: Any, *, whole: bool) -> list[Any]:
     """The conditions in an operator's operand; that of a comparison is a plain value."""
-    if name not in _OPERATORS:
-        known = ", ".join(_OPERATORS)
+    if name not in _OPERATORS and name not in _CONNECTIVES:
+        known = ", ".join((*_OPERATORS, *_CONNECTIVES))
         raise InvalidRequestError(f"unknown filter operator {name!r}; known: {known}")
     if whole and name not in _CONNECTIVES:
         raise InvalidRequestError(
@@ -109,52 +125,6 @@ def _conditions_of(name: str, operand: Any, *, whole: bool) -> list[Any]:
     if name == "$not":
         return [operand]
     return operand if name in _CONNECTIVES else []
-
-
-def _whole_matches(fields: dict[str, Any], conditions: dict[str, Any]) -> bool:
-    for name, condition in conditions.items():
-        if name == "$and":
-            matches = all(_whole_matches(fields, inner) for inner in condition)
-        elif name == "$or":
-            matches = any(_whole_matches(fields, inner) for inner in condition)
-        elif name == "$not":
-            matches = not _whole_matches(fields, condition)
-        else:
-            value = fields.get(name, _MISSING)
-            if type(value) is _Raw:
-                value = fields[name] = _any.decode(value)  # the next condition has it decoded
-            matches = _matches(value, condition)
-        if not matches:
-            return False
-    return True
-
-
-def _matches(value: object, condition: object) -> bool:
-    if type(condition) is _Comparisons:
-        for compare, operand in condition:  # noqa: SIM110 - a generator costs as much again
-            if not compare(value, operand):
-                return False
-        return True
-    if isinstance(condition, dict):
-        return isinstance(value, dict) and all(
-            _matches(value.get(k, _MISSING), inner) for k, inner in condition.items()
-        )
-    return (
-        isinstance(condition, list)
-        and isinstance(value, list)
-        and len(value) == len(condition)
-        and all(map(_matches, value, condition))
-    )
-
-
-def _ordered(compare: Callable[[Any, Any], bool]) -> _Comparison:
-    def matches(value: object, operand: object) -> bool:
-        comparable = (_is_number(value) and _is_number(operand)) or (
-            isinstance(value, str) and isinstance(operand, str)
-        )
-        return comparable and compare(value, operand)
-
-    return matches
 
 
 class _Among:
@@ -204,50 +174,115 @@ def _key(value: Any) -> Any:
     return None if value is _MISSING else value
 
 
-class _Comparisons(list[tuple[_Comparison, Any]]):
-    """The comparisons of a field in a condition that has operators."""
-
-
-class _Preparation:
-    """Compiles a checked filter into the form that is tried on each candidate.
+class _Compiler:
+    """Compiles a checked filter into a test of each candidate.
 
     Args:
         of_parts: See `_Among`.
+
+    Attributes:
+        names: The fields that the filter names, in the order of the decoder's attributes.
     """
 
     def __init__(self, of_parts: dict[int, frozenset[Any]]) -> None:
         self._of_parts = of_parts
+        self.names: dict[str, Callable[[Any], Any]] = {}
 
-    def of_whole(self, conditions: dict[str, Any]) -> dict[str, Any]:
+    def of_whole(self, conditions: dict[str, Any]) -> _Test:
         """Compile conditions about the whole value."""
-        prepared: dict[str, Any] = {}
-        for name, operand in conditions.items():
-            if name == "$not":
-                prepared[name] = self.of_whole(operand)
-            elif name in _CONNECTIVES:
-                prepared[name] = [self.of_whole(each) for each in operand]
-            else:
-                prepared[name] = self.of_field(operand)
-        return prepared
+        return _every([self._of_part(*each) for each in conditions.items()])
 
-    def of_field(self, condition: Any) -> Any:
+    def _of_part(self, name: str, operand: Any) -> _Test:
+        if name in _CONNECTIVES:
+            return _connected(name, operand, self.of_whole)
+        attribute = operator.attrgetter(f"f{len(self.names)}")
+        get, test = self.names.setdefault(name, attribute), self.of_field(operand)
+        return lambda fields: test(get(fields))
+
+    def of_field(self, condition: Any) -> _Test:
         """Compile a condition about one field."""
         if isinstance(condition, list):
-            return [self.of_field(each) for each in condition]
+            each = [self.of_field(inner) for inner in condition]
+            return lambda value: (
+                isinstance(value, list)
+                and len(value) == len(each)
+                and all(test(part) for test, part in zip(each, value, strict=True))
+            )
         if not isinstance(condition, dict):
-            return _Comparisons([(_equal_plain, condition)])
+            return _equal_to(condition)
         if any(map(_is_operator, condition)):
-            return _Comparisons(self._comparison(*each) for each in condition.items())
-        return {name: self.of_field(inner) for name, inner in condition.items()}
+            return _every([self._comparison(*each) for each in condition.items()])
+        parts = {name: self.of_field(inner) for name, inner in condition.items()}
+        return lambda value: (
+            isinstance(value, dict)
+            and all(test(value.get(name, _MISSING)) for name, test in parts.items())
+        )
 
-    def _comparison(self, name: Any, operand: Any) -> tuple[_Comparison, Any]:
+    def _comparison(self, name: Any, operand: Any) -> _Test:
         if not _is_operator(name):  # a plain field beside an operator: {"$gt": 1, "a": 2}
-            return _matches, {name: self.of_field(operand)}
+            return self.of_field({name: operand})
+        if name in _CONNECTIVES:
+            return _connected(name, operand, self.of_field)
         if name in ("$in", "$nin"):
             operand = _Among(operand, self._of_parts)
-        elif name in _CONNECTIVES:
-            operand = self.of_field(operand)
-        return _OPERATORS[name], operand
+        return _OPERATORS[name](operand)
+
+
+def _connected(name: str, operand: Any, compiled: Callable[[Any], _Test]) -> _Test:
+    if name == "$not":
+        return _not(compiled(operand))
+    tests = [compiled(each) for each in operand]
+    return _every(tests) if name == "$and" else _some(tests)
+
+
+def _not(test: _Test) -> _Test:
+    return lambda value: not test(value)
+
+
+def _every(tests: list[_Test]) -> _Test:
+    if len(tests) == 1:
+        return tests[0]
+
+    def matches(value: object) -> bool:
+        for test in tests:  # noqa: SIM110 - a generator costs as much again
+            if not test(value):
+                return False
+        return True
+
+    return matches
+
+
+def _some(tests: list[_Test]) -> _Test:
+    def matches(value: object) -> bool:
+        for test in tests:  # noqa: SIM110 - a generator costs as much again
+            if test(value):
+                return True
+        return False
+
+    return matches
+
+
+def _equal_to(operand: Any) -> _Test:
+    # True == 1 in Python; in the JSON that users think of they are different values.
+    if operand is None:
+        return lambda value: value is None or value is _MISSING
+    if isinstance(operand, bool):
+        return lambda value: value is operand
+    if isinstance(operand, int | float):
+        return lambda value: value == operand and type(value) is not bool
+    if isinstance(operand, list | dict):
+        return lambda value: _equal(value, operand)
+    return lambda value: bool(value == operand)
+
+
+def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any], _Test]:
+    def compared_with(operand: Any) -> _Test:
+        kinds = (int, float) if _is_number(operand) else (str,)
+        if type(operand) not in kinds:
+            return lambda _: False
+        return lambda value: type(value) in kinds and compare(value, operand)
+
+    return compared_with
 
 
 def _equal(value: object, operand: object) -> bool:
@@ -259,13 +294,6 @@ def _equal(value: object, operand: object) -> bool:
     if isinstance(value, list) and isinstance(operand, list):
         return len(value) == len(operand) and all(map(_equal, value, operand))
     return isinstance(value, bool) == isinstance(operand, bool) and value == operand
-
-
-def _equal_plain(value: object, operand: object) -> bool:
-    """Compare with an operand that is neither a map nor a list; otherwise as `_equal`."""
-    if value is _MISSING:
-        return operand is None
-    return value == operand and isinstance(value, bool) == isinstance(operand, bool)
 
 
 def _is_operator(name: object) -> bool:
@@ -290,19 +318,16 @@ def _are_values(operand: object) -> bool:
     )
 
 
-_OPERATORS: Mapping[str, _Comparison] = {
-    "$eq": _equal,
+_OPERATORS: Mapping[str, Callable[[Any], _Test]] = {
+    "$eq": _equal_to,
     "$gt": _ordered(operator.gt),
     "$gte": _ordered(operator.ge),
     "$lt": _ordered(operator.lt),
     "$lte": _ordered(operator.le),
-    "$ne": lambda value, operand: not _equal(value, operand),
-    "$in": lambda value, operand: operand.has(value),
-    "$nin": lambda value, operand: not operand.has(value),
-    "$exists": lambda value, operand: (value is not _MISSING) is operand,
-    "$and": lambda value, operand: all(_matches(value, inner) for inner in operand),
-    "$or": lambda value, operand: any(_matches(value, inner) for inner in operand),
-    "$not": lambda value, operand: not _matches(value, operand),
+    "$ne": lambda operand: _not(_equal_to(operand)),
+    "$in": lambda operand: operand.has,
+    "$nin": lambda operand: _not(operand.has),
+    "$exists": lambda operand: lambda value: (value is not _MISSING) is operand,
 }
 _CONNECTIVES = ("$and", "$or", "$not")
 

@@ -35,7 +35,7 @@ from flowgentic_actors.engine.replies import (
     Reply,
     ScoredRow,
 )
-from flowgentic_actors.engine.values import Values
+from flowgentic_actors.engine.values import Value, Values
 from flowgentic_actors.engine.vectors import check_vector
 
 MAX_PAGE = 4096
@@ -46,7 +46,7 @@ MAX_AHEAD = (256, 1 << 20)
 
 _MOST_LOOKED_AHEAD: Final = 4096
 
-_Predicate: TypeAlias = Callable[[str, bytes], bool] | None
+_Predicate: TypeAlias = Callable[[Value], bool] | None
 _Candidate: TypeAlias = tuple[ItemPlace, StoredItem | None, float | None]
 """Place, item (None for one that is no candidate, but was looked at), score."""
 
@@ -94,12 +94,7 @@ class ItemQueries:
 
     def _search(self, query: SearchItems, now_us: int) -> ItemPage:
         """One page of the items below a prefix that match the filter."""
-
-        def candidates() -> Iterator[_Candidate]:
-            for place, item in self._items.below(query.prefix, query.after):
-                yield place, item, None
-
-        page = self._page(query, candidates, now_us)
+        page = self._page(query, partial(self._items.below, query.prefix, query.after), now_us)
         if not page.fill():
             return ItemPage((), None, 0)  # never sent: the query is asked again
         rows = tuple(self._row(place, item) for place, item, _ in page.found)
@@ -119,13 +114,13 @@ class ItemQueries:
             elif query.metric != "l2" and not any(query.vector):
                 # All score the same, and are in the order of their places.
                 after = None if start is None else start.item
-                for place, item in self._items.below(query.prefix, after):
+                for place, item, _ in self._items.below(query.prefix, after):
                     yield place, item if has(place, size) else None, 0.0
                 after = None
             else:
                 for score, place in self._ranked(query):
                     yield place, self._items.find(place), score
-            for place, item in self._items.below(query.prefix, after):
+            for place, item, _ in self._items.below(query.prefix, after):
                 yield place, None if has(place, size) else item, None
 
         page = self._page(query, candidates, now_us)
@@ -220,35 +215,45 @@ class _Page:
         self._candidates = candidates
         self.found: list[Any] = []  # candidates that have an item
         self.skipped = 0
+        self._size = 0  # bytes of the values found
         self.has_more = False
         self.last: _Candidate | None = None  # that was looked at to the end
 
     def fill(self) -> bool:
         """Take candidates until the page is full; False when their values have to be fetched."""
-        size = seen = 0  # bytes of what is given, and of what was looked into
-        matches = self._matches
-        found, room, step = self.found, self._room, self._pace.step
+        seen = 0  # bytes that were looked into since the last look at the clock
+        least = LARGE // self._pace.step + 1  # that a candidate counts for
+        matches, found, room = self._matches, self.found, self._room
         if not room:
             return True
-        for looked, candidate in enumerate(self._candidates(), 1):
+        for candidate in self._candidates():
+            seen += least
             item = candidate[1]
             if item is not None:
                 seen += item.size
                 if matches is not None and item.data is None:
                     return self._end_before_cold()
-                if matches is None or matches(*self._values.blob(item)):
-                    if self.skipped < self._offset:
-                        self.skipped += 1
-                    else:
-                        size += item.size
-                        if found and size > PAGE_BYTES:
-                            self.has_more = True
-                            return True
-                        found.append(candidate)
+                if (matches is None or matches(item)) and not self._take(candidate, item.size):
+                    self.has_more = True
+                    return True
             self.last = candidate
-            if len(found) == room or ((not looked % step or seen > LARGE) and self._pace.is_over()):
+            if seen > LARGE:
+                seen = 0
+                self.has_more = self._pace.is_over()
+            if self.has_more or len(found) == room:
                 self.has_more = True
                 return True
+        return True
+
+    def _take(self, candidate: _Candidate, size: int) -> bool:
+        """Put a match on the page, or skip it; False when it is too large for what is left."""
+        if self.skipped < self._offset:
+            self.skipped += 1
+            return True
+        self._size += size
+        if self.found and self._size > PAGE_BYTES:
+            return False
+        self.found.append(candidate)
         return True
 
     def _end_before_cold(self) -> bool:

@@ -41,11 +41,10 @@ class _Namespace:
         # never searched, does not pay for it.
         self.order: SortedList[str] | None = None
 
-    def from_key(self, key: str, *, inclusive: bool) -> Iterator[tuple[str, StoredItem]]:
+    def keys_from(self, key: str, *, inclusive: bool) -> Iterator[str]:
         if self.order is None:
             self.order = SortedList(self.items)
-        for found in self.order.irange(minimum=key, inclusive=(inclusive, True)):
-            yield found, self.items[found]
+        return self.order.irange(minimum=key, inclusive=(inclusive, True))
 
 
 class Items:
@@ -305,13 +304,15 @@ class Items:
 
     def below(
         self, prefix: tuple[str, ...], after: ItemPosition | None
-    ) -> Iterator[tuple[ItemPlace, StoredItem]]:
-        """The items below a prefix in order, expired ones included."""
+    ) -> Iterator[tuple[ItemPlace, StoredItem, None]]:
+        """The items below a prefix in order, expired ones included, without a score."""
         for namespace in self.namespaces(prefix, max(prefix, after.namespace) if after else prefix):
             begun = after is not None and namespace == after.namespace
             start = after.key if begun and after else ""
-            for key, item in self._namespaces[namespace].from_key(start, inclusive=not begun):
-                yield (namespace, key), item
+            found = self._namespaces[namespace]
+            items = found.items
+            for key in found.keys_from(start, inclusive=not begun):
+                yield (namespace, key), items[key], None
 
 
 def _conflict(item: StoredItem | None, expected: int | None) -> Conflict | None:

@@ -19,7 +19,7 @@ LOOKS: Final = 256
 """Candidates after which a page looks at the clock, if each costs little."""
 
 LARGE: Final = 1 << 14
-"""Bytes of values that a page looks into before it looks at the clock after each."""
+"""Bytes of values that a page looks into between two looks at the clock."""
 
 _CHEAP: Final = 16  # bytes of a filter that make a candidate as costly as no filter does
 

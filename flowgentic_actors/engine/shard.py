@@ -51,8 +51,9 @@ from flowgentic_actors.engine.replies import (
     RankPage,
     Reply,
 )
+from flowgentic_actors.engine.thread_plans import Retention, ThreadPlans
 from flowgentic_actors.engine.thread_queries import ThreadQueries
-from flowgentic_actors.engine.threads import Retention, Threads
+from flowgentic_actors.engine.threads import Threads
 from flowgentic_actors.engine.values import NOWHERE, Value, Values
 
 CACHE_BYTES: Final = 64 << 20
@@ -123,7 +124,8 @@ class Shard:
         searchable: bool = True,
     ) -> None:
         self._values = Values(hot_bytes)
-        self._threads = Threads(self._values, retention)
+        self._threads = Threads(self._values)
+        self._thread_plans = ThreadPlans(self._threads, retention)
         self._thread_queries = ThreadQueries(self._threads, self._values)
         self._items = Items(self._values, searchable=searchable)
         self._item_queries = ItemQueries(self._items, self._values)
@@ -136,8 +138,8 @@ class Shard:
         }
         self._plans: dict[type, Callable[[Any, int], Planned]] = {
             PutItem: self._items.plan_put,
-            PutCheckpoint: self._threads.plan_checkpoint,
-            PutWrites: self._threads.plan_writes,
+            PutCheckpoint: self._thread_plans.plan_checkpoint,
+            PutWrites: self._thread_plans.plan_writes,
         }
         # Those that a shard without a journal, a limit or a retention carries out at once: reads
         # that change nothing, whatever the time, and writes that may turn out to be recorded just
@@ -148,8 +150,8 @@ class Shard:
         }
         self.writes: dict[type, tuple[Callable[[Any], bool], Callable[[Any, int, int], None]]] = {
             PutItem: (self._items.takes, self._items.store),
-            PutCheckpoint: (self._threads.takes_checkpoint, self._threads.store_checkpoint),
-            PutWrites: (self._threads.takes_writes, self._threads.store_writes),
+            PutCheckpoint: (self._thread_plans.takes_checkpoint, self._threads.store_checkpoint),
+            PutWrites: (self._thread_plans.takes_writes, self._threads.store_writes),
         }
         self._replays: dict[type, Callable[[Any, int], None]] = {
             ItemStored: self._items.store,
@@ -222,12 +224,12 @@ class Shard:
     def decide_trim(self, record: Command | Record) -> CheckpointsDropped | None:
         """Decide which checkpoints of a thread are too many after a record was applied."""
         if self._retention.keep_last is not None and isinstance(record, CheckpointStored):
-            return self._threads.plan_trim(record.thread_id, record.checkpoint_ns)
+            return self._thread_plans.plan_trim(record.thread_id, record.checkpoint_ns)
         return None
 
     def decide_expire(self, now_us: int, most: int = MOST_EXPIRED) -> Record | None:
         """Decide what has expired by now, at most so many items or threads; None for nothing."""
-        return self._items.plan_expire(now_us, most) or self._threads.plan_expire(now_us, most)
+        return self._items.plan_expire(now_us, most) or self._thread_plans.plan_expire(now_us, most)
 
     @property
     def any_expires(self) -> bool:
@@ -236,7 +238,7 @@ class Shard:
 
     def next_expiry_us(self) -> int | None:
         """The time at which something may expire next, None for never as things are."""
-        times = (self._items.next_expiry_us(), self._threads.next_expiry_us())
+        times = (self._items.next_expiry_us(), self._thread_plans.next_expiry_us())
         return min((time for time in times if time is not None), default=None)
 
     def apply(self, record: Record, lsn: int = NOWHERE) -> None:
@@ -445,7 +447,7 @@ class Shard:
             case DeleteThread(thread_id):
                 return ThreadDeleted(thread_id) if self._threads.has(thread_id) else None
             case _:
-                return self._threads.decide(command, now_us)
+                return self._thread_plans.decide(command, now_us)
 
     def _replay(self, record: Record, lsn: int) -> None:
         match record:

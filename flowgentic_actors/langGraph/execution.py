@@ -32,7 +32,6 @@ D = TypeVar("D")
 _Async = Callable[P, Coroutine[Any, Any, Any]]
 
 _RETRY = RetryConfig()
-_LOOP_ANSWERS = 5.0  # seconds within which a loop that is not blocked gets to a callback
 
 
 class AsyncFlowType(Enum):

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 from msgspec import Raw
 
-from flowgentic_actors.actors.actor import Call, Postponed
+from flowgentic_actors.actors.actor import ActorContext, Call, Postponed
 from flowgentic_actors.dragon.ddict.tier import DDictShard, why_no_ddict
 from flowgentic_actors.engine.commands import (
     MAKES_ROOM,
@@ -38,10 +38,9 @@ from flowgentic_actors.errors import (
     JournalError,
     JournalLockedError,
     RejectedError,
-    StorageError,
 )
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.secret import concealed
+from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.cold_reads import ColdReads
 from flowgentic_actors.shard.hot_keys import HotKeys, key_of, sampling
@@ -50,21 +49,21 @@ from flowgentic_actors.shard.journaling.entries import (
     JournalEntry,
     LogEntry,
     SessionTable,
-    Unwritten,
     decode_entry,
     internal_entry,
 )
 from flowgentic_actors.shard.journaling.maintenance import JournalMaintenance
 from flowgentic_actors.shard.journaling.sessions import Sessions
+from flowgentic_actors.shard.journaling.unwritten import Unwritten
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingCalls
 from flowgentic_actors.shard.memory_tier import CHUNK, MemoryTier
 from flowgentic_actors.shard.migration.migrator import SlotMigrator
-from flowgentic_actors.shard.migration.ownership import OwnershipOrder
 from flowgentic_actors.shard.peer_protocol import PullSlots, decode_peer_request
 from flowgentic_actors.shard.progress import Progress, encode_progress
 from flowgentic_actors.shard.replication.leader import ReplicationLeader
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow_requests import SlowRequests
+from flowgentic_actors.shard.writer import ShardWriter
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.group_commit_loop import LoopGroupCommit
 from flowgentic_actors.storage.journal import Journal
@@ -85,10 +84,6 @@ _decode_command = msgspec.msgpack.Decoder(Command).decode
 _encode = msgspec.msgpack.Encoder().encode
 _DONE = _encode(DONE)
 _STORING = (ItemStored, CheckpointStored, WritesStored, BlobsKept)
-
-
-def _nothing(*_: object) -> None:
-    """In the place of what is told at the start."""
 
 
 class ShardActor:
@@ -112,11 +107,6 @@ class ShardActor:
     Raises:
         JournalError: If the journal cannot be used.
     """
-
-    _tell: Callable[[EventKind, str], None]
-    _wake: Callable[[], None]
-    _slow: SlowRequests
-    _report: Callable[[], None]
 
     def __init__(
         self,
@@ -142,8 +132,6 @@ class ShardActor:
         keeps = ShardSettings.decode(settings)
         hot_limit = _number(hot_bytes)
         self._shard = keeps.make_shard(hot_limit)
-        self._ceilings = keeps.quotas
-        self._limited = self._ceilings.any
         self._sweep_seconds = keeps.sweep_seconds
         self._sweeping: asyncio.Task[None] | None = None
         self._clock = Clock()
@@ -164,34 +152,24 @@ class ShardActor:
             self._worker,
             garbage_allowed=int(segment_bytes),
             waits=not self._appends,
+            hold=self._holds_log,
         )
         self.room = WaitingCalls(
             self._journal, self._worker, handle=self.handle, refusal=self._maintenance.refusal
         )
         """Who waits for room in the journal."""
-        self._unwritten = Unwritten()
-        self._waiting_bytes = 0  # of entries not appended yet
         self.cold_reads = ColdReads(
             self._shard, self._journal, self._worker, self.room, self._answer
         )
         """Who waits for values that memory has let go."""
         self._leader: ReplicationLeader | None = None
+        self._context: ActorContext | None = None
+        self._slow: SlowRequests | None = None
         self._claimed = bool(claimed)
         self._storing: list[asyncio.Future[None]] = []  # who waits for the next commit
-        self.migrator = SlotMigrator(
-            self._shard,
-            self._journal,
-            self._worker,
-            keep=self._keep_moved,
-            stored=self._stored,
-            next_lsn=lambda: self._next_lsn,
-            lag=lambda: self._leader.lag if self._leader is not None else 0,
-            tell=lambda kind, detail: self._tell(kind, detail),  # noqa: PLW0108 - another one later
-            report=lambda: self._report(),  # noqa: PLW0108 - the same
-        )
+        self.migrator = SlotMigrator(self, self._shard, self._journal, self._worker)
         """What it has to do with slots that move."""
-        self._maintenance.hold = self._holds_log
-        self._wake, self._tell, self._report, self._line = *(_nothing,) * 3, self.room.waiting
+        self._line = self.room.waiting
         # Without a limit, nothing is ever let go.
         tier = hot_limit is not None and why_no_ddict() is None
         self._tier_bytes = _number(tier_bytes) if tier else None
@@ -207,24 +185,19 @@ class ShardActor:
         except BaseException:
             self.close()
             raise
-        self._next_lsn = self._journal.end
+        self._unwritten = Unwritten(self._shard, self._maintenance, self._journal.end)
+        self._writer = ShardWriter(self._shard, keeps, self._unwritten.keep)
 
-    def start(
-        self,
-        tell: Callable[[EventKind, str], None],
-        report: Callable[[], None],
-        wake: Callable[[], None],
-    ) -> None:
+    def start(self, context: ActorContext) -> None:
         """Begin what goes on beside the requests; see `Actor.start`."""
-        self._tell, self._report, self._wake = tell, report, wake
-        self._slow = SlowRequests(tell)
-        self._sweeping = asyncio.ensure_future(self._sweep(wake))
+        self._context, self._slow = context, SlowRequests(context.tell)
+        self._sweeping = asyncio.ensure_future(self._sweep(context.wake))
         self._sweeping.add_done_callback(_log_defect)
         if self._tier_bytes is None:
             return
 
         def happened(kind: EventKind, detail: str) -> None:
-            tell(kind, detail)
+            context.tell(kind, detail)
             memory_tier.notice()
 
         managers, folder = self._tier_made_of
@@ -247,8 +220,9 @@ class ShardActor:
 
     def on_message(self, body: Raw) -> None:
         """Answer for some slots from now on; see `Actor.on_message`."""
-        told = msgspec.msgpack.decode(body, type=OwnershipOrder, dec_hook=concealed)
-        self.migrator.set_ownership(told.ownership, told.secret, told.max_bytes)
+        assignment = msgspec.msgpack.decode(body, type=Assignment)
+        if assignment.ownership is not None:
+            self.migrator.set_ownership(assignment.ownership)
 
     def on_peer_request(self, body: msgspec.Raw, answer: Callable[[bytes], None]) -> None:
         """Answer another shard, which takes slots over; see `Actor.on_peer_request`."""
@@ -263,6 +237,22 @@ class ShardActor:
     def position(self) -> int:
         """LSN after the last entry in the journal."""
         return self._journal.end
+
+    @property
+    def next_lsn(self) -> int:
+        """LSN after the last entry, those included that wait to be appended."""
+        return self._unwritten.end
+
+    @property
+    def lag(self) -> int:
+        """Bytes of the journal that the follower does not have yet."""
+        return self._leader.lag if self._leader is not None else 0
+
+    @property
+    def context(self) -> ActorContext:
+        """What it may use of its process, from `start` on."""
+        assert self._context is not None
+        return self._context
 
     def lead(self, *, waits: bool, on_change: Callable[[], None]) -> ReplicationLeader:
         """Hand on what is written from now on; called once, on the loop, instead of `follow`.
@@ -300,7 +290,7 @@ class ShardActor:
         for payload in payloads:
             self._take_in(lsn, decode_entry(payload))
             lsn += len(payload) + ENTRY_OVERHEAD
-        self._next_lsn = lsn
+        self._unwritten.end = lsn
         self._maintenance.after_append(size)
         self._shard.cool(lsn)
 
@@ -314,7 +304,10 @@ class ShardActor:
                 if next(self._sampling):
                     self._hot_keys.saw(key_of(command), time.monotonic())
                 if not isinstance(command, WRITES):
-                    return self._query(command)
+                    try:
+                        return self._answer(command)
+                    except ColdValuesError as cold:
+                        return self.cold_reads.begin(command, cold.lsns)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise InvalidRequestError(f"not a command: {error}") from error
             if self._leader is not None and not self._leader.may_write:
@@ -331,6 +324,7 @@ class ShardActor:
 
     def was_slow(self, call: Call, seconds: float) -> None:
         """Tell of a slow request; see `Actor.was_slow`."""
+        assert self._slow is not None  # no request comes before the start
         self._slow.note(_decode_command(call.body), seconds)
 
     def commit(self) -> asyncio.Future[None] | None:
@@ -344,8 +338,8 @@ class ShardActor:
             return self._commit_leading(self._leader, entries)
         if entries:
             self._journal.append(entries)
-            self._appended(self._waiting_bytes)
-        self._shard.cool(self._next_lsn)
+            self._appended(self._unwritten.bytes)
+        self._shard.cool(self._unwritten.end)
         return None
 
     def _commit_and_tell(self) -> asyncio.Future[None] | None:
@@ -364,10 +358,10 @@ class ShardActor:
         if entries:
             first = self._journal.end
             self._journal.append(entries)
-            self._appended(self._waiting_bytes)
-            leading.appended(first, entries, self._next_lsn)
-        self._shard.cool(self._next_lsn)
-        return leading.wait(self._next_lsn, wrote=bool(entries))
+            self._appended(self._unwritten.bytes)
+            leading.appended(first, entries, self._unwritten.end)
+        self._shard.cool(self._unwritten.end)
+        return leading.wait(self._unwritten.end, wrote=bool(entries))
 
     def stats(self) -> dict[str, int]:
         """What the shard holds."""
@@ -427,51 +421,11 @@ class ShardActor:
         reply = _DONE if answer is DONE else _encode(answer)
         if record is not None:
             entry = LogEntry(call.session, call.seq, call.low, now_us, reply, record)
-            # Nothing has changed yet: what cannot be kept is refused, and the shard goes on.
-            if self._limited:
-                self._ceilings.check(self._shard, record)
-            self._keep(record, entry, urgent=type(command) in MAKES_ROOM)
-            trimmed = self._shard.decide_trim(record)
-            if trimmed is not None:
-                self._keep_own(trimmed, now_us)
+            self._writer.write(entry, urgent=type(command) in MAKES_ROOM)
         self._sessions.remember(call.session, call.seq, call.low, reply, now_us)
         return reply
 
-    def _keep(self, record: Record, entry: LogEntry, *, urgent: bool) -> None:
-        """Carry out a record, whose entry the next commit appends.
-
-        Raises:
-            StorageError: If the journal has no room for it; nothing has changed then.
-        """
-        size = self._unwritten.add(entry) + ENTRY_OVERHEAD
-        try:
-            self._maintenance.check_room(size + self._waiting_bytes, urgent=urgent)
-        except StorageError:
-            self._unwritten.take_back()
-            raise
-        self._shard.apply(record, self._next_lsn)
-        self._next_lsn += size
-        self._waiting_bytes += size
-
-    def _keep_own(self, record: Record | None, now_us: int, *, once: bool = False) -> bool:
-        """Carry out what the shard decided by itself; not on a full disk, where it has to wait.
-
-        Args:
-            record: What it decided, None for nothing.
-            now_us: Its time.
-            once: Whether it is not decided again: `RoomWanted` is raised then.
-        """
-        if record is None:
-            return False
-        try:
-            self._keep(record, internal_entry(record, now_us), urgent=True)
-        except StorageError as error:
-            if once and isinstance(error, RoomWanted):
-                raise
-            return False
-        return True
-
-    async def _keep_moved(self, record: Record, time_us: int) -> None:
+    async def keep_moved(self, record: Record, time_us: int) -> None:
         """Carry out what another shard had, or has now.
 
         Raises:
@@ -482,17 +436,17 @@ class ShardActor:
         while True:
             try:
                 # What is kept for deletions has to be there when it is to be forgotten again.
-                self._keep(record, entry, urgent=not isinstance(record, _STORING))
+                self._unwritten.keep(entry, urgent=not isinstance(record, _STORING))
             except RoomWanted as wanted:
                 await self.room.make(wanted)
             else:
                 return
 
-    def _stored(self) -> asyncio.Future[None]:
+    def stored(self) -> asyncio.Future[None]:
         """Have a commit soon; done when what was kept before is stored."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._storing.append(future)
-        self._wake()
+        self.context.wake()
         return future
 
     async def _sweep(self, wake: Callable[[], None]) -> None:
@@ -502,7 +456,7 @@ class ShardActor:
             if self.migrator.is_target:
                 continue  # what is not shown may have been refreshed where it is
             now_us = self._clock.now()
-            while self._keep_own(self._shard.decide_expire(now_us), now_us):
+            while self._writer.expire(now_us):
                 wake()
                 await asyncio.sleep(0)  # others get their turn in between
 
@@ -522,13 +476,14 @@ class ShardActor:
         else:
             self._journal.append(entries)
             committed = self._group_commit.wait()
-            self._appended(self._waiting_bytes)
+            self._appended(self._unwritten.bytes)
         return committed
 
     def _appended(self, size: int) -> None:
-        self._waiting_bytes -= size
+        self._unwritten.bytes -= size
         self._maintenance.after_append(size)
-        self._mirror_on()
+        if self._memory_tier is not None:
+            self._mirror_on()
 
     def _mirror_on(self) -> None:
         """Have the mirror go on; a DDict is made for it once it may soon be needed."""
@@ -537,31 +492,20 @@ class ShardActor:
         if not self._tier_wanted:
             # Until values are let go, nobody asks it for any, and it would hold all a second time.
             self._tier_wanted = self._shard.hot_bytes >= self._tier_from
-        if self._tier_wanted and self._next_lsn - self._memory_tier.position >= CHUNK:
+        if self._tier_wanted and self._unwritten.end - self._memory_tier.position >= CHUNK:
             if not self._tier.generation:
                 self._tier.start()
             self._memory_tier.notice()
 
     # ------------------------------------------------------------------ reads
 
-    def _query(self, query: Query) -> bytes | asyncio.Future[bytes]:
-        try:
-            return self._answer(query)
-        except ColdValuesError as cold:
-            return self.cold_reads.begin(query, cold.lsns)
-
     def _answer(self, query: Query) -> bytes:
-        now_us = self._clock.now()
         if (owned_slots := self.migrator.owned_slots) is not None:
             # Here, and not when it arrived: what is fetched first may not be its own any more.
             owned_slots.check(query)
             if isinstance(query, CacheGet | CacheSet):
                 query = owned_slots.cached(query)
-        reply = self._shard.query(query, now_us)
-        refreshed = self._shard.decide_refresh(query, reply, now_us)
-        if refreshed is not None:
-            self._keep_own(refreshed, now_us, once=True)
-        return _encode(reply)
+        return _encode(self._writer.query(query, self._clock.now()))
 
     def _scan(self, lsn: int, most: int) -> asyncio.Future[tuple[list[tuple[int, bytes]], int]]:
         return self._worker.submit(self._journal.scan, lsn, most)

@@ -8,7 +8,7 @@ import msgspec
 
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.shard import CACHE_BYTES
-from flowgentic_actors.engine.threads import Retention
+from flowgentic_actors.engine.thread_plans import Retention
 from flowgentic_actors.shard.quotas import Quotas
 from flowgentic_actors.shard.sweeper import SWEEP_SECONDS
 

@@ -3,11 +3,8 @@
 An entry's address is its log sequence number (LSN): the number of bytes of entries before it, over
 all segments ever written. It never changes, whatever becomes of the segment.
 
-A torn tail is cut off when the log is opened; damage is refused rather than served or dropped. A
-segment that is complete, and synced in a log that is, is named `.sealed`; until then `.seg`. When
-the machine itself went down since (the boot id tells), what is in a `.seg` may be anything, as its
-pages reach the medium in any order. Everything from the first bad entry on is cut then, later
-segments included: none of it was acknowledged as on disk.
+A segment that is complete, and synced in a log that is, is named `.sealed`; until then `.seg`. What
+is read again when a log is opened, and what is cut off, is decided in `log_recovery`.
 
 How far the log is sealed is noted beside it (`sealed_end`): a log that ends before that was
 shortened, or has lost a segment, and is refused.
@@ -24,40 +21,29 @@ again and a log can be opened, and read, on a disk that is full.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from flowgentic_actors.errors import JournalDamagedError
 from flowgentic_actors.storage.disk import Disk
+from flowgentic_actors.storage.log_recovery import Recovery, boot_id
+from flowgentic_actors.storage.next_segment import NextSegment
 from flowgentic_actors.storage.sealed_end import read_end, write_end
 from flowgentic_actors.storage.segment import (
-    ACTIVE,
     DATA,
     ENTRY_OVERHEAD,
     SEALED,
-    SPARE,
     Segment,
     encode,
-    header,
 )
 
 logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES: Final = 16 << 20
-
-
-def boot_id() -> bytes:
-    """An id of this machine's current boot, 16 bytes; zeros where it is unknown."""
-    try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    except OSError:
-        return bytes(16)
-    return bytes.fromhex(text.strip().replace("-", ""))
 
 
 class SyncPlan(NamedTuple):
@@ -70,12 +56,6 @@ class SyncPlan(NamedTuple):
 
     position: int
     segments: tuple[Segment, ...]
-
-
-class _Spare(NamedTuple):
-    fd: int
-    path: Path
-    capacity: int
 
 
 class SegmentLog:
@@ -107,21 +87,17 @@ class SegmentLog:
     ) -> None:
         self._disk = disk
         self._folder = folder
-        self._segment_bytes = segment_bytes
         self._durable = durable
         self._boot = boot_id() if boot is None else boot
         self._segments: list[Segment] = []
         self._unsynced: list[Segment] = []
-        self._spare: _Spare | None = None
-        self._lock = threading.Lock()  # of both: appending, preparing, forgetting may be 3 threads
+        self._next = NextSegment(disk, folder, segment_bytes, self._boot, durable=durable)
+        self._lock = threading.Lock()  # of the segments: appending and forgetting may be 2 threads
         self._settling = threading.Lock()  # never taken on an event loop
-        self._spares = itertools.count()
         self._recovered_to: int | None = None
-        self._fresh = False  # nothing was allocated since `recover`
         self._cuts = cuts
         self._whole = whole
         self._noted: int | None = None
-        self._lost_some = False  # whether the machine went down and took what was not sealed
         self.on_begin: Callable[[], None] = lambda: None
         """Called by `append` when it has begun a segment: time to `settle`."""
 
@@ -137,66 +113,15 @@ class SegmentLog:
             JournalDamagedError: If an entry is not what was written, or a segment is missing.
             JournalError: If a file was written by another version.
         """
-        names = self._disk.names(self._folder)
-        paths = [self._folder / name for name in names if name.endswith((ACTIVE, SEALED))]
-        spares = [self._folder / name for name in names if name.endswith(SPARE)]
-        expected, whole = start, True
-        while paths and whole:
-            segment = Segment.open(self._disk, paths.pop(0))
-            self._segments.append(segment)
-            if segment.first > expected:
-                raise JournalDamagedError(
-                    f"{self._folder}: the log from {expected} to {segment.first} is missing; "
-                    "restore the folder from a copy"
-                )
-            whole = yield from self._entries(segment, start, last=not paths)
-            expected = max(expected, segment.end)
-        for path in paths:  # written after what the machine lost, and never acknowledged
-            self._disk.unlink(path)
-        expected = yield from self._unnamed(spares, start, expected)
-        self._finish_recovery(expected)
+        recovery = Recovery(
+            self._disk, self._folder, self._segments, boot=self._boot, cuts=self._cuts
+        )
+        yield from recovery.entries(start)
+        self._finish_recovery(recovery.end, lost_some=recovery.lost_some)
 
-    def _entries(
-        self, segment: Segment, start: int, *, last: bool
-    ) -> Generator[tuple[int, bytes], None, bool]:
-        """Yield the entries of one segment; returns whether all of it is valid."""
-        whole = True
-        for lsn, payload in segment.entries():
-            if payload is None:
-                whole = False
-                self._cut(segment, last=last, rebooted=segment.boot != self._boot)
-            elif lsn >= start:
-                yield lsn, payload
-        return whole
-
-    def _unnamed(
-        self, paths: list[Path], start: int, expected: int
-    ) -> Generator[tuple[int, bytes], None, int]:
-        """Yield the entries of segments that were not named yet, and remove empty files."""
-        begun: list[Segment] = []
-        try:
-            for path in paths:
-                if (segment := Segment.open_spare(self._disk, path)) is None:
-                    self._disk.unlink(path)
-                else:
-                    begun.append(segment)
-            while found := next((each for each in begun if each.begins_at(expected)), None):
-                begun.remove(found)
-                self._segments.append(found)
-                yield from self._entries(found, start, last=True)
-                expected = found.end
-            # The first append to each of these was interrupted, or the machine lost some of it.
-            for segment in begun:
-                self._cut(segment, last=True, rebooted=segment.boot != self._boot)
-                self._disk.unlink(segment.path)
-        finally:
-            for segment in begun:
-                segment.close()
-        return expected
-
-    def _finish_recovery(self, end: int) -> None:
+    def _finish_recovery(self, end: int, *, lost_some: bool) -> None:
         self._noted = read_end(self._disk, self._folder) if self._whole else None
-        if self._noted is not None and end < self._noted and (self._durable or not self._lost_some):
+        if self._noted is not None and end < self._noted and (self._durable or not lost_some):
             raise JournalDamagedError(
                 f"{self._folder}: the log ends at {end}, and was sealed up to {self._noted}: its "
                 "last segments were removed or shortened. Restore the folder from a copy"
@@ -211,17 +136,8 @@ class SegmentLog:
         self.settle()
         if self._unsynced:
             self.sync(self.plan_sync())
-        self._recovered_to, self._fresh = end, True
-
-    def _cut(self, segment: Segment, *, last: bool, rebooted: bool) -> None:
-        """Cut off what follows a segment's last good entry, or raise if it is damage."""
-        if segment.sealed or not (last or rebooted):
-            raise segment.damage(segment.end)
-        if not rebooted:
-            segment.check_torn()
-        self._lost_some = self._lost_some or rebooted
-        if self._cuts and (torn := segment.bytes_after_end()):
-            logger.warning("%s: cut %d bytes of an interrupted append", segment.path, torn)
+        self._recovered_to = end
+        self._next.begins_at(end)
 
     # ------------------------------------------------------------------ appending
 
@@ -251,7 +167,7 @@ class SegmentLog:
 
     def room(self, *, kept: int = 0) -> int:
         """The most bytes of entries, overhead included, that fit into what is allocated."""
-        active, spare = self._active(), self._spare
+        active, spare = self._active(), self._next.file
         return max(
             0,
             active.room() - kept if active is not None else 0,
@@ -268,12 +184,12 @@ class SegmentLog:
         Raises:
             OSError: If that fails.
         """
-        self._offer(self._take_spare(size, least))
+        self._next.make(size, least)
 
     def nearly_full(self) -> bool:
         """Whether the next segment will be needed soon and is not allocated yet."""
         active = self._active()
-        return self._spare is None and (active is None or 2 * active.room() < active.capacity)
+        return self._next.file is None and (active is None or 2 * active.room() < active.capacity)
 
     def append(self, payloads: Sequence[bytes | memoryview]) -> list[int]:
         """Append entries; when this returns, they survive the death of this process.
@@ -424,8 +340,7 @@ class SegmentLog:
 
     def prepare(self) -> None:
         """Allocate the next segment's file ahead of its need. Blocks; callable from any thread."""
-        if self._spare is None:
-            self._offer(self._create(self._segment_bytes))
+        self._next.prepare()
 
     # ------------------------------------------------------------------ segments
 
@@ -461,18 +376,12 @@ class SegmentLog:
 
     def abandon(self) -> None:
         """Close every file without sealing."""
-        with self._lock:
-            spare, self._spare = self._spare, None
-        if spare is not None:
-            self._discard(spare)
+        self._next.abandon()
         self.detach()
 
     def detach(self) -> None:
         """Close every file without any change, not even of a name."""
-        with self._lock:
-            spare, self._spare = self._spare, None
-        if spare is not None:
-            self._disk.close(spare.fd)
+        self._next.detach()
         for segment in self._segments:
             segment.close()
         self._segments.clear()
@@ -491,8 +400,8 @@ class SegmentLog:
 
     def _begin(self, first: int, size: int) -> Segment:
         """Seal the active segment and begin the next one, for a batch of `size` bytes."""
-        ahead = self._spare is not None
-        spare = self._take_spare(size)
+        ahead = self._next.file is not None
+        spare = self._next.take(size)
         try:
             active = self._active()
             if active is not None:
@@ -511,55 +420,13 @@ class SegmentLog:
                 self._segments.append(segment)
         except BaseException:
             if all(segment.fd != spare.fd for segment in self._segments):
-                self._offer(spare)
+                self._next.offer(spare)
             raise
         if ahead:
             self.on_begin()
         else:
             self.settle()  # this append has blocked for the allocation anyway
         return segment
-
-    def _take_spare(self, size: int, least: int | None = None) -> _Spare:
-        """Take the next segment's file, made or extended for a batch of `size` bytes."""
-        with self._lock:
-            spare, self._spare = self._spare, None
-        if spare is None:
-            return self._create(max(least or self._segment_bytes, DATA + size))
-        if spare.capacity < DATA + size:
-            try:
-                self._disk.allocate(spare.fd, DATA + size)
-            except BaseException:
-                self._offer(spare)
-                raise
-            spare = spare._replace(capacity=DATA + size)
-        return spare
-
-    def _offer(self, spare: _Spare) -> None:
-        with self._lock:
-            if self._spare is None:
-                self._spare = spare
-                return
-        self._discard(spare)
-
-    def _discard(self, spare: _Spare) -> None:
-        self._disk.close(spare.fd)
-        self._disk.unlink(spare.path)
-
-    def _create(self, size: int) -> _Spare:
-        path = self._folder / f"{next(self._spares)}{SPARE}"
-        fd = self._disk.create(path, size)
-        try:
-            self._disk.write(fd, header(self._boot), 0)
-            if self._durable:
-                self._disk.sync(fd)
-            if self._fresh:  # it is known already what it begins with
-                spare, path = path, self._folder / f"{self.end:016x}{ACTIVE}"
-                self._disk.rename(spare, path)  # now: no .seg may be without its header
-                self._fresh = False
-        except BaseException:
-            self._disk.close(fd)
-            raise
-        return _Spare(fd, path, size)
 
 
 def _first(segment: Segment) -> int:

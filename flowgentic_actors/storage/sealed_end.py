@@ -31,7 +31,7 @@ _OWNER = struct.Struct("!16sII")
 _OWNER_AT: Final = 64  # in a slot; earlier versions leave it as it is
 
 
-class Owner(NamedTuple):
+class LogOwner(NamedTuple):
     """The owner of a log.
 
     Attributes:
@@ -102,7 +102,7 @@ def write_end(disk: Disk, folder: Path, end: int, *, synced: bool = True) -> Non
     disk.sync_folder(folder)
 
 
-def read_owner(folder: Path) -> Owner | None:
+def read_owner(folder: Path) -> LogOwner | None:
     """Read the owner of the log in a folder; None where none was noted, or is readable."""
     data = read_private(folder / NAME)
     for at in _SLOTS:
@@ -110,11 +110,11 @@ def read_owner(folder: Path) -> Owner | None:
         if len(note) == _OWNER.size and any(note):
             memory, shard, crc = _OWNER.unpack(note)
             if crc == zlib.crc32(note[:-4]):
-                return Owner(memory, int(shard))
+                return LogOwner(memory, int(shard))
     return None
 
 
-def write_owner(disk: Disk, folder: Path, owner: Owner) -> None:
+def write_owner(disk: Disk, folder: Path, owner: LogOwner) -> None:
     """Write the owner of the log in a folder, where its end is noted already. Blocks.
 
     Raises:

@@ -504,7 +504,7 @@ class _Wire(asyncio.Protocol):
     def write(self) -> None:
         """Hand what the channel holds to the transport."""
         if self._transport is not None and self.channel.pending:
-            for piece in self.channel.take_joined():
+            for piece in self.channel.take():
                 try:
                     self._transport.write(piece)
                 except RuntimeError:  # uvloop's, of a closed transport; asyncio's does nothing

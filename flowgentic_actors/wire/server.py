@@ -138,7 +138,7 @@ class Connection(asyncio.Protocol):
         self._flushing = False
         transport = self._transport
         if transport is not None and not transport.is_closing() and self._channel.pending:
-            for piece in self._channel.take_joined():
+            for piece in self._channel.take():
                 transport.write(piece)
 
     def pause(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import operator
 import os
@@ -117,10 +118,8 @@ async def test_a_blocked_loop_that_does_not_use_the_cluster_is_no_event_of_it() 
 
 
 PROGRAM = """
-    import asyncio, sys, threading
-    from pathlib import Path
+    import asyncio, json, sys, threading
     from flowgentic_actors import MemoryCluster
-    from tests.cluster.test_blocked_programs import settings_of
 
     errors, calls, over = [], 0, threading.Event()
 
@@ -138,7 +137,7 @@ PROGRAM = """
 
     async def main():
         global calls
-        async with MemoryCluster(**settings_of(sys.argv[1], Path(sys.argv[2]))) as memory:
+        async with MemoryCluster(**json.loads(sys.argv[1])) as memory:
             threads = [threading.Thread(target=blocking, args=(memory.store,)) for _ in range(2)]
             for thread in threads:
                 thread.start()
@@ -164,7 +163,8 @@ PROGRAM = """
     "mode", mode_params("inline-journal", "subprocess", "dragon", slow=("dragon",))
 )
 def test_a_program_that_is_stopped_and_continued_loses_no_call(mode: str, tmp_path: Path) -> None:
-    with python(PROGRAM, mode, str(tmp_path)) as program:
+    settings = json.dumps(settings_of(mode, tmp_path), default=str)
+    with python(PROGRAM, settings) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "ready\n"
         for _ in range(2):

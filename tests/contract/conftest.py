@@ -8,7 +8,7 @@ import pytest
 
 from flowgentic_actors import MemoryCluster
 from tests.conftest import MODES, ONLY_MODE, mode_params
-from tests.support.faces import SaverFace, StoreFace
+from tests.support.faces import SaverFace, StoreFace, unique
 
 ALL = mode_params(*MODES, "inline-journal", "inline-wire", "several-actors", "nodes")
 
@@ -50,3 +50,9 @@ def saver(memory: MemoryCluster, face: str) -> SaverFace:
 @pytest.fixture
 def store(memory: MemoryCluster, face: str) -> StoreFace:
     return StoreFace(memory.store, blocking=face == "sync")
+
+
+@pytest.fixture
+def root() -> str:
+    """First label of a namespace that no other test uses."""
+    return unique()

@@ -50,7 +50,11 @@ CONTRACT = f"""
 
 
 CONFORMANCE = "tests/contract/test_conformance.py::test_every_check_of_every_capability_passes"
-ALL = [CONFORMANCE, "tests/contract/test_store.py", "tests/contract/test_saver.py"]
+ALL = [
+    CONFORMANCE,
+    *(f"tests/contract/test_store{part}.py" for part in ("", "_searches", "_ttl")),
+    *(f"tests/contract/test_saver{part}.py" for part in ("", "_listings", "_values")),
+]
 
 
 # It takes minutes: `FLOWGENTIC_LONG_TESTS=1 pytest tests/multinode`. The short form is the contract

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, Protocol
 
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.protocol.assignments import (
-    Assignment,
     NodeAssignments,
     ReplicaStatus,
 )
 from flowgentic_actors.engine.slots import SlotSet
+from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.migration.ownership import PullOrder
 from flowgentic_actors.shard.progress import MigrationStatus
 from tests.simulation.agenda import Agenda

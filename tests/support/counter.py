@@ -17,7 +17,7 @@ import psutil
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
-from flowgentic_actors.actors.actor import Call
+from flowgentic_actors.actors.actor import ActorContext, Call
 from flowgentic_actors.actors.child import Child, ChildSpec
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.ref import ActorRef
@@ -25,7 +25,6 @@ from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
 from flowgentic_actors.errors import InvalidRequestError, JournalError, ProtocolError
-from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.messages import NIL, ToServer
 from flowgentic_actors.wire.server import Connection, Server
@@ -58,12 +57,7 @@ class Counter:
         self.commit_later: asyncio.Future[None] | None = None
         self.on_call: Callable[[Call], None] = lambda call: None
 
-    def start(
-        self,
-        tell: Callable[[EventKind, str], None],
-        report: Callable[[], None],
-        wake: Callable[[], None],
-    ) -> None:
+    def start(self, context: ActorContext) -> None:
         pass
 
     async def drained(self) -> None:

@@ -19,7 +19,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.store.base import Op, Result
 
-from flowgentic_actors import AsyncCheckpointSaver, AsyncStore
+from flowgentic_actors import AsyncCheckpointSaver, AsyncStore, MemoryCluster
 
 
 class SaverFace:
@@ -165,3 +165,16 @@ def id_of(config: RunnableConfig) -> str:
     checkpoint_id = config["configurable"]["checkpoint_id"]
     assert isinstance(checkpoint_id, str)
     return checkpoint_id
+
+
+async def remembers(memory: MemoryCluster) -> None:
+    """The memory works, awaited and blocking."""
+    thread, label = unique(), unique()
+    checkpoint = checkpoint_of({"a": 1})
+    versions = checkpoint["channel_versions"]
+    await memory.checkpointer.aput(config_of(thread), checkpoint, {}, versions)
+    assert memory.checkpointer.get_tuple(config_of(thread)) is not None
+    memory.store.put((label,), "key", {"v": 1})
+    item = await memory.store.aget((label,), "key")
+    assert item is not None
+    assert item.value == {"v": 1}

@@ -28,22 +28,22 @@ from flowgentic_actors.engine.commands import Command, ListNamespaces, ListThrea
 from flowgentic_actors.engine.replies import NamespacePage, Reply, ThreadListing
 from flowgentic_actors.engine.slots import SLOTS, slot_of_command, slot_of_namespace, slot_of_thread
 from flowgentic_actors.errors import ColdValuesError, SlotsMovedError
-from flowgentic_actors.secret import revealed
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.migration.ownership import OwnershipOrder, SlotOwnership
+from flowgentic_actors.shard.assignment import Assignment
+from flowgentic_actors.shard.migration.ownership import SlotOwnership
 from flowgentic_actors.shard.progress import MigrationStatus, decode_progress
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.server import Server
 from tests.support.counter import PATIENCE, SECRET, clear, until
 from tests.support.placements import member, placement
-from tests.support.replicas import LIMIT, Copy
+from tests.support.replicas import LIMIT, Copy, context
 from tests.support.slot_commands import DEPTH, fan_outs, keyed, plain, some_commands
 
 SEGMENT = 16 << 10
 RATE = 1 << 30
 
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
-_encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Side:
@@ -66,7 +66,7 @@ class Side:
         self.core = await asyncio.to_thread(made)
         self.runtime = ActorRuntime(self.core, Mailbox(1000, 16 << 20), self.broken.append, LIMIT)
         self.server = Server(self.runtime, SECRET, self.name, 1, LIMIT)
-        self.core.start(lambda kind, detail: None, lambda: None, self.runtime.wake)
+        self.core.start(context(self.name, self.runtime.wake))
         clear(Path(self.address))
         if ownership is not None:
             self.tell(ownership)
@@ -77,7 +77,8 @@ class Side:
         assert ownership is not None
         if ownership != self.ownership:
             self.ownership = ownership
-            self.core.on_message(Raw(_encode(OwnershipOrder(ownership, SECRET, LIMIT))))
+            assignment = Assignment(0, "leader", 1, ownership=ownership)
+            self.core.on_message(Raw(_encode(assignment)))
 
     def stats(self) -> dict[str, int]:
         return self.core.stats() if self.serves else {}

@@ -9,7 +9,8 @@ import msgspec
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
 from flowgentic_actors.cluster.nodes.placement import Placement
-from flowgentic_actors.cluster.protocol.assignments import Assignment, ReplicaStatus
+from flowgentic_actors.cluster.protocol.assignments import ReplicaStatus
+from flowgentic_actors.shard.assignment import Assignment
 
 TIMEOUT, TICK = 3.0, 0.1
 LEASE = TIMEOUT * (1 / (1 + DRIFT) - 0.1)

@@ -18,12 +18,12 @@ from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.protocol.assignments import (
-    Assignment,
     NodeAssignments,
     ReplicaStatus,
 )
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.engine.slots import SLOTS, SlotSet
+from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.migration.ownership import SlotOwnership
 from flowgentic_actors.shard.progress import MigrationStatus
 from tests.support.placements import member, placement

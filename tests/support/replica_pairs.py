@@ -23,13 +23,13 @@ from flowgentic_actors.engine.commands import (
 from flowgentic_actors.engine.replies import Done, ItemReply, Reply
 from flowgentic_actors.secret import revealed
 from flowgentic_actors.shard.actor import ShardActor
+from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.peer_protocol import (
     PeerAnswer,
     PeerRequest,
     decode_answer,
     encode_peer,
 )
-from flowgentic_actors.shard.replication.replica_actor import ReplicaAssignment
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from tests.support.counter import PATIENCE, SECRET, until
 from tests.support.replicas import LIMIT, Copy, caught_up, compacted, follows, leads
@@ -99,7 +99,7 @@ async def pair(
     assert not follower.broken
 
 
-async def noted(leader: Copy, part: ReplicaAssignment) -> None:
+async def noted(leader: Copy, part: Assignment) -> None:
     """What the host does when it hears that a follower has caught up."""
     await leader.until_it_leads()
     await until(lambda: leader.leading._term == part.term)  # what is told takes a moment

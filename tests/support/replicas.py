@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 from msgspec import Raw
 
+from flowgentic_actors.actors.actor import ActorContext
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
-from flowgentic_actors.secret import revealed
 from flowgentic_actors.shard.actor import ShardActor
+from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.journaling.compaction import compact
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
 from flowgentic_actors.shard.replication.leader import ReplicationLeader
 from flowgentic_actors.shard.replication.replica_actor import (
-    ReplicaAssignment,
     ReplicatedShardActor,
 )
 from flowgentic_actors.storage.disk import RealDisk
@@ -26,7 +27,15 @@ from tests.support.counter import SECRET, clear, until
 LIMIT = 4 << 20
 SEGMENT = 64 << 10
 
-_encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
+NAME = "shard-0"
+"""The name of the actors of both copies."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def context(name: str = NAME, wake: Callable[[], None] = lambda: None) -> ActorContext:
+    """What an actor gets whose supervisor does not listen."""
+    return ActorContext(name, SECRET, LIMIT, lambda kind, detail: None, lambda: None, wake)
 
 
 class Copy:
@@ -49,17 +58,17 @@ class Copy:
         assert status is not None
         return status
 
-    async def begin(self, part: ReplicaAssignment | None = None) -> None:
+    async def begin(self, part: Assignment | None = None) -> None:
         self.actor = ReplicatedShardActor(str(self.folder), **self._arguments)
         self.runtime = ActorRuntime(self.actor, Mailbox(1000, 16 << 20), self.broken.append, LIMIT)
-        self.server = Server(self.runtime, SECRET, self.folder.name, 1, LIMIT)
-        self.actor.start(lambda kind, detail: None, lambda: None, self.runtime.wake)
+        self.server = Server(self.runtime, SECRET, NAME, 1, LIMIT)
+        self.actor.start(context(wake=self.runtime.wake))
         clear(Path(self.address))
         await self.server.listen(self.address)
         if part is not None:
             self.tell(part)
 
-    def tell(self, part: ReplicaAssignment) -> None:
+    def tell(self, part: Assignment) -> None:
         self.actor.on_message(Raw(_encode(part)))
 
     async def end(self) -> None:
@@ -123,24 +132,20 @@ def leads(
     follower: bool = True,
     allow_single_copy: bool = False,
     follower_in_sync: bool = False,
-) -> ReplicaAssignment:
-    return ReplicaAssignment(
-        True, term, None, follower, allow_single_copy, follower_in_sync, SECRET, LIMIT
-    )
-
-
-def follows(leader: Copy | str, term: int = 1) -> ReplicaAssignment:
-    address = leader if isinstance(leader, str) else leader.address
-    return ReplicaAssignment(
-        False,
+) -> Assignment:
+    return Assignment(
+        0,
+        "leader",
         term,
-        address,
-        follower=False,
-        allow_single_copy=False,
-        follower_in_sync=False,
-        secret=SECRET,
-        max_bytes=LIMIT,
+        follower="b" if follower else "",
+        allow_single_copy=allow_single_copy,
+        follower_in_sync=follower_in_sync,
     )
+
+
+def follows(leader: Copy | str, term: int = 1) -> Assignment:
+    address = leader if isinstance(leader, str) else leader.address
+    return Assignment(0, "follower", term, address)
 
 
 async def caught_up(leader: Copy) -> None:

@@ -25,7 +25,6 @@ from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.environment import DESCRIPTOR_VARIABLE
 from flowgentic_actors.errors import ClusterNotFoundError
 from flowgentic_actors.secret import Secret, concealed, revealed
-from flowgentic_actors.shard.replication.replica_actor import ReplicaAssignment
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import ServerHandshake, knock
 
@@ -68,7 +67,6 @@ def shown(thing: object) -> str:
         Kept(SECRET, Secret(WORD)),
         DESCRIPTOR,
         Note(first=FirstRank(machine="a", pid=1, started=1), descriptor=DESCRIPTOR),
-        ReplicaAssignment(True, 1, None, True, False, False, SECRET, 1),
         Settings("a", SECRET),
         dataclasses.asdict(Settings("a", SECRET)),
         msgspec.structs.asdict(DESCRIPTOR),

@@ -153,8 +153,6 @@ class NodeAgent:
                 self._child_spec,
                 host=self._ip,
                 certificate=spec.identity.certificate,
-                secret=spec.secret,
-                max_bytes=spec.max_message_bytes,
                 replicated=spec.replicated,
             )
             try:

@@ -195,8 +195,6 @@ class ClusterController:
             child_spec,
             host=self._ip,
             certificate=self._identity.certificate,
-            secret=spec.secret,
-            max_bytes=spec.max_message_bytes,
             replicated=spec.replicas > 1,
         )
         await self._publish()

@@ -14,12 +14,12 @@ from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
 from flowgentic_actors.cluster.nodes.slot_migrations import SlotMigrations
 from flowgentic_actors.cluster.protocol.assignments import (
-    Assignment,
     NodeAssignments,
     ReplicaStatus,
     actor_name,
 )
 from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.wire.addresses import Address
 
 _UNANSWERED: Final = 10

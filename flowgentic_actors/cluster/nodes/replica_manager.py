@@ -15,21 +15,18 @@ from flowgentic_actors.actors.child import Child, ChildSpec, ChildState
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.protocol.assignments import (
-    Assignment,
     NodeAssignments,
     ReplicaStatus,
     actor_name,
 )
-from flowgentic_actors.secret import Secret, revealed
-from flowgentic_actors.shard.migration.ownership import OwnershipOrder
+from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
-from flowgentic_actors.shard.replication.replica_actor import ReplicaAssignment
 from flowgentic_actors.wire.addresses import TcpAddress
 
 REPLICATED_FACTORY: Final = "flowgentic_actors.shard.replication.replica_actor:ReplicatedShardActor"
 
 _FILE_TIMEOUT = 60.0
-_encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class ReplicaManager:
@@ -41,8 +38,6 @@ class ReplicaManager:
         specs: Makes the spec of a shard's actor.
         host: IP address at which the actors serve other nodes.
         certificate: What they prove there.
-        secret: The cluster's secret.
-        max_bytes: Largest message.
         replicated: Whether each shard has two copies: then a copy that is not wanted here any more
             is removed.
     """
@@ -55,8 +50,6 @@ class ReplicaManager:
         *,
         host: str,
         certificate: str,
-        secret: Secret[bytes],
-        max_bytes: int,
         replicated: bool,
     ) -> None:
         self._supervisor = supervisor
@@ -64,8 +57,6 @@ class ReplicaManager:
         self._specs = specs
         self._host = host
         self._certificate = certificate
-        self._secret = secret
-        self._max_bytes = max_bytes
         self._replicated = replicated
         self._assignments: dict[int, Assignment] = {}
 
@@ -74,14 +65,14 @@ class ReplicaManager:
         wanted = {assignment.shard: assignment for assignment in assignments.per_shard}
         for shard, now in list(self._assignments.items()):
             then = wanted.get(shard)
-            if then is None or (now.role == "leader" and then.role == "follower"):
+            if then is None or (now.leads and not then.leads):
                 del self._assignments[shard]
                 await self._supervisor.remove(actor_name(shard))
                 if self._replicated:
                     folder = Path(self._specs(shard).arguments["folder"])
                     await on_daemon_thread(_FILE_TIMEOUT, shutil.rmtree, folder, True)
         for shard, assignment in wanted.items():
-            told = self._told(assignment)
+            told = Raw(_encode(assignment))
             before = self._assignments.get(shard)
             self._assignments[shard] = assignment
             if before is not None and before.term != assignment.term and self._has_failed(shard):
@@ -90,7 +81,7 @@ class ReplicaManager:
                 before = None
             if before is None:
                 await self._supervisor.add(self._tasks, self._specs(shard), told)
-            elif before != assignment and told is not None:
+            elif before != assignment:
                 self._supervisor.tell(actor_name(shard), told)
 
     def _has_failed(self, shard: int) -> bool:
@@ -102,7 +93,7 @@ class ReplicaManager:
         copies = {
             actor_name(assignment.shard)
             for assignment in self._assignments.values()
-            if assignment.role == "follower"
+            if not assignment.leads
         }
         return {name: why for name, why in ended.items() if name not in copies}
 
@@ -154,26 +145,3 @@ class ReplicaManager:
             unanswered=copy.unanswered,
             migration=progress.migration,
         )
-
-    def _told(self, assignment: Assignment) -> Raw | None:
-        """The message that tells an actor its assignment, None for none."""
-        if not self._replicated:
-            told = (
-                OwnershipOrder(assignment.ownership, self._secret, self._max_bytes)
-                if assignment.ownership
-                else None
-            )
-            return Raw(_encode(told)) if told else None
-        part = ReplicaAssignment(
-            leads=assignment.role == "leader",
-            term=assignment.term,
-            leader=assignment.leader,
-            follower=bool(assignment.follower),
-            allow_single_copy=assignment.allow_single_copy,
-            follower_in_sync=assignment.follower_in_sync,
-            secret=self._secret,
-            max_bytes=self._max_bytes,
-            name=actor_name(assignment.shard),
-            ownership=assignment.ownership,
-        )
-        return Raw(_encode(part))

@@ -16,7 +16,7 @@ from typing import Protocol
 from flowgentic_actors.cluster.persistence.cluster_folders import PID_FILE, RUNTIME_FILE
 from flowgentic_actors.dragon.fixes import PRIMARY_VARIABLE, with_fixes
 from flowgentic_actors.dragon.runtime_cleanup import (
-    Segment,
+    SharedMemoryFile,
     end_runtime,
     group_members,
     remove_unused,
@@ -128,7 +128,7 @@ class _DragonLauncher(_Launched):
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         super().__init__(process)
-        self._segments: set[Segment] = set()
+        self._segments: set[SharedMemoryFile] = set()
 
     def look(self) -> None:
         self._segments |= shared_memory_of(group_members(self._process.pid))

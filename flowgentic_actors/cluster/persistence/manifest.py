@@ -33,7 +33,7 @@ from flowgentic_actors.storage.private_files import (
     read_private,
     trusted_path,
 )
-from flowgentic_actors.storage.sealed_end import NAME, Owner, read_owner, write_end, write_owner
+from flowgentic_actors.storage.sealed_end import NAME, LogOwner, read_owner, write_end, write_owner
 
 FORMAT: Final = 2
 """Format 1 has no tables; what has none is still written so, for versions that know no other."""
@@ -94,9 +94,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Folder of its generation, below the memory's."""
         return f"{_GENERATION}{self.generation}"
 
-    def owner(self, shard: int) -> Owner:
+    def owner(self, shard: int) -> LogOwner:
         """The note of its owner in the folder of a shard."""
-        return Owner(bytes.fromhex(self.identity), shard)
+        return LogOwner(bytes.fromhex(self.identity), shard)
 
     @property
     def slots(self) -> SlotTable:

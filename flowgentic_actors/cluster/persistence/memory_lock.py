@@ -30,7 +30,7 @@ import msgspec
 
 from flowgentic_actors.errors import PersistError, PersistHeldError
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.log import boot_id
+from flowgentic_actors.storage.log_recovery import boot_id
 from flowgentic_actors.storage.private_files import (
     open_private,
     overwrite,

@@ -11,14 +11,12 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from flowgentic_actors.engine.commands import (
-    MAKES_ROOM,
     WRITES,
     Command,
-    Query,
-    WriteCommand,
 )
 from flowgentic_actors.engine.records import RECORDS, Record
-from flowgentic_actors.engine.replies import Done, Reply
+from flowgentic_actors.engine.replies import Reply
+from flowgentic_actors.engine.shard import DONE
 from flowgentic_actors.errors import (
     ClusterClosedError,
     JournalError,
@@ -32,6 +30,7 @@ from flowgentic_actors.shard.actor import LOCK_NAME
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.journaling.entries import (
+    LogEntry,
     SessionTable,
     decode_entry,
     encode_entry,
@@ -41,6 +40,7 @@ from flowgentic_actors.shard.journaling.maintenance import JournalMaintenance
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingLine
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.sweeper import Sweeper
+from flowgentic_actors.shard.writer import ShardWriter
 from flowgentic_actors.storage.disk import Disk, RealDisk
 from flowgentic_actors.storage.group_commit_threads import (
     REOPEN,
@@ -57,7 +57,6 @@ from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 from flowgentic_actors.storage.worker import Worker
 
 _LAST_WORK: Final = 5.0  # of the journal's thread, when the shard closes
-_DONE: Final = Done()
 _CLOSED: Final = "the cluster was closed before there was room in its journal: nothing was written"
 
 
@@ -104,8 +103,8 @@ class JournaledShard:
             raise JournalLockedError(f"the journal in {folder} is open in another process")
         self._mutex = threading.RLock()
         self._shard = settings.make_shard()
-        self._ceilings = settings.quotas if settings.quotas.any else None
-        self._trims = settings.keep_last is not None
+        self._writer = ShardWriter(self._shard, settings, self._keep)
+        self._payloads: list[bytes] = []  # of the operation under way, for the group's next commit
         self._clock = Clock()
         self._sweeper = Sweeper(self._sweep, settings.sweep_seconds)
         # What is under way: an exception in its middle leaves it here, as in a `VolatileShard`.
@@ -177,9 +176,7 @@ class JournaledShard:
             if self._line.waiting:
                 return self._wait_for_room(command, loop, None)
             try:
-                if isinstance(command, WRITES):
-                    return self._write(command, loop)
-                return self._read(command, loop)
+                return self._execute(command, loop)
             except RoomWanted as wanted:
                 self._begun = None
                 return self._wait_for_room(command, loop, wanted)
@@ -259,12 +256,7 @@ class JournaledShard:
                 raise self._error
             if self._begun is not None:
                 self._complete()
-            command, loop = waiting.command, waiting.loop
-            answer = (
-                self._write(command, loop)
-                if isinstance(command, WRITES)
-                else self._read(command, loop)
-            )
+            answer = self._execute(waiting.command, waiting.loop)
         except RoomWanted:
             self._begun = None
             raise
@@ -274,78 +266,51 @@ class JournaledShard:
             assert not isinstance(answer, asyncio.Future | Blocking)  # only what is direct waits
             waiting.answer(answer)
 
-    def _read(self, query: Query, loop: asyncio.AbstractEventLoop | None) -> Reply | Promise[Reply]:
-        if self._group is None and (read := self._shard.reads.get(type(query))) is not None:
-            found = read(query)
-            if found is not None:
-                return found
-        now_us = self._clock.now()
-        self._begun = query
-        reply = self._shard.query(query, now_us)
-        refreshed = self._shard.decide_refresh(query, reply, now_us)
-        payloads = self._keep_own(refreshed, now_us, once=True)
-        self._begun = None
-        return reply if self._group is None else self._group.commit(reply, payloads, loop)
+    # ------------------------------------------------------------------ reads and writes
 
-    # ------------------------------------------------------------------ writes
-
-    def _write(
-        self, command: WriteCommand, loop: asyncio.AbstractEventLoop | None
+    def _execute(
+        self, command: Command, loop: asyncio.AbstractEventLoop | None
     ) -> Reply | Promise[Reply]:
-        now_us = self._clock.tick()
-        reply, record = self._shard.decide(command, now_us)
-        payloads: list[bytes] = []
-        if record is not None:
-            if self._ceilings is not None:
-                self._ceilings.check(self._shard, record)
-            payloads = self._keep(record, now_us, urgent=isinstance(command, MAKES_ROOM))
-            if self._trims:
-                payloads += self._keep_own(self._shard.decide_trim(record), now_us)
+        if isinstance(command, WRITES):
+            reply = self._writer.execute(command, self._clock.tick())
             if self._shard.any_expires:
                 self._sweeper.start()
-        answer = reply if self._group is None else self._group.commit(reply, payloads, loop)
+        else:
+            if self._group is None and (read := self._shard.reads.get(type(command))) is not None:
+                found = read(command)
+                if found is not None:
+                    return found
+            self._begun = command
+            reply = self._writer.query(command, self._clock.now())
+        answer = reply if self._group is None else self._commit(self._group, reply, loop)
         self._begun = None
         return answer
 
-    def _keep(self, record: Record, now_us: int, *, urgent: bool) -> list[bytes]:
-        """Append a record and apply it, or apply it and return it to be committed.
+    def _commit(
+        self,
+        group: ThreadGroupCommit[Reply],
+        reply: Reply,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> Promise[Reply]:
+        payloads, self._payloads = self._payloads, []
+        return group.commit(reply, payloads, loop)
 
-        Raises:
-            StorageError: If the journal has no room for it; nothing has changed then.
-        """
-        payload = encode_entry(internal_entry(record, now_us))
+    def _keep(self, entry: LogEntry, *, urgent: bool) -> None:
+        """Append an entry, or have the group append it, and apply it; see `Keep`."""
+        payload = encode_entry(entry)
         size = len(payload) + ENTRY_OVERHEAD
         group = self._group
         wanted = size if group is None else size + group.waiting_bytes
         self._maintenance.check_room(wanted, urgent=urgent)
-        if self._begun is None or not isinstance(
-            self._begun, RECORDS
-        ):  # otherwise this is a part of what is under way
-            self._begun = record
+        if self._begun is None or not isinstance(self._begun, RECORDS):
+            self._begun = entry.record  # otherwise this is a part of what is under way
         if group is not None:
-            self._shard.apply(record)
-            return [payload]
+            self._payloads.append(payload)
+            self._shard.apply(entry.record)
+            return
         self._append(payload)
-        self._shard.apply(record)
+        self._shard.apply(entry.record)
         self._maintenance.after_append(size)
-        return []
-
-    def _keep_own(self, record: Record | None, now_us: int, *, once: bool = False) -> list[bytes]:
-        """Journal a record that the shard decided by itself, unless the disk is full.
-
-        Args:
-            record: What it decided, None for nothing.
-            now_us: Its time.
-            once: Whether it is not decided again: `RoomWanted` is raised then.
-        """
-        if record is None:
-            return []
-        try:
-            return self._keep(record, now_us, urgent=True)
-        except StorageError as error:
-            if once and isinstance(error, RoomWanted):
-                raise
-            return []
 
     def _complete(self) -> None:
         """Complete an interrupted operation, in memory and in the journal.
@@ -355,19 +320,19 @@ class JournaledShard:
         begun, now_us = self._begun, self._clock.now()
         if begun is None:
             return
-        payloads: list[bytes] = []
         if isinstance(begun, RECORDS):
-            payloads.append(encode_entry(internal_entry(begun, now_us)))
+            payload = encode_entry(internal_entry(begun, now_us))
             self._maintenance.restore()
             if self._group is None:
                 self._mend()
-                self._append(payloads[0])
-        self._shard.redo(begun, now_us)
-        payloads += self._keep_own(self._shard.decide_trim(begun), now_us)
+                self._append(payload)
+            else:
+                self._payloads.append(payload)
+        self._writer.redo(begun, now_us)
         if self._shard.any_expires:
             self._sweeper.start()
         if self._group is not None:
-            self._group.commit(_DONE, payloads, None)
+            self._commit(self._group, DONE)
         self._begun = None
 
     def _sweep(self) -> None:
@@ -377,15 +342,10 @@ class JournaledShard:
             with self._mutex:  # others get their turn in between
                 if self._closed or self._error is not None:
                     return
-                if self._begun is not None:
-                    self._complete()
-                now_us = self._clock.now()
-                record = self._shard.decide_expire(now_us)
-                before = self._shard.next_expiry_us()
-                payloads = self._keep_own(record, now_us)
-                more = record is not None and self._shard.next_expiry_us() != before
-                if self._group is not None and payloads:
-                    self._group.commit(_DONE, payloads, None)
+                self._complete()
+                more = self._writer.expire(self._clock.now())
+                if more and self._group is not None:
+                    self._commit(self._group, DONE)
                 self._begun = None
 
     def _append(self, payload: bytes) -> None:

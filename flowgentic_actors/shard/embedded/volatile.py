@@ -7,13 +7,15 @@ import threading
 import msgspec
 
 from flowgentic_actors.engine.commands import WRITES, Command
-from flowgentic_actors.engine.records import Record
+from flowgentic_actors.engine.records import RECORDS, Record
 from flowgentic_actors.engine.replies import Reply
 from flowgentic_actors.engine.shard import DONE
 from flowgentic_actors.engine.values import NOWHERE
 from flowgentic_actors.shard.clock import Clock
+from flowgentic_actors.shard.journaling.entries import LogEntry
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.sweeper import Sweeper
+from flowgentic_actors.shard.writer import ShardWriter
 
 
 class VolatileShard:
@@ -27,7 +29,7 @@ class VolatileShard:
         self._mutex = threading.Lock()
         self._clock = Clock()
         self._shard = settings.make_shard()
-        self._ceilings = settings.quotas if settings.quotas.any else None
+        self._writer = ShardWriter(self._shard, settings, self._keep)
         limited = settings.quotas.any or settings.keep_last is not None or settings.thread_ttl
         self._writes = {} if limited else self._shard.writes
         self._reads = self._shard.reads
@@ -56,31 +58,21 @@ class VolatileShard:
                     return DONE
             elif kind in self._reads and (found := self._reads[kind](command)) is not None:
                 return found
-            shard, now_us = self._shard, self._clock.tick()
-            if not isinstance(command, WRITES):
-                self._begun = command
-                reply = shard.execute(command, now_us).reply
-                self._begun = None
-                return reply
-            reply, record = shard.decide(command, now_us)
-            if record is not None:
-                if self._ceilings is not None:
-                    self._ceilings.check(shard, record)
-                self._begun = record
-                shard.apply(record)
-                trimmed = shard.decide_trim(record)
-                if trimmed is not None:
-                    shard.apply(trimmed)
-                if shard.any_expires:
+            now_us = self._clock.tick()
+            if isinstance(command, WRITES):
+                reply = self._writer.execute(command, now_us)
+                if self._shard.any_expires:
                     self._sweeper.start()
-                self._begun = None
+            else:
+                self._begun = command
+                reply = self._writer.query(command, now_us)
+            self._begun = None
             return reply
 
     def stats(self) -> dict[str, int]:
         """Counters of what the shard holds."""
         with self._mutex:
-            if self._begun is not None:
-                self._complete()
+            self._complete()
             return msgspec.structs.asdict(self._shard.size())
 
     def close(self) -> None:
@@ -91,13 +83,15 @@ class VolatileShard:
         """Make the shard usable in a forked child, to be asked for its state."""
         self._mutex = threading.Lock()  # another thread may have held the old one
 
+    def _keep(self, entry: LogEntry, *, urgent: bool) -> None:  # noqa: ARG002 - there is always room
+        if self._begun is None or not isinstance(self._begun, RECORDS):
+            self._begun = entry.record  # otherwise this is a part of what is under way
+        self._shard.apply(entry.record)
+
     def _complete(self) -> None:
-        begun = self._begun
-        if begun is not None:
-            self._shard.redo(begun, self._clock.tick())
-            trimmed = self._shard.decide_trim(begun)
-            if trimmed is not None:
-                self._shard.apply(trimmed)
+        """Complete an interrupted operation."""
+        if self._begun is not None:
+            self._writer.redo(self._begun, self._clock.tick())
             if self._shard.any_expires:
                 self._sweeper.start()
             self._begun = None
@@ -106,11 +100,6 @@ class VolatileShard:
         more = True
         while more:
             with self._mutex:  # others get their turn in between
-                if self._begun is not None:
-                    self._complete()
-                record = self._shard.decide_expire(self._clock.tick())
-                more = record is not None
-                if record is not None:
-                    self._begun = record
-                    self._shard.apply(record)
-                    self._begun = None
+                self._complete()
+                more = self._writer.expire(self._clock.tick())
+                self._begun = None

@@ -48,46 +48,13 @@ _encoder = msgspec.msgpack.Encoder(enc_hook=plain)
 encode_entry = _encoder.encode
 """Encode a `JournalEntry`."""
 
+encode_entry_into = _encoder.encode_into
+"""Encode a `JournalEntry` into a buffer, from an offset on."""
+
 
 def internal_entry(record: Record, time_us: int) -> LogEntry:
     """The entry of a record that the shard decided by itself, without a caller or reply."""
     return LogEntry(NO_SESSION, 0, 0, time_us, b"", record)
-
-
-class Unwritten:
-    """Entries that wait to be appended, encoded into one buffer.
-
-    Each in a piece of its own, they would lie between the values that are kept, and leave holes in
-    the process's memory when they go: measured, a quarter of what was stored.
-    """
-
-    __slots__ = ("_bytes", "_ends")
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-        self._ends: list[int] = []
-
-    def add(self, entry: LogEntry) -> int:
-        """Encode an entry behind the others; returns its size."""
-        start = len(self._bytes)
-        _encoder.encode_into(entry, self._bytes, start)
-        end = len(self._bytes)
-        self._ends.append(end)
-        return end - start
-
-    def take_back(self) -> None:
-        """Remove the last entry."""
-        self._ends.pop()
-        del self._bytes[self._ends[-1] if self._ends else 0 :]
-
-    def take(self) -> list[memoryview]:
-        """Take all entries out."""
-        if not self._ends:
-            return []
-        whole, ends = memoryview(self._bytes), self._ends
-        self._bytes, self._ends = bytearray(), []
-        starts = [0, *ends[:-1]]
-        return [whole[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def decode_entry(payload: bytes) -> JournalEntry:

@@ -29,6 +29,7 @@ class JournalMaintenance:
         garbage_allowed: Bytes of garbage beyond which compaction is considered.
         waits: Whether writes wait until a segment is allocated; otherwise the appending thread
             allocates it.
+        hold: Whether the log must stay as it is for now: no compaction begins then.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class JournalMaintenance:
         *,
         garbage_allowed: int,
         waits: bool,
+        hold: Callable[[], bool] = lambda: False,
     ) -> None:
         self._journal = journal
         self._shard = shard
@@ -52,8 +54,7 @@ class JournalMaintenance:
         self._room = 0  # that there is at least since the last append
         self._appended = 0  # bytes since everything was last looked at
         self._look_after = garbage_allowed // _LOOKS
-        self.hold: Callable[[], bool] = lambda: False
-        """Whether the log must stay as it is for now."""
+        self._hold = hold
         journal.on_begin(self._prepare)
 
     def check_room(self, size: int, *, urgent: bool) -> None:
@@ -103,7 +104,7 @@ class JournalMaintenance:
             self._prepare()
         if (
             self._compactor.ready
-            and not self.hold()
+            and not self._hold()
             and self._journal.size > 2 * self._live_bytes() + self._garbage_allowed
         ):
             self._compactor.start()
@@ -115,7 +116,7 @@ class JournalMaintenance:
 
     def _make_room(self) -> None:
         """Free what can be freed on a full disk, and try to allocate again."""
-        if not self.hold() and (obsolete := self._journal.drop_older_set()):
+        if not self._hold() and (obsolete := self._journal.drop_older_set()):
             self._compactor.remove(obsolete)
         if self._compactor.ready and self._journal.size > self._live_bytes():
             self._compactor.start()

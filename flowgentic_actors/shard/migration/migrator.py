@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import CacheClear
-from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import RejectedError, StorageError
 from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.secret import Secret
+from flowgentic_actors.shard.migration.host import MigrationHost
 from flowgentic_actors.shard.migration.ownership import OwnedSlots, SlotOwnership
 from flowgentic_actors.shard.migration.source import MigrationSource
 from flowgentic_actors.shard.migration.target import MigrationTarget
@@ -42,39 +41,17 @@ class SlotMigrator:
     """Carries out what one shard is told about slots; see the module.
 
     Args:
+        host: The shard's actor.
         shard: The shard.
         journal: Its journal.
         worker: The thread that reads the journal.
-        keep: Carries out a record that no client asked for, and has the next commit store it.
-        stored: Has a commit soon; its future is done when that is.
-        next_lsn: LSN after the last entry, those included that wait to be appended.
-        lag: Bytes of journal that the second copy does not have yet.
-        tell: Reports an event (kind, detail).
-        report: Reports `status` at once.
     """
 
-    def __init__(
-        self,
-        shard: Shard,
-        journal: Journal,
-        worker: Worker,
-        *,
-        keep: Callable[[Record, int], Awaitable[None]],
-        stored: Callable[[], asyncio.Future[None]],
-        next_lsn: Callable[[], int],
-        lag: Callable[[], int],
-        tell: Callable[[EventKind, str], None],
-        report: Callable[[], None],
-    ) -> None:
+    def __init__(self, host: MigrationHost, shard: Shard, journal: Journal, worker: Worker) -> None:
+        self._host = host
         self._shard = shard
         self._journal = journal
         self._worker = worker
-        self._keep = keep
-        self._stored = stored
-        self._next_lsn = next_lsn
-        self._lag = lag
-        self._tell = tell
-        self._report = report
         self.owned_slots: OwnedSlots | None = None
         """What this shard answers for, None for everything."""
         self._source: MigrationSource | None = None
@@ -82,26 +59,19 @@ class SlotMigrator:
         self._task: asyncio.Task[None] | None = None  # that takes, or forgets
         self._stale = 0  # a move that an earlier incarnation began
 
-    def set_ownership(
-        self, ownership: SlotOwnership, secret: Secret[bytes], max_bytes: int
-    ) -> None:
-        """Own the given slots from now on, and migrate others.
-
-        Args:
-            ownership: The slots.
-            secret: The cluster's secret.
-            max_bytes: Largest message.
-        """
+    def set_ownership(self, ownership: SlotOwnership) -> None:
+        """Own the given slots from now on, and migrate others."""
         before = self.owned_slots
         self.owned_slots = OwnedSlots(ownership)
         if before is None:
             self._source = MigrationSource(
-                self._shard, self._journal, self._worker, ownership.depth, self._stored
+                self._shard, self._journal, self._worker, ownership.depth, self._host.stored
             )
             self._stale = ownership.pull.move if ownership.pull is not None else 0
         assert self._source is not None
         if ownership.frozen_for != self._source.frozen_for:
-            self._source.frozen_for, self._source.held_from = ownership.frozen_for, self._next_lsn()
+            self._source.frozen_for = ownership.frozen_for
+            self._source.held_from = self._host.next_lsn
         if before is None or before.ownership.owned != ownership.owned:
             # Whatever is cached for slots that come back some day would be out of date by then.
             self._shard.query(CacheClear(), 0)
@@ -111,16 +81,10 @@ class SlotMigrator:
             or ownership.pull is not None
         ):
             self._shard.set_visible(self.owned_slots.shows_thread, self.owned_slots.shows_namespace)
-        self._arrange(ownership, before, secret, max_bytes)
-        self._report()
+        self._arrange(ownership, before)
+        self._host.context.report()
 
-    def _arrange(
-        self,
-        ownership: SlotOwnership,
-        before: OwnedSlots | None,
-        secret: Secret[bytes],
-        max_bytes: int,
-    ) -> None:
+    def _arrange(self, ownership: SlotOwnership, before: OwnedSlots | None) -> None:
         """Start the migration that was ordered; without one, remove slots that are not owned."""
         pull, taking = ownership.pull, self._target
         if pull is None:
@@ -136,16 +100,7 @@ class SlotMigrator:
         if taking is not None and taking.move == pull.move:
             taking.set_source(pull.source)
             return
-        self._target = MigrationTarget(
-            pull,
-            keep=self._keep,
-            stored=self._stored,
-            end=lambda: self._journal.end,
-            lag=self._lag,
-            on_change=self._report,
-            secret=secret,
-            max_bytes=max_bytes,
-        )
+        self._target = MigrationTarget(pull, self._host)
         self._begin(partial(self._take, self._target))
 
     @property
@@ -203,19 +158,19 @@ class SlotMigrator:
         await self._forget()  # an earlier attempt's
         await taking.run()
         if taking.failed:
-            self._tell(EventKind.SLOTS_NOT_TAKEN, taking.failed)
+            self._host.context.tell(EventKind.SLOTS_NOT_TAKEN, taking.failed)
 
     async def _forget(self) -> None:
         """Remove the entries of slots that are not owned, in small steps between requests."""
         for record in self._shard.purge_invisible():
             while record is not None:
                 try:
-                    await self._keep(record, 0)
+                    await self._host.keep_moved(record, 0)
                     break
                 except StorageError:
                     await asyncio.sleep(_FULL)
             if record is not None:
-                await self._stored()
+                await self._host.stored()
             await asyncio.sleep(0)
         if not self.is_target:
             self._shard.set_visible(None, None)

@@ -16,7 +16,6 @@ from flowgentic_actors.engine.slots import (
     slot_of_thread,
 )
 from flowgentic_actors.errors import SlotsMovedError
-from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Address
 
 
@@ -59,20 +58,6 @@ class SlotOwnership(Struct, array_like=True, frozen=True):
     known: int = 0
     pull: PullOrder | None = None
     frozen_for: int = 0
-
-
-class OwnershipOrder(Struct, array_like=True, frozen=True):
-    """The message with the ownership of a shard that has a single copy.
-
-    Attributes:
-        ownership: Its slots.
-        secret: The cluster's secret.
-        max_bytes: Largest message.
-    """
-
-    ownership: SlotOwnership
-    secret: Secret[bytes]
-    max_bytes: int
 
 
 _NOBODYS: Final[CacheKey] = ((), "\0")

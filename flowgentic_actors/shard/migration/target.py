@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from msgspec import Raw
 
-from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import (
     FlowgenticError,
     InvalidRequestError,
     ProtocolError,
     RequestError,
 )
-from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.journaling.entries import LogEntry, decode_entry
+from flowgentic_actors.shard.migration.host import MigrationHost
 from flowgentic_actors.shard.migration.ownership import PullOrder
 from flowgentic_actors.shard.migration.source import PIECE
 from flowgentic_actors.shard.peer_protocol import PullSlots, SlotEntries, decode_answer, encode_peer
@@ -41,38 +39,23 @@ class MigrationTarget:
 
     Args:
         pull: What to take.
-        keep: Carries out a record, and has the next commit store it.
-        stored: Has a commit soon; its future is done when that is.
-        end: LSN after the last entry of its own journal.
-        lag: Bytes of that which the second copy does not have yet.
-        on_change: Called when `near`, `done` or `failed` has changed.
-        secret: The cluster's secret.
-        max_bytes: Largest message.
+        host: The shard that stores it, and is told when `near`, `done` or `failed` has changed.
     """
 
-    def __init__(
-        self,
-        pull: PullOrder,
-        *,
-        keep: Callable[[Record, int], Awaitable[None]],
-        stored: Callable[[], asyncio.Future[None]],
-        end: Callable[[], int],
-        lag: Callable[[], int],
-        on_change: Callable[[], None],
-        secret: Secret[bytes],
-        max_bytes: int,
-    ) -> None:
+    def __init__(self, pull: PullOrder, host: MigrationHost) -> None:
         self.move = pull.move
         self._pull = pull
-        self._keep = keep
-        self._stored = stored
-        self._end = end
-        self._lag = lag
-        self._on_change = on_change
-        most = max_bytes + PIECE  # the largest entry, and what was before it
+        self._host = host
+        context = host.context
+        most = context.max_message_bytes + PIECE  # the largest entry, and what was before it
         assert pull.source is not None
         self._connection = AsyncConnection(
-            pull.source, secret, "the shard that has the slots", most, "peer", name=pull.name
+            pull.source,
+            context.secret,
+            "the shard that has the slots",
+            most,
+            "peer",
+            name=pull.name,
         )
         self.position = 0
         """LSN in the other's journal up to which all is known here."""
@@ -93,9 +76,9 @@ class MigrationTarget:
         """Take everything over; returns when that is done, or impossible."""
         try:
             await self._take()
-            end = self._end()  # what is written from now on is others' business
+            end = self._host.position  # what is written from now on is others' business
             async with asyncio.timeout(_WHOLE):
-                while self._end() - self._lag() < end:  # noqa: ASYNC110 - another actor changes it
+                while self._host.position - self._host.lag < end:  # noqa: ASYNC110 - another actor changes it
                     await asyncio.sleep(_IDLE)
         except TimeoutError:
             self.failed = "the second copy does not get what was taken over"
@@ -105,7 +88,7 @@ class MigrationTarget:
             self.done = True
         finally:
             await self._connection.close()
-        self._on_change()
+        self._host.context.report()
 
     async def _take(self) -> None:
         log_from = 0
@@ -114,16 +97,16 @@ class MigrationTarget:
             for payload in given.payloads:
                 entry = decode_entry(payload)
                 assert isinstance(entry, LogEntry)
-                await self._keep(entry.record, entry.time_us)
+                await self._host.keep_moved(entry.record, entry.time_us)
             if given.payloads:
-                await self._stored()
+                await self._host.stored()
             self.position, log_from = given.position, given.log_from
             self.steps += 1
             if given.last:
                 return
             if not self.near and self.position >= log_from and given.left <= NEAR:
                 self.near = True
-                self._on_change()
+                self._host.context.report()
             pause = sum(map(len, given.payloads)) / self._pull.rate
             await self._rest(pause if given.left else max(pause, _IDLE))
 

@@ -13,9 +13,9 @@ from typing import Final, TypeVar
 
 from msgspec import Raw
 
+from flowgentic_actors.actors.actor import ActorContext
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.errors import ProtocolError, RequestError
-from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted
 from flowgentic_actors.shard.peer_protocol import (
@@ -61,9 +61,7 @@ class ReplicationFollower:
         make: Makes the shard on what is in the folder. Blocks.
         term: Number of the term.
         leader: Where the leader is.
-        secret: The cluster's secret.
-        max_bytes: Largest message.
-        name: What the leader has to be called. Default: anything.
+        context: Of the copy's actor, whose name is the leader's as well.
     """
 
     def __init__(
@@ -73,15 +71,15 @@ class ReplicationFollower:
         make: Callable[[], ShardActor],
         term: int,
         leader: Address,
-        secret: Secret[bytes],
-        max_bytes: int,
-        name: str | None = None,
+        context: ActorContext,
     ) -> None:
         self._folder = folder
         self._make = make
         self._term = term
-        most = max_bytes + PIECE  # the largest entry, and what was before it
-        self._connection = AsyncConnection(leader, secret, "the leader", most, "peer", name=name)
+        most = context.max_message_bytes + PIECE  # the largest entry, and what was before it
+        self._connection = AsyncConnection(
+            leader, context.secret, "the leader", most, "peer", name=context.name
+        )
         self.core: ShardActor | None = None
         """The shard, as soon as there is one."""
         self.took_at = 0.0

@@ -20,6 +20,7 @@ from flowgentic_actors.errors import (
     RejectedError,
     ReplicaUnavailableError,
 )
+from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.peer_protocol import (
     Follow,
     FollowerRequest,
@@ -104,34 +105,27 @@ class ReplicationLeader:
         self.position = 0
         """LSN after the last entry that the follower has."""
 
-    def begin_term(
-        self, term: int, *, follower: bool, allow_single_copy: bool, follower_in_sync: bool
-    ) -> None:
-        """Begin a term with a follower or without one.
+    def begin_term(self, assignment: Assignment) -> None:
+        """Begin a term with a follower or without one, or go on with it.
 
-        Args:
-            term: Its number.
-            follower: Whether there is to be a follower.
-            allow_single_copy: Whether to acknowledge alone what no follower can have.
-            follower_in_sync: Whether the host has noted that the follower has caught up, be it
-                under an earlier incarnation of this leader: then nothing may be acknowledged
-                without it.
+        That the follower is in sync may have been under an earlier incarnation of this leader.
         """
-        if term != self._term:
-            self._term, self.caught_up, self._joint_from = term, False, None
+        follower, alone = bool(assignment.follower), assignment.allow_single_copy
+        if assignment.term != self._term:
+            self._term, self.caught_up, self._joint_from = assignment.term, False, None
             self._noted = False
             self.position = 0
             self.resync_required = False
             self._heard = 0.0
             self._unpark()
-            if allow_single_copy or not follower:
+            if alone or not follower:
                 # Otherwise the follower of this term will have it
-                self._let_go(alone=allow_single_copy)
-        if follower_in_sync and not (self.caught_up or self.resync_required):
+                self._let_go(alone=alone)
+        if assignment.follower_in_sync and not (self.caught_up or self.resync_required):
             self.caught_up, self._joint_from = True, 0
             self._heard = time.monotonic()  # it gets a moment to ask
-        self._expected, self._alone = follower, allow_single_copy
-        self._noted = self._noted or follower_in_sync
+        self._expected, self._alone = follower, alone
+        self._noted = self._noted or assignment.follower_in_sync
         self._settle()
         self._tell_writers()
         if not follower:

@@ -9,19 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
-from flowgentic_actors.actors.actor import Call, Postponed
+from flowgentic_actors.actors.actor import ActorContext, Call, Postponed
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.errors import (
     FlowgenticError,
     JournalDamagedError,
     RejectedError,
 )
-from flowgentic_actors.event_kinds import EventKind
-from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.shard.actor import ShardActor
-from flowgentic_actors.shard.migration.ownership import SlotOwnership
+from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.peer_protocol import PullSlots, decode_peer_request
 from flowgentic_actors.shard.progress import Progress, ReplicationStatus, encode_progress
 from flowgentic_actors.shard.replication.follower import (
@@ -37,34 +35,6 @@ _FILE_TIMEOUT = 60.0
 _LAST_MOMENT, _QUIET = 2.0, 0.2  # for the leader's last entries, at most, and without any
 
 logger = logging.getLogger(__name__)
-
-
-class ReplicaAssignment(Struct, array_like=True, frozen=True):
-    """The assignment of one replica, with what its actor needs beside; see `Assignment`.
-
-    Attributes:
-        leads: Whether it leads.
-        term: Number of the term.
-        leader: Whom it follows.
-        follower: Whether it has a follower.
-        allow_single_copy: Whether it may acknowledge alone what no follower can have.
-        follower_in_sync: Whether the follower has caught up already.
-        secret: The cluster's secret.
-        max_bytes: Largest message.
-        name: Name of the shard's actors, None for any.
-        ownership: The slots that it answers for, if it leads; None for all.
-    """
-
-    leads: bool
-    term: int
-    leader: Address | None
-    follower: bool
-    allow_single_copy: bool
-    follower_in_sync: bool
-    secret: Secret[bytes]
-    max_bytes: int
-    name: str | None = None
-    ownership: SlotOwnership | None = None
 
 
 class ReplicatedShardActor:
@@ -84,23 +54,21 @@ class ReplicatedShardActor:
         self._core: ShardActor | None = None
         self._leader: ReplicationLeader | None = None
         self._follower: ReplicationFollower | None = None
-        self._assignment: ReplicaAssignment | None = None
-        self._wanted: ReplicaAssignment | None = None
+        self._assignment: Assignment | None = None
+        self._wanted: Assignment | None = None
         self._task: asyncio.Task[None] | None = None  # that follows
         self._changing: asyncio.Task[None] | None = None
         self._broken: BaseException | None = None
-        self._tell: Callable[[EventKind, str], None] = lambda _kind, _detail: None
-        self._report: Callable[[], None] = lambda: None
-        self._wake: Callable[[], None] = lambda: None
+        self._context: ActorContext | None = None
 
-    def start(
-        self,
-        tell: Callable[[EventKind, str], None],
-        report: Callable[[], None],
-        wake: Callable[[], None],
-    ) -> None:
+    def start(self, context: ActorContext) -> None:
         """Wait for an assignment; see `Actor.start`."""
-        self._tell, self._report, self._wake = tell, report, wake
+        self._context = context
+
+    @property
+    def _started(self) -> ActorContext:
+        assert self._context is not None
+        return self._context
 
     @property
     def takes_clients(self) -> bool:
@@ -109,7 +77,10 @@ class ReplicatedShardActor:
 
     def on_message(self, body: Raw) -> None:
         """Lead or follow from now on; see `Actor.on_message`."""
-        self._wanted = msgspec.msgpack.decode(body, type=ReplicaAssignment, dec_hook=concealed)
+        self._wanted = msgspec.msgpack.decode(body, type=Assignment)
+        self._begin_to_change()
+
+    def _begin_to_change(self) -> None:
         if self._changing is None:
             self._changing = asyncio.ensure_future(self._change())
             self._changing.add_done_callback(self._changed)
@@ -195,19 +166,12 @@ class ReplicatedShardActor:
             if assignment.leads:
                 if self._leader is None:
                     self._leader = await self._begin_to_lead(assignment)
-                self._leader.begin_term(
-                    assignment.term,
-                    follower=assignment.follower,
-                    allow_single_copy=assignment.allow_single_copy,
-                    follower_in_sync=assignment.follower_in_sync,
-                )
+                self._leader.begin_term(assignment)
                 if assignment.ownership is not None and self._core is not None:
-                    self._core.migrator.set_ownership(
-                        assignment.ownership, assignment.secret, assignment.max_bytes
-                    )
+                    self._core.migrator.set_ownership(assignment.ownership)
                 # After it: `report` must not tell the last term's of this one
                 self._assignment = assignment
-                self._report()
+                self._started.report()
                 await on_daemon_thread(_FILE_TIMEOUT, write_term, self._folder, assignment.term)
             elif (
                 self._follower is not None
@@ -220,7 +184,7 @@ class ReplicatedShardActor:
             elif assignment.leader is not None:
                 await self._begin_to_follow(assignment, assignment.leader)
 
-    async def _begin_to_lead(self, assignment: ReplicaAssignment) -> ReplicationLeader:
+    async def _begin_to_lead(self, assignment: Assignment) -> ReplicationLeader:
         await self._stop_following()
         core = self._follower.core if self._follower else None
         self._follower = None
@@ -236,10 +200,10 @@ class ReplicatedShardActor:
             finally:  # cancelled or not: a shard that is made is `close`'s to close
                 core = self._core = await making
         self._core = core
-        core.start(self._tell, self._report, self._wake)
-        return core.lead(waits=self._waits, on_change=self._report)
+        core.start(self._started)
+        return core.lead(waits=self._waits, on_change=self._started.report)
 
-    async def _begin_to_follow(self, assignment: ReplicaAssignment, leader: Address) -> None:
+    async def _begin_to_follow(self, assignment: Assignment, leader: Address) -> None:
         if self._leader is not None:
             raise RejectedError("a copy that leads is ended, not made to follow")
         await self._stop_following()
@@ -251,9 +215,7 @@ class ReplicatedShardActor:
             make=self._make,
             term=assignment.term,
             leader=leader,
-            secret=assignment.secret,
-            max_bytes=assignment.max_bytes,
-            name=assignment.name,
+            context=self._started,
         )
         self._task = asyncio.ensure_future(self._follower.run())
         self._task.add_done_callback(self._followed)
@@ -271,7 +233,7 @@ class ReplicatedShardActor:
         self._changing = None
         self._break_with(task)
         if self._wanted is not None and self._broken is None and not task.cancelled():
-            self.on_message(Raw(msgspec.msgpack.encode(self._wanted, enc_hook=revealed)))
+            self._begin_to_change()
 
     def _followed(self, task: asyncio.Task[None]) -> None:
         self._break_with(task)
@@ -284,4 +246,4 @@ class ReplicatedShardActor:
         self._broken = self._broken or error
         if not isinstance(error, FlowgenticError):
             self._broken = error
-        self._wake()
+        self._started.wake()

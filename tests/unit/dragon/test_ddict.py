@@ -247,13 +247,12 @@ async def test_when_dragon_starts_nothing_any_more_plain_children_are_started(
 ) -> None:
     hung = threading.Event()
     monkeypatch.setattr(spawner_module, "start_dragon_process", lambda *_, **__: hung.wait())
-    monkeypatch.setattr(spawner_module, "_PATIENCE", 0.1)
     code = "import os, sys; sys.exit(9 if 'DRAGON_MY_PUID' in os.environ else 7)"
     command = [sys.executable, "-c", code]
     monkeypatch.setattr(spawn, "python_command", lambda *_: command)
     monkeypatch.setenv("DRAGON_MY_PUID", "1")
     told: list[str] = []
-    spawner = spawner_module.DragonSpawner(on_hung=told.append)
+    spawner = spawner_module.DragonSpawner(on_hung=told.append, patience=0.1)
     for _ in range(2):
         child = await spawner.spawn(tmp_path / "spec", tmp_path / "log", 10.0)
         assert child.pid is not None

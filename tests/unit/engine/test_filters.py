@@ -29,6 +29,11 @@ from tests.support.engine_commands import MANY, blob, keys, pack, put_item, sear
         ({"a": 1, "b": 2}, {"a": 1, "b": 2}, True),
         ({"a": 1, "b": 3}, {"a": 1, "b": 2}, False),
         ({"a": 1}, {}, True),
+        # any text is a field's name
+        ({'a"b': 1, "": 2, "f0": 3}, {'a"b': 1, "": 2, "f0": 3}, True),
+        ({'a"b': 1, "f1": 2}, {"f1": 2, 'a"b': 2}, False),
+        ({"a\n": 1}, {"a\n": None}, False),
+        ({"b": 1}, {"a\n": None}, True),
         # $ne
         ({"a": 1}, {"a": {"$ne": 1}}, False),
         ({"a": 1}, {"a": {"$ne": 2}}, True),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from flowgentic_actors.engine import Shard, thread_queries
+from flowgentic_actors.engine import Shard, pace, thread_queries
 from flowgentic_actors.engine.commands import (
     DeleteThread,
     ListCheckpoints,
@@ -166,7 +166,10 @@ def test_what_many_threads_have_is_brought_into_an_order_page_by_page(
     assert pages(shard, query) == [expected]
 
 
-def test_a_listing_over_all_threads_costs_its_answer(shard: Shard) -> None:
+def test_a_listing_over_all_threads_costs_its_answer(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "PAGE_SECONDS", 60.0)
     for number in range(1000):
         put_checkpoint(shard, f"{number:04}", f"t{number}")
     assert len(listed(shard, ListCheckpoints())) == 1000

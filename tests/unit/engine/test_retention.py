@@ -30,7 +30,7 @@ from flowgentic_actors.engine.expiry import Expiry
 from flowgentic_actors.engine.model import Blob, Vector, Version, Write
 from flowgentic_actors.engine.records import CheckpointsDropped, ItemStored
 from flowgentic_actors.engine.replies import Cached, CheckpointPage, Conflict, ItemReply, RankPage
-from flowgentic_actors.engine.threads import Retention
+from flowgentic_actors.engine.thread_plans import Retention
 from flowgentic_actors.errors import ColdValuesError, InvalidRequestError
 
 BLOB: Blob = ("msgpack", b"x" * 10)

@@ -37,6 +37,7 @@ from flowgentic_actors.shard.journaling import maintenance
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
 from tests.support.limited_disk import SEGMENT, SmallDisk
+from tests.support.replicas import context
 
 pytestmark = pytest.mark.anyio
 
@@ -359,7 +360,7 @@ async def test_a_ddict_is_made_when_hot_memory_is_half_full(
         "tier_folder": str(tmp_path / "tier"),
     }
     async with opened(tmp_path / "shard", **settings) as actor:
-        actor.start(lambda _kind, _detail: None, lambda: None, lambda: None)
+        actor.start(context())
         caller = Caller(actor)
         await write(caller, 400)  # 1.6 MiB: all of it is hot
         assert IdleTier.started == 0
@@ -367,5 +368,5 @@ async def test_a_ddict_is_made_when_hot_memory_is_half_full(
         assert IdleTier.started > 0
     IdleTier.started = 0
     async with opened(tmp_path / "shard", **settings) as actor:
-        actor.start(lambda _kind, _detail: None, lambda: None, lambda: None)
+        actor.start(context())
         assert IdleTier.started > 0  # what was there before counts

@@ -7,7 +7,7 @@ import pytest
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
 from flowgentic_actors.cluster.nodes.placement import Placement
-from flowgentic_actors.cluster.protocol.assignments import Assignment
+from flowgentic_actors.shard.assignment import Assignment
 from tests.support.placements import NODES, TICK, caught_up, kinds, member, placement, tell
 
 

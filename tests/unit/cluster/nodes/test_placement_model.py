@@ -26,10 +26,10 @@ from hypothesis.stateful import (
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.protocol.assignments import (
-    Assignment,
     NodeAssignments,
     ReplicaStatus,
 )
+from flowgentic_actors.shard.assignment import Assignment
 from tests.conftest import amounts
 from tests.support.placements import LEASE, NODES, TICK, TIMEOUT, member, placement
 

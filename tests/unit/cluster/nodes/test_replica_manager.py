@@ -10,8 +10,8 @@ import pytest
 
 from flowgentic_actors.actors.child import ChildState
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
-from flowgentic_actors.cluster.protocol.assignments import Assignment, NodeAssignments, actor_name
-from flowgentic_actors.secret import Secret
+from flowgentic_actors.cluster.protocol.assignments import NodeAssignments, actor_name
+from flowgentic_actors.shard.assignment import Assignment
 
 pytestmark = pytest.mark.anyio
 
@@ -63,8 +63,6 @@ async def test_one_that_has_failed_is_started_again_by_another_term_alone(tmp_pa
         lambda shard: cast("Any", _Spec(actor_name(shard), {"folder": str(tmp_path / str(shard))})),
         host="127.0.0.1",
         certificate="",
-        secret=Secret(b""),
-        max_bytes=1000,
         replicated=True,
     )
 

@@ -1,27 +1,20 @@
-"""A memory on disk: its manifest, its generations, and re-sharding that may end at any point."""
+"""A memory on disk: its manifest, its shards, and who reads and holds it."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from flowgentic_actors.cluster.persistence import snapshot as snapshot_module
 from flowgentic_actors.cluster.persistence.manifest import (
     FORMAT,
     MANIFEST,
-    Manifest,
     holds_memory,
     read_manifest,
 )
@@ -29,8 +22,7 @@ from flowgentic_actors.cluster.persistence.memory_lock import HOLDER_FILE, SILEN
 from flowgentic_actors.cluster.persistence.snapshot import copy_shards, router, snapshot
 from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory, await_free
 from flowgentic_actors.cluster.protocol.slot_table import even_table
-from flowgentic_actors.engine.commands import GetItem, PutItem
-from flowgentic_actors.engine.replies import ItemReply
+from flowgentic_actors.engine.commands import PutItem
 from flowgentic_actors.errors import (
     JournalDamagedError,
     JournalError,
@@ -39,37 +31,11 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling.offline_reader import OfflineReader, holds_entries
-from flowgentic_actors.storage.disk import Disk, RealDisk
-from flowgentic_actors.testing.disk import Crash
+from flowgentic_actors.storage.disk import RealDisk
 from tests.support.shards import ask, compact_all, contents, some_commands, write
+from tests.support.stored_memory import filled, opened
 
 DATA = Path(__file__).parents[3] / "data"
-
-
-@contextlib.contextmanager
-def opened(
-    path: Path, shards: int, depth: int = 2, disk: Disk | None = None, **options: Any
-) -> Iterator[Manifest]:
-    """A memory that a cluster has open."""
-    memory = StoredMemory(path, disk)
-    orderly = False
-    try:
-        settings = {"name": "x", "instance": "i", **options}
-        yield memory.open(shards=shards, namespace_depth=depth, **settings)[0]
-        orderly = True
-    finally:
-        memory.close(orderly=orderly)
-
-
-def filled(path: Path, shards: int, count: int = 150, seed: int = 1) -> Any:
-    """Make a memory and give what is in it."""
-    table = even_table(shards, 2)
-    with opened(path, shards) as manifest:
-        write(manifest.folders(path), table, some_commands(random.Random(seed), count))
-        return contents(manifest.folders(path), table)
-
-
-# ---------------------------------------------------------------------- the layout
 
 
 def test_a_memory_is_private_and_says_whether_it_was_closed(tmp_path: Path) -> None:
@@ -140,133 +106,6 @@ def test_a_path_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PersistError, match="persist_path="):
         StoredMemory(tmp_path / "file" / "memory").check()
-
-
-# ---------------------------------------------------------------------- re-sharding
-
-
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    seed=st.integers(0, 2**32),
-    counts=st.lists(st.integers(1, 5), min_size=2, max_size=4),
-    depth=st.integers(1, 3),
-)
-def test_every_number_of_shards_holds_the_same(
-    seed: int, counts: list[int], depth: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.mktemp("memory")
-    rng = random.Random(seed)
-    expected = filled(path, counts[0], seed=seed)
-    for shards in counts[1:]:
-        with opened(path, counts[0]) as manifest:
-            if rng.random() < 0.5:
-                compact_all(manifest.folders(path))
-        with opened(path, shards, depth) as manifest:
-            assert contents(manifest.folders(path), even_table(shards, depth)) == expected
-        counts[0] = shards
-        with opened(path, shards, 2) as manifest:
-            assert contents(manifest.folders(path), even_table(shards, 2)) == expected
-
-
-class CrashingDisk(RealDisk):
-    """The real disk until the process dies at an operation that changes something."""
-
-    def __init__(self, crash_at: int | None = None) -> None:
-        self.crash_at = crash_at
-        self.operations = 0
-        self._lock = threading.Lock()
-
-    def _step(self) -> None:
-        with self._lock:
-            if self.operations == self.crash_at:
-                raise Crash(f"at {self.operations}")
-            self.operations += 1
-
-    def create(self, path: Path, size: int) -> int:
-        self._step()
-        return super().create(path, size)
-
-    def write(self, fd: int, data: bytes, offset: int) -> None:
-        try:
-            self._step()
-        except Crash:
-            super().write(fd, data[: len(data) // 2], offset)
-            raise
-        super().write(fd, data, offset)
-
-    def sync(self, fd: int) -> None:
-        self._step()
-        super().sync(fd)
-
-    def sync_folder(self, folder: Path) -> None:
-        self._step()
-        super().sync_folder(folder)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        super().rename(source, target)
-
-    def unlink(self, path: Path) -> None:
-        self._step()
-        super().unlink(path)
-
-
-def test_a_crash_at_any_operation_of_a_re_sharding_changes_nothing_else(tmp_path: Path) -> None:
-    expected = filled(tmp_path, 2)
-    shards = 2
-    for crash_at in range(1000):
-        disk = CrashingDisk(crash_at)
-        with contextlib.suppress(Crash), opened(tmp_path, 5 - shards, disk=disk):
-            pass
-        left = read_manifest(tmp_path)
-        assert left is not None
-        # Whoever opens it next finds the one that the manifest names, and only that.
-        with opened(tmp_path, left.shards) as manifest:
-            assert contents(manifest.folders(tmp_path), even_table(left.shards, 2)) == expected
-            assert len(list(tmp_path.glob("generation-*"))) == 1
-        shards = left.shards
-        if disk.operations < crash_at:
-            break
-    assert crash_at > 15  # it was crashed at every operation there is
-
-
-def test_all_of_a_new_generation_is_on_the_medium_before_the_manifest_names_it(
-    tmp_path: Path,
-) -> None:
-    done: list[tuple[str, str]] = []
-
-    class Recording(RealDisk):
-        def sync(self, fd: int) -> None:
-            name = Path(f"/proc/self/fd/{fd}").readlink()
-            done.append(("sync", str(name.relative_to(tmp_path))))
-
-        def sync_folder(self, folder: Path) -> None:
-            done.append(("sync", str(folder.relative_to(tmp_path))))
-
-        def rename(self, source: Path, target: Path) -> None:
-            super().rename(source, target)
-            done.append(("rename", str(target.relative_to(tmp_path))))
-
-        def write(self, fd: int, data: bytes, offset: int) -> None:
-            super().write(fd, data, offset)
-            name = Path(f"/proc/self/fd/{fd}").readlink()
-            done.append(("write", str(name.relative_to(tmp_path))))
-
-    filled(tmp_path, 1)
-    with opened(tmp_path, 2, disk=Recording()):
-        pass
-    switched = done.index(("rename", MANIFEST))
-    before, after = done[:switched], done[switched + 1 :]
-    assert {("sync", "."), ("sync", "generation-2")} <= set(before)
-    assert before[-1] == ("sync", "manifest.new")
-    assert after[0] == ("sync", ".")
-    for shard in ("generation-2/shard-0", "generation-2/shard-1"):
-        of_shard = [step for step in before if step[1].startswith(shard)]
-        steps = [kind if name != shard else "sync folder" for kind, name in of_shard]
-        assert steps[-7:-3] == ["write", "sync", "rename", "sync folder"]
-        assert steps[-3:] == ["write", "write", "sync"]  # how far it goes
 
 
 def test_a_shard_that_lost_all_its_files_is_refused(tmp_path: Path) -> None:
@@ -349,27 +188,6 @@ def test_shards_of_an_earlier_version_get_to_know_whose_they_are(tmp_path: Path)
         pass
 
 
-def test_a_snapshot_of_a_memory_that_is_re_sharded_meanwhile_is_of_the_new_shards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, target = tmp_path / "memory", tmp_path / "copy"
-    expected = filled(path, 1)
-    with opened(path, 1) as manifest:
-        old = manifest
-    with opened(path, 2):
-        pass
-    (folder,) = old.folders(path)
-    folder.mkdir(mode=0o700, parents=True)  # the removal of the old generation is half done
-    folder.parent.chmod(0o700)
-    manifests = iter([old])
-    monkeypatch.setattr(
-        snapshot_module, "read_manifest", lambda path: next(manifests, None) or read_manifest(path)
-    )
-    copied, _ = snapshot(path, target)
-    assert copied.shards == 2
-    assert contents(copied.folders(target), even_table(2, 2)) == expected
-
-
 def test_a_memory_of_a_version_that_noted_no_ends_opens_and_gets_them(tmp_path: Path) -> None:
     path = tmp_path / "memory"
     shutil.copytree(DATA / "memory-without-notes", path)
@@ -389,68 +207,6 @@ def test_a_memory_of_a_version_that_noted_no_ends_opens_and_gets_them(tmp_path: 
     sealed.unlink()
     with pytest.raises(JournalDamagedError, match="removed or shortened"):
         ShardActor(str(folder))
-
-
-def test_the_first_opening_may_end_anywhere_too(tmp_path: Path) -> None:
-    for crash_at in range(100):
-        path, disk = tmp_path / str(crash_at), CrashingDisk(crash_at)
-        with contextlib.suppress(Crash), opened(path, 2, disk=disk):
-            pass
-        with opened(path, 3) as manifest:
-            assert contents(manifest.folders(path), even_table(3, 2)) == ([], [])
-        if disk.operations < crash_at:
-            break
-    assert crash_at > 4
-
-
-def test_a_retried_write_takes_effect_once_across_re_sharding(tmp_path: Path) -> None:
-    first = PutItem(("team", "n1"), "key", ("msgpack", b"\x01"))
-    second = PutItem(("team", "n1"), "key", ("msgpack", b"\x02"))
-    with opened(tmp_path, 3) as manifest:
-        write(manifest.folders(tmp_path), even_table(3, 2), [first, second])
-    with opened(tmp_path, 2) as manifest:
-        compact_all(manifest.folders(tmp_path))
-    with opened(tmp_path, 4) as manifest:
-        for folder in manifest.folders(tmp_path):  # wherever a client may send it now
-            actor = ShardActor(str(folder))
-            before = ask(actor, GetItem(first.namespace, "key"))
-            assert ask(actor, first, seq=0) == ask(actor, second, seq=1)
-            assert ask(actor, GetItem(first.namespace, "key")) == before
-            actor.close()
-    with opened(tmp_path, 1) as manifest:
-        actor = ShardActor(str(manifest.folders(tmp_path)[0]))
-        found = ask(actor, GetItem(first.namespace, "key"))
-        actor.close()
-    assert isinstance(found, ItemReply)
-    assert found.row is not None
-    assert found.row.value[1] == b"\x02"
-
-
-def test_a_disk_that_is_full_leaves_the_old_memory_as_it_was(tmp_path: Path) -> None:
-    class Full(RealDisk):
-        def write(self, fd: int, data: bytes, offset: int) -> None:
-            raise OSError(28, "No space left on device")
-
-    expected = filled(tmp_path, 2)
-    with pytest.raises(PersistError, match="No space left"), opened(tmp_path, 3, disk=Full()):
-        pass
-    assert not (tmp_path / "generation-2").exists()
-    with opened(tmp_path, 2) as manifest:
-        assert contents(manifest.folders(tmp_path), even_table(2, 2)) == expected
-
-
-def test_closing_gives_a_re_sharding_up(tmp_path: Path) -> None:
-    filled(tmp_path, 2)
-    memory = StoredMemory(tmp_path)
-    memory.announce_end()
-    with pytest.raises(JournalError, match="given up"):
-        memory.open(name="x", instance="i", shards=3, namespace_depth=2)
-    memory.close(orderly=False)
-    with opened(tmp_path, 2) as manifest:
-        assert manifest.generation == 1
-
-
-# ---------------------------------------------------------------------- reading beside an actor
 
 
 def test_a_live_journal_is_read_up_to_its_last_whole_entry_and_not_changed(

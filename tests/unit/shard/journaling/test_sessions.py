@@ -14,7 +14,6 @@ from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.engine.commands import Command, GetItem, PutItem, SearchItems
-from flowgentic_actors.engine.records import ItemDeleted
 from flowgentic_actors.engine.replies import Done, ItemReply, Reply
 from flowgentic_actors.errors import (
     InvalidRequestError,
@@ -24,7 +23,6 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling import sessions as memory
-from flowgentic_actors.shard.journaling.entries import LogEntry, Unwritten, decode_entry
 from flowgentic_actors.shard.journaling.sessions import KEEP_US, Sessions
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
@@ -247,21 +245,6 @@ def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     for _ in range(2):  # refusing does not leave it locked
         with pytest.raises(JournalDamagedError, match="another version"):
             ShardActor(str(tmp_path))
-
-
-def test_entries_wait_in_order_and_the_last_one_can_be_taken_back() -> None:
-    unwritten = Unwritten()
-    made = [
-        LogEntry(A, seq, 0, seq, b"reply", ItemDeleted(("a",), "k" * seq * 1000))
-        for seq in range(4)
-    ]
-    sizes = [unwritten.add(entry) for entry in made]
-    unwritten.take_back()
-    assert [decode_entry(bytes(payload)) for payload in unwritten.take()] == made[:3]
-    assert unwritten.take() == []
-    assert unwritten.add(made[3]) == sizes[3]
-    unwritten.take_back()
-    assert unwritten.take() == []
 
 
 def test_what_is_refused_for_want_of_room_leaves_nothing_in_the_journal(

@@ -9,9 +9,10 @@ import anyio.lowlevel
 import pytest
 
 from flowgentic_actors.cluster.nodes import rebalancing
-from flowgentic_actors.cluster.protocol.assignments import Assignment, ReplicaStatus
+from flowgentic_actors.cluster.protocol.assignments import ReplicaStatus
 from flowgentic_actors.engine.slots import SlotSet
 from flowgentic_actors.errors import RejectedError
+from flowgentic_actors.shard.assignment import Assignment
 from tests.conftest import seeds
 from tests.support.placements import member
 from tests.support.rebalanced_cluster import World
