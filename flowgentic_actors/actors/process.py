@@ -73,9 +73,12 @@ def main() -> int:
 
 
 def run_loop() -> Callable[[Coroutine[Any, Any, None]], None]:
-    """The function that runs an event loop: of uvloop where that is installed, as it is faster."""
+    """The function that runs an event loop: uvloop's, or asyncio's where there is no uvloop.
+
+    For processes of this package: the loop of a program that uses it is the program's choice.
+    """
     try:
-        import uvloop  # noqa: PLC0415 - an extra
+        import uvloop  # noqa: PLC0415 - there are no packages of it for some systems
     except ImportError:
         return asyncio.run
     run: Callable[[Coroutine[Any, Any, None]], None] = uvloop.run

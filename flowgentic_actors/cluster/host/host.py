@@ -27,7 +27,7 @@ from msgspec import Raw
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to
-from flowgentic_actors.actors.process import ignore_job_signals
+from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
@@ -142,7 +142,7 @@ def main() -> int:
         runtime = os.environ.get(RUNTIME_VARIABLE, "")
         overwrite(Path(spec.folder, RUNTIME_FILE), runtime.encode())
     host = Host(spec)
-    anyio.run(host.run)
+    run_loop()(host.run())
     end_tiers(Path(spec.folder))
     host.close_memory()
     if host.owner_lost:
