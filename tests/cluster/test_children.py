@@ -30,7 +30,7 @@ async def test_actors_and_nodes_have_the_openers_path_in_its_order(
     (tmp_path / "uvloop.py").write_text(
         "import asyncio, json, pathlib, sys\n"
         "pathlib.Path(__file__).with_name('seen').write_text(json.dumps(sys.path))\n"
-        "run = asyncio.run\n"
+        "run, new_event_loop = asyncio.run, asyncio.new_event_loop\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "path", [*sys.path, "relative", str(tmp_path / "last: é")])

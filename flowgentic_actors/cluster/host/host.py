@@ -142,7 +142,8 @@ def main() -> int:
         runtime = os.environ.get(RUNTIME_VARIABLE, "")
         overwrite(Path(spec.folder, RUNTIME_FILE), runtime.encode())
     host = Host(spec)
-    run_loop()(host.run())
+    # By anyio, whose tasks are started by callbacks of the loop as well.
+    anyio.run(host.run, backend_options={"use_uvloop": run_loop() is not asyncio.run})
     end_tiers(Path(spec.folder))
     host.close_memory()
     if host.owner_lost:
