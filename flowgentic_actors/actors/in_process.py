@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Raw
 
 from flowgentic_actors.actors.actor import Actor, Status
@@ -56,9 +55,9 @@ class InProcessActor:
         self.lease = -math.inf
         self.told: Raw | None = None
         self.port = 0
-        self._spec = msgspec.structs.replace(spec, stay_awake=0.0)  # the host's work comes first
+        self._spec = spec
         self._loop = asyncio.get_running_loop()
-        name = f"hosted-{spec.name}"
+        name = f"hosted-{spec.child.name}"
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def send(self, message: ToServer) -> None:
@@ -83,8 +82,8 @@ class InProcessActor:
     def _run(self) -> None:
         started = time.monotonic()
         try:
-            actor = make_actor(self._spec.factory, self._spec.arguments)
-            Path(self._spec.address).unlink(missing_ok=True)  # a dead incarnation's
+            actor = make_actor(self._spec.child)
+            Path(self._spec.child.address).unlink(missing_ok=True)  # a dead incarnation's
             try:
                 asyncio.run(self._serve(actor, started))
             finally:
@@ -92,7 +91,7 @@ class InProcessActor:
                     with contextlib.suppress(FlowgenticError, OSError):  # it is broken anyway
                         actor.close()
         except BaseException as error:  # a defect in an actor must not end the host
-            logger.warning("the hosted actor %s ended", self._spec.name, exc_info=error)
+            logger.warning("the hosted actor %s ended", self._spec.child.name, exc_info=error)
             self.reason = f"{type(error).__name__}: {error}"
         self._tell(self.ended)
 

@@ -77,7 +77,7 @@ class SupervisorLink:
             self._sock.connect(self._spec.supervisor)
             check_peer(self._sock)
             self.send(Hello("link", os.urandom(16), os.getpid()))
-            self.send(Started(self._spec.name, self._spec.epoch, socket.gethostname()))
+            self.send(Started(self._spec.child.name, self._spec.epoch, socket.gethostname()))
             may_go = False
             while not may_go:
                 for message in self._receive(deadline):
@@ -133,10 +133,10 @@ class SupervisorLink:
         fenced, silence = False, 0.0
         while not self._poll.poll(_TICK * 1000):
             silence += _TICK
-            if silence > self._spec.fence_after + self._spec.rejoin_grace:
+            if silence > self._spec.settings.hang_timeout + self._spec.settings.rejoin_grace:
                 logger.error("the supervisor has been silent for %.0f s", silence)
                 os._exit(EXIT_ORPHANED)
-            if silence > self._spec.fence_after:
+            if silence > self._spec.settings.hang_timeout:
                 if not fenced:
                     logger.warning("the supervisor is silent: nothing is answered for now")
                 fenced = True

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from flowgentic_actors.bench import cold, conversation, footprint, growth
 from flowgentic_actors.bench.contenders import (
+    FLOOR,
     NAMES,
     OURS,
     POSTGRES_VARIABLE,
@@ -55,6 +56,9 @@ QUICK: Final = Effort(3, 15.0, 0.03)
 MODES: Final = tuple(name for name in NAMES if name != REFERENCE)
 """What `--modes` may name."""
 
+DEFAULT_MODES: Final = tuple(name for name in MODES if name != FLOOR)
+"""Those that take part when nothing is said."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
@@ -63,7 +67,7 @@ class BenchOptions:
     quick: bool = False
     """A short run, to see that all works; its p99 and its rates rest on few samples."""
 
-    modes: tuple[str, ...] = MODES
+    modes: tuple[str, ...] = DEFAULT_MODES
     """The memories to measure beside the reference, of `MODES`."""
 
     workloads: tuple[str, ...] = DEFAULT
@@ -129,10 +133,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--modes",
         type=_names,
-        default=MODES,
+        default=DEFAULT_MODES,
         metavar="NAME,...",
         help="memories to measure beside LangGraph's in-memory classes, of "
-        f"{', '.join(MODES)} (default: all)",
+        f"{', '.join(MODES)} (default: all but {FLOOR})",
     )
     add(
         "--workloads",

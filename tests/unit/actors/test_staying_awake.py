@@ -88,7 +88,7 @@ async def test_an_idle_actor_takes_no_processor_time(tmp_path: Path) -> None:
     async with office(tmp_path, stay_awake=STAYS, heartbeat_interval=1.0) as supervised:
         (ref,) = await supervised.start("a")
         spec = await asyncio.to_thread((tmp_path / "a.spec").read_bytes)
-        assert msgspec.json.decode(spec)["stay_awake"] == STAYS
+        assert msgspec.json.decode(spec)["settings"]["stay_awake"] == STAYS
         for _ in range(100):
             await ref.ask(command("add", 1), PATIENCE)
         await asyncio.sleep(5 * STAYS)

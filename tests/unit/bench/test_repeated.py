@@ -54,7 +54,7 @@ def test_figures_of_several_processes_are_medians_with_their_spread() -> None:
 
 def test_without_a_ratio_there_is_no_spread() -> None:
     (figure,) = summarize([report_of(1.0, None), report_of(2.0, None)]).figures
-    assert figure.ratio is figure.spread is None
+    assert (figure.ratio, figure.spread) == (None, None)
 
 
 def measured(folder: Path) -> Measured:
@@ -79,6 +79,7 @@ def test_processes_on_all_cores_and_on_one_take_turns(tmp_path: Path) -> None:
     assert os.getpid() not in (whole.environment["pid"], whole.pinned.environment["pid"])
 
 
+@pytest.mark.slow
 def test_the_command_repeats_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.json"
     options = ["--modes", "local", "--workloads", "store get", "--seconds", "0", "--quick"]
