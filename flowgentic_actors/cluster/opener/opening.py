@@ -396,6 +396,7 @@ class Opening:
             watched,
             logs=self._owner is None,
             allowed_types=config.allowed_types,
+            stay_awake=config.stay_awake,
         )
 
 
