@@ -1,4 +1,4 @@
-"""Staying awake: who expects a message looks for it for a moment before sleeping.
+"""Staying awake: looking for an expected message for a moment before sleeping.
 
 Waking up takes longer than a short request and its answer do. Each look offers the processor to
 other processes, the sender of the message among them. Where one of them takes it for long, there is
