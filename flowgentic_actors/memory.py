@@ -16,7 +16,8 @@ from flowgentic_actors.cluster.client.attaching import (
     kept,
 )
 from flowgentic_actors.cluster.client.inline import InlineClient
-from flowgentic_actors.cluster.client.remote import MemoryClient, RemoteClient
+from flowgentic_actors.cluster.client.memory_client import MemoryClient
+from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.cluster.opener.exit_hook import close_at_exit
 from flowgentic_actors.cluster.opener.opening import Client, Opening
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle

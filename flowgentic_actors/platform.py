@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.heartbeat import EventSink
 from flowgentic_actors.actors.process_group import HostProcess, ProcessGroup
 from flowgentic_actors.actors.process_logs import log_tail, with_last_line
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
-from flowgentic_actors.actors.supervisor import EventSink
 from flowgentic_actors.python import python_environ
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.settings import TierSettings

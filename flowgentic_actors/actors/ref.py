@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from msgspec import Raw
 
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, describe_address
-from flowgentic_actors.wire.async_connection import Answered, AsyncConnection, as_it_is
+from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.blocking_connection import BlockingCall, BlockingPool
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
@@ -63,11 +63,9 @@ class ActorRef:
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("an ActorRef holds live connections: send memory.handle and attach instead")
 
-    def ask(
-        self, body: bytes, timeout: float, decode: Callable[[Raw], Answered] = as_it_is
-    ) -> Coroutine[Any, Any, Answered]:
+    def ask(self, body: bytes, timeout: float) -> Coroutine[Any, Any, Raw]:
         """Send a request from this event loop; see `AsyncConnection.request`."""
-        return self.connection().request(body, timeout, decode)
+        return self.connection().request(body, timeout)
 
     def connection(self) -> AsyncConnection:
         """This event loop's connection, made at the first request."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.heartbeat import EventSink
 from flowgentic_actors.actors.spawn import Spawner
-from flowgentic_actors.actors.supervisor import EventSink
 from flowgentic_actors.dragon.ddict_sizing import ddict_settings, end_tiers
 from flowgentic_actors.dragon.host_launcher import launch_host
 from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_FILE, RUNTIME_VARIABLE, end_runtime

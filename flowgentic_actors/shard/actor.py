@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.assignment import Assignment
+from flowgentic_actors.shard.background import begin
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.cold_reads import ColdReads
 from flowgentic_actors.shard.commits import JournalCommits
@@ -52,7 +52,6 @@ from flowgentic_actors.shard.journaling.entries import (
 )
 from flowgentic_actors.shard.journaling.maintenance import JournalMaintenance
 from flowgentic_actors.shard.journaling.sessions import Sessions
-from flowgentic_actors.shard.journaling.unwritten import Unwritten
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingCalls
 from flowgentic_actors.shard.memory_tier import MemoryTier, TierMaker, tier_maker
 from flowgentic_actors.shard.migration.migrator import SlotMigrator
@@ -71,8 +70,6 @@ from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 from flowgentic_actors.storage.worker import Worker
 
 LOCK_NAME = "journal.lock"
-
-logger = logging.getLogger(__name__)
 
 _LAST_WORK = 5.0  # of the journal's thread, when the actor closes
 
@@ -114,12 +111,11 @@ class ShardActor:
                 f"the journal in {folder} is open in another process; a shard has one actor"
             )
         journal, limits = settings.journal, settings.limits
-        durable, appends = journal.ack.durable, journal.appends == "thread"
         self._shard = limits.make_shard(settings.hot_bytes)
         self._clock = Clock()
         self._sessions = Sessions()
         self._journal = Journal(
-            RealDisk(), path, durable=durable, segment_bytes=journal.segment_bytes
+            RealDisk(), path, durable=journal.ack.durable, segment_bytes=journal.segment_bytes
         )
         self._worker = Worker("journal")
         self._compactor = Compactor(self._journal, path, self._worker)
@@ -135,20 +131,11 @@ class ShardActor:
             self._compactor,
             self._worker,
             garbage_allowed=journal.segment_bytes,
-            waits=not appends,
+            waits=journal.appends != "thread",
             hold=self._holds_log,
         )
-        self._unwritten = Unwritten(self._shard, self._maintenance, self._journal.end)
-        self._writer = ShardWriter(self._shard, limits, self._unwritten.keep)
-        self._commits = JournalCommits(
-            self._shard,
-            self._journal,
-            self._maintenance,
-            self._unwritten,
-            durable=durable,
-            appends=appends,
-            evicts=settings.hot_bytes is not None,
-        )
+        self._commits = JournalCommits(self._shard, self._journal, self._maintenance, settings)
+        self._writer = ShardWriter(self._shard, limits, self._commits.keep)
         self.room = WaitingCalls(
             self._journal, self._worker, handle=self.handle, refusal=self._maintenance.refusal
         )
@@ -175,8 +162,7 @@ class ShardActor:
     def start(self, context: ActorContext) -> None:
         """Begin what goes on beside the requests; see `Actor.start`."""
         self._context, self._slow = context, SlowRequests(context.tell)
-        self._sweeping = asyncio.ensure_future(self._sweep(context.wake))
-        self._sweeping.add_done_callback(_log_defect)
+        self._sweeping = begin(self._sweep(context.wake))
         if self._make_tier is not None and self._hot_limit is not None:
             self._start_tier(self._make_tier, self._hot_limit, context)
 
@@ -221,7 +207,7 @@ class ShardActor:
     @property
     def next_lsn(self) -> int:
         """LSN after the last entry, those included that wait to be appended."""
-        return self._unwritten.end
+        return self._commits.next_lsn
 
     @property
     def lag(self) -> int:
@@ -270,7 +256,7 @@ class ShardActor:
         for payload in payloads:
             self._take_in(lsn, decode_entry(payload))
             lsn += len(payload) + ENTRY_OVERHEAD
-        self._unwritten.end = lsn
+        self._commits.next_lsn = lsn
         self._maintenance.after_append(size)
         self._shard.cool(lsn)
 
@@ -380,7 +366,7 @@ class ShardActor:
         while True:
             try:
                 # What is kept for deletions has to be there when it is to be forgotten again.
-                self._unwritten.keep(entry, urgent=not isinstance(record, _STORING))
+                self._commits.keep(entry, urgent=not isinstance(record, _STORING))
             except RoomWanted as wanted:
                 await self.room.make(wanted)
             else:
@@ -437,9 +423,3 @@ class ShardActor:
         self._shard.apply(entry.record, lsn)
         if not compacted:  # the set has its sessions in one piece
             self._sessions.remember(entry.session, entry.seq, entry.low, entry.reply, entry.time_us)
-
-
-def _log_defect(task: asyncio.Task[None]) -> None:
-    """Tell of a defect in what goes on beside the requests; the shard is whole without it."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("%s ended for good", task.get_coro(), exc_info=error)

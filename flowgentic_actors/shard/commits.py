@@ -1,34 +1,35 @@
-"""The commits of a shard's actor: how what was written becomes safe to acknowledge."""
+"""The entries of a shard's actor on their way into its journal, and their commits."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 
 from flowgentic_actors.engine import Shard
+from flowgentic_actors.errors import StorageError
+from flowgentic_actors.shard.journaling.entries import LogEntry, encode_entry_into
 from flowgentic_actors.shard.journaling.maintenance import JournalMaintenance
-from flowgentic_actors.shard.journaling.unwritten import Unwritten
+from flowgentic_actors.shard.journaling.waiting_calls import hand_on
 from flowgentic_actors.shard.memory_tier import MemoryTier
 from flowgentic_actors.shard.replication.leader import ReplicationLeader
+from flowgentic_actors.shard.settings import ActorSettings
 from flowgentic_actors.storage.group_commit import entries_size
 from flowgentic_actors.storage.group_commit_loop import LoopGroupCommit
 from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 
 
 class JournalCommits:
-    """Commits what waits for one journal: at once, with a follower, or on a thread.
+    """Applies entries, and appends them with the next commit: at once, or on a thread.
 
     Args:
         shard: The shard.
         journal: Its journal, replayed.
-        maintenance: Of the journal.
-        unwritten: What waits.
-        durable: Whether to wait for the medium.
-        appends: Whether a thread appends.
-        evicts: Whether the shard lets values go beyond a limit.
+        maintenance: Of the journal: tells whether there is room.
+        settings: The actor's.
 
     Attributes:
+        next_lsn: LSN after the last entry, those included that wait to be appended.
         leader: What hands entries on to a follower, None for a single copy.
         memory_tier: What is filled from the journal, None without a tier.
     """
@@ -38,42 +39,60 @@ class JournalCommits:
         shard: Shard,
         journal: Journal,
         maintenance: JournalMaintenance,
-        unwritten: Unwritten,
-        *,
-        durable: bool,
-        appends: bool,
-        evicts: bool,
+        settings: ActorSettings,
     ) -> None:
         self._shard = shard
         self._journal = journal
         self._maintenance = maintenance
-        self._unwritten = unwritten
-        self._appends = appends
-        self._evicts = evicts
+        durable, self._appends = settings.journal.ack.durable, settings.journal.appends == "thread"
+        self._evicts = settings.hot_bytes is not None
         self._group: LoopGroupCommit | None = None
-        if durable or appends:
-            self._group = LoopGroupCommit(journal, durable=durable, appends=appends)
+        if durable or self._appends:
+            self._group = LoopGroupCommit(journal, durable=durable, appends=self._appends)
+        # Each in a piece of its own, entries would lie between the values that are kept, and leave
+        # holes in the process's memory when they go: measured, a quarter of what was stored.
+        self._buffer = bytearray()
+        self._ends: list[int] = []  # of the entries in it
+        self._unwritten = 0  # bytes of entries that are not in the journal yet, with what is around
         self._storing: list[asyncio.Future[None]] = []  # who waits for the next commit
+        self.next_lsn = journal.end
         self.leader: ReplicationLeader | None = None
         self.memory_tier: MemoryTier | None = None
+
+    def keep(self, entry: LogEntry, *, urgent: bool) -> None:
+        """Apply an entry that the next commit appends; see `writer.Keep`."""
+        buffer = self._buffer
+        start = len(buffer)
+        encode_entry_into(entry, buffer, start)
+        end = len(buffer)
+        size = end - start + ENTRY_OVERHEAD
+        try:
+            self._maintenance.check_room(size + self._unwritten, urgent=urgent)
+        except StorageError:
+            del buffer[start:]
+            raise
+        self._ends.append(end)
+        self._shard.apply(entry.record, self.next_lsn)
+        self.next_lsn += size
+        self._unwritten += size
 
     def commit(self) -> asyncio.Future[None] | None:
         """Append what waits, in one go; see `Actor.commit`."""
         if self._storing:
             return self._commit_and_tell()
-        entries = self._unwritten.take()
+        entries = self._take() if self._ends else []
         if self._group is not None:
             return self._commit_later(self._group, entries)
-        leader, end = self.leader, self._unwritten.end
+        leader = self.leader
         if entries:
-            size = self._unwritten.bytes
+            size = self._unwritten
             self._journal.append(entries)
             self._appended(size)
             if leader is not None:
-                leader.appended(end - size, entries, end)
+                leader.appended(self.next_lsn - size, entries, self.next_lsn)
         if self._evicts:
-            self._shard.cool(end)
-        return None if leader is None else leader.wait(end, wrote=bool(entries))
+            self._shard.cool(self.next_lsn)
+        return None if leader is None else leader.wait(self.next_lsn, wrote=bool(entries))
 
     def stored(self) -> asyncio.Future[None]:
         """A future that is done when the next commit is."""
@@ -88,14 +107,20 @@ class JournalCommits:
         if self._group is not None:
             self._group.close(timeout)
 
+    def _take(self) -> list[memoryview]:
+        whole, ends = memoryview(self._buffer), self._ends
+        self._buffer, self._ends = bytearray(), []
+        return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
     def _commit_and_tell(self) -> asyncio.Future[None] | None:
         """Commit, and let those know who wait for it beside the requests."""
         storing, self._storing = self._storing, []
         committed = self.commit()
-        if committed is None:
-            _settle(storing)
-        else:
-            committed.add_done_callback(partial(_settle, storing))
+        for future in storing:
+            if committed is not None:
+                committed.add_done_callback(partial(hand_on, future))
+            elif not future.done():
+                future.set_result(None)
         return committed
 
     def _commit_later(
@@ -112,29 +137,11 @@ class JournalCommits:
         else:
             self._journal.append(entries)
             committed = group.commit()
-            self._appended(self._unwritten.bytes)
+            self._appended(self._unwritten)
         return committed
 
     def _appended(self, size: int) -> None:
-        self._unwritten.bytes -= size
+        self._unwritten -= size
         self._maintenance.after_append(size)
         if self.memory_tier is not None:
-            self.memory_tier.advance(self._unwritten.end)
-
-
-def _settle(
-    storing: Sequence[asyncio.Future[None]], committed: asyncio.Future[None] | None = None
-) -> None:
-    """Tell those who wait for a commit what became of it."""
-    error = None
-    if committed is not None:
-        error = asyncio.CancelledError() if committed.cancelled() else committed.exception()
-    for future in storing:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
-        elif isinstance(error, asyncio.CancelledError):
-            future.cancel()
-        else:
-            future.set_exception(error)
+            self.memory_tier.advance(self.next_lsn)

@@ -25,6 +25,7 @@ from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.records import ItemStored, Record
 from flowgentic_actors.errors import JournalError, TierBusyError, TierError, TierFullError
 from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.shard.background import begin
 from flowgentic_actors.shard.journaling.entries import LogEntry, decode_entry
 from flowgentic_actors.shard.settings import ActorArguments, TierSettings
 
@@ -183,8 +184,7 @@ class MemoryTier:
 
     def start(self) -> None:
         """Begin to fill the tier, once it is wanted."""
-        self._filling_task = asyncio.ensure_future(self.run())
-        self._filling_task.add_done_callback(_log_defect)
+        self._filling_task = begin(self.run())
         self.advance(self._limit())
 
     def advance(self, end: int) -> None:
@@ -436,9 +436,3 @@ def _find(data: bytes, wanted: set[int] | None) -> TierEntries:
                 logger.error("the tier gave record %d damaged; the journal has it", lsn)
         at += length
     return found
-
-
-def _log_defect(task: asyncio.Task[None]) -> None:
-    """Log a defect of the filling; the journal has everything without it."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("filling the memory tier ended for good", exc_info=error)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from flowgentic_actors.errors import JournalError
 from flowgentic_actors.storage.group_commit import GroupCommit
 from flowgentic_actors.storage.journal import Journal
+from flowgentic_actors.storage.log import SyncPlan
 
 
 class LoopGroupCommit(GroupCommit[asyncio.Future[None]]):
@@ -32,17 +33,16 @@ class LoopGroupCommit(GroupCommit[asyncio.Future[None]]):
         Args:
             payloads: Entries to append first, when the thread appends.
         """
-        return self._wait(payloads, appended=not self._appends)
+        return self._wait(payloads, None if self._appends else self._journal.plan_sync())
 
     def pending(self) -> asyncio.Future[None] | None:
         """A future that is done when the commits under way are; None without any."""
-        return self._wait((), appended=False) if self.behind else None
+        return self._wait((), None) if self.behind else None
 
     def _wait(
-        self, payloads: Sequence[bytes | memoryview], *, appended: bool
+        self, payloads: Sequence[bytes | memoryview], plan: SyncPlan | None
     ) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        plan = self._journal.plan_sync() if appended else None
         if not self._add(future, payloads, plan):
             self._settle_here([future], self._refused)
         return future

@@ -28,7 +28,8 @@ from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.errors import InvalidRequestError, JournalError, ProtocolError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.messages import NIL, ToServer
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 
 REPOSITORY = Path(__file__).parents[2]
 FACTORY = "tests.support.counter:make"

@@ -12,6 +12,7 @@ from typing import Final
 from flowgentic_actors.actors.actor import SLOW
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.cluster.client.local_memory import LocalMemory
+from flowgentic_actors.cluster.client.memory_client import ShardRequest
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.cluster.protocol.status import (
@@ -100,11 +101,15 @@ class InlineClient:
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(_NOT_PICKLED)
 
-    async def ask(self, shard: int, command: Command) -> Reply:
+    def shard_of(self, command: Command) -> int:  # noqa: ARG002 - there is one
+        """The shard of the one key that a command is about, always 0."""
+        return 0
+
+    async def ask(self, command: Command) -> Reply:
         """Have the shard carry out a command; see `MemoryClient.ask`."""
         answer: Reply | Promise[Reply]
         if self._memory is None:
-            answer = self.ask_sync(shard, command)
+            answer = self.ask_sync(command)
         else:
             answer = self._begin(self._memory, command, asyncio.get_running_loop())
             if isinstance(answer, asyncio.Future):
@@ -124,10 +129,10 @@ class InlineClient:
                 raise  # not this deadline's: a signal handler's, for example
             raise self._late() from error
 
-    async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+    async def ask_each(self, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
         """Have the shard carry out several commands; see `MemoryClient.ask_each`."""
         if self._memory is not None:
-            calls = (self.ask(shard, command) for shard, command in asks)
+            calls = (self.ask(command) for _, command in asks)
             waited = await asyncio.gather(*calls, return_exceptions=True)
             return [_no_cancellation(answer) for answer in waited]
         if not any(type(command) in _PAGED for _, command in asks):
@@ -139,17 +144,17 @@ class InlineClient:
                 await asyncio.sleep(0)
         return answers
 
-    def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+    def ask_each_sync(self, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
         """Have the shard carry out commands; see `MemoryClient.ask_each_sync`."""
         answers: list[Reply | Exception] = []
-        for shard, command in asks:
+        for _, command in asks:
             try:
-                answers.append(self.ask_sync(shard, command))
+                answers.append(self.ask_sync(command))
             except FlowgenticError as error:
                 answers.append(error)
         return answers
 
-    def ask_sync(self, shard: int, command: Command) -> Reply:  # noqa: ARG002 - there is one
+    def ask_sync(self, command: Command) -> Reply:
         """Have the shard carry out a command; see `MemoryClient.ask_sync`."""
         if self._usable and self.direct and type(command) not in _PAGED:  # nearly always
             self._requests += 1

@@ -86,7 +86,8 @@ from flowgentic_actors.storage.private_files import (
 )
 from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.messages import Cancel, Request, ToServer
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
 
