@@ -80,9 +80,10 @@ class MemoryCluster:
                 `persist_path` that it has open. Default: the path in `$FLOWGENTIC_MEMORY`. When the
                 cluster is closed, calls raise `ClusterClosedError`; if a name was given, they use
                 the next cluster of that name once it is open.
-            **settings: `request_timeout`, `connection_pool`, `scratch` (where names are looked
-                up), `detect_conflicts`, `thread_backlog`, `ttl`, `index`, `allowed_types`, as in
-                `MemoryConfig`. What is decoded each program decides for itself.
+            **settings: `request_timeout`, `connection_pool`, `stay_awake`, `scratch` (where names
+                are looked up), `detect_conflicts`, `thread_backlog`, `ttl`, `index`,
+                `allowed_types`, as in `MemoryConfig`. What is decoded each program decides for
+                itself.
 
         Returns:
             A cluster to be entered with `async with`, which raises `ClusterNotFoundError` when

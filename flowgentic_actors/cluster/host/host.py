@@ -25,7 +25,7 @@ from msgspec import Raw
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to
-from flowgentic_actors.actors.process import ignore_job_signals
+from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.process_logs import log_tail, with_last_line
 from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
@@ -116,7 +116,10 @@ def main() -> int:
     if spec.owns_runtime:
         platform.note_runtime(Path(spec.folder))
     epochs = ProcessRecord(Path(spec.folder)).epochs()
-    host = anyio.run(run_host, spec, EventLog(Path(spec.folder)), epochs)
+    # By anyio, whose tasks are started by callbacks of the loop as well.
+    uvloop = {"use_uvloop": run_loop() is not asyncio.run}
+    event_log = EventLog(Path(spec.folder))
+    host = anyio.run(run_host, spec, event_log, epochs, backend_options=uvloop)
     platform.end_tiers(Path(spec.folder))
     host.close_memory()
     if host.ending.owner_lost:

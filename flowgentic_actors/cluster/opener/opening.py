@@ -34,7 +34,7 @@ from flowgentic_actors.cluster.platforms import platform_named
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
 from flowgentic_actors.config import MemoryConfig
-from flowgentic_actors.environment import inside_dragon, scheduler_job, step_rank
+from flowgentic_actors.environment import inside_dragon, processors, scheduler_job, step_rank
 from flowgentic_actors.errors import (
     ClusterError,
     ClusterNotFoundError,
@@ -274,6 +274,7 @@ class Opening:
         platform = platform_named(self.config.spawner)
         reason = await on_daemon_thread(timeout, platform.why_not)
         if reason is None:
+            await on_daemon_thread(timeout, processors)  # it reads files; the client asks again
             owner = Owner(self.config, platform)
             try:
                 description = await _open_or_close(owner.open, lambda _: owner.close(), timeout)
@@ -381,6 +382,7 @@ class Opening:
             watched,
             logs=self._owner is None,
             allowed_types=config.allowed_types,
+            stay_awake=config.stay_awake,
         )
 
 
