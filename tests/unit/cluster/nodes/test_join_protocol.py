@@ -57,6 +57,7 @@ CLUSTER = taken_from(
     supervision=supervisor_settings(),
     shared=SharedSettings(namespace_depth=2),
     opened=0.0,
+    scratch="",
     identity=IDENTITY,
 )
 
