@@ -30,7 +30,7 @@ def shows_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
     (tmp_path / "uvloop.py").write_text(
         "import asyncio, json, pathlib, sys\n"
         "pathlib.Path(__file__).with_name('seen').write_text(json.dumps(sys.path))\n"
-        "run = asyncio.run\n"
+        "run, new_event_loop = asyncio.run, asyncio.new_event_loop\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "last: é")])
