@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired, Self
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, model_validator
 from typing_extensions import TypedDict
 
+from flowgentic_actors.acknowledgement import ACKS, Ack, AckName
 from flowgentic_actors.config_modes import (
     asks_for_processes,
     without_effect_in_subprocesses,
@@ -20,7 +21,6 @@ from flowgentic_actors.config_values import Bytes, Settings, TypeName, UserPath,
 
 Mode = Literal["auto", "local", "distributed"]
 Spawner = Literal["auto", "dragon", "subprocess"]
-Ack = Literal["node", "disk", "replica"]
 
 NAME_PATTERN = r"^[a-z0-9-]{1,40}$"
 
@@ -172,7 +172,7 @@ class MemoryConfig(Settings):
     orphan_bytes: Annotated[Bytes, Field(ge=0, le=2**60)] = 10 * 1024 * MiB
     """Bytes that all such memories may take; the oldest are removed first."""
 
-    ack: Ack = "node"
+    ack: AckName = "node"
     """When a write is acknowledged: `"node"`: once it survives the death of any process of the
     node. `"replica"`: once it survives the loss of a node too (`replicas=2`). `"disk"`: once it
     survives the loss of power, if `persist_path` (without it, `scratch`) is on a real disk."""
@@ -301,6 +301,12 @@ class MemoryConfig(Settings):
     connection_pool: Annotated[int, Field(ge=1, le=1024)] = 16
     """Blocking connections to each actor that sync calls share."""
 
+    stay_awake: Annotated[float, Field(ge=0, le=0.01, allow_inf_nan=False)] = 0.0002
+    """Time for which a caller that waits for an answer, and an actor whose requests come one after
+    the other, go on looking for a message before they sleep: waking up would take longer than the
+    message does. 0: they sleep at once, which takes less processor time. So they do where a process
+    may use one processor only, or other processes need the processors."""
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.hang_timeout <= 2 * self.heartbeat_interval:
@@ -317,15 +323,20 @@ class MemoryConfig(Settings):
         if self.reindex and self.index is None:
             raise ValueError("reindex=True needs index=, by which items are embedded from now on")
         self._check_replicas()
-        if self.mode == "local" and self.ack == "disk" and self.persist_path is None:
+        if self.mode == "local" and self.acknowledged.durable and self.persist_path is None:
             raise ValueError(
-                "ack='disk' needs persist_path= or mode='distributed': without them the memory of "
-                "a local cluster has no journal"
+                f"ack={self.ack!r} needs persist_path= or mode='distributed': without them the "
+                "memory of a local cluster has no journal"
             )
         if self.scratch is not None and self.scratch.is_relative_to("/dev/shm"):  # noqa: S108
             raise ValueError("scratch must not be in /dev/shm: dragon-cleanup empties it")
         self._check_persist_path()
         return self
+
+    @property
+    def acknowledged(self) -> Ack:
+        """What is true of a write once it is acknowledged, as `ack` says."""
+        return ACKS[self.ack]
 
     @property
     def given(self) -> dict[str, Any]:
@@ -359,7 +370,8 @@ class MemoryConfig(Settings):
 
         A memory that was to outlive the job must not silently become one that does not.
         """
-        lasts = self.persist_path is not None or self.ack == "disk" or self.replicas > 1
+        durable = self.acknowledged.durable
+        lasts = self.persist_path is not None or durable or self.replicas > 1
         return self.fallback_to_local and not lasts
 
     @property
@@ -389,15 +401,18 @@ class MemoryConfig(Settings):
             )
 
     def _check_replicas(self) -> None:
-        if self.ack == "replica" and self.replicas == 1:
-            raise ValueError("ack='replica' needs a second copy on another node: set replicas=2")
-        if self.degrade and self.ack != "replica":
+        waits = self.acknowledged.waits_for_follower
+        if waits and self.replicas == 1:
+            raise ValueError(
+                f"ack={self.ack!r} needs a second copy on another node: set replicas=2"
+            )
+        if self.degrade and not waits:
             raise ValueError("degrade=True is about ack='replica', which is not set")
         if self.replicas == 1:
             return
         if self.n_nodes == 1:
             raise ValueError("replicas=2 needs a second node: leave n_nodes out, or set it higher")
-        if self.persist_path is not None or self.ack == "disk":
+        if self.persist_path is not None or self.acknowledged.durable:
             raise ValueError(
                 "replicas=2 does not go with persist_path or ack='disk': the copies are on the "
                 "nodes' own disks. Choose replicas, which are fast and end with the job, or "

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from flowgentic_actors.acknowledgement import ACKS
+
 _ONLY_DISTRIBUTED: Final = frozenset(
     {
         # Where there are no other processes, there is nothing to name, start, reach or watch.
@@ -18,6 +20,7 @@ _ONLY_DISTRIBUTED: Final = frozenset(
         "orphan_ttl",
         "orphan_bytes",
         "connection_pool",
+        "stay_awake",
         "mailbox_requests",
         "mailbox_bytes",
         "max_message_bytes",
@@ -57,7 +60,7 @@ def asks_for_processes(given: Mapping[str, Any]) -> tuple[str, ...]:
     asked = [name for name in given if name in _ASK_FOR_PROCESSES]
     if given.get("n_nodes", 1) > 1:
         asked.append("n_nodes")
-    if given.get("ack") == "replica":
+    if _waits_for_follower(given):
         asked.append("ack")
     return tuple(asked)
 
@@ -71,8 +74,8 @@ def without_effect_locally(given: Mapping[str, Any]) -> tuple[str, ...]:
     missing = [name for name in given if name in _ONLY_DISTRIBUTED]
     if given.get("n_nodes", 1) > 1:
         missing.append("n_nodes")
-    if given.get("ack") == "replica":
-        missing.append("ack='replica'")
+    if _waits_for_follower(given):
+        missing.append(f"ack={given['ack']!r}")
     if "persist_path" not in given:  # no journal, and nothing on disk whose holder has a name
         missing += [name for name in ("name", "segment_bytes") if name in given]
     return tuple(missing)
@@ -85,3 +88,8 @@ def without_effect_in_subprocesses(given: Mapping[str, Any]) -> tuple[str, ...]:
         given: Settings that differ from their defaults.
     """
     return tuple(name for name in given if name in _ONLY_DRAGON)
+
+
+def _waits_for_follower(given: Mapping[str, Any]) -> bool:
+    """Whether acknowledgements need a second copy of each shard."""
+    return "ack" in given and ACKS[given["ack"]].waits_for_follower

@@ -13,6 +13,7 @@ from flowgentic_actors.actors.in_process import InProcessActor
 from flowgentic_actors.actors.process_watch import ProcessWatch
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned
+from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.errors import ActorStartError
 from flowgentic_actors.silence import SilenceCounter
 from flowgentic_actors.wire.messages import NIL, Deliver, Lease, Ping
@@ -28,29 +29,6 @@ class ChildState(enum.StrEnum):
     DEGRADED = "degraded"  # in the supervisor's own process
     FAILED = "failed"
     STOPPED = "stopped"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChildSpec:
-    """The specification of one actor: what to run, and how.
-
-    Attributes:
-        name: Name of the actor, unique under its supervisor.
-        factory: `"module:callable"` that makes the actor.
-        arguments: Keyword arguments of the factory.
-        address: Path of the Unix socket that it serves on, the same for every incarnation.
-        rank: Actors of the highest rank are ended first, those of one rank together.
-        host: IP address where it serves other nodes too, empty for none.
-        leased: Whether it answers only until the end of the lease that `extend` tells.
-    """
-
-    name: str
-    factory: str
-    arguments: dict[str, str]
-    address: str
-    rank: int = 0
-    host: str = ""
-    leased: bool = False
 
 
 @dataclass

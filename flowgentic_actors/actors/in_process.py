@@ -57,7 +57,7 @@ class InProcessActor:
         self.port = 0
         self._spec = spec
         self._loop = asyncio.get_running_loop()
-        name = f"hosted-{spec.name}"
+        name = f"hosted-{spec.child.name}"
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def send(self, message: ToServer) -> None:
@@ -82,8 +82,8 @@ class InProcessActor:
     def _run(self) -> None:
         started = time.monotonic()
         try:
-            actor = make_actor(self._spec.factory, self._spec.arguments)
-            Path(self._spec.address).unlink(missing_ok=True)  # a dead incarnation's
+            actor = make_actor(self._spec.child)
+            Path(self._spec.child.address).unlink(missing_ok=True)  # a dead incarnation's
             try:
                 asyncio.run(self._serve(actor, started))
             finally:
@@ -91,7 +91,7 @@ class InProcessActor:
                     with contextlib.suppress(FlowgenticError, OSError):  # it is broken anyway
                         actor.close()
         except BaseException as error:  # a defect in an actor must not end the host
-            logger.warning("the hosted actor %s ended", self._spec.name, exc_info=error)
+            logger.warning("the hosted actor %s ended", self._spec.child.name, exc_info=error)
             self.reason = f"{type(error).__name__}: {error}"
         self._tell(self.ended)
 

@@ -78,7 +78,7 @@ class SupervisorLink:
             self._sock.connect(self._spec.supervisor)
             check_peer(self._sock)
             self.send(Hello("link", os.urandom(16), os.getpid()))
-            self.send(Started(self._spec.name, self._spec.epoch, socket.gethostname()))
+            self.send(Started(self._spec.child.name, self._spec.epoch, socket.gethostname()))
             may_go = False
             while not may_go:
                 for message in self._receive(deadline):
@@ -130,10 +130,10 @@ class SupervisorLink:
         fenced, silence = False, SilenceCounter()
         while not self._poll.poll(_TICK * 1000):
             seconds = silence.tick(_TICK)
-            if seconds > self._spec.fence_after + self._spec.rejoin_grace:
+            if seconds > self._spec.settings.hang_timeout + self._spec.settings.rejoin_grace:
                 logger.error("the supervisor has been silent for %.0f s", seconds)
                 os._exit(EXIT_ORPHANED)
-            if seconds > self._spec.fence_after:
+            if seconds > self._spec.settings.hang_timeout:
                 if not fenced:
                     logger.warning("the supervisor is silent: nothing is answered for now")
                 fenced = True

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -22,9 +22,12 @@ from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import FlowgenticError
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.private_files import read_private, trusted_path
+from flowgentic_actors.wire.awake import time_awake
 from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.messages import Fatal, sendable
 from flowgentic_actors.wire.server import Server
+
+T = TypeVar("T")
 
 EXIT_BROKEN: Final = 70
 """Exit code of an actor that could not start or go on, after it told the supervisor why."""
@@ -41,12 +44,13 @@ def main() -> int:
     spec = msgspec.json.decode(
         read_private(spec_file, secret=True), type=ActorSpec, dec_hook=concealed
     )
+    stay_awake = time_awake(spec.settings.stay_awake)
     started = time.monotonic()
     link = SupervisorLink(spec)
     try:
         link.await_admission()
     except FlowgenticError:
-        logger.exception("actor %s does not start", spec.name)
+        logger.exception("actor %s does not start", spec.child.name)
         return EXIT_BROKEN
     link.watch()
 
@@ -56,27 +60,30 @@ def main() -> int:
         os._exit(EXIT_BROKEN)
 
     try:
-        actor = make_actor(spec.factory, spec.arguments)
+        actor = make_actor(spec.child)
     except Exception as error:
-        logger.exception("actor %s cannot be made", spec.name)
+        logger.exception("actor %s cannot be made", spec.child.name)
         link.send(Fatal(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
     try:
-        run_loop()(serve(spec, actor, link, started, broken))
+        run_loop()(serve(spec, actor, link, started, broken, stay_awake=stay_awake))
     except Exception as error:
-        logger.exception("actor %s cannot go on", spec.name)
+        logger.exception("actor %s cannot go on", spec.child.name)
         link.send(Fatal(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
     return 0
 
 
-def run_loop() -> Callable[[Coroutine[Any, Any, None]], None]:
-    """The function that runs an event loop: of uvloop where that is installed, as it is faster."""
+def run_loop() -> Callable[[Coroutine[Any, Any, T]], T]:
+    """The function that runs an event loop: uvloop's, or asyncio's where there is no uvloop.
+
+    For processes of this package: the loop of a program that uses it is the program's choice.
+    """
     try:
-        import uvloop  # noqa: PLC0415 - an extra
+        import uvloop  # noqa: PLC0415 - there are no packages of it for some systems
     except ImportError:
         return asyncio.run
-    run: Callable[[Coroutine[Any, Any, None]], None] = uvloop.run
+    run: Callable[[Coroutine[Any, Any, T]], T] = uvloop.run
     return run
 
 

@@ -33,6 +33,7 @@ class ActorRef:
         max_bytes: Largest message, bytes.
         pool: Blocking connections that may be open at once.
         exactly: Whether to refuse a peer whose name differs.
+        stay_awake: Seconds for which a caller does not sleep while it waits for an answer.
     """
 
     _lock: threading.Lock
@@ -47,13 +48,17 @@ class ActorRef:
         pool: int,
         *,
         exactly: bool = False,
+        stay_awake: float = 0.0,
     ) -> None:
         self.name = name
         self.address = address
         self._secret = secret
         self._max_bytes = max_bytes
         self._expects = name if exactly else None
-        self._blocking = BlockingPool(address, secret, name, max_bytes, pool, name=self._expects)
+        self._stay_awake = stay_awake
+        self._blocking = BlockingPool(
+            address, secret, name, max_bytes, pool, name=self._expects, stay_awake=stay_awake
+        )
         self._begin()
         let_go_after_fork(self)
 
@@ -133,7 +138,12 @@ class ActorRef:
             for dead in [other for other in self._connections if other.is_closed()]:
                 del self._connections[dead]
             connection = AsyncConnection(
-                self.address, self._secret, self.name, self._max_bytes, name=self._expects
+                self.address,
+                self._secret,
+                self.name,
+                self._max_bytes,
+                name=self._expects,
+                stay_awake=self._stay_awake,
             )
             self._connections[asyncio.get_running_loop()] = connection
         return connection

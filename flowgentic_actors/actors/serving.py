@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from flowgentic_actors.actors.actor import Actor, ActorContext, Status
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
-from flowgentic_actors.actors.spec import ActorSpec
+from flowgentic_actors.actors.spec import ActorSpec, ChildSpec, named_callable
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.messages import ActorEvent, Pong, Ready, Stopped, ToServer, sendable
@@ -48,10 +47,9 @@ class Link(Protocol):
         """Send a message to the supervisor; callable from any thread."""
 
 
-def make_actor(factory: str, arguments: dict[str, str]) -> Actor:
-    """Call a factory named `"module:callable"`."""
-    module, _, name = factory.partition(":")
-    actor: Actor = getattr(importlib.import_module(module), name)(**arguments)
+def make_actor(spec: ChildSpec) -> Actor:
+    """Make an actor by its factory."""
+    actor: Actor = named_callable(spec.factory)(spec.arguments)
     return actor
 
 
@@ -61,6 +59,8 @@ async def serve(
     link: Link,
     started: float,
     on_broken: Callable[[str, Server], None],
+    *,
+    stay_awake: float = 0.0,
 ) -> None:
     """Serve until the supervisor ends it.
 
@@ -70,6 +70,7 @@ async def serve(
         link: To its supervisor.
         started: When making it began, on the monotonic clock.
         on_broken: Called when the actor cannot go on, with the reason.
+        stay_awake: As of `ActorRuntime`.
     """
     loop = asyncio.get_running_loop()
     draining: asyncio.Future[str] = loop.create_future()
@@ -81,10 +82,12 @@ async def serve(
     def broken(reason: str) -> None:
         on_broken(reason, server)
 
-    mailbox = Mailbox(spec.mailbox_requests, spec.mailbox_bytes)
-    lease = -math.inf if spec.leased else math.inf
-    runtime = ActorRuntime(actor, mailbox, broken, spec.max_message_bytes, lease)
-    server = Server(runtime, spec.secret, spec.name, spec.epoch, spec.max_message_bytes)
+    child, settings = spec.child, spec.settings
+    mailbox = Mailbox(settings.mailbox_requests, settings.mailbox_bytes)
+    lease = -math.inf if child.leased else math.inf
+    limit = settings.max_message_bytes
+    runtime = ActorRuntime(actor, mailbox, broken, limit, lease, stay_awake=stay_awake)
+    server = Server(runtime, spec.secret, child.name, spec.epoch, limit)
 
     def report() -> None:
         link.send(Pong(0, *runtime.status()))
@@ -93,15 +96,14 @@ async def serve(
         report()
         link.send(ActorEvent(kind, sendable(detail)))
 
-    actor.start(
-        ActorContext(spec.name, spec.secret, spec.max_message_bytes, tell, report, runtime.wake)
-    )
-    await server.listen(spec.address)
+    max_bytes = settings.max_message_bytes
+    actor.start(ActorContext(child.name, spec.secret, max_bytes, tell, report, runtime.wake))
+    await server.listen(child.address)
     port = 0
     if spec.identity is not None:
-        folder = Path(spec.address).parent
+        folder = Path(child.address).parent
         context = await on_daemon_thread(_FILE_TIMEOUT, server_context, spec.identity, folder)
-        port = await server.listen_tcp(spec.host, context)
+        port = await server.listen_tcp(child.host, context)
     told: Raw | None = None
 
     def take_news() -> None:
@@ -109,7 +111,7 @@ async def serve(
         if link.told is not told and link.told is not None:
             told = link.told
             actor.on_message(told)
-        if spec.leased:
+        if child.leased:
             runtime.extend(link.lease)
 
     link.status = runtime.status

@@ -8,7 +8,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
-from flowgentic_actors.actors.child import Child, ChildSpec, ChildState, Incarnation
+from flowgentic_actors.actors.child import Child, ChildState, Incarnation
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.file_shortage import FileShortage
 from flowgentic_actors.actors.heartbeat import EventSink, Heartbeat
@@ -27,7 +26,7 @@ from flowgentic_actors.actors.process_watch import ProcessWatch
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy, was_killed
 from flowgentic_actors.actors.spawn import Spawner
-from flowgentic_actors.actors.spec import ActorSpec
+from flowgentic_actors.actors.spec import ActorSpec, ChildSpec, SupervisorSettings
 from flowgentic_actors.actors.stats_query import first_of
 from flowgentic_actors.errors import ActorFailedError, ActorStartError, ProtocolError
 from flowgentic_actors.event_kinds import EventKind
@@ -55,22 +54,6 @@ from flowgentic_actors.wire.server_connection import Connection
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit; the kernel takes milliseconds
 _FILE_TIMEOUT = 30.0
 _FIRST_ATTEMPTS = 2  # restarts of an actor that has never run: what fails then is not a crash
-
-
-@dataclass(frozen=True, kw_only=True)
-class SupervisorSettings:
-    """Times in seconds, sizes in bytes; see `MemoryConfig` for their meaning."""
-
-    heartbeat_interval: float
-    hang_timeout: float
-    busy_timeout: float
-    restart_intensity: int
-    restart_period: float
-    start_timeout: float
-    mailbox_requests: int
-    mailbox_bytes: int
-    max_message_bytes: int
-    rejoin_grace: float
 
 
 class Supervisor:
@@ -362,23 +345,13 @@ class Supervisor:
         self._on_event(EventKind.ACTOR_FAILED, child.spec.name, detail)
 
     def _spec_of(self, child: Child) -> ActorSpec:
-        settings = self._settings
         return ActorSpec(
-            name=child.spec.name,
+            child=child.spec,
             epoch=child.epoch,
-            factory=child.spec.factory,
-            arguments=child.spec.arguments,
-            address=child.spec.address,
             supervisor=self._address,
             secret=self._secret,
-            mailbox_requests=settings.mailbox_requests,
-            mailbox_bytes=settings.mailbox_bytes,
-            max_message_bytes=settings.max_message_bytes,
-            fence_after=settings.hang_timeout,
-            rejoin_grace=settings.rejoin_grace,
-            host=child.spec.host,
+            settings=self._settings,
             identity=self._identity if child.spec.host else None,
-            leased=child.spec.leased,
         )
 
     async def _bring_up(self, child: Child, life: Incarnation) -> None:
@@ -387,10 +360,10 @@ class Supervisor:
         encoded = Secret(msgspec.json.encode(self._spec_of(child), enc_hook=revealed))
         await on_daemon_thread(_FILE_TIMEOUT, overwrite, spec_file, encoded)
         log_file = self._folder / f"{child.spec.name}.log"
-        life.spawned = await self._spawner.spawn(spec_file, log_file, settings.start_timeout)
+        life.spawned = await self._spawner.spawn(spec_file, log_file, settings.open_timeout)
         if life.watch is None and life.spawned.pid is not None:
             life.watch = ProcessWatch(life.spawned.pid, life.spawned.reap)
-        with anyio.move_on_after(settings.start_timeout):
+        with anyio.move_on_after(settings.open_timeout):
             await first_of(life.started, *life.ends)
         life.expect(life.started, "connect")
         assert life.link is not None

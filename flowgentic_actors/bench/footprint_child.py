@@ -16,9 +16,9 @@ from langgraph.store.base import BaseStore, PutOp
 from langgraph.store.memory import InMemoryStore
 
 from flowgentic_actors import MemoryCluster
+from flowgentic_actors.actors.process_group import group_members
 from flowgentic_actors.bench.machine import processor_time, resident, shared_memory
 from flowgentic_actors.bench.workloads import expect
-from flowgentic_actors.dragon.runtime_cleanup import group_members
 
 _VALUE: Final = 4096
 _BATCH: Final = 200

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any, Final
 
 import msgspec
 
+from flowgentic_actors.actors.process_group import HostProcess
 from flowgentic_actors.bench.peers import PeerError
-from flowgentic_actors.dragon.fixes import with_fixes
-from flowgentic_actors.dragon.runtime_cleanup import group_members, remove_unused, shared_memory_of
+from flowgentic_actors.dragon.host_launcher import start_runtime
 from flowgentic_actors.environment import dragon_launcher
 from flowgentic_actors.python import python_command
 
@@ -30,6 +29,7 @@ TURN_TIMEOUT: Final = 30.0
 """Seconds that the operations of one turn may take."""
 
 _END_TIMEOUT = 15.0
+_LOOK = 0.1
 _CHILD = "flowgentic_actors.bench.raw_ddict_child"
 
 
@@ -78,8 +78,7 @@ class RawDDict:
 @asynccontextmanager
 async def opened(folder: Path) -> AsyncIterator[RawDDict]:
     """A DDict in a runtime of its own, with its files in a folder."""
-    launcher = dragon_launcher()
-    if launcher is None:
+    if await asyncio.to_thread(dragon_launcher) is None:
         raise PeerError("there is no command `dragon`: reinstall dragonhpc")
     connected: asyncio.Future[RawDDict] = asyncio.get_running_loop().create_future()
 
@@ -92,7 +91,8 @@ async def opened(folder: Path) -> AsyncIterator[RawDDict]:
     address, log = folder / "s", folder / "log"
     server = await asyncio.start_unix_server(accept, address, limit=1 << 24)
     async with server:
-        process = await _start(launcher, folder, address, log)
+        command = python_command(_CHILD, str(address))
+        process = await asyncio.to_thread(start_runtime, command, folder, log)
         memory: RawDDict | None = None
         try:
             memory = await _first(connected, process)
@@ -103,64 +103,24 @@ async def opened(folder: Path) -> AsyncIterator[RawDDict]:
         finally:
             if memory is not None:
                 await memory.close()
-            await asyncio.shield(_end(process))
+            await asyncio.shield(asyncio.to_thread(_end, process))
 
 
-async def _start(
-    launcher: str, folder: Path, address: Path, log: Path
-) -> asyncio.subprocess.Process:
-    environ = await asyncio.to_thread(with_fixes, os.environ)
-    # The launcher calls its own helper commands by name.
-    environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
-    output = await asyncio.to_thread(log.open, "ab")
-    try:
-        return await asyncio.create_subprocess_exec(
-            launcher,
-            "-s",
-            *python_command(_CHILD, str(address)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=folder,
-            env=environ,
-            process_group=0,  # a new session would hang Dragon's launcher
-        )
-    finally:
-        output.close()
-
-
-async def _first(
-    connected: asyncio.Future[RawDDict], process: asyncio.subprocess.Process
-) -> RawDDict:
+async def _first(connected: asyncio.Future[RawDDict], process: HostProcess) -> RawDDict:
     """Wait for the process to connect; raise when Dragon ends or is silent before."""
-    ended = asyncio.ensure_future(process.wait())
-    either: list[asyncio.Future[Any]] = [connected, ended]
-    try:
-        await asyncio.wait(either, timeout=OPEN_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        ended.cancel()
-    if process.returncode is not None and not connected.done():
-        raise PeerError(f"Dragon ended before it came up (exit code {process.returncode})")
-    if not connected.done():
-        raise PeerError(f"Dragon did not come up within {OPEN_TIMEOUT:g} s")
+    until = time.monotonic() + OPEN_TIMEOUT
+    while not connected.done():
+        if not process.running():
+            raise PeerError(f"Dragon ended before it came up: it {process.ending()}")
+        if time.monotonic() > until:
+            raise PeerError(f"Dragon did not come up within {OPEN_TIMEOUT:g} s")
+        await asyncio.wait([connected], timeout=_LOOK)
     return connected.result()
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_END_TIMEOUT):
-            await process.wait()
-    await asyncio.to_thread(_kill, process.pid)
-    await process.wait()
-
-
-def _kill(group: int) -> None:
-    members = group_members(group)
-    if members:
-        segments = shared_memory_of(members)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
-        remove_unused(segments)
+def _end(process: HostProcess) -> None:
+    process.wait(_END_TIMEOUT)
+    process.kill()
 
 
 async def _tail(log: Path) -> str:

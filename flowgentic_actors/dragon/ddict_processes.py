@@ -18,10 +18,10 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from flowgentic_actors.actors.process_group import all_pids
 from flowgentic_actors.storage.private_files import make_folders, open_private
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def open_processes(folder: Path) -> list[int]:
     """
     paths = {str(folder.resolve()), f"{folder.resolve()} (deleted)"}
     found = []
-    for pid in _pids():
+    for pid in all_pids():
         # Opened before it is looked at: what it names cannot become another process.
         try:
             pidfd = os.pidfd_open(pid)
@@ -151,15 +151,6 @@ def empty(pools: list[int]) -> None:
                 pages.madvise(mmap.MADV_REMOVE)
 
 
-def shm_bytes(name: str) -> int:
-    """The bytes that the shared memory of a DDict takes."""
-    total = 0
-    for file in _pool_files(name):
-        with contextlib.suppress(FileNotFoundError):
-            total += file.stat().st_blocks * 512
-    return total
-
-
 def _end_processes(folder: Path, end: float) -> bool:
     # Orchestrator, group manager, managers: that is how old they are. The youngest go first.
     # Dragon tells a group manager about the end of its managers, and the whole runtime breaks down
@@ -192,7 +183,3 @@ def _pool_files(name: str) -> list[Path]:
             if file.lstat().st_uid == os.geteuid():
                 found.append(file)
     return found
-
-
-def _pids() -> Iterator[int]:
-    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())

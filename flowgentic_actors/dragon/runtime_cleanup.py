@@ -16,12 +16,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from flowgentic_actors.actors.process_group import PROC, all_pids
+
 RUNTIME_VARIABLE: Final = "DRAGON_RT_UID"
 """In the environment of every process of a Dragon runtime, but for its launcher's."""
 
+RUNTIME_FILE: Final = "runtime.id"
+"""In a cluster's folder: the value of that variable, of a runtime that was started for it."""
+
 _GONE: Final = 5.0  # from SIGKILL to the end
 _POLL: Final = 0.01
-_PROC = Path("/proc")
 _SHM = "/dev/shm/"  # noqa: S108 - looked at, not written to
 
 
@@ -32,23 +36,12 @@ class SharedMemoryFile(NamedTuple):
     inode: int
 
 
-def group_members(group: int) -> list[int]:
-    """The live processes of a process group; none where there is no `/proc`."""
-    found = []
-    for pid in _processes():
-        with contextlib.suppress(OSError, IndexError, ValueError):  # it is gone
-            fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == group and fields[0] not in ("Z", "X"):
-                found.append(pid)
-    return found
-
-
 def shared_memory_of(pids: Iterable[int]) -> set[SharedMemoryFile]:
     """The shared memory that processes have mapped."""
     found = set()
     for pid in pids:
         with contextlib.suppress(OSError):  # it is gone, or another user's
-            for line in (_PROC / str(pid) / "maps").read_text().splitlines():
+            for line in (PROC / str(pid) / "maps").read_text().splitlines():
                 fields = line.split(maxsplit=5)
                 if len(fields) == 6 and fields[5].startswith(_SHM):
                     found.add(SharedMemoryFile(fields[5], int(fields[4])))
@@ -57,13 +50,8 @@ def shared_memory_of(pids: Iterable[int]) -> set[SharedMemoryFile]:
 
 def remove_unused(segments: Iterable[SharedMemoryFile]) -> None:
     """Remove segments that no process has mapped any more."""
-    left = set(segments)
-    if not left:
-        return
-    for path, inode in left - shared_memory_of(_processes()):
-        with contextlib.suppress(OSError):  # removed already
-            if Path(path).stat().st_ino == inode:
-                os.unlink(path)  # noqa: PTH108 - beside its stat
+    if left := set(segments):
+        _remove(left - shared_memory_of(all_pids()))
 
 
 def end_runtime(runtime: str) -> None:
@@ -76,7 +64,7 @@ def end_runtime(runtime: str) -> None:
     segments: set[SharedMemoryFile] = set()
     deadline = time.monotonic() + _GONE
     while time.monotonic() < deadline:
-        pids = [pid for pid in _processes() if pid != os.getpid() and _has(pid, wanted)]
+        pids = [pid for pid in all_pids() if pid != os.getpid() and _has(pid, wanted)]
         if not pids:
             break
         segments |= shared_memory_of(pids)
@@ -85,9 +73,11 @@ def end_runtime(runtime: str) -> None:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(_POLL)
     segments |= shared_memory_of([os.getpid()])
-    for path, inode in segments - shared_memory_of(
-        pid for pid in _processes() if pid != os.getpid()
-    ):
+    _remove(segments - shared_memory_of(pid for pid in all_pids() if pid != os.getpid()))
+
+
+def _remove(segments: set[SharedMemoryFile]) -> None:
+    for path, inode in segments:
         with contextlib.suppress(OSError):  # removed already
             if Path(path).stat().st_ino == inode:
                 os.unlink(path)  # noqa: PTH108 - beside its stat
@@ -96,13 +86,7 @@ def end_runtime(runtime: str) -> None:
 def _has(pid: int, variable: bytes) -> bool:
     """Whether a live process was started with a given environment variable."""
     try:
-        environ = (_PROC / str(pid) / "environ").read_bytes()  # empty for one that is dead
+        environ = (PROC / str(pid) / "environ").read_bytes()  # empty for one that is dead
     except OSError:
         return False
     return variable in environ.split(b"\0")
-
-
-def _processes() -> list[int]:
-    if not _PROC.is_dir():
-        return []
-    return [int(entry) for entry in os.listdir(_PROC) if entry.isdecimal()]  # noqa: PTH208

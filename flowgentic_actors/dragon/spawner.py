@@ -38,8 +38,6 @@ class DragonSpawner:
         patience: Seconds that a start may take, and half of its own deadline at most.
     """
 
-    name = "dragon"
-
     def __init__(
         self,
         *,

@@ -14,14 +14,20 @@ import struct
 import zlib
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 
+from flowgentic_actors.actors.spec import named_callable
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.records import ItemStored, Record
 from flowgentic_actors.errors import JournalError, TierBusyError, TierError, TierFullError
+from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.shard.background import begin
 from flowgentic_actors.shard.journaling.entries import LogEntry, decode_entry
+from flowgentic_actors.shard.settings import ActorArguments, TierSettings
 
 CHUNK: Final = 128 << 10
 """Bytes of a chunk, its entries' heads included: a power of two, see docs/explanation/ddict.md."""
@@ -33,6 +39,7 @@ _NEARLY_FULL = 0.8
 _MOST_MERGED = 32
 _WHILE_BUSY = 0.05
 _AFTER_ERROR = 1.0
+_END, _KILL = 6.0, 2.0  # below close_timeout, in which the actor must have ended
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +51,30 @@ Scan = Callable[[int, int], Awaitable[tuple[TierEntries, int]]]
 
 
 class Tier(Protocol):
-    """A store of chunks that may lose everything at any time, and is empty then."""
+    """A store of chunks that may lose everything at any time, and is empty then.
 
+    Attributes:
+        name: What the names of its counters begin with.
+        generation: Number of the store in use or being made, 0 before `start`.
+    """
+
+    name: str
     generation: int
 
     @property
     def ready(self) -> bool:
         """Whether the tier accepts calls."""
+
+    @property
+    def used(self) -> int:
+        """Bytes of values that it holds."""
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of values that it can hold."""
+
+    def start(self) -> None:
+        """Begin to make the store; `ready` says when it is there."""
 
     def put(self, key: int, data: bytes) -> asyncio.Future[None]:
         """Store a value under a key, replacing an earlier one."""
@@ -62,7 +86,35 @@ class Tier(Protocol):
         """Delete values."""
 
     def stats(self) -> dict[str, int]:
-        """Counters, `ddict_bytes` and `ddict_capacity` among them."""
+        """Counters; callable from any thread."""
+
+    async def end(self, timeout: float = ...) -> bool:
+        """End the store in order; `close` follows. Returns whether that was done in time."""
+
+    def close(self) -> None:
+        """Begin to end what is left of the store, by force and without waiting for it."""
+
+    async def wait_closed(self, timeout: float = ...) -> bool:
+        """After `close`: wait until nothing is left. Returns whether that is so, in time."""
+
+
+TierEvents = Callable[[EventKind, str], None]
+"""Called on the loop with the events of a tier and a detail."""
+
+TierMaker = Callable[[TierEvents], Tier | None]
+"""Makes an actor's tier, which `start` starts; None where there can be none."""
+
+TierFactory = Callable[[TierSettings, Path, TierEvents], Tier | None]
+"""Makes a tier with files beside a path; None where this process cannot have one."""
+
+
+def tier_maker(arguments: ActorArguments) -> TierMaker | None:
+    """The maker of the tier that an actor's settings ask for, None if they ask for none."""
+    settings = arguments.settings.tier
+    if settings is None:
+        return None
+    factory: TierFactory = named_callable(settings.factory)
+    return partial(factory, settings, Path(arguments.tier_path))
 
 
 class _Chunk:
@@ -87,13 +139,25 @@ class MemoryTier:
         tier: Where the chunks go.
         scan: Reads the journal from an LSN on, off the loop.
         limit: LSN up to which entries can be scanned.
+        wanted_from: Bytes of values in memory from which on they may soon be let go. Before that
+            nothing is asked of the tier, and it would hold everything a second time.
     """
 
-    def __init__(self, shard: Shard, tier: Tier, scan: Scan, limit: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        tier: Tier,
+        scan: Scan,
+        limit: Callable[[], int],
+        wanted_from: int = 0,
+    ) -> None:
         self._shard = shard
         self._tier = tier
         self._scan = scan
         self._limit = limit
+        self._wanted_from = wanted_from
+        self._wanted = False
+        self._filling_task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._generation = -1
         self._threshold = _SPARSE
@@ -109,18 +173,44 @@ class MemoryTier:
         self._position = 0  # LSN up to which the journal was read
         self._sparse: dict[int, None] = {}  # firsts of chunks to be packed again
 
-    @property
-    def position(self) -> int:
-        """The LSN up to which the journal was read into the tier."""
-        return self._position
-
     def stats(self) -> dict[str, int]:
         """Counters; callable from any thread."""
         return {
             "mirror_chunks": len(self._chunks),
             "mirror_position": self._position,
-            "ddict_reads": self.reads,
+            f"{self._tier.name}_reads": self.reads,
+            **self._tier.stats(),
         }
+
+    def start(self) -> None:
+        """Begin to fill the tier, once it is wanted."""
+        self._filling_task = begin(self.run())
+        self.advance(self._limit())
+
+    def advance(self, end: int) -> None:
+        """Go on when entries were appended; the store is made once it may soon be needed.
+
+        Args:
+            end: LSN after the last of them.
+        """
+        if not self._wanted:
+            self._wanted = self._shard.hot_bytes >= self._wanted_from
+        if self._wanted and end - self._position >= CHUNK:
+            if not self._tier.generation:
+                self._tier.start()
+            self.notice()
+
+    async def drained(self) -> None:
+        """End the store, in order if that works within a bound."""
+        await self._tier.end(_END)
+        self._tier.close()
+        await self._tier.wait_closed(_KILL)
+
+    def close(self) -> None:
+        """Stop filling, and begin to end what is left of the store."""
+        if self._filling_task is not None:
+            self._filling_task.cancel()
+        self._tier.close()
 
     def notice(self) -> None:
         """Wake the filler: entries were appended, or the tier has become ready."""
@@ -226,8 +316,7 @@ class MemoryTier:
 
     def _look_at_room(self) -> None:
         """Repack chunks sooner, with fewer dead records, while the tier is nearly full."""
-        stats = self._tier.stats()
-        full = stats["ddict_bytes"] > _NEARLY_FULL * stats["ddict_capacity"]
+        full = self._tier.used > _NEARLY_FULL * self._tier.capacity
         threshold = _SPARSE_WHEN_FULL if full else _SPARSE
         if threshold > self._threshold:
             self._threshold = threshold

@@ -1,16 +1,18 @@
-"""The settings of a shard: how much it keeps, and for how long."""
+"""The settings of a shard and of its actor, built once from the configuration and passed whole."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 
+from flowgentic_actors.acknowledgement import Ack
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.shard import CACHE_BYTES
 from flowgentic_actors.engine.thread_plans import Retention
 from flowgentic_actors.shard.quotas import Quotas
 from flowgentic_actors.shard.sweeper import SWEEP_SECONDS
+from flowgentic_actors.storage.log import SEGMENT_BYTES
 
 
 class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,10 +34,6 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
     thread_ttl: float | None = None
     sweep_seconds: float = SWEEP_SECONDS
 
-    def sweeping_every(self, seconds: float) -> Self:
-        """A copy with another interval of sweeping."""
-        return msgspec.structs.replace(self, sweep_seconds=seconds)
-
     def divided(self, parts: int) -> Self:
         """A copy with the quotas divided among a number of shards."""
         return msgspec.structs.replace(
@@ -56,11 +54,63 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
         """The quotas of the shard."""
         return Quotas(self.item_bytes, self.thread_bytes)
 
-    def encode(self) -> str:
-        """The settings as text, for an actor's arguments."""
-        return msgspec.json.encode(self).decode()
 
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        """Decode the text made by `encode`; the defaults for an empty one."""
-        return msgspec.json.decode(text, type=cls) if text else cls()
+class JournalSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of a shard's journal.
+
+    Attributes:
+        ack: What is true of a write once it is acknowledged.
+        appends: `"direct"`: the event loop appends to the journal, for files of this node.
+            `"thread"`: a thread does, for file systems that may take their time.
+        segment_bytes: Size of a segment; compaction is considered from this much garbage.
+    """
+
+    ack: Ack = Ack()
+    appends: Literal["direct", "thread"] = "direct"
+    segment_bytes: int = SEGMENT_BYTES
+
+
+class TierSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of the memory tier that holds values which memory has let go.
+
+    Attributes:
+        factory: `"module:callable"` that makes the tier; see `memory_tier.TierFactory`.
+        total_bytes: Its size.
+        managers: Processes that hold its values.
+    """
+
+    factory: str
+    total_bytes: int
+    managers: int = 1
+
+
+class ActorSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings that the actors of all shards of a cluster have in common.
+
+    Attributes:
+        journal: How the journal is written.
+        limits: How much a shard keeps, and for how long.
+        hot_bytes: Bytes of values to keep in memory, None for all.
+        tier: Where values come from when memory has let them go, None for the journal alone.
+        claimed: Whether an actor has no clients before it is told which slots are its own.
+    """
+
+    journal: JournalSettings = JournalSettings()
+    limits: ShardSettings = ShardSettings()
+    hot_bytes: int | None = None
+    tier: TierSettings | None = None
+    claimed: bool = False
+
+
+class ActorArguments(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of a shard actor's factory, as JSON.
+
+    Attributes:
+        folder: The shard's private folder.
+        tier_path: Path on this node beside which its memory tier keeps files.
+        settings: What it has in common with the others.
+    """
+
+    folder: str
+    tier_path: str
+    settings: ActorSettings

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import msgspec
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.process_record import is_alive, started_at
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.store import AsyncStore
 from flowgentic_actors.cluster.client.host_client import describe
@@ -406,10 +407,7 @@ def _rss() -> int:
 
 
 def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    return is_alive(pid, started_at(pid))
 
 
 # ---------------------------------------------------------------------- the command

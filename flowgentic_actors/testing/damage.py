@@ -31,6 +31,7 @@ from flowgentic_actors.errors import FlowgenticError, JournalError
 from flowgentic_actors.shard.embedded.journaled import JournaledShard
 from flowgentic_actors.shard.journaling.compaction import compact
 from flowgentic_actors.shard.journaling.entries import encode_entry, internal_entry
+from flowgentic_actors.shard.settings import JournalSettings
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.segment import ACTIVE, DATA, SEALED, Segment
@@ -139,7 +140,9 @@ def _open_memory(memory: StoredMemory, path: Path) -> Path:
 def _contents(path: Path) -> State:
     memory = StoredMemory(path)
     try:
-        shard = JournaledShard(_open_memory(memory, path), segment_bytes=_SEGMENT)
+        shard = JournaledShard(
+            _open_memory(memory, path), journal=JournalSettings(segment_bytes=_SEGMENT)
+        )
         try:
             return _items_of(shard)
         finally:

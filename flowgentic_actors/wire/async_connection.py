@@ -26,6 +26,7 @@ from flowgentic_actors.errors import (
 from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, UnreachableError, dial, secure
+from flowgentic_actors.wire.awake import LoopAwake
 from flowgentic_actors.wire.channel import client_channel
 from flowgentic_actors.wire.client_wire import ClientWire, close_with_loop
 from flowgentic_actors.wire.frames import FRAME_TARGET
@@ -88,6 +89,7 @@ class AsyncConnection:
         role: What this connection is for.
         name: The name that the peer has to have: on a node, the port of an actor that is gone
             may be another one's by now. Default: anything.
+        stay_awake: Seconds for which the loop does not sleep after a request, until its answer.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class AsyncConnection:
         role: Role = "client",
         *,
         name: str | None = None,
+        stay_awake: float = 0.0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._address = address
@@ -108,6 +111,7 @@ class AsyncConnection:
         self._role = role
         self.name = name
         self._session: Session[_Answer] = Session()
+        self._awake = LoopAwake(stay_awake, self._session.__len__)
         self._queue: deque[Pending[_Answer]] = deque()  # to be written, in order
         self._wire: ClientWire | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -169,6 +173,7 @@ class AsyncConnection:
                 self._flush()
             elif not self._flush_at:
                 self._flush_soon()
+            self._awake.stay()
             if pending.deadline < self._earliest:
                 self._watch(pending.deadline)
         except BaseException:

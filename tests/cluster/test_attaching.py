@@ -129,7 +129,7 @@ def test_the_secret_is_in_nothing_that_is_shown_or_passed_on(memory: MemoryClust
     status = asyncio.run(memory.status())
     attached = MemoryCluster.attach(handle.export())
     things = [memory, handle, handle.read(), status, asyncio.run(memory.recent_events()), attached]
-    things += [memory.checkpointer, memory.store, memory._client, memory._owner]
+    things += [memory.checkpointer, memory.store, memory._opening.client, memory._opening._owner]
     shown = [(repr(thing) + str(thing)).encode() for thing in things]
     shown += [pickle.dumps(handle), msgspec.msgpack.encode(status)]
     for pid in (status.host_pid, *(actor.pid for actor in status.actors)):

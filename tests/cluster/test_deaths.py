@@ -346,11 +346,11 @@ async def test_a_request_that_ends_its_actor_is_failed_and_innocent_ones_are_ans
             return handle(self, call)
         shard.ShardActor.handle = deadly
     """
-    make = f"{textwrap.dedent(poison)}\ndef make(**arguments): return shard.ShardActor(**arguments)"
+    make = f"{textwrap.dedent(poison)}\nmake = shard.make_shard_actor"
     (tmp_path / "poisoned.py").write_text(make)
     (tmp_path / "sitecustomize.py").write_text(
-        "import flowgentic_actors.cluster.host.memory as memory\n"
-        "memory.SHARD_FACTORY = 'poisoned:make'\n"
+        "import flowgentic_actors.cluster.nodes.shard_specs as shard_specs\n"
+        "shard_specs.SHARD_FACTORY = 'poisoned:make'\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     async with MemoryCluster(**SETTINGS["subprocess"], restart_intensity=30) as memory:

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import flowgentic_actors.cluster.opener.host_launcher
-import flowgentic_actors.memory
+import flowgentic_actors.dragon.host_launcher
 from flowgentic_actors import MemoryCluster
+from flowgentic_actors.cluster.opener import opening
 from flowgentic_actors.errors import SharedMemoryError
 from tests.conftest import NEEDS_DRAGON
 
@@ -26,7 +26,7 @@ async def test_too_little_shared_memory_is_one_warning_before_dragon_starts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = SimpleNamespace(f_bavail=16 << 10, f_frsize=4096)  # 64 MiB, as in a container
-    monkeypatch.setattr(flowgentic_actors.memory, "_said", set())
+    monkeypatch.setattr(opening, "_said", set())
     monkeypatch.setattr(os, "statvfs", lambda _: small)
     async with MemoryCluster(mode="distributed") as memory:
         assert not memory.is_distributed
@@ -53,9 +53,9 @@ async def test_the_log_of_a_dragon_that_does_not_come_up_is_no_warning(
     launcher.chmod(0o755)
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(
-        flowgentic_actors.cluster.opener.host_launcher, "dragon_launcher", lambda: str(launcher)
+        flowgentic_actors.dragon.host_launcher, "dragon_launcher", lambda: str(launcher)
     )
-    monkeypatch.setattr(flowgentic_actors.memory, "_said", set())
+    monkeypatch.setattr(opening, "_said", set())
     async with MemoryCluster(mode="distributed") as memory:
         _, fallen = await memory.recent_events()
     warning = warnings_of(caplog)[-1]

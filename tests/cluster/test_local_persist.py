@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from flowgentic_actors import MemoryCluster
+from flowgentic_actors.acknowledgement import ACKS
 from flowgentic_actors.cluster.persistence import memory_lock
 from flowgentic_actors.engine.commands import Command, DeleteItem, GetItem, PutItem, SearchItems
 from flowgentic_actors.engine.replies import Done, ItemPage, ItemReply, Reply
@@ -29,6 +30,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.shard.embedded.journaled import JournaledShard
 from flowgentic_actors.shard.journaling import maintenance
+from flowgentic_actors.shard.settings import JournalSettings
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.storage.group_commit_threads import Blocking
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
@@ -253,7 +255,7 @@ def test_a_full_disk_refuses_writes_and_is_freed_by_deletes(
 ) -> None:
     monkeypatch.setattr(maintenance, "_MAKE_ROOM_EVERY", 0.01)
     disk = Disk()
-    shard = JournaledShard(tmp_path, segment_bytes=65536, disk=disk)
+    shard = JournaledShard(tmp_path, journal=JournalSettings(segment_bytes=65536), disk=disk)
     disk.full = True
     done = fill_up(shard)
     assert stored(shard) == [*range(done)]
@@ -281,7 +283,7 @@ def test_a_failed_append_is_final_and_nothing_of_it_is_kept(
     tmp_path: Path, appends: Any, stuck: bool
 ) -> None:
     disk = Disk()
-    shard = JournaledShard(tmp_path, appends=appends, disk=disk)
+    shard = JournaledShard(tmp_path, journal=JournalSettings(appends=appends), disk=disk)
     put(shard, 1)
     disk.failing, disk.stuck = True, stuck
     with pytest.raises(OutcomeUnknownError if stuck else StorageError, match="open it again"):
@@ -297,7 +299,7 @@ def test_a_failed_append_is_final_and_nothing_of_it_is_kept(
 
 def test_a_failed_sync_is_final(tmp_path: Path) -> None:
     disk = Disk()
-    shard = JournaledShard(tmp_path, ack="disk", disk=disk)
+    shard = JournaledShard(tmp_path, journal=JournalSettings(ack=ACKS["disk"]), disk=disk)
     put(shard, 1)
     disk.failing = True
     disk.write = RealDisk().write  # type: ignore[method-assign]
@@ -312,7 +314,7 @@ def test_a_failed_sync_is_final(tmp_path: Path) -> None:
 
 def test_threads_and_loops_share_a_sync_and_reads_wait_for_it(tmp_path: Path) -> None:
     disk = Disk()
-    shard = JournaledShard(tmp_path, ack="disk", disk=disk)
+    shard = JournaledShard(tmp_path, journal=JournalSettings(ack=ACKS["disk"]), disk=disk)
     put(shard, 0)
     disk.release.clear()
     before = disk.syncs

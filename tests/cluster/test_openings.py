@@ -18,8 +18,9 @@ import pytest
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.actors.spawn import ACTOR_MODULE
 from flowgentic_actors.cluster.client.host_client import describe
-from flowgentic_actors.cluster.nodes.node_launcher import AGENT_MODULE
-from flowgentic_actors.cluster.opener.host_launcher import HOST_MODULE
+from flowgentic_actors.cluster.nodes.node_pool import AGENT_MODULE
+from flowgentic_actors.cluster.opener import opening
+from flowgentic_actors.cluster.opener.host_watchdog import HOST_MODULE
 from flowgentic_actors.cluster.opener.rendezvous import Rendezvous
 from flowgentic_actors.errors import ClusterNotFoundError, ClusterOpenError, FlowgenticError
 from tests.conftest import SETTINGS, mode_params
@@ -188,7 +189,7 @@ async def test_an_attaching_that_is_given_up_leaves_nothing(
         return describe(*arguments)
 
     async with MemoryCluster(**SETTINGS["subprocess"], name="attached"):
-        monkeypatch.setattr("flowgentic_actors.memory.describe", describe_slowly)
+        monkeypatch.setattr(opening, "describe", describe_slowly)
         before = threads()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
@@ -222,7 +223,8 @@ async def test_what_a_signals_handler_raises_in_an_opening_is_not_taken_for_its_
 
     before = signal.signal(signal.SIGALRM, ring)
     monkeypatch.setattr(
-        "flowgentic_actors.memory.inside_dragon", lambda: signal.raise_signal(signal.SIGALRM)
+        "flowgentic_actors.cluster.opener.opening.inside_dragon",
+        lambda: signal.raise_signal(signal.SIGALRM),
     )
     try:
         with pytest.raises(TimeoutError, match="the time is over"):

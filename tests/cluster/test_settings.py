@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flowgentic_actors import AsyncCheckpointSaver, MemoryCluster
+from flowgentic_actors.dragon.platform import DragonPlatform
 from flowgentic_actors.errors import ClusterClosedError, ClusterError, MemoryFullError
 from tests.conftest import settings_of
 from tests.support.faces import checkpoint_of, config_of
@@ -31,7 +32,7 @@ async def test_auto_with_a_setting_of_distributed_mode_is_distributed() -> None:
 async def test_the_fallback_names_the_settings_that_it_does_not_have(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("flowgentic_actors.memory.why_no_dragon", lambda: "no Dragon, for a test")
+    monkeypatch.setattr(DragonPlatform, "why_not", lambda _: "no Dragon, for a test")
     async with MemoryCluster(actors_per_node=4) as memory:
         assert not memory.is_distributed
         events = [event.detail for event in await memory.recent_events()]
@@ -44,7 +45,7 @@ async def test_the_fallback_names_the_settings_that_it_does_not_have(
 
 @pytest.mark.parametrize("mode", ["inline", "inline-journal", "subprocess", "fallback"])
 async def test_a_ceiling_holds_in_every_mode(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowgentic_actors.memory.why_no_dragon", lambda: "no Dragon, for a test")
+    monkeypatch.setattr(DragonPlatform, "why_not", lambda _: "no Dragon, for a test")
     where = {"mode": "distributed"} if mode == "fallback" else settings_of(mode)
     async with MemoryCluster(**where, store_total_mem=MiB, checkpoint_total_mem="1 MiB") as memory:
         store, saver, large = memory.store, memory.checkpointer, {"v": b"x" * 100_000}

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from flowgentic_actors import MemoryCluster
-from flowgentic_actors.cluster.nodes.node_launcher import AGENT_MODULE
+from flowgentic_actors.cluster.nodes.node_pool import AGENT_MODULE
 from flowgentic_actors.cluster.protocol.status import ClusterStatus
 from tests.conftest import SETTINGS, mode_params
 from tests.support.faces import unique

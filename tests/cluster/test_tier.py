@@ -15,7 +15,7 @@ import pytest
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.cluster.protocol.status import ActorStatus
 from flowgentic_actors.dragon import ddict_sizing
-from flowgentic_actors.dragon.ddict_sizing import tier_bytes
+from flowgentic_actors.dragon.ddict_sizing import ddict_settings
 from flowgentic_actors.errors import MemoryFullError, SharedMemoryError
 from tests.conftest import NEEDS_DRAGON, SETTINGS, mode_params
 from tests.support.processes import run_in_runtime
@@ -108,9 +108,11 @@ def test_too_little_shared_memory_names_need_have_and_settings(
 
     monkeypatch.setattr(os, "statvfs", lambda _: Small)
     with pytest.raises(SharedMemoryError, match=r"100 MiB free.*store_total_mem"):
-        tier_bytes(200 * MiB, 1, 1)
-    assert tier_bytes(0, 1, 1) == 100 * MiB // ddict_sizing._SHARE
-    assert tier_bytes(0, 200, 1) == 0
+        ddict_settings(200 * MiB, 1, 1)
+    settings = ddict_settings(0, 1, 1)
+    assert settings is not None
+    assert settings.total_bytes == 100 * MiB // ddict_sizing._SHARE
+    assert ddict_settings(0, 200, 1) is None
 
 
 @pytest.mark.parametrize("hangs", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import flowgentic_actors.cluster.opener.host_launcher
-import flowgentic_actors.memory
+import flowgentic_actors.dragon.host_launcher
 from flowgentic_actors import MemoryCluster
+from flowgentic_actors.cluster.opener import opening
+from flowgentic_actors.dragon.platform import DragonPlatform
 from flowgentic_actors.environment import SchedulerJob, dragon_launcher
 from flowgentic_actors.errors import ClusterOpenError, DragonUnavailableError
 from tests.conftest import NEEDS_DRAGON, SETTINGS
@@ -21,8 +22,8 @@ from tests.support.faces import remembers
 def no_dragon(monkeypatch: pytest.MonkeyPatch) -> str:
     """As on a machine where Dragon is not installed."""
     reason = "the package dragonhpc is not installed: pip install dragonhpc"
-    monkeypatch.setattr(flowgentic_actors.memory, "why_no_dragon", lambda: reason)
-    monkeypatch.setattr(flowgentic_actors.memory, "_said", set())
+    monkeypatch.setattr(DragonPlatform, "why_not", lambda _: reason)
+    monkeypatch.setattr(opening, "_said", set())
     return reason
 
 
@@ -76,7 +77,7 @@ async def test_a_dragon_that_does_not_come_up_falls_back_too(
     launcher.write_text("#!/bin/sh\necho no more semaphores >&2\nexit 1\n")
     launcher.chmod(0o755)
     monkeypatch.setattr(
-        flowgentic_actors.cluster.opener.host_launcher, "dragon_launcher", lambda: str(launcher)
+        flowgentic_actors.dragon.host_launcher, "dragon_launcher", lambda: str(launcher)
     )
     async with MemoryCluster(mode="distributed") as memory:
         assert not memory.is_distributed
@@ -100,7 +101,7 @@ async def test_a_dragon_that_fails_once_to_come_up_is_started_once_more(
     )
     launcher.chmod(0o755)
     monkeypatch.setattr(
-        flowgentic_actors.cluster.opener.host_launcher, "dragon_launcher", lambda: str(launcher)
+        flowgentic_actors.dragon.host_launcher, "dragon_launcher", lambda: str(launcher)
     )
     async with MemoryCluster(mode="distributed", fallback_to_local=False) as memory:
         await remembers(memory)
@@ -112,14 +113,14 @@ async def test_a_dragon_that_fails_once_to_come_up_is_started_once_more(
 async def test_auto_is_local_outside_of_a_job_and_distributed_inside(
     no_dragon: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(flowgentic_actors.memory, "scheduler_job", lambda: None)
+    monkeypatch.setattr(opening, "scheduler_job", lambda: None)
     async with MemoryCluster() as memory:
         assert not memory.is_distributed
         assert len(await memory.recent_events()) == 1
     assert not caplog.records
 
     job = SchedulerJob("slurm", "1", 1)
-    monkeypatch.setattr(flowgentic_actors.memory, "scheduler_job", lambda: job)
+    monkeypatch.setattr(opening, "scheduler_job", lambda: job)
     async with MemoryCluster() as memory:
         assert not memory.is_distributed
     assert no_dragon in caplog.text

@@ -9,7 +9,8 @@ from typing import Any, Final
 from msgspec import Struct
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
-from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
+from flowgentic_actors.cluster.nodes.heartbeats import HeartbeatDesk
+from flowgentic_actors.cluster.nodes.leases import LEASE_SHARE, TICK, GrantedLeases
 from flowgentic_actors.cluster.nodes.placement import NodeEvent, Placement
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.protocol.slot_table import even_table
@@ -18,8 +19,6 @@ from tests.simulation.agenda import Agenda, SimulatedTask
 from tests.simulation.conditions import Chance, Conditions
 from tests.simulation.nodes import Network, Node, Part, Question
 
-TICK: Final = 0.1
-LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1
 _CLIENT_WAITS: Final = 1.0
 _START_TIMEOUT: Final = 120.0
 _TELL: Final = 1e-6  # processor time to look at one node, or at one client, that waits
@@ -62,6 +61,13 @@ DELTA: Final = TellPolicy(name="sparing", own=True, quiet=True, once=True)
 """As `ClusterController` does it."""
 
 
+class _BroadcastDesk(HeartbeatDesk):
+    """Gives no node a lease while any change is not stored."""
+
+    def is_stored_for(self, node: str) -> bool:
+        return not self.must_publish
+
+
 class SimulatedCluster:
     """A cluster of one shard for each node, its host, and clients.
 
@@ -101,14 +107,17 @@ class SimulatedCluster:
         lease = given.node_timeout * LEASE_SHARE
         names = [f"n{number:04}" for number in range(nodes)]
         self.host = names[0]
+        leases = GrantedLeases(lease, given.node_timeout, TICK)
         self.placement = Placement(
             ClusterPlan(version=0, shards=[], table=even_table(nodes, 2)),
             self.host,
             replicas=2,
             degrade=True,
             recovers=False,
-            leases=GrantedLeases(lease, given.node_timeout, TICK),
+            leases=leases,
         )
+        desk = HeartbeatDesk if policy.own else _BroadcastDesk
+        self._desk = desk(self.placement, leases, self.host)
         for name in names:
             self.placement.joined(name)
         self.placement.place(names)
@@ -122,7 +131,6 @@ class SimulatedCluster:
         self._polls: dict[str, Question] = {}
         self._numbers: dict[str, int] = {}
         self._waiting: dict[int, Client] = {}
-        self._published = 0
         self._publishing = False
         self._free_at = 0.0
         self._card_free_at = 0.0
@@ -168,7 +176,7 @@ class SimulatedCluster:
         """Clients come, and ask where the shards are from now on."""
         for _ in range(clients):
             client = Client(len(self.clients))
-            client.version = self._published
+            client.version = self._desk.published
             self.clients.append(client)
             self.agenda.after(self.chance.random.uniform(0, 1), self._client_asks, client)
 
@@ -240,9 +248,9 @@ class SimulatedCluster:
         self._work(0.0005, self._ticked)
 
     def _ticked(self) -> None:
-        self.placement.tick(self.agenda.now)
+        self._desk.tick(self.agenda.now)
         self._hear_own()
-        if self.placement.plan.version != self._published:
+        if self._desk.must_publish:
             self._stir()
         self.agenda.after(TICK, self._tick)
 
@@ -252,53 +260,39 @@ class SimulatedCluster:
 
     def ask_host(self, question: Question) -> None:
         """A beat has arrived; one that was sent again after a later one is not listened to."""
-        if question.number < self._numbers.get(question.node, 0):
+        node = question.heartbeat.node
+        if question.number < self._numbers.get(node, 0):
             return
-        self._numbers[question.node] = question.number
+        self._numbers[node] = question.number
         self.counts["beats"] += 1
         self._work(self.conditions.beat_cost, self._beat, question)
 
     def _beat(self, question: Question) -> None:
-        self.placement.heard(question.node, question.members)
+        self._desk.heard(question.heartbeat)
         self._course.news()
         self._stir()
-        self._polls[question.node] = question
-        if self._has_news_for(question):
+        self._polls[question.heartbeat.node] = question
+        if self._desk.has_news_for(question.heartbeat):
             self._grant(question)
         else:
             self.agenda.after(self.conditions.heartbeat_interval, self._grant, question)
 
-    def _has_news_for(self, question: Question) -> bool:
-        changed = self.placement.changed_for(question.node)
-        return question.known < changed and self._is_ready(question.node)
-
-    def _is_ready(self, node: str) -> bool:
-        """Whether all that has to be on the disk before a node is told is there."""
-        if self._manner.own:
-            return self.placement.changed_for(node) <= self._published
-        return self.placement.plan.version == self._published
-
     def _grant(self, question: Question) -> None:
-        node = question.node
+        node = question.heartbeat.node
         if self._polls.get(node) is not question:
             return
         del self._polls[node]
-        placement = self.placement
-        ready = self._is_ready(node)
-        news = question.known < placement.changed_for(node)
-        assignments = placement.assignments(node) if ready and news else None
-        if ready:
-            placement.granted(node, self.agenda.now)
-        else:
+        reply = self._desk.reply(question.heartbeat, self.agenda.now)
+        if not reply.lease:
             self.counts["answers without a lease"] += 1
-        arguments = (question.number, question.asked_at, assignments, ready)
-        self.network.send(node, self.nodes[node].hear, *arguments)
+        answer = self.nodes[node].hear
+        self.network.send(node, answer, question.number, question.asked_at, reply)
 
     def _stir(self) -> None:
         """Write down what was decided."""
         for event in self.placement.take_events():
             self.events.append((self.agenda.now, event))
-        if not self._publishing and self.placement.plan.version != self._published:
+        if not self._publishing and self._desk.must_publish:
             self._publishing = True
             takes = self.chance.around(self.conditions.publish, 0.5)
             self.agenda.after(takes, self._has_published, self.placement.plan.version)
@@ -307,12 +301,12 @@ class SimulatedCluster:
         """Act on it."""
         self.counts["versions"] += 1
         self._publishing = False
-        self._published = version
-        own = self.nodes[self.host]
-        if own.known < version:
+        desk, own = self._desk, self.nodes[self.host]
+        desk.published = version
+        if own.known < version:  # the product waits until there is nothing that is not stored
             own._carry_out(0.0, self.placement.assignments(self.host), False)
             self._hear_own()
-        for question in [q for q in self._polls.values() if self._has_news_for(q)]:
+        for question in [q for q in self._polls.values() if desk.has_news_for(q.heartbeat)]:
             self._work(self.conditions.beat_cost / 2, self._grant, question)
         self._work(_TELL * len(self._polls), lambda: None)
         waiting, self._waiting = list(self._waiting.values()), {}
@@ -326,7 +320,7 @@ class SimulatedCluster:
         self.agenda.after(self.chance.latency(), self._client_arrives, client, client.version)
 
     def _client_arrives(self, client: Client, version: int) -> None:
-        if self._published > version:
+        if self._desk.published > version:
             self._tell(client)
             return
         self._waiting[client.number] = client
@@ -341,8 +335,8 @@ class SimulatedCluster:
 
     def _tell(self, client: Client) -> None:
         given = self.conditions
-        encodes = not (self._manner.once and self._encoded == self._published)
-        self._encoded = self._published
+        encodes = not (self._manner.once and self._encoded == self._desk.published)
+        self._encoded = self._desk.published
         cost = given.places_cost * len(self.nodes) if encodes else 0.0
         self._work(cost + given.beat_cost / 2, self._send_places, client)
 
@@ -359,7 +353,7 @@ class SimulatedCluster:
             plan = self.placement.plan.shards[shard]
             leaders[shard] = plan.leader if member is not None and member.leads else ""
         arrives = self._card_free_at + self.chance.latency()
-        self.agenda.at(arrives, self._know, client, self._published, leaders)
+        self.agenda.at(arrives, self._know, client, self._desk.published, leaders)
 
     def _know(self, client: Client, version: int, leaders: dict[int, str]) -> None:
         if version != client.version or leaders != client.leaders:

@@ -10,6 +10,7 @@ from flowgentic_actors.cluster.protocol.assignments import (
     NodeAssignments,
     ReplicaStatus,
 )
+from flowgentic_actors.cluster.protocol.host import Heartbeat, HeartbeatReply
 from flowgentic_actors.engine.slots import SlotSet
 from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.migration.ownership import PullOrder
@@ -25,21 +26,17 @@ _IDLE = 0.02  # between two questions for the rest
 
 
 class Question(NamedTuple):
-    """A beat on its way.
+    """A heartbeat on its way.
 
     Attributes:
-        node: Who asks.
-        number: Of the question, at that node.
+        number: Of the question, at its node.
         asked_at: On the node's clock.
-        known: Version of the orders that it has carried out.
-        members: How its copies are doing.
+        heartbeat: What the node tells.
     """
 
-    node: str
     number: int
     asked_at: float
-    known: int
-    members: tuple[ReplicaStatus, ...]
+    heartbeat: Heartbeat
 
 
 class Network:
@@ -192,7 +189,8 @@ class Node:
         cluster = self._cluster
         self._number += 1
         self._busy = False
-        question = Question(self.name, self._number, self.clock(), self.known, self._told())
+        heartbeat = Heartbeat(self.name, "", self.known, self._told(), ())
+        question = Question(self._number, self.clock(), heartbeat)
         cluster.network.send(self.name, cluster.ask_host, question)
         cluster.agenda.after(self._seconds, self._unanswered, self._number)
 
@@ -207,15 +205,14 @@ class Node:
         probe = _PROBE if self.name in cluster.network.cut else 0.0
         cluster.agenda.after(_PAUSE + probe, self.ask)
 
-    def hear(
-        self, number: int, asked_at: float, assignments: NodeAssignments | None, lease: bool
-    ) -> None:
+    def hear(self, number: int, asked_at: float, reply: HeartbeatReply) -> None:
         """The host has answered."""
         if number != self._number or self._busy:
             return
-        if not self._awake(self.hear, number, asked_at, assignments, lease):
+        if not self._awake(self.hear, number, asked_at, reply):
             return
         self._granted_at = self.clock()
+        assignments, lease = reply.assignments, reply.lease > 0
         if assignments is None:
             self._go_on(asked_at, lease)
             return

@@ -12,8 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from flowgentic_actors.cluster.nodes.leases import GrantedLeases, HeldLease
-from tests.simulation.cluster import LEASE_SHARE, TICK
+from flowgentic_actors.cluster.nodes.leases import LEASE_SHARE, TICK, GrantedLeases, HeldLease
 from tests.simulation.conditions import RETRIES, Chance, Conditions
 
 _SHORTEST: Final = 0.2

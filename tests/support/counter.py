@@ -18,12 +18,13 @@ from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from flowgentic_actors.actors.actor import ActorContext, Call
-from flowgentic_actors.actors.child import Child, ChildSpec
+from flowgentic_actors.actors.child import Child
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.actors.runtime import ActorRuntime
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
-from flowgentic_actors.actors.supervisor import Supervisor, SupervisorSettings
+from flowgentic_actors.actors.spec import ChildSpec, SupervisorSettings
+from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.errors import InvalidRequestError, JournalError, ProtocolError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.messages import NIL, ToServer
@@ -139,8 +140,17 @@ class Untold(Counter):
         raise KeyError("stats")
 
 
-def make(kind: str = "counter", lives: str = "", seconds: str = "0") -> Counter:
+def make(arguments: Raw) -> Counter:
     """The factory that actors' processes call.
+
+    Args:
+        arguments: JSON of what `make_counter` takes.
+    """
+    return make_counter(**msgspec.json.decode(arguments, type=dict[str, str]))
+
+
+def make_counter(kind: str = "counter", lives: str = "", seconds: str = "0") -> Counter:
+    """Make a counter.
 
     Args:
         kind: `counter`, `stubborn`, `untold`; `broken` cannot be made, `mortal` only once.
@@ -182,6 +192,23 @@ async def serving(
     assert not broken
 
 
+def supervisor_settings(**changes: Any) -> SupervisorSettings:
+    """Settings of a supervisor that looks often, some of them changed."""
+    settings = {
+        "heartbeat_interval": 0.05,
+        "hang_timeout": 5.0,
+        "busy_timeout": 60.0,
+        "restart_intensity": 10,
+        "restart_period": 60.0,
+        "open_timeout": PATIENCE,
+        "mailbox_requests": 1000,
+        "mailbox_bytes": 1 << 20,
+        "max_message_bytes": 1 << 20,
+        "rejoin_grace": 60.0,
+    }
+    return SupervisorSettings(**(settings | changes))
+
+
 class Office:
     """A supervisor with the server that its actors' links reach it by."""
 
@@ -192,24 +219,12 @@ class Office:
         self._address = str(folder / "office.sock")
         self._listening = False
         self.server = Server(self, SECRET, "office", 0, 1 << 20)
-        settings = {
-            "heartbeat_interval": 0.05,
-            "hang_timeout": 5.0,
-            "busy_timeout": 60.0,
-            "restart_intensity": 10,
-            "restart_period": 60.0,
-            "start_timeout": PATIENCE,
-            "mailbox_requests": 1000,
-            "mailbox_bytes": 1 << 20,
-            "max_message_bytes": 1 << 20,
-            "rejoin_grace": 60.0,
-        }
         self.supervisor = Supervisor(
             folder,
             self._address,
             SECRET,
             spawner,
-            settings=SupervisorSettings(**(settings | changes)),
+            settings=supervisor_settings(**changes),
             on_event=lambda kind, actor, detail: self.events.append((kind, actor, detail)),
         )
 
@@ -222,7 +237,7 @@ class Office:
             ChildSpec(
                 name=name,
                 factory=FACTORY,
-                arguments=arguments,
+                arguments=Raw(msgspec.json.encode(arguments)),
                 address=str(self.folder / f"{name}.sock"),
                 rank=rank,
             )

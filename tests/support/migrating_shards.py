@@ -34,6 +34,7 @@ from flowgentic_actors.shard.migration.ownership import SlotOwnership
 from flowgentic_actors.shard.progress import MigrationStatus, decode_progress
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.server import Server
+from tests.support.actor_settings import actor_settings
 from tests.support.counter import PATIENCE, SECRET, clear, until
 from tests.support.placements import member, placement
 from tests.support.replicas import LIMIT, Copy, context
@@ -49,18 +50,18 @@ _encode = msgspec.msgpack.Encoder().encode
 class Side:
     """One shard with everything around it, as its process has it."""
 
-    def __init__(self, folder: Path, shard: int, **arguments: str) -> None:
+    def __init__(self, folder: Path, shard: int, **changes: Any) -> None:
         self.folder = folder
         self.name = actor_name(shard)
         self.address = f"{folder}.sock"
-        self.arguments = {"segment_bytes": str(SEGMENT), **arguments}
+        self.settings = actor_settings(**{"segment_bytes": SEGMENT, "claimed": True, **changes})
         self.broken: list[str] = []
         self.ownership: SlotOwnership | None = None
         self.serves = False
 
     async def begin(self, ownership: SlotOwnership | None) -> None:
         def made() -> ShardActor:
-            return ShardActor(str(self.folder), claimed="1", **self.arguments)  # type: ignore[arg-type]
+            return ShardActor(str(self.folder), self.settings)
 
         self.ownership = None
         self.core = await asyncio.to_thread(made)
@@ -94,8 +95,7 @@ class Side:
         self.serves = False
         await self._end_tasks()
         self.core._compactor.close()
-        if self.core._group_commit is not None:
-            self.core._group_commit.close()
+        await asyncio.to_thread(self.core._commits.close, 5.0)
         await asyncio.to_thread(self.core._worker.close, 5.0)
         await asyncio.to_thread(self.core._journal.detach)
         self.core._lock.release()
@@ -152,9 +152,9 @@ class Two:
         slots: Those that move from the first to the second.
     """
 
-    def __init__(self, place: Path, seed: int = 0, **arguments: str) -> None:
+    def __init__(self, place: Path, seed: int = 0, **changes: Any) -> None:
         self.rng = random.Random(seed)
-        self.sides = Side(place / "a", 0, **arguments), Side(place / "b", 1, **arguments)
+        self.sides = Side(place / "a", 0, **changes), Side(place / "b", 1, **changes)
         self.source, self.target = self.sides
         table = even_table(2, DEPTH)
         plan = ClusterPlan(version=0, shards=[], table=table)
@@ -290,8 +290,8 @@ class Model:
 
 
 @asynccontextmanager
-async def two(place: Path, seed: int = 0, **arguments: str) -> AsyncIterator[Two]:
-    made = Two(place, seed, **arguments)
+async def two(place: Path, seed: int = 0, **changes: Any) -> AsyncIterator[Two]:
+    made = Two(place, seed, **changes)
     await made.begin()
     try:
         yield made

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from flowgentic_actors.acknowledgement import AckName
 from flowgentic_actors.actors.actor import Call, Postponed
 from flowgentic_actors.engine.commands import (
     Command,
@@ -79,10 +80,10 @@ async def client_of(copy: Copy) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def pair(
-    place: Path, *, allow_single_copy: bool = False, ack: str = "replica", **arguments: str
+    place: Path, *, allow_single_copy: bool = False, ack: AckName = "replica", **changes: Any
 ) -> AsyncIterator[tuple[Copy, Copy, Client]]:
     """A leader, a follower that has caught up, of which the host has heard, and a client."""
-    leader, follower = (Copy(place / name, ack, **arguments) for name in ("a", "b"))
+    leader, follower = (Copy(place / name, ack, **changes) for name in ("a", "b"))
     await leader.begin(leads(allow_single_copy=allow_single_copy))
     await follower.begin(follows(leader))
     await caught_up(leader)

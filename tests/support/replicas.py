@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Raw
 
+from flowgentic_actors.acknowledgement import AckName
 from flowgentic_actors.actors.actor import ActorContext
 from flowgentic_actors.actors.mailbox import Mailbox
 from flowgentic_actors.actors.runtime import ActorRuntime
@@ -22,6 +24,7 @@ from flowgentic_actors.shard.replication.replica_actor import (
 )
 from flowgentic_actors.storage.disk import RealDisk
 from flowgentic_actors.wire.server import Server
+from tests.support.actor_settings import actor_settings
 from tests.support.counter import SECRET, clear, until
 
 LIMIT = 4 << 20
@@ -46,11 +49,11 @@ class Copy:
         broken: Why it could not go on.
     """
 
-    def __init__(self, folder: Path, ack: str = "replica", **arguments: str) -> None:
+    def __init__(self, folder: Path, ack: AckName = "replica", **changes: Any) -> None:
         self.folder = folder
         self.address = f"{folder}.sock"
         self.broken: list[str] = []
-        self._arguments = {"segment_bytes": str(SEGMENT), "ack": ack, **arguments}
+        self._settings = actor_settings(ack, **{"segment_bytes": SEGMENT, **changes})
 
     @property
     def status(self) -> ReplicationStatus:
@@ -59,7 +62,7 @@ class Copy:
         return status
 
     async def begin(self, part: Assignment | None = None) -> None:
-        self.actor = ReplicatedShardActor(str(self.folder), **self._arguments)
+        self.actor = ReplicatedShardActor(str(self.folder), self._settings)
         self.runtime = ActorRuntime(self.actor, Mailbox(1000, 16 << 20), self.broken.append, LIMIT)
         self.server = Server(self.runtime, SECRET, NAME, 1, LIMIT)
         self.actor.start(context(wake=self.runtime.wake))

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+
+from msgspec.structs import replace
 
 from flowgentic_actors.cluster.client.opening_log import tell_found, tell_new
 from flowgentic_actors.cluster.persistence.manifest import reopening
 from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory, await_free
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings, SharedSettings
-from flowgentic_actors.cluster.shard_limits import shard_settings
+from flowgentic_actors.cluster.shard_limits import journal_settings, shard_settings
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
@@ -61,7 +62,6 @@ class LocalMemory:
         config = self._config
         await_free(self.path, time.monotonic() + config.open_timeout)
         job = scheduler_job()
-        ack: Literal["node", "disk"] = "disk" if config.ack == "disk" else "node"
         try:
             manifest, found = self._stored.open(
                 name=self._name,
@@ -78,9 +78,10 @@ class LocalMemory:
                 self.findings += reopening(self.path, manifest, found)
             self._shard = JournaledShard(
                 manifest.folders(self.path)[0],
-                ack=ack,
-                appends="direct" if is_node_local(self.path) else "thread",
-                segment_bytes=config.segment_bytes,
+                journal=replace(
+                    journal_settings(config),
+                    appends="direct" if is_node_local(self.path) else "thread",
+                ),
                 settings=shard_settings(config, 1),
             )
             if self._lost is not None:

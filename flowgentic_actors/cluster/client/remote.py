@@ -40,6 +40,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.wire.addresses import Destination, Unreachable
 from flowgentic_actors.wire.async_connection import AsyncConnection
+from flowgentic_actors.wire.awake import time_awake
 from flowgentic_actors.wire.blocking_connection import BlockingCall
 from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -78,6 +79,7 @@ class RemoteClient:
         watched: How to notice that the cluster has ended; None where its owner says so.
         logs: Whether to write warnings of the cluster's events into this program's log.
         allowed_types: As in `MemoryConfig`.
+        stay_awake: As in `MemoryConfig`.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class RemoteClient:
         *,
         logs: bool = False,
         allowed_types: Sequence[tuple[str, str]] | None = None,
+        stay_awake: float = 0.0,
     ) -> None:
         self.table = description.shard_map.table
         self.spawner = description.spawner
@@ -100,6 +103,7 @@ class RemoteClient:
         self._changes = description.changes
         self._watched = watched
         self._machine = machine()
+        self._stay_awake = time_awake(stay_awake)
         self._timeout = timeout
         self._closed = False
         self._forked = False
@@ -214,7 +218,15 @@ class RemoteClient:
 
     def _ref(self, name: str, destination: Destination) -> ActorRef:
         secret, limit = self._descriptor.secret, self._descriptor.max_message_bytes
-        return ActorRef(name, destination, secret, limit, self._pool, exactly=self._changes)
+        return ActorRef(
+            name,
+            destination,
+            secret,
+            limit,
+            self._pool,
+            exactly=self._changes,
+            stay_awake=self._stay_awake,
+        )
 
     def after_fork(self) -> None:
         """Drop the watcher thread in a forked child; a new one is started when needed."""

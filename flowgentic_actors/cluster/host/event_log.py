@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections import deque
@@ -11,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from flowgentic_actors.cluster.loop_condition import LoopCondition
 from flowgentic_actors.cluster.protocol.status import ClusterEvent
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.private_files import open_private, read_private, write_private
@@ -18,6 +20,8 @@ from flowgentic_actors.storage.private_files import open_private, read_private, 
 HISTORY_FILE: Final = "events.jsonl"
 
 _KEPT = 10_000
+
+logger = logging.getLogger(__name__)
 
 
 class EventLog:
@@ -43,12 +47,14 @@ class EventLog:
             with contextlib.suppress(OSError):
                 os.write(self._fd, b"\n")
         self.next_number = self._events[-1].number + 1 if self._events else 0
+        self._news = LoopCondition()
 
     def add(self, kind: EventKind, actor: str, detail: str) -> None:
         """Add an event: to the file first, then for readers.
 
         A line to a node-local file, a few times in an actor's life: done on the event loop.
         """
+        logger.info("%s %s %s", kind, actor, detail)
         event = ClusterEvent(
             number=self.next_number, time=time.time(), kind=kind, actor=actor, detail=detail
         )
@@ -56,10 +62,16 @@ class EventLog:
             os.write(self._fd, msgspec.json.encode(event) + b"\n")
         self._events.append(event)
         self.next_number += 1
+        self._news.notify()
 
     def since(self, start: int) -> tuple[ClusterEvent, ...]:
         """The kept events from a number on."""
         return tuple(event for event in self._events if event.number >= start)
+
+    async def wait_since(self, start: int, seconds: float) -> tuple[ClusterEvent, ...]:
+        """The same, after waiting for one within a timeout."""
+        await self._news.wait_for(lambda: start < self.next_number, seconds)
+        return self.since(start)
 
     def close(self) -> None:
         """Close the file."""

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from flowgentic_actors.actors.child import ChildSpec
+from msgspec.structs import replace
+
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
-from flowgentic_actors.cluster.nodes.replica_manager import REPLICATED_FACTORY
+from flowgentic_actors.cluster.nodes.shard_specs import OpenMemory
 from flowgentic_actors.cluster.persistence.manifest import (
     MANIFEST,
     Manifest,
@@ -18,16 +19,10 @@ from flowgentic_actors.cluster.persistence.manifest import (
     reopening,
 )
 from flowgentic_actors.cluster.persistence.stored_memory import StoredMemory
-from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
-from flowgentic_actors.cluster.protocol.slot_table import SlotTable
-from flowgentic_actors.cluster.socket_folders import socket_folder
-from flowgentic_actors.dragon.ddict_sizing import tier_folder
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.mounts import is_in_memory, is_node_local
-
-SHARD_FACTORY: Final = "flowgentic_actors.shard.actor:ShardActor"
 
 EXIT_REPLACED: Final = 71
 """Exit code of a host that was given up for dead, and whose memory another cluster has taken."""
@@ -37,51 +32,46 @@ OPEN_TIMEOUT: Final = 7 * 86_400.0  # the owner's open_timeout ends a re-shardin
 
 
 class HostMemory:
-    """The memory of one host's cluster.
+    """The memory of one host's cluster, from before it is open until it is let go.
 
     Args:
         spec: The host's.
         on_event: Called with what there is to tell: kind, actor, and a detail.
 
     Attributes:
-        manifest: Its manifest, None until it is open.
-        specs: Its shards' actors, as on this node.
-        actor_arguments: What all actors are made with.
+        is_open: Whether it is open.
+        shared: What all programs have in common; once it is open, as the memory remembers it.
         found: Name of another cluster that had it before, or empty.
     """
 
     def __init__(self, spec: HostSpec, on_event: Callable[[EventKind, str, str], None]) -> None:
         self._spec = spec
-        self._folder = Path(spec.folder)
         self._on_event = on_event
         self._stored = StoredMemory(Path(spec.memory))
         self._let_go = False
-        self._ip = ""
-        self.manifest: Manifest | None = None
-        self.specs: list[ChildSpec] = []
-        self.actor_arguments: dict[str, str] = {}
+        self.is_open = False
+        self.shared = spec.shared
         self.found = ""
 
-    async def open(self, nodes: list[str], *, ip: str, several: bool) -> None:
+    async def open(self, nodes: int, *, ip: str, several: bool) -> OpenMemory:
         """Open it, and describe its actors.
 
         Args:
-            nodes: Names of the cluster's nodes.
+            nodes: How many nodes the cluster has.
             ip: Where actors of this node listen for other nodes, empty without any.
             several: Whether the cluster may have other nodes.
 
         Raises:
             FlowgenticError: If the memory cannot be opened.
         """
-        self._ip = ip
         spec = self._spec
-        shards, table = spec.actors * len(nodes), None
+        shards, table = spec.actors * nodes, None
         if not spec.persist:
             before = await on_daemon_thread(FILE_TIMEOUT, PlanFile(Path(spec.memory)).read)
             if before is not None:
                 shards, table = len(before.shards), before.table
             spread = before is not None and before.is_spread
-            await on_daemon_thread(FILE_TIMEOUT, self._check_spread, len(nodes), planned=spread)
+            await on_daemon_thread(FILE_TIMEOUT, self._check_spread, nodes, planned=spread)
         manifest, found = await on_daemon_thread(
             OPEN_TIMEOUT,
             self._stored.open,
@@ -106,42 +96,24 @@ class HostMemory:
                 f"the journals are in {spec.memory}, on a file system in memory: they take memory, "
                 f"and end with this node. Set {setting}= to a folder on a disk if there is one",
             )
-        self.manifest = manifest
-        self.actor_arguments = {
-            "ack": spec.ack,
-            "appends": "direct" if node_local else "thread",
-            "segment_bytes": str(spec.segment_bytes),
-            "hot_bytes": str(spec.hot_bytes),
-            "settings": spec.shard.divided(len(nodes)).encode(),
-            "tier_bytes": _text(spec.tier_bytes or None),
-            "tier_managers": str(spec.tier_managers),
-            "claimed": "1" if several else "",
-        }
-        self.specs = [self.child_spec(shard) for shard in range(shards)]
+        self.is_open = True
+        self.shared = replace(spec.shared, index=manifest.index)
         if found is not None and found.instance != spec.instance:
             self.found = found.name
             self._tell_reopened(manifest, found)
-
-    @property
-    def factory(self) -> str:
-        """What makes an actor."""
-        return SHARD_FACTORY if self._spec.replicas == 1 else REPLICATED_FACTORY
-
-    def child_spec(self, shard: int) -> ChildSpec:
-        """A shard's actor on this node."""
-        assert self.manifest is not None
-        name = actor_name(shard)
-        folder = Path(self._spec.memory) / self.manifest.subfolder / name
-        return ChildSpec(
-            name=name,
-            factory=self.factory,
-            arguments={
-                **self.actor_arguments,
-                "folder": str(folder),
-                "tier_folder": str(tier_folder(self._folder, name)),
-            },
-            address=str(socket_folder(self._folder) / f"{name}.sock"),
-            host=self._ip,
+        return OpenMemory(
+            actor=replace(
+                spec.actor,
+                journal=replace(spec.actor.journal, appends="direct" if node_local else "thread"),
+                limits=spec.actor.limits.divided(nodes),
+                claimed=several,
+            ),
+            replicated=spec.replicas > 1,
+            generation=Path(spec.memory) / manifest.subfolder,
+            folder=Path(spec.folder),
+            ip=ip,
+            shards=shards,
+            note_table=self._stored.note_table,
         )
 
     @property
@@ -152,10 +124,6 @@ class HostMemory:
     def announce_end(self) -> None:
         """Tell who wants to open it that it is let go soon; does not block."""
         self._stored.announce_end()
-
-    def note_table(self, shards: int, table: SlotTable) -> None:
-        """Write down which shard has which slots; see `StoredMemory.note_table`."""
-        self._stored.note_table(shards, table)
 
     def close(self, *, orderly: bool) -> None:
         """Let go of it, once; see `StoredMemory.close`."""
@@ -179,7 +147,3 @@ class HostMemory:
         kind = EventKind.PERSIST_REOPENED if self._spec.persist else EventKind.ORPHAN_REOPENED
         for event, detail in reopening(Path(self._spec.memory), manifest, found, kind):
             self._on_event(event, "", detail)
-
-
-def _text(number: int | None) -> str:
-    return "" if number is None else str(number)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
-import anyio
-
+from flowgentic_actors.cluster.loop_condition import LoopCondition
 from flowgentic_actors.cluster.protocol.host import RanksReply
 from flowgentic_actors.wire.server_connection import Connection
 
@@ -16,7 +13,7 @@ class Ranks:
     def __init__(self) -> None:
         self._present: dict[Connection, int] = {}
         self._seen: set[int] = set()
-        self._news = asyncio.Event()
+        self._news = LoopCondition()
 
     def enter(self, connection: Connection, rank: int) -> None:
         """Add a rank with its connection."""
@@ -26,14 +23,11 @@ class Ranks:
     def leave(self, connection: Connection) -> None:
         """Remove the rank of a closed connection, if it is a rank's."""
         if self._present.pop(connection, None) is not None:
-            self._news.set()
-            self._news = asyncio.Event()
+            self._news.notify()
 
     async def wait(self, size: int, seconds: float) -> RanksReply:
         """Wait, within a timeout, until all ranks but 0 have attached and left."""
-        with anyio.move_on_after(seconds):
-            while self._present or self._missing(size):
-                await self._news.wait()
+        await self._news.wait_for(lambda: not (self._present or self._missing(size)), seconds)
         return RanksReply(tuple(sorted(self._present.values())), self._missing(size))
 
     def _missing(self, size: int) -> tuple[int, ...]:

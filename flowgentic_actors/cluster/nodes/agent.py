@@ -19,19 +19,18 @@ from typing import Final
 
 import anyio
 import msgspec
+from anyio.abc import TaskGroup
 
-from flowgentic_actors.actors.child import ChildSpec
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to, send_streams_to
 from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.process_record import ProcessRecord
-from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.nodes.join_protocol import Join, NodeSpec, join, take_ticket
 from flowgentic_actors.cluster.nodes.leases import HeldLease
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
-from flowgentic_actors.cluster.nodes.stats_queries import HEARING
+from flowgentic_actors.cluster.nodes.shard_specs import NodeMemory
 from flowgentic_actors.cluster.persistence.cluster_folders import (
     MEMORY,
     claim_node_folder,
@@ -39,19 +38,15 @@ from flowgentic_actors.cluster.persistence.cluster_folders import (
     root_folder,
 )
 from flowgentic_actors.cluster.persistence.manifest import MANIFEST
-from flowgentic_actors.cluster.protocol.assignments import actor_name
+from flowgentic_actors.cluster.platforms import platform_named
 from flowgentic_actors.cluster.protocol.host import EndNode, Heartbeat, HeartbeatReply
 from flowgentic_actors.cluster.socket_folders import socket_folder
-from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_folder
-from flowgentic_actors.dragon.runtime_cleanup import RUNTIME_VARIABLE, end_runtime
-from flowgentic_actors.dragon.spawner import DragonSpawner
-from flowgentic_actors.environment import inside_dragon, machine
+from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import FlowgenticError, ProtocolError, RequestError
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.storage.private_files import make_folder, make_folders, write_private
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.file_limits import allow_files
-from flowgentic_actors.wire.interfaces import choose_address
 from flowgentic_actors.wire.messages import ToServer
 from flowgentic_actors.wire.server import Server
 from flowgentic_actors.wire.server_connection import Connection
@@ -64,6 +59,8 @@ _PAUSE: Final = 0.1  # between two questions that were not answered
 _PROBE: Final = 1.0
 _HURRY: Final = 3.0  # to end when the host is gone
 _MOST_EVENTS: Final = 1000
+_HEARING: Final = 0.7
+"""Seconds that a node waits for its actors' answers: less than the host waits for the node's."""
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +74,7 @@ def main() -> int:
     allow_files()
     ticket = take_ticket()
     spec = join(ticket, Join(ticket.node, machine()))
-    deadline = time.monotonic() + spec.open_timeout
+    deadline = time.monotonic() + spec.supervision.open_timeout
     if spec.folder:
         root, name = Path(spec.folder).parent, Path(spec.folder).name
         make_folders(root)
@@ -89,16 +86,37 @@ def main() -> int:
     log_to(folder / LOG_FILE, logging.INFO)
     logger.info("node %s of cluster %s on %s", ticket.node, spec.name, socket.gethostname())
     ProcessRecord(folder).note("node", 1, os.getpid())
-    agent = NodeAgent(ticket.node, spec, folder)
-    run_loop()(agent.run())
-    end_tiers(folder)
-    if agent.removes:
+    removes = run_loop()(run_agent(ticket.node, spec, folder))
+    platform = platform_named(spec.spawner)
+    platform.end_tiers(folder)
+    if removes:
         remove_folder(folder)
     lock.release()
     if spec.owns_runtime:
-        end_runtime(os.environ.get(RUNTIME_VARIABLE, ""))
+        platform.end_runtime()
     # Dragon's own farewell, at the interpreter's end, may hang with its runtime.
     os._exit(0)
+
+
+async def run_agent(node: str, spec: NodeSpec, folder: Path) -> bool:
+    """Run a node's actors until the host ends the node, or is gone for good.
+
+    Args:
+        node: The node's name.
+        spec: What the host told.
+        folder: The cluster's private folder on this node.
+
+    Returns:
+        Whether what was stored here goes with the cluster.
+    """
+    platform = platform_named(spec.spawner)
+    ip = await on_daemon_thread(_FILE_TIMEOUT, platform.address, spec.network)
+    memory = await on_daemon_thread(_FILE_TIMEOUT, _prepare_memory, spec, folder, ip)
+    async with anyio.create_task_group() as tasks:
+        agent = NodeAgent(node, spec, memory, tasks)
+        await agent.serve()
+        tasks.cancel_scope.cancel()
+    return agent.removes
 
 
 class NodeAgent:
@@ -107,16 +125,18 @@ class NodeAgent:
     Args:
         node: The node's name.
         spec: What the host told.
-        folder: The cluster's private folder on this node.
+        memory: The memory on this node.
+        tasks: The task group that owns what goes on.
 
     Attributes:
         removes: Whether what was stored here goes with the cluster.
     """
 
-    def __init__(self, node: str, spec: NodeSpec, folder: Path) -> None:
+    def __init__(self, node: str, spec: NodeSpec, memory: NodeMemory, tasks: TaskGroup) -> None:
         self._node = node
         self._spec = spec
-        self._folder = folder
+        self._tasks = tasks
+        self._address = str(socket_folder(memory.folder) / NODE_SOCKET)
         self._lease = HeldLease(spec.lease)
         self._events: deque[tuple[EventKind, str, str]] = deque(maxlen=_MOST_EVENTS)
         self._events_from = 0
@@ -125,48 +145,45 @@ class NodeAgent:
         self._ended: dict[str, str] | None = None
         self._known = 0
         self._asked = self._answered = 0  # questions of the host about the actors
-        self.removes = False
-
-    async def run(self) -> None:
-        """Serve until the host ends this node, or is gone for good."""
-        spec = self._spec
-        address = str(socket_folder(self._folder) / NODE_SOCKET)
-        self._ip = await on_daemon_thread(_FILE_TIMEOUT, choose_address, spec.network)
         self._supervisor = Supervisor(
-            self._folder,
-            address,
+            memory.folder,
+            self._address,
             spec.secret,
-            self._spawner(),
+            platform_named(spec.spawner).spawner(
+                uses_tier=spec.actor.tier is not None,
+                on_hung=lambda why: self._event(
+                    EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
+                ),
+            ),
             settings=spec.supervision,
             on_event=self._event,
             on_report=self._changed.set,
             identity=spec.identity,
         )
-        await on_daemon_thread(_FILE_TIMEOUT, self._prepare_memory)
-        server = Server(self, spec.secret, self._node, 0, spec.max_message_bytes)
-        await server.listen(address)
-        host = AsyncConnection(spec.host, spec.secret, "the host", spec.max_message_bytes)
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            self._replica_manager = ReplicaManager(
-                self._supervisor,
-                tasks,
-                self._child_spec,
-                host=self._ip,
-                certificate=spec.identity.certificate,
-                replicated=spec.replicated,
-            )
-            try:
-                await self._obey(host)
-            finally:
-                if self._ending is not None:
-                    await self._ending
-                else:
-                    with anyio.CancelScope(shield=True):
-                        await self._supervisor.stop(_HURRY, "the host is gone")
-            await server.close()
-            await host.close()
-            tasks.cancel_scope.cancel()
+        self._replica_manager = ReplicaManager(
+            self._supervisor,
+            tasks,
+            memory,
+            spec.identity.certificate,
+        )
+        self.removes = False
+
+    async def serve(self) -> None:
+        """Obey the host until it ends this node, or is gone for good; then end the actors."""
+        spec, max_bytes = self._spec, self._spec.supervision.max_message_bytes
+        server = Server(self, spec.secret, self._node, 0, max_bytes)
+        await server.listen(self._address)
+        host = AsyncConnection(spec.host, spec.secret, "the host", max_bytes)
+        try:
+            await self._obey(host)
+        finally:
+            if self._ending is not None:
+                await self._ending
+            else:
+                with anyio.CancelScope(shield=True):
+                    await self._supervisor.stop(_HURRY, "the host is gone")
+        await server.close()
+        await host.close()
 
     # ------------------------------------------------------------------ the host
 
@@ -214,7 +231,7 @@ class NodeAgent:
             self._supervisor.extend(self._lease.granted(asked_at))
 
     async def _hear(self, question: int) -> None:
-        await query_stats(self._supervisor.children, HEARING)
+        await query_stats(self._supervisor.children, _HEARING)
         self._answered = max(self._answered, question)
         self._changed.set()
 
@@ -279,43 +296,6 @@ class NodeAgent:
 
     # ------------------------------------------------------------------ actors
 
-    def _spawner(self) -> Spawner:
-        if self._spec.spawner != "dragon" or not inside_dragon():
-            return SubprocessSpawner()
-        return DragonSpawner(
-            uses_dragon=self._spec.uses_dragon,
-            on_hung=lambda why: self._event(
-                EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
-            ),
-        )
-
-    def _memory_folder(self) -> Path:
-        return Path(self._spec.memory) if self._spec.memory else self._folder / MEMORY
-
-    def _prepare_memory(self) -> None:
-        """Write the manifest beside the shards, which identifies this node's memory later."""
-        if self._spec.memory:
-            return
-        memory = self._memory_folder()
-        make_folder(memory)
-        write_private(memory / MANIFEST, self._spec.manifest)
-
-    def _child_spec(self, shard: int) -> ChildSpec:
-        name = actor_name(shard)
-        folder = self._memory_folder() / self._spec.generation / name
-        return ChildSpec(
-            name=name,
-            factory=self._spec.factory,
-            arguments={
-                **self._spec.arguments,
-                "folder": str(folder),
-                "tier_folder": str(tier_folder(self._folder, name)),
-            },
-            address=str(socket_folder(self._folder) / f"{name}.sock"),
-            host=self._ip,
-            leased=True,
-        )
-
     def _event(self, kind: EventKind, actor: str, detail: str) -> None:
         if actor:
             detail = self._replica_manager.located(actor, detail, self._node)
@@ -340,3 +320,19 @@ class NodeAgent:
     def disconnected(self, connection: Connection) -> None:
         """Tell the supervisor that an actor's link is closed."""
         self._supervisor.link_lost(connection)
+
+
+def _prepare_memory(spec: NodeSpec, folder: Path, ip: str) -> NodeMemory:
+    """Write the manifest beside the shards, which identifies this node's memory later."""
+    memory = Path(spec.memory) if spec.memory else folder / MEMORY
+    if not spec.memory:
+        make_folder(memory)
+        write_private(memory / MANIFEST, spec.manifest)
+    return NodeMemory(
+        actor=spec.actor,
+        replicated=spec.replicated,
+        generation=memory / spec.generation,
+        folder=folder,
+        ip=ip,
+        leased=True,
+    )

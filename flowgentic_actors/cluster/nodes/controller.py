@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Final, Literal
+from collections.abc import Sequence
+from typing import Final
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
-from flowgentic_actors.actors.child import ChildSpec
-from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.actors.restarts import RestartPolicy
+from flowgentic_actors.actors.heartbeat import EventSink
+from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
+from flowgentic_actors.cluster.loop_condition import LoopCondition
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
-from flowgentic_actors.cluster.nodes.directory import actors_of, locations_of, nodes_of
+from flowgentic_actors.cluster.nodes.directory import ShardDirectory
+from flowgentic_actors.cluster.nodes.heartbeats import HeartbeatDesk
 from flowgentic_actors.cluster.nodes.join_protocol import NodeSpec
-from flowgentic_actors.cluster.nodes.leases import DRIFT, GrantedLeases
+from flowgentic_actors.cluster.nodes.leases import LEASE_SHARE, TICK, GrantedLeases
 from flowgentic_actors.cluster.nodes.node_pool import NodePool
 from flowgentic_actors.cluster.nodes.placement import Placement
+from flowgentic_actors.cluster.nodes.plan_publisher import PlanPublisher
 from flowgentic_actors.cluster.nodes.planfile import PlanFile
-from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
 from flowgentic_actors.cluster.nodes.resizing import Resizing
-from flowgentic_actors.cluster.nodes.stats_queries import NodeStatsQueries
+from flowgentic_actors.cluster.nodes.shard_specs import OpenMemory
 from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.host import (
     Acknowledged,
@@ -41,32 +39,21 @@ from flowgentic_actors.cluster.protocol.host import (
     ShardMap,
 )
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
-from flowgentic_actors.cluster.protocol.slot_table import SlotTable
+from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.cluster.protocol.status import ActorStatus, NodeStatus
 from flowgentic_actors.errors import (
     ActorFailedError,
     InvalidRequestError,
     RejectedError,
 )
-from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.server_connection import Connection
 
-_TICK: Final = 0.1
-_DISK_PAUSE: Final = 1.0  # before what could not be written is written once more
-_LOOPBACK: Final = "127.0.0.0/8"  # of processes that stand for nodes
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
 _SHARED_GRACE: Final = 25.0
 """A node without its host lets go of journals at `persist_path` before the next cluster takes hold
 of them, which is when their holder has been silent for `memory_lock.SILENCE`."""
-
-_LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1  # of node_timeout: over for sure when that is
-
-logger = logging.getLogger(__name__)
-
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class ClusterController:
@@ -74,228 +61,162 @@ class ClusterController:
 
     Args:
         spec: What the host was told.
-        node_pool: The programs of the other nodes.
-        identity: What the host proves.
-        ip: IP address of this node.
+        tasks: The task group that owns what goes on.
+        nodes: The nodes that have joined, the host's own first.
+        node_pool: The programs of the others.
+        address: Where they find the host.
         supervisor: Of this node's actors.
+        memory: What they keep.
+        plan_file: Where the plan is stored.
+        plan: What an earlier host has stored there, None for nothing.
+        manifest: The memory's manifest.
         on_event: Told what happens.
     """
+
+    several: Final = True
 
     def __init__(
         self,
         spec: HostSpec,
+        tasks: TaskGroup,
+        nodes: Sequence[str],
         *,
         node_pool: NodePool,
-        identity: Identity,
-        ip: str,
+        address: TcpAddress,
         supervisor: Supervisor,
-        on_event: Callable[[EventKind, str, str], None],
+        memory: OpenMemory,
+        plan_file: PlanFile,
+        plan: ClusterPlan | None,
+        manifest: bytes,
+        on_event: EventSink,
     ) -> None:
+        leases = GrantedLeases(spec.node_timeout * LEASE_SHARE, spec.node_timeout, TICK)
         self._spec = spec
-        self._node_pool = node_pool
-        self._identity = identity
-        self._ip = ip
+        self._tasks = tasks
         self._supervisor = supervisor
-        self._on_event = on_event
+        self._memory = memory
+        self._manifest = manifest
         self._here = node_pool.here
-        self._machines = node_pool.machines
-        self._placement: Placement | None = None
-        self._replica_manager: ReplicaManager | None = None
-        self._plan_file: PlanFile | None = None
-        self._published = 0  # version of the plan that is on the disk
         self._known_here = 0
-        self._news = asyncio.Event()
+        self._heard_at: dict[str, float] = {}  # each node last, seconds since the Unix epoch
         self._lines: dict[Connection, str] = {}  # that nodes ask over
         self._hung_up: set[str] = set()  # nodes whose program has ended
-        self._restarts: dict[str, RestartPolicy] = {}
-        self._starting = asyncio.Lock()
-        self._spec_of: Callable[[str], NodeSpec] | None = None
-        self._stir = asyncio.Event()
-        self._events_to: dict[str, int] = {}
-        self._end: EndNode | None = None
-        self._leave: Literal["keep", "remove"] | None = None
-        self._killed: dict[str, dict[str, str]] = {}  # of each node that has ended
-        self._left: set[str] = set()
-        self._on_table: Callable[[int, SlotTable], None] | None = None
-        self._noted: SlotTable | None = None  # in the manifest
-        self._told_of_disk = False
-        self._resizing: Resizing | None = None
-        self._places: ShardMap | None = None
-        self._closing, self._closed = "", False
-        self._encoded = Raw(b"")
-        self._encoded_of: ShardMap | None = None
-        self._stats_queries = NodeStatsQueries(self._tell_news)
-        self._lease = spec.node_timeout * _LEASE_SHARE
-        self._leases = GrantedLeases(self._lease, spec.node_timeout, _TICK)
         self._id = secrets.token_hex(8)
-        self._awaited: set[str] = set()  # nodes that have their spec, and have not been heard yet
-
-    # ------------------------------------------------------------------ opening
-
-    async def open(
-        self,
-        tasks: TaskGroup,
-        nodes: list[str],
-        table: SlotTable,
-        *,
-        host: TcpAddress,
-        generation: str,
-        manifest: bytes,
-        factory: str,
-        arguments: dict[str, str],
-        child_spec: Callable[[int], ChildSpec],
-        on_table: Callable[[int, SlotTable], None],
-    ) -> None:
-        """Place the shards, have the nodes start the actors, and wait until all serve.
-
-        Args:
-            tasks: The task group that owns what goes on.
-            nodes: What `NodePool.gather` gave.
-            table: Where each key lives, if no earlier host decided it.
-            host: Where the nodes find the host.
-            generation: Folder below the memory's in which each shard has one.
-            manifest: The memory's manifest.
-            factory: Makes an actor.
-            arguments: Its arguments, but for folders.
-            child_spec: Makes the spec of a shard's actor on this node.
-            on_table: Writes down how many shards there are, and which has which slots. Blocks.
-
-        Raises:
-            FlowgenticError: If the shards cannot be placed, or an actor does not come up.
-        """
-        spec = self._spec
-        self._on_table = on_table
-        plan_file = self._plan_file = PlanFile(Path(spec.memory))
-        before = await on_daemon_thread(_FILE_TIMEOUT, plan_file.read)
-        placement = self._placement = Placement(
-            before or ClusterPlan(version=0, shards=[]),
+        self._reports = LoopCondition()  # notified at each heartbeat, reply and loss
+        self.address = address
+        self.node_pool = node_pool
+        self.on_event = on_event
+        self.placement = placement = Placement(
+            plan or ClusterPlan(version=0, shards=[]),
             self._here,
             replicas=spec.replicas,
             degrade=spec.degrade,
             recovers=spec.persist,
-            leases=self._leases,
+            leases=leases,
         )
-        for node in nodes:
-            placement.joined(node)
-        self._awaited = set(nodes) - {self._here}
-        plan = placement.plan
-        if before is None or spec.persist:
-            shards = len(table.owners)
+        self._desk = HeartbeatDesk(placement, leases, self._here)
+        self._desk.join(nodes)
+        self._place(nodes, is_new=plan is None or spec.persist)
+        self._directory = ShardDirectory(
+            placement, self._desk, node_pool.machines, address.certificate
+        )
+        self._replica_manager = ReplicaManager(
+            supervisor,
+            tasks,
+            memory,
+            address.certificate,
+        )
+        note_table = memory.note_table if spec.persist else None
+        self._publisher = PlanPublisher(
+            placement, self._desk, plan_file, on_event=on_event, note_table=note_table
+        )
+        self._news = self._publisher.news
+        self._resizing = Resizing(spec, tasks, self)
+
+    # ------------------------------------------------------------------ opening
+
+    def _place(self, nodes: Sequence[str], *, is_new: bool) -> None:
+        """Place the shards, or go on with the plan that there is."""
+        spec, plan, shards = self._spec, self.placement.plan, self._memory.shards
+        table = even_table(shards, spec.namespace_depth)
+        if is_new:
             if plan.table is not None:  # clients that used it, and still run, have to hear
                 table = msgspec.structs.replace(table, version=plan.table.version + 1)
             plan.table = table
-            placement.place([nodes[shard // spec.actors] for shard in range(shards)])
+            self.placement.place([nodes[shard // spec.actors] for shard in range(shards)])
         else:
             plan.table = plan.table or table
-            placement.fail_absent_nodes()
-        self._noted = plan.table
-        self._replica_manager = ReplicaManager(
-            self._supervisor,
-            tasks,
-            child_spec,
-            host=self._ip,
-            certificate=self._identity.certificate,
+            self.placement.fail_absent_nodes()
+
+    async def start(self) -> None:
+        """Have the nodes start the actors, and wait until all serve.
+
+        Raises:
+            ActorFailedError: If an actor does not come up.
+        """
+        await self._publisher.publish()
+        await self.node_pool.hand_out(self.node_spec)
+        self._tasks.start_soon(self._keep_time)
+        self._tasks.start_soon(self._publisher.run)
+        self._tasks.start_soon(self._keep_order_here)
+        while not self._all_serve():
+            await self.changed()
+
+    def _all_serve(self) -> bool:
+        """Whether every shard that is not lost has a leader, and its follower has caught up."""
+        waits = False
+        for plan in self.placement.plan.shards:
+            member = self.placement.leader_status(plan.shard)
+            if not plan.leader:
+                continue
+            if member is not None and member.state == "failed":
+                raise ActorFailedError(f"{actor_name(plan.shard)} does not start: {member.reason}")
+            waits = waits or member is None or not member.leads
+            waits = waits or bool(plan.follower and not plan.caught_up)
+        return not waits
+
+    def node_spec(self, node: str) -> NodeSpec:
+        """The settings of another node."""
+        spec, memory = self._spec, self._memory
+        grace = spec.supervision.rejoin_grace
+        return NodeSpec(
+            name=spec.name,
+            folder=self.node_pool.folder(node),
+            scratch=spec.scratch,
+            memory=spec.memory if spec.persist else "",
+            manifest=self._manifest,
+            generation=memory.generation.name,
+            secret=spec.secret,
+            identity=self.node_pool.identity,
+            host=self.address,
+            host_id=self._id,
+            network=spec.network,
+            spawner=spec.spawner,
+            owns_runtime=spec.owns_runtime,
+            actor=memory.actor,
             replicated=spec.replicas > 1,
+            supervision=spec.supervision,
+            lease=self._desk.lease,
+            rejoin_grace=min(grace, _SHARED_GRACE) if spec.persist else grace,
+            orphans=spec.orphans,
         )
-        await self._publish()
-
-        def spec_of(node: str) -> NodeSpec:
-            return NodeSpec(
-                name=spec.name,
-                folder=self._node_pool.folder(node),
-                scratch=spec.scratch,
-                memory=spec.memory if spec.persist else "",
-                manifest=manifest,
-                generation=generation,
-                secret=spec.secret,
-                identity=self._identity,
-                host=host,
-                host_id=self._id,
-                network=spec.network if spec.spawner == "dragon" else _LOOPBACK,
-                spawner=spec.spawner,
-                uses_dragon=spec.tier_bytes > 0,
-                owns_runtime=spec.owns_runtime,
-                factory=factory,
-                arguments=arguments,
-                replicated=spec.replicas > 1,
-                supervision=self._supervisor.settings,
-                lease=self._lease,
-                rejoin_grace=(
-                    min(spec.rejoin_grace, _SHARED_GRACE) if spec.persist else spec.rejoin_grace
-                ),
-                open_timeout=spec.start_timeout,
-                orphans=spec.orphans,
-                max_message_bytes=spec.max_message_bytes,
-            )
-
-        self._spec_of = spec_of
-        self._resizing = Resizing(
-            tasks,
-            placement,
-            self._node_pool,
-            specs=spec_of,
-            rebalancing=lambda rate: Rebalancing(
-                placement,
-                actors=spec.actors,
-                replicas=spec.replicas,
-                rate=rate,
-                start_timeout=spec.start_timeout,
-                changed=self._changed,
-                stir=self._stir.set,
-            ),
-            changed=self._changed,
-            stir=self._stir.set,
-            joined=self._take_in,
-            on_event=self._on_event,
-            replicas=spec.replicas,
-            start_timeout=spec.start_timeout,
-        )
-        await self._node_pool.hand_out(spec_of)
-        tasks.start_soon(self._keep_time, tasks)
-        tasks.start_soon(self._keep_publishing)
-        tasks.start_soon(self._keep_order_here)
-        await self._all_serve()
-
-    async def _all_serve(self) -> None:
-        """Wait until every shard that is not lost has a leader, and its follower has caught up."""
-        placement = self._placement
-        assert placement is not None
-        while True:
-            waits = False
-            for plan in placement.plan.shards:
-                member = placement.leader_status(plan.shard)
-                if not plan.leader:
-                    continue
-                if member is not None and member.state == "failed":
-                    raise ActorFailedError(
-                        f"{actor_name(plan.shard)} does not start: {member.reason}"
-                    )
-                waits = waits or member is None or not member.leads
-                waits = waits or bool(plan.follower and not plan.caught_up)
-            if not waits:
-                return
-            await self._changed()
-
-    async def _changed(self) -> None:
-        """Wait for a possible change of the placement, for a moment at most."""
-        with anyio.move_on_after(_TICK):
-            await self._news.wait()
 
     # ------------------------------------------------------------------ more nodes, and fewer
 
     async def rebalance(self, command: Rebalance) -> RebalanceReply:
         """Spread the slots evenly over some nodes; see `Resizing.asked`."""
-        if self._resizing is None or self._end is not None:
+        if self._desk.end is not None:
             raise RejectedError("this cluster is not open yet, or closing: nothing is moved now")
         return await self._resizing.asked(command)
 
-    def _take_in(self, nodes: Sequence[str]) -> None:
+    def take_in(self, nodes: Sequence[str]) -> None:
         """Add nodes that have joined to the placement."""
-        assert self._placement is not None
-        for node in nodes:
-            self._placement.joined(node)
-        self._awaited |= set(nodes)
-        self._stir.set()
+        self._desk.join(nodes)
+        self._publisher.request()
+
+    async def changed(self) -> None:
+        """Wait for a possible change of the placement, for a moment at most."""
+        await self._news.wait(TICK)
 
     # ------------------------------------------------------------------ heartbeats
 
@@ -304,58 +225,22 @@ class ClusterController:
         if heartbeat.host != self._id:
             # It is another host's, whose place this one has taken
             return HeartbeatReply(0.0, leave="keep")
-        node, placement = heartbeat.node, self._placement
-        if placement is None or node not in self._machines:
+        node = heartbeat.node
+        if node not in self.node_pool.machines:
             raise InvalidRequestError(f"{node} is no node of this cluster")
         self._lines[connection] = node
         self._hung_up.discard(node)
-        self._awaited.discard(node)
-        heard = self._events_to.get(node, 0)
-        for number, (kind, actor, detail) in enumerate(heartbeat.events, heartbeat.events_from):
-            if number >= heard:
-                self._on_event(kind, actor, detail)
-        self._events_to[node] = max(heard, heartbeat.events_from + len(heartbeat.events))
-        placement.heard(node, heartbeat.replicas)
-        self._stats_queries.heard(node, heartbeat.answered)
-        self._stir.set()
-        if heartbeat.ended is not None:
-            self._killed[node] = heartbeat.ended
-            self._tell_news()
-        with anyio.move_on_after(self._spec.heartbeat_interval):
-            while not self._has_news_for(heartbeat):
-                await self._news.wait()
-        return self._grant(heartbeat)
-
-    def _has_news_for(self, heartbeat: Heartbeat) -> bool:
-        if self._leave is not None or (self._end is not None and heartbeat.ended is None):
-            return True
-        if heartbeat.asked < self._stats_queries.number:
-            return True
-        node, placement = heartbeat.node, self._placement
-        assert placement is not None
-        return (
-            self._end is None and heartbeat.known < placement.changed_for(node) <= self._published
+        self._heard_at[node] = time.time()
+        for event in self._desk.heard(heartbeat):
+            self.on_event(*event)
+        self._publisher.request()
+        self._reports.notify()
+        await self._news.wait_for(
+            lambda: self._desk.has_news_for(heartbeat), self._spec.supervision.heartbeat_interval
         )
-
-    def _grant(self, heartbeat: Heartbeat) -> HeartbeatReply:
-        """The reply to a heartbeat: a lease and assignments, as far as the plan is stored."""
-        node, placement = heartbeat.node, self._placement
-        assert placement is not None
-        events_to = self._events_to[node]
-        if self._leave is not None:
-            self._left.add(node)
-            self._tell_news()
-            return HeartbeatReply(0.0, leave=self._leave, events_to=events_to)
-        end = self._end if heartbeat.ended is None else None
-        assignments = None
-        if placement.changed_for(node) <= self._published:
-            if heartbeat.known < placement.changed_for(node):
-                assignments = placement.assignments(node)
-            placement.granted(node, time.monotonic())
-            return HeartbeatReply(
-                self._lease, assignments, end, None, events_to, self._stats_queries.number
-            )
-        return HeartbeatReply(0.0, None, end, None, events_to, self._stats_queries.number)
+        reply = self._desk.reply(heartbeat, time.monotonic())
+        self._reports.notify()
+        return reply
 
     def disconnected(self, connection: Connection) -> None:
         """React to a node's closed connection: if its machine closed it, the agent has ended."""
@@ -363,178 +248,110 @@ class ClusterController:
         if node is not None and not connection.timed_out:
             self._hung_up.add(node)
 
-    async def _keep_time(self, tasks: TaskGroup) -> None:
+    async def _keep_time(self) -> None:
         """Tick the leases and the placement until cancelled, and restart agents that ended."""
-        placement = self._placement
-        assert placement is not None
         while True:
-            await anyio.sleep(_TICK)
-            for node in self._awaited:
-                self._leases.heard(node)  # it is on its way
-            before = placement.nodes
-            placement.tick(time.monotonic())
-            for node in set(before) - set(placement.nodes):
-                self._tell_news()
-                if node in self._hung_up and self._end is None:
-                    tasks.start_soon(self._restart_node, node)
-            if self._replica_manager is not None:
-                placement.heard(self._here, self._replica_manager.replicas())
-            if placement.plan.version != self._published:
-                self._stir.set()
+            await anyio.sleep(TICK)
+            for node in self._desk.tick(time.monotonic()):
+                self._news.notify()
+                self._reports.notify()
+                if node in self._hung_up and self._desk.end is None:
+                    self._tasks.start_soon(self._restart_node, node)
+            self._hear_own()
+            if self._desk.must_publish:
+                self._publisher.request()
 
     async def _restart_node(self, node: str) -> None:
         """Restart the agent of a node that is available and whose last agent has ended."""
-        assert self._spec_of is not None
-        now = time.monotonic()
-        spec = self._spec
-        policy = self._restarts.setdefault(
-            node, RestartPolicy(spec.restart_intensity, spec.restart_period)
-        )
-        delay = policy.next_delay(now, 0.0)
-        if delay is None:
-            self._on_event(EventKind.NODE_GIVEN_UP, "", f"the program of {node} keeps ending")
-            return
-        await anyio.sleep(delay)
-        async with self._starting:
-            if self._end is not None or node in self._lines.values():
-                return
-            deadline = time.monotonic() + spec.start_timeout
-            try:
-                joined = await self._node_pool.restart(node, self._spec_of, deadline)
-            except OSError as error:  # such as no open file being left
-                self._on_event(
-                    EventKind.NODE_MISSING, "", f"{node} cannot be started again: {error}"
-                )
-                return
-            if not joined:
-                self._on_event(EventKind.NODE_MISSING, "", f"{node} did not join again")
+
+        def is_wanted() -> bool:
+            return self._desk.end is None and node not in self._lines.values()
+
+        await self.node_pool.restart(node, self.node_spec, is_wanted)
 
     def request_publish(self) -> None:
         """Report this node's replicas to the placement, and publish its plan, at once."""
-        if self._placement is not None and self._replica_manager is not None:
-            self._placement.heard(self._here, self._replica_manager.replicas())
-        self._stir.set()
+        self._hear_own()
+        self._publisher.request()
 
-    async def _keep_publishing(self) -> None:
-        """Store each changed plan, then act on it, until cancelled."""
-        while True:
-            await self._stir.wait()
-            self._stir.clear()
-            try:
-                await self._publish()
-            except (OSError, TimeoutError) as error:
-                # No node acts on a plan that is not stored; another host would not have more room.
-                logger.warning("what was decided cannot be written down: %s", error)
-                if not self._told_of_disk:
-                    self._on_event(EventKind.PLAN_NOT_WRITTEN, "", f"{error} (setting: scratch)")
-                self._told_of_disk = True
-                await anyio.sleep(_DISK_PAUSE)
-                self._stir.set()
-            else:
-                self._told_of_disk = False
-                self._tell_news()
+    def _hear_own(self) -> None:
+        self.placement.heard(self._here, self._replica_manager.replicas())
 
     async def _keep_order_here(self) -> None:
         """Carry out this node's own assignments."""
-        placement, members = self._placement, self._replica_manager
-        assert placement is not None
-        assert members is not None
-        while self._end is None:
-            # What is not on the disk is not acted upon.
-            if self._known_here < self._published == placement.plan.version:
-                assignments = placement.assignments(self._here)
-                await members.carry_out(assignments)
-                self._known_here = assignments.version
-            else:
+        while self._desk.end is None:
+            assignments = self._desk.assignments_here(self._known_here)
+            if assignments is None:
                 await self._news.wait()
-
-    async def _publish(self) -> None:
-        placement = self._placement
-        assert placement is not None
-        for event in placement.take_events():
-            self._on_event(*event)
-        if placement.plan.version != self._published:
-            version, table = placement.plan.version, placement.plan.table
-            encoded = msgspec.json.encode(placement.plan)
-            assert self._plan_file is not None
-            assert self._on_table is not None
-            if self._spec.persist and table is not None and table != self._noted:
-                shards = len(placement.plan.shards)
-                await on_daemon_thread(_FILE_TIMEOUT, self._on_table, shards, table)
-                self._noted = table
-            await on_daemon_thread(_FILE_TIMEOUT, self._plan_file.write, encoded)
-            self._published = version
-
-    def _tell_news(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+            else:
+                await self._replica_manager.carry_out(assignments)
+                self._known_here = assignments.version
 
     # ------------------------------------------------------------------ shard map and status
 
     async def shard_map(self, version: int, wait: float) -> Raw | Acknowledged:
         """The encoded shard map once it is newer than `version`; `Acknowledged` after a wait."""
-        with anyio.move_on_after(wait):
-            while self._published <= version:
-                await self._news.wait()
-        if self._published <= version:
+        await self._news.wait_for(lambda: self._desk.published > version, wait)
+        if self._desk.published <= version:
             return Acknowledged()
-        places = self.current_shard_map()
-        if self._encoded_of is not places:  # once for all who ask
-            self._encoded, self._encoded_of = Raw(_encode(places)), places
-        return self._encoded
+        return self._directory.encoded_shard_map()
 
     def current_shard_map(self) -> ShardMap:
         """The current shard map."""
-        if self._places is None or self._places.version != self._published:
-            self._places = self._make_places()
-        return self._places
+        return self._directory.shard_map()
 
-    def _make_places(self) -> ShardMap:
-        assert self._placement is not None
-        places = locations_of(self._placement, self._machines)
-        table = self._placement.plan.table
-        assert table is not None
-        certificate = self._identity.certificate
-        return ShardMap(self._published, table, places, certificate, self._closing, self._closed)
-
-    async def hear(self, timeout: float) -> None:
-        """Have the other nodes ask their actors how they are doing; see `stats_query.hear`."""
-        if self._placement is not None:
-            await self._stats_queries.ask(set(self._placement.nodes) - {self._here}, timeout)
+    async def query_stats(self, timeout: float) -> None:
+        """Ask all actors for their counters, and wait for the answers; see `stats_query`."""
+        desk = self._desk
+        nodes, query = desk.others, desk.begin_query()
+        self._news.notify()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(query_stats, self._supervisor.children, timeout)
+            await self._reports.wait_for(lambda: desk.have_answered(nodes, query), timeout)
+        self.request_publish()
 
     def actors(self) -> tuple[ActorStatus, ...]:
         """The status of the shards' actors."""
-        return actors_of(self._placement) if self._placement is not None else ()
+        return self._directory.actors()
 
     def nodes(self) -> tuple[NodeStatus, ...]:
         """The status of the nodes."""
-        placement = self._placement
-        if placement is None:
-            return ()
-        heard = {**self._stats_queries.heard_at, self._here: time.time()}
-        return nodes_of(placement, self._machines, heard)
+        return self._directory.nodes({**self._heard_at, self._here: time.time()})
+
+    def located(self, actor: str, detail: str) -> str:
+        """The detail of an event of this node's actor, with the node and the actor's role."""
+        return self._replica_manager.located(actor, detail, self._here)
 
     # ------------------------------------------------------------------ ending
 
     async def end(self, timeout: float, reason: str) -> dict[str, str]:
-        """Have the other nodes drain and end their actors.
+        """Drain and end all actors, on all nodes.
 
         Returns:
-            What became of those that did not, by name.
+            What became of those that did not end in order, by name.
         """
-        placement = self._placement
-        if placement is None:
-            return {}
-        self._end = EndNode(reason, timeout)
-        self._tell_news()
-        others = [node for node in placement.nodes if node != self._here]
-        with anyio.move_on_after(timeout):
-            while set(others) & set(placement.nodes) - set(self._killed):
-                await self._news.wait()
+        elsewhere: dict[str, str] = {}
+
+        async def end_others() -> None:
+            elsewhere.update(await self._end_others(timeout, reason))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(end_others)
+            here = await self._supervisor.stop(timeout, reason)
+        return self._replica_manager.unclean_leaders(here) | elsewhere
+
+    async def _end_others(self, timeout: float, reason: str) -> dict[str, str]:
+        desk = self._desk
+        desk.end = EndNode(reason, timeout)
+        self._news.notify()
+        others = [node for node in self.placement.nodes if node != self._here]
+        await self._reports.wait_for(
+            lambda: not ({*others} & desk.others) - desk.ended.keys(), timeout
+        )
         killed: dict[str, str] = {}
         for node in others:
-            silent = "the node did not answer" if node in placement.nodes else "the node is lost"
-            found = self._killed.get(node, {"its actors": silent})
+            silent = "the node did not answer" if node in desk.others else "the node is lost"
+            found = desk.ended.get(node, {"its actors": silent})
             killed |= {f"{name} on {node}": what for name, what in found.items()}
         return killed
 
@@ -545,38 +362,15 @@ class ClusterController:
             reason: Why.
             closed: Whether this host is to end as well.
         """
-        placement = self._placement
-        if placement is None:
-            return
-        self._closing, self._closed = reason, closed
-        placement.plan.version += 1
-        self._stir.set()
-        with anyio.move_on_after(_LEAVING):
-            while self._published < placement.plan.version:
-                await self._news.wait()
-
-    def located(self, actor: str, detail: str) -> str:
-        """The detail of an event of this node's actor, with the node and the actor's role."""
-        if self._replica_manager is None:
-            return detail
-        return self._replica_manager.located(actor, detail, self._here)
-
-    def unclean_leaders(self, ended: Mapping[str, str]) -> dict[str, str]:
-        """This node's unclean shutdowns, excluding follower replicas."""
-        return (
-            self._replica_manager.unclean_leaders(ended)
-            if self._replica_manager is not None
-            else dict(ended)
-        )
+        self._directory.closing, self._directory.closed = reason, closed
+        self.placement.plan.version += 1
+        self._publisher.request()
+        await self._news.wait_for(lambda: not self._desk.must_publish, _LEAVING)
 
     async def leave(self, *, remove: bool) -> None:
         """Release the other nodes: their agents end."""
-        placement = self._placement
-        self._leave = "remove" if remove else "keep"
-        self._tell_news()
-        if placement is not None:
-            others = {node for node in placement.nodes if node != self._here}
-            with anyio.move_on_after(_LEAVING):
-                while others - self._left:
-                    await self._news.wait()
-        await self._node_pool.close()
+        self._desk.leave = "remove" if remove else "keep"
+        self._news.notify()
+        others = self._desk.others
+        await self._reports.wait_for(lambda: others <= self._desk.left, _LEAVING)
+        await self.node_pool.close()

@@ -18,10 +18,11 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
-from flowgentic_actors.actors.supervisor import SupervisorSettings
+from flowgentic_actors.actors.spec import SupervisorSettings
 from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, ProtocolError
 from flowgentic_actors.secret import Secret, concealed, revealed
+from flowgentic_actors.shard.settings import ActorSettings
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.blocking_connection import BlockingConnection
 from flowgentic_actors.wire.handshake import new_secret
@@ -100,8 +101,8 @@ class NodeSpec(Struct, frozen=True, kw_only=True):
         host_id: What it calls itself; another host of the cluster starts nodes of its own.
         lease: Seconds.
         owns_runtime: Whether the Dragon runtime ends with the cluster.
-        arguments: Arguments of every shard's actor, but for its folders.
-        factory: What makes it.
+        actor: What the shards' actors have in common.
+        rejoin_grace: Seconds for which it waits for a host that is silent, beyond its lease.
     """
 
     name: str
@@ -116,17 +117,13 @@ class NodeSpec(Struct, frozen=True, kw_only=True):
     host_id: str
     network: str | None
     spawner: str
-    uses_dragon: bool
     owns_runtime: bool
-    factory: str
-    arguments: dict[str, str]
+    actor: ActorSettings
     replicated: bool
     supervision: SupervisorSettings
     lease: float
     rejoin_grace: float
-    open_timeout: float
     orphans: OrphanLimits
-    max_message_bytes: int
 
 
 class JoinServer:

@@ -16,6 +16,12 @@ from flowgentic_actors.silence import SilenceCounter
 DRIFT: Final = 0.05
 """Share by which the host waits longer than a lease, for clocks that do not run at one rate."""
 
+LEASE_SHARE: Final = 1 / (1 + DRIFT) - 0.1
+"""Length of a lease, as a share of `node_timeout`: it is over for sure when that is."""
+
+TICK: Final = 0.1
+"""Seconds between two ticks of the host."""
+
 _MOST_TICKS: Final = 2.0  # intervals that one tick counts for, however late it comes
 
 
@@ -50,10 +56,13 @@ class GrantedLeases:
         seconds: Length of a lease.
         node_timeout: Silence after which a node counts as lost.
         interval: Time between two ticks.
+
+    Attributes:
+        seconds: Length of a lease.
     """
 
     def __init__(self, seconds: float, node_timeout: float, interval: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._timeout = node_timeout
         self._interval = interval
         self._silence: dict[str, SilenceCounter] = {}
@@ -66,7 +75,7 @@ class GrantedLeases:
 
     def granted(self, node: str, now: float) -> None:
         """Note that a lease is sent to a node."""
-        self._free_at[node] = now + self._seconds * (1 + DRIFT)
+        self._free_at[node] = now + self.seconds * (1 + DRIFT)
 
     def forget(self, node: str) -> None:
         """Stop watching a node."""

@@ -11,15 +11,18 @@ from typing import Final
 import anyio
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.cluster.nodes.join_protocol import Join, JoinServer, NodeSpec, Ticket
-from flowgentic_actors.cluster.nodes.node_launcher import NodeLauncher
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError
 from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.platform import NodeLauncher
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.identity import Identity, server_context
 from flowgentic_actors.wire.server import Server
+
+AGENT_MODULE: Final = "flowgentic_actors.cluster.nodes.agent"
 
 _LAUNCH: Final = 30.0
 _LOOK: Final = 0.2  # between two looks whether a program has ended
@@ -38,6 +41,7 @@ class NodePool:
         on_event: Told what happens.
 
     Attributes:
+        identity: What the host proves.
         here: The host's own node.
         machines: The machine of each node that there is or was, as `environment.machine` names it.
         missing: Which nodes did not join when they were started last, and why; empty for none.
@@ -53,16 +57,17 @@ class NodePool:
     ) -> None:
         self._spec = spec
         self._launcher = launcher
-        self._identity = identity
         self._ip = ip
         self._on_event = on_event
         self._awaited: set[str] = set()
         self._hopeless: dict[str, str] = {}  # nodes that will not join, and why
         self._arrival = asyncio.Event()
-        self._join_server: JoinServer | None = None
-        self._server: Server | None = None
-        self.here = ""
-        self.machines: dict[str, str] = {}
+        self._admission: tuple[JoinServer, Server] | None = None  # while nodes may join
+        self._starting = asyncio.Lock()
+        self._restarts: dict[str, RestartPolicy] = {}
+        self.identity = identity
+        self.here = launcher.here
+        self.machines = {self.here: machine()}
         self.missing = ""
 
     async def gather(self, deadline: float, known: Collection[str] = ()) -> list[str]:
@@ -76,8 +81,7 @@ class NodePool:
             The names of all nodes that there are, this one first.
         """
         asked = self._spec.nodes
-        self.here, others = await self._launcher.find(max(asked, len({*known})))
-        self.machines[self.here] = machine()
+        others = await self._launcher.find(max(asked, len({*known})))
         others.sort(key=lambda node: node not in known)
         most = max(asked - 1, len({*known} & {*others}))
         wanted = others[:most] if asked else others
@@ -93,10 +97,11 @@ class NodePool:
 
     async def hand_out(self, specs: Callable[[str], NodeSpec]) -> None:
         """Send the agents that joined their settings, and admit no further ones."""
-        if self._join_server is not None and self._server is not None:
-            self._join_server.release(specs)
-            await self._server.close()
-        self._join_server = self._server = None
+        if self._admission is not None:
+            join_server, server = self._admission
+            self._admission = None
+            join_server.release(specs)
+            await server.close()
 
     async def others(self, count: int) -> list[str]:
         """The other available nodes, used or not.
@@ -104,19 +109,59 @@ class NodePool:
         Args:
             count: Nodes that there shall be in all, where they can be made at will.
         """
-        _, others = await self._launcher.find(count)
-        return others
+        return await self._launcher.find(count)
 
-    async def add(self, nodes: Sequence[str], deadline: float) -> list[str]:
-        """Start the agents of more nodes; returns those that join and wait for `hand_out`."""
-        missing = await self._start(nodes, deadline)
-        return [node for node in nodes if node not in missing]
+    async def add(
+        self,
+        nodes: Sequence[str],
+        specs: Callable[[str], NodeSpec],
+        on_joined: Callable[[Sequence[str]], None],
+    ) -> list[str]:
+        """Start the agents of more nodes; returns those that have joined.
 
-    async def restart(self, node: str, specs: Callable[[str], NodeSpec], deadline: float) -> bool:
-        """Restart the agent of a node whose last one has ended; False when it does not join."""
-        missing = await self._start([node], deadline)
-        await self.hand_out(specs)
-        return not missing
+        Args:
+            nodes: The nodes.
+            specs: Makes the settings of a node.
+            on_joined: Told which have joined, before they get their settings.
+        """
+        async with self._starting:
+            missing = await self._start(
+                nodes, time.monotonic() + self._spec.supervision.open_timeout
+            )
+            joined = [node for node in nodes if node not in missing]
+            on_joined(joined)
+            await self.hand_out(specs)
+        return joined
+
+    async def restart(
+        self, node: str, specs: Callable[[str], NodeSpec], is_wanted: Callable[[], bool]
+    ) -> None:
+        """Restart the agent of a node whose last one has ended, unless it keeps ending.
+
+        Args:
+            node: The node.
+            specs: Makes the settings of a node.
+            is_wanted: Whether it still has none, and needs one.
+        """
+        spec = self._spec.supervision
+        new = RestartPolicy(spec.restart_intensity, spec.restart_period)
+        delay = self._restarts.setdefault(node, new).next_delay(time.monotonic(), 0.0)
+        if delay is None:
+            self._on_event(EventKind.NODE_GIVEN_UP, "", f"the program of {node} keeps ending")
+            return
+        await anyio.sleep(delay)
+        async with self._starting:
+            if not is_wanted():
+                return
+            try:
+                missing = await self._start([node], time.monotonic() + spec.open_timeout)
+                await self.hand_out(specs)
+            except OSError as error:  # such as no open file being left
+                missing, why = [node], f"{node} cannot be started again: {error}"
+            else:
+                why = f"{node} did not join again"
+            if missing:
+                self._on_event(EventKind.NODE_MISSING, "", why)
 
     async def close(self) -> None:
         """Kill the agents that do not end by themselves, where that is possible from here."""
@@ -131,18 +176,17 @@ class NodePool:
         if not nodes:
             return []
         self._awaited, self._hopeless = set(nodes), {}
-        self._join_server = JoinServer(self._take_in)
-        self._server = Server(
-            self._join_server, self._join_server.secret, "the host", 0, _MAX_BYTES
-        )
+        join_server = JoinServer(self._take_in)
+        server = Server(join_server, join_server.secret, "the host", 0, _MAX_BYTES)
         folder = Path(self._spec.folder)
-        context = await on_daemon_thread(_FILE_TIMEOUT, server_context, self._identity, folder)
-        port = await self._server.listen_tcp(self._ip, context)
-        address = TcpAddress(self._ip, port, self._identity.certificate)
+        context = await on_daemon_thread(_FILE_TIMEOUT, server_context, self.identity, folder)
+        port = await server.listen_tcp(self._ip, context)
+        self._admission = join_server, server
+        address = TcpAddress(self._ip, port, self.identity.certificate)
         async with anyio.create_task_group() as tasks:
             for node in nodes:
                 patience = max(1.0, deadline - time.monotonic())
-                ticket = Ticket(node, (address,), self._join_server.secret, patience)
+                ticket = Ticket(node, (address,), join_server.secret, patience)
                 tasks.start_soon(self._launch, ticket)
         with anyio.move_on_after(max(0.0, deadline - time.monotonic())):
             while self._awaited - self._hopeless.keys():
@@ -159,7 +203,8 @@ class NodePool:
 
     async def _launch(self, ticket: Ticket) -> None:
         try:
-            await self._launcher.launch(ticket.node, ticket, min(_LAUNCH, ticket.patience))
+            line, timeout = ticket.write(), min(_LAUNCH, ticket.patience)
+            await self._launcher.launch(ticket.node, line, timeout)
         except TimeoutError:
             pass  # the program may have been started nevertheless
         except (FlowgenticError, OSError) as error:

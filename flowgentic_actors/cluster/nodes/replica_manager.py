@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Final
+from collections.abc import Mapping
 
 import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
-from flowgentic_actors.actors.child import Child, ChildSpec, ChildState
+from flowgentic_actors.actors.child import Child, ChildState
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.supervisor import Supervisor
+from flowgentic_actors.cluster.nodes.shard_specs import NodeMemory
 from flowgentic_actors.cluster.protocol.assignments import (
     NodeAssignments,
     ReplicaStatus,
@@ -22,8 +21,6 @@ from flowgentic_actors.cluster.protocol.assignments import (
 from flowgentic_actors.shard.assignment import Assignment
 from flowgentic_actors.shard.progress import ReplicationStatus, decode_progress
 from flowgentic_actors.wire.addresses import TcpAddress
-
-REPLICATED_FACTORY: Final = "flowgentic_actors.shard.replication.replica_actor:ReplicatedShardActor"
 
 _FILE_TIMEOUT = 60.0
 _encode = msgspec.msgpack.Encoder().encode
@@ -35,29 +32,22 @@ class ReplicaManager:
     Args:
         supervisor: The node's supervisor.
         tasks: The task group that owns the actors' watching.
-        specs: Makes the spec of a shard's actor.
-        host: IP address at which the actors serve other nodes.
-        certificate: What they prove there.
-        replicated: Whether each shard has two copies: then a copy that is not wanted here any more
-            is removed.
+        memory: What the replicas are made of. One that is not wanted here any more is removed if
+            its shard has two.
+        certificate: What the actors prove to other nodes.
     """
 
     def __init__(
         self,
         supervisor: Supervisor,
         tasks: TaskGroup,
-        specs: Callable[[int], ChildSpec],
-        *,
-        host: str,
+        memory: NodeMemory,
         certificate: str,
-        replicated: bool,
     ) -> None:
         self._supervisor = supervisor
         self._tasks = tasks
-        self._specs = specs
-        self._host = host
+        self._memory = memory
         self._certificate = certificate
-        self._replicated = replicated
         self._assignments: dict[int, Assignment] = {}
 
     async def carry_out(self, assignments: NodeAssignments) -> None:
@@ -68,8 +58,8 @@ class ReplicaManager:
             if then is None or (now.leads and not then.leads):
                 del self._assignments[shard]
                 await self._supervisor.remove(actor_name(shard))
-                if self._replicated:
-                    folder = Path(self._specs(shard).arguments["folder"])
+                if self._memory.replicated:
+                    folder = self._memory.shard_folder(shard)
                     await on_daemon_thread(_FILE_TIMEOUT, shutil.rmtree, folder, True)
         for shard, assignment in wanted.items():
             told = Raw(_encode(assignment))
@@ -80,7 +70,7 @@ class ReplicaManager:
                 await self._supervisor.remove(actor_name(shard))
                 before = None
             if before is None:
-                await self._supervisor.add(self._tasks, self._specs(shard), told)
+                await self._supervisor.add(self._tasks, self._memory.shard_spec(shard), told)
             elif before != assignment:
                 self._supervisor.tell(actor_name(shard), told)
 
@@ -120,12 +110,12 @@ class ReplicaManager:
         serves = child.state in (ChildState.RUNNING, ChildState.DEGRADED)
         progress = decode_progress(child.report)
         copy = progress.replication or ReplicationStatus()
-        if self._replicated and child.state is not ChildState.FAILED:
+        if self._memory.replicated and child.state is not ChildState.FAILED:
             term, leads = copy.term, serves and copy.leads
         else:  # of one that has failed, what it was to do
             term, leads = assignment.term, serves
         port = child.port
-        address = TcpAddress(self._host, port, self._certificate) if serves and port else None
+        address = TcpAddress(self._memory.ip, port, self._certificate) if serves and port else None
         return ReplicaStatus(
             shard=assignment.shard,
             state=child.state,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from anyio.abc import TaskGroup
 
@@ -12,53 +13,50 @@ from flowgentic_actors.cluster.nodes.node_pool import NodePool
 from flowgentic_actors.cluster.nodes.placement import Placement
 from flowgentic_actors.cluster.nodes.rebalancing import Rebalancing
 from flowgentic_actors.cluster.protocol.host import Rebalance, RebalanceReply
+from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.errors import FlowgenticError, InvalidRequestError, RejectedError
 from flowgentic_actors.event_kinds import EventKind
+
+
+class ResizedCluster(Protocol):
+    """The cluster that is resized.
+
+    Attributes:
+        placement: What decides.
+        node_pool: The programs of the other nodes.
+        on_event: Told what happens.
+    """
+
+    placement: Placement
+    node_pool: NodePool
+    on_event: Callable[[EventKind, str, str], None]
+
+    def node_spec(self, node: str) -> NodeSpec:
+        """The settings of a node."""
+
+    def take_in(self, nodes: Sequence[str]) -> None:
+        """Add nodes that have joined, before they are told anything."""
+
+    def request_publish(self) -> None:
+        """Publish what was decided."""
+
+    async def changed(self) -> None:
+        """Wait until something may have changed, or a moment has passed."""
 
 
 class Resizing:
     """Runs one resizing at a time; it continues when its caller disconnects.
 
     Args:
+        spec: What the host was told.
         tasks: The task group that owns the work.
-        placement: What decides.
-        node_pool: The programs of the other nodes.
-        specs: Makes the spec of a node.
-        rebalancing: Makes what moves the slots, at a rate.
-        changed: To be awaited until something may have changed, or a moment has passed.
-        stir: Called when something was decided.
-        joined: Told which nodes have joined, before they are told anything.
-        on_event: Told what happens.
-        replicas: Copies of each shard.
-        start_timeout: Seconds in which new nodes have to join.
+        cluster: What is resized.
     """
 
-    def __init__(
-        self,
-        tasks: TaskGroup,
-        placement: Placement,
-        node_pool: NodePool,
-        *,
-        specs: Callable[[str], NodeSpec],
-        rebalancing: Callable[[int], Rebalancing],
-        changed: Callable[[], Awaitable[None]],
-        stir: Callable[[], None],
-        joined: Callable[[Sequence[str]], None],
-        on_event: Callable[[EventKind, str, str], None],
-        replicas: int,
-        start_timeout: float,
-    ) -> None:
+    def __init__(self, spec: HostSpec, tasks: TaskGroup, cluster: ResizedCluster) -> None:
+        self._spec = spec
         self._tasks = tasks
-        self._placement = placement
-        self._node_pool = node_pool
-        self._specs = specs
-        self._rebalancing = rebalancing
-        self._changed = changed
-        self._stir = stir
-        self._joined = joined
-        self._on_event = on_event
-        self._replicas = replicas
-        self._start_timeout = start_timeout
+        self._cluster = cluster
         self._number: int | None = None  # of the call that is being, or was last, carried out
         self._reply = RebalanceReply(True)
 
@@ -78,33 +76,43 @@ class Resizing:
             self._tasks.start_soon(self._run, command)
         deadline = time.monotonic() + command.wait
         while not self._reply.done and time.monotonic() < deadline:
-            await self._changed()
+            await self._cluster.changed()
         return self._reply
 
     async def _run(self, command: Rebalance) -> None:
-        error = ""
+        cluster, spec, error = self._cluster, self._spec, ""
         try:
             nodes = await self._gather(command)
-            self._on_event(EventKind.REBALANCE_BEGUN, "", f"over {', '.join(nodes)}")
-            self._placement.set_eligible_nodes(nodes, command.without)
-            self._stir()
-            await self._rebalancing(command.rate).run(nodes)
-            self._on_event(EventKind.REBALANCED, "", f"over {', '.join(nodes)}")
+            cluster.on_event(EventKind.REBALANCE_BEGUN, "", f"over {', '.join(nodes)}")
+            cluster.placement.set_eligible_nodes(nodes, command.without)
+            cluster.request_publish()
+            rebalancing = Rebalancing(
+                cluster.placement,
+                actors=spec.actors,
+                replicas=spec.replicas,
+                rate=command.rate,
+                start_timeout=spec.supervision.open_timeout,
+                changed=cluster.changed,
+                stir=cluster.request_publish,
+            )
+            await rebalancing.run(nodes)
+            cluster.on_event(EventKind.REBALANCED, "", f"over {', '.join(nodes)}")
         except FlowgenticError as failure:
             error = str(failure)
         except (OSError, TimeoutError) as failure:
             error = f"on the host's node, {failure!r} (setting: scratch)"
         if error:
-            self._on_event(EventKind.REBALANCE_FAILED, "", error)
+            cluster.on_event(EventKind.REBALANCE_FAILED, "", error)
         self._reply = RebalanceReply(True, error)
 
     async def _gather(self, command: Rebalance) -> list[str]:
         """Determine the nodes to use, the host's own first, and start those that are not up."""
-        placement, here = self._placement, self._node_pool.here
+        placement, node_pool = self._cluster.placement, self._cluster.node_pool
+        here = node_pool.here
         there = [node for node in placement.nodes if node != here]
         there.sort(key=lambda node: node in placement.plan.spare)  # those in use come first
-        lost = set(self._node_pool.machines) - set(placement.nodes)
-        others = await self._node_pool.others(command.nodes + len(lost))
+        lost = set(node_pool.machines) - set(placement.nodes)
+        others = await node_pool.others(command.nodes + len(lost))
         # Nothing is asked of a node that was lost: it comes by itself, or it does not.
         new = [node for node in others if node not in there and node not in lost]
         strange = set(command.without) - {here, *there, *others, *lost}
@@ -126,16 +134,14 @@ class Resizing:
         self._check_replicas(chosen)
         starting = [node for node in chosen if node not in there]
         if starting:
-            joined = await self._node_pool.add(starting, time.monotonic() + self._start_timeout)
-            self._joined(joined)
-            await self._node_pool.hand_out(self._specs)
+            joined = await node_pool.add(starting, self._cluster.node_spec, self._cluster.take_in)
             chosen = [node for node in chosen if node in there or node in joined]
             self._check_replicas(chosen)
         return [here, *chosen]
 
     def _check_replicas(self, others: Sequence[str]) -> None:
-        if self._replicas > len(others) + 1:
-            here = self._node_pool.here
+        replicas, here = self._spec.replicas, self._cluster.node_pool.here
+        if replicas > len(others) + 1:
             raise InvalidRequestError(
-                f"replicas={self._replicas} needs as many nodes, and {here} would be alone"
+                f"replicas={replicas} needs as many nodes, and {here} would be alone"
             )

@@ -20,13 +20,13 @@ from typing import Final, Literal
 
 import msgspec
 
+from flowgentic_actors.actors.process_group import HostProcess
+from flowgentic_actors.actors.process_logs import last_line, log_tail
 from flowgentic_actors.actors.process_record import ProcessRecord, end_all
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
 from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.cluster.opener.host_connection import HostConnection, readable
-from flowgentic_actors.cluster.opener.host_launcher import LOG_FILE, HostProcess, launch_host
-from flowgentic_actors.cluster.persistence.cluster_folders import HOST_SOCKET, PID_FILE
-from flowgentic_actors.cluster.process_logs import last_line, log_tail
+from flowgentic_actors.cluster.persistence.cluster_folders import HOST_LOG, HOST_SOCKET, PID_FILE
 from flowgentic_actors.cluster.protocol.host import (
     Describe,
     Description,
@@ -41,14 +41,17 @@ from flowgentic_actors.cluster.protocol.host_spec import HostSpec, actor_address
 from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.deadlines import Patience
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, RequestExpiredError
+from flowgentic_actors.platform import Platform
+from flowgentic_actors.python import python_command
 from flowgentic_actors.secret import Secret, revealed
 from flowgentic_actors.storage.private_files import overwrite, read_private
 
+HOST_MODULE: Final = "flowgentic_actors.cluster.host.host"
 SPEC_FILE: Final = "host.spec"
 
 _ACTOR_GRACE = 1.0  # from the host's death to actors that have ended by themselves; they take ms
 _NODES_GRACE = 4.0  # the same, where other nodes have to be let go as well
-_LAUNCHES = 2  # of Dragon, for one host
+_LAUNCHES = 2  # of a program that gives up, for one host
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit
 _AFTER_DRAIN = 10.0  # from drained actors to a host, or a Dragon launcher, that is gone
 _NOT_OPENED = 3.0  # for a host that failed to open the cluster to end; it has next to nothing to do
@@ -65,19 +68,20 @@ class HostWatchdog:
 
     Args:
         spec: What the host is told.
-        silence: Seconds without an answer after which the host counts as hung.
-        open_timeout: Seconds that a host gets to come up.
+        platform: How it is started.
     """
 
-    def __init__(self, spec: HostSpec, silence: float, open_timeout: float) -> None:
+    def __init__(self, spec: HostSpec, platform: Platform) -> None:
         self._spec = spec
+        self._platform = platform
         self._folder = Path(spec.folder)
         self._socket = socket_folder(self._folder) / HOST_SOCKET
-        self._silence = silence
-        self._open_timeout = open_timeout
+        self._silence = spec.supervision.hang_timeout
+        self._open_timeout = spec.supervision.open_timeout
         self._process: HostProcess | None = None
         self._connection: HostConnection | None = None
-        self._policy = RestartPolicy(spec.restart_intensity, spec.restart_period)
+        supervision = spec.supervision
+        self._policy = RestartPolicy(supervision.restart_intensity, supervision.restart_period)
         self._served_from = 0.0
         self._short_lives = 0  # hosts in a row
         self._closing = False
@@ -162,7 +166,7 @@ class HostWatchdog:
 
     def log_tail(self) -> str:
         """The end of the host's log, until `close`."""
-        return log_tail(self._folder / LOG_FILE)
+        return log_tail(self._folder / HOST_LOG)
 
     # ------------------------------------------------------------------ the thread
 
@@ -203,7 +207,7 @@ class HostWatchdog:
                 if beats % 20 == 0:
                     self._process.look()
                 beats += 1
-                self._connection.wait(self._spec.heartbeat_interval, self._wake_read)
+                self._connection.wait(self._spec.supervision.heartbeat_interval, self._wake_read)
                 self._drain_wake()
             if self._shut_down:
                 left = max(1.0, self._close_by() - time.monotonic())
@@ -270,11 +274,13 @@ class HostWatchdog:
         journals have all that it had.
         """
         self._short_lives = self._short_lives + 1 if now - self._served_from < _GOOD_LIFE else 0
-        first = self._short_lives >= _MOST_SHORT_LIVES and self._spec.tier_bytes > 0
+        actor = self._spec.actor
+        if self._short_lives < _MOST_SHORT_LIVES or actor.tier is None:
+            return msgspec.structs.replace(self._spec, tier_given_up="")
         return msgspec.structs.replace(
             self._spec,
-            tier_bytes=0 if first else self._spec.tier_bytes,
-            tier_given_up=f"{self._short_lives} hosts in a row did not live long" if first else "",
+            actor=msgspec.structs.replace(actor, tier=None),
+            tier_given_up=f"{self._short_lives} hosts in a row did not live long",
         )
 
     def _give_up(self, reason: str) -> None:
@@ -337,12 +343,12 @@ class HostWatchdog:
         while not self._comes_up(socket_path, spec_file, patience):
             attempts += 1
             late = patience.left <= 0 or not self._wants_host()
-            # What has run ended for a reason of its own. Dragon's launcher gives up before that now
-            # and then, on a busy machine, and succeeds the next time.
-            ran = self._spec.spawner != "dragon" or read_private(self._folder / PID_FILE).strip()
-            if late or ran or attempts == _LAUNCHES:
+            # What has run ended for a reason of its own.
+            again = self._platform.gives_up and not read_private(self._folder / PID_FILE).strip()
+            if late or not again or attempts == _LAUNCHES:
                 raise ClusterOpenError(self._why_not_started(late=late))
-            logger.warning("Dragon's launcher ended before the host ran: it is started once more")
+            program = self._platform.host_program
+            logger.warning("%s ended before the host ran: it is started once more", program)
             assert self._process is not None
             self._process.kill()
         self._connection = self._connect(patience)
@@ -353,7 +359,7 @@ class HostWatchdog:
 
     def _why_not_started(self, *, late: bool) -> str:
         assert self._process is not None
-        what = "Dragon's launcher" if self._spec.spawner == "dragon" else "the cluster's host"
+        what = self._platform.host_program
         if late and self._process.running():
             return (
                 f"{what} did not come up within {self._open_timeout:g} s (setting: open_timeout)"
@@ -385,9 +391,13 @@ class HostWatchdog:
 
     def _comes_up(self, socket_path: Path, spec_file: Path, patience: Patience) -> bool:
         """Start the host and wait for its socket; False when it ended, or is not up in time."""
-        spec = self._spec
-        process = launch_host(
-            spec.spawner, self._folder, spec_file, patience.left, nodes=spec.nodes
+        process = self._platform.launch_host(
+            python_command(HOST_MODULE, str(spec_file)),
+            self._folder,
+            self._folder / HOST_LOG,
+            self._folder / PID_FILE,
+            nodes=self._spec.nodes,
+            timeout=patience.left,
         )
         self._process = process
         if not self._wants_host():  # and the closing thread may not wait for this one any more

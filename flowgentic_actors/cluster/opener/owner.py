@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from flowgentic_actors.actors.spec import SupervisorSettings
 from flowgentic_actors.cluster.job_end import refuse_stale
 from flowgentic_actors.cluster.opener.host_watchdog import HostWatchdog
 from flowgentic_actors.cluster.persistence.cluster_folders import (
@@ -29,14 +30,13 @@ from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
 from flowgentic_actors.cluster.protocol.host_spec import HostSpec, OrphanLimits
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
-from flowgentic_actors.cluster.shard_limits import shard_settings
+from flowgentic_actors.cluster.shard_limits import actor_settings, taken_from
 from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.deadlines import Patience
-from flowgentic_actors.dragon.ddict_sizing import end_tiers, tier_bytes
-from flowgentic_actors.dragon.shared_memory import check_runtime_shm
-from flowgentic_actors.environment import inside_dragon, job_hosts, machine, scheduler_job
+from flowgentic_actors.environment import machine, scheduler_job
 from flowgentic_actors.errors import ClusterOpenError, PersistError
+from flowgentic_actors.platform import Platform
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret
@@ -51,11 +51,16 @@ _STUCK = 25.0  # seconds beyond a deadline of its own after which closing counts
 
 
 class Owner:
-    """Owns one distributed cluster from `open` to `close`."""
+    """Owns one distributed cluster from `open` to `close`.
 
-    def __init__(self, config: MemoryConfig, spawner: str) -> None:
+    Args:
+        config: Its configuration.
+        platform: How its processes are started.
+    """
+
+    def __init__(self, config: MemoryConfig, platform: Platform) -> None:
         self._config = config
-        self._spawner = spawner
+        self._platform = platform
         self._instance = secrets.token_hex(8)
         self._folder = Path()
         self._lock: FileLock | None = None
@@ -148,14 +153,17 @@ class Owner:
 
     def _bring_up(self, deadline: float) -> Description:
         config, secret = self._config, new_secret()
-        if config.replicas > 1 and self._nodes() == 1:
+        nodes = self._platform.nodes(config.n_nodes)
+        if config.replicas > 1 and nodes == 1:
             raise ClusterOpenError(_ONE_NODE)
         memory = self._folder / MEMORY
         if config.persist_path is not None:
             memory = memory_path(config.persist_path)
             (self._folder / PERSIST_LINK).symlink_to(memory)
         job = scheduler_job()
-        spec = HostSpec(
+        spec = taken_from(
+            config,
+            HostSpec,
             name=self._folder.name,
             folder=str(self._folder),
             memory=str(memory),
@@ -163,44 +171,21 @@ class Owner:
             instance=self._instance,
             job=f"{job.scheduler} {job.job_id}" if job else "",
             secret=secret,
-            spawner=self._spawner,
+            spawner=self._platform.name,
             actors=config.actors_per_node,
-            namespace_depth=config.namespace_depth,
-            ack=config.ack,
-            segment_bytes=config.segment_bytes,
-            hot_bytes=config.hot_memory,
-            shard=shard_settings(config, config.actors_per_node),
+            actor=actor_settings(config, self._platform.tier(config)),
+            supervision=taken_from(config, SupervisorSettings),
             shared=SharedSettings.of(config),
-            reindex=config.reindex,
-            tier_bytes=self._tier_bytes(),
-            tier_managers=config.managers_per_node,
-            close_timeout=config.close_timeout,
-            start_timeout=config.open_timeout,
-            heartbeat_interval=config.heartbeat_interval,
-            hang_timeout=config.hang_timeout,
-            busy_timeout=config.busy_timeout,
-            restart_intensity=config.restart_intensity,
-            restart_period=config.restart_period,
-            rejoin_grace=config.rejoin_grace,
-            mailbox_requests=config.mailbox_requests,
-            mailbox_bytes=config.mailbox_bytes,
-            max_message_bytes=config.max_message_bytes,
             opened=time.time(),
-            stop_signal=config.stop_signal,
             stop_file=str(config.stop_file.absolute()) if config.stop_file else None,
-            walltime_margin=config.walltime_margin,
-            nodes=self._nodes(),
+            nodes=nodes,
             asked_nodes=config.n_nodes or 0,
-            replicas=config.replicas,
-            degrade=config.degrade,
-            node_timeout=config.node_timeout,
-            network=config.network,
             scratch=str(config.scratch or ""),
-            identity=new_identity() if self._nodes() != 1 else None,
+            identity=new_identity() if nodes != 1 else None,
             orphans=OrphanLimits(config.orphan_ttl, config.orphan_bytes),
-            owns_runtime=self._spawner == "dragon" and not inside_dragon(),
+            owns_runtime=self._platform.owns_runtime(),
         )
-        self._watchdog = HostWatchdog(spec, config.hang_timeout, config.open_timeout)
+        self._watchdog = HostWatchdog(spec, self._platform)
         description = self._watchdog.open(Patience(deadline - time.monotonic()))
         self.descriptor = Descriptor(
             name=self._folder.name,
@@ -213,29 +198,6 @@ class Owner:
         self.descriptor.write(self._folder / DESCRIPTOR)
         return description
 
-    def _nodes(self) -> int:
-        """The number of nodes to use, 0 for all of the host's Dragon runtime."""
-        asked = self._config.n_nodes
-        if self._spawner != "dragon":
-            return asked or 1
-        if inside_dragon() or len(job_hosts()) > 1:
-            return asked or 0
-        return 1
-
-    def _tier_bytes(self) -> int:
-        if self._spawner != "dragon":
-            return 0
-        if not inside_dragon():
-            check_runtime_shm()
-        config = self._config
-        ceilings = (config.store_total_mem or 0) + (config.checkpoint_total_mem or 0)
-        expected = config.n_nodes or max(1, len(job_hosts()))
-        return tier_bytes(
-            ceilings // (expected if self._nodes() != 1 else 1),
-            config.actors_per_node,
-            config.managers_per_node,
-        )
-
     def _clean_up(self, *, clean: bool = False) -> str:
         """End all processes, in order where possible; returns those that could not be ended.
 
@@ -245,7 +207,7 @@ class Owner:
         assert self._lock is not None  # what is removed below is this cluster's
         watchdog, self._watchdog = self._watchdog, None
         trouble = "" if watchdog is None else watchdog.close(self._config.close_timeout)
-        end_tiers(self._folder)
+        self._platform.end_tiers(self._folder)
         drained = watchdog is None or watchdog.drained
         if clean and drained and self._config.persist_path is None:
             remove_folder(self._folder)

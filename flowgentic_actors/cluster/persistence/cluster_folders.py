@@ -26,13 +26,13 @@ from glob import glob
 from pathlib import Path
 
 from flowgentic_actors.cluster.persistence.manifest import MANIFEST, holds_memory
+from flowgentic_actors.cluster.platforms import end_tiers
 from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
 from flowgentic_actors.cluster.socket_folders import (
     make_socket_folder,
     private_folder,
     remove_socket_folder,
 )
-from flowgentic_actors.dragon.ddict_sizing import end_tiers
 from flowgentic_actors.errors import (
     ClusterExistsError,
     ClusterNotFoundError,
@@ -48,7 +48,7 @@ HOST_LOCK = "host.lock"
 DESCRIPTOR = "cluster.json"
 HOST_SOCKET = "host.sock"
 PID_FILE = "host.pid"
-RUNTIME_FILE = "runtime.id"
+HOST_LOG = "host.log"
 PORT_FILE = "host.port"
 MEMORY = "memory"
 PERSIST_LINK = "persist"

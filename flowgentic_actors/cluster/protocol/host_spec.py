@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from flowgentic_actors.actors.spec import SupervisorSettings
 from flowgentic_actors.cluster.protocol.assignments import actor_name
 from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
 from flowgentic_actors.cluster.socket_folders import socket_folder
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.shard.settings import ShardSettings
+from flowgentic_actors.shard.settings import ActorSettings
 from flowgentic_actors.wire.identity import Identity
 
 
@@ -29,13 +30,11 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
         opened: When the cluster was opened.
         restarts: How many hosts it had before this one.
         reason: What became of the last of them.
-        hot_bytes: Bytes of values that each actor keeps in its own memory.
-        shard: How much each actor keeps.
+        actor: What its actors have in common, with the quotas of all actors of one node.
+        supervision: How they are watched.
         shared: What all programs that use the cluster have in common.
         reindex: Whether items may be embedded in another way than before.
-        tier_bytes: Size of each actor's DDict, 0 for none.
-        tier_managers: Processes of each of them.
-        tier_given_up: Why there are none from this host on, empty otherwise.
+        tier_given_up: Why actors have no memory tier from this host on, empty otherwise.
         actors: Memory actors on each node.
         nodes: Nodes to use, 0 for all that there are.
         asked_nodes: What the user asked for, 0 for nothing.
@@ -55,24 +54,10 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     spawner: str
     actors: int
     namespace_depth: int
-    ack: str
-    segment_bytes: int
-    hot_bytes: int
-    shard: ShardSettings
+    actor: ActorSettings
+    supervision: SupervisorSettings
     shared: SharedSettings
-    tier_bytes: int
-    tier_managers: int
     close_timeout: float
-    start_timeout: float
-    heartbeat_interval: float
-    hang_timeout: float
-    busy_timeout: float
-    restart_intensity: int
-    restart_period: float
-    rejoin_grace: float
-    mailbox_requests: int
-    mailbox_bytes: int
-    max_message_bytes: int
     opened: float
     stop_signal: str | None = None
     stop_file: str | None = None
@@ -91,6 +76,11 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     reindex: bool = False
     restarts: int = 0
     reason: str = ""
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest message to and from the cluster's actors."""
+        return self.supervision.max_message_bytes
 
 
 def actor_addresses(spec: HostSpec) -> dict[str, str]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from flowgentic_actors.cluster.protocol.assignments import ReplicaStatus, actor_name
 from flowgentic_actors.event_kinds import WARNINGS
 from flowgentic_actors.shard.hot_keys import hot_in
+
+if TYPE_CHECKING:
+    from flowgentic_actors.actors.child import Child
 
 
 class ActorStatus(Struct, frozen=True, kw_only=True):
@@ -87,6 +91,37 @@ class ActorStatus(Struct, frozen=True, kw_only=True):
     replica_node: str = ""
     replica_ready: bool = False
     replica_lag: int = 0
+
+
+def actor_status(
+    shard: int,
+    state: str,
+    copy: Child | ReplicaStatus | None,
+    *,
+    node: str,
+    slots: int = 0,
+    epoch: int = 0,
+    replica_node: str = "",
+    replica_ready: bool = False,
+) -> ActorStatus:
+    """The status of a shard's actor, of which nothing may be known but its last `epoch`."""
+    alive = state in ("running", "degraded")
+    return ActorStatus(
+        name=actor_name(shard),
+        shard=shard,
+        node=node,
+        pid=copy.pid or None if copy is not None and alive else None,
+        epoch=copy.epoch if copy is not None else epoch,
+        state=state,
+        as_of=copy.as_of if copy is not None else None,
+        last_heard=copy.last_heard if copy is not None else None,
+        restarts=copy.restarts if copy is not None else epoch,
+        reason=copy.reason if copy is not None else "",
+        slots=slots,
+        replica_node=replica_node,
+        replica_ready=replica_ready,
+        **known_stats(copy.stats if copy is not None else {}),
+    )
 
 
 def known_stats(stats: Mapping[str, int]) -> dict[str, Any]:

@@ -70,6 +70,8 @@ class DDictShard:
         create_timeout: Seconds that making it may take.
     """
 
+    name = "ddict"
+
     def __init__(
         self,
         *,
@@ -109,6 +111,11 @@ class DDictShard:
     def ready(self) -> bool:
         """Whether calls are taken."""
         return self._current is not None and self._current.is_ready
+
+    @property
+    def used(self) -> int:
+        """Bytes of values that it holds, as `capacity` counts them."""
+        return self._current.pool.used if self._current else 0
 
     @property
     def capacity(self) -> int:
@@ -156,7 +163,7 @@ class DDictShard:
             "ddict_full": self._full,
             "ddict_busy": self._busy,
             "ddict_waiting": len(current.waiting) if current else 0,
-            "ddict_bytes": current.pool.used if current else 0,
+            "ddict_bytes": self.used,
             "ddict_capacity": self.capacity,
         }
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -38,7 +38,7 @@ from flowgentic_actors.shard.journaling.entries import (
 )
 from flowgentic_actors.shard.journaling.maintenance import JournalMaintenance
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingLine
-from flowgentic_actors.shard.settings import ShardSettings
+from flowgentic_actors.shard.settings import JournalSettings, ShardSettings
 from flowgentic_actors.shard.sweeper import Sweeper
 from flowgentic_actors.shard.writer import ShardWriter
 from flowgentic_actors.storage.disk import Disk, RealDisk
@@ -52,7 +52,6 @@ from flowgentic_actors.storage.group_commit_threads import (
 )
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
-from flowgentic_actors.storage.log import SEGMENT_BYTES
 from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 from flowgentic_actors.storage.worker import Worker
 
@@ -78,9 +77,7 @@ class JournaledShard:
 
     Args:
         folder: The shard's folder; what its journal holds is replayed first.
-        ack: As for a `ShardActor`.
-        appends: As for a `ShardActor`.
-        segment_bytes: As for a `ShardActor`.
+        journal: How its journal is written.
         settings: How much it keeps.
         disk: File operations.
 
@@ -92,9 +89,7 @@ class JournaledShard:
         self,
         folder: Path,
         *,
-        ack: Literal["node", "disk"] = "node",
-        appends: Literal["direct", "thread"] = "direct",
-        segment_bytes: int = SEGMENT_BYTES,
+        journal: JournalSettings = JournalSettings(),  # noqa: B008 - immutable
         settings: ShardSettings = ShardSettings(),  # noqa: B008 - immutable
         disk: Disk | None = None,
     ) -> None:
@@ -112,7 +107,7 @@ class JournaledShard:
         self._error: Exception | None = None
         self._foreign = False  # whether the files are another cluster's by now
         self._closed = False
-        durable = ack == "disk"
+        durable, segment_bytes = journal.ack.durable, journal.segment_bytes
         self._journal = Journal(
             disk or RealDisk(), folder, durable=durable, segment_bytes=segment_bytes
         )
@@ -120,7 +115,7 @@ class JournaledShard:
         self._worker.start()  # here, where no caller's call can be interrupted in it
         self._compactor = Compactor(self._journal, folder, self._worker, self._as_owner)
         self._group: ThreadGroupCommit[Reply] | None = None
-        grouped = durable or appends == "thread"
+        grouped = durable or journal.appends == "thread"
         self._maintenance = JournalMaintenance(
             self._journal,
             self._shard,
@@ -363,9 +358,8 @@ class JournaledShard:
                 f"the journal could not be written, nor the attempt be undone: {error}. {REOPEN}"
             ) from error
 
-    def _committed(self, payloads: list[bytes]) -> None:
+    def _committed(self, size: int) -> None:
         with self._mutex:
-            size = sum(len(payload) + ENTRY_OVERHEAD for payload in payloads)
             if not self._closed:
                 self._maintenance.after_append(size)
 

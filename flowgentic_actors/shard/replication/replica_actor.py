@@ -20,6 +20,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.assignment import Assignment
+from flowgentic_actors.shard.memory_tier import TierMaker, tier_maker
 from flowgentic_actors.shard.peer_protocol import PullSlots, decode_peer_request
 from flowgentic_actors.shard.progress import Progress, ReplicationStatus, encode_progress
 from flowgentic_actors.shard.replication.follower import (
@@ -28,6 +29,7 @@ from flowgentic_actors.shard.replication.follower import (
     write_term,
 )
 from flowgentic_actors.shard.replication.leader import ReplicationLeader
+from flowgentic_actors.shard.settings import ActorArguments, ActorSettings
 from flowgentic_actors.wire.addresses import Address
 
 _RECOVERY = 7 * 86_400.0
@@ -37,20 +39,28 @@ _LAST_MOMENT, _QUIET = 2.0, 0.2  # for the leader's last entries, at most, and w
 logger = logging.getLogger(__name__)
 
 
+def make_replica_actor(arguments: Raw) -> ReplicatedShardActor:
+    """Make the actor of a replica; see `actors.spec.ChildSpec.factory`."""
+    given = msgspec.json.decode(arguments, type=ActorArguments)
+    return ReplicatedShardActor(given.folder, given.settings, tier_maker(given))
+
+
 class ReplicatedShardActor:
     """The actor of a replica; it opens no shard before its first assignment.
 
     Args:
         folder: The copy's private folder.
-        ack: `"replica"`: what is acknowledged has to be with the follower too. `"node"`: it
-            travels there behind the acknowledgement.
-        **arguments: Those of `ShardActor`.
+        settings: As for a `ShardActor`. Where `ack` does not wait for the follower, a write travels
+            there behind its acknowledgement.
+        make_tier: As for a `ShardActor`.
     """
 
-    def __init__(self, folder: str, *, ack: str = "node", **arguments: str) -> None:
+    def __init__(
+        self, folder: str, settings: ActorSettings, make_tier: TierMaker | None = None
+    ) -> None:
         self._folder = Path(folder)
-        self._waits = ack == "replica"
-        self._arguments = arguments
+        self._settings = settings
+        self._make_tier = make_tier
         self._core: ShardActor | None = None
         self._leader: ReplicationLeader | None = None
         self._follower: ReplicationFollower | None = None
@@ -201,7 +211,8 @@ class ReplicatedShardActor:
                 core = self._core = await making
         self._core = core
         core.start(self._started)
-        return core.lead(waits=self._waits, on_change=self._started.report)
+        waits = self._settings.journal.ack.waits_for_follower
+        return core.lead(waits=waits, on_change=self._started.report)
 
     async def _begin_to_follow(self, assignment: Assignment, leader: Address) -> None:
         if self._leader is not None:
@@ -218,7 +229,7 @@ class ReplicatedShardActor:
             context=self._started,
         )
         self._task = asyncio.ensure_future(self._follower.run())
-        self._task.add_done_callback(self._followed)
+        self._task.add_done_callback(self._break_with)
 
     async def _stop_following(self) -> None:
         if self._task is not None:
@@ -227,16 +238,13 @@ class ReplicatedShardActor:
             self._task = None  # after it: a caller that is cancelled here leaves it to `drained`
 
     def _make(self) -> ShardActor:
-        return ShardActor(str(self._folder), ack="node", **self._arguments)  # type: ignore[arg-type]
+        return ShardActor(str(self._folder), self._settings, self._make_tier)
 
     def _changed(self, task: asyncio.Task[None]) -> None:
         self._changing = None
         self._break_with(task)
         if self._wanted is not None and self._broken is None and not task.cancelled():
             self._begin_to_change()
-
-    def _followed(self, task: asyncio.Task[None]) -> None:
-        self._break_with(task)
 
     def _break_with(self, task: asyncio.Task[None]) -> None:
         """End the actor with its task's error; the next incarnation tries again."""

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec import Raw
 
 from flowgentic_actors import UntrustedPathError
 from flowgentic_actors.actors.link import SupervisorLink
-from flowgentic_actors.actors.spec import ActorSpec
+from flowgentic_actors.actors.spec import ActorSpec, ChildSpec
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import connect, dial
+from tests.support.counter import supervisor_settings
 from tests.support.users import MALLORY, NEEDS_OTHER_USERS, User
 
 pytestmark = NEEDS_OTHER_USERS
@@ -54,18 +56,11 @@ def dial_async(path: str) -> None:
 
 def link_to_supervisor(path: str) -> None:
     spec = ActorSpec(
-        name="actor",
+        child=ChildSpec(name="actor", factory="", arguments=Raw(b"{}"), address=""),
         epoch=1,
-        factory="",
-        arguments={},
-        address="",
         supervisor=path,
         secret=Secret(SECRET),
-        mailbox_requests=1,
-        mailbox_bytes=1,
-        max_message_bytes=1 << 20,
-        fence_after=1.0,
-        rejoin_grace=1.0,
+        settings=supervisor_settings(),
     )
     SupervisorLink(spec).await_admission()
 

@@ -12,13 +12,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from msgspec import Raw
+from msgspec.structs import replace
 
 from flowgentic_actors.actors.process import run_loop
 from flowgentic_actors.actors.serving import make_actor
+from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.python import python_command
 from flowgentic_actors.storage.private_files import write_private
 from flowgentic_actors.wire.file_limits import allow_files, is_reserved
-from tests.support.counter import REPOSITORY, Counter
+from tests.support.counter import FACTORY, REPOSITORY, Counter
 
 # ---------------------------------------------------------------------- processes
 
@@ -43,9 +46,10 @@ def test_a_childs_command_uses_this_package_and_shadows_nothing(tmp_path: Path) 
 
 
 def test_a_factory_is_found_by_name() -> None:
-    assert isinstance(make_actor("tests.support.counter:make", {"kind": "counter"}), Counter)
+    spec = ChildSpec(name="a", factory=FACTORY, arguments=Raw(b'{"kind": "counter"}'), address="")
+    assert isinstance(make_actor(spec), Counter)
     with pytest.raises(AttributeError):
-        make_actor("tests.support.counter:nothing", {})
+        make_actor(replace(spec, factory="tests.support.counter:nothing"))
 
 
 def test_the_limit_on_open_files_is_lifted_and_never_lowered() -> None:

@@ -23,6 +23,7 @@ from flowgentic_actors.bench.markdown import markdown
 from flowgentic_actors.bench.peers import PeerError
 from flowgentic_actors.bench.results import Figure, Report
 from flowgentic_actors.bench.subjects import Subject, Written, subject
+from flowgentic_actors.dragon import host_launcher
 
 pytestmark = pytest.mark.anyio
 
@@ -257,7 +258,7 @@ async def test_a_dragon_that_never_comes_up_is_killed_and_said(
     launcher = tmp_path / "dragon"
     launcher.write_text("#!/bin/sh\necho dragons sleep\nsleep 600\n")
     launcher.chmod(0o755)
-    monkeypatch.setattr(raw_ddict, "dragon_launcher", lambda: str(launcher))
+    monkeypatch.setattr(host_launcher, "dragon_launcher", lambda: str(launcher))
     monkeypatch.setattr(raw_ddict, "OPEN_TIMEOUT", 0.3)
     monkeypatch.setattr(raw_ddict, "_END_TIMEOUT", 0.1)
     with pytest.raises(PeerError, match=r"did not come up within 0.3 s; .* dragons sleep"):
@@ -268,7 +269,7 @@ async def test_a_dragon_that_never_comes_up_is_killed_and_said(
 async def test_a_dragon_that_ends_at_once_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(raw_ddict, "dragon_launcher", lambda: "/bin/false")
+    monkeypatch.setattr(host_launcher, "dragon_launcher", lambda: "/bin/false")
     with pytest.raises(PeerError, match="ended before it came up"):
         async with raw_ddict.opened(tmp_path):
             raise AssertionError("it never opens")

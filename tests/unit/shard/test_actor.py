@@ -8,7 +8,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -34,8 +34,10 @@ from flowgentic_actors.errors import MemoryFullError, StorageError
 from flowgentic_actors.shard import actor as actor_module
 from flowgentic_actors.shard.actor import ShardActor
 from flowgentic_actors.shard.journaling import maintenance
+from flowgentic_actors.shard.memory_tier import Tier, TierEvents, TierMaker
 from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.storage.disk import RealDisk
+from tests.support.actor_settings import actor_settings
 from tests.support.limited_disk import SEGMENT, SmallDisk
 from tests.support.replicas import context
 
@@ -46,11 +48,12 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 @asynccontextmanager
-async def opened(folder: Path, **settings: Any) -> AsyncIterator[ShardActor]:
+async def opened(
+    folder: Path, make_tier: TierMaker | None = None, **changes: Any
+) -> AsyncIterator[ShardActor]:
     """An actor; made and closed off the loop, as its process does before and after serving."""
-    actor = await asyncio.to_thread(
-        lambda: ShardActor(str(folder), **{"segment_bytes": str(SEGMENT), **settings})
-    )
+    settings = actor_settings(**{"segment_bytes": SEGMENT, **changes})
+    actor = await asyncio.to_thread(ShardActor, str(folder), settings, make_tier)
     try:
         yield actor
     finally:
@@ -102,7 +105,7 @@ def value(key: str, size: int = 1000) -> bytes:
 
 
 async def test_values_that_memory_has_let_go_come_back_from_the_journal(tmp_path: Path) -> None:
-    async with opened(tmp_path, hot_bytes="20000") as actor:
+    async with opened(tmp_path, hot_bytes=20000) as actor:
         caller = Caller(actor)
         for number in range(300):
             await caller.put(f"key-{number}")
@@ -113,7 +116,7 @@ async def test_values_that_memory_has_let_go_come_back_from_the_journal(tmp_path
         assert await caller.get("key-0") == value("key-0")
         assert await caller.get("key-299") == value("key-299")
         assert cold_reads(actor) == 1  # one was asked for lately, the other has just come
-    async with opened(tmp_path, hot_bytes="20000") as actor:
+    async with opened(tmp_path, hot_bytes=20000) as actor:
         caller = Caller(actor)
         assert actor.stats()["hot_bytes"] <= 20000
         for number in range(300):
@@ -121,7 +124,7 @@ async def test_values_that_memory_has_let_go_come_back_from_the_journal(tmp_path
 
 
 async def test_a_filter_looks_at_values_that_are_not_in_memory(tmp_path: Path) -> None:
-    async with opened(tmp_path, hot_bytes="20000") as actor:
+    async with opened(tmp_path, hot_bytes=20000) as actor:
         caller = Caller(actor)
         for number in range(600):
             await caller.put(f"key-{number:03d}")
@@ -143,7 +146,7 @@ async def test_a_filter_looks_at_values_that_are_not_in_memory(tmp_path: Path) -
 async def test_threads_are_the_same_however_little_memory_there_is(tmp_path: Path) -> None:
     rng = random.Random(3)
     reference = Shard()
-    async with opened(tmp_path, hot_bytes="3000") as actor:
+    async with opened(tmp_path, hot_bytes=3000) as actor:
         caller = Caller(actor)
         for number in range(400):
             command = some_thread_command(rng, number)
@@ -157,7 +160,7 @@ async def test_threads_are_the_same_however_little_memory_there_is(tmp_path: Pat
         whole = ListCheckpoints()
         assert await caller.ask(whole) == reference.execute(whole, 0).reply
         assert actor.stats()["compactions"]
-    async with opened(tmp_path, hot_bytes="3000") as actor:
+    async with opened(tmp_path, hot_bytes=3000) as actor:
         assert await Caller(actor).ask(whole) == reference.execute(whole, 0).reply
 
 
@@ -187,7 +190,7 @@ async def compact(actor: ShardActor) -> None:
 
 
 async def test_a_damaged_value_is_refused_and_the_others_are_served(tmp_path: Path) -> None:
-    async with opened(tmp_path, hot_bytes="2000") as actor:
+    async with opened(tmp_path, hot_bytes=2000) as actor:
         caller = Caller(actor)
         for number in range(20):
             await caller.put(f"key-{number}")
@@ -256,8 +259,8 @@ async def fill(caller: Caller, prefix: str = "key") -> list[str]:
 
 
 async def test_a_ceiling_refuses_what_would_grow_and_nothing_else(tmp_path: Path) -> None:
-    keeps = ShardSettings(item_bytes=10_000, thread_bytes=2_000)
-    async with opened(tmp_path, settings=keeps.encode()) as actor:
+    limits = ShardSettings(item_bytes=10_000, thread_bytes=2_000)
+    async with opened(tmp_path, limits=limits) as actor:
         caller = Caller(actor)
         for number in range(9):
             await caller.put(f"key-{number}")
@@ -281,7 +284,7 @@ async def test_a_ceiling_refuses_what_would_grow_and_nothing_else(tmp_path: Path
 
 @pytest.mark.parametrize("ack", ["node", "disk"])
 async def test_a_thread_can_do_the_appending(tmp_path: Path, ack: str) -> None:
-    async with opened(tmp_path, appends="thread", ack=ack, hot_bytes="5000") as actor:
+    async with opened(tmp_path, appends="thread", ack=ack, hot_bytes=5000) as actor:
         caller = Caller(actor)
         await asyncio.gather(*(Caller(actor).put(f"key-{number}") for number in range(300)))
         for number in range(300):
@@ -323,50 +326,39 @@ async def test_a_thread_that_cannot_append_fails_the_batch_and_leaves_nothing_of
 
 
 class IdleTier:
-    """A DDict that never comes up; notes whether it was asked to."""
+    """A memory tier that never comes up; notes whether it was asked to."""
 
+    name = "idle"
     generation = 0
     ready = False
-    started = 0
-
-    def __init__(self, **_: Any) -> None:
-        pass
+    started = False
 
     def start(self) -> None:
-        IdleTier.started += 1
-
-    def stats(self) -> dict[str, int]:
-        return {"ddict_bytes": 0, "ddict_capacity": 0}
+        self.started = True
 
     def close(self) -> None:
         pass
 
 
-async def test_a_ddict_is_made_when_hot_memory_is_half_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(actor_module, "why_no_ddict", lambda: None)
-    monkeypatch.setattr(actor_module, "DDictShard", IdleTier)
-    monkeypatch.setattr(IdleTier, "started", 0)
+async def test_a_memory_tier_is_made_when_hot_memory_is_half_full(tmp_path: Path) -> None:
+    tiers: list[IdleTier] = []
+
+    def make_tier(_: TierEvents) -> Tier:
+        tiers.append(IdleTier())
+        return cast("Tier", tiers[-1])
 
     async def write(caller: Caller, count: int) -> None:
         for _ in range(count):
             await caller.ask(PutItem(("a",), str(caller.seq), ("msgpack", bytes(4096))))
 
-    settings = {
-        "segment_bytes": str(16 << 20),
-        "hot_bytes": str(4 << 20),
-        "tier_bytes": str(64 << 20),
-        "tier_folder": str(tmp_path / "tier"),
-    }
-    async with opened(tmp_path / "shard", **settings) as actor:
+    changes = {"segment_bytes": 16 << 20, "hot_bytes": 4 << 20}
+    async with opened(tmp_path / "shard", make_tier, **changes) as actor:
         actor.start(context())
         caller = Caller(actor)
         await write(caller, 400)  # 1.6 MiB: all of it is hot
-        assert IdleTier.started == 0
+        assert [tier.started for tier in tiers] == [False]
         await write(caller, 200)
-        assert IdleTier.started > 0
-    IdleTier.started = 0
-    async with opened(tmp_path / "shard", **settings) as actor:
+        assert [tier.started for tier in tiers] == [True]
+    async with opened(tmp_path / "shard", make_tier, **changes) as actor:
         actor.start(context())
-        assert IdleTier.started > 0  # what was there before counts
+        assert [tier.started for tier in tiers] == [True, True]  # what was there before counts

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -24,7 +24,7 @@ from flowgentic_actors.engine.records import Record
 from flowgentic_actors.errors import TierFullError, TierLostError
 from flowgentic_actors.shard import memory_tier as mirror_module
 from flowgentic_actors.shard.journaling.entries import LogEntry, encode_entry
-from flowgentic_actors.shard.memory_tier import MemoryTier
+from flowgentic_actors.shard.memory_tier import MemoryTier, Tier
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.testing.disk import SimulatedDisk
 from tests.conftest import seeds
@@ -37,6 +37,8 @@ CHUNK = 2048
 
 class SmallTier:
     """A tier of a few chunks that answers a little later, and can be told to lose everything."""
+
+    name = "small"
 
     def __init__(self, capacity: int = 1 << 40) -> None:
         self.kept: dict[int, bytes] = {}
@@ -64,11 +66,8 @@ class SmallTier:
         doomed = list(keys)
         return self._later(lambda: [self.kept.pop(key, None) for key in doomed])
 
-    def stats(self) -> dict[str, int]:
-        return {"ddict_bytes": self.bytes, "ddict_capacity": self.capacity}
-
     @property
-    def bytes(self) -> int:
+    def used(self) -> int:
         return sum(map(len, self.kept.values()))
 
     def _later(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
@@ -102,7 +101,9 @@ class Mirrored:
         list(self.journal.replay())
         self.tier = tier
         self.entries: dict[int, bytes] = {}
-        self.memory_tier = MemoryTier(self.shard, tier, self.scan, lambda: self.journal.end)
+        self.memory_tier = MemoryTier(
+            self.shard, cast("Tier", tier), self.scan, lambda: self.journal.end
+        )
 
     async def scan(self, lsn: int, most: int) -> tuple[list[tuple[int, bytes]], int]:
         await asyncio.sleep(0)
@@ -192,18 +193,18 @@ async def test_the_room_of_what_is_dead_is_won_back(mirrored: Mirrored) -> None:
     for number in range(400):
         mirrored.do(put(number))
     await mirrored.settled()
-    full = mirrored.tier.bytes
+    full = mirrored.tier.used
     for number in range(400):
         if number % 5:
             mirrored.do(DeleteItem(("n",), f"key-{number}"))
     await mirrored.settled()
-    assert mirrored.tier.bytes < full * 0.45
+    assert mirrored.tier.used < full * 0.45
     assert len(mirrored.tier.kept) < 400 * 130 / CHUNK / 2  # neighbours were packed together
     await mirrored.check()
     for number in range(400):
         mirrored.do(DeleteItem(("n",), f"key-{number}"))
     await mirrored.settled()
-    assert mirrored.tier.bytes < 2 * CHUNK
+    assert mirrored.tier.used < 2 * CHUNK
 
 
 @pytest.mark.parametrize("seed", seeds(6, quick=2))
@@ -247,7 +248,7 @@ async def test_a_full_tier_keeps_what_it_has_and_takes_more_when_there_is_room(
     await mirrored.settled()
     missing = await mirrored.check()
     assert missing > 100
-    assert mirrored.tier.bytes > 6 * CHUNK
+    assert mirrored.tier.used > 6 * CHUNK
     for number in range(200):
         mirrored.do(DeleteItem(("n",), f"key-{number}"))
     await mirrored.settled()

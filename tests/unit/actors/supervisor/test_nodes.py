@@ -13,8 +13,9 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from flowgentic_actors.actors.child import Child, ChildSpec, ChildState
+from flowgentic_actors.actors.child import Child, ChildState
 from flowgentic_actors.actors.ref import ActorRef
+from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.certificates import new_identity
 from tests.support.counter import (
@@ -41,7 +42,7 @@ async def added(
     spec = ChildSpec(
         name=name,
         factory=FACTORY,
-        arguments={},
+        arguments=Raw(b"{}"),
         address=str(opened.folder / f"{name}.sock"),
         **changes,
     )
@@ -117,7 +118,7 @@ async def test_an_actor_that_has_not_started_yet_is_removed(folder: Path) -> Non
         spec = ChildSpec(
             name="a",
             factory=FACTORY,
-            arguments={"seconds": "3600"},
+            arguments=Raw(b'{"seconds": "3600"}'),
             address=str(folder / "a.sock"),
         )
         child = await opened.supervisor.add(opened.tasks, spec)

@@ -95,7 +95,7 @@ async def test_a_process_that_does_not_connect_is_killed(folder: Path) -> None:
             return await super().spawn(spec_file, log_file, PATIENCE)
 
     spawner = Wrong()
-    async with office(folder, spawner, start_timeout=0.3) as opened:
+    async with office(folder, spawner, open_timeout=0.3) as opened:
         with pytest.raises(ActorFailedError, match="did not connect in time"):
             await opened.start("a")
         assert len(spawner.pids) == 3

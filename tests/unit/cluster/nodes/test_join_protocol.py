@@ -14,7 +14,6 @@ import msgspec
 import pytest
 from rich.pretty import pretty_repr
 
-from flowgentic_actors.actors.supervisor import SupervisorSettings
 from flowgentic_actors.cluster.nodes.join_protocol import (
     Join,
     JoinServer,
@@ -26,29 +25,18 @@ from flowgentic_actors.cluster.nodes.join_protocol import (
 from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.secret import Secret
+from flowgentic_actors.shard.settings import ActorSettings
 from flowgentic_actors.wire.addresses import TcpAddress
 from flowgentic_actors.wire.certificates import new_identity
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.identity import server_context
 from flowgentic_actors.wire.server import Server
-from tests.support.counter import PATIENCE, SECRET, until
+from tests.support.counter import PATIENCE, SECRET, supervisor_settings, until
 
 pytestmark = pytest.mark.anyio
 
 HOST = "127.0.0.1"
 IDENTITY, OTHER = new_identity(), new_identity()
-SETTINGS = SupervisorSettings(
-    heartbeat_interval=0.5,
-    hang_timeout=15.0,
-    busy_timeout=60.0,
-    restart_intensity=10,
-    restart_period=30.0,
-    start_timeout=60.0,
-    mailbox_requests=1000,
-    mailbox_bytes=1 << 20,
-    max_message_bytes=4 << 20,
-    rejoin_grace=60.0,
-)
 
 
 def spec_of(node: str) -> NodeSpec:
@@ -65,17 +53,13 @@ def spec_of(node: str) -> NodeSpec:
         host_id="1234",
         network=None,
         spawner="subprocess",
-        uses_dragon=False,
         owns_runtime=False,
-        factory="module:factory",
-        arguments={"ack": "replica"},
+        actor=ActorSettings(),
         replicated=True,
-        supervision=SETTINGS,
+        supervision=supervisor_settings(),
         lease=2.0,
         rejoin_grace=60.0,
-        open_timeout=60.0,
         orphans=OrphanLimits(1.0, 1),
-        max_message_bytes=4 << 20,
     )
 
 

@@ -9,22 +9,19 @@ from typing import Any, cast
 import pytest
 
 from flowgentic_actors.actors.child import ChildState
+from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.cluster.nodes.replica_manager import ReplicaManager
-from flowgentic_actors.cluster.protocol.assignments import NodeAssignments, actor_name
+from flowgentic_actors.cluster.nodes.shard_specs import NodeMemory
+from flowgentic_actors.cluster.protocol.assignments import NodeAssignments
 from flowgentic_actors.shard.assignment import Assignment
+from flowgentic_actors.shard.settings import ActorSettings
 
 pytestmark = pytest.mark.anyio
 
 
 @dataclass
-class _Spec:
-    name: str
-    arguments: dict[str, str]
-
-
-@dataclass
 class _Child:
-    spec: _Spec
+    spec: ChildSpec
     state: ChildState = ChildState.RUNNING
 
 
@@ -39,7 +36,7 @@ class _Supervisor:
     def children(self) -> list[_Child]:
         return list(self.all.values())
 
-    async def add(self, _tasks: object, spec: _Spec, _told: object) -> None:
+    async def add(self, _tasks: object, spec: ChildSpec, _told: object) -> None:
         self.asked.append(f"add {spec.name}")
         self.all[spec.name] = _Child(spec)
 
@@ -60,10 +57,14 @@ async def test_one_that_has_failed_is_started_again_by_another_term_alone(tmp_pa
     members = ReplicaManager(
         cast("Any", supervisor),
         cast("Any", None),
-        lambda shard: cast("Any", _Spec(actor_name(shard), {"folder": str(tmp_path / str(shard))})),
-        host="127.0.0.1",
+        NodeMemory(
+            actor=ActorSettings(),
+            replicated=True,
+            generation=tmp_path,
+            folder=tmp_path,
+            ip="127.0.0.1",
+        ),
         certificate="",
-        replicated=True,
     )
 
     async def ordered(term: int, follower: str = "b") -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from flowgentic_actors.acknowledgement import AckName
 from flowgentic_actors.actors.actor import Call
 from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import (
@@ -44,6 +45,7 @@ from flowgentic_actors.shard.journaling.sessions import Sessions
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
 from flowgentic_actors.testing.disk import Crash, SimulatedDisk
+from tests.support.actor_settings import actor_settings
 from tests.support.counter import PATIENCE
 
 FOLDER = Path("/shard")
@@ -278,13 +280,13 @@ def test_a_compaction_that_begins_before_the_thread_of_the_last_has_ended_is_car
 @pytest.mark.anyio
 @pytest.mark.parametrize("ack", ["node", "disk"])
 async def test_an_actor_compacts_while_it_serves_and_finds_everything_again(
-    tmp_path: Path, ack: str
+    tmp_path: Path, ack: AckName
 ) -> None:
     loop = asyncio.get_running_loop()
     commands = some_commands(random.Random(7), 400)
 
     def make() -> ShardActor:
-        return ShardActor(str(tmp_path), ack=ack, segment_bytes="2000")  # type: ignore[arg-type]
+        return ShardActor(str(tmp_path), actor_settings(ack, segment_bytes=2000))
 
     actor = await loop.run_in_executor(None, make)
     await drive(actor, commands)

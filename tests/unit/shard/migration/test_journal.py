@@ -66,7 +66,7 @@ async def test_the_log_stays_while_somebody_reads_on_in_it(
 
 
 async def test_a_compaction_that_had_begun_before_does_no_harm(place: Path) -> None:
-    async with two(place, segment_bytes=str(4 << 10)) as both:
+    async with two(place, segment_bytes=4 << 10) as both:
         await both.do_some(300)
         both.start_move(rate=100_000)
         await until(lambda: both.target.take("position"))
@@ -79,7 +79,7 @@ async def test_a_compaction_that_had_begun_before_does_no_harm(place: Path) -> N
 
 
 async def test_without_the_log_all_is_taken_anew(place: Path) -> None:
-    async with two(place, segment_bytes=str(4 << 10)) as both:
+    async with two(place, segment_bytes=4 << 10) as both:
         await both.do_some(200)
         await begun_slowly(both)
         log_from = both.source.core.position
@@ -98,7 +98,7 @@ async def test_the_largest_item_moves_whatever_is_before_it(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_module, "PIECE", 64 << 10)
-    async with two(place, segment_bytes=str(8 << 20)) as both:
+    async with two(place, segment_bytes=8 << 20) as both:
         namespace = namespace_in(set(both.slots))
         for number in range(20):
             await both.do(PutItem(namespace, f"small-{number}", ("", bytes(3000))))

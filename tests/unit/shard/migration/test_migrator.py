@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +16,12 @@ from tests.support.slot_commands import fan_outs, some_commands
 
 pytestmark = pytest.mark.anyio
 
-VARIANTS: list[dict[str, str]] = [
+VARIANTS: list[dict[str, Any]] = [
     {},
-    {"hot_bytes": "2000"},
+    {"hot_bytes": 2000},
     {"appends": "thread"},
     {"ack": "disk"},
-    {"hot_bytes": "2000", "segment_bytes": str(4 << 10)},
+    {"hot_bytes": 2000, "segment_bytes": 4 << 10},
 ]
 
 

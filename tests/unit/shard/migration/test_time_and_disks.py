@@ -39,8 +39,8 @@ async def test_what_is_read_at_the_source_meanwhile_is_not_over_at_the_target(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The target hears late of what makes it live on."""
-    keeps = ShardSettings(sweep_seconds=0.02)
-    async with two(place, settings=keeps.encode()) as both:
+    limits = ShardSettings(sweep_seconds=0.02)
+    async with two(place, limits=limits) as both:
         namespace = namespace_in(set(both.slots))
         own = namespace_in(owned(both, both.target))
         first, second = both.clients
@@ -83,7 +83,7 @@ class FailingDisk(RealDisk):
         self.fails = threading.Event()
 
     def sync(self, fd: int) -> None:
-        if threading.current_thread().name == "journal-sync" and self.held.is_set():
+        if threading.current_thread().name == "journal-commit" and self.held.is_set():
             self.fails.wait(PATIENCE)
             raise OSError(errno.EIO, "Input/output error")
         super().sync(fd)
@@ -144,7 +144,7 @@ async def test_a_target_whose_disk_is_full_fails_and_forgets_what_it_has_taken(
     """What is kept for deletions is not used up by what is taken over."""
     monkeypatch.setattr(Compactor, "start", compaction)
     monkeypatch.setattr(maintenance, "_MAKE_ROOM_EVERY", 0.05)
-    async with two(place, segment_bytes=str(TinyDisk.segment)) as both:
+    async with two(place, segment_bytes=TinyDisk.segment) as both:
         await both.target.end()
         with monkeypatch.context() as patched:
             patched.setattr(actor_module, "RealDisk", TinyDisk)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -51,15 +52,13 @@ class LeadingSide(Side):
 
 
 @asynccontextmanager
-async def with_copies(
-    place: Path, **arguments: str
-) -> AsyncIterator[tuple[Two, LeadingSide, Copy]]:
+async def with_copies(place: Path, **changes: Any) -> AsyncIterator[tuple[Two, LeadingSide, Copy]]:
     """A target that leads, with a follower that has caught up."""
     both = Two(place)
-    target = LeadingSide(Copy(place / "b", "node", **arguments))
+    target = LeadingSide(Copy(place / "b", "node", **changes))
     both.target, both.sides = target, (both.source, target)
     await both.begin()
-    follower = Copy(place / "c", "node", **arguments)
+    follower = Copy(place / "c", "node", **changes)
     await follower.begin(follows(target.copy))
     await caught_up(target.copy)
     try:

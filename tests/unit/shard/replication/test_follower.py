@@ -220,9 +220,7 @@ async def test_a_set_that_changes_while_it_is_copied_is_copied_anew(
 
 
 async def test_the_largest_write_gets_to_the_follower_whatever_is_before_it(place: Path) -> None:
-    async with pair(
-        place, ack="node", allow_single_copy=True, segment_bytes=str(16 << 20)
-    ) as opened:
+    async with pair(place, ack="node", allow_single_copy=True, segment_bytes=16 << 20) as opened:
         leader, follower, client = opened
         await follower.crash()
         small = [client.ask(put(f"small-{number}", 20_000)) for number in range(13)]
