@@ -34,7 +34,7 @@ def time_awake(wanted: float) -> float:
     Args:
         wanted: The setting `stay_awake`.
     """
-    return wanted if processors() >= 2 else 0.0
+    return wanted if wanted and processors() >= 2 else 0.0
 
 
 class Moment:
