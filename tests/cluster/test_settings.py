@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 import pytest
 
 from flowgentic_actors import AsyncCheckpointSaver, MemoryCluster
+from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.dragon.platform import DragonPlatform
 from flowgentic_actors.errors import ClusterClosedError, ClusterError, MemoryFullError
-from tests.conftest import settings_of
+from flowgentic_actors.wire import awake
+from tests.conftest import SETTINGS, settings_of
 from tests.support.faces import checkpoint_of, config_of
 
 pytestmark = pytest.mark.anyio
@@ -38,6 +42,24 @@ async def test_the_fallback_names_the_settings_that_it_does_not_have(
         events = [event.detail for event in await memory.recent_events()]
     assert any("no Dragon, for a test" in told and "actors_per_node" in told for told in events)
     assert "actors_per_node" in caplog.text
+
+
+async def test_each_program_decides_for_how_long_it_stays_awake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(awake, "processors", lambda: 2)
+    async with (
+        MemoryCluster(**SETTINGS["subprocess"], stay_awake=0.001) as owner,
+        MemoryCluster.attach(owner.handle) as attached,
+        MemoryCluster.attach(owner.handle, stay_awake=0) as asleep,
+    ):
+        folder = Path(owner.handle.descriptor).parent
+        spec = json.loads(await asyncio.to_thread((folder / "shard-0.spec").read_bytes))
+        assert spec["settings"]["stay_awake"] == 0.001  # the actor's is its opener's
+        for memory, seconds in ((owner, 0.001), (attached, 0.0002), (asleep, 0.0)):
+            assert isinstance(memory.client, RemoteClient)
+            assert memory.client._stay_awake == seconds
+            await memory.store.aput(("a",), "key", {"n": 1})
 
 
 # ---------------------------------------------------------------------- ceilings
