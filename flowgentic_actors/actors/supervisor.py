@@ -310,7 +310,9 @@ class Supervisor:
         """Serve an actor in this process, the last resort, until it fails here as well."""
         name, cause = child.spec.name, child.reason
         child.epoch += 1
-        hosted = child.hosted = InProcessActor(self._spec_of(child))
+        hosted = child.hosted = InProcessActor(
+            self._spec_of(child), lambda kind, detail: self._on_event(kind, name, detail)
+        )
         if child.told is not None:
             hosted.tell(child.told)
         hosted.extend(self._lease)

@@ -15,7 +15,6 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
     DeltaChannelHistory,
 )
-from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors.adapters.backlog import Write
 from flowgentic_actors.adapters.checkpoint_ops import CheckpointOperations
@@ -31,13 +30,9 @@ from flowgentic_actors.adapters.serializing import (
     written_values,
 )
 from flowgentic_actors.adapters.thread_plans import copy_thread, delete_for_runs, prune
-from flowgentic_actors.cluster.client.memory_client import MemoryClient
 from flowgentic_actors.engine.commands import DeleteThread
 from flowgentic_actors.engine.limits import check
 from flowgentic_actors.engine.replies import MissingBlobs
-
-BACKLOG = 64 << 20
-"""Bytes of one thread that may wait to be acknowledged, unless something else is said."""
 
 
 class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
@@ -53,27 +48,10 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
         serde: Serializer of checkpoints, metadata and values. Default: LangGraph's
             `JsonPlusSerializer`, a `StrictSerializer` where `allowed_types` says so.
         detect_conflicts: Whether to refuse a checkpoint that does not follow the latest of its
-            namespace, because somebody else wrote to the thread meanwhile.
+            namespace, because another writer wrote to the thread meanwhile.
         backlog: Bytes of one thread that may wait to be acknowledged.
         request_timeout: Seconds that a further write of it waits for its turn.
     """
-
-    def __init__(
-        self,
-        client: MemoryClient,
-        *,
-        serde: SerializerProtocol | None = None,
-        detect_conflicts: bool = False,
-        backlog: int = BACKLOG,
-        request_timeout: float = 30.0,
-    ) -> None:
-        super().__init__(
-            client,
-            serde=serde,
-            detect_conflicts=detect_conflicts,
-            backlog=backlog,
-            request_timeout=request_timeout,
-        )
 
     # ------------------------------------------------------------------ async
 

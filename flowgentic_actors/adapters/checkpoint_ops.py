@@ -119,10 +119,10 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
         self,
         client: MemoryClient,
         *,
-        serde: SerializerProtocol | None,
-        detect_conflicts: bool,
-        backlog: int,
-        request_timeout: float,
+        serde: SerializerProtocol | None = None,
+        detect_conflicts: bool = False,
+        backlog: int = 64 << 20,
+        request_timeout: float = 30.0,
     ) -> None:
         super().__init__(serde=serde or serializer_of(client))
         self._client = client

@@ -107,7 +107,17 @@ class Channel(Generic[In, Out]):
         frame = self._frame
         before = len(frame)
         _encode_into(message, frame, -1)
-        size = len(frame) - before + len(body)
+        size = len(frame) + len(body) - before
+        if before + size > _LARGE or self._count == MAX_MESSAGES:
+            self._end_large(before, size, body)
+        else:
+            self._count += 1
+            frame += body
+        return size
+
+    def _end_large(self, before: int, size: int, body: bytes) -> None:
+        """Take in the end of a message where the frame is large, or full: it may need another."""
+        frame = self._frame
         if self._count and (before + size > _FULL or self._count == MAX_MESSAGES):
             alone = frame[before:]
             del frame[before:]
@@ -119,7 +129,6 @@ class Channel(Generic[In, Out]):
             frame += body
         else:
             self._close_frame(body)
-        return size
 
     @property
     def pending(self) -> bool:

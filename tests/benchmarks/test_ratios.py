@@ -40,7 +40,7 @@ async def distributed() -> AsyncIterator[MemoryCluster]:
 def frames(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts the frames of the event loop's thread; another one pings the host meanwhile."""
     counted: Counter[str] = Counter()
-    header, feed = FrameWriter.header, FrameReader.feed
+    header, feed, whole = FrameWriter.header, FrameReader.feed, FrameReader.whole
     loops = threading.current_thread()
 
     def counting_header(self: FrameWriter, length: int) -> bytes:
@@ -53,7 +53,14 @@ def frames(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             yield payload
 
     monkeypatch.setattr(FrameWriter, "header", counting_header)
+
+    def counting_whole(self: FrameReader, data: bytes) -> memoryview | None:
+        payload = whole(self, data)
+        counted["received"] += payload is not None and threading.current_thread() is loops
+        return payload
+
     monkeypatch.setattr(FrameReader, "feed", counting_feed)
+    monkeypatch.setattr(FrameReader, "whole", counting_whole)
     return counted
 
 

@@ -13,7 +13,7 @@ from flowgentic_actors.actors.actor import SLOW
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.cluster.client.local_memory import LocalMemory
 from flowgentic_actors.cluster.client.memory_client import ShardRequest
-from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings
+from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.cluster.protocol.status import (
     ActorStatus,
@@ -22,6 +22,8 @@ from flowgentic_actors.cluster.protocol.status import (
     blocked,
     known_stats,
 )
+from flowgentic_actors.cluster.shard_limits import shard_settings
+from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.deadlines import Patience, tell_when_blocked, timeout
 from flowgentic_actors.engine.commands import PAGED, Command
 from flowgentic_actors.engine.replies import Reply
@@ -35,7 +37,6 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.embedded.volatile import VolatileShard
-from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow_requests import SlowRequests
 from flowgentic_actors.storage.group_commit_threads import Blocking, Promise
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -62,40 +63,24 @@ class InlineClient:
     """One shard in this process, called directly from any thread under a lock.
 
     Args:
-        name: Name of the cluster, for status.
-        namespace_depth: As in `MemoryConfig`.
+        config: The configuration of the cluster.
+        name: Its name, for status.
         memory: The memory on disk, open, which this client closes; None for none.
-        timeout: Deadline of a call that waits for the disk, seconds.
-        close_timeout: Deadline of closing, seconds.
-        index: How items are embedded, where there is no memory on disk.
-        settings: How much the shard keeps, where there is no memory on disk.
-        allowed_types: As in `MemoryConfig`.
 
     Attributes:
         direct: Whether `ask_sync` never waits: then `ask` need not be awaited.
     """
 
-    def __init__(
-        self,
-        name: str,
-        namespace_depth: int,
-        memory: LocalMemory | None = None,
-        *,
-        timeout: float = 30.0,
-        close_timeout: float = 10.0,
-        index: IndexSettings | None = None,
-        settings: ShardSettings = ShardSettings(),  # noqa: B008 - immutable
-        allowed_types: Sequence[tuple[str, str]] | None = None,
-    ) -> None:
-        self.table = even_table(1, namespace_depth)
+    def __init__(self, config: MemoryConfig, name: str, memory: LocalMemory | None = None) -> None:
+        self.table = even_table(1, config.namespace_depth)
         self.spawner = "inline"
-        self.index = memory.index if memory is not None else index
-        self.allowed_types = allowed_types
+        self.index = SharedSettings.of(config).index if memory is None else memory.index
+        self.allowed_types = config.allowed_types
         self._name = name
-        self._shard = VolatileShard(settings)
+        self._shard = VolatileShard(shard_settings(config, 1))
         self._memory = memory
-        self._timeout = timeout
-        self._close_timeout = close_timeout
+        self._timeout = config.request_timeout
+        self._close_timeout = config.close_timeout
         self._requests = 0
         self.direct = memory is None
         self._usable = True  # neither ended, closed nor forked

@@ -181,10 +181,7 @@ class Host:
             self._address,
             spec.secret,
             platform_named(spec.spawner).spawner(
-                uses_tier=spec.actor.tier is not None,
-                on_hung=lambda why: self._event(
-                    EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
-                ),
+                uses_tier=spec.actor.tier is not None, on_event=self._event
             ),
             settings=spec.supervision,
             on_event=self._actor_event,

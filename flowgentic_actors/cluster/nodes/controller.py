@@ -51,9 +51,6 @@ from flowgentic_actors.wire.server_connection import Connection
 
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
-_SHARED_GRACE: Final = 25.0
-"""A node without its host lets go of journals at `persist_path` before the next cluster takes hold
-of them, which is when their holder has been silent for `memory_lock.SILENCE`."""
 
 
 class ClusterController:
@@ -177,28 +174,16 @@ class ClusterController:
 
     def node_spec(self, node: str) -> NodeSpec:
         """The settings of another node."""
-        spec, memory = self._spec, self._memory
-        grace = spec.supervision.rejoin_grace
         return NodeSpec(
-            name=spec.name,
+            cluster=self._spec,
             folder=self.node_pool.folder(node),
-            scratch=spec.scratch,
-            memory=spec.memory if spec.persist else "",
             manifest=self._manifest,
-            generation=memory.generation.name,
-            secret=spec.secret,
+            generation=self._memory.generation.name,
             identity=self.node_pool.identity,
             host=self.address,
             host_id=self._id,
-            network=spec.network,
-            spawner=spec.spawner,
-            owns_runtime=spec.owns_runtime,
-            actor=memory.actor,
-            replicated=spec.replicas > 1,
-            supervision=spec.supervision,
+            actor=self._memory.actor,
             lease=self._desk.lease,
-            rejoin_grace=min(grace, _SHARED_GRACE) if spec.persist else grace,
-            orphans=spec.orphans,
         )
 
     # ------------------------------------------------------------------ more nodes, and fewer

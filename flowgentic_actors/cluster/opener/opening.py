@@ -33,8 +33,6 @@ from flowgentic_actors.cluster.opener.signals import on_sigterm, on_stop_signal
 from flowgentic_actors.cluster.platforms import platform_named
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
-from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
-from flowgentic_actors.cluster.shard_limits import shard_settings
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.environment import inside_dragon, processors, scheduler_job, step_rank
 from flowgentic_actors.errors import (
@@ -262,27 +260,14 @@ class Opening:
                     "cluster without persist_path has no journal: set persist_path=, or "
                     "mode='distributed'"
                 )
-            return InlineClient(
-                name,
-                config.namespace_depth,
-                settings=shard_settings(config, 1),
-                index=SharedSettings.of(config).index,
-                allowed_types=config.allowed_types,
-            )
+            return InlineClient(config, name)
         memory = await on_daemon_thread(timeout, LocalMemory, config, config.persist_path, name)
         try:
             await _open_or_close(memory.open, lambda _: memory.close(), timeout)
         except BaseException:
             memory.stop_opening()
             raise
-        return InlineClient(
-            name,
-            config.namespace_depth,
-            memory,
-            timeout=config.request_timeout,
-            close_timeout=config.close_timeout,
-            allowed_types=config.allowed_types,
-        )
+        return InlineClient(config, name, memory)
 
     async def _open_distributed(self, timeout: float) -> str | None:
         """Open a distributed cluster, or return the reason for a local one."""

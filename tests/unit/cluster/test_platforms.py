@@ -38,7 +38,7 @@ def test_dragon_uses_this_node_alone_outside_of_a_job(monkeypatch: pytest.Monkey
     monkeypatch.setattr("flowgentic_actors.dragon.platform.job_hosts", lambda: ("a",))
     assert [platform.nodes(asked) for asked in (None, 3)] == [1, 1]
     assert platform.owns_runtime()
-    assert isinstance(platform.spawner(uses_tier=True, on_hung=print), SubprocessSpawner)
+    assert isinstance(platform.spawner(uses_tier=True, on_event=print), SubprocessSpawner)
 
     monkeypatch.setattr("flowgentic_actors.dragon.platform.job_hosts", lambda: ("a", "b", "c"))
     assert [platform.nodes(asked) for asked in (None, 2)] == [0, 2]
