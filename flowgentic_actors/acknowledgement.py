@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 AckName = Literal["node", "disk", "replica"]
@@ -21,10 +20,8 @@ class Ack(NamedTuple):
     waits_for_follower: bool = False
 
 
-ACKS: Final[Mapping[AckName, Ack]] = MappingProxyType(
-    {
-        "node": Ack(),
-        "disk": Ack(durable=True),
-        "replica": Ack(waits_for_follower=True),
-    }
-)
+ACKS: Final[Mapping[AckName, Ack]] = {
+    "node": Ack(),
+    "disk": Ack(durable=True),
+    "replica": Ack(waits_for_follower=True),
+}

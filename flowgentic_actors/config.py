@@ -301,6 +301,12 @@ class MemoryConfig(Settings):
     connection_pool: Annotated[int, Field(ge=1, le=1024)] = 16
     """Blocking connections to each actor that sync calls share."""
 
+    stay_awake: Annotated[float, Field(ge=0, le=0.01, allow_inf_nan=False)] = 0.0002
+    """Time for which a caller that waits for an answer, and an actor whose requests come one after
+    the other, go on looking for a message before they sleep: waking up would take longer than the
+    message does. 0: they sleep at once, which takes less processor time. So they do where a process
+    may use one processor only, or other processes need the processors."""
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.hang_timeout <= 2 * self.heartbeat_interval:

@@ -20,6 +20,7 @@ _ONLY_DISTRIBUTED: Final = frozenset(
         "orphan_ttl",
         "orphan_bytes",
         "connection_pool",
+        "stay_awake",
         "mailbox_requests",
         "mailbox_bytes",
         "max_message_bytes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -251,6 +252,52 @@ def why_no_dragon() -> str | None:
             "PATH: reinstall dragonhpc in this environment"
         )
     return None
+
+
+@functools.cache
+def processors() -> float:
+    """The processors that this process may use at one time, by affinity and cgroup. Blocks."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    usable = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(usable, cgroup_quota())
+
+
+def cgroup_quota(root: Path = Path("/")) -> float:
+    """The processors that this process's cgroups allow it, `math.inf` without a limit. Blocks.
+
+    Args:
+        root: Where `/proc` and `/sys` are.
+    """
+    least = math.inf
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return least
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        own = top / path.lstrip("/")
+        for folder in (own, *own.parents):
+            least = min(least, _quota(folder))
+            if folder == top:
+                break
+    return least
+
+
+def _quota(folder: Path) -> float:
+    """The limit of one cgroup, of version 2 or 1."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        limit = float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):  # there is no limit ("max"), or no such file
+        return math.inf
+    return limit if limit > 0 else math.inf
 
 
 @functools.cache

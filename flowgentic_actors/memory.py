@@ -16,7 +16,8 @@ from flowgentic_actors.cluster.client.attaching import (
     kept,
 )
 from flowgentic_actors.cluster.client.inline import InlineClient
-from flowgentic_actors.cluster.client.remote import MemoryClient, RemoteClient
+from flowgentic_actors.cluster.client.memory_client import MemoryClient
+from flowgentic_actors.cluster.client.remote import RemoteClient
 from flowgentic_actors.cluster.opener.exit_hook import close_at_exit
 from flowgentic_actors.cluster.opener.opening import Client, Opening
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle
@@ -79,9 +80,10 @@ class MemoryCluster:
                 `persist_path` that it has open. Default: the path in `$FLOWGENTIC_MEMORY`. When the
                 cluster is closed, calls raise `ClusterClosedError`; if a name was given, they use
                 the next cluster of that name once it is open.
-            **settings: `request_timeout`, `connection_pool`, `scratch` (where names are looked
-                up), `detect_conflicts`, `thread_backlog`, `ttl`, `index`, `allowed_types`, as in
-                `MemoryConfig`. What is decoded each program decides for itself.
+            **settings: `request_timeout`, `connection_pool`, `stay_awake`, `scratch` (where names
+                are looked up), `detect_conflicts`, `thread_backlog`, `ttl`, `index`,
+                `allowed_types`, as in `MemoryConfig`. What is decoded each program decides for
+                itself.
 
         Returns:
             A cluster to be entered with `async with`, which raises `ClusterNotFoundError` when

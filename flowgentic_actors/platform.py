@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.actors.process_group import HostProcess, ProcessGroup, start_group
+from flowgentic_actors.actors.heartbeat import EventSink
+from flowgentic_actors.actors.process_group import HostProcess, ProcessGroup
 from flowgentic_actors.actors.process_logs import log_tail, with_last_line
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.python import python_environ
@@ -87,14 +87,14 @@ class Platform:
         Raises:
             ClusterOpenError: If it could not be started.
         """
-        return ProcessGroup(start_group(command, folder, log_file, python_environ()))
+        return ProcessGroup(command, folder, log_file, python_environ())
 
-    def spawner(self, *, uses_tier: bool, on_hung: Callable[[str], None]) -> Spawner:  # noqa: ARG002
+    def spawner(self, *, uses_tier: bool, on_event: EventSink) -> Spawner:  # noqa: ARG002
         """The spawner of the actors on this process's node.
 
         Args:
             uses_tier: Whether they have memory tiers.
-            on_hung: Called, once, with the reason why actors go on without the runtime.
+            on_event: Called when actors go on without the runtime.
         """
         return SubprocessSpawner()
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -287,6 +288,16 @@ class SharedClusters:
             asyncio.run(memory.__aexit__(None, None, None))
         self.folders.clear()
         self.groups.clear()
+
+
+@contextmanager
+def shared_by_module(**settings: Any) -> Iterator[MemoryCluster]:
+    """A cluster for a fixture of a module: its processes are no leftovers of single tests."""
+    with MemoryCluster(**settings) as memory:
+        folder = str(Path(memory.handle.descriptor).parent)
+        SharedClusters.folders.add(folder)
+        yield memory
+    SharedClusters.folders.discard(folder)
 
 
 @pytest.fixture(scope="session")

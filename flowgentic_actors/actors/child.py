@@ -15,8 +15,9 @@ from flowgentic_actors.actors.restarts import RestartPolicy
 from flowgentic_actors.actors.spawn import Spawned
 from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.errors import ActorStartError
+from flowgentic_actors.silence import SilenceCounter
 from flowgentic_actors.wire.messages import NIL, Deliver, Lease, Ping
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 
 class ChildState(enum.StrEnum):
@@ -41,7 +42,7 @@ class Incarnation:
     may_go: bool = False
     node: str = ""
     busy: float = 0.0
-    silence: float = 0.0  # seconds without an answer to pings
+    silence: SilenceCounter = field(default_factory=SilenceCounter)  # without answers to pings
     silent: bool = False  # whether the event was emitted
     asked: int = 0  # number of the last ping
     answered: int = 0
@@ -68,7 +69,7 @@ class Incarnation:
 
     def heard(self, number: int) -> None:
         """Process the answer to a ping; 0 for a message that answers none."""
-        self.silence = 0.0
+        self.silence.heard()
         self.answered = max(self.answered, number)
         self.pong.set()
         self.pong = asyncio.Event()

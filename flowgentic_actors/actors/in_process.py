@@ -22,7 +22,8 @@ from flowgentic_actors.actors.actor import Actor, Status
 from flowgentic_actors.actors.serving import make_actor, serve
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import ActorStartError, FlowgenticError
-from flowgentic_actors.wire.messages import NIL, Ready, Stopped, ToServer
+from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.wire.messages import NIL, ActorEvent, Ready, Stopped, ToServer
 from flowgentic_actors.wire.server import Server
 
 _LAST_MOMENT = 0.02
@@ -35,6 +36,7 @@ class InProcessActor:
 
     Args:
         spec: The incarnation; no other one may live.
+        on_event: Told on the supervisor's loop what the actor tells: kind, detail.
 
     Attributes:
         ready: Set when it serves.
@@ -43,7 +45,7 @@ class InProcessActor:
         reason: Why it ended otherwise.
     """
 
-    def __init__(self, spec: ActorSpec) -> None:
+    def __init__(self, spec: ActorSpec, on_event: Callable[[EventKind, str], None]) -> None:
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.stopped = False
@@ -56,6 +58,7 @@ class InProcessActor:
         self.told: Raw | None = None
         self.port = 0
         self._spec = spec
+        self._on_event = on_event
         self._loop = asyncio.get_running_loop()
         name = f"hosted-{spec.child.name}"
         threading.Thread(target=self._run, name=name, daemon=True).start()
@@ -65,7 +68,9 @@ class InProcessActor:
         match message:
             case Ready(_, port):
                 self.port = port
-                self._tell(self.ready)
+                self._tell(self.ready.set)
+            case ActorEvent(kind, detail):
+                self._tell(lambda: self._on_event(kind, detail))
             case Stopped():
                 self.stopped = True
 
@@ -93,7 +98,7 @@ class InProcessActor:
         except BaseException as error:  # a defect in an actor must not end the host
             logger.warning("the hosted actor %s ended", self._spec.child.name, exc_info=error)
             self.reason = f"{type(error).__name__}: {error}"
-        self._tell(self.ended)
+        self._tell(self.ended.set)
 
     async def _serve(self, actor: Actor, started: float) -> None:
         broken: asyncio.Future[tuple[str, Server]] = asyncio.get_running_loop().create_future()
@@ -115,6 +120,6 @@ class InProcessActor:
         await server.close()
         raise ActorStartError(reason)
 
-    def _tell(self, event: asyncio.Event) -> None:
+    def _tell(self, call: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the supervisor's loop is closed
-            self._loop.call_soon_threadsafe(event.set)
+            self._loop.call_soon_threadsafe(call)

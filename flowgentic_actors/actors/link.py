@@ -21,6 +21,7 @@ from msgspec import Raw
 from flowgentic_actors.actors.actor import Status
 from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import ActorStartError, FlowgenticError
+from flowgentic_actors.silence import SilenceCounter
 from flowgentic_actors.wire.channel import client_channel
 from flowgentic_actors.wire.messages import (
     NIL,
@@ -125,18 +126,14 @@ class SupervisorLink:
                 self.on_news()
 
     def _await_supervisor(self) -> None:
-        """Wait for the supervisor's next message: fenced while it is silent, and not for ever.
-
-        What counts is waits that ended in vain, not the clock: while a scheduler suspends the whole
-        job, this thread does not wait either.
-        """
-        fenced, silence = False, 0.0
+        """Wait for the supervisor's next message: fenced while it is silent, and not for ever."""
+        fenced, silence = False, SilenceCounter()
         while not self._poll.poll(_TICK * 1000):
-            silence += _TICK
-            if silence > self._spec.settings.hang_timeout + self._spec.settings.rejoin_grace:
-                logger.error("the supervisor has been silent for %.0f s", silence)
+            seconds = silence.tick(_TICK)
+            if seconds > self._spec.settings.hang_timeout + self._spec.settings.rejoin_grace:
+                logger.error("the supervisor has been silent for %.0f s", seconds)
                 os._exit(EXIT_ORPHANED)
-            if silence > self._spec.settings.hang_timeout:
+            if seconds > self._spec.settings.hang_timeout:
                 if not fenced:
                     logger.warning("the supervisor is silent: nothing is answered for now")
                 fenced = True

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import chain
 
 from flowgentic_actors.actors.actor import Call
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 
 class Envelope(Call, gc=False):

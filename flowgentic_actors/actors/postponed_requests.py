@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from flowgentic_actors.actors.actor import Postponed
 from flowgentic_actors.actors.mailbox import Envelope, Mailbox
 from flowgentic_actors.errors import RejectedError
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 _MARGIN: Final = 0.5
 _MARGIN_SHARE: Final = 0.1

@@ -22,6 +22,7 @@ from flowgentic_actors.actors.spec import ActorSpec
 from flowgentic_actors.errors import FlowgenticError
 from flowgentic_actors.secret import concealed
 from flowgentic_actors.storage.private_files import read_private, trusted_path
+from flowgentic_actors.wire.awake import time_awake
 from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.messages import Fatal, sendable
 from flowgentic_actors.wire.server import Server
@@ -43,6 +44,7 @@ def main() -> int:
     spec = msgspec.json.decode(
         read_private(spec_file, secret=True), type=ActorSpec, dec_hook=concealed
     )
+    stay_awake = time_awake(spec.settings.stay_awake)
     started = time.monotonic()
     link = SupervisorLink(spec)
     try:
@@ -64,7 +66,7 @@ def main() -> int:
         link.send(Fatal(sendable(f"{type(error).__name__}: {error}")))
         return EXIT_BROKEN
     try:
-        run_loop()(serve(spec, actor, link, started, broken))
+        run_loop()(serve(spec, actor, link, started, broken, stay_awake=stay_awake))
     except Exception as error:
         logger.exception("actor %s cannot go on", spec.child.name)
         link.send(Fatal(sendable(f"{type(error).__name__}: {error}")))
@@ -73,9 +75,12 @@ def main() -> int:
 
 
 def run_loop() -> Callable[[Coroutine[Any, Any, T]], T]:
-    """The function that runs an event loop: of uvloop where that is installed, as it is faster."""
+    """The function that runs an event loop: uvloop's, or asyncio's where there is no uvloop.
+
+    For processes of this package: the loop of a program that uses it is the program's choice.
+    """
     try:
-        import uvloop  # noqa: PLC0415 - an extra
+        import uvloop  # noqa: PLC0415 - there are no packages of it for some systems
     except ImportError:
         return asyncio.run
     run: Callable[[Coroutine[Any, Any, T]], T] = uvloop.run

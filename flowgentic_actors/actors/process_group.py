@@ -18,37 +18,6 @@ _POLL: Final = 0.02
 _EXIT_TIMEOUT: Final = 10.0  # from SIGKILL to a confirmed exit
 
 
-def start_group(
-    command: list[str], folder: Path, log_file: Path, environ: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    """Start a program in a process group of its own.
-
-    Args:
-        command: Program and arguments.
-        folder: Its working directory.
-        log_file: Where its stdout and stderr go, appended.
-        environ: Its environment.
-
-    Raises:
-        ClusterOpenError: If it could not be started.
-    """
-    try:
-        with open_log(log_file) as log:
-            return subprocess.Popen(  # noqa: S603 - our own program
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=folder,
-                umask=0o077,  # of the processes that it starts, too
-                env=environ,
-                # Out of reach of Ctrl-C. A new session would hang Dragon's launcher.
-                process_group=0,
-            )
-    except OSError as error:
-        raise ClusterOpenError(f"cannot start {command[0]}: {error}") from error
-
-
 class HostProcess:
     """A process that was started for a cluster's host; the process itself, or its launcher."""
 
@@ -81,13 +50,38 @@ class HostProcess:
 
 
 class ProcessGroup(HostProcess):
-    """A child process with a process group of its own, as `start_group` starts it.
+    """A child process with a process group of its own.
 
     It is not reaped before `kill`: as long as its pid is taken, so is the number of its group.
+
+    Args:
+        command: Program and arguments.
+        folder: Its working directory.
+        log_file: Where its stdout and stderr go, appended.
+        environ: Its environment.
+
+    Raises:
+        ClusterOpenError: If it could not be started.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+    def __init__(
+        self, command: list[str], folder: Path, log_file: Path, environ: dict[str, str]
+    ) -> None:
+        try:
+            with open_log(log_file) as log:
+                self._process = subprocess.Popen(  # noqa: S603 - our own program
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=folder,
+                    umask=0o077,  # of the processes that it starts, too
+                    env=environ,
+                    # Out of reach of Ctrl-C. A new session would hang Dragon's launcher.
+                    process_group=0,
+                )
+        except OSError as error:
+            raise ClusterOpenError(f"cannot start {command[0]}: {error}") from error
 
     def running(self) -> bool:
         """Whether the process is alive."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from msgspec import Raw
 
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.addresses import Destination, describe_address
-from flowgentic_actors.wire.async_connection import Answered, AsyncConnection, as_it_is
+from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.blocking_connection import BlockingCall, BlockingPool
 from flowgentic_actors.wire.sockets import let_go_after_fork
 
@@ -33,6 +33,7 @@ class ActorRef:
         max_bytes: Largest message, bytes.
         pool: Blocking connections that may be open at once.
         exactly: Whether to refuse a peer whose name differs.
+        stay_awake: Seconds for which a caller does not sleep while it waits for an answer.
     """
 
     _lock: threading.Lock
@@ -47,13 +48,17 @@ class ActorRef:
         pool: int,
         *,
         exactly: bool = False,
+        stay_awake: float = 0.0,
     ) -> None:
         self.name = name
         self.address = address
         self._secret = secret
         self._max_bytes = max_bytes
         self._expects = name if exactly else None
-        self._blocking = BlockingPool(address, secret, name, max_bytes, pool, name=self._expects)
+        self._stay_awake = stay_awake
+        self._blocking = BlockingPool(
+            address, secret, name, max_bytes, pool, name=self._expects, stay_awake=stay_awake
+        )
         self._begin()
         let_go_after_fork(self)
 
@@ -63,11 +68,9 @@ class ActorRef:
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("an ActorRef holds live connections: send memory.handle and attach instead")
 
-    def ask(
-        self, body: bytes, timeout: float, decode: Callable[[Raw], Answered] = as_it_is
-    ) -> Coroutine[Any, Any, Answered]:
+    def ask(self, body: bytes, timeout: float) -> Coroutine[Any, Any, Raw]:
         """Send a request from this event loop; see `AsyncConnection.request`."""
-        return self.connection().request(body, timeout, decode)
+        return self.connection().request(body, timeout)
 
     def connection(self) -> AsyncConnection:
         """This event loop's connection, made at the first request."""
@@ -135,7 +138,12 @@ class ActorRef:
             for dead in [other for other in self._connections if other.is_closed()]:
                 del self._connections[dead]
             connection = AsyncConnection(
-                self.address, self._secret, self.name, self._max_bytes, name=self._expects
+                self.address,
+                self._secret,
+                self.name,
+                self._max_bytes,
+                name=self._expects,
+                stay_awake=self._stay_awake,
             )
             self._connections[asyncio.get_running_loop()] = connection
         return connection

@@ -16,7 +16,8 @@ from flowgentic_actors.wire.messages import (
     ToServer,
     sendable,
 )
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 
 _FILE_TIMEOUT = 30.0
 

@@ -24,6 +24,7 @@ from flowgentic_actors.errors import (
     ReplicaUnavailableError,
     SlotsMovedError,
 )
+from flowgentic_actors.wire.awake import LoopAwake
 from flowgentic_actors.wire.messages import (
     Cancel,
     Failure,
@@ -32,7 +33,8 @@ from flowgentic_actors.wire.messages import (
     ToServer,
     sendable,
 )
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,10 @@ BATCH = 512
 
 BATCH_BYTES = 8 << 20
 """No further request is handled before the next commit once the replies have as many bytes."""
+
+FOLLOWS = 0.001
+"""Requests follow one another if they are answered within this time: the next one is awaited
+without sleeping."""
 
 BATCH_SECONDS = 0.01
 """No further request is handled before the next commit after this time: the first ones wait."""
@@ -57,6 +63,7 @@ class ActorRuntime:
         on_broken: Told why the actor cannot go on, after the callers concerned.
         max_reply: Largest reply that callers take, bytes.
         lease: Until when it may answer, on the monotonic clock. Default: for ever.
+        stay_awake: Seconds for which it does not sleep between requests that follow one another.
     """
 
     def __init__(
@@ -66,6 +73,8 @@ class ActorRuntime:
         on_broken: Callable[[str], None],
         max_reply: int,
         lease: float = math.inf,
+        *,
+        stay_awake: float = 0.0,
     ) -> None:
         self._actor = actor
         self._mailbox = mailbox
@@ -89,6 +98,8 @@ class ActorRuntime:
         self._idle = asyncio.Event()
         self._idle.set()
         self._busy_since: float | None = None
+        self._awake = LoopAwake(stay_awake)
+        self._answered_at = -math.inf
         self._requests = 0
         self._rejected = 0
 
@@ -313,7 +324,8 @@ class ActorRuntime:
         self._rest()
 
     def _send(self, replies: _Answers) -> None:
-        if self._fenced or time.monotonic() >= self._lease:
+        now = time.monotonic()
+        if self._fenced or now >= self._lease:
             self._held.extend(replies)
             return
         for envelope, reply in replies:
@@ -323,6 +335,9 @@ class ActorRuntime:
                 envelope.connection.send(reply)
         for connection in {envelope.connection for envelope, _ in replies}:
             connection.flush()
+        if now - self._answered_at < FOLLOWS:
+            self._awake.stay()
+        self._answered_at = now
 
     def _not_committed(self, replies: _Answers, error: FlowgenticError) -> None:
         logger.error("a batch could not be committed: %s", error)

@@ -59,6 +59,8 @@ async def serve(
     link: Link,
     started: float,
     on_broken: Callable[[str, Server], None],
+    *,
+    stay_awake: float = 0.0,
 ) -> None:
     """Serve until the supervisor ends it.
 
@@ -68,6 +70,7 @@ async def serve(
         link: To its supervisor.
         started: When making it began, on the monotonic clock.
         on_broken: Called when the actor cannot go on, with the reason.
+        stay_awake: As of `ActorRuntime`.
     """
     loop = asyncio.get_running_loop()
     draining: asyncio.Future[str] = loop.create_future()
@@ -82,8 +85,9 @@ async def serve(
     child, settings = spec.child, spec.settings
     mailbox = Mailbox(settings.mailbox_requests, settings.mailbox_bytes)
     lease = -math.inf if child.leased else math.inf
-    runtime = ActorRuntime(actor, mailbox, broken, settings.max_message_bytes, lease)
-    server = Server(runtime, spec.secret, child.name, spec.epoch, settings.max_message_bytes)
+    limit = settings.max_message_bytes
+    runtime = ActorRuntime(actor, mailbox, broken, limit, lease, stay_awake=stay_awake)
+    server = Server(runtime, spec.secret, child.name, spec.epoch, limit)
 
     def report() -> None:
         link.send(Pong(0, *runtime.status()))

@@ -26,8 +26,6 @@ class Spawned(Protocol):
 class Spawner(Protocol):
     """Starts processes."""
 
-    name: str
-
     async def spawn(self, spec_file: Path, log_file: Path, timeout: float) -> Spawned:
         """Start an actor's process.
 
@@ -57,8 +55,6 @@ class SubprocessSpawner:
     Args:
         environ: Their environment; this process's own if None.
     """
-
-    name = "subprocess"
 
     def __init__(self, environ: dict[str, str] | None = None) -> None:
         self._environ = environ

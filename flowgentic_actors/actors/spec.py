@@ -28,6 +28,7 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True):
     mailbox_bytes: int
     max_message_bytes: int
     rejoin_grace: float
+    stay_awake: float = 0.0
 
 
 class ChildSpec(msgspec.Struct, frozen=True, kw_only=True):

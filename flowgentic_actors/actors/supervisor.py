@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import anyio
 import msgspec
@@ -20,6 +19,7 @@ from msgspec import Raw
 from flowgentic_actors.actors.child import Child, ChildState, Incarnation
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.file_shortage import FileShortage
+from flowgentic_actors.actors.heartbeat import EventSink, Heartbeat
 from flowgentic_actors.actors.in_process import InProcessActor
 from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.process_watch import ProcessWatch
@@ -48,17 +48,12 @@ from flowgentic_actors.wire.messages import (
     Stopped,
     ToServer,
 )
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 
 _EXIT_TIMEOUT = 10.0  # from SIGKILL to a confirmed exit; the kernel takes milliseconds
 _FILE_TIMEOUT = 30.0
-SILENCE: Final = 3.0
-"""Seconds without an answer after which an actor's silence is an event."""
 _FIRST_ATTEMPTS = 2  # restarts of an actor that has never run: what fails then is not a crash
-
-
-EventSink = Callable[[EventKind, str, str], None]
-"""Called with (kind, actor, detail) when something happened."""
 
 
 class Supervisor:
@@ -100,6 +95,9 @@ class Supervisor:
         self._on_event = on_event
         self._on_report = on_report
         self._identity = identity
+        self._heartbeat = Heartbeat(
+            settings.heartbeat_interval, settings.hang_timeout, settings.busy_timeout, on_event
+        )
         self._lease = -math.inf
         self._children: dict[str, Child] = {}
         self._links: dict[Connection, tuple[Child, Incarnation]] = {}
@@ -275,7 +273,7 @@ class Supervisor:
             in_vain = False
             try:
                 await self._bring_up(child, life)
-                await self._watch(child, life)
+                await self._heartbeat.watch(child.spec.name, life, *life.ends)
                 reason = life.reason
             except (ActorStartError, TimeoutError) as error:
                 reason = life.reason or str(error) or type(error).__name__
@@ -312,7 +310,9 @@ class Supervisor:
         """Serve an actor in this process, the last resort, until it fails here as well."""
         name, cause = child.spec.name, child.reason
         child.epoch += 1
-        hosted = child.hosted = InProcessActor(self._spec_of(child))
+        hosted = child.hosted = InProcessActor(
+            self._spec_of(child), lambda kind, detail: self._on_event(kind, name, detail)
+        )
         if child.told is not None:
             hosted.tell(child.told)
         hosted.extend(self._lease)
@@ -325,7 +325,7 @@ class Supervisor:
                 f"degraded: it is in the supervisor's process now, after {child.restarts} restarts;"
                 f" the last reason: {cause}",
             )
-            await self._watch_hosted(child, hosted)
+            await self._heartbeat.watch_hosted(child, hosted, self._stopping)
         if self._stopping.is_set() or child.unwanted.is_set():
             return
         self._failed(child, f"{cause}; and in the supervisor's process: {hosted.reason}")
@@ -339,21 +339,6 @@ class Supervisor:
         self._refusing.append(
             await self._shortage.outlast(lambda: refuse(address, name, self._secret, size, refusal))
         )
-
-    async def _watch_hosted(self, child: Child, hosted: InProcessActor) -> None:
-        stuck = 0
-        while not (hosted.ended.is_set() or self._stopping.is_set()):
-            with anyio.move_on_after(self._settings.heartbeat_interval):
-                await first_of(hosted.ended, self._stopping)
-            try:
-                busy = child.ask_hosted()
-            except Exception as error:  # noqa: BLE001 - an actor's defect, whatever it is
-                hosted.reason = f"{type(error).__name__}: {error}"
-                return
-            stuck = stuck + 1 if busy > self._settings.busy_timeout else 0
-            if stuck > 1:
-                hosted.reason = f"one batch took more than {busy:.1f} s: stuck"
-                return
 
     def _failed(self, child: Child, reason: str) -> None:
         child.state, child.reason = ChildState.FAILED, reason
@@ -393,11 +378,8 @@ class Supervisor:
             life.link.send(Deliver(child.told))
         if child.spec.leased:
             life.link.send(Lease(self._lease))
-        async with anyio.create_task_group() as tasks:
-            # Recovering a large journal takes as long as it takes, as long as pings are answered.
-            tasks.start_soon(self._heartbeat, child, life)
-            await first_of(life.ready, *life.ends)
-            tasks.cancel_scope.cancel()
+        # Recovering a large journal takes as long as it takes, as long as pings are answered.
+        await self._heartbeat.watch(child.spec.name, life, life.ready, *life.ends)
         life.expect(life.ready, "serve")
         child.state = ChildState.RUNNING
         child.has_run = True
@@ -408,49 +390,6 @@ class Supervisor:
             f"epoch {life.epoch}, pid {child.pid} on {child.node}",
         )
         child.settled.set()
-
-    async def _watch(self, child: Child, life: Incarnation) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._heartbeat, child, life)
-            await first_of(*life.ends)
-            tasks.cancel_scope.cancel()
-
-    async def _heartbeat(self, child: Child, life: Incarnation) -> None:
-        """Ping until the actor is silent or stuck for too long, then mark it as ended.
-
-        What counts is pings, not the clock: when a scheduler suspends the whole job, actors and
-        supervisor alike, neither was silent. For the same reason a busy actor is asked twice.
-        """
-        settings = self._settings
-        life.silence = 0.0
-        stuck = 0
-        while not life.ended.is_set():
-            life.ping()
-            await anyio.sleep(settings.heartbeat_interval)
-            life.silence += settings.heartbeat_interval
-            self._tell_silence(child, life)
-            stuck = stuck + 1 if life.busy > settings.busy_timeout else 0
-            if life.silence > settings.hang_timeout:
-                life.reason = f"no answer to pings for {life.silence:.1f} s: stopped or hung"
-                life.ended.set()
-            elif stuck > 1:
-                life.reason = f"one batch took more than {life.busy:.1f} s: stuck"
-                life.ended.set()
-
-    def _tell_silence(self, child: Child, life: Incarnation) -> None:
-        settings = self._settings
-        longest = max(SILENCE, settings.heartbeat_interval)
-        silent = life.silence > longest
-        if silent and not life.silent:
-            self._on_event(
-                EventKind.ACTOR_SILENT,
-                child.spec.name,
-                f"no answer for {longest:g} s; it is replaced after hang_timeout, "
-                f"{settings.hang_timeout:g} s",
-            )
-        elif life.silent and not silent:
-            self._on_event(EventKind.ACTOR_ANSWERS, child.spec.name, "again")
-        life.silent = silent
 
     async def _confirm_exit(self, child: Child, life: Incarnation) -> int | None:
         # Without a watch the process never showed up; when it does, it is not let go on.

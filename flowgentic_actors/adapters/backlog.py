@@ -6,8 +6,9 @@ import asyncio
 import threading
 from collections import deque
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Final
+
+from msgspec import Struct
 
 from flowgentic_actors.deadlines import Patience, timeout
 from flowgentic_actors.errors import BackpressureError
@@ -15,69 +16,20 @@ from flowgentic_actors.errors import BackpressureError
 _LOOK_AGAIN: Final = 0.002  # seconds
 
 
-class Turn:
-    """A write's place in its thread's queue.
+class Write(Struct, eq=False):
+    """A write of a thread: known by itself, while it waits for its turn and while it is counted.
 
-    Within `with`, `wait` and then begin the write.
-
-    Args:
-        backlog: Whose line it is.
-        thread_id: The thread.
-        patience: Seconds to wait.
+    Attributes:
+        thread_id: The thread; "" before the write waits or begins.
+        given: Done when its turn has come; None for one that did not wait.
+        loop: The event loop that waits, None for a thread.
+        caller: The thread that waits.
     """
 
-    __slots__ = ("_backlog", "_patience", "caller", "given", "loop", "thread_id")
-
-    def __init__(self, backlog: InFlightBytes, thread_id: str, patience: float) -> None:
-        self._backlog = backlog
-        self._patience = patience
-        self.thread_id = thread_id
-        self.loop: asyncio.AbstractEventLoop | None = None  # that waits, None for a thread
-        self.caller = 0  # the thread that waits
-        self.given: Future[None] = Future()
-
-    async def wait(self) -> None:
-        """Wait until the write may begin.
-
-        Raises:
-            BackpressureError: If the deadline passed. The write was not sent.
-        """
-        self.loop = asyncio.get_running_loop()
-        self._backlog.line_up(self)
-        deadline = timeout(self._patience)
-        try:
-            async with deadline:
-                await asyncio.wrap_future(self.given)
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise  # a signal handler's, for example
-            raise self._backlog.in_vain(self.thread_id) from error
-
-    def wait_sync(self) -> None:
-        """Wait until the write may begin, blocking; see `wait`.
-
-        It does not wait on a thread that runs an event loop: earlier writes may need that loop.
-        """
-        if _has_loop():
-            return
-        self.caller = threading.get_ident()
-        patience = Patience(self._patience)
-        self._backlog.line_up(self)
-        while not self.given.done():  # an interrupted `result` may leave the future locked
-            if patience.left <= 0:
-                raise self._backlog.in_vain(self.thread_id)
-            patience.sleep(_LOOK_AGAIN)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._backlog.give_back(self)
+    thread_id: str = ""
+    given: Future[None] | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+    caller: int = 0
 
 
 class _Line:
@@ -86,8 +38,8 @@ class _Line:
     __slots__ = ("holder", "waiting")
 
     def __init__(self) -> None:
-        self.holder: Turn | None = None  # has its turn, and has not begun yet
-        self.waiting: deque[Turn] = deque()
+        self.holder: Write | None = None  # has its turn, and has not begun yet
+        self.waiting: deque[Write] = deque()
 
 
 class InFlightBytes:
@@ -96,6 +48,8 @@ class InFlightBytes:
     While a thread has the limit or more under way, its next write waits for its turn, before its
     values are serialized: so it holds nothing but what its caller holds anyway. One write of any
     size is let through, so what is under way never exceeds the limit by more than that.
+
+    Of each write: `wait` if its thread is among the `crowded`, `begin`, and in any case `end`.
 
     Args:
         limit: Bytes of one thread.
@@ -112,45 +66,59 @@ class InFlightBytes:
         self._patience = patience
         # Bytes of each write, by thread and write: an exception, at whichever instruction it comes,
         # finds a write counted as a whole or not at all.
-        self._under_way: dict[str, dict[object, int]] = {}
+        self._under_way: dict[str, dict[Write, int]] = {}
         self.crowded: dict[str, _Line] = {}
         self._lock = threading.Lock()
 
-    def turn(self, thread_id: str) -> Turn:
-        """Make the turn of a write, to wait for."""
-        return Turn(self, thread_id, self._patience)
+    async def wait(self, write: Write, thread_id: str) -> None:
+        """Wait for the turn of a write.
 
-    def line_up(self, turn: Turn) -> None:
-        """Append a turn to the queue; `give_back` must follow."""
-        with self._lock:
-            line = self.crowded.setdefault(turn.thread_id, _Line())
-            if turn.caller:  # an earlier wait of this thread was interrupted
-                if line.holder is not None and line.holder.caller == turn.caller:
-                    line.holder = None
-                line.waiting = deque(one for one in line.waiting if one.caller != turn.caller)
-            line.waiting.append(turn)
-            self._go_on(turn.thread_id)
-
-    def give_back(self, turn: Turn) -> None:
-        """End a turn: its write has begun, or was given up."""
-        with self._lock:
-            line = self.crowded.get(turn.thread_id)
-            if line is None:
-                return
-            if line.holder is turn:
-                line.holder = None
-            elif not turn.given.done():
-                turn.given.cancel()
-            self._go_on(turn.thread_id)
-
-    def begin(self, thread_id: str, size: int, write: object) -> None:
-        """Count a write that is sent; `end` must follow in any case.
-
-        Args:
-            thread_id: Its thread.
-            size: Its bytes.
-            write: What it is known by.
+        Raises:
+            BackpressureError: If the deadline passed. The write was not sent.
         """
+        write.loop = asyncio.get_running_loop()
+        given = self._line_up(write, thread_id)
+        deadline = timeout(self._patience)
+        try:
+            async with deadline:
+                await asyncio.wrap_future(given)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise  # a signal handler's, for example
+            raise self._in_vain(thread_id) from error
+
+    def wait_sync(self, write: Write, thread_id: str) -> None:
+        """Wait for the turn of a write, blocking; see `wait`.
+
+        It does not wait on a thread that runs an event loop: earlier writes may need that loop.
+        """
+        if _has_loop():
+            return
+        write.caller = threading.get_ident()
+        patience = Patience(self._patience)
+        given = self._line_up(write, thread_id)
+        while not given.done():  # an interrupted `result` may leave the future locked
+            if patience.left <= 0:
+                raise self._in_vain(thread_id)
+            patience.sleep(_LOOK_AGAIN)
+
+    def _line_up(self, write: Write, thread_id: str) -> Future[None]:
+        write.thread_id = thread_id
+        given: Future[None] = Future()
+        write.given = given
+        with self._lock:
+            line = self.crowded.setdefault(thread_id, _Line())
+            if write.caller:  # an earlier wait of this thread was interrupted
+                if line.holder is not None and line.holder.caller == write.caller:
+                    line.holder = None
+                line.waiting = deque(one for one in line.waiting if one.caller != write.caller)
+            line.waiting.append(write)
+            self._go_on(thread_id)
+        return given
+
+    def begin(self, write: Write, thread_id: str, size: int) -> None:
+        """Count a write of some bytes, which is sent next; the turn that it had is over."""
+        write.thread_id = thread_id
         with self._lock:
             under_way = self._under_way.get(thread_id)
             if under_way is None:
@@ -160,17 +128,30 @@ class InFlightBytes:
                 size = sum(under_way.values())
             if size >= self._limit:
                 self.crowded.setdefault(thread_id, _Line())
+            if write.given is not None:
+                self._give_back(write)
 
-    def end(self, thread_id: str, write: object) -> None:
+    def end(self, write: Write) -> None:
         """Stop counting a write that was acknowledged or given up. May be called twice."""
         with self._lock:
-            under_way = self._under_way.get(thread_id)
+            under_way = self._under_way.get(write.thread_id)
             if under_way is not None:
                 under_way.pop(write, None)
                 if not under_way:
-                    del self._under_way[thread_id]
+                    del self._under_way[write.thread_id]
             if self.crowded:
-                self._go_on(thread_id)
+                self._give_back(write)
+
+    def _give_back(self, write: Write) -> None:
+        """Take a write out of its thread's queue, and let the next one begin."""
+        line = self.crowded.get(write.thread_id)
+        if line is None:
+            return
+        if line.holder is write:
+            line.holder = None
+        elif write.given is not None:
+            write.given.cancel()
+        self._go_on(write.thread_id)
 
     def _bytes_of(self, thread_id: str) -> int:
         return sum(self._under_way.get(thread_id, {}).values())
@@ -181,14 +162,14 @@ class InFlightBytes:
         if line is None or self._bytes_of(thread_id) >= self._limit or _lives(line.holder):
             return
         while line.waiting:
-            turn = line.waiting.popleft()
-            if _lives(turn) and turn.given.set_running_or_notify_cancel():
-                line.holder = turn
-                turn.given.set_result(None)
+            write = line.waiting.popleft()
+            if _lives(write) and write.given and write.given.set_running_or_notify_cancel():
+                line.holder = write
+                write.given.set_result(None)
                 return
         del self.crowded[thread_id]
 
-    def in_vain(self, thread_id: str) -> BackpressureError:
+    def _in_vain(self, thread_id: str) -> BackpressureError:
         """The error of a write that waited until its deadline."""
         return BackpressureError(
             f"{self._bytes_of(thread_id)} bytes of writes to thread {thread_id!r} are under "
@@ -207,6 +188,6 @@ def _has_loop() -> bool:
     return True
 
 
-def _lives(turn: Turn | None) -> bool:
-    """Whether a turn can still be taken: its event loop is not closed."""
-    return turn is not None and (turn.loop is None or not turn.loop.is_closed())
+def _lives(write: Write | None) -> bool:
+    """Whether a write can still take its turn: its event loop is not closed."""
+    return write is not None and (write.loop is None or not write.loop.is_closed())

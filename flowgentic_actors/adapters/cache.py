@@ -11,15 +11,9 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from flowgentic_actors.adapters.decoding import serializer_of
 from flowgentic_actors.adapters.ids import text_of
 from flowgentic_actors.adapters.not_picklable import NotPicklable
-from flowgentic_actors.adapters.operations import (
-    Operation,
-    ShardRequest,
-    retry_on_new_table,
-    run,
-    run_sync,
-)
+from flowgentic_actors.adapters.operations import Operation, retry_on_new_table, run, run_sync
 from flowgentic_actors.adapters.serializing import Named, name_unserializable
-from flowgentic_actors.cluster.client.remote import MemoryClient
+from flowgentic_actors.cluster.client.memory_client import MemoryClient
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import CacheClear, CacheEntry, CacheGet, CacheKey, CacheSet
 from flowgentic_actors.engine.limits import check
@@ -89,9 +83,7 @@ class AsyncCache(NotPicklable, BaseCache[ValueT], Generic[ValueT]):
             by_shard: dict[int, list[CacheKey]] = {}
             for place in given:
                 by_shard.setdefault(table.of_cached(place), []).append(place)
-            replies = yield [
-                ShardRequest(s, CacheGet(tuple(asked))) for s, asked in by_shard.items()
-            ]
+            replies = yield [(s, CacheGet(tuple(asked))) for s, asked in by_shard.items()]
             found: dict[FullKey, ValueT] = {}
             for asked, reply in zip(by_shard.values(), replies, strict=True):
                 for place, blob in zip(asked, reply.values, strict=True):
@@ -114,7 +106,7 @@ class AsyncCache(NotPicklable, BaseCache[ValueT], Generic[ValueT]):
             by_shard: dict[int, list[CacheEntry]] = {}
             for entry in entries:
                 by_shard.setdefault(table.of_cached(entry.key), []).append(entry)
-            yield [ShardRequest(shard, CacheSet(tuple(given))) for shard, given in by_shard.items()]
+            yield [(shard, CacheSet(tuple(given))) for shard, given in by_shard.items()]
 
         yield from retry_on_new_table(self._client, ask)
 
@@ -123,7 +115,7 @@ class AsyncCache(NotPicklable, BaseCache[ValueT], Generic[ValueT]):
         check(CacheClear(doomed))
 
         def ask(table: SlotTable) -> Operation[None]:
-            yield [ShardRequest(shard, CacheClear(doomed, table.version)) for shard in table.owners]
+            yield [(shard, CacheClear(doomed, table.version)) for shard in table.owners]
 
         return retry_on_new_table(self._client, ask)
 

@@ -17,8 +17,9 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from flowgentic_actors.adapters.checkpoint_ops import CheckpointOperations, config_of, size_of
-from flowgentic_actors.adapters.chunked_lists.outgoing import SPLIT
+from flowgentic_actors.adapters.backlog import Write
+from flowgentic_actors.adapters.checkpoint_ops import CheckpointOperations
+from flowgentic_actors.adapters.ids import identify, text_of
 from flowgentic_actors.adapters.indexed_metadata import MetadataFilter
 from flowgentic_actors.adapters.listing import ThreadInfo, thread_info
 from flowgentic_actors.adapters.not_picklable import NotPicklable
@@ -30,8 +31,10 @@ from flowgentic_actors.adapters.serializing import (
     written_values,
 )
 from flowgentic_actors.adapters.thread_plans import copy_thread, delete_for_runs, prune
-from flowgentic_actors.cluster.client.remote import MemoryClient
-from flowgentic_actors.engine.replies import Done
+from flowgentic_actors.cluster.client.memory_client import MemoryClient
+from flowgentic_actors.engine.commands import DeleteThread
+from flowgentic_actors.engine.limits import check
+from flowgentic_actors.engine.replies import MissingBlobs
 
 BACKLOG = 64 << 20
 """Bytes of one thread that may wait to be acknowledged, unless something else is said."""
@@ -76,11 +79,8 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint: the one named in the config, or the latest of its namespace."""
-        query = self._query(config)
-        if self._direct:
-            reply = self._client.ask_sync(0, query)
-        else:
-            reply = await self._client.ask(self._client.table.of_thread(query.thread_id), query)
+        query, client = self._query(config), self._client
+        reply = client.ask_sync(query) if self._direct else await client.ask(query)
         return self._found(query, reply)
 
     async def alist(
@@ -127,24 +127,26 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
             BackpressureError: If too much of the thread was under way for `request_timeout`.
             NotSerializableError: If a value cannot be serialized; it is named.
         """
+        write = Write()
         try:
-            if self._direct:
-                return self._put_directly(config, checkpoint, metadata, new_versions)
-            if self._crowded:
-                return await run(
-                    self._client, self._put(config, checkpoint, metadata, new_versions)
-                )
-            command, values, known = self._new(config, checkpoint, metadata, new_versions)
-            reply = None
-            if not known and (size := size_of(command)) < SPLIT:
-                reply = await self._counted(command, size)
-                if type(reply) is Done:
-                    return config_of(
-                        command.thread_id, command.checkpoint_ns, command.checkpoint_id
-                    )
-            plan = self._send(command, values, known, new_versions, reply)
-            return await run(self._client, plan)
-        except Exception as error:
+            if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
+                config, checkpoint, metadata = self._copied(config, checkpoint, metadata)
+                await self._backlog.wait(write, thread_id)
+            put = self._new(config, checkpoint, metadata, new_versions)
+            while True:
+                if self._direct:  # where no write ever waits for another
+                    reply = self._client.ask_sync(put.command)
+                else:
+                    self._backlog.begin(write, put.command.thread_id, put.size)
+                    reply = await self._client.ask(put.command)
+                if type(reply) is not MissingBlobs:
+                    break
+                self._cut(put, reply.channels)
+            if not self._direct:
+                self._backlog.end(write)
+            return self._stored(put, reply)
+        except BaseException as error:  # of a signal's handler, and in `end`: no `finally` would do
+            self._backlog.end(write)
             name_unserializable(error, self.serde, checkpoint_values(config, checkpoint, metadata))
             raise
 
@@ -156,20 +158,35 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
         task_path: str = "",
     ) -> None:
         """Store a task's pending writes on a checkpoint, which may not have arrived yet."""
+        write = Write()
         try:
+            if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
+                writes = self._copied_writes(config, writes, task_id, task_path)
+                await self._backlog.wait(write, thread_id)
+            command, size = self._new_writes(config, writes, task_id, task_path)
             if self._direct:
-                self._client.ask_sync(0, self._new_writes(config, writes, task_id, task_path)[0])
-            elif self._crowded:
-                await run(self._client, self._put_writes(config, writes, task_id, task_path))
-            else:
-                await self._counted(*self._new_writes(config, writes, task_id, task_path))
-        except Exception as error:
+                self._client.ask_sync(command)
+                return
+            self._backlog.begin(write, command.thread_id, size)
+            await self._client.ask(command)
+            self._backlog.end(write)
+        except BaseException as error:  # as in `aput`
+            self._backlog.end(write)
             name_unserializable(error, self.serde, written_values(config, writes))
             raise
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of a thread."""
-        await run(self._client, self._delete_thread(thread_id))
+        command, write = check(DeleteThread(text_of("thread_id", thread_id))), Write()
+        try:
+            if command.thread_id in self._crowded:  # or writes that wait bring it back
+                await self._backlog.wait(write, command.thread_id)
+            self._backlog.begin(write, command.thread_id, 0)
+            await self._client.ask(command)
+            self._backlog.end(write)
+        except BaseException:  # as in `aput`
+            self._backlog.end(write)
+            raise
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints of some runs, their writes, and the values that only they had.
@@ -228,15 +245,17 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
             channels: The channels; each is followed along the checkpoint's parents to the nearest
                 that has a value for it, which is the `seed`.
         """
-        return await run(self._client, self._channel_history(config, channels))
+        if not channels:
+            return {}
+        query = self._history_query(config, channels)
+        return self._history(channels, await self._client.ask(query))
 
     # ------------------------------------------------------------------ sync
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint; see `aget_tuple`."""
         query = self._query(config)
-        shard = 0 if self._direct else self._client.table.of_thread(query.thread_id)
-        return self._found(query, self._client.ask_sync(shard, query))
+        return self._found(query, self._client.ask_sync(query))
 
     def list(
         self,
@@ -263,11 +282,24 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint; see `aput`."""
+        write = Write()
         try:
-            if self._direct:
-                return self._put_directly(config, checkpoint, metadata, new_versions)
-            return run_sync(self._client, self._put(config, checkpoint, metadata, new_versions))
-        except Exception as error:
+            if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
+                config, checkpoint, metadata = self._copied(config, checkpoint, metadata)
+                self._backlog.wait_sync(write, thread_id)
+            put = self._new(config, checkpoint, metadata, new_versions)
+            while True:
+                if not self._direct:
+                    self._backlog.begin(write, put.command.thread_id, put.size)
+                reply = self._client.ask_sync(put.command)
+                if type(reply) is not MissingBlobs:
+                    break
+                self._cut(put, reply.channels)
+            if not self._direct:
+                self._backlog.end(write)
+            return self._stored(put, reply)
+        except BaseException as error:  # as in `aput`
+            self._backlog.end(write)
             name_unserializable(error, self.serde, checkpoint_values(config, checkpoint, metadata))
             raise
 
@@ -279,18 +311,35 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
         task_path: str = "",
     ) -> None:
         """Store pending writes; see `aput_writes`."""
+        write = Write()
         try:
+            if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
+                writes = self._copied_writes(config, writes, task_id, task_path)
+                self._backlog.wait_sync(write, thread_id)
+            command, size = self._new_writes(config, writes, task_id, task_path)
             if self._direct:
-                self._client.ask_sync(0, self._new_writes(config, writes, task_id, task_path)[0])
+                self._client.ask_sync(command)
                 return
-            run_sync(self._client, self._put_writes(config, writes, task_id, task_path))
-        except Exception as error:
+            self._backlog.begin(write, command.thread_id, size)
+            self._client.ask_sync(command)
+            self._backlog.end(write)
+        except BaseException as error:  # as in `aput`
+            self._backlog.end(write)
             name_unserializable(error, self.serde, written_values(config, writes))
             raise
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete a thread; see `adelete_thread`."""
-        run_sync(self._client, self._delete_thread(thread_id))
+        command, write = check(DeleteThread(text_of("thread_id", thread_id))), Write()
+        try:
+            if command.thread_id in self._crowded:
+                self._backlog.wait_sync(write, command.thread_id)
+            self._backlog.begin(write, command.thread_id, 0)
+            self._client.ask_sync(command)
+            self._backlog.end(write)
+        except BaseException:  # as in `aput`
+            self._backlog.end(write)
+            raise
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints of some runs; see `adelete_for_runs`."""
@@ -322,7 +371,10 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """What led to channels' values; see `aget_delta_channel_history`."""
-        return run_sync(self._client, self._channel_history(config, channels))
+        if not channels:
+            return {}
+        query = self._history_query(config, channels)
+        return self._history(channels, self._client.ask_sync(query))
 
     def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002
         """The version after `current`, unique even among branches of one thread.

@@ -1,10 +1,11 @@
-"""What a checkpointer does: commands and plans of questions to shards, and rows as tuples."""
+"""What a checkpointer does: commands to shards, and results made from their replies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeAlias
+from itertools import filterfalse
+from typing import Any
 
 import msgspec
 from langchain_core.runnables import RunnableConfig
@@ -42,10 +43,8 @@ from flowgentic_actors.adapters.listing import (
     checkpoint_position,
     thread_position,
 )
-from flowgentic_actors.adapters.operations import Operation, ShardRequest, WriteOperation, run_sync
-from flowgentic_actors.cluster.client.remote import MemoryClient
+from flowgentic_actors.cluster.client.memory_client import MemoryClient
 from flowgentic_actors.engine.commands import (
-    DeleteThread,
     GetChannelHistory,
     GetCheckpoint,
     ListCheckpoints,
@@ -54,12 +53,10 @@ from flowgentic_actors.engine.commands import (
     PutWrites,
 )
 from flowgentic_actors.engine.limits import CheckpointHead, CheckpointPlace, check
-from flowgentic_actors.engine.model import ThreadPosition, Write
+from flowgentic_actors.engine.model import Blob, ThreadPosition, Write
 from flowgentic_actors.engine.replies import (
     CheckpointRow,
     Conflict,
-    Done,
-    MissingBlobs,
     Reply,
     ThreadRow,
 )
@@ -84,7 +81,24 @@ class _Addressed(str):
         return str.__eq__(self, other) if type(other) in (str, _Addressed) else NotImplemented
 
 
-_Known: TypeAlias = Mapping[str, Sequence[ChunkedList]]
+class _Put(msgspec.Struct, eq=False):
+    """A checkpoint on its way.
+
+    Attributes:
+        command: What stores it.
+        size: Bytes of what that has serialized.
+        values: The channels' values.
+        new_versions: As for `put`.
+        known: The values' lists that may be stored already.
+        outgoing: What makes the commands once it is not sent as it is.
+    """
+
+    command: PutCheckpoint
+    size: int
+    values: dict[str, Any]
+    new_versions: ChannelVersions
+    known: Mapping[str, Sequence[ChunkedList]]
+    outgoing: Outgoing | None = None
 
 
 class CheckpointOperations(BaseCheckpointSaver[str]):
@@ -118,7 +132,7 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
         self._crowded = self._backlog.crowded
         self._lists = RecentLists()
 
-    # ------------------------------------------------------------------ plans
+    # ------------------------------------------------------------------ commands and results
 
     def _query(self, config: RunnableConfig) -> GetCheckpoint:
         thread_id, ns, checkpoint_id = identify(config)
@@ -136,49 +150,23 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
             found.config["configurable"]["checkpoint_id"] = _Addressed(query.checkpoint_id)
         return found
 
-    def _put(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> WriteOperation[RunnableConfig]:
-        if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
-            # Everything is copied before the write waits for its turn: LangGraph goes on changing
-            # some of these containers. What cannot be stored is refused before it waits.
-            config, checkpoint, metadata = _copied(config, checkpoint, metadata)
-            self._new(config, {**checkpoint, "channel_values": {}}, metadata, {})
-            yield self._backlog.turn(thread_id)
-        new = self._new(config, checkpoint, metadata, new_versions)
-        return (yield from self._send(*new, new_versions, None))
+    def _copied(
+        self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
+    ) -> tuple[RunnableConfig, Checkpoint, CheckpointMetadata]:
+        """Copy what is stored when its turn has come: LangGraph goes on changing some of it.
 
-    def _put_directly(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> RunnableConfig:
-        """Store a checkpoint in a local memory, where no write ever waits for another."""
-        command, values, known = self._new(config, checkpoint, metadata, new_versions)
-        reply = None
-        if not known and size_of(command) < SPLIT:
-            reply = self._client.ask_sync(0, command)
-            if type(reply) is Done:
-                return config_of(command.thread_id, command.checkpoint_ns, command.checkpoint_id)
-        return run_sync(self._client, self._send(command, values, known, new_versions, reply))
-
-    async def _counted(self, command: PutCheckpoint | PutWrites, size: int) -> Reply:
-        """Ask for a write that is counted as under way."""
-        thread_id, write = command.thread_id, object()
-        try:
-            self._backlog.begin(thread_id, size, write)
-            reply = await self._client.ask(self._client.table.of_thread(thread_id), command)
-            self._backlog.end(thread_id, write)
-        except BaseException:  # of a signal's handler, too, and within `end`: no `finally` would do
-            self._backlog.end(thread_id, write)
-            raise
-        return reply
+        Raises:
+            InvalidRequestError: If it cannot be stored: that is refused before it waits.
+        """
+        copied = checkpoint.copy()
+        copied["channel_values"] = {}
+        copied["channel_versions"] = dict(checkpoint["channel_versions"])
+        kept: RunnableConfig = {"configurable": dict(config["configurable"])}
+        if fields := config.get("metadata"):
+            kept["metadata"] = dict(fields)
+        self._new(kept, copied, metadata, {})
+        copied["channel_values"] = dict(checkpoint["channel_values"])
+        return kept, copied, metadata.copy()
 
     def _new(
         self,
@@ -186,12 +174,8 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> tuple[PutCheckpoint, dict[str, Any], _Known]:
-        """The command that stores a checkpoint; all of it is serialized here and now.
-
-        Returns:
-            It, the channels' values, and their lists that may be stored already.
-        """
+    ) -> _Put:
+        """Build the command that stores a checkpoint; all of it is serialized here and now."""
         thread_id, ns, parent_id = identify(config)
         merged, facets = metadata_of(config, metadata)
         body: dict[str, Any] = {**checkpoint}
@@ -212,11 +196,10 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
         checkpoint_id = body["id"] = head.checkpoint_id
         dumps = self.serde.dumps_typed
         known = self._lists.of(thread_id, ns, parent_id)
-        blobs = {
-            c: dumps(values[c])
-            for c in new_versions
-            if c in values and c in versions and c not in known
-        }
+        blobs: dict[str, Blob] = {}
+        for channel in new_versions:
+            if channel in values and channel in versions and channel not in known:
+                blobs[channel] = dumps(values[channel])
         if not values.keys() <= versions.keys():
             unversioned = tuple([c for c in values if c not in versions])
             check(GetChannelHistory(thread_id, ns, None, unversioned))  # their names
@@ -234,63 +217,49 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
             head.metadata,
             versions,
             blobs,
-            tuple([c for c in values if c not in blobs]),
+            tuple(filterfalse(blobs.__contains__, values)),
             head.deltas,
             self._detects_conflicts and self._must_follow(config, parent_id, merged.get("source")),
         )
-        return command, values, known
+        put = _Put(command, size_of(command), values, new_versions, known)
+        if known or put.size >= SPLIT:
+            self._cut(put, ())
+        return put
 
-    def _send(
-        self,
-        command: PutCheckpoint,
-        values: dict[str, Any],
-        known: _Known,
-        new_versions: ChannelVersions,
-        reply: Reply | None,
-    ) -> Operation[RunnableConfig]:
-        """Store a checkpoint; a long list is sent as its parts.
+    def _cut(self, put: _Put, missing: Sequence[str]) -> None:
+        """Send long lists as their chunks.
 
         Args:
-            command: What stores it.
-            values: Its channels' values.
-            known: Their lists that may be stored already.
-            new_versions: As for `put`.
-            reply: To the command as it is, None if it was not asked.
+            put: The checkpoint.
+            missing: What the shard does not have: values that came with no new version and that it
+                has never seen, or chunks that it has no more.
         """
+        if put.outgoing is None:
+            put.outgoing = Outgoing(
+                put.command, put.values, put.new_versions, self.serde.dumps_typed, put.known
+            )
+        if missing:
+            put.outgoing.send_again(missing)
+        put.command = put.outgoing.command()
+        put.size = size_of(put.command)
+
+    def _stored(self, put: _Put, reply: Reply) -> RunnableConfig:
+        """The config of a checkpoint that is stored.
+
+        Raises:
+            ThreadConflictError: If the reply says that it is not.
+        """
+        command = put.command
         thread_id, ns = command.thread_id, command.checkpoint_ns
-        checkpoint_id, parent_id = command.checkpoint_id, command.parent_id
-        dumps = self.serde.dumps_typed
-        shard = self._client.table.of_thread(thread_id)
-        size = size_of(command)
-        outgoing: Outgoing | None = None
-        if known or size >= SPLIT:
-            outgoing = Outgoing(command, values, new_versions, dumps, known)
-            command = outgoing.command()
-            size = size_of(command)
-        write = object()
-        try:
-            self._backlog.begin(thread_id, size, write)
-            if reply is None:
-                reply = yield ShardRequest(shard, command)
-            while isinstance(reply, MissingBlobs):
-                # Values that came with no new version and that the shard has never seen, or parts
-                # of lists that it has no more.
-                outgoing = outgoing or Outgoing(command, values, new_versions, dumps, known)
-                outgoing.send_again(reply.channels)
-                reply = yield ShardRequest(shard, outgoing.command())
-            self._backlog.end(thread_id, write)
-        except BaseException:  # as in `_counted`
-            self._backlog.end(thread_id, write)
-            raise
-        if isinstance(reply, Conflict):
+        if type(reply) is Conflict:
             raise ThreadConflictError(
                 f"thread {thread_id!r} was written to by another writer: its latest checkpoint is "
-                f"{reply.found or 'none'}, and this one follows {parent_id or 'none'}. Read the "
-                "thread again and decide anew (setting: detect_conflicts)"
+                f"{reply.found or 'none'}, and this one follows {command.parent_id or 'none'}. "
+                "Read the thread again and decide anew (setting: detect_conflicts)"
             )
-        if outgoing is not None and ((lists := outgoing.lists()) or known):
-            self._lists.remember(thread_id, ns, checkpoint_id, lists)
-        return config_of(thread_id, ns, checkpoint_id)
+        if put.outgoing is not None and ((lists := put.outgoing.lists()) or put.known):
+            self._lists.remember(thread_id, ns, command.checkpoint_id, lists)
+        return config_of(thread_id, ns, command.checkpoint_id)
 
     def _must_follow(self, config: RunnableConfig, parent_id: str | None, source: object) -> bool:
         if source == "fork":
@@ -301,27 +270,13 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
         # A subgraph that is replayed from before its first checkpoint has no parent to name.
         return not configurable.get(_REPLAY)
 
-    def _put_writes(
-        self,
-        config: RunnableConfig,
-        writes: Sequence[tuple[str, Any]],
-        task_id: str,
-        task_path: str,
-    ) -> WriteOperation[None]:
-        if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
-            writes = list(writes)
-            self._new_writes(config, [(c, None) for c, _ in writes], task_id, task_path)
-            yield self._backlog.turn(thread_id)
-        command, size = self._new_writes(config, writes, task_id, task_path)
-        thread_id = command.thread_id
-        write = object()
-        try:
-            self._backlog.begin(thread_id, size, write)
-            yield ShardRequest(self._client.table.of_thread(thread_id), command)
-            self._backlog.end(thread_id, write)
-        except BaseException:  # as above
-            self._backlog.end(thread_id, write)
-            raise
+    def _copied_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, path: str
+    ) -> Sequence[tuple[str, Any]]:
+        """Copy the list of what is stored when its turn has come; see `_copied`."""
+        copied = list(writes)
+        self._new_writes(config, [(c, None) for c, _ in copied], task_id, path)
+        return copied
 
     def _new_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, path: str
@@ -340,20 +295,10 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
             size += len(blob[1])
         return PutWrites(thread_id, ns, checkpoint_id, task_id, path, tuple(stored)), size
 
-    def _delete_thread(self, thread_id: str) -> WriteOperation[None]:
-        command = check(DeleteThread(text_of("thread_id", thread_id)))
-        if self._crowded and command.thread_id in self._crowded:
-            yield self._backlog.turn(command.thread_id)  # or writes that wait bring it back
-        yield ShardRequest(self._client.table.of_thread(command.thread_id), command)
+    def _history_query(self, config: RunnableConfig, channels: Sequence[str]) -> GetChannelHistory:
+        return check(GetChannelHistory(*identify(config), tuple(channels)))
 
-    def _channel_history(
-        self, config: RunnableConfig, channels: Sequence[str]
-    ) -> Operation[Mapping[str, DeltaChannelHistory]]:
-        if not channels:
-            return {}
-        thread_id, ns, checkpoint_id = identify(config)
-        command = check(GetChannelHistory(thread_id, ns, checkpoint_id, tuple(channels)))
-        reply = yield ShardRequest(self._client.table.of_thread(thread_id), command)
+    def _history(self, channels: Sequence[str], reply: Any) -> Mapping[str, DeltaChannelHistory]:
         loads = self.serde.loads_typed
         found: dict[str, DeltaChannelHistory] = {}
         for channel, history in zip(channels, reply.histories, strict=True):
@@ -442,18 +387,6 @@ class CheckpointOperations(BaseCheckpointSaver[str]):
             raise TypeNotAllowedError(
                 f"checkpoint {row.checkpoint_id!r} of thread {row.thread_id!r}: {error}"
             ) from error
-
-
-def _copied(
-    config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata
-) -> tuple[RunnableConfig, Checkpoint, CheckpointMetadata]:
-    copied = checkpoint.copy()
-    copied["channel_values"] = dict(checkpoint["channel_values"])
-    copied["channel_versions"] = dict(checkpoint["channel_versions"])
-    kept: RunnableConfig = {"configurable": dict(config["configurable"])}
-    if fields := config.get("metadata"):
-        kept["metadata"] = dict(fields)
-    return kept, copied, metadata.copy()
 
 
 def size_of(command: PutCheckpoint) -> int:

@@ -65,8 +65,8 @@ def identify(config: RunnableConfig) -> tuple[str, str, str | None]:
         thread_id = thread_of(thread_id)
     if type(ns) is not str:
         ns = optional("checkpoint_ns", ns) or ""
-    if type(checkpoint_id) is not str:
-        checkpoint_id = optional("checkpoint_id", checkpoint_id)
+    if checkpoint_id is not None and type(checkpoint_id) is not str:
+        checkpoint_id = text_of("checkpoint_id", checkpoint_id)
     return thread_id, ns, checkpoint_id or None
 
 

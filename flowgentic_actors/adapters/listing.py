@@ -10,8 +10,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from flowgentic_actors.adapters.items import time_of
-from flowgentic_actors.adapters.operations import Operation, ShardRequest, retry_on_new_table
-from flowgentic_actors.cluster.client.remote import MemoryClient
+from flowgentic_actors.adapters.operations import Operation, retry_on_new_table
+from flowgentic_actors.cluster.client.memory_client import MemoryClient
 from flowgentic_actors.cluster.client.routing import shard_of
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import ListCheckpoints, ListThreads
@@ -94,7 +94,7 @@ class Listing(Generic[R]):
         asked = [s for s, rows in self._rows.items() if not rows and s not in self._exhausted]
         while asked:
             pages: list[_Page[R]] = yield [
-                ShardRequest(shard, msgspec.structs.replace(self._query, after=self._after[shard]))
+                (shard, msgspec.structs.replace(self._query, after=self._after[shard]))
                 for shard in asked
             ]
             for shard, page in zip(asked, pages, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self, SupportsIndex
 
 if TYPE_CHECKING:
-    from flowgentic_actors.cluster.client.remote import MemoryClient
+    from flowgentic_actors.cluster.client.memory_client import MemoryClient
 
 
 class NotPicklable:

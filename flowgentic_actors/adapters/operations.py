@@ -1,8 +1,8 @@
-"""Operations: one body for the sync and the async form of every call.
+"""Operations on several shards: one body for the sync and the async form of a call.
 
-A plan is a generator that yields a question and receives its reply, or several that may be asked at
-the same time and receives their replies in order. How they are asked, awaiting or blocking, is
-decided by who runs it.
+An operation is a generator that yields requests, which may be made at the same time, and receives
+the replies in order. How they are made, awaiting or blocking, is decided by what runs it. What asks
+one shard, once, needs none: it builds a command, asks the client, and finishes with the reply.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, TypeAlias, TypeVar
 
-from msgspec import Struct
-
-from flowgentic_actors.adapters.backlog import Turn
-from flowgentic_actors.cluster.client.remote import MemoryClient
+from flowgentic_actors.cluster.client.memory_client import MemoryClient, ShardRequest
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import Command
 from flowgentic_actors.engine.replies import Reply
@@ -26,19 +23,11 @@ from flowgentic_actors.errors import (
 )
 
 T = TypeVar("T")
-A = TypeVar("A")
 
 MOVING: Final = 30.0
 """Seconds for which what several shards are asked is begun anew, because slots move."""
 
 _ROUND: Final = 1.0  # seconds of one such attempt that count
-
-
-class ShardRequest(Struct, frozen=True, gc=False):
-    """A command for a shard."""
-
-    shard: int
-    command: Command
 
 
 class Independent(list[ShardRequest]):
@@ -52,34 +41,18 @@ class Independent(list[ShardRequest]):
     """
 
 
-ShardRequests: TypeAlias = ShardRequest | Sequence[ShardRequest]
+ShardRequests: TypeAlias = ShardRequest | list[ShardRequest]
 
 Operation: TypeAlias = Generator[ShardRequests, Any, T]
-"""Yields questions, receives their replies (of the types that belong to them), returns T."""
-
-WriteOperation: TypeAlias = Generator[ShardRequests | Turn, Any, T]
-"""A plan that may also wait for a turn, which it has until its next question."""
+"""Yields requests, receives their replies (of the types that belong to them), returns T."""
 
 
-async def run(client: MemoryClient, plan: WriteOperation[T]) -> T:
+async def run(client: MemoryClient, plan: Operation[T]) -> T:
     """Carry out an operation, awaiting."""
     try:
         asks = next(plan)
         while True:
-            if not isinstance(asks, ShardRequest):
-                if isinstance(asks, Turn):
-                    with asks:
-                        await asks.wait()
-                        asks = plan.send(None)
-                else:
-                    asks = _go_on(plan, asks, await ask_each(client, asks))
-                continue
-            try:
-                reply = await client.ask(asks.shard, asks.command)
-            except Exception as error:  # noqa: BLE001 - raised in the plan
-                asks = plan.throw(error)
-            else:
-                asks = plan.send(reply)
+            asks = _go_on(plan, asks, await client.ask_each(_several(asks)))
     except StopIteration as end:
         result: T = end.value
         return result
@@ -88,17 +61,12 @@ async def run(client: MemoryClient, plan: WriteOperation[T]) -> T:
         raise
 
 
-def run_sync(client: MemoryClient, plan: WriteOperation[T]) -> T:
+def run_sync(client: MemoryClient, plan: Operation[T]) -> T:
     """Carry out an operation, blocking this thread."""
     try:
         asks = next(plan)
         while True:
-            if isinstance(asks, Turn):
-                with asks:
-                    asks.wait_sync()
-                    asks = plan.send(None)
-            else:
-                asks = _go_on(plan, asks, ask_each_sync(client, _several(asks)))
+            asks = _go_on(plan, asks, client.ask_each_sync(_several(asks)))
     except StopIteration as end:
         result: T = end.value
         return result
@@ -107,18 +75,23 @@ def run_sync(client: MemoryClient, plan: WriteOperation[T]) -> T:
         raise
 
 
-def _several(asks: ShardRequests) -> Sequence[ShardRequest]:
-    return (asks,) if isinstance(asks, ShardRequest) else asks
+def routed(client: MemoryClient, commands: Sequence[Command]) -> list[ShardRequest]:
+    """Requests that are each about one key, with the keys' shards."""
+    return [(client.shard_of(command), command) for command in commands]
+
+
+def _several(asks: ShardRequests) -> list[ShardRequest]:
+    return [asks] if isinstance(asks, tuple) else asks
 
 
 def _go_on(
-    plan: Generator[A, Any, T], asks: ShardRequests, answers: Sequence[Reply | Exception]
-) -> A:
+    plan: Operation[T], asks: ShardRequests, answers: Sequence[Reply | Exception]
+) -> ShardRequests:
     if not isinstance(asks, Independent):
         error = _error_of(_several(asks), answers)
         if error is not None:
             return plan.throw(error)
-    return plan.send(answers[0] if isinstance(asks, ShardRequest) else answers)
+    return plan.send(answers[0] if isinstance(asks, tuple) else answers)
 
 
 def _error_of(
@@ -127,34 +100,14 @@ def _error_of(
     """The error of requests that belong together, None when all were answered."""
     first: Exception | None = None
     failed: dict[int, Exception] = {}
-    for ask, answer in zip(asks, answers, strict=True):
+    for (shard, _), answer in zip(asks, answers, strict=True):
         if isinstance(answer, Exception):
             first = first or answer
-            failed[ask.shard] = answer
+            failed[shard] = answer
     if first is None or not isinstance(first, RequestError):
         return first
-    shards = len({ask.shard for ask in asks})
+    shards = len({shard for shard, _ in asks})
     return PartialFailureError(failed, shards) if len(failed) < shards else first
-
-
-async def ask_each(client: MemoryClient, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
-    """Send all requests at once, and await all answers."""
-    if len(asks) == 1:
-        try:
-            return [await client.ask(asks[0].shard, asks[0].command)]
-        except FlowgenticError as error:
-            return [error]
-    return await client.ask_each([(ask.shard, ask.command) for ask in asks])
-
-
-def ask_each_sync(client: MemoryClient, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
-    """Send all requests at once, and wait for all answers."""
-    if len(asks) == 1:
-        try:
-            return [client.ask_sync(asks[0].shard, asks[0].command)]
-        except FlowgenticError as error:
-            return [error]
-    return client.ask_each_sync([(ask.shard, ask.command) for ask in asks])
 
 
 def each(plans: Sequence[Operation[T]]) -> Operation[list[T | Exception]]:
@@ -166,7 +119,7 @@ def each(plans: Sequence[Operation[T]]) -> Operation[list[T | Exception]]:
     asks: dict[int, ShardRequests] = {}
 
     def advance(index: int, answers: Sequence[Reply | Exception] | None) -> None:
-        plan, asked = plans[index], asks.pop(index, ())
+        plan, asked = plans[index], asks.pop(index, [])
         try:
             asks[index] = next(plan) if answers is None else _go_on(plan, asked, answers)
         except StopIteration as end:

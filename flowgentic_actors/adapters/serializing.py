@@ -15,7 +15,7 @@ Named: TypeAlias = Iterable[tuple[str, Any]]
 """Values, each with a description for error messages."""
 
 
-def name_unserializable(error: Exception, serde: SerializerProtocol, values: Named) -> None:
+def name_unserializable(error: BaseException, serde: SerializerProtocol, values: Named) -> None:
     """Raise an error that names the value that cannot be serialized, if there is one.
 
     Args:
@@ -26,7 +26,7 @@ def name_unserializable(error: Exception, serde: SerializerProtocol, values: Nam
     Raises:
         NotSerializableError: With the name, from `error`.
     """
-    if isinstance(error, FlowgenticError):
+    if isinstance(error, FlowgenticError) or not isinstance(error, Exception):
         return
     for name, value in values:
         try:

@@ -25,9 +25,9 @@ from flowgentic_actors.adapters.ready_result import ReadyResult
 from flowgentic_actors.adapters.shapes import check_namespace
 from flowgentic_actors.adapters.store_batch import Batch
 from flowgentic_actors.adapters.store_ops import Operations, conflict
-from flowgentic_actors.cluster.client.remote import MemoryClient
+from flowgentic_actors.cluster.client.memory_client import MemoryClient
 from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings
-from flowgentic_actors.engine.commands import GetItem
+from flowgentic_actors.engine.commands import GetItem, ListNamespaces, SearchItems
 from flowgentic_actors.engine.replies import Conflict
 from flowgentic_actors.errors import InvalidRequestError
 
@@ -141,11 +141,8 @@ class AsyncStore(BaseStore):
             key: Under which key.
             refresh_ttl: Whether its life begins anew. Default: the configured `refresh_on_read`.
         """
-        query = self._query(namespace, key, refresh_ttl)
-        if self._direct:
-            reply = self._client.ask_sync(0, query)
-        else:
-            reply = await self._client.ask(self._client.table.of_namespace(query.namespace), query)
+        query, client = self._query(namespace, key, refresh_ttl), self._client
+        reply = client.ask_sync(query) if self._direct else await client.ask(query)
         return self._operations.item(reply)
 
     def get(
@@ -153,8 +150,7 @@ class AsyncStore(BaseStore):
     ) -> Item | None:
         """Fetch an item, blocking; see `aget`."""
         query = self._query(namespace, key, refresh_ttl)
-        shard = 0 if self._direct else self._client.table.of_namespace(query.namespace)
-        return self._operations.item(self._client.ask_sync(shard, query))
+        return self._operations.item(self._client.ask_sync(query))
 
     async def aput(
         self,
@@ -186,11 +182,8 @@ class AsyncStore(BaseStore):
             await self._arun([PutOp(namespace, key, value, index, minutes)], expected_version)
             return
         command = self._operations.change_of(namespace, key, value, minutes, expected_version)
-        if self._direct:
-            reply = self._client.ask_sync(0, command)
-        else:
-            shard = self._client.table.of_namespace(command.namespace)
-            reply = await self._client.ask(shard, command)
+        client = self._client
+        reply = client.ask_sync(command) if self._direct else await client.ask(command)
         if type(reply) is Conflict:
             raise conflict(command, reply)
 
@@ -210,8 +203,7 @@ class AsyncStore(BaseStore):
             self._run([PutOp(namespace, key, value, index, minutes)], expected_version)
             return
         command = self._operations.change_of(namespace, key, value, minutes, expected_version)
-        shard = 0 if self._direct else self._client.table.of_namespace(command.namespace)
-        reply = self._client.ask_sync(shard, command)
+        reply = self._client.ask_sync(command)
         if type(reply) is Conflict:
             raise conflict(command, reply)
 
@@ -263,7 +255,11 @@ class AsyncStore(BaseStore):
 
     async def _arun(self, ops: list[Op], expected: int | None = None) -> list[Result]:
         if len(ops) == 1 and self._index is None:  # most of what is ever asked
-            return [await run(self._client, self._operations.plan(ops[0], expected))]
+            command, client = self._operations.command_of(ops[0], expected), self._client
+            if isinstance(command, (SearchItems, ListNamespaces)):
+                return [await run(client, self._operations.read(command))]
+            reply = client.ask_sync(command) if self._direct else await client.ask(command)
+            return [self._operations.result(command, reply)]
         batch = Batch(self._operations, ops, index=self._index, expected=expected)
         embedded = None
         if self._index is not None and (batch.documents or batch.queries):
@@ -272,7 +268,10 @@ class AsyncStore(BaseStore):
 
     def _run(self, ops: list[Op], expected: int | None = None) -> list[Result]:
         if len(ops) == 1 and self._index is None:
-            return [run_sync(self._client, self._operations.plan(ops[0], expected))]
+            command = self._operations.command_of(ops[0], expected)
+            if isinstance(command, (SearchItems, ListNamespaces)):
+                return [run_sync(self._client, self._operations.read(command))]
+            return [self._operations.result(command, self._client.ask_sync(command))]
         batch = Batch(self._operations, ops, index=self._index, expected=expected)
         embedded = None
         if self._index is not None and (batch.documents or batch.queries):

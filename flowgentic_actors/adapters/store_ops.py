@@ -28,13 +28,14 @@ from flowgentic_actors.adapters.items import item_of, search_item_of
 from flowgentic_actors.adapters.operations import (
     Independent,
     Operation,
-    ShardRequest,
     over_shards,
     retry_on_new_table,
+    routed,
 )
 from flowgentic_actors.adapters.serializing import entries, name_unserializable
 from flowgentic_actors.adapters.shapes import check_namespace, check_shape, not_a_dict
-from flowgentic_actors.cluster.client.remote import MemoryClient
+from flowgentic_actors.cluster.client.memory_client import MemoryClient
+from flowgentic_actors.cluster.client.routing import shard_of
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import (
     DeleteItem,
@@ -86,8 +87,8 @@ class Operations:
         self._serde = serde
         self._expired = expired
 
-    def plan(self, op: Op, expected: int | None) -> Operation[Result]:
-        """The operation for one of LangGraph's `Op`s that needs no embedding.
+    def command_of(self, op: Op, expected: int | None) -> GetItem | Change | Wide:
+        """The command of one of LangGraph's `Op`s that needs no embedding.
 
         Args:
             op: The operation.
@@ -98,9 +99,8 @@ class Operations:
             InvalidNamespaceError: If its namespace is.
         """
         if isinstance(op, PutOp):
-            return self.one(self.change_of(op.namespace, op.key, op.value, op.ttl, expected))
-        question = self.question_of(op)
-        return self.one(question) if isinstance(question, GetItem) else self.read(question)
+            return self.change_of(op.namespace, op.key, op.value, op.ttl, expected)
+        return self.question_of(op)
 
     def read(
         self, question: Wide, op: Op | None = None, embedded: Embedded | None = None
@@ -203,20 +203,12 @@ class Operations:
             raise conflict(command, reply)
         return None
 
-    def one(self, command: GetItem | Change) -> Operation[Result]:
-        """The operation of a get, put or delete."""
-        shard = self._client.table.of_namespace(command.namespace)
-        return self.result(command, (yield ShardRequest(shard, command)))
-
     def several(self, commands: Sequence[GetItem | Change]) -> Operation[list[Result | Exception]]:
         """The operation of several gets, puts or deletes, sent at once.
 
         One that fails has its error in the place of its result.
         """
-        of = self._client.table.of_namespace
-        answers = yield Independent(
-            [ShardRequest(of(command.namespace), command) for command in commands]
-        )
+        answers = yield Independent(routed(self._client, commands))
         results: list[Result | Exception] = []
         for command, answer in zip(commands, answers, strict=True):
             if isinstance(answer, Exception):
@@ -248,9 +240,8 @@ class Operations:
 
     def _over_shards(self, query: Search, order: Any) -> Operation[Sequence[Any]]:
         """The rows of one shard, or those of several in order."""
-        table = self._client.table
-        if len(query.prefix) >= table.namespace_depth:
-            return (yield from _search_shard(table.of_namespace(query.prefix), query))
+        if (shard := shard_of(self._client.table, query)) is not None:
+            return (yield from _search_shard(shard, query))
 
         def ask(table: SlotTable) -> Operation[Sequence[Any]]:
             asked, shards = msgspec.structs.replace(query, table=table.version), table.owners
@@ -363,7 +354,7 @@ def _search_shard(shard: int, query: Search) -> Operation[Sequence[Any]]:
     while True:
         limit = query.limit - len(rows)
         page = msgspec.structs.replace(query, limit=limit, offset=offset, after=after)
-        reply = yield ShardRequest(shard, page)
+        reply = yield shard, page
         rows.extend(reply.rows)
         after, offset = reply.after, offset - reply.skipped
         if after is None or len(rows) >= query.limit:
@@ -375,7 +366,7 @@ def _list_shard(shard: int, query: ListNamespaces) -> Operation[list[tuple[str, 
     found: list[tuple[str, ...]] = []
     page = query
     while True:
-        reply = yield ShardRequest(shard, page)
+        reply = yield shard, page
         found.extend(reply.namespaces)
         if reply.after is None or len(found) >= query.limit:
             return found

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from flowgentic_actors.adapters.ids import text_of, texts_of
-from flowgentic_actors.adapters.operations import Operation, ShardRequest, retry_on_new_table
-from flowgentic_actors.cluster.client.remote import MemoryClient
+from flowgentic_actors.adapters.operations import Operation, retry_on_new_table, routed
+from flowgentic_actors.cluster.client.memory_client import MemoryClient
 from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.engine.commands import (
     DeleteThread,
@@ -31,15 +31,12 @@ def delete_for_runs(client: MemoryClient, run_ids: Sequence[str]) -> Operation[N
     check(FindRuns(runs))
 
     def ask(table: SlotTable) -> Operation[Any]:
-        return (
-            yield [ShardRequest(shard, FindRuns(runs, table.version)) for shard in table.owners]
-        )
+        return (yield [(shard, FindRuns(runs, table.version)) for shard in table.owners])
 
     found = yield from retry_on_new_table(client, ask)
     threads = [thread_id for reply in found for thread_id in reply.thread_ids]
     if threads:
-        table = client.table
-        yield [ShardRequest(table.of_thread(t), DropRuns(t, runs)) for t in threads]
+        yield routed(client, [DropRuns(thread_id, runs) for thread_id in threads])
 
 
 def prune(client: MemoryClient, thread_ids: Sequence[str], strategy: str) -> Operation[None]:
@@ -48,13 +45,13 @@ def prune(client: MemoryClient, thread_ids: Sequence[str], strategy: str) -> Ope
         raise InvalidRequestError(
             f"prune: strategy must be 'keep_latest' or 'delete', not {strategy!r}"
         )
-    table, keep = client.table, strategy == "keep_latest"
-    asks = [
-        ShardRequest(table.of_thread(t), check(PruneThread(t, 1) if keep else DeleteThread(t)))
-        for t in texts_of("thread_ids", thread_ids)
+    keep = strategy == "keep_latest"
+    commands = [
+        check(PruneThread(thread_id, 1) if keep else DeleteThread(thread_id))
+        for thread_id in texts_of("thread_ids", thread_ids)
     ]
-    if asks:
-        yield asks
+    if commands:
+        yield routed(client, commands)
 
 
 def copy_thread(client: MemoryClient, source: str, target: str) -> Operation[None]:
@@ -68,12 +65,9 @@ def copy_thread(client: MemoryClient, source: str, target: str) -> Operation[Non
     replace = msgspec.structs.replace
     after: Position | None = None
     while True:
-        table = client.table
-        page = yield ShardRequest(table.of_thread(source), ReadThread(source, after))
-        shard = table.of_thread(target)
-        commands = (*page.checkpoints, *page.writes)
-        if commands:
-            yield [ShardRequest(shard, replace(command, thread_id=target)) for command in commands]
+        page = (yield routed(client, [ReadThread(source, after)]))[0]
+        if commands := (*page.checkpoints, *page.writes):
+            yield routed(client, [replace(command, thread_id=target) for command in commands])
         after = page.after
         if after is None:
             return

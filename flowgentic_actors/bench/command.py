@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ from rich.text import Text
 
 from flowgentic_actors.bench import cold, conversation, footprint, growth
 from flowgentic_actors.bench.contenders import (
+    FLOOR,
     NAMES,
     OURS,
     POSTGRES_VARIABLE,
@@ -34,6 +37,7 @@ from flowgentic_actors.bench.markdown import write_markdown
 from flowgentic_actors.bench.measuring import Effort, measure, opened
 from flowgentic_actors.bench.plots import draw, why_no_plots
 from flowgentic_actors.bench.progress import Phase, progress, say
+from flowgentic_actors.bench.repeated import repeat
 from flowgentic_actors.bench.report import missing, print_report
 from flowgentic_actors.bench.results import Report, environment, read, write
 from flowgentic_actors.bench.selection import (
@@ -52,6 +56,9 @@ QUICK: Final = Effort(3, 15.0, 0.03)
 MODES: Final = tuple(name for name in NAMES if name != REFERENCE)
 """What `--modes` may name."""
 
+DEFAULT_MODES: Final = tuple(name for name in MODES if name != FLOOR)
+"""Those that take part when nothing is said."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
@@ -60,7 +67,7 @@ class BenchOptions:
     quick: bool = False
     """A short run, to see that all works; its p99 and its rates rest on few samples."""
 
-    modes: tuple[str, ...] = MODES
+    modes: tuple[str, ...] = DEFAULT_MODES
     """The memories to measure beside the reference, of `MODES`."""
 
     workloads: tuple[str, ...] = DEFAULT
@@ -68,6 +75,9 @@ class BenchOptions:
 
     seconds: float | None = None
     """Time for what is measured in turns; no further round begins after it."""
+
+    processes: int = 1
+    """Processes that measure, one after the other; with several, as many pinned to one core."""
 
     postgres: str | None = None
     """DSN of a Postgres server. Default: `$FLOWGENTIC_BENCH_POSTGRES`."""
@@ -100,6 +110,8 @@ class BenchOptions:
             )
         if self.seconds is not None and not 0 <= self.seconds <= 86_400:
             raise ValueError(f"--seconds must be between 0 and 86,400, not {self.seconds:g}")
+        if not 1 <= self.processes <= 1000:
+            raise ValueError(f"--processes must be between 1 and 1,000, not {self.processes}")
         if self.plots is not None and (reason := why_no_plots()) is not None:
             raise ValueError(reason)
         self.selection()
@@ -121,10 +133,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--modes",
         type=_names,
-        default=MODES,
+        default=DEFAULT_MODES,
         metavar="NAME,...",
         help="memories to measure beside LangGraph's in-memory classes, of "
-        f"{', '.join(MODES)} (default: all)",
+        f"{', '.join(MODES)} (default: all but {FLOOR})",
     )
     add(
         "--workloads",
@@ -140,6 +152,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="list memories and workloads, and measure nothing",
     )
     add("--seconds", type=float, metavar="N", help="time for what is measured in turns")
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="measure in N processes, and in N more pinned to one core: medians with their spread",
+    )
     add("--postgres", metavar="DSN", help=f"a Postgres server (default: ${POSTGRES_VARIABLE})")
     add("--redis", metavar="URL", help=f"a Redis server (default: ${REDIS_VARIABLE})")
     add(
@@ -196,7 +215,10 @@ def run_bench(options: BenchOptions) -> int:
         for line in missing(report):
             say(console, line)
         return 0
-    report, trouble = _measure_all(console, options)
+    if options.processes > 1:
+        report, trouble = _measure_repeatedly(console, options)
+    else:
+        report, trouble = _measure_all(console, options)
     _show(console, report, options)
     for line in trouble:
         _complain(line, 1)
@@ -251,6 +273,18 @@ def _measure_all(console: Console, options: BenchOptions) -> tuple[Report, list[
     trouble += [f"Left out: {n}. {why}" for n, why in list(report.left_out.items())[unable:]]
     trouble += [f"No figure: {what}. {why}" for what, why in report.failed.items()]
     return report, trouble
+
+
+def _measure_repeatedly(console: Console, options: BenchOptions) -> tuple[Report, list[str]]:
+    """Measure the selection in several processes; returns a line for each failure."""
+    with progress(console) as begin:
+        measured = partial(_measure_quietly, options)
+        return repeat(measured, options.processes, begin("the processes"))
+
+
+def _measure_quietly(options: BenchOptions) -> tuple[Report, list[str]]:
+    with Path(os.devnull).open("w") as nowhere:
+        return _measure_all(Console(file=nowhere), options)
 
 
 async def _run(

@@ -17,11 +17,15 @@ from langgraph.store.memory import InMemoryStore
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.bench import peers, raw_ddict
+from flowgentic_actors.bench.floor import SerializingSaver
 from flowgentic_actors.bench.subjects import Raw, Subject, Written, subject
 from flowgentic_actors.environment import inside_dragon, why_no_dragon
 
 REFERENCE: Final = "in-memory"
 """The contender that ratios are relative to: LangGraph's InMemorySaver and InMemoryStore."""
+
+FLOOR: Final = "floor"
+"""The contender that keeps nothing: it takes part when it is named, and in no study."""
 
 POSTGRES_VARIABLE: Final = "FLOWGENTIC_BENCH_POSTGRES"
 REDIS_VARIABLE: Final = "FLOWGENTIC_BENCH_REDIS"
@@ -84,6 +88,11 @@ async def _in_memory() -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
+async def _floor() -> AsyncIterator[Subject]:
+    yield subject(SerializingSaver(), InMemoryStore(), "none: it keeps no bytes")
+
+
+@asynccontextmanager
 async def _cluster(durability: str, **settings: Any) -> AsyncIterator[Subject]:
     async with MemoryCluster(**settings) as memory:
         written = None if durability.startswith("none") else _journal_of(memory)
@@ -116,6 +125,7 @@ def contenders(places: Places) -> dict[str, Contender]:
     dsn, url = places.postgres or "", places.redis or ""
     return {
         REFERENCE: Contender(_in_memory),
+        FLOOR: Contender(_floor),
         "local": Contender(partial(_cluster, "none, in this process", mode="local")),
         "local-journal": Contender(partial(_local_journal, places.scratch)),
         "subprocess": Contender(partial(distributed, _NODE, spawner="subprocess")),

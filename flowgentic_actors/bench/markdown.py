@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flowgentic_actors.bench.report import amount, few, head, legend, missing, ratio
+from flowgentic_actors.bench.report import (
+    PINNED,
+    amount,
+    few,
+    head,
+    legend,
+    missing,
+    ratio,
+    spread,
+)
 from flowgentic_actors.bench.results import Figure, Report, by_cell
 
 
@@ -33,6 +42,8 @@ def markdown(report: Report) -> str:
     parts.append(
         "\n".join(f"- {line}" for line in [*legend(report), *report.notes, *missing(report)])
     )
+    if report.pinned is not None:
+        parts += [f"**{PINNED}**", markdown(report.pinned).rstrip()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -60,7 +71,7 @@ def _sizes(found: Sequence[Figure]) -> str:
 
 def _median(figure: Figure) -> str:
     text = amount(figure.median, figure.unit) + (r"\*" if few(figure) else "")
-    return f"{text}, {shown}" if (shown := ratio(figure)) else text
+    return f"{text}, {shown} {spread(figure)}".rstrip() if (shown := ratio(figure)) else text
 
 
 def _p99(figure: Figure) -> str:

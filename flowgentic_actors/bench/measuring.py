@@ -75,18 +75,14 @@ async def _let_all_take_turns(
     show: Show,
 ) -> None:
     start = time.perf_counter()
-    set_heap_aside()
     for number in range(effort.rounds + 1):
         if number > 1 and time.perf_counter() - start > effort.seconds:
             break
-        first = number % len(names)  # so that none always follows the same one
-        order = names[first:] + names[:first]
+        order = names if number % 2 else names[::-1]  # so that none always comes first
         for index, workload in enumerate(workloads):
             show(_part(number, index / len(workloads), start, effort), workload.name)
             for name in order:
                 await course.turn(workload, name, warm=number > 0)
-        if number == 0:
-            set_heap_aside()
         course.rounds = number
 
 
@@ -179,7 +175,7 @@ def set_heap_aside() -> None:
 
 async def take_turn(workload: Workload, memory: Subject | Raw, longest: float) -> list[float]:
     """Time some operations, one after the other; none begins after `longest` seconds."""
-    gc.collect()  # no contender pays for the garbage of another
+    set_heap_aside()  # no contender pays for the garbage of another, or for what was there before
     if not isinstance(memory, Subject):
         assert workload.raw is not None
         kind, size = workload.raw

@@ -19,6 +19,7 @@ GOAL: Final = 1.5
 
 _COLOURS = {  # told apart by people who are colour-blind (Okabe and Ito)
     "in-memory": "#000000",
+    "floor": "#bbbbbb",
     "local": "#0072b2",
     "local-journal": "#56b4e9",
     "subprocess": "#009e73",
@@ -31,7 +32,7 @@ _COLOURS = {  # told apart by people who are colour-blind (Okabe and Ito)
     "redis-plain": "#e78f8f",
     "ddict": "#999999",
 }
-_MARKS = dict(zip(NAMES, "o^v<>sDPXdph", strict=True))
+_MARKS = dict(zip(NAMES, "o|^v<>sDPXdph", strict=True))
 
 
 def why_no_plots() -> str | None:

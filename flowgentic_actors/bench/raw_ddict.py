@@ -78,7 +78,7 @@ class RawDDict:
 @asynccontextmanager
 async def opened(folder: Path) -> AsyncIterator[RawDDict]:
     """A DDict in a runtime of its own, with its files in a folder."""
-    if dragon_launcher() is None:
+    if await asyncio.to_thread(dragon_launcher) is None:
         raise PeerError("there is no command `dragon`: reinstall dragonhpc")
     connected: asyncio.Future[RawDDict] = asyncio.get_running_loop().create_future()
 

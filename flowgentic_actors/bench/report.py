@@ -16,6 +16,9 @@ from flowgentic_actors.bench.results import Figure, Report, Unit, by_cell
 FEW: Final = 10
 """Samples below which a figure is marked: its median may be chance, its p99 is the slowest one."""
 
+PINNED: Final = "Pinned to one core:"
+"""Heading of the second part of a report."""
+
 _COLUMN = 19  # characters that a contender's column takes
 
 
@@ -41,17 +44,22 @@ def print_report(console: Console, report: Report) -> None:
     console.print()
     for line in [*legend(report), *report.notes]:
         say(console, line)
+    if report.pinned is not None:
+        console.print()
+        say(console, PINNED)
+        print_report(console, report.pinned)
 
 
 def head(report: Report) -> str:
     """The environment of the figures, in one line."""
     about = report.environment
     parts = [
-        f"{about['cpus']} CPUs",
+        f"{about['cpus']} core{'' if about['cpus'] == 1 else 's'}",
         f"load {about['load_before']} before and {about.get('load_after', '?')} after",
         f"Python {about['python']}",
         f"langgraph {about['versions']['langgraph']}",
-        f"{report.rounds} rounds in {report.seconds:.0f} s",
+        f"{report.rounds} rounds in {report.seconds:.0f} s"
+        + (f", {report.processes} processes" if report.processes > 1 else ""),
     ]
     if (synced := about.get("sync")) is not None:
         where = (
@@ -70,6 +78,8 @@ def legend(report: Report) -> list[str]:
             f"the more. * rests on fewer than {FEW} samples."
         )
     ]
+    if report.processes > 1:
+        lines.append("In brackets are the least and the most of the ratio in the processes.")
     if any(figure.size is not None for figure in report.figures):
         lines.append("In tables of growth ...x is the ratio to the smallest size.")
     return lines
@@ -123,6 +133,8 @@ def _cell(figure: Figure | None) -> Text:
         text.append("*")
     if shown := ratio(figure):
         text.append(f" {shown}".rjust(6), "bold")
+    if between := spread(figure):
+        text.append(f"\n{between}", "bold")
     if figure.p99 is not None:
         text.append(f"\n{amount(figure.p99, figure.unit)}", "dim")
     return text
@@ -138,8 +150,19 @@ def ratio(figure: Figure) -> str:
     itself = figure.size is None and figure.contender == figure.against
     if figure.ratio is None or itself:
         return ""
-    decimals = 2 if figure.ratio < 9.995 else 1 if figure.ratio < 99.95 else 0
-    return f"{figure.ratio:.{decimals}f}x"
+    return f"{_ratio(figure.ratio)}x"
+
+
+def spread(figure: Figure) -> str:
+    """The least and the most of a ratio as text, empty where it means nothing."""
+    if figure.spread is None or not ratio(figure):
+        return ""
+    return f"[{_ratio(figure.spread[0])}-{_ratio(figure.spread[1])}]"
+
+
+def _ratio(value: float) -> str:
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f}"
 
 
 def amount(value: float, unit: Unit) -> str:

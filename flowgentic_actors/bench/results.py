@@ -47,6 +47,7 @@ class Figure(Struct, frozen=True, kw_only=True):
         against: What the ratio is to: a contender, or the smallest size of a growth.
         samples: How many samples they rest on.
         size: What was stored meanwhile, where that is what is varied.
+        spread: The least and the most of the ratio, where it is the median of several processes.
     """
 
     group: str
@@ -59,6 +60,7 @@ class Figure(Struct, frozen=True, kw_only=True):
     against: str
     samples: int
     size: int | None = None
+    spread: tuple[float, float] | None = None
 
 
 class Report(Struct, kw_only=True):
@@ -76,6 +78,8 @@ class Report(Struct, kw_only=True):
         rounds: Rounds measured; one more went before them to warm up.
         seconds: Time that all of it took.
         figures: In the order of the table.
+        processes: How many measured, of which the figures are medians.
+        pinned: The same run, pinned to one core.
     """
 
     quick: bool
@@ -88,6 +92,8 @@ class Report(Struct, kw_only=True):
     rounds: int = 0
     seconds: float = 0.0
     figures: list[Figure] = []
+    processes: int = 1
+    pinned: Report | None = None
 
     def fail(self, what: str, who: str, error: BaseException) -> None:
         """Note the reason of a missing figure."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.config_values import size_in_bytes
@@ -23,18 +24,17 @@ _FASTEST: Final = 1 << 40  # bytes a second: as good as without a limit
 
 def shard_settings(config: MemoryConfig, shards: int) -> ShardSettings:
     """The settings of one shard: its part of the quotas, and what is the same for all."""
-    ttl = config.ttl or {}
-    interval = ttl.get("sweep_interval_minutes")
     settings = ShardSettings(
-        item_bytes=_part(config.store_total_mem, shards),
-        thread_bytes=_part(config.checkpoint_total_mem, shards),
-        cache_bytes=config.cache_total_mem // shards,
+        item_bytes=config.store_total_mem,
+        thread_bytes=config.checkpoint_total_mem,
+        cache_bytes=config.cache_total_mem,
         keep_last=config.keep_last,
         thread_ttl=config.checkpoint_ttl,
     )
-    if interval is None:
-        return settings
-    return settings.sweeping_every(60.0 * interval)
+    interval = (config.ttl or {}).get("sweep_interval_minutes")
+    if interval is not None:
+        settings = replace(settings, sweep_seconds=60.0 * interval)
+    return settings.divided(shards)
 
 
 def journal_settings(config: MemoryConfig) -> JournalSettings:
@@ -77,7 +77,3 @@ def transfer_rate(given: float | str) -> int:
     if float(rate) < 1:
         raise InvalidRequestError(f"max_bytes_per_second must be at least 1, not {given}")
     return int(min(float(rate), _FASTEST))
-
-
-def _part(total: int | None, shards: int) -> int | None:
-    return None if total is None else total // shards

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from flowgentic_actors.actors.process_group import (
     HostProcess,
     ProcessGroup,
     group_members,
-    start_group,
 )
 from flowgentic_actors.actors.process_record import is_alive, started_at
 from flowgentic_actors.dragon.fixes import PRIMARY_VARIABLE, with_fixes
@@ -44,10 +42,25 @@ class _DragonLauncher(ProcessGroup):
     """`dragon -s`: a launcher with its services, the host and the actors in one process group.
 
     When one is killed, the runtime's shared memory stays behind, which only we then remove.
+
+    Args:
+        options: Where the runtime is to be.
+        command: The host's program and arguments.
+        folder: The launcher's working directory.
+        log_file: Where all output goes.
+        **environ: Further variables of its environment.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        super().__init__(process)
+    def __init__(
+        self, options: list[str], command: list[str], folder: Path, log_file: Path, **environ: str
+    ) -> None:
+        launcher = dragon_launcher()
+        assert launcher is not None  # why_no_dragon has looked
+        environ = {**with_dragon(with_fixes(python_environ())), **environ}
+        # The launcher calls its own helper commands by name.
+        environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
+        command = told_of_children([launcher, *options, *command])
+        super().__init__(command, folder, log_file, environ)
         self._segments: set[SharedMemoryFile] = set()
 
     def look(self) -> None:
@@ -68,9 +81,17 @@ class _NodesLauncher(_DragonLauncher):
     everything of this user's removed on all nodes. It never ends by itself once a node was lost.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], runtime_file: Path) -> None:
-        super().__init__(process)
-        self._runtime_file = runtime_file
+    def __init__(self, command: list[str], folder: Path, log_file: Path) -> None:
+        super().__init__(
+            _on_nodes(job_hosts()),
+            command,
+            Path("/"),  # the launcher goes to the same folder on each of them
+            log_file,
+            SLURM_OVERLAP="1",  # in a job step, its own steps may share that one's processors
+            SLURM_NO_KILL="set",  # the loss of a node does not end the others' processes
+            **{PRIMARY_VARIABLE: socket.gethostname()},
+        )
+        self._runtime_file = folder / RUNTIME_FILE
 
     def let_go(self) -> None:
         self.look()
@@ -139,30 +160,12 @@ def launch_host(
         return _InRuntime(pid_file)
     if nodes == 1:
         return start_runtime(command, folder, log_file)
-    environ = {
-        PRIMARY_VARIABLE: socket.gethostname(),
-        "SLURM_OVERLAP": "1",  # in a job step, its own steps may share that one's processors
-        "SLURM_NO_KILL": "set",  # the loss of a node does not end the others' processes
-    }
-    everywhere = Path("/")  # the launcher goes to the same folder on each of them
-    process = _start(_on_nodes(job_hosts()), command, everywhere, log_file, environ)
-    return _NodesLauncher(process, folder / RUNTIME_FILE)
+    return _NodesLauncher(command, folder, log_file)
 
 
 def start_runtime(command: list[str], folder: Path, log_file: Path) -> HostProcess:
     """Start a Dragon runtime on this node alone, and a program in it; see `launch_host`."""
-    return _DragonLauncher(_start(["-s"], command, folder, log_file, {}))
-
-
-def _start(
-    options: list[str], command: list[str], folder: Path, log_file: Path, environ: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    launcher = dragon_launcher()
-    assert launcher is not None  # why_no_dragon has looked
-    environ = {**with_dragon(with_fixes(python_environ())), **environ}
-    # The launcher calls its own helper commands by name.
-    environ["PATH"] = os.pathsep.join([str(Path(launcher).parent), environ.get("PATH", "")])
-    return start_group(told_of_children([launcher, *options, *command]), folder, log_file, environ)
+    return _DragonLauncher(["-s"], command, folder, log_file)
 
 
 def _on_nodes(hosts: tuple[str, ...]) -> list[str]:

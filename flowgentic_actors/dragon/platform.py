@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.heartbeat import EventSink
 from flowgentic_actors.actors.spawn import Spawner
 from flowgentic_actors.dragon.ddict_sizing import ddict_settings, end_tiers
 from flowgentic_actors.dragon.host_launcher import launch_host
@@ -60,11 +60,11 @@ class DragonPlatform(Platform):
             config.managers_per_node,
         )
 
-    def spawner(self, *, uses_tier: bool, on_hung: Callable[[str], None]) -> Spawner:
+    def spawner(self, *, uses_tier: bool, on_event: EventSink) -> Spawner:
         """The spawner of native processes; of plain ones outside of a runtime."""
         if not inside_dragon():
-            return super().spawner(uses_tier=uses_tier, on_hung=on_hung)
-        return DragonSpawner(uses_dragon=uses_tier, on_hung=on_hung)
+            return super().spawner(uses_tier=uses_tier, on_event=on_event)
+        return DragonSpawner(on_event, uses_dragon=uses_tier)
 
     def node_launcher(self, command: list[str], folder: Path) -> DragonNodeLauncher:  # noqa: ARG002
         """The launcher of native processes on the runtime's other nodes."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.heartbeat import EventSink
 from flowgentic_actors.actors.spawn import ACTOR_MODULE, Spawned, SubprocessSpawner
 from flowgentic_actors.dragon.fixes import with_fixes
 from flowgentic_actors.environment import without_dragon
 from flowgentic_actors.errors import ActorStartError
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.python import python_command
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.storage.private_files import open_log
@@ -33,22 +35,20 @@ class DragonSpawner:
     return, plain child processes are started, which know nothing of Dragon.
 
     Args:
+        on_event: Called, once, when Dragon starts nothing any more.
         uses_dragon: Whether the actors call Dragon themselves (to own a DDict).
-        on_hung: Told, once, that Dragon starts nothing any more.
         patience: Seconds that a start may take, and half of its own deadline at most.
     """
 
-    name = "dragon"
-
     def __init__(
         self,
+        on_event: EventSink,
         *,
         uses_dragon: bool = False,
-        on_hung: Callable[[str], None] = lambda _: None,
         patience: float = 15.0,  # for what takes a second on a busy machine
     ) -> None:
         self._uses_dragon = uses_dragon
-        self._on_hung = on_hung
+        self._on_event = on_event
         self._patience = patience
         self._without: SubprocessSpawner | None = None
 
@@ -66,7 +66,9 @@ class DragonSpawner:
                 # Should it start after all, the supervisor does not let it go on beside another.
                 if self._without is None:
                     self._without = SubprocessSpawner(without_dragon(os.environ))
-                    self._on_hung(f"Dragon started no process within {patience:g} s")
+                    why = f"Dragon started no process within {patience:g} s"
+                    text = f"{why}: actors go on without it"
+                    self._on_event(EventKind.DRAGON_HUNG, "", text)
         return await self._without.spawn(spec_file, log_file, timeout)
 
 

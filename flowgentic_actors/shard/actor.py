@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -39,8 +37,10 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.assignment import Assignment
+from flowgentic_actors.shard.background import begin
 from flowgentic_actors.shard.clock import Clock
 from flowgentic_actors.shard.cold_reads import ColdReads
+from flowgentic_actors.shard.commits import JournalCommits
 from flowgentic_actors.shard.hot_keys import HotKeys, key_of, sampling
 from flowgentic_actors.shard.journaling.compactor import Compactor
 from flowgentic_actors.shard.journaling.entries import (
@@ -52,9 +52,8 @@ from flowgentic_actors.shard.journaling.entries import (
 )
 from flowgentic_actors.shard.journaling.maintenance import JournalMaintenance
 from flowgentic_actors.shard.journaling.sessions import Sessions
-from flowgentic_actors.shard.journaling.unwritten import Unwritten
 from flowgentic_actors.shard.journaling.waiting_calls import RoomWanted, WaitingCalls
-from flowgentic_actors.shard.memory_tier import CHUNK, MemoryTier, Tier, TierMaker, tier_maker
+from flowgentic_actors.shard.memory_tier import MemoryTier, TierMaker, tier_maker
 from flowgentic_actors.shard.migration.migrator import SlotMigrator
 from flowgentic_actors.shard.peer_protocol import PullSlots, decode_peer_request
 from flowgentic_actors.shard.progress import Progress, encode_progress
@@ -63,7 +62,7 @@ from flowgentic_actors.shard.settings import ActorArguments, ActorSettings
 from flowgentic_actors.shard.slow_requests import SlowRequests
 from flowgentic_actors.shard.writer import ShardWriter
 from flowgentic_actors.storage.disk import RealDisk
-from flowgentic_actors.storage.group_commit_loop import LoopGroupCommit
+from flowgentic_actors.storage.group_commit import entries_size
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.lock import FileLock
 from flowgentic_actors.storage.private_files import make_folders
@@ -72,9 +71,6 @@ from flowgentic_actors.storage.worker import Worker
 
 LOCK_NAME = "journal.lock"
 
-logger = logging.getLogger(__name__)
-
-_TIER_END, _TIER_KILL = 6.0, 2.0  # below close_timeout, in which the actor must have ended
 _LAST_WORK = 5.0  # of the journal's thread, when the actor closes
 
 _decode_command = msgspec.msgpack.Decoder(Command).decode
@@ -114,82 +110,74 @@ class ShardActor:
             raise JournalLockedError(
                 f"the journal in {folder} is open in another process; a shard has one actor"
             )
-        journal, limits, hot_limit = settings.journal, settings.limits, settings.hot_bytes
-        self._shard = limits.make_shard(hot_limit)
-        self._sweep_seconds = limits.sweep_seconds
-        self._sweeping: asyncio.Task[None] | None = None
+        journal, limits = settings.journal, settings.limits
+        self._shard = limits.make_shard(settings.hot_bytes)
         self._clock = Clock()
         self._sessions = Sessions()
-        self._hot_keys = HotKeys(time.monotonic())
-        self._sampling = sampling()
-        self._durable, self._appends = journal.ack.durable, journal.appends == "thread"
-        self._group_commit: LoopGroupCommit | None = None
         self._journal = Journal(
-            RealDisk(), path, durable=self._durable, segment_bytes=journal.segment_bytes
+            RealDisk(), path, durable=journal.ack.durable, segment_bytes=journal.segment_bytes
         )
         self._worker = Worker("journal")
         self._compactor = Compactor(self._journal, path, self._worker)
+        try:
+            self._replayed = self._replay()
+            self._journal.prepare()
+        except BaseException:
+            self._close_files()
+            raise
         self._maintenance = JournalMaintenance(
             self._journal,
             self._shard,
             self._compactor,
             self._worker,
             garbage_allowed=journal.segment_bytes,
-            waits=not self._appends,
+            waits=journal.appends != "thread",
             hold=self._holds_log,
         )
+        self._commits = JournalCommits(self._shard, self._journal, self._maintenance, settings)
+        self._writer = ShardWriter(self._shard, limits, self._commits.keep)
         self.room = WaitingCalls(
             self._journal, self._worker, handle=self.handle, refusal=self._maintenance.refusal
         )
-        """Who waits for room in the journal."""
+        """The requests that wait for room in the journal."""
+        self._line = self.room.waiting
         self.cold_reads = ColdReads(
             self._shard, self._journal, self._worker, self.room, self._answer
         )
-        """Who waits for values that memory has let go."""
+        """The queries that wait for values that memory has let go."""
+        self.migrator = SlotMigrator(self, self._shard, self._journal, self._worker)
+        """The migrations of slots, and which of them it owns."""
         self._leader: ReplicationLeader | None = None
+        self._claimed = settings.claimed
+        self._hot_keys = HotKeys(time.monotonic())
+        self._sampling = sampling()
+        self._sweep_seconds = limits.sweep_seconds
+        self._hot_limit, self._make_tier = settings.hot_bytes, make_tier
+        # There from the start on
         self._context: ActorContext | None = None
         self._slow: SlowRequests | None = None
-        self._claimed = settings.claimed
-        self._storing: list[asyncio.Future[None]] = []  # who waits for the next commit
-        self.migrator = SlotMigrator(self, self._shard, self._journal, self._worker)
-        """What it has to do with slots that move."""
-        self._line = self.room.waiting
-        # Without a limit, nothing is ever let go.
-        self._make_tier = make_tier if hot_limit is not None else None
-        self._tier_from = (hot_limit or 0) // 2
-        self._tier_wanted = False
-        self._tier: Tier | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._memory_tier: MemoryTier | None = None
-        self._tier_task: asyncio.Task[None] | None = None
-        try:
-            self._replayed = self._replay()
-            self._journal.prepare()
-        except BaseException:
-            self.close()
-            raise
-        self._unwritten = Unwritten(self._shard, self._maintenance, self._journal.end)
-        self._writer = ShardWriter(self._shard, limits, self._unwritten.keep)
 
     def start(self, context: ActorContext) -> None:
         """Begin what goes on beside the requests; see `Actor.start`."""
         self._context, self._slow = context, SlowRequests(context.tell)
-        self._sweeping = asyncio.ensure_future(self._sweep(context.wake))
-        self._sweeping.add_done_callback(_log_defect)
-        if self._make_tier is None:
-            return
+        self._sweeping = begin(self._sweep(context.wake))
+        if self._make_tier is not None and self._hot_limit is not None:
+            self._start_tier(self._make_tier, self._hot_limit, context)
 
+    def _start_tier(self, make: TierMaker, hot_limit: int, context: ActorContext) -> None:
         def happened(kind: EventKind, detail: str) -> None:
             context.tell(kind, detail)
             memory_tier.notice()
 
-        self._tier = self._make_tier(happened)
-        if self._tier is None:
-            return
-        memory_tier = MemoryTier(self._shard, self._tier, self._scan, lambda: self._journal.end)
-        self._memory_tier = self.cold_reads.memory_tier = memory_tier
-        self._tier_task = asyncio.ensure_future(memory_tier.run())
-        self._tier_task.add_done_callback(_log_defect)
-        self._mirror_on()
+        if (tier := make(happened)) is not None:
+            memory_tier = MemoryTier(
+                self._shard, tier, self._scan, lambda: self._journal.end, hot_limit // 2
+            )
+            self._memory_tier = memory_tier
+            self.cold_reads.memory_tier = self._commits.memory_tier = memory_tier
+            memory_tier.start()
 
     @property
     def takes_clients(self) -> bool:
@@ -219,7 +207,7 @@ class ShardActor:
     @property
     def next_lsn(self) -> int:
         """LSN after the last entry, those included that wait to be appended."""
-        return self._unwritten.end
+        return self._commits.next_lsn
 
     @property
     def lag(self) -> int:
@@ -239,7 +227,7 @@ class ShardActor:
             waits: Whether what is acknowledged has to be with the follower too.
             on_change: Called when the follower has caught up, or has to start over.
         """
-        self._leader = ReplicationLeader(
+        self._leader = self._commits.leader = ReplicationLeader(
             self._journal, self._worker, waits=waits, on_change=on_change
         )
         return self._leader
@@ -261,14 +249,14 @@ class ShardActor:
         """
         if first != self._journal.end:
             raise JournalError(f"entries from {first} on do not follow {self._journal.end}")
-        size = sum(len(payload) + ENTRY_OVERHEAD for payload in payloads)
+        size = entries_size(payloads)
         self._maintenance.check_room(size, urgent=True)
         self._journal.append(payloads)
         lsn = first
         for payload in payloads:
             self._take_in(lsn, decode_entry(payload))
             lsn += len(payload) + ENTRY_OVERHEAD
-        self._unwritten.end = lsn
+        self._commits.next_lsn = lsn
         self._maintenance.after_append(size)
         self._shard.cool(lsn)
 
@@ -307,39 +295,7 @@ class ShardActor:
 
     def commit(self) -> asyncio.Future[None] | None:
         """Append what was written to the journal, in one go; see `Actor.commit`."""
-        if self._storing:
-            return self._commit_and_tell()
-        entries = self._unwritten.take()
-        if self._durable or self._appends:
-            return self._commit_later(entries)
-        if self._leader is not None:
-            return self._commit_leading(self._leader, entries)
-        if entries:
-            self._journal.append(entries)
-            self._appended(self._unwritten.bytes)
-        self._shard.cool(self._unwritten.end)
-        return None
-
-    def _commit_and_tell(self) -> asyncio.Future[None] | None:
-        """Commit, and let those know who wait for it beside the requests."""
-        storing, self._storing = self._storing, []
-        committed = self.commit()
-        if committed is None:
-            _settle(storing)
-        else:
-            committed.add_done_callback(partial(_settle, storing))
-        return committed
-
-    def _commit_leading(
-        self, leading: ReplicationLeader, entries: list[memoryview]
-    ) -> asyncio.Future[None] | None:
-        if entries:
-            first = self._journal.end
-            self._journal.append(entries)
-            self._appended(self._unwritten.bytes)
-            leading.appended(first, entries, self._unwritten.end)
-        self._shard.cool(self._unwritten.end)
-        return leading.wait(self._unwritten.end, wrote=bool(entries))
+        return self._commits.commit()
 
     def stats(self) -> dict[str, int]:
         """What the shard holds."""
@@ -348,7 +304,6 @@ class ShardActor:
             "hot_bytes": self._shard.hot_bytes,
             "cold_reads": self.cold_reads.values,
             **(self._memory_tier.stats() if self._memory_tier else {}),
-            **(self._tier.stats() if self._tier else {}),
             "journal_bytes": self._journal.size,
             "compactions": self._compactor.done,
             "replayed_writes": self._replayed,
@@ -362,28 +317,25 @@ class ShardActor:
 
     async def drained(self) -> None:
         """End the memory tier, in order if that works; see `Actor.drained`."""
-        if self._tier is not None:
-            await self._tier.end(_TIER_END)
-            self._tier.close()
-            await self._tier.wait_closed(_TIER_KILL)
+        if self._memory_tier is not None:
+            await self._memory_tier.drained()
 
     def close(self) -> None:
         """Seal and close the journal."""
         self.cold_reads.close()
-        for future in self._storing:
-            future.cancel()
         self.room.close()
         self.migrator.close()
         if self._leader is not None:
             self._leader.close()
-        for task in (self._tier_task, self._sweeping):
-            if task is not None:
-                task.cancel()
-        if self._tier is not None:
-            self._tier.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        if self._memory_tier is not None:
+            self._memory_tier.close()
+        self._commits.close(_LAST_WORK)
+        self._close_files()
+
+    def _close_files(self) -> None:
         self._compactor.close()
-        if self._group_commit is not None:
-            self._group_commit.close()
         self._worker.close(_LAST_WORK)
         self._journal.close()
         self._lock.release()
@@ -414,7 +366,7 @@ class ShardActor:
         while True:
             try:
                 # What is kept for deletions has to be there when it is to be forgotten again.
-                self._unwritten.keep(entry, urgent=not isinstance(record, _STORING))
+                self._commits.keep(entry, urgent=not isinstance(record, _STORING))
             except RoomWanted as wanted:
                 await self.room.make(wanted)
             else:
@@ -422,8 +374,7 @@ class ShardActor:
 
     def stored(self) -> asyncio.Future[None]:
         """Have a commit soon; done when what was kept before is stored."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._storing.append(future)
+        future = self._commits.stored()
         self.context.wake()
         return future
 
@@ -437,43 +388,6 @@ class ShardActor:
             while self._writer.expire(now_us):
                 wake()
                 await asyncio.sleep(0)  # others get their turn in between
-
-    def _commit_later(self, entries: list[memoryview]) -> asyncio.Future[None] | None:
-        if self._group_commit is None:
-            self._group_commit = LoopGroupCommit(
-                self._journal, durable=self._durable, appends=self._appends
-            )
-        self._shard.cool(self._journal.end)
-        # Reads wait as well while a commit is due: they may have seen what is not in it yet.
-        if not entries:
-            return self._group_commit.wait() if self._group_commit.behind else None
-        if self._appends:
-            size = sum(len(payload) + ENTRY_OVERHEAD for payload in entries)
-            committed = self._group_commit.wait(entries)
-            committed.add_done_callback(lambda _: self._appended(size))
-        else:
-            self._journal.append(entries)
-            committed = self._group_commit.wait()
-            self._appended(self._unwritten.bytes)
-        return committed
-
-    def _appended(self, size: int) -> None:
-        self._unwritten.bytes -= size
-        self._maintenance.after_append(size)
-        if self._memory_tier is not None:
-            self._mirror_on()
-
-    def _mirror_on(self) -> None:
-        """Have the memory tier filled, which is made once it may soon be needed."""
-        if self._memory_tier is None or self._tier is None:
-            return
-        if not self._tier_wanted:
-            # Until values are let go, nobody asks it for any, and it would hold all a second time.
-            self._tier_wanted = self._shard.hot_bytes >= self._tier_from
-        if self._tier_wanted and self._unwritten.end - self._memory_tier.position >= CHUNK:
-            if not self._tier.generation:
-                self._tier.start()
-            self._memory_tier.notice()
 
     # ------------------------------------------------------------------ reads
 
@@ -509,27 +423,3 @@ class ShardActor:
         self._shard.apply(entry.record, lsn)
         if not compacted:  # the set has its sessions in one piece
             self._sessions.remember(entry.session, entry.seq, entry.low, entry.reply, entry.time_us)
-
-
-def _settle(
-    storing: Sequence[asyncio.Future[None]], committed: asyncio.Future[None] | None = None
-) -> None:
-    """Tell those who wait for a commit what became of it."""
-    error = None
-    if committed is not None:
-        error = asyncio.CancelledError() if committed.cancelled() else committed.exception()
-    for future in storing:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
-        elif isinstance(error, asyncio.CancelledError):
-            future.cancel()
-        else:
-            future.set_exception(error)
-
-
-def _log_defect(task: asyncio.Task[None]) -> None:
-    """Tell of a defect in what goes on beside the requests; the shard is whole without it."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("%s ended for good", task.get_coro(), exc_info=error)

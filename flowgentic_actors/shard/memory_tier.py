@@ -25,6 +25,7 @@ from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.records import ItemStored, Record
 from flowgentic_actors.errors import JournalError, TierBusyError, TierError, TierFullError
 from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.shard.background import begin
 from flowgentic_actors.shard.journaling.entries import LogEntry, decode_entry
 from flowgentic_actors.shard.settings import ActorArguments, TierSettings
 
@@ -38,6 +39,7 @@ _NEARLY_FULL = 0.8
 _MOST_MERGED = 32
 _WHILE_BUSY = 0.05
 _AFTER_ERROR = 1.0
+_END, _KILL = 6.0, 2.0  # below close_timeout, in which the actor must have ended
 
 logger = logging.getLogger(__name__)
 
@@ -137,13 +139,25 @@ class MemoryTier:
         tier: Where the chunks go.
         scan: Reads the journal from an LSN on, off the loop.
         limit: LSN up to which entries can be scanned.
+        wanted_from: Bytes of values in memory from which on they may soon be let go. Before that
+            nothing is asked of the tier, and it would hold everything a second time.
     """
 
-    def __init__(self, shard: Shard, tier: Tier, scan: Scan, limit: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        tier: Tier,
+        scan: Scan,
+        limit: Callable[[], int],
+        wanted_from: int = 0,
+    ) -> None:
         self._shard = shard
         self._tier = tier
         self._scan = scan
         self._limit = limit
+        self._wanted_from = wanted_from
+        self._wanted = False
+        self._filling_task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._generation = -1
         self._threshold = _SPARSE
@@ -159,18 +173,44 @@ class MemoryTier:
         self._position = 0  # LSN up to which the journal was read
         self._sparse: dict[int, None] = {}  # firsts of chunks to be packed again
 
-    @property
-    def position(self) -> int:
-        """The LSN up to which the journal was read into the tier."""
-        return self._position
-
     def stats(self) -> dict[str, int]:
         """Counters; callable from any thread."""
         return {
             "mirror_chunks": len(self._chunks),
             "mirror_position": self._position,
             f"{self._tier.name}_reads": self.reads,
+            **self._tier.stats(),
         }
+
+    def start(self) -> None:
+        """Begin to fill the tier, once it is wanted."""
+        self._filling_task = begin(self.run())
+        self.advance(self._limit())
+
+    def advance(self, end: int) -> None:
+        """Go on when entries were appended; the store is made once it may soon be needed.
+
+        Args:
+            end: LSN after the last of them.
+        """
+        if not self._wanted:
+            self._wanted = self._shard.hot_bytes >= self._wanted_from
+        if self._wanted and end - self._position >= CHUNK:
+            if not self._tier.generation:
+                self._tier.start()
+            self.notice()
+
+    async def drained(self) -> None:
+        """End the store, in order if that works within a bound."""
+        await self._tier.end(_END)
+        self._tier.close()
+        await self._tier.wait_closed(_KILL)
+
+    def close(self) -> None:
+        """Stop filling, and begin to end what is left of the store."""
+        if self._filling_task is not None:
+            self._filling_task.cancel()
+        self._tier.close()
 
     def notice(self) -> None:
         """Wake the filler: entries were appended, or the tier has become ready."""

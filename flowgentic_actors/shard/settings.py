@@ -34,10 +34,6 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
     thread_ttl: float | None = None
     sweep_seconds: float = SWEEP_SECONDS
 
-    def sweeping_every(self, seconds: float) -> Self:
-        """A copy with another interval of sweeping."""
-        return msgspec.structs.replace(self, sweep_seconds=seconds)
-
     def divided(self, parts: int) -> Self:
         """A copy with the quotas divided among a number of shards."""
         return msgspec.structs.replace(

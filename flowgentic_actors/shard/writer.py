@@ -47,13 +47,7 @@ class ShardWriter:
         self._keep = keep
 
     def execute(self, command: WriteCommand, now_us: int) -> Reply:
-        """Decide and carry out a write without a session.
-
-        Raises:
-            InvalidRequestError: If it cannot be carried out as it stands.
-            MemoryFullError: If it would exceed a quota.
-            StorageError: If the journal has no room for it.
-        """
+        """Decide and carry out a write without a session; raises what `decide` and `write` do."""
         reply, record = self._shard.decide(command, now_us)
         if record is not None:
             entry = LogEntry(NO_SESSION, 0, 0, now_us, b"", record)
@@ -80,11 +74,9 @@ class ShardWriter:
                 self.keep_own(trimmed, entry.time_us)
 
     def query(self, query: Query, now_us: int) -> Reply:
-        """Answer a query, and refresh what it found if it says so.
+        """Answer a query, and refresh what it found if it says so; see `Shard.query`.
 
         Raises:
-            InvalidRequestError: If it cannot be answered as it stands.
-            ColdValuesError: If it needs values that are not in memory.
             RoomWanted: If the refresh has to wait for a segment.
         """
         reply = self._shard.query(query, now_us)

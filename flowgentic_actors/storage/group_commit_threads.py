@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from flowgentic_actors.errors import JournalError, OutcomeUnknownError, StorageError
+from flowgentic_actors.storage.group_commit import GroupCommit, entries_size
 from flowgentic_actors.storage.journal import Journal
-from flowgentic_actors.storage.segment import ENTRY_OVERHEAD
 
 T = TypeVar("T")
 
@@ -83,15 +82,13 @@ class Waiter(NamedTuple, Generic[T]):
             self.promise.set_result(self.value)
 
 
-class ThreadGroupCommit(Generic[T]):
-    """Commits to a journal on a daemon thread that alone appends to it.
-
-    A commit that failed is final: nothing is committed any more.
+class ThreadGroupCommit(GroupCommit[Waiter[T]]):
+    """Commits for many threads and event loops; it alone appends; see `GroupCommit`.
 
     Args:
         journal: What to commit to.
-        durable: Whether a commit ends with a sync.
-        on_committed: Called on the thread with the payloads that are in the journal now.
+        durable: Whether a round ends with a sync.
+        on_committed: Called on the thread with the bytes that are in the journal now.
         on_failed: Called on the thread with the error of all later calls, before anybody who
             waits is answered.
     """
@@ -101,31 +98,12 @@ class ThreadGroupCommit(Generic[T]):
         journal: Journal,
         *,
         durable: bool,
-        on_committed: Callable[[list[bytes]], None],
+        on_committed: Callable[[int], None],
         on_failed: Callable[[StorageError], None],
     ) -> None:
-        self._journal = journal
-        self._durable = durable
+        super().__init__(journal, durable=durable)
         self._on_committed = on_committed
         self._on_failed = on_failed
-        self._synced = journal.end
-        # A plain lock is let go of whatever interrupts the caller; a condition's may be left held.
-        self._lock = threading.Lock()
-        self._wake: SimpleQueue[None] = SimpleQueue()
-        self._payloads: list[bytes] = []
-        self._payload_bytes = 0
-        self._waiters: list[Waiter[T]] = []
-        self._under_way_bytes = 0
-        self._under_way = False
-        self._refused: Exception | None = None
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="journal-commit", daemon=True)
-        self._thread.start()
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes of entries that are not committed yet, overhead included."""
-        return self._payload_bytes + self._under_way_bytes
 
     def commit(
         self, value: T, payloads: Sequence[bytes], loop: asyncio.AbstractEventLoop | None
@@ -142,86 +120,35 @@ class ThreadGroupCommit(Generic[T]):
         """
         promise: Promise[T] = Blocking() if loop is None else loop.create_future()
         waiter = Waiter(value, promise, loop)
-        with self._lock:
-            if self._refused is not None:
-                waiter.settle(self._refused)
-            elif not (payloads or self._under_way or self._waiters):
-                waiter.settle(None)
-            else:
-                self._payloads += payloads
-                self._payload_bytes += _size(payloads)  # exact again with the next commit
-                self._waiters.append(waiter)
-        self._wake.put(None)
+        if not self._add(waiter, payloads):
+            waiter.settle(self._refused)
         return promise
 
     def refuse(self, error: Exception) -> None:
         """Refuse further commits, and fail those that have not begun with an error."""
-        with self._lock:
-            self._refused = self._refused or error
-            waiters, self._waiters = self._waiters, []
-            self._payloads = []
-            self._payload_bytes = 0
+        settle_all(self._refuse(error), error)
+
+    def _committed(self, payloads: Sequence[bytes | memoryview]) -> None:
+        self._on_committed(entries_size(payloads))
+
+    def _settle(self, waiters: list[Waiter[T]], error: Exception | None) -> None:
+        if error is not None:
+            error = _told(error)
+            final = StorageError(f"the journal could not be written earlier: {error}")
+            self._on_failed(final)
+            self.refuse(final)
         settle_all(waiters, error)
 
-    def close(self, timeout: float) -> bool:
-        """Commit what is pending and end the thread; False when it did not end in time."""
-        self._closed = True
-        self._wake.put(None)
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
 
-    def _run(self) -> None:
-        while True:
-            self._wake.get()
-            with self._lock:
-                payloads, self._payloads = self._payloads, []
-                waiters, self._waiters = self._waiters, []
-                self._under_way = bool(payloads or waiters)
-                self._under_way_bytes, self._payload_bytes = _size(payloads), 0
-            if not payloads and not waiters:
-                if self._closed:
-                    return
-                continue
-            error = self._commit(payloads) if payloads else None
-            with self._lock:
-                self._under_way = False
-                self._under_way_bytes = 0
-            settle_all(waiters, error)
-
-    def _commit(self, payloads: list[bytes]) -> Exception | None:
-        """Commit payloads; returns the error for their callers, if that failed."""
-        error: Exception
-        try:
-            self._journal.append(payloads)
-            if self._durable:
-                self._sync()
-        except JournalError as failure:
-            error = StorageError(f"{failure}. {REOPEN}")
-        except OSError as failure:
-            error = OutcomeUnknownError(
-                f"the journal could not be written, nor the attempt be undone: {failure}. {REOPEN}"
-            )
-        except Exception as failure:  # noqa: BLE001 - a defect: nobody may wait for ever
-            error = OutcomeUnknownError(f"a commit broke: {failure!r}. {REOPEN}")
-        else:
-            self._on_committed(payloads)
-            return None
-        final = StorageError(f"the journal could not be written earlier: {error}")
-        self._on_failed(final)
-        self.refuse(final)
-        return error
-
-    def _sync(self) -> None:
-        plan = self._journal.plan_sync()
-        try:
-            self._journal.sync(plan)
-        except OSError as error:
-            self._journal.give_up(self._synced, error)
-        self._synced = plan.position
-
-
-def _size(payloads: Sequence[bytes]) -> int:
-    return sum([len(payload) + ENTRY_OVERHEAD for payload in payloads])
+def _told(failure: Exception) -> Exception:
+    """The error of a failed commit's callers."""
+    if isinstance(failure, JournalError):
+        return StorageError(f"{failure}. {REOPEN}")
+    if isinstance(failure, OSError):
+        return OutcomeUnknownError(
+            f"the journal could not be written, nor the attempt be undone: {failure}. {REOPEN}"
+        )
+    return OutcomeUnknownError(f"a commit broke: {failure!r}. {REOPEN}")
 
 
 def settle_all(waiters: Sequence[Waiter[T]], error: Exception | None) -> None:

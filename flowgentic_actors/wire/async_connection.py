@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import os
 import random
-import socket
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from types import AsyncGeneratorType
 from typing import Any, cast
@@ -27,8 +25,10 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.foreign import is_foreign
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.wire.addresses import Destination, UnreachableError, dial, secure, unanswered
-from flowgentic_actors.wire.channel import ClientChannel, client_channel
+from flowgentic_actors.wire.addresses import Destination, UnreachableError, dial, secure
+from flowgentic_actors.wire.awake import LoopAwake
+from flowgentic_actors.wire.channel import client_channel
+from flowgentic_actors.wire.client_wire import ClientWire, close_with_loop
 from flowgentic_actors.wire.frames import FRAME_TARGET
 from flowgentic_actors.wire.messages import (
     NO_BODY,
@@ -39,13 +39,11 @@ from flowgentic_actors.wire.messages import (
     Request,
     Role,
     ToClient,
-    Welcome,
 )
 from flowgentic_actors.wire.session import (
     MAX_LOSSES,
     Pending,
     Session,
-    check_name,
     check_size,
     lethal_error,
     lost_error,
@@ -67,9 +65,7 @@ TOGETHER = 16
 they are made, nor the caller while the actor is at work."""
 
 _FIRST_RETRY, _LAST_RETRY = 0.005, 0.25
-_LOOK = 1.0
 _LOST = 0.1  # seconds after which a flush that was asked for is taken to have been interrupted
-_WRITE_BUFFER = 4 << 20  # bytes in the transport beyond which requests wait unsent
 
 
 def as_it_is(reply: Any) -> Any:
@@ -93,6 +89,7 @@ class AsyncConnection:
         role: What this connection is for.
         name: The name that the peer has to have: on a node, the port of an actor that is gone
             may be another one's by now. Default: anything.
+        stay_awake: Seconds for which the loop does not sleep after a request, until its answer.
     """
 
     def __init__(
@@ -104,6 +101,7 @@ class AsyncConnection:
         role: Role = "client",
         *,
         name: str | None = None,
+        stay_awake: float = 0.0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._address = address
@@ -113,8 +111,9 @@ class AsyncConnection:
         self._role = role
         self.name = name
         self._session: Session[_Answer] = Session()
+        self._awake = LoopAwake(stay_awake, self._session.__len__)
         self._queue: deque[Pending[_Answer]] = deque()  # to be written, in order
-        self._wire: _Wire | None = None
+        self._wire: ClientWire | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._last_error: str | None = None
         self._clock = deadlines.loop_clock(self._loop)
@@ -125,7 +124,7 @@ class AsyncConnection:
         self._alone: Pending[_Answer] | None = None  # the one of them that is out
         self._flush_at = 0.0  # when a flush was asked for that has not begun, 0 for never
         self._closed = False
-        self._guard: tuple[_Wire, AsyncGeneratorType[None, None]] | None = None
+        self._guard: tuple[ClientWire, AsyncGeneratorType[None, None]] | None = None
         let_go_after_fork(self)
 
     async def request(
@@ -174,6 +173,7 @@ class AsyncConnection:
                 self._flush()
             elif not self._flush_at:
                 self._flush_soon()
+            self._awake.stay()
             if pending.deadline < self._earliest:
                 self._watch(pending.deadline)
         except BaseException:
@@ -321,6 +321,10 @@ class AsyncConnection:
             pending.waiter.set_exception(error)
         self._session.settle(pending.seq)
 
+    def _wire_ended(self, wire: ClientWire, reason: str) -> None:
+        if self._wire is wire:
+            self._lost(reason)
+
     def _lost(self, reason: str) -> None:
         self._last_error = reason
         self._fruitless += 1
@@ -404,11 +408,18 @@ class AsyncConnection:
         for pending in list(self._session):
             self._fail(pending, untrusted_error(pending, self._peer, error))
 
-    async def _dial(self) -> _Wire:
+    async def _dial(self) -> ClientWire:
         address = self._address
         channel = client_channel(self._secret, self._max_bytes)
         channel.send(Hello(self._role, self._session.id, os.getpid()))
-        wire = _Wire(self, channel, await dial(self._loop, address))
+        wire = ClientWire(
+            channel,
+            await dial(self._loop, address),
+            self.name,
+            on_messages=self._received,
+            on_room=self._flush_soon,
+            on_end=self._wire_ended,
+        )
         try:
             wire.check_made(await secure(self._loop, wire, wire.sock, address, self._secret))
             await wire.welcomed
@@ -418,9 +429,9 @@ class AsyncConnection:
             raise
         return wire
 
-    async def _watch_loop_end(self, wire: _Wire) -> None:
+    async def _watch_loop_end(self, wire: ClientWire) -> None:
         await self._close_guard()
-        guard = cast("AsyncGeneratorType[None, None]", _close_with_loop(wire))
+        guard = cast("AsyncGeneratorType[None, None]", close_with_loop(wire))
         self._guard = wire, guard
         await anext(guard)
 
@@ -434,149 +445,3 @@ class AsyncConnection:
             await wire.close()
             if not guard.ag_running:
                 await guard.aclose()
-
-
-async def _close_with_loop(wire: _Wire) -> AsyncGenerator[None, None]:
-    """A generator that closes the connection when the loop, at its end, closes generators.
-
-    `asyncio.run` does not announce that its loop ends, but it closes every asynchronous generator
-    that was left open. So a connection made in it ends with it, and no socket is leaked.
-    """
-    try:
-        yield
-    finally:
-        await wire.close()
-
-
-class _Wire(asyncio.Protocol):
-    """One socket's life: the transport's callbacks around a channel."""
-
-    def __init__(self, owner: AsyncConnection, channel: ClientChannel, sock: socket.socket) -> None:
-        self._owner = owner
-        self.channel = channel
-        self.sock = sock
-        self.congested = False
-        self.ended = asyncio.Event()
-        self.welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
-        self._transport: asyncio.Transport | None = None
-        self._reason: str | None = None
-        self._watch: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the greeting."""
-        # uvloop's transports are not subclasses of asyncio's, though they are transports
-        transport = cast("asyncio.Transport", transport)
-        self._transport = transport
-        try:
-            transport.set_write_buffer_limits(high=_WRITE_BUFFER)
-            self.write()
-            if self.sock.family != socket.AF_UNIX:
-                self._look()
-        except BaseException:
-            transport.abort()
-            raise
-
-    def check_made(self, transport: asyncio.BaseTransport) -> None:
-        """Make sure that `connection_made` was not interrupted before it began.
-
-        Raises:
-            ConnectionAbortedError: If it was; the transport is closed then.
-        """
-        if self._transport is None:
-            cast("asyncio.Transport", transport).abort()
-            raise ConnectionAbortedError("the event loop's call of connection_made was interrupted")
-
-    def _look(self) -> None:
-        """Check once a second whether the actor's node still answers."""
-        if self.sock.fileno() < 0:
-            return  # TLS tells of the end a tick after the socket was closed
-        if unanswered(self.sock):
-            self._reason = "the actor's node does not answer any more"
-            self.end()
-        else:
-            self._watch = asyncio.get_running_loop().call_later(_LOOK, self._look)
-
-    def write(self) -> None:
-        """Hand what the channel holds to the transport."""
-        if self._transport is not None and self.channel.pending:
-            for piece in self.channel.take_joined():
-                try:
-                    self._transport.write(piece)
-                except RuntimeError:  # uvloop's, of a closed transport; asyncio's does nothing
-                    if not self.is_closing():
-                        raise
-
-    def data_received(self, data: bytes) -> None:
-        """Decode messages and hand them on."""
-        try:
-            for messages in self.channel.receive(data):
-                if not self.welcomed.done() and messages:
-                    welcome = messages[0]
-                    if isinstance(welcome, Welcome):
-                        check_name(welcome.name, self._owner.name)
-                        self.welcomed.set_result(welcome)
-                        del messages[0]
-                if messages:
-                    self._owner._received(messages)  # noqa: SLF001 - one object in two parts
-            if self.channel.pending:
-                self.write()
-        except WireError as error:
-            self._reason = str(error)
-            if not self.welcomed.done():
-                self.welcomed.set_exception(error)
-            self.end()
-        except BaseException:
-            # A signal's handler raised: what was read is half dealt with. It is asked for again.
-            self.end()
-            raise
-
-    def pause_writing(self) -> None:
-        """Stop sending requests: the actor reads slower than we write."""
-        self.congested = True
-
-    def resume_writing(self) -> None:
-        """Send the requests that were held back."""
-        try:
-            self.congested = False
-            self._owner._flush_soon()  # noqa: SLF001
-        except BaseException:
-            self.end()
-            raise
-
-    def is_closing(self) -> bool:
-        """Whether the connection has ended, or is about to."""
-        return self._transport is not None and self._transport.is_closing()
-
-    def end(self) -> None:
-        """Close the socket at once."""
-        if self._transport is not None:
-            self._transport.abort()
-        else:
-            self.sock.close()
-
-    async def close(self) -> None:
-        """Close the socket at once, and wait for that, a second at most."""
-        self.end()
-        if not self.ended.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await self.ended.wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the connection that its socket is closed."""
-        try:
-            self._tell_end(exc)
-        except BaseException:
-            asyncio.get_running_loop().call_soon(self._tell_end, exc)
-            raise
-
-    def _tell_end(self, exc: Exception | None) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        self.ended.set()
-        reason = self._reason or str(exc or "the actor closed the connection")
-        if not self.welcomed.done():
-            self.welcomed.set_exception(ConnectionError(reason))
-            self.welcomed.exception()  # the caller that dialled may be gone by now
-        if self._owner._wire is self:  # noqa: SLF001
-            self._owner._lost(reason)  # noqa: SLF001

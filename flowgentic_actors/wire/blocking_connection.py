@@ -31,6 +31,7 @@ from flowgentic_actors.wire.addresses import (
     unanswered,
 )
 from flowgentic_actors.wire.async_connection import CONNECT_TIMEOUT
+from flowgentic_actors.wire.awake import Moment, read_awake
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.messages import (
     NO_BODY,
@@ -75,6 +76,7 @@ class BlockingConnection:
         role: Role = "client",
         *,
         name: str | None = None,
+        stay_awake: float = 0.0,
     ) -> None:
         self._address = address
         self._secret = secret
@@ -82,6 +84,7 @@ class BlockingConnection:
         self._max_bytes = max_bytes
         self._role = role
         self._name = name
+        self._awake = Moment(stay_awake)
         self._session: Session[Patience] = Session()
         self._lock = threading.Lock()  # for what another thread touches, which `move` does
         self._moves = 0
@@ -272,9 +275,10 @@ class BlockingConnection:
                 return
             patience.look()
 
-    @staticmethod
-    def _read(sock: socket.socket, channel: ClientChannel, patience: Patience) -> list[ToClient]:
-        data: bytes | None = None
+    def _read(
+        self, sock: socket.socket, channel: ClientChannel, patience: Patience
+    ) -> list[ToClient]:
+        data = read_awake(sock, self._awake, _READ)
         while data is None:
             limit = patience.slice()
             sock.settimeout(limit)
@@ -346,9 +350,11 @@ class BlockingPool:
         size: int,
         *,
         name: str | None = None,
+        stay_awake: float = 0.0,
     ) -> None:
         self._arguments = (address, secret, peer, max_bytes)
         self._name = name
+        self._stay_awake = stay_awake
         self._peer = peer
         self._size = size
         self._reset()
@@ -454,7 +460,9 @@ class BlockingPool:
             if self._idle:
                 connection = self._out[thread] = self._idle.pop()
             elif len(self._out) < self._size:
-                connection = BlockingConnection(*self._arguments, name=self._name)
+                connection = BlockingConnection(
+                    *self._arguments, name=self._name, stay_awake=self._stay_awake
+                )
                 self._out[thread] = connection
             else:
                 return None

@@ -14,7 +14,7 @@ import msgspec
 
 from flowgentic_actors.errors import ProtocolError
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.wire.frames import FRAME_TARGET, FrameReader, FrameWriter
+from flowgentic_actors.wire.frames import FRAME_TARGET, HEADER_SIZE, FrameReader, FrameWriter
 from flowgentic_actors.wire.handshake import ClientHandshake, ServerHandshake
 from flowgentic_actors.wire.messages import MAX_MESSAGES, ToClient, ToServer
 
@@ -23,13 +23,15 @@ Out = TypeVar("Out")
 
 _ARRAY = struct.Struct("!BI")  # msgpack array of 32-bit length
 _ARRAY_TAG = 0xDD
+_HEAD = bytes(HEADER_SIZE + _ARRAY.size)  # written when the frame is closed
+_FULL = FRAME_TARGET + len(_HEAD)
 
-_LARGE = 64 << 10  # bytes from which on another system call costs less than another copy
+_LARGE = 64 << 10  # bytes of a body from which on a system call costs less than a copy
 
 _few = msgspec.Meta(max_length=MAX_MESSAGES)
 _to_server = msgspec.msgpack.Decoder(Annotated[list[ToServer], _few])
 _to_client = msgspec.msgpack.Decoder(Annotated[list[ToClient], _few])
-_encode = msgspec.msgpack.Encoder().encode
+_encode_into = msgspec.msgpack.Encoder().encode_into
 
 
 class Channel(Generic[In, Out]):
@@ -49,12 +51,10 @@ class Channel(Generic[In, Out]):
         self._decoder = decoder
         self._reader = FrameReader(max_bytes + FRAME_TARGET)
         self._writer = FrameWriter()
-        self._chunks: list[bytes] = []  # of the frame that is being collected
-        self._count = 0
-        self._size = 0
-        self._any_large = False
-        self._whole: list[bytes] = []  # frames that are full
-        self._raw: list[bytes] = []
+        self._frame = bytearray(_HEAD)  # being collected
+        self._count = 0  # of its messages
+        self._whole: list[bytes | bytearray] = []  # frames that are full
+        self._raw: list[bytes | bytearray] = []
         if isinstance(handshake, ClientHandshake):
             self._raw.append(handshake.greeting)
 
@@ -69,11 +69,16 @@ class Channel(Generic[In, Out]):
         return self._reader.buffered
 
     def receive(self, data: bytes) -> Iterator[list[In]]:
-        """Feed bytes, and yield the messages of each complete frame.
+        """Feed bytes, and give the messages of each complete frame.
 
         Raises:
             WireError: If the bytes are not acceptable; the connection must be ended.
         """
+        if self._handshake.done and (payload := self._reader.whole(data)) is not None:
+            return iter((self._decode(payload),))
+        return self._receive(data)
+
+    def _receive(self, data: bytes) -> Iterator[list[In]]:
         if not self._handshake.done:
             answer, data = self._handshake.feed(data)
             if answer:
@@ -81,11 +86,13 @@ class Channel(Generic[In, Out]):
             if not data:
                 return
         for payload in self._reader.feed(data):
-            try:
-                messages = self._decoder.decode(payload)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise ProtocolError(f"a frame does not hold messages: {error}") from error
-            yield messages
+            yield self._decode(payload)
+
+    def _decode(self, payload: memoryview) -> list[In]:
+        try:
+            return self._decoder.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ProtocolError(f"a frame does not hold messages: {error}") from error
 
     def send(self, message: Out, body: bytes = b"") -> int:
         """Collect a message for the next `take`.
@@ -97,57 +104,53 @@ class Channel(Generic[In, Out]):
         Returns:
             Its size in bytes.
         """
-        encoded = _encode(message)
-        size = len(encoded) + len(body)
-        total = self._size + size
-        if self._count and (total > FRAME_TARGET or self._count == MAX_MESSAGES):
-            self._close_frame()
-            total = size
-        self._chunks += (encoded, body)
+        frame = self._frame
+        before = len(frame)
+        _encode_into(message, frame, -1)
+        size = len(frame) - before + len(body)
+        if self._count and (before + size > _FULL or self._count == MAX_MESSAGES):
+            alone = frame[before:]
+            del frame[before:]
+            self._close_frame(b"")
+            frame = self._frame
+            frame += alone
         self._count += 1
-        self._size = total
-        if size >= _LARGE:
-            self._any_large = True
+        if len(body) < _LARGE:
+            frame += body
+        else:
+            self._close_frame(body)
         return size
 
     @property
     def pending(self) -> bool:
         """Whether `take` would return anything."""
-        return (self._count > 0 and self._handshake.done) or bool(self._raw)
+        if self._raw:
+            return True
+        return self._handshake.done and (self._count > 0 or bool(self._whole))
 
-    def take_joined(self) -> list[bytes]:
-        """Take the bytes to write, in as few pieces as possible without copying large ones."""
-        if not self._any_large:
-            return [b"".join(self.take())]
-        chunks = self.take()
-        self._any_large = False
-        pieces: list[bytes] = []
-        small: list[bytes] = []
-        for chunk in chunks:
-            if len(chunk) < _LARGE:
-                small.append(chunk)
-            else:
-                pieces += (b"".join(small), chunk)
-                small = []
-        return [*pieces, b"".join(small)] if small else pieces
-
-    def take(self) -> list[bytes]:
+    def take(self) -> list[bytes | bytearray]:
         """Take the bytes to write now; messages wait until the handshake is done."""
-        chunks, self._raw = self._raw, []
-        if not self._handshake.done or not self._count:
-            return chunks
-        self._close_frame()
-        frames, self._whole = self._whole, []
-        return chunks + frames if chunks else frames
+        if self._handshake.done:
+            if self._count:
+                self._close_frame(b"")
+            self._raw += self._whole
+            self._whole = []
+        pieces, self._raw = self._raw, []
+        return pieces
 
-    def _close_frame(self) -> None:
-        """Put the collected messages into a frame."""
-        self._whole.append(
-            self._writer.header(_ARRAY.size + self._size) + _ARRAY.pack(_ARRAY_TAG, self._count)
-        )
-        self._whole += self._chunks
-        self._chunks = []
-        self._count = self._size = 0
+    def _close_frame(self, body: bytes) -> None:
+        """Complete the collected frame.
+
+        Args:
+            body: The end of its last message, so large that it is not copied; empty for none.
+        """
+        frame, self._frame = self._frame, bytearray(_HEAD)
+        frame[:HEADER_SIZE] = self._writer.header(len(frame) - HEADER_SIZE + len(body))
+        _ARRAY.pack_into(frame, HEADER_SIZE, _ARRAY_TAG, self._count)
+        self._count = 0
+        self._whole.append(frame)
+        if body:
+            self._whole.append(body)
 
 
 ClientChannel = Channel[ToClient, ToServer]

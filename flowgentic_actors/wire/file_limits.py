@@ -14,6 +14,9 @@ all numbers up to the limit."""
 RESERVED: Final = 256
 """Open files that connections leave to the rest of a process: journals, logs, children."""
 
+NO_FILES: Final = "few open files are left for this process: connections get no more of them"
+"""Why a connection is closed whose descriptor `is_reserved`."""
+
 
 def allow_files(wanted: int = WANTED) -> None:
     """Raise this process's soft limit of open files, often 1,024, to the hard limit."""

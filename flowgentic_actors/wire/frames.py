@@ -19,7 +19,7 @@ HEADER = struct.Struct("!3sBII")  # magic, version, counter, length
 FRAME_TARGET = 1 << 20
 """Messages are put into one frame until it holds about this many bytes."""
 
-_HEADER_SIZE = HEADER.size
+HEADER_SIZE = HEADER.size
 _unpack_header = HEADER.unpack_from
 _COUNTER_MASK = 0xFFFF_FFFF
 
@@ -58,7 +58,21 @@ class FrameReader:
         """The held bytes of an incomplete frame."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> Iterator[bytes | memoryview]:
+    def whole(self, data: bytes) -> memoryview | None:
+        """Feed bytes if they are exactly the next frame; its payload, or None if they are not.
+
+        Raises:
+            ProtocolError: As `feed`.
+            LimitExceededError: As `feed`.
+        """
+        if self._buffer or len(data) < HEADER_SIZE:
+            return None
+        if HEADER_SIZE + self._check(data, 0) != len(data):
+            return None
+        self._counter = (self._counter + 1) & _COUNTER_MASK
+        return memoryview(data)[HEADER_SIZE:]
+
+    def feed(self, data: bytes) -> Iterator[memoryview]:
         """Feed bytes, and yield the complete payloads.
 
         Raises:
@@ -66,13 +80,13 @@ class FrameReader:
             LimitExceededError: If a frame announces more than `max_bytes`.
         """
         size = len(data)
-        if self._buffer or size < _HEADER_SIZE:
+        if self._buffer or size < HEADER_SIZE:
             self._buffer += data
             yield from self._from_buffer()
             return
         view, start = memoryview(data), 0
-        while size - start >= _HEADER_SIZE:
-            payload = start + _HEADER_SIZE
+        while size - start >= HEADER_SIZE:
+            payload = start + HEADER_SIZE
             end = payload + self._check(data, start)
             if end > size:
                 break
@@ -83,15 +97,15 @@ class FrameReader:
             self._buffer += view[start:]
 
     def _from_buffer(self) -> Iterator[memoryview]:
-        while len(self._buffer) >= _HEADER_SIZE:
-            end = _HEADER_SIZE + self._check(self._buffer, 0)
+        while len(self._buffer) >= HEADER_SIZE:
+            end = HEADER_SIZE + self._check(self._buffer, 0)
             if len(self._buffer) < end:
                 return
             # Given away whole, without a copy: what follows goes into another buffer.
             whole = self._buffer
             self._buffer = whole[end:]
             self._counter = (self._counter + 1) & _COUNTER_MASK
-            yield memoryview(whole)[_HEADER_SIZE:end]
+            yield memoryview(whole)[HEADER_SIZE:end]
 
     def _check(self, data: bytes | bytearray, start: int) -> int:
         """Check the next header; returns the length of its payload."""

@@ -96,16 +96,19 @@ class Loopback:
         self.applied = Counter()
         self._seq = 0
 
-    async def ask(self, shard: int, command: Command) -> Reply:
-        return self.ask_sync(shard, command)
+    def shard_of(self, command: Command) -> int:
+        return 0
+
+    async def ask(self, command: Command) -> Reply:
+        return self.ask_sync(command)
 
     async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
         return self.ask_each_sync(asks)
 
     def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
-        return [self.ask_sync(*ask) for ask in asks]
+        return [self.ask_sync(command) for _, command in asks]
 
-    def ask_sync(self, shard: int, command: Command) -> Reply:
+    def ask_sync(self, command: Command) -> Reply:
         body = msgspec.Raw(_encode(command))
         seq, self._seq = self._seq, self._seq + 1
         tracing = sys.gettrace()

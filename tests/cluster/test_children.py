@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,39 @@ from tests.support.processes import python
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("mode", mode_params("subprocess", "nodes", "dragon"))
-async def test_actors_and_nodes_have_the_openers_path_in_its_order(
-    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def shows_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """The path that an actor has, once one has started."""
     # The actor's program imports this one where it finds it, which here it does by the path alone.
     (tmp_path / "uvloop.py").write_text(
         "import asyncio, json, pathlib, sys\n"
         "pathlib.Path(__file__).with_name('seen').write_text(json.dumps(sys.path))\n"
-        "run = asyncio.run\n"
+        "run, new_event_loop = asyncio.run, asyncio.new_event_loop\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "path", [*sys.path, "relative", str(tmp_path / "last: é")])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "last: é")])
+    return lambda: json.loads((tmp_path / "seen").read_text())
+
+
+@pytest.mark.parametrize("mode", ["subprocess", "nodes"])
+async def test_actors_and_nodes_have_the_openers_path_in_its_order(
+    mode: str, shows_path: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path[:-1], "relative", sys.path[-1]])
     async with MemoryCluster(**SETTINGS[mode]) as memory:
         await memory.store.aput(("a",), "k", {})
-    seen = json.loads((tmp_path / "seen").read_text())
     wanted = list(dict.fromkeys(str(Path.cwd() / entry) for entry in sys.path))
-    assert [entry for entry in seen if entry in wanted] == wanted
+    assert [entry for entry in shows_path() if entry in wanted] == wanted
 
 
 @pytest.mark.parametrize("mode", mode_params("subprocess", "nodes", "dragon"))
 async def test_a_working_directory_that_was_removed_is_not_needed(
-    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str,
+    tmp_path: Path,
+    shows_path: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    wanted = list(dict.fromkeys(entry for entry in sys.path if entry))
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -53,6 +64,7 @@ async def test_a_working_directory_that_was_removed_is_not_needed(
     async with MemoryCluster(**SETTINGS[mode]) as memory:
         await memory.store.aput(("a",), "k", {})
         assert await memory.store.aget(("a",), "k") is not None
+    assert [entry for entry in shows_path() if entry in wanted] == wanted
 
 
 @pytest.mark.parametrize("told", ["/usr/bin/uwsgi", "", None])

@@ -10,7 +10,7 @@ import pytest
 
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.errors import ClusterClosedError, ClusterError
-from flowgentic_actors.wire.async_connection import _Wire as Wire
+from flowgentic_actors.wire.client_wire import ClientWire
 from tests.conftest import NEEDS_DRAGON, SETTINGS
 from tests.support.faces import remembers, unique
 
@@ -117,13 +117,13 @@ async def test_the_clients_loop_may_be_of_another_make(fresh_memory: MemoryClust
         def __getattr__(self, name: str) -> object:
             return getattr(self._transport, name)
 
-    made = Wire.connection_made
+    made = ClientWire.connection_made
 
-    def connection_made(self: Wire, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self: ClientWire, transport: asyncio.BaseTransport) -> None:
         made(self, Foreign(transport))  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Wire, "connection_made", connection_made)
+        patch.setattr(ClientWire, "connection_made", connection_made)
         await fresh_memory.store.aput(("a",), "key", {"v": 1})
         assert await fresh_memory.store.aget(("a",), "key") is not None
 

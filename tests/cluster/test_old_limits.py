@@ -51,7 +51,7 @@ async def test_ids_beyond_the_limits_are_listed_and_deleted(mode: str, tmp_path:
     path = tmp_path / "memory"
     async with MemoryCluster(mode="local", persist_path=path) as memory:
         for command in old_commands():
-            await memory.client.ask(0, command)
+            await memory.client.ask(command)
     async with MemoryCluster(persist_path=path, **SETTINGS[mode]) as memory:
         store, saver = memory.store, memory.checkpointer
         found = await store.asearch((), limit=10)

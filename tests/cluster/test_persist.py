@@ -22,7 +22,7 @@ from flowgentic_actors.errors import (
     PersistError,
     PersistHeldError,
 )
-from tests.conftest import NEEDS_DRAGON, SETTINGS
+from tests.conftest import SETTINGS, mode_params
 from tests.support.persisted_memory import OWNER, check, die, fill, settings
 from tests.support.processes import is_orphan, python, remove_orphan, wait_until
 
@@ -177,9 +177,18 @@ async def test_a_re_sharding_longer_than_the_open_timeout_says_what_is_going_on(
         await check(memory, "kept")
 
 
-@pytest.mark.parametrize("mode", [pytest.param("dragon", marks=NEEDS_DRAGON)])
-async def test_the_next_dragon_cluster_finds_the_memory_again(folder: Path, mode: str) -> None:
-    for actors in (1, 2):
-        more = {**SETTINGS[mode], "persist_path": folder, "actors_per_node": actors}
-        async with MemoryCluster(**more) as memory:
-            await (fill if actors == 1 else check)(memory, "kept")
+@pytest.mark.parametrize("mode", mode_params("dragon"))
+async def test_a_dragon_cluster_finds_the_memory_again_and_leaves_it_to_the_next(
+    folder: Path, mode: str
+) -> None:
+    async with MemoryCluster(**settings(persist_path=folder)) as memory:
+        await fill(memory, "kept")
+    more = {**SETTINGS[mode], "persist_path": folder, "actors_per_node": 2}
+    async with MemoryCluster(**more) as memory:
+        await check(memory, "kept")
+        await fill(memory, "by-dragon")
+    async with MemoryCluster(**settings(persist_path=folder)) as memory:
+        (event,) = [e for e in await memory.recent_events() if e.kind == "persist_reopened"]
+        assert "was closed in order" in event.detail
+        for label in ("kept", "by-dragon"):
+            await check(memory, label)

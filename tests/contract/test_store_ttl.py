@@ -18,7 +18,7 @@ from tests.support.processes import eventually
 
 pytestmark = pytest.mark.anyio
 
-BLINK = 0.3 / 60  # minutes
+BLINK = 0.2 / 60  # minutes
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ async def test_a_read_lets_a_life_begin_anew_unless_it_says_not_to(
     longest, last = 0.0, time.monotonic()
     for key in ("got", "found", "left", "looked at"):
         await store.put((root, key), key, {}, ttl=2 * BLINK)
-    for _ in range(4):
+    for _ in range(3):
         await asyncio.sleep(60 * BLINK)
         begun = time.monotonic()
         await store.get((root, "got"), "got")

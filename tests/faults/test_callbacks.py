@@ -14,13 +14,13 @@ import pytest
 from flowgentic_actors import MemoryCluster
 from flowgentic_actors.testing.cancellation import held_sockets
 from flowgentic_actors.testing.interrupts import Injector, Interruption
-from flowgentic_actors.wire import async_connection
+from flowgentic_actors.wire import async_connection, client_wire
 
 NAMESPACE = ("a", "b")
 CALLBACKS = {
-    "connection_made": async_connection._Wire.connection_made,
-    "data_received": async_connection._Wire.data_received,
-    "connection_lost": async_connection._Wire.connection_lost,
+    "connection_made": client_wire.ClientWire.connection_made,
+    "data_received": client_wire.ClientWire.data_received,
+    "connection_lost": client_wire.ClientWire.connection_lost,
     "connected": async_connection.AsyncConnection._connected,
 }
 LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio")]
@@ -57,13 +57,13 @@ def test_an_exception_in_a_callback_costs_its_connection_and_no_answer(
     code = CALLBACKS[name].__code__
 
     transports: list[asyncio.Transport] = []
-    made = async_connection._Wire.check_made
+    made = client_wire.ClientWire.check_made
 
-    def check_made(wire: async_connection._Wire, transport: asyncio.Transport) -> None:
+    def check_made(wire: client_wire.ClientWire, transport: asyncio.Transport) -> None:
         transports.append(transport)
         made(wire, transport)
 
-    monkeypatch.setattr(async_connection._Wire, "check_made", check_made)
+    monkeypatch.setattr(client_wire.ClientWire, "check_made", check_made)
 
     async def ask(at: int, injector: Injector) -> None:
         told: list[dict[str, Any]] = []

@@ -29,7 +29,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.testing.nodes import NodesPlan, run_nodes
 from flowgentic_actors.wire.addresses import Unreachable
-from tests.conftest import SharedClusters
+from tests.conftest import shared_by_module
 from tests.support.counter import until
 from tests.support.nodes import (
     PATIENCE,
@@ -54,13 +54,8 @@ ONE_COPY = settings(n_nodes=2, replicas=1, ack="node")
 @pytest.fixture(scope="module")
 def shared(scratch: Path) -> Iterator[MemoryCluster]:
     """Three nodes and two copies of each shard: for tests that heal what they cut."""
-    memory = MemoryCluster(**settings())
-    memory.open()
-    folder = str(Path(memory.handle.descriptor).parent)
-    SharedClusters.folders.add(folder)
-    yield memory
-    memory.close()
-    SharedClusters.folders.discard(folder)
+    with shared_by_module(**settings()) as memory:
+        yield memory
 
 
 # ---------------------------------------------------------------------- two copies

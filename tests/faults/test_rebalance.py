@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from flowgentic_actors.errors import (
     RejectedError,
     RequestError,
 )
+from tests.conftest import shared_by_module
 from tests.support.counter import until
 from tests.support.nodes import PATIENCE, cut, kinds, led_by, node_of, settings, until_node
 from tests.support.processes import eventually
@@ -34,6 +35,20 @@ pytestmark = pytest.mark.anyio
 ONE_COPY = settings(n_nodes=2, replicas=1, ack="node")
 TWO = settings(n_nodes=2)
 PLACES = [("notes", f"user-{number}") for number in range(60)]
+
+
+@pytest.fixture(scope="module")
+def one_copy(scratch: Path) -> Iterator[MemoryCluster]:
+    """Two nodes and no second copies: for tests that move nothing."""
+    with shared_by_module(**ONE_COPY) as memory:
+        yield memory
+
+
+@pytest.fixture(scope="module")
+def two(scratch: Path) -> Iterator[MemoryCluster]:
+    """Two nodes and two copies: for tests after which each leads a half again."""
+    with shared_by_module(**TWO) as memory:
+        yield memory
 
 
 async def fill(memory: MemoryCluster, size: int = 100) -> None:
@@ -125,24 +140,22 @@ async def test_nodes_come_and_go_while_the_memory_is_used() -> None:
         assert {"rebalance_begun", "slots_moved", "rebalanced"} <= set(await kinds(memory))
 
 
-async def test_where_nothing_has_to_move_nothing_does() -> None:
-    async with MemoryCluster(**ONE_COPY) as memory:
-        table = memory.client.table
-        await memory.rebalance()
-        await memory.rebalance(2)
-        assert memory.client.table == table
-        assert "slots_moved" not in await kinds(memory)
+async def test_where_nothing_has_to_move_nothing_does(one_copy: MemoryCluster) -> None:
+    table = one_copy.client.table
+    await one_copy.rebalance()
+    await one_copy.rebalance(2)
+    assert one_copy.client.table == table
+    assert "slots_moved" not in await kinds(one_copy)
 
 
-async def test_a_node_that_is_back_gets_its_part_again() -> None:
-    async with MemoryCluster(**TWO) as memory:
-        await fill(memory)
-        async with cut(memory, "node-1"):
-            await until_node(memory, "node-1", "lost")
-            await eventually(lambda: leads(memory, {"node-0": 4096}), PATIENCE)
-        await memory.rebalance()
-        assert await leads(memory, {"node-0": 2048, "node-1": 2048})
-        assert await all_there(memory)
+async def test_a_node_that_is_back_gets_its_part_again(two: MemoryCluster) -> None:
+    await fill(two)
+    async with cut(two, "node-1"):
+        await until_node(two, "node-1", "lost")
+        await eventually(lambda: leads(two, {"node-0": 4096}), PATIENCE)
+    await two.rebalance()
+    assert await leads(two, {"node-0": 2048, "node-1": 2048})
+    assert await all_there(two)
 
 
 async def leads(memory: MemoryCluster, slots: dict[str, int]) -> bool:
@@ -286,34 +299,30 @@ async def test_a_crash_in_the_middle_is_no_matter_for_the_next_cluster(tmp_path:
 # ---------------------------------------------------------------------- what is refused
 
 
-async def test_what_is_not_possible_is_said() -> None:
+async def test_what_is_not_possible_is_said(two: MemoryCluster) -> None:
     async with MemoryCluster(mode="local") as memory:
         with pytest.raises(LocalClusterError, match="n_nodes=2"):
             await memory.rebalance()
     async with MemoryCluster(mode="distributed", spawner="subprocess", n_nodes=1) as memory:
         with pytest.raises(InvalidRequestError, match="opened on one node"):
             await memory.rebalance(2)
-    async with MemoryCluster(**TWO) as memory:
-        with pytest.raises(RejectedError, match="'node-7' is none of the nodes: node-0, node-1"):
-            await memory.rebalance(without="node-7")
-        with pytest.raises(RejectedError, match="node-0 is the host's node"):
-            await memory.rebalance(without=["node-0"])
-        with pytest.raises(RejectedError, match="replicas=2 needs as many nodes"):
-            await memory.rebalance(1)
-        with pytest.raises(RejectedError, match="n_nodes=3, and there are 2: node-0, node-2"):
-            await memory.rebalance(3, without=["node-1"])
-        for wrong in ({"n_nodes": 0}, {"max_bytes_per_second": 0}):
-            with pytest.raises(
-                InvalidRequestError, match=f"{next(iter(wrong))} must be at least 1"
-            ):
-                await memory.rebalance(**wrong)  # type: ignore[arg-type]
-        assert await leads(memory, {"node-0": 2048, "node-1": 2048})
+    with pytest.raises(RejectedError, match="'node-7' is none of the nodes: node-0, node-1"):
+        await two.rebalance(without="node-7")
+    with pytest.raises(RejectedError, match="node-0 is the host's node"):
+        await two.rebalance(without=["node-0"])
+    with pytest.raises(RejectedError, match="replicas=2 needs as many nodes"):
+        await two.rebalance(1)
+    with pytest.raises(RejectedError, match="n_nodes=3, and there are 2: node-0, node-2"):
+        await two.rebalance(3, without=["node-1"])
+    for wrong in ({"n_nodes": 0}, {"max_bytes_per_second": 0}):
+        with pytest.raises(InvalidRequestError, match=f"{next(iter(wrong))} must be at least 1"):
+            await two.rebalance(**wrong)  # type: ignore[arg-type]
+    assert await leads(two, {"node-0": 2048, "node-1": 2048})
 
 
-async def test_a_lost_shard_keeps_its_slots() -> None:
-    async with MemoryCluster(**ONE_COPY) as memory:
-        shard = led_by(await memory.status(), "node-1")
-        async with cut(memory, "node-1"):
-            await until_node(memory, "node-1", "lost")
-            with pytest.raises(RejectedError, match=f"shard-{shard}: lost with its node"):
-                await memory.rebalance()
+async def test_a_lost_shard_keeps_its_slots(one_copy: MemoryCluster) -> None:
+    shard = led_by(await one_copy.status(), "node-1")
+    async with cut(one_copy, "node-1"):
+        await until_node(one_copy, "node-1", "lost")
+        with pytest.raises(RejectedError, match=f"shard-{shard}: lost with its node"):
+            await one_copy.rebalance()

@@ -26,9 +26,11 @@ from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner
 from flowgentic_actors.actors.spec import ChildSpec, SupervisorSettings
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.errors import InvalidRequestError, JournalError, ProtocolError
+from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.wire.messages import NIL, ToServer
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 
 REPOSITORY = Path(__file__).parents[2]
 FACTORY = "tests.support.counter:make"
@@ -57,9 +59,10 @@ class Counter:
         self.commit_error: Exception | None = None
         self.commit_later: asyncio.Future[None] | None = None
         self.on_call: Callable[[Call], None] = lambda call: None
+        self.tell: Callable[[EventKind, str], None] = lambda kind, detail: None
 
     def start(self, context: ActorContext) -> None:
-        pass
+        self.tell = context.tell
 
     async def drained(self) -> None:
         pass
@@ -82,6 +85,8 @@ class Counter:
                 self.total += number
             case "pid":
                 return msgspec.msgpack.encode(os.getpid())
+            case "tell":
+                self.tell(EventKind.SLOW_REQUEST, "it took long")
             case "large":
                 return msgspec.msgpack.encode(bytes(number - 5))
             case "refuse":

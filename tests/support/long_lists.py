@@ -74,18 +74,21 @@ class Recording:
         self.sent: list[int] = []
         self.fails = False
 
-    def ask(self, shard: int, command: Command) -> Coroutine[Any, Any, Reply]:
+    def shard_of(self, command: Command) -> int:
+        return self._client.shard_of(command)
+
+    def ask(self, command: Command) -> Coroutine[Any, Any, Reply]:
         self._note(command)
-        return self._client.ask(shard, command)
+        return self._client.ask(command)
 
     async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
         for _, command in asks:
             self._note(command)
         return await self._client.ask_each(asks)
 
-    def ask_sync(self, shard: int, command: Command) -> Reply:
+    def ask_sync(self, command: Command) -> Reply:
         self._note(command)
-        return self._client.ask_sync(shard, command)
+        return self._client.ask_sync(command)
 
     def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
         for _, command in asks:

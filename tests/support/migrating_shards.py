@@ -95,8 +95,7 @@ class Side:
         self.serves = False
         await self._end_tasks()
         self.core._compactor.close()
-        if self.core._group_commit is not None:
-            self.core._group_commit.close()
+        await asyncio.to_thread(self.core._commits.close, 5.0)
         await asyncio.to_thread(self.core._worker.close, 5.0)
         await asyncio.to_thread(self.core._journal.detach)
         self.core._lock.release()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flowgentic_actors.wire.channel import ClientChannel, client_channel
 from flowgentic_actors.wire.messages import Hello, Role, ToClient, ToServer
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 from tests.support.counter import PATIENCE, SECRET
 from tests.support.wire_peer import LIMIT
 

@@ -176,21 +176,18 @@ class Ref:
     def begin_sync(self, body: bytes, timeout: float) -> Begun:
         return Begun(partial(self.ask_sync, body, timeout))
 
-    async def ask(self, body: bytes, timeout: float, decode: Callable[[Raw], Reply]) -> Reply:
-        assert timeout > 0
-        await asyncio.sleep(0)
-        return decode(self._reply(body))
-
     def connection(self) -> Ref:
         return self
 
     def begin(self, body: bytes, timeout: float) -> Pending[asyncio.Future[Raw]]:
         assert timeout > 0
-        waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
         try:
-            waiter.set_result(self._reply(body))
+            settle = partial(waiter.set_result, self._reply(body))
         except (SlotsMovedError, OutcomeUnknownError) as error:
-            waiter.set_exception(error)
+            settle = partial(waiter.set_exception, error)
+        loop.call_soon(lambda: waiter.done() or settle())
         return Pending(0, body, timeout, 0.0, waiter)
 
     def give_up(self, pending: Pending[asyncio.Future[Raw]]) -> None:

@@ -24,13 +24,13 @@ def wire(memory: MemoryCluster) -> None:
     assert isinstance(client, InlineClient)
     ask = client.ask_sync
 
-    def asked(shard: int, command: Command) -> Reply:
+    def asked(command: Command) -> Reply:
         try:
             arrived = _command(encode(command))
         except UNFIT as error:
             raise AssertionError(
                 f"nothing refused a command that cannot be sent: {error}"
             ) from error
-        return _reply.decode(_encode_reply(ask(shard, arrived)))
+        return _reply.decode(_encode_reply(ask(arrived)))
 
     client.ask_sync = asked  # type: ignore[method-assign]

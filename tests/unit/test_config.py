@@ -91,6 +91,9 @@ REFUSED: list[tuple[str, Any]] = [
     ("max_message_bytes", 2**22 - 1),
     ("max_message_bytes", 2**31),
     ("connection_pool", 0),
+    ("stay_awake", -0.0001),
+    ("stay_awake", 0.02),
+    ("stay_awake", float("nan")),
 ]
 
 

@@ -22,6 +22,7 @@ OTHER_VALUES: dict[str, Any] = {
     "orphan_bytes": 5,
     "hot_memory": "2GiB",
     "connection_pool": 4,
+    "stay_awake": 0.0,
     "mailbox_requests": 5,
     "mailbox_bytes": "2 MiB",
     "max_message_bytes": "5 MiB",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
 import socket
 import sys
@@ -15,12 +16,46 @@ from flowgentic_actors import environment
 from flowgentic_actors.environment import (
     SchedulerJob,
     StepRank,
+    cgroup_quota,
     expand_hosts,
     inside_dragon,
     job_hosts,
     scheduler_job,
     step_rank,
 )
+
+_QUOTA, _PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "quota"),
+    [
+        ("0::/user/job", {}, math.inf),
+        ("0::/user/job", {"user/job/cpu.max": "max 100000"}, math.inf),
+        ("0::/user/job", {"user/job/cpu.max": "150000 100000"}, 1.5),
+        ("0::/user/job", {"user/cpu.max": "50000 100000", "user/job/cpu.max": "max 100000"}, 0.5),
+        ("0::/", {"cpu.max": "400000 100000"}, 4.0),  # of a container
+        ("1:cpu:/job", {f"cpu/job/{_QUOTA}": "-1", f"cpu/job/{_PERIOD}": "9"}, math.inf),
+        ("1:cpu:/job", {f"cpu/job/{_QUOTA}": "10", f"cpu/job/{_PERIOD}": "5"}, 2.0),
+        ("1:cpu,cpuacct:/gone", {f"cpu,cpuacct/{_QUOTA}": "5", f"cpu,cpuacct/{_PERIOD}": "5"}, 1.0),
+        ("3:cpuset:/job", {"cpuset/job/cpu.max": "1 2"}, math.inf),
+        ("0::/job", {"job/cpu.max": "a lot"}, math.inf),
+    ],
+)
+def test_a_quota_of_processors_is_read_from_the_cgroups(
+    own: str, files: dict[str, str], quota: float, tmp_path: Path
+) -> None:
+    for name, text in {
+        "proc/self/cgroup": own,
+        **{f"sys/fs/cgroup/{n}": t for n, t in files.items()},
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert cgroup_quota(tmp_path) == quota
+
+
+def test_there_is_no_quota_without_cgroups(tmp_path: Path) -> None:
+    assert cgroup_quota(tmp_path) == math.inf
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ _OWN: Final = frozenset(
     {
         "request_timeout",
         "connection_pool",
+        "stay_awake",
         "scratch",
         "detect_conflicts",
         "thread_backlog",

@@ -12,7 +12,8 @@ from typing import Final
 from flowgentic_actors.actors.actor import SLOW
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.cluster.client.local_memory import LocalMemory
-from flowgentic_actors.cluster.protocol.shared_settings import IndexSettings
+from flowgentic_actors.cluster.client.memory_client import ShardRequest
+from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
 from flowgentic_actors.cluster.protocol.slot_table import even_table
 from flowgentic_actors.cluster.protocol.status import (
     ActorStatus,
@@ -21,6 +22,8 @@ from flowgentic_actors.cluster.protocol.status import (
     blocked,
     known_stats,
 )
+from flowgentic_actors.cluster.shard_limits import shard_settings
+from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.deadlines import Patience, tell_when_blocked, timeout
 from flowgentic_actors.engine.commands import PAGED, Command
 from flowgentic_actors.engine.replies import Reply
@@ -34,7 +37,6 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.event_kinds import EventKind
 from flowgentic_actors.shard.embedded.volatile import VolatileShard
-from flowgentic_actors.shard.settings import ShardSettings
 from flowgentic_actors.shard.slow_requests import SlowRequests
 from flowgentic_actors.storage.group_commit_threads import Blocking, Promise
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -61,40 +63,24 @@ class InlineClient:
     """One shard in this process, called directly from any thread under a lock.
 
     Args:
-        name: Name of the cluster, for status.
-        namespace_depth: As in `MemoryConfig`.
+        config: The configuration of the cluster.
+        name: Its name, for status.
         memory: The memory on disk, open, which this client closes; None for none.
-        timeout: Deadline of a call that waits for the disk, seconds.
-        close_timeout: Deadline of closing, seconds.
-        index: How items are embedded, where there is no memory on disk.
-        settings: How much the shard keeps, where there is no memory on disk.
-        allowed_types: As in `MemoryConfig`.
 
     Attributes:
         direct: Whether `ask_sync` never waits: then `ask` need not be awaited.
     """
 
-    def __init__(
-        self,
-        name: str,
-        namespace_depth: int,
-        memory: LocalMemory | None = None,
-        *,
-        timeout: float = 30.0,
-        close_timeout: float = 10.0,
-        index: IndexSettings | None = None,
-        settings: ShardSettings = ShardSettings(),  # noqa: B008 - immutable
-        allowed_types: Sequence[tuple[str, str]] | None = None,
-    ) -> None:
-        self.table = even_table(1, namespace_depth)
+    def __init__(self, config: MemoryConfig, name: str, memory: LocalMemory | None = None) -> None:
+        self.table = even_table(1, config.namespace_depth)
         self.spawner = "inline"
-        self.index = memory.index if memory is not None else index
-        self.allowed_types = allowed_types
+        self.index = SharedSettings.of(config).index if memory is None else memory.index
+        self.allowed_types = config.allowed_types
         self._name = name
-        self._shard = VolatileShard(settings)
+        self._shard = VolatileShard(shard_settings(config, 1))
         self._memory = memory
-        self._timeout = timeout
-        self._close_timeout = close_timeout
+        self._timeout = config.request_timeout
+        self._close_timeout = config.close_timeout
         self._requests = 0
         self.direct = memory is None
         self._usable = True  # neither ended, closed nor forked
@@ -115,11 +101,15 @@ class InlineClient:
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(_NOT_PICKLED)
 
-    async def ask(self, shard: int, command: Command) -> Reply:
+    def shard_of(self, command: Command) -> int:  # noqa: ARG002 - there is one
+        """The shard of the one key that a command is about, always 0."""
+        return 0
+
+    async def ask(self, command: Command) -> Reply:
         """Have the shard carry out a command; see `MemoryClient.ask`."""
         answer: Reply | Promise[Reply]
         if self._memory is None:
-            answer = self.ask_sync(shard, command)
+            answer = self.ask_sync(command)
         else:
             answer = self._begin(self._memory, command, asyncio.get_running_loop())
             if isinstance(answer, asyncio.Future):
@@ -139,10 +129,10 @@ class InlineClient:
                 raise  # not this deadline's: a signal handler's, for example
             raise self._late() from error
 
-    async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+    async def ask_each(self, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
         """Have the shard carry out several commands; see `MemoryClient.ask_each`."""
         if self._memory is not None:
-            calls = (self.ask(shard, command) for shard, command in asks)
+            calls = (self.ask(command) for _, command in asks)
             waited = await asyncio.gather(*calls, return_exceptions=True)
             return [_no_cancellation(answer) for answer in waited]
         if not any(type(command) in _PAGED for _, command in asks):
@@ -154,17 +144,17 @@ class InlineClient:
                 await asyncio.sleep(0)
         return answers
 
-    def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+    def ask_each_sync(self, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
         """Have the shard carry out commands; see `MemoryClient.ask_each_sync`."""
         answers: list[Reply | Exception] = []
-        for shard, command in asks:
+        for _, command in asks:
             try:
-                answers.append(self.ask_sync(shard, command))
+                answers.append(self.ask_sync(command))
             except FlowgenticError as error:
                 answers.append(error)
         return answers
 
-    def ask_sync(self, shard: int, command: Command) -> Reply:  # noqa: ARG002 - there is one
+    def ask_sync(self, command: Command) -> Reply:
         """Have the shard carry out a command; see `MemoryClient.ask_sync`."""
         if self._usable and self.direct and type(command) not in _PAGED:  # nearly always
             self._requests += 1

@@ -1,30 +1,30 @@
-"""The protocol of memory clients, and the client that reaches actors over sockets."""
+"""The client that reaches memory actors over sockets."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from functools import partial
-from typing import Any, Protocol
 
 import msgspec
 
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.cluster.client.cluster_watch import ClusterWatch, Watched
 from flowgentic_actors.cluster.client.host_client import HostClient, describe
+from flowgentic_actors.cluster.client.memory_client import ShardRequest
 from flowgentic_actors.cluster.client.notifier import Notifier
 from flowgentic_actors.cluster.client.place_watcher import EventLogger, ShardMapWatcher
 from flowgentic_actors.cluster.client.routing import (
     failed,
     outdated,
     shard_of,
+    shard_of_key,
     worth_asking_again,
 )
 from flowgentic_actors.cluster.protocol.handle import Descriptor
 from flowgentic_actors.cluster.protocol.host import Description, ShardLocation, ShardMap
-from flowgentic_actors.cluster.protocol.slot_table import SlotTable
 from flowgentic_actors.cluster.protocol.status import ClusterEvent, ClusterStatus
 from flowgentic_actors.deadlines import Deadline, Patience, tell_when_blocked
 from flowgentic_actors.engine.commands import Command
@@ -40,6 +40,7 @@ from flowgentic_actors.errors import (
 )
 from flowgentic_actors.wire.addresses import Destination, Unreachable
 from flowgentic_actors.wire.async_connection import AsyncConnection
+from flowgentic_actors.wire.awake import time_awake
 from flowgentic_actors.wire.blocking_connection import BlockingCall
 from flowgentic_actors.wire.session import Pending
 from flowgentic_actors.wire.sockets import let_go_after_fork
@@ -67,44 +68,6 @@ NOT_PICKLED = (
 _MOVING = 0.05  # a newer table is waited for so long: a move may be given up, too
 
 
-class MemoryClient(Protocol):
-    """Sends commands to shards.
-
-    Where slots can move between shards, a command about one key is sent after it. What is asked of
-    several shards has to be begun anew, by a newer table, when it fails with `SlotsMovedError`.
-
-    A cluster's clients have two more attributes: `index`, how the memory's items are embedded, and
-    `allowed_types`, what adapters decode to where they are given no serializer. One with a single
-    shard in this process has `direct`: whether it answers `ask_sync` without ever waiting.
-
-    Attributes:
-        table: Which shard a key belongs to.
-    """
-
-    table: SlotTable
-
-    def ask(self, shard: int, command: Command) -> Coroutine[Any, Any, Reply]:
-        """Have a shard carry out a command.
-
-        Raises:
-            RequestError: If it was not, or may not have been, carried out.
-            ClusterClosedError: If the cluster is closed.
-        """
-
-    async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
-        """Have shards carry out several commands at the same time.
-
-        Returns:
-            The reply to each, or the error in its place.
-        """
-
-    def ask_sync(self, shard: int, command: Command) -> Reply:
-        """Have a shard carry out a command, blocking; allowed on an event loop's thread as well."""
-
-    def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
-        """Have shards carry out several commands at the same time, blocking; see `ask_each`."""
-
-
 class RemoteClient:
     """Sends commands to actors over their sockets.
 
@@ -116,6 +79,7 @@ class RemoteClient:
         watched: How to notice that the cluster has ended; None where its owner says so.
         logs: Whether to write warnings of the cluster's events into this program's log.
         allowed_types: As in `MemoryConfig`.
+        stay_awake: As in `MemoryConfig`.
     """
 
     def __init__(
@@ -128,6 +92,7 @@ class RemoteClient:
         *,
         logs: bool = False,
         allowed_types: Sequence[tuple[str, str]] | None = None,
+        stay_awake: float = 0.0,
     ) -> None:
         self.table = description.shard_map.table
         self.spawner = description.spawner
@@ -138,6 +103,7 @@ class RemoteClient:
         self._changes = description.changes
         self._watched = watched
         self._machine = machine()
+        self._stay_awake = time_awake(stay_awake)
         self._timeout = timeout
         self._closed = False
         self._forked = False
@@ -252,7 +218,15 @@ class RemoteClient:
 
     def _ref(self, name: str, destination: Destination) -> ActorRef:
         secret, limit = self._descriptor.secret, self._descriptor.max_message_bytes
-        return ActorRef(name, destination, secret, limit, self._pool, exactly=self._changes)
+        return ActorRef(
+            name,
+            destination,
+            secret,
+            limit,
+            self._pool,
+            exactly=self._changes,
+            stay_awake=self._stay_awake,
+        )
 
     def after_fork(self) -> None:
         """Drop the watcher thread in a forked child; a new one is started when needed."""
@@ -263,11 +237,22 @@ class RemoteClient:
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(NOT_PICKLED)
 
-    async def ask(self, shard: int, command: Command) -> Reply:
-        """Have a shard carry out a command; see `MemoryClient.ask`."""
-        self._check_open()
+    def shard_of(self, command: Command) -> int:
+        """The shard of the one key that a command is about."""
+        return shard_of_key(self.table, command)
+
+    async def ask(self, command: Command) -> Reply:
+        """Have a command carried out; see `MemoryClient.ask`."""
+        if self._closed:
+            self._check_open()
+        shard = shard_of_key(self.table, command)
+        connection = self._actors[shard].connection()
+        pending = connection.begin(_encode(command), self._timeout)
         try:
-            return await self._actors[shard].ask(_encode(command), self._timeout, _decode)
+            return _decode(await pending.waiter)
+        except asyncio.CancelledError:
+            connection.give_up(pending)
+            raise
         except (SlotsMovedError, OutcomeUnknownError) as error:
             answers: list[Reply | Exception] = [error]
         await self._follow([(shard, command)], answers)
@@ -276,7 +261,7 @@ class RemoteClient:
             raise answer
         return answer
 
-    async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+    async def ask_each(self, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
         """Have shards carry out several commands; see `MemoryClient.ask_each`."""
         self._check_open()
         answers = await self._ask_each_once(asks, self._timeout)
@@ -285,7 +270,7 @@ class RemoteClient:
         return answers
 
     async def _ask_each_once(
-        self, asks: Sequence[tuple[int, Command]], timeout: float
+        self, asks: Sequence[ShardRequest], timeout: float
     ) -> list[Reply | Exception]:
         # No task for each: a batch of a thousand would spend more on those than on its requests.
         begun: list[tuple[AsyncConnection, Pending[asyncio.Future[msgspec.Raw]]] | Exception] = []
@@ -314,9 +299,7 @@ class RemoteClient:
             raise
         return answers
 
-    async def _follow(
-        self, asks: Sequence[tuple[int, Command]], answers: list[Reply | Exception]
-    ) -> None:
+    async def _follow(self, asks: Sequence[ShardRequest], answers: list[Reply | Exception]) -> None:
         """Repeat the requests that `worth_asking_again` allows, at their slots' current shards.
 
         Args:
@@ -357,9 +340,11 @@ class RemoteClient:
             return self._still_moving(error)
         return failed(command, error)
 
-    def ask_sync(self, shard: int, command: Command) -> Reply:
-        """Have a shard carry out a command, blocking; see `MemoryClient.ask_sync`."""
-        self._check_open()
+    def ask_sync(self, command: Command) -> Reply:
+        """Have a command carried out, blocking; see `MemoryClient.ask_sync`."""
+        if self._closed:
+            self._check_open()
+        shard = shard_of_key(self.table, command)
         try:
             return _decode(self._actors[shard].ask_sync(_encode(command), self._timeout))
         except (SlotsMovedError, OutcomeUnknownError) as error:
@@ -386,7 +371,7 @@ class RemoteClient:
                 refusal = error
         raise failed(command, refusal)
 
-    def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
+    def ask_each_sync(self, asks: Sequence[ShardRequest]) -> list[Reply | Exception]:
         """Have shards carry out several commands, blocking; see `MemoryClient.ask_each_sync`."""
         self._check_open()
         answers: dict[int, Reply | Exception] = {}
@@ -424,7 +409,7 @@ class RemoteClient:
         except FlowgenticError as error:
             return error
 
-    def _any_outdated(self, asks: Sequence[tuple[int, Command]]) -> bool:
+    def _any_outdated(self, asks: Sequence[ShardRequest]) -> bool:
         table = self.table
         return any(outdated(table, shard, command) for shard, command in asks)
 

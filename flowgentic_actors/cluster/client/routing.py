@@ -22,6 +22,13 @@ def shard_of(table: SlotTable, command: Command) -> int | None:
     return None if slot is None else table.shards[slot]
 
 
+def shard_of_key(table: SlotTable, command: Command) -> int:
+    """The shard of the one key that a command is about, which has to be about one."""
+    slot = slot_of_command(command, table.namespace_depth)
+    assert slot is not None, f"{type(command).__name__} is about many keys"
+    return table.shards[slot]
+
+
 def outdated(table: SlotTable, shard: int, command: Command) -> bool:
     """Whether a shard was asked by an outdated slot table, which may be why it refused.
 

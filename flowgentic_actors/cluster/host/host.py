@@ -25,7 +25,7 @@ from msgspec import Raw
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.logfile import log_to
-from flowgentic_actors.actors.process import ignore_job_signals
+from flowgentic_actors.actors.process import ignore_job_signals, run_loop
 from flowgentic_actors.actors.process_logs import log_tail, with_last_line
 from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.refusing_server import RefusingServer, refuse
@@ -86,7 +86,8 @@ from flowgentic_actors.storage.private_files import (
 )
 from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.messages import Cancel, Request, ToServer
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 
 _OWNER_TIMEOUT = 30.0  # from start to the owner's connection
 
@@ -115,7 +116,10 @@ def main() -> int:
     if spec.owns_runtime:
         platform.note_runtime(Path(spec.folder))
     epochs = ProcessRecord(Path(spec.folder)).epochs()
-    host = anyio.run(run_host, spec, EventLog(Path(spec.folder)), epochs)
+    # By anyio, whose tasks are started by callbacks of the loop as well.
+    uvloop = {"use_uvloop": run_loop() is not asyncio.run}
+    event_log = EventLog(Path(spec.folder))
+    host = anyio.run(run_host, spec, event_log, epochs, backend_options=uvloop)
     platform.end_tiers(Path(spec.folder))
     host.close_memory()
     if host.ending.owner_lost:
@@ -177,10 +181,7 @@ class Host:
             self._address,
             spec.secret,
             platform_named(spec.spawner).spawner(
-                uses_tier=spec.actor.tier is not None,
-                on_hung=lambda why: self._event(
-                    EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
-                ),
+                uses_tier=spec.actor.tier is not None, on_event=self._event
             ),
             settings=spec.supervision,
             on_event=self._actor_event,

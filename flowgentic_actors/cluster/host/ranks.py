@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flowgentic_actors.cluster.loop_condition import LoopCondition
 from flowgentic_actors.cluster.protocol.host import RanksReply
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 
 class Ranks:

@@ -14,7 +14,7 @@ from msgspec import Raw
 from flowgentic_actors.cluster.protocol.host import HostCommand, HostReply
 from flowgentic_actors.errors import InvalidRequestError, RejectedError
 from flowgentic_actors.wire.messages import Failure, Reply, Request, sendable
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 _ANSWER_MARGIN = 0.5  # an answer that says why it is late must not be late itself
 

@@ -12,9 +12,10 @@ from typing import TypeAlias
 from anyio.abc import TaskGroup
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
+from flowgentic_actors.actors.heartbeat import EventSink
 from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.actors.stats_query import query_stats
-from flowgentic_actors.actors.supervisor import EventSink, Supervisor
+from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.host.memory import FILE_TIMEOUT
 from flowgentic_actors.cluster.nodes.controller import ClusterController
 from flowgentic_actors.cluster.nodes.node_pool import NodePool
@@ -36,7 +37,7 @@ from flowgentic_actors.environment import machine
 from flowgentic_actors.errors import InvalidRequestError
 from flowgentic_actors.storage.private_files import read_private
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 _NOT_SEVERAL = (
     "this cluster was opened on one node, and has nothing that others could join: open it with "

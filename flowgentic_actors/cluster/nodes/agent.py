@@ -48,7 +48,8 @@ from flowgentic_actors.storage.private_files import make_folder, make_folders, w
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.file_limits import allow_files
 from flowgentic_actors.wire.messages import ToServer
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 
 NODE_SOCKET: Final = "node.sock"
 LOG_FILE: Final = "node.log"
@@ -73,25 +74,27 @@ def main() -> int:
     allow_files()
     ticket = take_ticket()
     spec = join(ticket, Join(ticket.node, machine()))
-    deadline = time.monotonic() + spec.supervision.open_timeout
+    cluster = spec.cluster
+    deadline = time.monotonic() + cluster.supervision.open_timeout
     if spec.folder:
         root, name = Path(spec.folder).parent, Path(spec.folder).name
         make_folders(root)
     else:
-        root, name = root_folder(Path(spec.scratch) if spec.scratch else None), spec.name
-    folder, lock = claim_node_folder(root, name, spec.orphans, deadline)
+        scratch = Path(cluster.scratch) if cluster.scratch else None
+        root, name = root_folder(scratch), cluster.name
+    folder, lock = claim_node_folder(root, name, cluster.orphans, deadline)
     os.chdir(folder)  # Dragon writes files into the working directory
     send_streams_to(folder / LOG_FILE)
     log_to(folder / LOG_FILE, logging.INFO)
-    logger.info("node %s of cluster %s on %s", ticket.node, spec.name, socket.gethostname())
+    logger.info("node %s of cluster %s on %s", ticket.node, cluster.name, socket.gethostname())
     ProcessRecord(folder).note("node", 1, os.getpid())
     removes = run_loop()(run_agent(ticket.node, spec, folder))
-    platform = platform_named(spec.spawner)
+    platform = platform_named(cluster.spawner)
     platform.end_tiers(folder)
     if removes:
         remove_folder(folder)
     lock.release()
-    if spec.owns_runtime:
+    if cluster.owns_runtime:
         platform.end_runtime()
     # Dragon's own farewell, at the interpreter's end, may hang with its runtime.
     os._exit(0)
@@ -108,8 +111,8 @@ async def run_agent(node: str, spec: NodeSpec, folder: Path) -> bool:
     Returns:
         Whether what was stored here goes with the cluster.
     """
-    platform = platform_named(spec.spawner)
-    ip = await on_daemon_thread(_FILE_TIMEOUT, platform.address, spec.network)
+    platform = platform_named(spec.cluster.spawner)
+    ip = await on_daemon_thread(_FILE_TIMEOUT, platform.address, spec.cluster.network)
     memory = await on_daemon_thread(_FILE_TIMEOUT, _prepare_memory, spec, folder, ip)
     async with anyio.create_task_group() as tasks:
         agent = NodeAgent(node, spec, memory, tasks)
@@ -147,14 +150,11 @@ class NodeAgent:
         self._supervisor = Supervisor(
             memory.folder,
             self._address,
-            spec.secret,
-            platform_named(spec.spawner).spawner(
-                uses_tier=spec.actor.tier is not None,
-                on_hung=lambda why: self._event(
-                    EventKind.DRAGON_HUNG, "", f"{why}: actors go on without it"
-                ),
+            spec.cluster.secret,
+            platform_named(spec.cluster.spawner).spawner(
+                uses_tier=spec.actor.tier is not None, on_event=self._event
             ),
-            settings=spec.supervision,
+            settings=spec.cluster.supervision,
             on_event=self._event,
             on_report=self._changed.set,
             identity=spec.identity,
@@ -169,10 +169,11 @@ class NodeAgent:
 
     async def serve(self) -> None:
         """Obey the host until it ends this node, or is gone for good; then end the actors."""
-        spec, max_bytes = self._spec, self._spec.supervision.max_message_bytes
-        server = Server(self, spec.secret, self._node, 0, max_bytes)
+        cluster = self._spec.cluster
+        secret, max_bytes = cluster.secret, cluster.max_message_bytes
+        server = Server(self, secret, self._node, 0, max_bytes)
         await server.listen(self._address)
-        host = AsyncConnection(spec.host, spec.secret, "the host", max_bytes)
+        host = AsyncConnection(self._spec.host, secret, "the host", max_bytes)
         try:
             await self._obey(host)
         finally:
@@ -323,13 +324,14 @@ class NodeAgent:
 
 def _prepare_memory(spec: NodeSpec, folder: Path, ip: str) -> NodeMemory:
     """Write the manifest beside the shards, which identifies this node's memory later."""
-    memory = Path(spec.memory) if spec.memory else folder / MEMORY
-    if not spec.memory:
+    persist = spec.cluster.persist
+    memory = Path(spec.cluster.memory) if persist else folder / MEMORY
+    if not persist:
         make_folder(memory)
         write_private(memory / MANIFEST, spec.manifest)
     return NodeMemory(
         actor=spec.actor,
-        replicated=spec.replicated,
+        replicated=spec.cluster.replicas > 1,
         generation=memory / spec.generation,
         folder=folder,
         ip=ip,

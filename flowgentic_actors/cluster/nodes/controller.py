@@ -12,8 +12,9 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
+from flowgentic_actors.actors.heartbeat import EventSink
 from flowgentic_actors.actors.stats_query import query_stats
-from flowgentic_actors.actors.supervisor import EventSink, Supervisor
+from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.loop_condition import LoopCondition
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.directory import ShardDirectory
@@ -46,13 +47,10 @@ from flowgentic_actors.errors import (
     RejectedError,
 )
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 _FILE_TIMEOUT: Final = 30.0
 _LEAVING: Final = 2.0
-_SHARED_GRACE: Final = 25.0
-"""A node without its host lets go of journals at `persist_path` before the next cluster takes hold
-of them, which is when their holder has been silent for `memory_lock.SILENCE`."""
 
 
 class ClusterController:
@@ -176,28 +174,16 @@ class ClusterController:
 
     def node_spec(self, node: str) -> NodeSpec:
         """The settings of another node."""
-        spec, memory = self._spec, self._memory
-        grace = spec.supervision.rejoin_grace
         return NodeSpec(
-            name=spec.name,
+            cluster=self._spec,
             folder=self.node_pool.folder(node),
-            scratch=spec.scratch,
-            memory=spec.memory if spec.persist else "",
             manifest=self._manifest,
-            generation=memory.generation.name,
-            secret=spec.secret,
+            generation=self._memory.generation.name,
             identity=self.node_pool.identity,
             host=self.address,
             host_id=self._id,
-            network=spec.network,
-            spawner=spec.spawner,
-            owns_runtime=spec.owns_runtime,
-            actor=memory.actor,
-            replicated=spec.replicas > 1,
-            supervision=spec.supervision,
+            actor=self._memory.actor,
             lease=self._desk.lease,
-            rejoin_grace=min(grace, _SHARED_GRACE) if spec.persist else grace,
-            orphans=spec.orphans,
         )
 
     # ------------------------------------------------------------------ more nodes, and fewer

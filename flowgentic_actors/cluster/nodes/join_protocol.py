@@ -18,8 +18,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
-from flowgentic_actors.actors.spec import SupervisorSettings
-from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
+from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.errors import ClusterOpenError, FlowgenticError, ProtocolError
 from flowgentic_actors.secret import Secret, concealed, revealed
 from flowgentic_actors.shard.settings import ActorSettings
@@ -28,11 +27,14 @@ from flowgentic_actors.wire.blocking_connection import BlockingConnection
 from flowgentic_actors.wire.handshake import new_secret
 from flowgentic_actors.wire.identity import Identity
 from flowgentic_actors.wire.messages import Cancel, Failure, Reply, Request, ToServer, sendable
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 
 _TICKET_TIMEOUT: Final = 30.0
 _PAUSE: Final = 0.2
 _MAX_BYTES: Final = 4 << 20
+_SHARED_GRACE: Final = 25.0
+"""A node without its host lets go of journals at `persist_path` before the next cluster takes hold
+of them, which is when their holder has been silent for `memory_lock.SILENCE`."""
 
 _encode = msgspec.msgpack.Encoder(enc_hook=revealed).encode
 
@@ -89,41 +91,35 @@ class Join(Struct, array_like=True, frozen=True):
 
 
 class NodeSpec(Struct, frozen=True, kw_only=True):
-    """The settings of a node; see `HostSpec` for the fields that are not described here.
+    """The settings of a node.
 
     Attributes:
-        folder: Its private folder, empty for the usual one on its machine.
-        scratch: Where that one is, empty for `$TMPDIR`.
-        memory: Folder of the memory; empty: in its private folder.
+        cluster: The settings of the host.
+        folder: The node's private folder, empty for the usual one on its machine.
         manifest: What its memory folder is to hold as manifest, where the memory is its own.
-        generation: Folder below `memory` in which each shard has one of its name.
+        generation: Folder below the memory's in which each shard has one of its name.
+        identity: What its actors prove to other nodes.
         host: Where the host listens.
         host_id: What it calls itself; another host of the cluster starts nodes of its own.
+        actor: What the shards' actors have in common, here and now.
         lease: Seconds.
-        owns_runtime: Whether the Dragon runtime ends with the cluster.
-        actor: What the shards' actors have in common.
-        rejoin_grace: Seconds for which it waits for a host that is silent, beyond its lease.
     """
 
-    name: str
+    cluster: HostSpec
     folder: str
-    scratch: str
-    memory: str
     manifest: bytes
     generation: str
-    secret: Secret[bytes]
     identity: Identity
     host: TcpAddress
     host_id: str
-    network: str | None
-    spawner: str
-    owns_runtime: bool
     actor: ActorSettings
-    replicated: bool
-    supervision: SupervisorSettings
     lease: float
-    rejoin_grace: float
-    orphans: OrphanLimits
+
+    @property
+    def rejoin_grace(self) -> float:
+        """Seconds for which it waits for a host that is silent, beyond its lease."""
+        grace = self.cluster.supervision.rejoin_grace
+        return min(grace, _SHARED_GRACE) if self.cluster.persist else grace
 
 
 class JoinServer:

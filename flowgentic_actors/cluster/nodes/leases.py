@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from flowgentic_actors.silence import SilenceCounter
+
 DRIFT: Final = 0.05
 """Share by which the host waits longer than a lease, for clocks that do not run at one rate."""
 
@@ -48,8 +50,7 @@ class HeldLease:
 class GrantedLeases:
     """The leases of all nodes, as the host sees them.
 
-    Silence is counted in ticks that the host has seen, and not read from a clock: when a scheduler
-    suspends the whole job, or the host alone, no node was silent.
+    Silence is counted in the host's ticks, of which a late one counts as two at most.
 
     Args:
         seconds: Length of a lease.
@@ -64,13 +65,13 @@ class GrantedLeases:
         self.seconds = seconds
         self._timeout = node_timeout
         self._interval = interval
-        self._silence: dict[str, float] = {}
+        self._silence: dict[str, SilenceCounter] = {}
         self._free_at: dict[str, float] = {}
         self._last_tick: float | None = None
 
     def heard(self, node: str) -> None:
         """Note a sign of life of a node."""
-        self._silence[node] = 0.0
+        self._silence.setdefault(node, SilenceCounter()).heard()
 
     def granted(self, node: str, now: float) -> None:
         """Note that a lease is sent to a node."""
@@ -82,7 +83,7 @@ class GrantedLeases:
 
     def silence(self, node: str) -> float:
         """Seconds without a sign of life of a node."""
-        return self._silence.get(node, 0.0)
+        return self._silence[node].seconds if node in self._silence else 0.0
 
     def may_answer(self, node: str, now: float) -> bool:
         """Whether a node may still hold a lease."""
@@ -97,8 +98,7 @@ class GrantedLeases:
         last, self._last_tick = self._last_tick, now
         passed = 0.0 if last is None else min(now - last, _MOST_TICKS * self._interval)
         lost = []
-        for node in self._silence:
-            self._silence[node] += passed
-            if self._silence[node] >= self._timeout and not self.may_answer(node, now):
+        for node, silence in self._silence.items():
+            if silence.tick(passed) >= self._timeout and not self.may_answer(node, now):
                 lost.append(node)
         return lost

@@ -1,7 +1,7 @@
 """The connection to the host that shows, while it is open, that the owner or a rank lives.
 
-One command at a time, from whichever thread has it. Waiting is counted in ticks that this process
-has seen and not read from a clock: when a scheduler suspends the whole job, no side was silent.
+One command at a time, from whichever thread has it. How long the host takes to answer is counted
+in ticks (`silence`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from msgspec import Raw
 from flowgentic_actors.cluster.protocol.host import HostCommand
 from flowgentic_actors.errors import ProtocolError, RejectedError, RequestExpiredError
 from flowgentic_actors.secret import Secret
+from flowgentic_actors.silence import SilenceCounter
 from flowgentic_actors.wire.addresses import Address, connect
 from flowgentic_actors.wire.channel import client_channel
 from flowgentic_actors.wire.messages import Failure, Hello, Reply, Request, Role, Welcome
@@ -83,10 +84,10 @@ class HostConnection:
         self._channel.send(Request(self._seq, self._seq, max(1, round(timeout * 1000)), body))
         self._sock.settimeout(max(_TICK, timeout))
         self._write()
-        waited = 0.0
+        silence = SilenceCounter()
         while True:
             if not self._pending() and not readable(_TICK, self._sock.fileno()):
-                waited += _TICK
+                waited = silence.tick(_TICK)
                 if waited >= timeout or given_up():
                     raise TimeoutError(f"the host did not answer for {waited:.1f} s")
                 continue

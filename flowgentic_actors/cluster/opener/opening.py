@@ -33,10 +33,8 @@ from flowgentic_actors.cluster.opener.signals import on_sigterm, on_stop_signal
 from flowgentic_actors.cluster.platforms import platform_named
 from flowgentic_actors.cluster.protocol.handle import ClusterHandle, Descriptor
 from flowgentic_actors.cluster.protocol.host import Description
-from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
-from flowgentic_actors.cluster.shard_limits import shard_settings
 from flowgentic_actors.config import MemoryConfig
-from flowgentic_actors.environment import inside_dragon, scheduler_job, step_rank
+from flowgentic_actors.environment import inside_dragon, processors, scheduler_job, step_rank
 from flowgentic_actors.errors import (
     ClusterError,
     ClusterNotFoundError,
@@ -262,33 +260,21 @@ class Opening:
                     "cluster without persist_path has no journal: set persist_path=, or "
                     "mode='distributed'"
                 )
-            return InlineClient(
-                name,
-                config.namespace_depth,
-                settings=shard_settings(config, 1),
-                index=SharedSettings.of(config).index,
-                allowed_types=config.allowed_types,
-            )
+            return InlineClient(config, name)
         memory = await on_daemon_thread(timeout, LocalMemory, config, config.persist_path, name)
         try:
             await _open_or_close(memory.open, lambda _: memory.close(), timeout)
         except BaseException:
             memory.stop_opening()
             raise
-        return InlineClient(
-            name,
-            config.namespace_depth,
-            memory,
-            timeout=config.request_timeout,
-            close_timeout=config.close_timeout,
-            allowed_types=config.allowed_types,
-        )
+        return InlineClient(config, name, memory)
 
     async def _open_distributed(self, timeout: float) -> str | None:
         """Open a distributed cluster, or return the reason for a local one."""
         platform = platform_named(self.config.spawner)
         reason = await on_daemon_thread(timeout, platform.why_not)
         if reason is None:
+            await on_daemon_thread(timeout, processors)  # it reads files; the client asks again
             owner = Owner(self.config, platform)
             try:
                 description = await _open_or_close(owner.open, lambda _: owner.close(), timeout)
@@ -388,16 +374,15 @@ class Opening:
         self, descriptor: Descriptor, description: Description, watched: Watched | None = None
     ) -> RemoteClient:
         config = self.config
-        timeout, pool = config.request_timeout, config.connection_pool
-        logs = self._owner is None
         return RemoteClient(
             descriptor,
             description,
-            timeout,
-            pool,
+            config.request_timeout,
+            config.connection_pool,
             watched,
-            logs=logs,
+            logs=self._owner is None,
             allowed_types=config.allowed_types,
+            stay_awake=config.stay_awake,
         )
 
 

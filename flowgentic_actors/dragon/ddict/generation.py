@@ -24,6 +24,7 @@ from flowgentic_actors.dragon.ddict_processes import (
     wake,
 )
 from flowgentic_actors.errors import TierError, TierLostError
+from flowgentic_actors.silence import SilenceCounter
 
 _TICKS = 4  # looks at the call under way within one timeout
 _GRACE = 0.25  # seconds that the call under way has to end by itself
@@ -64,7 +65,8 @@ class Generation:
         self._given_up = threading.Event()
         self._ending = False
         self._step = 0  # calls that were begun or ended; odd while one is under way
-        self._seen = (-1, 0)  # the step at the last look, and for how many looks it has been that
+        self._seen = -1  # the step at the last look
+        self._silence = SilenceCounter()  # of the call under way
         self._ticker: asyncio.TimerHandle | None = None
         self._ready_at: float | None = None
         self.waiting: set[asyncio.Future[Any]] = set()
@@ -84,7 +86,7 @@ class Generation:
         future.add_done_callback(self._forget)
         self._todo.put((future, work))
         if self._ticker is None and not self._ending:
-            self._seen = (-1, 0)
+            self._seen = -1
             self._tick(self._timeout / _TICKS)
         return future
 
@@ -155,16 +157,16 @@ class Generation:
         self._ticker = self._loop.call_later(interval, self._look, interval)
 
     def _look(self, interval: float) -> None:
-        # Looks are counted, not seconds: after this process was stopped for a while, a call has
-        # the chance to end before it is found to be late.
         self._ticker = None
-        step, looks = self._step, self._seen[1]
+        step, timeout = self._step, interval * _TICKS
         if step % 2 == 0 and not self.waiting:
             return
-        self._seen = (step, looks + 1 if step == self._seen[0] else 0)
-        if step % 2 and self._seen[1] >= _TICKS:
+        if step != self._seen:
+            self._seen = step
+            self._silence.heard()
+        elif self._silence.tick(interval) >= timeout and step % 2:
             what = "answer" if self.is_ready else "come up"
-            self._on_broken(self, f"it did not {what} within {interval * _TICKS:g} s", True)
+            self._on_broken(self, f"it did not {what} within {timeout:g} s", True)
             return
         self._tick(interval)
 

@@ -358,9 +358,8 @@ class JournaledShard:
                 f"the journal could not be written, nor the attempt be undone: {error}. {REOPEN}"
             ) from error
 
-    def _committed(self, payloads: list[bytes]) -> None:
+    def _committed(self, size: int) -> None:
         with self._mutex:
-            size = sum(len(payload) + ENTRY_OVERHEAD for payload in payloads)
             if not self._closed:
                 self._maintenance.after_append(size)
 

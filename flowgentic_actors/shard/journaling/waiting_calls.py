@@ -14,6 +14,7 @@ from flowgentic_actors.errors import StorageError
 from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
 
+R = TypeVar("R")
 W = TypeVar("W")
 
 
@@ -185,7 +186,7 @@ class WaitingCalls:
             if not waiting.future.done():
                 waiting.future.set_result(answer)
         else:
-            answer.add_done_callback(partial(_hand_on, waiting.future))
+            answer.add_done_callback(partial(hand_on, waiting.future))
 
 
 def _fail(future: asyncio.Future[bytes], error: BaseException) -> None:
@@ -193,7 +194,8 @@ def _fail(future: asyncio.Future[bytes], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def _hand_on(future: asyncio.Future[bytes], answer: asyncio.Future[bytes]) -> None:
+def hand_on(future: asyncio.Future[R], answer: asyncio.Future[R]) -> None:
+    """Settle a future as another one was, unless nobody waits for it any more."""
     if future.done():
         return
     if answer.cancelled():

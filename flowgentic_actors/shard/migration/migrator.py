@@ -14,7 +14,6 @@ not shown is forgotten.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
@@ -23,6 +22,7 @@ from flowgentic_actors.engine import Shard
 from flowgentic_actors.engine.commands import CacheClear
 from flowgentic_actors.errors import RejectedError, StorageError
 from flowgentic_actors.event_kinds import EventKind
+from flowgentic_actors.shard.background import begin
 from flowgentic_actors.shard.migration.host import MigrationHost
 from flowgentic_actors.shard.migration.ownership import OwnedSlots, SlotOwnership
 from flowgentic_actors.shard.migration.source import MigrationSource
@@ -33,8 +33,6 @@ from flowgentic_actors.storage.journal import Journal
 from flowgentic_actors.storage.worker import Worker
 
 _FULL: Final = 1.0  # seconds before what there is no room for is tried again
-
-logger = logging.getLogger(__name__)
 
 
 class SlotMigrator:
@@ -142,8 +140,7 @@ class SlotMigrator:
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Replace the running task."""
-        self._task = asyncio.ensure_future(self._after(self._task, work))
-        self._task.add_done_callback(_log_defect)
+        self._task = begin(self._after(self._task, work))
 
     @staticmethod
     async def _after(
@@ -174,8 +171,3 @@ class SlotMigrator:
             await asyncio.sleep(0)
         if not self.is_target:
             self._shard.set_visible(None, None)
-
-
-def _log_defect(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("moving slots ended for good", exc_info=error)

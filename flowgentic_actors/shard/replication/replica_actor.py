@@ -229,7 +229,7 @@ class ReplicatedShardActor:
             context=self._started,
         )
         self._task = asyncio.ensure_future(self._follower.run())
-        self._task.add_done_callback(self._followed)
+        self._task.add_done_callback(self._break_with)
 
     async def _stop_following(self) -> None:
         if self._task is not None:
@@ -245,9 +245,6 @@ class ReplicatedShardActor:
         self._break_with(task)
         if self._wanted is not None and self._broken is None and not task.cancelled():
             self._begin_to_change()
-
-    def _followed(self, task: asyncio.Task[None]) -> None:
-        self._break_with(task)
 
     def _break_with(self, task: asyncio.Task[None]) -> None:
         """End the actor with its task's error; the next incarnation tries again."""

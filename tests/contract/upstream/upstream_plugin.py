@@ -25,7 +25,7 @@ from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMet
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from flowgentic_actors import AsyncCache, AsyncCheckpointSaver, AsyncStore, MemoryCluster
-from flowgentic_actors.cluster.client.remote import MemoryClient
+from flowgentic_actors.cluster.client.memory_client import MemoryClient
 
 REFERENCE = "in-memory"
 

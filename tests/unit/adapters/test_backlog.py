@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import pytest
 
-from flowgentic_actors.adapters.backlog import InFlightBytes, Turn
+from flowgentic_actors.adapters.backlog import InFlightBytes, Write
 from flowgentic_actors.errors import BackpressureError
 
 pytestmark = pytest.mark.anyio
@@ -24,18 +22,22 @@ async def write(
     backlog: InFlightBytes, name: str, size: int, done: asyncio.Event, log: list[str]
 ) -> None:
     """A write of thread "t", as the saver makes one."""
-    if "t" in backlog.crowded:
-        turn = backlog.turn("t")
-        with turn:
-            await turn.wait()
-            backlog.begin("t", size, name)
-    else:
-        backlog.begin("t", size, name)
-    log.append(name)
+    own = Write()
     try:
+        if "t" in backlog.crowded:
+            await backlog.wait(own, "t")
+        backlog.begin(own, "t", size)
+        log.append(name)
         await done.wait()
     finally:
-        backlog.end("t", name)
+        backlog.end(own)
+
+
+def begun(backlog: InFlightBytes, size: int = 100, thread_id: str = "t") -> Write:
+    """A write that is under way."""
+    own = Write()
+    backlog.begin(own, thread_id, size)
+    return own
 
 
 async def settle() -> None:
@@ -94,19 +96,21 @@ async def test_a_cancelled_write_gives_its_place_back() -> None:
 
 async def test_a_write_that_cannot_be_made_gives_its_turn_back() -> None:
     backlog, log, done = InFlightBytes(100, PATIENCE), list[str](), asyncio.Event()
-    backlog.begin("t", 100, "write")
+    first = begun(backlog)
 
     async def fails() -> None:
-        turn = backlog.turn("t")
-        with turn:
-            await turn.wait()
+        own = Write()
+        try:
+            await backlog.wait(own, "t")
             raise TypeError("cannot be serialized")
+        finally:
+            backlog.end(own)
 
     failing = asyncio.create_task(fails())
     await settle()
     waiting = asyncio.create_task(write(backlog, "next", 1, done, log))
     await settle()
-    backlog.end("t", "write")
+    backlog.end(first)
     await settle()
     assert log == ["next"]
     done.set()
@@ -120,15 +124,15 @@ async def test_a_write_whose_turn_does_not_come_names_the_setting_and_leaves_the
     blocking: bool,
 ) -> None:
     backlog = InFlightBytes(100, SOON)
-    backlog.begin("t", 100, "write")
-    turn = backlog.turn("t")
-    waiting = asyncio.to_thread(turn.wait_sync) if blocking else turn.wait()
-    with (
-        turn,
-        pytest.raises(BackpressureError, match=r"thread_backlog=100.*request_timeout.*not sent"),
-    ):
+    first, own = begun(backlog), Write()
+    waiting = backlog.wait(own, "t")
+    if blocking:
+        waiting.close()
+        waiting = asyncio.to_thread(backlog.wait_sync, own, "t")
+    with pytest.raises(BackpressureError, match=r"thread_backlog=100.*request_timeout.*not sent"):
         await waiting
-    backlog.end("t", "write")
+    backlog.end(own)
+    backlog.end(first)
     assert not backlog.crowded
 
 
@@ -140,65 +144,62 @@ async def test_a_timeout_of_another_kind_is_not_taken_for_the_deadline(
 
     monkeypatch.setattr(asyncio, "wrap_future", interrupted)
     backlog = InFlightBytes(100, PATIENCE)
-    backlog.begin("t", 100, "first")
-    turn = backlog.turn("t")
-    with turn, pytest.raises(TimeoutError, match="a signal handler's"):
-        await turn.wait()
-    backlog.end("t", "first")
+    first, own = begun(backlog), Write()
+    with pytest.raises(TimeoutError, match="a signal handler's"):
+        await backlog.wait(own, "t")
+    backlog.end(own)
+    backlog.end(first)
     assert not backlog.crowded
 
 
 async def test_threads_of_a_graph_do_not_wait_for_each_other() -> None:
     backlog = InFlightBytes(100, PATIENCE)
-    backlog.begin("a", 100, "write")
-    backlog.begin("b", 1, "write")
+    large, small = begun(backlog, 100, "a"), begun(backlog, 1, "b")
     assert list(backlog.crowded) == ["a"]
-    backlog.end("b", "write")
-    backlog.end("a", "write")
+    backlog.end(small)
+    backlog.end(large)
     assert not backlog.crowded
 
 
 async def test_a_blocking_write_on_the_loops_own_thread_does_not_wait_for_that_loop() -> None:
     backlog = InFlightBytes(100, PATIENCE)
-    backlog.begin("t", 100, "write")
-    begun = time.monotonic()
-    backlog.turn("t").wait_sync()
-    assert time.monotonic() - begun < SOON
+    begun(backlog)
+    start = time.monotonic()
+    backlog.wait_sync(Write(), "t")
+    assert time.monotonic() - start < SOON
 
 
 def test_writes_of_many_threads_and_loops_share_the_bound() -> None:
     limit, size, most, now = 100, 30, 0, 0
     backlog, lock = InFlightBytes(limit, PATIENCE), threading.Lock()
 
-    def begun(amount: int) -> None:
+    def count(amount: int) -> None:
         nonlocal most, now
         with lock:
             now += amount
             most = max(most, now)
 
-    def counted(begin: Callable[[], None]) -> None:
-        begin()
-        begun(size)
+    def begin(own: Write) -> None:
+        count(size)  # first: the next one may begin at once
+        backlog.begin(own, "t", size)
 
     def blocking(_: int) -> None:
         for _ in range(50):
-            turn = backlog.turn("t")
-            with turn:
-                turn.wait_sync()
-                counted(partial(backlog.begin, "t", size, turn))
+            own = Write()
+            backlog.wait_sync(own, "t")
+            begin(own)
             time.sleep(0.001)
-            begun(-size)
-            backlog.end("t", turn)
+            count(-size)
+            backlog.end(own)
 
     async def awaiting() -> None:
         async def one() -> None:
-            turn: Turn = backlog.turn("t")
-            with turn:
-                await turn.wait()
-                counted(partial(backlog.begin, "t", size, turn))
+            own = Write()
+            await backlog.wait(own, "t")
+            begin(own)
             await asyncio.sleep(0.001)
-            begun(-size)
-            backlog.end("t", turn)
+            count(-size)
+            backlog.end(own)
 
         await asyncio.gather(*(one() for _ in range(50)))
 
@@ -213,16 +214,16 @@ def test_writes_of_many_threads_and_loops_share_the_bound() -> None:
 
 def test_a_loop_that_ended_while_it_waited_does_not_keep_the_turn() -> None:
     backlog = InFlightBytes(100, PATIENCE)
-    backlog.begin("t", 100, "write")
+    first = begun(backlog)
     loop = asyncio.new_event_loop()
-    task = loop.create_task(backlog.turn("t").wait())
+    task = loop.create_task(backlog.wait(Write(), "t"))
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
-    turn = backlog.turn("t")
+    own = Write()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(turn.wait_sync)
-        backlog.end("t", "write")
+        waiting = pool.submit(backlog.wait_sync, own, "t")
+        backlog.end(first)
         waiting.result(PATIENCE)
-    backlog.give_back(turn)
+    backlog.end(own)
     assert not backlog.crowded
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is left on purpose

@@ -22,7 +22,6 @@ from hypothesis.stateful import (
 from langgraph.checkpoint.base import ChannelVersions
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from flowgentic_actors.adapters import checkpoint as checkpoint_module
 from flowgentic_actors.adapters import checkpoint_ops
 from flowgentic_actors.adapters.checkpoint import AsyncCheckpointSaver
 from flowgentic_actors.adapters.chunked_lists import chunking
@@ -60,7 +59,6 @@ def small_parts() -> Iterator[None]:
     """Parts of a few items, so that short lists have many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outgoing_lists, "SPLIT", 40)
-        patch.setattr(checkpoint_module, "SPLIT", 40)
         patch.setattr(checkpoint_ops, "SPLIT", 40)
         patch.setattr(chunking, "PART", 200)
         patch.setattr(chunking, "_TINY", 12)
@@ -268,16 +266,19 @@ class Direct:
         self.sent: list[PutCheckpoint] = []
         self.trouble = ""  # of the next command: "before" it is carried out, or "after" that
 
-    async def ask(self, shard: int, command: Command) -> Reply:
-        return self.ask_sync(shard, command)
+    def shard_of(self, command: Command) -> int:
+        return 0
+
+    async def ask(self, command: Command) -> Reply:
+        return self.ask_sync(command)
 
     async def ask_each(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
         return self.ask_each_sync(asks)
 
     def ask_each_sync(self, asks: Sequence[tuple[int, Command]]) -> list[Reply | Exception]:
-        return [self.ask_sync(*ask) for ask in asks]
+        return [self.ask_sync(command) for _, command in asks]
 
-    def ask_sync(self, shard: int, command: Command) -> Reply:
+    def ask_sync(self, command: Command) -> Reply:
         if self.trouble == "before":
             self.trouble = ""
             raise NotSentError("no luck")
@@ -360,7 +361,7 @@ class Conversations(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), run=st.integers(0, 1))
     def forget_a_run(self, which: int, run: int) -> None:
         command = ListCheckpoints(thread_id="t", facets={"run_id": str(run)})
-        page = self.client.ask_sync(0, command)
+        page = self.client.ask_sync(command)
         assert isinstance(page, CheckpointPage)
         self.savers[which].delete_for_runs([str(run)])
         self._keep(self.model.keys() - {row.checkpoint_id for row in page.rows})

@@ -20,7 +20,7 @@ from langgraph.store.memory import InMemoryStore
 from flowgentic_actors.bench import command as bench
 from flowgentic_actors.bench import contenders as who_module
 from flowgentic_actors.bench import peers
-from flowgentic_actors.bench.command import MODES, BenchOptions
+from flowgentic_actors.bench.command import DEFAULT_MODES, MODES, BenchOptions
 from flowgentic_actors.bench.contenders import REFERENCE, Contender, Places, contenders
 from flowgentic_actors.bench.measuring import Course, Effort, measure, opened
 from flowgentic_actors.bench.results import Report, figures, percentile, read
@@ -165,12 +165,12 @@ def test_a_study_runs_only_when_it_is_selected() -> None:
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="unknown mode 'mysql': choose from local, local-journal"):
+    with pytest.raises(ValueError, match="unknown mode 'mysql': choose from floor, local, local-j"):
         BenchOptions(modes=("local", "mysql"))
     with pytest.raises(SystemExit) as end:
         main(["bench", "--modes", "lokal"])
     assert end.value.code == 2
-    assert "unknown mode 'lokal': choose from local" in capsys.readouterr().err
+    assert "unknown mode 'lokal': choose from floor, local" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         main(["bench", "--workloads", "stor,blah"])
     assert end.value.code == 2
@@ -182,7 +182,7 @@ def test_a_mode_named_twice_runs_once() -> None:
     bench.add_arguments(parser)
     options = BenchOptions(**vars(parser.parse_args(["--modes", "local,local"])))
     assert options.modes == ("local",)
-    assert BenchOptions(**vars(parser.parse_args([]))).modes == MODES
+    assert BenchOptions(**vars(parser.parse_args([]))).modes == DEFAULT_MODES
 
 
 def test_the_list_tells_what_can_run_and_why_the_rest_cannot(
@@ -411,7 +411,7 @@ async def test_contenders_take_turns_and_none_always_comes_first() -> None:
 
     report = Report(quick=True, environment={})
     await measure(report, subjects, [workload("x"), workload("y")], Effort(2, 10.0))
-    rounds = ["in-memory b c", "b c in-memory", "c in-memory b"]  # the first warms up
+    rounds = ["c b in-memory", "in-memory b c", "c b in-memory"]  # the first warms up
     assert turns == [(what, name) for order in rounds for what in "xy" for name in order.split()]
     assert report.rounds == 2
     assert {figure.samples for figure in report.figures} == {4}

@@ -15,6 +15,7 @@ import pytest
 
 from flowgentic_actors.bench import peers
 from flowgentic_actors.bench.contenders import (
+    FLOOR,
     POSTGRES_VARIABLE,
     REDIS_VARIABLE,
     REFERENCE,
@@ -82,11 +83,20 @@ async def test_a_peer_does_every_workload_and_tells_its_durability(
     }
     async with _open(contender) as memory:
         assert told[name] in memory.durability
-        for workload in WORKLOADS:
-            if not workload.heavy and "graphs at once" not in workload.name:
-                async with workload.turn(memory) as operations:  # it checks what it stored
-                    for operation in islice(operations, 2):
-                        await operation
+        await _do_every_workload(memory)
+
+
+async def _do_every_workload(memory: Subject) -> None:
+    for workload in WORKLOADS:
+        if not workload.heavy and "graphs at once" not in workload.name:
+            async with workload.turn(memory) as operations:  # it checks what it stored
+                for operation in islice(operations, 2):
+                    await operation
+
+
+async def test_the_floor_gives_right_answers_though_it_keeps_no_bytes(tmp_path: Path) -> None:
+    async with _open(contenders(Places(tmp_path))[FLOOR]) as memory:
+        await _do_every_workload(memory)
 
 
 async def test_a_peer_holds_conversations(name: str, contender: Contender) -> None:

@@ -252,14 +252,16 @@ async def test_when_dragon_starts_nothing_any_more_plain_children_are_started(
     monkeypatch.setattr(spawn, "python_command", lambda *_: command)
     monkeypatch.setenv("DRAGON_MY_PUID", "1")
     told: list[str] = []
-    spawner = spawner_module.DragonSpawner(on_hung=told.append, patience=0.1)
+    spawner = spawner_module.DragonSpawner(
+        lambda kind, _actor, _detail: told.append(kind), patience=0.1
+    )
     for _ in range(2):
         child = await spawner.spawn(tmp_path / "spec", tmp_path / "log", 10.0)
         assert child.pid is not None
         await until(lambda pid=child.pid: not alive(pid))  # type: ignore[misc]
         assert child.reap() == 7
     hung.set()
-    assert len(told) == 1
+    assert told == ["dragon_hung"]
 
 
 # ---------------------------------------------------------------------- room

@@ -57,19 +57,19 @@ async def test_everybody_who_waits_shares_the_next_sync(disk: SlowDisk, tmp_path
     journal.append([b"the first segment is made, with a sync of its own"])
     disk.release.clear()
     journal.append([b"first"])
-    first = group_commit.wait()
+    first = group_commit.commit()
     await asyncio.sleep(0.05)  # its sync is under way
     before = disk.syncs
     others = []
     for number in range(50):
         journal.append([b"%d" % number])
-        others.append(group_commit.wait())
+        others.append(group_commit.commit())
     assert not first.done()
     disk.release.set()
     async with asyncio.timeout(10):
         await asyncio.gather(first, *others)
     assert disk.syncs - before <= 3  # the one under way, one for all others, a spare segment's
-    group_commit.close()
+    await asyncio.to_thread(group_commit.close, 10)
     await off_loop(journal)
 
 
@@ -79,9 +79,9 @@ async def test_a_wait_covers_what_was_appended_before_it(disk: SlowDisk, tmp_pat
     for number in range(5):
         journal.append([b"entry %d" % number])
         async with asyncio.timeout(10):
-            await group_commit.wait()
+            await group_commit.commit()
         assert not group_commit.behind
-    group_commit.close()
+    await asyncio.to_thread(group_commit.close, 10)
     await off_loop(journal)
     again, found = await open_off_loop(disk, tmp_path)
     assert found == [b"entry %d" % number for number in range(5)]
@@ -95,18 +95,47 @@ async def test_a_failed_sync_fails_all_who_wait_and_leaves_only_what_was_synced(
     group_commit = LoopGroupCommit(journal, durable=True, appends=False)
     journal.append([b"kept"])
     async with asyncio.timeout(10):
-        await group_commit.wait()
+        await group_commit.commit()
     disk.fail = True
     journal.append([b"lost"])
-    waiting = [group_commit.wait(), group_commit.wait()]
+    waiting = [group_commit.commit(), group_commit.commit()]
     for future in waiting:
         async with asyncio.timeout(10):
             with pytest.raises(JournalError, match="Input/output error"):
                 await future
     disk.fail = False
     with pytest.raises(JournalError):
-        await group_commit.wait()  # for ever: the actor ends and is started anew
-    group_commit.close()
+        await group_commit.commit()  # for ever: the actor ends and is started anew
+    await asyncio.to_thread(group_commit.close, 10)
     again, found = await open_off_loop(RealDisk(), tmp_path)
     assert found == [b"kept"]
+    await off_loop(again)
+
+
+@pytest.mark.parametrize("appends", [False, True])
+async def test_reads_wait_for_what_is_being_committed_and_sync_nothing_themselves(
+    disk: SlowDisk, tmp_path: Path, appends: bool
+) -> None:
+    journal, _ = await open_off_loop(disk, tmp_path)
+    group_commit = LoopGroupCommit(journal, durable=True, appends=appends)
+    assert group_commit.pending() is None
+    if not appends:
+        journal.append([b"entry"])
+    disk.release.clear()
+    written = group_commit.commit([b"entry"] if appends else ())
+    read = group_commit.pending()
+    assert read is not None
+    await asyncio.sleep(0.05)
+    assert not written.done()
+    assert not read.done()
+    before = disk.syncs
+    disk.release.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(written, read)
+    assert disk.syncs - before <= 2  # the entry's, and a new segment's or a spare's
+    assert group_commit.pending() is None
+    await asyncio.to_thread(group_commit.close, 10)
+    await off_loop(journal)
+    again, found = await open_off_loop(disk, tmp_path)
+    assert found == [b"entry"]
     await off_loop(again)

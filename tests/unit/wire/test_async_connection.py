@@ -25,7 +25,7 @@ from flowgentic_actors.errors import (
     RejectedError,
 )
 from flowgentic_actors.secret import Secret
-from flowgentic_actors.wire import server as wire_server
+from flowgentic_actors.wire import server_connection
 from flowgentic_actors.wire.async_connection import TOGETHER, AsyncConnection
 from flowgentic_actors.wire.messages import Ping, Reply, Request, ToClient
 from flowgentic_actors.wire.session import MAX_LOSSES
@@ -469,4 +469,4 @@ async def test_the_server_goes_on_when_a_client_breaks_the_protocol(
         with pytest.raises(RejectedError):
             await connection.request(command("refuse", 1), 30)
     assert "does not greet" in caplog.text
-    assert wire_server.__name__ in {record.name for record in caplog.records}
+    assert server_connection.__name__ in {record.name for record in caplog.records}

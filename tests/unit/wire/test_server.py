@@ -13,7 +13,7 @@ import pytest
 from msgspec import Raw
 
 from flowgentic_actors.errors import AuthenticationError, ClusterOpenError
-from flowgentic_actors.wire import incomplete_frames, sockets
+from flowgentic_actors.wire import incomplete_frames, server_connection, sockets
 from flowgentic_actors.wire import server as wire_server
 from flowgentic_actors.wire.async_connection import AsyncConnection
 from flowgentic_actors.wire.handshake import GREETING
@@ -41,7 +41,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 async def test_a_stranger_who_says_nothing_more_is_sent_away(
     path: Path, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.5)
+    monkeypatch.setattr(server_connection, "HANDSHAKE_TIMEOUT", 0.5)
     async with serving(path) as (server, _), raw_client(path) as stranger:
         stranger.writer.write(sent)
         assert await stranger.ended()
@@ -51,7 +51,7 @@ async def test_a_stranger_who_says_nothing_more_is_sent_away(
 async def test_a_stranger_who_drips_bytes_is_sent_away(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.5)
+    monkeypatch.setattr(server_connection, "HANDSHAKE_TIMEOUT", 0.5)
     async with serving(path) as (server, _), raw_client(path) as stranger:
         dripping = asyncio.create_task(drip(stranger))
         await until(lambda: server.connections)
@@ -69,7 +69,7 @@ async def drip(client: RawClient) -> None:
 async def test_a_peer_that_proves_itself_and_does_not_say_hello_is_sent_away(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.5)
+    monkeypatch.setattr(server_connection, "HANDSHAKE_TIMEOUT", 0.5)
     async with serving(path), raw_client(path) as client:
         await client.shake_hands()
         assert await client.ended()

@@ -96,7 +96,7 @@ async def test_an_actor_whose_supervisor_is_silent_is_fenced_until_it_is_back(
         assert life.link is not None
         send, life.link.send = life.link.send, lambda message: None  # type: ignore[method-assign]
         await anyio.sleep(0.1)
-        life.silence = -60.0  # and it does not think that the actor is the silent one
+        life.silence.seconds = -60.0  # and it does not think that the actor is the silent one
         await anyio.sleep(0.9)
         asked = asyncio.create_task(ref.ask(command("add", 1), PATIENCE))
         await anyio.sleep(0.3)
@@ -122,7 +122,7 @@ async def test_an_actor_whose_supervisor_stays_silent_ends(folder: Path) -> None
         life.link.send = lambda message: None  # type: ignore[method-assign]
         started = time.monotonic()
         await anyio.sleep(0.1)
-        life.silence = -60.0
+        life.silence.seconds = -60.0
         await restarted(opened)
         assert time.monotonic() - started > 0.7
         assert reasons(opened) == ["exit code 75"]

@@ -170,6 +170,8 @@ async def test_too_many_restarts_move_the_actor_into_the_supervisors_process(
         assert "after 2 restarts" in detail
         assert "killed by signal 9" in detail
         await until(lambda: child.stats.get("total") == 7)
+        await ref.ask(command("tell"), PATIENCE)
+        await until(lambda: reasons(opened, "slow_request") == ["it took long"])
         assert await opened.supervisor.stop(PATIENCE) == {}
         assert reasons(opened, "actor_stopped") == [""]
         await ref.close()

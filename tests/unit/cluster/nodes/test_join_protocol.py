@@ -22,7 +22,10 @@ from flowgentic_actors.cluster.nodes.join_protocol import (
     join,
     take_ticket,
 )
-from flowgentic_actors.cluster.protocol.host_spec import OrphanLimits
+from flowgentic_actors.cluster.protocol.host_spec import HostSpec
+from flowgentic_actors.cluster.protocol.shared_settings import SharedSettings
+from flowgentic_actors.cluster.shard_limits import taken_from
+from flowgentic_actors.config import MemoryConfig
 from flowgentic_actors.errors import ClusterOpenError
 from flowgentic_actors.secret import Secret
 from flowgentic_actors.shard.settings import ActorSettings
@@ -39,27 +42,36 @@ HOST = "127.0.0.1"
 IDENTITY, OTHER = new_identity(), new_identity()
 
 
+CLUSTER = taken_from(
+    MemoryConfig(mode="distributed"),
+    HostSpec,
+    name="cluster",
+    folder="/scratch/cluster",
+    memory="/memory",
+    persist=True,
+    instance="1",
+    job="",
+    secret=SECRET,
+    actors=1,
+    actor=ActorSettings(),
+    supervision=supervisor_settings(),
+    shared=SharedSettings(namespace_depth=2),
+    opened=0.0,
+    identity=IDENTITY,
+)
+
+
 def spec_of(node: str) -> NodeSpec:
     return NodeSpec(
-        name="cluster",
+        cluster=CLUSTER,
         folder=f"/scratch/{node}",
-        scratch="",
-        memory="",
         manifest=b"{}",
         generation="generation-1",
-        secret=SECRET,
         identity=IDENTITY,
         host=TcpAddress(HOST, 1, IDENTITY.certificate),
         host_id="1234",
-        network=None,
-        spawner="subprocess",
-        owns_runtime=False,
         actor=ActorSettings(),
-        replicated=True,
-        supervision=supervisor_settings(),
         lease=2.0,
-        rejoin_grace=60.0,
-        orphans=OrphanLimits(1.0, 1),
     )
 
 
@@ -178,3 +190,11 @@ async def test_where_nobody_is_a_node_gives_up_in_time() -> None:
         with pytest.raises(ClusterOpenError, match="cannot be reached"):
             await joining(Ticket("node-1", (address,), SECRET, 0.5))
         assert time.monotonic() - began < PATIENCE
+
+
+def test_a_node_lets_go_of_a_shared_memory_before_another_cluster_takes_it() -> None:
+    spec = spec_of("node-1")
+    kept = msgspec.structs.replace(CLUSTER, persist=False)
+
+    assert spec.rejoin_grace == 25.0
+    assert msgspec.structs.replace(spec, cluster=kept).rejoin_grace == 60.0

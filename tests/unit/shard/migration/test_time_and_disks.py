@@ -83,7 +83,7 @@ class FailingDisk(RealDisk):
         self.fails = threading.Event()
 
     def sync(self, fd: int) -> None:
-        if threading.current_thread().name == "journal-sync" and self.held.is_set():
+        if threading.current_thread().name == "journal-commit" and self.held.is_set():
             self.fails.wait(PATIENCE)
             raise OSError(errno.EIO, "Input/output error")
         super().sync(fd)

@@ -15,7 +15,8 @@ from anyio.from_thread import start_blocking_portal
 
 from flowgentic_actors.actors.ref import ActorRef
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.server import Connection, Server
+from flowgentic_actors.wire.server import Server
+from flowgentic_actors.wire.server_connection import Connection
 from tests.support.blocking_calls import elsewhere
 from tests.support.counter import PATIENCE, SECRET, command, number, serving, until
 from tests.support.raw_client import unsent

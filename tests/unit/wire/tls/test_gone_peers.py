@@ -12,8 +12,7 @@ import pytest
 
 from flowgentic_actors import deadlines
 from flowgentic_actors.errors import OutcomeUnknownError
-from flowgentic_actors.wire import addresses, blocking_connection
-from flowgentic_actors.wire import async_connection as wire_client
+from flowgentic_actors.wire import addresses, blocking_connection, client_wire
 from flowgentic_actors.wire.addresses import unanswered
 from flowgentic_actors.wire.messages import Request, ToClient
 from tests.support.counter import PATIENCE, number, until
@@ -43,7 +42,7 @@ async def test_a_peer_that_hangs_up_is_asked_again(context: ssl.SSLContext) -> N
 async def test_a_node_that_does_not_answer_any_more_is_noticed(
     context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_client, "_LOOK", 0.05)
+    monkeypatch.setattr(client_wire, "_LOOK", 0.05)
     silent: set[str] = set()
 
     def look(name: str, sock: socket.socket) -> bool:
@@ -52,7 +51,7 @@ async def test_a_node_that_does_not_answer_any_more_is_noticed(
             silent.discard(name)
         return was
 
-    for module in (wire_client, blocking_connection):
+    for module in (client_wire, blocking_connection):
         monkeypatch.setattr(module, "unanswered", partial(look, module.__name__))
     async with tls_peer(context) as (peer, address), connection_to(address) as connection:
         with blocking_to(address) as other:
@@ -62,7 +61,7 @@ async def test_a_node_that_does_not_answer_any_more_is_noticed(
                     return number(await asyncio.to_thread(other.request, body(1), PATIENCE))
                 return number(await connection.request(body(1), PATIENCE))
 
-            for name in (wire_client.__name__, blocking_connection.__name__):
+            for name in (client_wire.__name__, blocking_connection.__name__):
                 await ask(name)
                 peer.answer = silence
                 before = len(peer.requests)
@@ -76,7 +75,7 @@ async def test_a_node_that_does_not_answer_any_more_is_noticed(
 async def test_nobody_looks_at_a_socket_that_was_closed_just_now(
     context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_client, "_LOOK", 60.0)
+    monkeypatch.setattr(client_wire, "_LOOK", 60.0)
     async with tls_peer(context) as (_, address), connection_to(address) as connection:
         await connection.request(body(1), 30)
         wire = connection._wire

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flowgentic_actors.errors import ActorUnavailableError
-from flowgentic_actors.wire import addresses, unauthenticated
+from flowgentic_actors.wire import addresses, server_connection, unauthenticated
 from flowgentic_actors.wire import server as wire_server
 from flowgentic_actors.wire.addresses import TcpAddress, client_context, dial
 from flowgentic_actors.wire.handshake import GREETING, knock
@@ -57,7 +57,7 @@ async def test_a_stranger_costs_a_line_in_the_log(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.5)
+    monkeypatch.setattr(server_connection, "HANDSHAKE_TIMEOUT", 0.5)
     monkeypatch.setattr(unauthenticated, "PATIENCE", 0.5)
     async with tls_serving(path, context) as (server, _, address):
         async with connection_to(address) as connection:
@@ -98,7 +98,7 @@ async def test_a_stranger_who_leaves_costs_a_line_in_the_log(
 async def test_whoever_repeats_a_knock_and_has_no_secret_is_sent_away(
     path: Path, context: ssl.SSLContext, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.5)
+    monkeypatch.setattr(server_connection, "HANDSHAKE_TIMEOUT", 0.5)
     async with tls_serving(path, context) as (server, _, address):
         sock = await dial(asyncio.get_running_loop(), address)
         sock.send(knock(SECRET))
@@ -116,7 +116,7 @@ async def test_whoever_repeats_a_knock_and_has_no_secret_is_sent_away(
 async def test_a_handshake_that_fails_leaves_no_garbage(
     path: Path, context: ssl.SSLContext, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_server, "HANDSHAKE_TIMEOUT", 0.2)
+    monkeypatch.setattr(server_connection, "HANDSHAKE_TIMEOUT", 0.2)
     before = handshakes()
     gc.disable()
     try:
@@ -221,7 +221,8 @@ async def test_connections_leave_files_to_the_rest_of_their_process(
     async with tls_serving(path, context) as (_, _, address), connection_to(address) as known:
         await known.request(command("get"), 30)
         with monkeypatch.context() as patched:
-            patched.setattr(wire_server, "is_reserved", lambda descriptor: True)
+            for module in (wire_server, server_connection):
+                patched.setattr(module, "is_reserved", lambda descriptor: True)
             for where in (address, str(path)):
                 async with connection_to(where) as connection:
                     with pytest.raises(ActorUnavailableError):

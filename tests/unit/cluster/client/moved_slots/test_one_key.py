@@ -56,8 +56,7 @@ async def test_a_newer_table_is_used_as_soon_as_it_is_there(
     world.late = LATE
     begun = time.monotonic()
     world.rotate()
-    get, shard = GetItem(("a", "b"), "k"), world.client.table.of_namespace(("a", "b"))
-    await ask(world.client, shard, get, blocking=blocking)
+    await ask(world.client, GetItem(("a", "b"), "k"), blocking=blocking)
     world.end()
     world.rotate()
     assert len(await namespaces(store, blocking=blocking)) == 13
@@ -88,8 +87,8 @@ async def test_a_shard_that_keeps_its_slots_after_all_is_asked_again(
     assert store.get(("a", "b"), "k") is not None
 
 
-async def ask(client: RemoteClient, shard: int, asked: Command, *, blocking: bool) -> Reply:
-    return client.ask_sync(shard, asked) if blocking else await client.ask(shard, asked)
+async def ask(client: RemoteClient, asked: Command, *, blocking: bool) -> Reply:
+    return client.ask_sync(asked) if blocking else await client.ask(asked)
 
 
 @both
@@ -99,7 +98,6 @@ async def test_a_move_that_lasts_is_an_error_at_the_deadline(
     world = World(2)
     client = world.connect(monkeypatch, timeout=0.3)
     world.held = {0, 1}
-    get, home = GetItem(("a", "b"), "k"), world.table.of_namespace(("a", "b"))
     ticks = 0
 
     async def tick() -> None:
@@ -111,7 +109,7 @@ async def test_a_move_that_lasts_is_an_error_at_the_deadline(
     ticking = asyncio.ensure_future(tick())
     begun = time.monotonic()
     with pytest.raises(SlotsMovedError, match=r"not here.*request_timeout.*Nothing happened"):
-        await ask(client, home, get, blocking=blocking)
+        await ask(client, GetItem(("a", "b"), "k"), blocking=blocking)
     assert 0.3 <= time.monotonic() - begun < 5
     if not blocking:
         assert ticks > 10
@@ -132,9 +130,7 @@ async def test_only_what_was_refused_is_asked_again(world: World) -> None:
     world.late = LATE
     keys = [f"{n}" for n in range(40)]
     for key in keys:
-        world.client.ask_sync(
-            world.table.of_namespace(("a", key)), PutItem(("a", key), key, ("", key.encode()))
-        )
+        world.client.ask_sync(PutItem(("a", key), key, ("", key.encode())))
     known = world.client.table
     world.move({slot: 1 for slot in range(SLOTS) if world.table.shards[slot] == 0})
     world.asked.clear()
@@ -150,7 +146,7 @@ async def test_only_what_was_refused_is_asked_again(world: World) -> None:
 async def test_a_closed_client_waits_for_no_move(world: World) -> None:
     world.held = {0, 1, 2}
     home = world.table.of_namespace(("a", "b"))
-    asking = asyncio.ensure_future(world.client.ask(home, GetItem(("a", "b"), "k")))
+    asking = asyncio.ensure_future(world.client.ask(GetItem(("a", "b"), "k")))
     await until(lambda: world.asked[home])
     await world.client.close()
     with pytest.raises(Exception, match="closed"):

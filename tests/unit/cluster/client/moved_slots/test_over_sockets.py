@@ -37,9 +37,11 @@ class Moving(Counter):
         super().__init__()
         self.refusals = refusals
         self.calls = 0
+        self.before: Callable[[], None] = lambda: None
 
     def handle(self, call: Any) -> bytes:
         self.calls += 1
+        self.before()
         if self.calls <= self.refusals:
             raise SlotsMovedError("slot 7 is another shard's")
         return b"\x91\x01"  # `Done`
@@ -87,7 +89,7 @@ async def test_an_actors_refusal_arrives_and_the_other_shard_is_asked(path: Path
     put = PutItem(("a", "b"), "k", ("", b""))
     async with Shards(paths, actors):
         client = client_of(paths, old)
-        asking = asyncio.ensure_future(client.ask(home, put))
+        asking = asyncio.ensure_future(client.ask(put))
         await until(lambda: actors[home].calls)
         client.table = new
         client._notifier.tell()
@@ -108,8 +110,8 @@ def test_the_same_for_calls_that_block(path: Path) -> None:
     actors[1 - home].refusals = 1
     with elsewhere(Shards(paths, actors)):
         client = client_of(paths, old)
-        client.table = new
-        client.ask_sync(home, PutItem(("a", "b"), "k", ("", b"")))
+        actors[home].before = lambda: setattr(client, "table", new)
+        client.ask_sync(PutItem(("a", "b"), "k", ("", b"")))
         assert actors[home].calls == 1
         assert actors[1 - home].calls == 2
         asyncio.run(client.close())
