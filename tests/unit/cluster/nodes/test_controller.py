@@ -32,7 +32,7 @@ from flowgentic_actors.cluster.protocol.host import (
 )
 from flowgentic_actors.errors import InvalidRequestError, RejectedError
 from flowgentic_actors.wire.addresses import TcpAddress
-from flowgentic_actors.wire.server import Connection
+from flowgentic_actors.wire.server_connection import Connection
 from tests.support.counter import PATIENCE, until
 from tests.support.fake_nodes import IDENTITY, several_nodes
 from tests.support.placements import member

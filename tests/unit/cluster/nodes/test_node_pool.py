@@ -12,7 +12,7 @@ import pytest
 
 from flowgentic_actors.cluster.nodes.join_protocol import NodeSpec
 from flowgentic_actors.cluster.nodes.node_pool import NodePool
-from flowgentic_actors.cluster.protocol.host_spec import HostSpec, OrphanLimits
+from flowgentic_actors.cluster.protocol.host_spec import HostSpec
 from flowgentic_actors.wire.addresses import TcpAddress
 from tests.support.counter import PATIENCE
 from tests.support.fake_nodes import IDENTITY, FakeLauncher, several_nodes
@@ -36,27 +36,16 @@ class Pool(NodePool):
         self.spec = spec
 
     def settings(self, node: str) -> NodeSpec:
-        spec = self.spec
         return NodeSpec(
-            name=spec.name,
+            cluster=self.spec,
             folder=f"/scratch/{node}",
-            scratch="",
-            memory="",
             manifest=b"{}",
             generation="generation-1",
-            secret=spec.secret,
             identity=IDENTITY,
             host=TcpAddress("127.0.0.1", 1, IDENTITY.certificate),
             host_id="1234",
-            network=None,
-            spawner="subprocess",
-            owns_runtime=False,
-            actor=spec.actor,
-            replicated=False,
-            supervision=spec.supervision,
+            actor=self.spec.actor,
             lease=2.0,
-            rejoin_grace=60.0,
-            orphans=OrphanLimits(1.0, 1),
         )
 
     async def gathered(self, seconds: float = PATIENCE, known: tuple[str, ...] = ()) -> list[str]:
