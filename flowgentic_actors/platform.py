@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.actors.heartbeat import EventSink
+from flowgentic_actors.actors.hang_detector import EventSink
 from flowgentic_actors.actors.process_group import HostProcess, ProcessGroup
 from flowgentic_actors.actors.process_logs import log_tail, with_last_line
 from flowgentic_actors.actors.spawn import Spawner, SubprocessSpawner

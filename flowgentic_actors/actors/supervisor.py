@@ -19,7 +19,7 @@ from msgspec import Raw
 from flowgentic_actors.actors.child import Child, ChildState, Incarnation
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
 from flowgentic_actors.actors.file_shortage import FileShortage
-from flowgentic_actors.actors.heartbeat import EventSink, Heartbeat
+from flowgentic_actors.actors.hang_detector import EventSink, HangDetector
 from flowgentic_actors.actors.in_process import InProcessActor
 from flowgentic_actors.actors.process_record import ProcessRecord
 from flowgentic_actors.actors.process_watch import ProcessWatch
@@ -95,7 +95,7 @@ class Supervisor:
         self._on_event = on_event
         self._on_report = on_report
         self._identity = identity
-        self._heartbeat = Heartbeat(
+        self._hang_detector = HangDetector(
             settings.heartbeat_interval, settings.hang_timeout, settings.busy_timeout, on_event
         )
         self._lease = -math.inf
@@ -273,7 +273,7 @@ class Supervisor:
             in_vain = False
             try:
                 await self._bring_up(child, life)
-                await self._heartbeat.watch(child.spec.name, life, *life.ends)
+                await self._hang_detector.watch(child.spec.name, life, *life.ends)
                 reason = life.reason
             except (ActorStartError, TimeoutError) as error:
                 reason = life.reason or str(error) or type(error).__name__
@@ -325,7 +325,7 @@ class Supervisor:
                 f"degraded: it is in the supervisor's process now, after {child.restarts} restarts;"
                 f" the last reason: {cause}",
             )
-            await self._heartbeat.watch_hosted(child, hosted, self._stopping)
+            await self._hang_detector.watch_hosted(child, hosted, self._stopping)
         if self._stopping.is_set() or child.unwanted.is_set():
             return
         self._failed(child, f"{cause}; and in the supervisor's process: {hosted.reason}")
@@ -379,7 +379,7 @@ class Supervisor:
         if child.spec.leased:
             life.link.send(Lease(self._lease))
         # Recovering a large journal takes as long as it takes, as long as pings are answered.
-        await self._heartbeat.watch(child.spec.name, life, life.ready, *life.ends)
+        await self._hang_detector.watch(child.spec.name, life, life.ready, *life.ends)
         life.expect(life.ready, "serve")
         child.state = ChildState.RUNNING
         child.has_run = True

@@ -16,7 +16,7 @@ from flowgentic_actors.errors import BackpressureError
 _LOOK_AGAIN: Final = 0.002  # seconds
 
 
-class Write(Struct, eq=False):
+class WriteInFlight(Struct, eq=False):
     """A write of a thread: known by itself, while it waits for its turn and while it is counted.
 
     Attributes:
@@ -38,8 +38,8 @@ class _Line:
     __slots__ = ("holder", "waiting")
 
     def __init__(self) -> None:
-        self.holder: Write | None = None  # has its turn, and has not begun yet
-        self.waiting: deque[Write] = deque()
+        self.holder: WriteInFlight | None = None  # has its turn, and has not begun yet
+        self.waiting: deque[WriteInFlight] = deque()
 
 
 class InFlightBytes:
@@ -66,11 +66,11 @@ class InFlightBytes:
         self._patience = patience
         # Bytes of each write, by thread and write: an exception, at whichever instruction it comes,
         # finds a write counted as a whole or not at all.
-        self._under_way: dict[str, dict[Write, int]] = {}
+        self._under_way: dict[str, dict[WriteInFlight, int]] = {}
         self.crowded: dict[str, _Line] = {}
         self._lock = threading.Lock()
 
-    async def wait(self, write: Write, thread_id: str) -> None:
+    async def wait(self, write: WriteInFlight, thread_id: str) -> None:
         """Wait for the turn of a write.
 
         Raises:
@@ -87,7 +87,7 @@ class InFlightBytes:
                 raise  # a signal handler's, for example
             raise self._in_vain(thread_id) from error
 
-    def wait_sync(self, write: Write, thread_id: str) -> None:
+    def wait_sync(self, write: WriteInFlight, thread_id: str) -> None:
         """Wait for the turn of a write, blocking; see `wait`.
 
         It does not wait on a thread that runs an event loop: earlier writes may need that loop.
@@ -102,7 +102,7 @@ class InFlightBytes:
                 raise self._in_vain(thread_id)
             patience.sleep(_LOOK_AGAIN)
 
-    def _line_up(self, write: Write, thread_id: str) -> Future[None]:
+    def _line_up(self, write: WriteInFlight, thread_id: str) -> Future[None]:
         write.thread_id = thread_id
         given: Future[None] = Future()
         write.given = given
@@ -116,7 +116,7 @@ class InFlightBytes:
             self._go_on(thread_id)
         return given
 
-    def begin(self, write: Write, thread_id: str, size: int) -> None:
+    def begin(self, write: WriteInFlight, thread_id: str, size: int) -> None:
         """Count a write of some bytes, which is sent next; the turn that it had is over."""
         write.thread_id = thread_id
         with self._lock:
@@ -131,7 +131,7 @@ class InFlightBytes:
             if write.given is not None:
                 self._give_back(write)
 
-    def end(self, write: Write) -> None:
+    def end(self, write: WriteInFlight) -> None:
         """Stop counting a write that was acknowledged or given up. May be called twice."""
         with self._lock:
             under_way = self._under_way.get(write.thread_id)
@@ -142,7 +142,7 @@ class InFlightBytes:
             if self.crowded:
                 self._give_back(write)
 
-    def _give_back(self, write: Write) -> None:
+    def _give_back(self, write: WriteInFlight) -> None:
         """Take a write out of its thread's queue, and let the next one begin."""
         line = self.crowded.get(write.thread_id)
         if line is None:
@@ -188,6 +188,6 @@ def _has_loop() -> bool:
     return True
 
 
-def _lives(write: Write | None) -> bool:
+def _lives(write: WriteInFlight | None) -> bool:
     """Whether a write can still take its turn: its event loop is not closed."""
     return write is not None and (write.loop is None or not write.loop.is_closed())

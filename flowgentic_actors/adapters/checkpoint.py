@@ -16,7 +16,7 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 
-from flowgentic_actors.adapters.backlog import Write
+from flowgentic_actors.adapters.backlog import WriteInFlight
 from flowgentic_actors.adapters.checkpoint_ops import CheckpointOperations
 from flowgentic_actors.adapters.ids import identify, text_of
 from flowgentic_actors.adapters.indexed_metadata import MetadataFilter
@@ -105,7 +105,7 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
             BackpressureError: If too much of the thread was under way for `request_timeout`.
             NotSerializableError: If a value cannot be serialized; it is named.
         """
-        write = Write()
+        write = WriteInFlight()
         try:
             if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
                 config, checkpoint, metadata = self._copied(config, checkpoint, metadata)
@@ -136,7 +136,7 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
         task_path: str = "",
     ) -> None:
         """Store a task's pending writes on a checkpoint, which may not have arrived yet."""
-        write = Write()
+        write = WriteInFlight()
         try:
             if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
                 writes = self._copied_writes(config, writes, task_id, task_path)
@@ -155,7 +155,7 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of a thread."""
-        command, write = check(DeleteThread(text_of("thread_id", thread_id))), Write()
+        command, write = check(DeleteThread(text_of("thread_id", thread_id))), WriteInFlight()
         try:
             if command.thread_id in self._crowded:  # or writes that wait bring it back
                 await self._backlog.wait(write, command.thread_id)
@@ -260,7 +260,7 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint; see `aput`."""
-        write = Write()
+        write = WriteInFlight()
         try:
             if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
                 config, checkpoint, metadata = self._copied(config, checkpoint, metadata)
@@ -289,7 +289,7 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
         task_path: str = "",
     ) -> None:
         """Store pending writes; see `aput_writes`."""
-        write = Write()
+        write = WriteInFlight()
         try:
             if self._crowded and (thread_id := identify(config)[0]) in self._crowded:
                 writes = self._copied_writes(config, writes, task_id, task_path)
@@ -308,7 +308,7 @@ class AsyncCheckpointSaver(NotPicklable, CheckpointOperations):
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete a thread; see `adelete_thread`."""
-        command, write = check(DeleteThread(text_of("thread_id", thread_id))), Write()
+        command, write = check(DeleteThread(text_of("thread_id", thread_id))), WriteInFlight()
         try:
             if command.thread_id in self._crowded:
                 self._backlog.wait_sync(write, command.thread_id)

@@ -35,7 +35,7 @@ class Written(NamedTuple):
     what: str
 
 
-class Conversation(TypedDict):
+class ConversationState(TypedDict):
     """The state of the benchmark's graph: every checkpoint has the whole list."""
 
     messages: Annotated[list[Message], operator.add]
@@ -58,7 +58,7 @@ class Crowd(TypedDict):
     results: Annotated[list[int], operator.add]
 
 
-Graph: TypeAlias = CompiledStateGraph[Conversation, None, Conversation, Conversation]
+Graph: TypeAlias = CompiledStateGraph[ConversationState, None, ConversationState, ConversationState]
 DeltaGraph: TypeAlias = CompiledStateGraph[
     DeltaConversation, None, DeltaConversation, DeltaConversation
 ]
@@ -109,7 +109,7 @@ def subject(
     written: Written | None = None,
 ) -> Subject:
     """Compile the benchmark's graphs with this memory."""
-    steps = StateGraph(Conversation)
+    steps = StateGraph(ConversationState)
     deltas = StateGraph(DeltaConversation)
     for builder, reply in ((steps, _reply), (deltas, _delta_reply)):
         for name in ("plan", "work", "answer"):
@@ -167,7 +167,7 @@ def text(characters: int, start: int = 0) -> str:
 (_REPLY,) = messages(1, 100)
 
 
-async def _reply(state: Conversation) -> dict[str, list[Message]]:
+async def _reply(state: ConversationState) -> dict[str, list[Message]]:
     count, last = len(state["messages"]), state["messages"][-1]
     return {"messages": [{**_REPLY, "content": text(100, 100 * count), "parent_id": last["id"]}]}
 

@@ -36,7 +36,7 @@ from flowgentic_actors import MemoryCluster
 from flowgentic_actors.cli.models import NoModelError, load_model
 from flowgentic_actors.cli.research import (
     Answer,
-    Report,
+    ReadingReport,
     Study,
     all_notes,
     build_research_team,
@@ -126,7 +126,7 @@ class Record:
 
     digests: dict[_NoteId, str] = field(default_factory=dict)
     checkpoints: set[str] = field(default_factory=set)
-    reports: list[Report] = field(default_factory=list)
+    reports: list[ReadingReport] = field(default_factory=list)
     outage: Outage | None = None
     found_notes: int = 0
     found_checkpoints: int = 0

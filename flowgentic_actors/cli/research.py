@@ -60,7 +60,7 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _RULE = re.compile(r"([^\w\s])\1{2,}\s*")
 
 
-class Report(TypedDict):
+class ReadingReport(TypedDict):
     """The report of a reader to the lead about one file; without `problem` if it was read."""
 
     reader: str
@@ -97,11 +97,11 @@ class Study(TypedDict, total=False):
     question: str
     team: list[str]
     handed_out: int
-    reports: Annotated[list[Report], operator.add]
+    reports: Annotated[list[ReadingReport], operator.add]
     answer: Answer
 
 
-class Assignment(TypedDict):
+class ReadingAssignment(TypedDict):
     """One file for one reader; `file` is relative to `root`, with forward slashes."""
 
     reader: str
@@ -154,14 +154,14 @@ def build_research_team(
     """Return the graph, to be compiled with a store (needed) and a checkpointer (recommended).
 
     Its input comes from `new_study`. Streamed with `stream_mode="custom"` it emits a `NoteKept`
-    for each note and a `Report` for each file.
+    for each note and a `ReadingReport` for each file.
 
     Args:
         model: A chat model that writes the answer from the passages found; none is needed.
     """
     graph = StateGraph(Study)
     graph.add_node("lead", lead, destinations=("reader", "librarian"))
-    graph.add_node("reader", reader, input_schema=Assignment)
+    graph.add_node("reader", reader, input_schema=ReadingAssignment)
     graph.add_node("librarian", librarian)
     graph.add_edge(START, "lead")
     graph.add_edge("reader", "lead")
@@ -184,13 +184,13 @@ async def lead(state: Study) -> Command[Literal["reader", "librarian"]]:
     if not batch:
         return Command(goto="librarian")
     work = [
-        Send("reader", Assignment(reader=name, root=state["root"], file=file))
+        Send("reader", ReadingAssignment(reader=name, root=state["root"], file=file))
         for name, file in zip(team, batch, strict=False)
     ]
     return Command(update={"handed_out": start + len(batch)}, goto=work)
 
 
-async def reader(state: Assignment, runtime: Runtime[None]) -> Study:
+async def reader(state: ReadingAssignment, runtime: Runtime[None]) -> Study:
     """Read one file and keep a note of every passage in the store."""
     store, file = _store_of(runtime), state["file"]
     text, problem = await to_thread.run_sync(read_text, Path(state["root"], file))
@@ -204,7 +204,7 @@ async def reader(state: Assignment, runtime: Runtime[None]) -> Study:
             await store.aput(namespace, key, value, index=False)
         kept = NoteKept(namespace=namespace, key=key, digest=expected, new=new)
         runtime.stream_writer(kept)
-    report = Report(reader=state["reader"], file=file, notes=len(notes), problem=problem)
+    report = ReadingReport(reader=state["reader"], file=file, notes=len(notes), problem=problem)
     runtime.stream_writer(report)
     return {"reports": [report]}
 

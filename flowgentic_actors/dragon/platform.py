@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.actors.heartbeat import EventSink
+from flowgentic_actors.actors.hang_detector import EventSink
 from flowgentic_actors.actors.spawn import Spawner
 from flowgentic_actors.dragon.ddict_sizing import ddict_settings, end_tiers
 from flowgentic_actors.dragon.host_launcher import launch_host

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.actors.heartbeat import EventSink
+from flowgentic_actors.actors.hang_detector import EventSink
 from flowgentic_actors.actors.spawn import ACTOR_MODULE, Spawned, SubprocessSpawner
 from flowgentic_actors.dragon.fixes import with_fixes
 from flowgentic_actors.environment import without_dragon

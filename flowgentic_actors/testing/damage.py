@@ -60,7 +60,7 @@ class Sample(NamedTuple):
     states: frozenset[State]
 
 
-class Finding(NamedTuple):
+class DamageFinding(NamedTuple):
     """A finding: what went wrong.
 
     Attributes:
@@ -260,7 +260,7 @@ def run(
     count: int,
     seed: int = 0,
     told: Callable[[int, Counter[str]], None] = lambda *_: None,
-) -> tuple[Counter[str], list[Finding]]:
+) -> tuple[Counter[str], list[DamageFinding]]:
     """Damage memories, one after the other, and open each.
 
     Args:
@@ -272,7 +272,7 @@ def run(
         How often what came of it, and what should not have.
     """
     outcomes: Counter[str] = Counter()
-    findings: list[Finding] = []
+    findings: list[DamageFinding] = []
     with tempfile.TemporaryDirectory() as folder:
         made = samples(Path(folder), random.Random(seed))  # noqa: S311 - seeded
         for number in range(count):
@@ -283,7 +283,7 @@ def run(
             outcome, wrong = _open(copy, sample)
             outcomes[outcome] += 1
             if wrong:
-                findings.append(Finding(number, sample.name, damages, outcome))
+                findings.append(DamageFinding(number, sample.name, damages, outcome))
             shutil.rmtree(copy)
             if (number + 1) % 1000 == 0:
                 told(number + 1, outcomes)

@@ -62,7 +62,7 @@ def settings_of(mode: Mode, folder: Path) -> dict[str, Any]:
 
 
 @dataclass
-class Report:
+class InterruptionReport:
     """The report of a campaign.
 
     Attributes:
@@ -378,7 +378,7 @@ def run_campaign(
     source: Source | None = None,
     say: Callable[[str], None] = lambda _: None,
     reopen_every: int = 5000,
-) -> Report:
+) -> InterruptionReport:
     """Run operations until a number of interruptions is reached.
 
     Args:
@@ -389,7 +389,7 @@ def run_campaign(
         say: Told how it goes.
         reopen_every: Interruptions after which a memory with a journal is closed and opened again.
     """
-    report, folder = Report(), Path(tempfile.mkdtemp())
+    report, folder = InterruptionReport(), Path(tempfile.mkdtemp())
     campaign = _Campaign(mode, seed, source or Signals(seed), report, folder, say, reopen_every)
     try:
         campaign.run(count)
@@ -405,7 +405,7 @@ class _Campaign:
     mode: Mode
     seed: int
     source: Source
-    report: Report
+    report: InterruptionReport
     folder: Path
     say: Callable[[str], None]
     reopen_every: int

@@ -11,7 +11,7 @@ from typing import Final
 from anyio.abc import TaskGroup
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.actors.heartbeat import EventSink
+from flowgentic_actors.actors.hang_detector import EventSink
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.host.memory import FILE_TIMEOUT
 from flowgentic_actors.cluster.host.topology import JoinedNodes, SingleNode

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from anyio.abc import TaskGroup
 
 from flowgentic_actors.actors.daemon_threads import on_daemon_thread
-from flowgentic_actors.actors.heartbeat import EventSink
+from flowgentic_actors.actors.hang_detector import EventSink
 from flowgentic_actors.actors.spec import ChildSpec
 from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor

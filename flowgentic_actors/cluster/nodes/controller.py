@@ -12,7 +12,7 @@ import msgspec
 from anyio.abc import TaskGroup
 from msgspec import Raw
 
-from flowgentic_actors.actors.heartbeat import EventSink
+from flowgentic_actors.actors.hang_detector import EventSink
 from flowgentic_actors.actors.stats_query import query_stats
 from flowgentic_actors.actors.supervisor import Supervisor
 from flowgentic_actors.cluster.loop_condition import LoopCondition

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flowgentic_actors.adapters.backlog import InFlightBytes, Write
+from flowgentic_actors.adapters.backlog import InFlightBytes, WriteInFlight
 from flowgentic_actors.errors import BackpressureError
 
 pytestmark = pytest.mark.anyio
@@ -22,7 +22,7 @@ async def write(
     backlog: InFlightBytes, name: str, size: int, done: asyncio.Event, log: list[str]
 ) -> None:
     """A write of thread "t", as the saver makes one."""
-    own = Write()
+    own = WriteInFlight()
     try:
         if "t" in backlog.crowded:
             await backlog.wait(own, "t")
@@ -33,9 +33,9 @@ async def write(
         backlog.end(own)
 
 
-def begun(backlog: InFlightBytes, size: int = 100, thread_id: str = "t") -> Write:
+def begun(backlog: InFlightBytes, size: int = 100, thread_id: str = "t") -> WriteInFlight:
     """A write that is under way."""
-    own = Write()
+    own = WriteInFlight()
     backlog.begin(own, thread_id, size)
     return own
 
@@ -99,7 +99,7 @@ async def test_a_write_that_cannot_be_made_gives_its_turn_back() -> None:
     first = begun(backlog)
 
     async def fails() -> None:
-        own = Write()
+        own = WriteInFlight()
         try:
             await backlog.wait(own, "t")
             raise TypeError("cannot be serialized")
@@ -124,7 +124,7 @@ async def test_a_write_whose_turn_does_not_come_names_the_setting_and_leaves_the
     blocking: bool,
 ) -> None:
     backlog = InFlightBytes(100, SOON)
-    first, own = begun(backlog), Write()
+    first, own = begun(backlog), WriteInFlight()
     waiting = backlog.wait(own, "t")
     if blocking:
         waiting.close()
@@ -144,7 +144,7 @@ async def test_a_timeout_of_another_kind_is_not_taken_for_the_deadline(
 
     monkeypatch.setattr(asyncio, "wrap_future", interrupted)
     backlog = InFlightBytes(100, PATIENCE)
-    first, own = begun(backlog), Write()
+    first, own = begun(backlog), WriteInFlight()
     with pytest.raises(TimeoutError, match="a signal handler's"):
         await backlog.wait(own, "t")
     backlog.end(own)
@@ -165,7 +165,7 @@ async def test_a_blocking_write_on_the_loops_own_thread_does_not_wait_for_that_l
     backlog = InFlightBytes(100, PATIENCE)
     begun(backlog)
     start = time.monotonic()
-    backlog.wait_sync(Write(), "t")
+    backlog.wait_sync(WriteInFlight(), "t")
     assert time.monotonic() - start < SOON
 
 
@@ -179,13 +179,13 @@ def test_writes_of_many_threads_and_loops_share_the_bound() -> None:
             now += amount
             most = max(most, now)
 
-    def begin(own: Write) -> None:
+    def begin(own: WriteInFlight) -> None:
         count(size)  # first: the next one may begin at once
         backlog.begin(own, "t", size)
 
     def blocking(_: int) -> None:
         for _ in range(50):
-            own = Write()
+            own = WriteInFlight()
             backlog.wait_sync(own, "t")
             begin(own)
             time.sleep(0.001)
@@ -194,7 +194,7 @@ def test_writes_of_many_threads_and_loops_share_the_bound() -> None:
 
     async def awaiting() -> None:
         async def one() -> None:
-            own = Write()
+            own = WriteInFlight()
             await backlog.wait(own, "t")
             begin(own)
             await asyncio.sleep(0.001)
@@ -216,10 +216,10 @@ def test_a_loop_that_ended_while_it_waited_does_not_keep_the_turn() -> None:
     backlog = InFlightBytes(100, PATIENCE)
     first = begun(backlog)
     loop = asyncio.new_event_loop()
-    task = loop.create_task(backlog.wait(Write(), "t"))
+    task = loop.create_task(backlog.wait(WriteInFlight(), "t"))
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
-    own = Write()
+    own = WriteInFlight()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(backlog.wait_sync, own, "t")
         backlog.end(first)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from flowgentic_actors.actors.heartbeat import EventSink
+from flowgentic_actors.actors.hang_detector import EventSink
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan
 from flowgentic_actors.cluster.nodes.join_protocol import NodeSpec
 from flowgentic_actors.cluster.nodes.leases import LEASE_SHARE, TICK, GrantedLeases

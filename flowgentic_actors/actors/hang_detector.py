@@ -19,7 +19,7 @@ EventSink: TypeAlias = Callable[[EventKind, str, str], None]
 _SILENT: Final = 3.0  # seconds without an answer after which an actor's silence is an event
 
 
-class Heartbeat:
+class HangDetector:
     """Pings actors, and decides which of them are to be replaced.
 
     Args:
