@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from flowgentic_actors.actors.actor import SLOW, Actor, Postponed, Status
 from flowgentic_actors.actors.mailbox import Envelope, Mailbox
@@ -52,6 +52,14 @@ without sleeping."""
 
 BATCH_SECONDS = 0.01
 """No further request is handled before the next commit after this time: the first ones wait."""
+
+_STORAGE: Final[FailureKind] = "storage"
+_KINDS: Final[tuple[tuple[type[RejectedError], FailureKind], ...]] = (
+    (InvalidRequestError, "invalid"),
+    (MemoryFullError, "full"),
+    (ReplicaUnavailableError, "replica"),
+    (SlotsMovedError, "moved"),
+)
 
 
 class ActorRuntime:
@@ -178,7 +186,7 @@ class ActorRuntime:
     def received(self, connection: Connection, messages: list[ToServer]) -> None:
         """Handle requests at once if none wait before them; otherwise, queue them."""
         if connection.role == "peer":
-            self._received_from_peer(connection, messages)
+            _answer_peer(self._actor, connection, messages)
             return
         session, now = connection.session, time.monotonic()
         arrived: list[Envelope] = []
@@ -215,21 +223,6 @@ class ActorRuntime:
             # Through the mailbox each would wait for another turn of the event loop.
             self._idle.clear()
             self._run(arrived)
-
-    def _received_from_peer(self, connection: Connection, messages: list[ToServer]) -> None:
-        for message in messages:
-            if not isinstance(message, Request):
-                continue  # a `Cancel`: what a peer asks is answered within its own time
-            answer = partial(self._answer_peer, connection, message.seq)
-            try:
-                self._actor.on_peer_request(message.body, answer)
-            except RejectedError as error:
-                connection.send(Failure(message.seq, "invalid", sendable(str(error))))
-
-    @staticmethod
-    def _answer_peer(connection: Connection, seq: int, reply: bytes) -> None:
-        connection.reply(seq, reply)
-        connection.flush()
 
     def _put_in_line(self, arrived: list[Envelope]) -> None:
         for envelope in arrived:
@@ -435,15 +428,7 @@ class ActorRuntime:
     def _failure(self, envelope: Envelope, error: Exception) -> Failure:
         if isinstance(error, RejectedError):
             self._rejected += 1
-            kind: FailureKind = "storage"
-            if isinstance(error, InvalidRequestError):
-                kind = "invalid"
-            elif isinstance(error, MemoryFullError):
-                kind = "full"
-            elif isinstance(error, ReplicaUnavailableError):
-                kind = "replica"
-            elif isinstance(error, SlotsMovedError):
-                kind = "moved"
+            kind = next((kind for type_, kind in _KINDS if isinstance(error, type_)), _STORAGE)
             return Failure(envelope.seq, kind, sendable(str(error)))
         # Let it crash: the state may be half changed, so it is rebuilt from what is stored.
         logger.error("a request broke the actor", exc_info=error)
@@ -470,6 +455,20 @@ class ActorRuntime:
             self._broken = True
             self._idle.set()
             asyncio.get_running_loop().call_soon(self._on_broken, reason)
+
+
+def _answer_peer(actor: Actor, connection: Connection, messages: list[ToServer]) -> None:
+    def answer(seq: int, reply: bytes) -> None:
+        connection.reply(seq, reply)
+        connection.flush()
+
+    for message in messages:
+        if not isinstance(message, Request):
+            continue  # a `Cancel`: what a peer asks is answered within its own time
+        try:
+            actor.on_peer_request(message.body, partial(answer, message.seq))
+        except RejectedError as error:
+            connection.send(Failure(message.seq, "invalid", sendable(str(error))))
 
 
 def _describe(error: BaseException) -> str:

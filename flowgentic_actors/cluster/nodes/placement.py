@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from flowgentic_actors.cluster.nodes.cluster_plan import ClusterPlan, ShardPlan
+from flowgentic_actors.cluster.nodes.copy_index import CopyIndex
 from flowgentic_actors.cluster.nodes.leases import GrantedLeases
 from flowgentic_actors.cluster.nodes.slot_migrations import SlotMigrations
 from flowgentic_actors.cluster.protocol.assignments import (
@@ -68,9 +69,7 @@ class Placement:
         self._up: dict[str, dict[int, ReplicaStatus]] = {host: {}}  # what each node told last
         self._events: list[NodeEvent] = []
         self._settled = False  # every shard has its first places
-        self._copies: dict[str, set[int]] = {}  # shards of each node, by the plan
-        self._changed: dict[str, int] = {}  # version in which each node's assignments changed
-        self._begun = plan.version  # the same for those of whom nothing changed since
+        self._copies = CopyIndex(plan)
         # Lost nodes whose copy of a shard is as good as its leader's, who knows of no later term.
         self._twins: dict[int, str] = {}
         self._unfit: dict[int, set[str]] = {}  # nodes that could not follow a shard's leader
@@ -79,7 +78,6 @@ class Placement:
             plan, address=self._address, changed=self._mark, tell=self._event
         )
         """The slots that are on their way."""
-        self._index()
 
     # ------------------------------------------------------------------ state and assignments
 
@@ -106,22 +104,13 @@ class Placement:
     def assignments(self, node: str) -> NodeAssignments:
         """The assignments of a node."""
         assignments = []
-        for shard in sorted(self._copies.get(node, ())):
+        for shard in sorted(self._copies.of(node)):
             plan = self.plan.shards[shard]
             if plan.leader == node:
                 alone = self._degrade or self._replicas == 1
-                joint, ownership = plan.caught_up, self.moves.ownership(plan)
+                whole = plan.caught_up, self.moves.ownership(plan)
                 assignments.append(
-                    Assignment(
-                        plan.shard,
-                        "leader",
-                        plan.term,
-                        None,
-                        plan.follower,
-                        alone,
-                        joint,
-                        ownership,
-                    )
+                    Assignment(shard, "leader", plan.term, None, plan.follower, alone, *whole)
                 )
             elif plan.follower == node:
                 assignments.append(
@@ -134,7 +123,7 @@ class Placement:
 
         A node that has carried out that version, or a later one, has nothing to do.
         """
-        return self._changed.get(node, self._begun)
+        return self._copies.changed(node)
 
     def _address(self, plan: ShardPlan) -> Address | None:
         """The address at which a shard's follower reaches its leader."""
@@ -160,7 +149,8 @@ class Placement:
         ]
         self.plan.moves, self.plan.spare = [], []
         self.plan.version += 1
-        self._index()
+        self._copies.rebuild()
+        self._twins.clear()
         self._settled = True
         self._seek_followers()
 
@@ -172,7 +162,7 @@ class Placement:
         if self.plan.moves:
             self.plan.moves = []  # slots that were on their way are moved anew, or stay
             self.plan.version += 1
-            self._begun = self.plan.version
+            self._copies.mark_all()
         missing = sorted(known - {""} - set(self._up))
         self._up |= {node: {} for node in missing}
         self._settled = True
@@ -194,7 +184,7 @@ class Placement:
             self._up[node] = {}
             self._event(EventKind.NODE_RETURNED, "", f"{node} is there again")
             self._restore(node)
-        led = [self.plan.shards[shard] for shard in self._copies.get(node, ())]
+        led = [self.plan.shards[shard] for shard in self._copies.of(node)]
         led = [plan for plan in led if plan.leader == node]
         before = [self._address(plan) for plan in led]
         self._up[node] = {member.shard: member for member in members}
@@ -208,7 +198,7 @@ class Placement:
         if moved:
             self.plan.version += 1  # followers, and clients, have to know
             for plan in moved:
-                self._changed[plan.follower] = self.plan.version
+                self._copies.mark((plan.follower,))
                 if takers := self.moves.to(plan.shard):
                     self._mark(*takers)
 
@@ -246,7 +236,7 @@ class Placement:
             self._leases.forget(node)
             if self._up.pop(node, None) is not None:
                 self._event(EventKind.NODE_LOST, "", f"{node}: {reason}")
-                concerned |= self._copies.get(node, set())
+                concerned |= self._copies.of(node)
         for plan in [self.plan.shards[shard] for shard in sorted(concerned)]:
             if plan.lost:
                 continue
@@ -300,8 +290,7 @@ class Placement:
     def _mark(self, *shards: int) -> None:
         """Mark the leaders of shards as having new assignments."""
         self.plan.version += 1
-        for shard in shards:
-            self._changed[self.plan.shards[shard].leader] = self.plan.version
+        self._copies.mark(self.plan.shards[shard].leader for shard in shards)
 
     # ------------------------------------------------------------------ decisions
 
@@ -319,7 +308,7 @@ class Placement:
         if member.caught_up and plan.follower and not (plan.caught_up or member.resync_required):
             plan.caught_up = True
             self.plan.version += 1
-            self._changed[node] = self.plan.version
+            self._copies.mark((node,))
             self._event(
                 EventKind.REPLICA_READY, actor_name(plan.shard), f"on {plan.follower}, for {node}"
             )
@@ -425,7 +414,7 @@ class Placement:
         nodes = self._usable()
         after = nodes.index(but) + 1 if but in nodes else 0
         others = [n for n in nodes[after:] + nodes[:after] if n != but and n not in unfit]
-        return min(others, key=lambda node: len(self._copies.get(node, ())), default="")
+        return min(others, key=lambda node: len(self._copies.of(node)), default="")
 
     def _usable(self) -> list[str]:
         """The nodes that may get copies; spare ones too, where a second copy needs them."""
@@ -439,23 +428,7 @@ class Placement:
         plan.term += 1
         plan.leader, plan.follower, plan.caught_up, plan.lost = leader, follower, False, ""
         self.plan.version += 1
-        now = {leader, follower}
-        for node in before - now:
-            self._copies.get(node, set()).discard(plan.shard)
-        for node in now - {""}:
-            self._copies.setdefault(node, set()).add(plan.shard)
-        for node in before | now:
-            self._changed[node] = self.plan.version
-
-    def _index(self) -> None:
-        """Index the copies by node, so that a heartbeat needs no search."""
-        self._copies.clear()
-        self._twins.clear()
-        for plan in self.plan.shards:
-            for node in {plan.leader, plan.follower} - {""}:
-                self._copies.setdefault(node, set()).add(plan.shard)
-        self._changed.clear()
-        self._begun = self.plan.version
+        self._copies.move(plan.shard, before, {leader, follower})
 
     def _event(self, kind: EventKind, actor: str, detail: str) -> None:
         self._events.append(NodeEvent(kind, actor, detail))

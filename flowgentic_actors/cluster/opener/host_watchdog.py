@@ -176,11 +176,11 @@ class HostWatchdog:
                 if not self._wants_host():
                     self._note_trouble(reason)
                     break
-                logger.warning("cluster %s: its host %s; starting another", self._name, reason)
+                logger.warning("cluster %s: its host %s; starting another", self._spec.name, reason)
                 if not self._restart(reason):
                     break
         except Exception:
-            logger.exception("cluster %s: watching its host failed; the host ends", self._name)
+            logger.exception("cluster %s: watching its host failed; the host ends", self._spec.name)
         finally:
             if self._connection is not None:
                 self._connection.close()  # a host that lives sees the end of its owner
@@ -225,7 +225,7 @@ class HostWatchdog:
 
     def _log_events(self, answer: msgspec.Raw) -> None:
         for event in msgspec.msgpack.decode(answer, type=EventsReply).events:
-            event.log(self._name, logger)
+            event.log(self._spec.name, logger)
             self._next_event = event.number + 1
 
     def _restart(self, reason: str) -> bool:
@@ -239,7 +239,7 @@ class HostWatchdog:
             try:
                 while left := self._end_processes():
                     # Stuck in the kernel, perhaps. Others beside them would be two.
-                    logger.error("cluster %s: processes %s do not end", self._name, left)
+                    logger.error("cluster %s: processes %s do not end", self._spec.name, left)
                     self._pause(_LONGEST_PAUSE)
                     if not self._wants_host():
                         return self._note_trouble(reason)
@@ -255,7 +255,7 @@ class HostWatchdog:
                     self._end_processes()  # what was being started has nothing yet to end in order
                     break
                 reason = f"did not come up again: {error}"
-                logger.warning("cluster %s: its host %s", self._name, reason)
+                logger.warning("cluster %s: its host %s", self._spec.name, reason)
                 self._served_from = time.monotonic()
                 continue
             return True
@@ -288,7 +288,7 @@ class HostWatchdog:
         self._trouble = "it had failed before"
         self._end_processes()
         text = (
-            f"the cluster {self._name} has failed: its host was restarted "
+            f"the cluster {self._spec.name} has failed: its host was restarted "
             f"{self._spec.restarts} times and still {reason}. Its journals are in "
             f"{self._folder}; close it and open another (settings: restart_intensity, "
             "restart_period)"
@@ -314,10 +314,6 @@ class HostWatchdog:
             await server.close()
 
     # ------------------------------------------------------------------ starting and ending
-
-    @property
-    def _name(self) -> str:
-        return self._spec.name
 
     def _close_by(self) -> float:
         return self._closed_at + self._spec.close_timeout
@@ -359,17 +355,11 @@ class HostWatchdog:
 
     def _why_not_started(self, *, late: bool) -> str:
         assert self._process is not None
-        what = self._platform.host_program
+        what, words = self._platform.host_program, _last_words(self.log_tail())
         if late and self._process.running():
-            return (
-                f"{what} did not come up within {self._open_timeout:g} s (setting: open_timeout)"
-                f"{self._last_words()}"
-            )
-        return f"{what} did not start: its process {self._process.ending()}{self._last_words()}"
-
-    def _last_words(self) -> str:
-        line = last_line(self.log_tail())
-        return f". The last line of its log: {line}" if line else ". It wrote nothing to its log"
+            waited = f"{self._open_timeout:g} s (setting: open_timeout)"
+            return f"{what} did not come up within {waited}{words}"
+        return f"{what} did not start: its process {self._process.ending()}{words}"
 
     def _not_opened(self, error: FlowgenticError | OSError) -> FlowgenticError:
         """The error of a failed opening, with the reason first."""
@@ -469,6 +459,11 @@ class HostWatchdog:
             if descriptor >= 0:
                 os.close(descriptor)
         self._wake_read = self._wake_write = -1
+
+
+def _last_words(log: str) -> str:
+    line = last_line(log)
+    return f". The last line of its log: {line}" if line else ". It wrote nothing to its log"
 
 
 def one_line(reason: str) -> str:
