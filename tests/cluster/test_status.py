@@ -79,8 +79,11 @@ async def test_an_actor_that_is_silent_or_dies_is_marked_and_warned_of(warnings:
         assert actor.pid is not None
         process = psutil.Process(actor.pid)
         process.suspend()
-        while process.status() != psutil.STATUS_STOPPED:
-            await asyncio.sleep(0.01)
+
+        async def is_stopped() -> bool:
+            return process.status() == psutil.STATUS_STOPPED
+
+        await eventually(is_stopped)
         stopped = time.time()
         try:
             for each in (memory, attached):
