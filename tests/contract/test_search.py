@@ -175,7 +175,7 @@ async def test_deep_pages_are_whole(store: StoreFace, monkeypatch: pytest.Monkey
     for offset in range(0, 180, 7):
         paged += await store.search(("a",), query="tea rain", limit=7, offset=offset)
     assert keys_and_scores(paged) == keys_and_scores(whole)
-    if store.store._client.table.below(()) == (0,):  # in this process: with pages that end early
+    if store.store._client.table.owners == (0,):  # in this process: with pages that end early
         monkeypatch.setattr(item_queries, "MAX_PAGE", 3)
         monkeypatch.setattr(pace, "PAGE_SECONDS", -1.0)
         monkeypatch.setattr(pace, "LOOKS", 2)

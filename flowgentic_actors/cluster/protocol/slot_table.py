@@ -47,12 +47,6 @@ class SlotTable(msgspec.Struct, frozen=True, array_like=True, dict=True):
         """The shard of a cached value: those of one namespace are spread over all."""
         return self.shards[slot_of_cached(key)]
 
-    def below(self, prefix: tuple[str, ...]) -> tuple[int, ...]:
-        """The shards that may hold items below a prefix: one, or all when it is short."""
-        if len(prefix) >= self.namespace_depth:
-            return (self.of_namespace(prefix),)
-        return self.owners
-
     def shifted(self, first: int) -> SlotTable:
         """The table with its shards renumbered from `first` on."""
         if not first:

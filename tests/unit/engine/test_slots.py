@@ -145,7 +145,8 @@ def test_a_client_and_a_shard_agree_on_every_key(thread: str, labels: list[str])
     assert slot_of_command(GetItem(namespace, "k"), DEPTH) == EACH.of_namespace(namespace)
     if len(namespace) >= DEPTH:
         search = SearchItems(namespace, b"", 1, 0)
-        assert EACH.below(namespace) == (slot_of_command(search, DEPTH),)
+        assert slot_of_command(search, DEPTH) == EACH.of_namespace(namespace)
+    assert slot_of_command(SearchItems(namespace[: DEPTH - 1], b"", 1, 0), DEPTH) is None
 
 
 # ---------------------------------------------------------------------- records
