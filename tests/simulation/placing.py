@@ -184,7 +184,7 @@ def routing(shards: int) -> Routing:
         known=_each(table.of_thread, ["thread"] * 20_000),
         thread=_each(table.of_thread, names),
         namespace=_each(table.of_namespace, [("users", name) for name in names]),
-        below=_each(table.below, [("users",)] * 20_000),
+        below=_each(lambda _: table.owners, [("users",)] * 20_000),
     )
 
 
