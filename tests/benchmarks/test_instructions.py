@@ -2,8 +2,8 @@
 
 A count is the same on every machine, busy or not. It differs between versions of Python, so each is
 compared with what LangGraph's in-memory saver and store execute for the same call in the same run.
-A bound is what was measured (Python 3.11) and some hundredths: a change that makes a path longer than
-that has to say so here.
+A bound is what was measured (Python 3.11) and some hundredths: a change that makes a path longer
+than that has to say so here.
 """
 
 from __future__ import annotations
