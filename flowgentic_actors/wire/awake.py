@@ -23,7 +23,12 @@ _TAKEN: Final = 0.0005
 """Seconds of a yield from which on another process needs the processor: longer than the sender of
 the message needs it, less than a slice."""
 
-_REST: Final = 1.0  # seconds without staying awake after that
+_REST: Final = (0.02, 1.0)
+"""Seconds without staying awake after that, first and at most: twice as many each time when the
+last rest ended just now, as where all processors are wanted. A mere hiccup costs the first.
+"""
+
+_SOON: Final = 0.1  # seconds after a rest within which the next one is longer
 
 
 def time_awake(wanted: float) -> float:
@@ -49,6 +54,8 @@ class Moment:
     rests_until: ClassVar[float] = 0.0
     """No moment begins before this time, in the whole process."""
 
+    _rest: ClassVar[float] = 0.0  # the length of the last rest
+
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._until = 0.0
@@ -73,7 +80,10 @@ class Moment:
             return False
         os.sched_yield()
         if (again := monotonic()) - now > _TAKEN:
-            Moment.rests_until, self._until = again + _REST, 0.0
+            least, most = _REST
+            soon = now - Moment.rests_until < _SOON
+            Moment._rest = min(2 * Moment._rest, most) if soon else least
+            Moment.rests_until, self._until = again + Moment._rest, 0.0
         return True
 
 

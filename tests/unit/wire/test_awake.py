@@ -124,7 +124,7 @@ async def test_a_process_rests_when_others_need_the_processor(
     yields: Yields, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(awake, "_TAKEN", 0.001)
-    monkeypatch.setattr(awake, "_REST", 0.2)
+    monkeypatch.setattr(awake, "_REST", (0.2, 0.2))
     yields.on_yield = lambda: spin(0.002)
     stays, other = LoopAwake(LONG), LoopAwake(LONG)
     for _ in range(2):
@@ -135,6 +135,27 @@ async def test_a_process_rests_when_others_need_the_processor(
         await asyncio.sleep(0.05)
         assert yields.count == before + 1
         await asyncio.sleep(0.2)
+
+
+def test_rests_grow_while_others_go_on_to_need_the_processor(
+    yields: Yields, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(awake, "_TAKEN", 0.001)
+    monkeypatch.setattr(awake, "_REST", (0.05, 0.15))
+    monkeypatch.setattr(awake, "_SOON", PATIENCE)
+    yields.on_yield = lambda: spin(0.002)
+
+    def rest() -> float:
+        moment = Moment(LONG)
+        while not moment.begin():
+            time.sleep(0.001)
+        moment.goes_on()
+        return Moment._rest
+
+    Moment.rests_until = -PATIENCE - time.monotonic()
+    assert [rest() for _ in range(4)] == [0.05, 0.1, 0.15, 0.15]
+    monkeypatch.setattr(awake, "_SOON", 0.0)
+    assert rest() == 0.05
 
 
 def test_a_moment_that_was_interrupted_is_not_the_last_one(yields: Yields) -> None:
