@@ -126,14 +126,17 @@ class ThreadPlans:
 
     def takes_writes(self, command: PutWrites) -> bool:
         """Whether `plan_writes` would record the command as it is; see `Shard.writes`."""
-        if len(command.writes) != 1:
+        writes = command.writes
+        if len(writes) != 1 and not _are_apart(writes):
             return False
         branch = self._branch(command.thread_id, command.checkpoint_ns)
         known = None if branch is None else branch.writes.get(command.checkpoint_id)
-        if known is None:
-            return True
-        index = command.writes[0].index
-        return index < 0 or (command.task_id, index) not in known
+        if known is not None:
+            task_id = command.task_id
+            for write in writes:
+                if write.index >= 0 and (task_id, write.index) in known:
+                    return False
+        return True
 
     def _was_dropped(self, branch: Branch, checkpoint_id: str) -> bool:
         """Whether writes come too late: their checkpoint is older than all kept ones."""
@@ -188,6 +191,13 @@ class ThreadPlans:
             return None
         _, oldest = next(self._threads.oldest_first())
         return oldest.updated_us + self._retention.ttl_us
+
+
+def _are_apart(writes: tuple[Write, ...]) -> bool:
+    """Whether each of a task's writes, if there are any, has a place of its own."""
+    if len(writes) == 2:  # most often: a channel, and what comes next
+        return writes[0].index != writes[1].index
+    return 0 < len(writes) == len({write.index for write in writes})
 
 
 def _writes_stored(command: PutWrites, writes: tuple[Write, ...], now_us: int) -> WritesStored:
