@@ -233,7 +233,7 @@ class ShardActor:
         return self._leader
 
     def _holds_log(self) -> bool:
-        """Whether the log must stay as it is: somebody who has no copy of it reads on in it."""
+        """Whether compaction has to wait: a follower or a migration reads the log."""
         return self.migrator.holds_log or (self._leader is not None and self._leader.holds_log)
 
     def follow(self, first: int, payloads: Sequence[bytes]) -> None:

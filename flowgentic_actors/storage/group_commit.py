@@ -125,7 +125,7 @@ class GroupCommit(ABC, Generic[W]):
             error: Exception | None = None
             try:
                 self._commit(payloads, plan)
-            except Exception as failure:  # noqa: BLE001 - a defect, too: nobody may wait for ever
+            except Exception as failure:  # noqa: BLE001 - a defect, too: no caller may wait for ever
                 error = failure
             with self._lock:
                 self._under_way = False

@@ -108,6 +108,6 @@ class Ending:
         self.begun.set()
 
     def lose_owner(self) -> None:
-        """End all, as nobody uses the cluster any more."""
+        """End all: the cluster is not used any more."""
         self.owner_lost = True
         self.leave("the owner is gone")

@@ -261,7 +261,7 @@ class Host:
             if spec.tier_given_up:
                 self._event(EventKind.DDICT_GIVEN_UP, "", spec.tier_given_up)
             if spec.nodes == 1:
-                self._started.set()  # whoever attaches now waits for the actors themselves
+                self._started.set()  # programs that attach now wait for the actors themselves
         try:
             memory = await self._place()
         except FlowgenticError as error:
@@ -269,7 +269,7 @@ class Host:
             self._start_error = str(error)
             self._started.set()
             if spec.restarts:
-                self.ending.leave()  # nobody waits for the error: the owner tries another host
+                self.ending.leave()  # no caller waits for the error: the owner tries another host
             return
         try:
             await self._topology.start()
@@ -388,7 +388,7 @@ class Host:
     ) -> HostReply | Raw:
         if isinstance(command, Heartbeat):
             return await self._topology.heartbeat(connection, command)
-        await self._started.wait()  # before that, nobody knows where the shards are
+        await self._started.wait()  # before that, the places of the shards are unknown
         if self._start_error is not None:
             raise RejectedError(self._start_error)
         topology = self._topology

@@ -66,8 +66,8 @@ class SignalActions:
         self._set = False
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        nobody = not self._actions and not self.received
-        if self._over or nobody or os.getpid() != self._pid:  # a forked child owns nothing
+        unused = not self._actions and not self.received
+        if self._over or unused or os.getpid() != self._pid:  # a forked child owns nothing
             signal.signal(self._number, signal.SIG_DFL)
             os.kill(os.getpid(), self._number)
         elif not self.received:
