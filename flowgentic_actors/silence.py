@@ -8,8 +8,8 @@ class SilenceCounter:
 
     A tick is a wait that ended in vain, of a length that was known before. It counts with that
     length, however long it took. So what a clock would count is left out: a scheduler suspends the
-    whole job, a debugger stops this process, the machine sleeps. No process listened then, and the peer
-    may have been stopped as well: it was not silent.
+    whole job, a debugger stops this process, the machine sleeps. No process listened then, and the
+    peer may have been stopped as well: it was not silent.
 
     Attributes:
         seconds: How long the peer has been silent.

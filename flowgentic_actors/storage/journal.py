@@ -212,8 +212,8 @@ class Journal:
         Raises:
             JournalError: If they could not be written. Nothing of them is in the journal then.
             OSError: If what was written of them could not be taken back either. What is in the
-                file is unknown, and so is what the next opening finds: no caller may be answered, and
-                nothing appended any more.
+                file is unknown, and so is what the next opening finds: no caller may be answered,
+                and nothing appended any more.
         """
         try:
             self._log.append(payloads)

@@ -195,7 +195,7 @@ def _fail(future: asyncio.Future[bytes], error: BaseException) -> None:
 
 
 def hand_on(future: asyncio.Future[R], answer: asyncio.Future[R]) -> None:
-    """Settle a future as another one was, unless it was cancelled."""
+    """Settle a future as another one was, unless it is settled already."""
     if future.done():
         return
     if answer.cancelled():
