@@ -85,7 +85,7 @@ def test_what_is_no_target_is_refused_in_words() -> None:
         MemoryCluster.attach("name", indx={})
 
 
-distributed = pytest.mark.parametrize("mode", mode_params("subprocess", "dragon"))
+distributed = pytest.mark.parametrize("mode", mode_params("subprocess", "dragon", slow=("dragon",)))
 subprocesses = pytest.mark.parametrize("mode", ["subprocess"])
 
 ATTACHER = """

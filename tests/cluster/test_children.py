@@ -48,7 +48,7 @@ async def test_actors_and_nodes_have_the_openers_path_in_its_order(
     assert [entry for entry in shows_path() if entry in wanted] == wanted
 
 
-@pytest.mark.parametrize("mode", mode_params("subprocess", "nodes", "dragon"))
+@pytest.mark.parametrize("mode", mode_params("subprocess", "nodes", "dragon", slow=("dragon",)))
 async def test_a_working_directory_that_was_removed_is_not_needed(
     mode: str,
     tmp_path: Path,

@@ -15,7 +15,7 @@ from tests.support.faces import remembers, unique
 from tests.support.processes import in_fork
 
 fork_with_threads = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-distributed = pytest.mark.parametrize("mode", mode_params("subprocess", "dragon"))
+distributed = pytest.mark.parametrize("mode", mode_params("subprocess", "dragon", slow=("dragon",)))
 
 
 @fork_with_threads

@@ -17,7 +17,7 @@ from tests.support.faces import config_of, remembers, unique
 from tests.support.processes import eventually, wait_until
 
 fork_with_threads = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-distributed = pytest.mark.parametrize("mode", mode_params("subprocess", "dragon"))
+distributed = pytest.mark.parametrize("mode", mode_params("subprocess", "dragon", slow=("dragon",)))
 subprocesses = pytest.mark.parametrize("mode", ["subprocess"])
 without_dragon = pytest.mark.parametrize("mode", ["inline", "subprocess"])
 

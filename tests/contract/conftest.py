@@ -12,8 +12,11 @@ from tests.support.faces import SaverFace, StoreFace, unique
 
 ALL = mode_params(*MODES, "inline-journal", "inline-wire", "several-actors", "nodes")
 
-SLOW_SYNC = {"dragon", "inline-wire", "several-actors"}
+SLOW_SYNC = {"dragon", "inline-journal"}
 """Modes whose blocking calls go the ways of another's: quick runs make awaited ones there."""
+
+SLOW = {"inline-wire", "several-actors", "nodes"}
+"""Modes made of parts of the others: quick runs leave them to the tests that choose them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,8 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and Path(__file__).parent in item.path.parents:
             given = item.callspec.params if hasattr(item, "callspec") else {}
             chosen = any("mode" in mark.args[0] for mark in item.iter_markers("parametrize"))
-            stood_for = given.get("mode") in SLOW_SYNC - {ONLY_MODE}
-            if given.get("face") == "sync" and stood_for and not chosen:
+            stood_for = SLOW_SYNC | SLOW if given.get("face") == "sync" else SLOW
+            if given.get("mode") in stood_for - {ONLY_MODE} and not chosen:
                 item.add_marker(pytest.mark.slow)
 
 
