@@ -224,16 +224,16 @@ WAYS: dict[str, Way] = {
 }
 
 
-LIKE_OTHERS = {
-    *("sys.exit", "generator", "asyncio.run raises", "sys.exit in a thread", "own handler"),
-    *("a daemon thread has it open", "atexit", "atexit of before", "SIGHUP", "SIGINT on a loop"),
-}
-"""Ways that have the cluster closed by the same code as others: quick in a local one alone."""
-
 QUICK = {
-    "local with journal": {*LIKE_OTHERS, "returns", "SIGKILL", "SIGTERM"},
-    "subprocess": {*WAYS} - LIKE_OTHERS,
+    "local with journal": {
+        *("sys.exit", "generator", "asyncio.run raises", "sys.exit in a thread", "own handler"),
+        *("a daemon thread has it open", "atexit", "atexit of before", "SIGHUP"),
+        *("SIGINT on a loop", "returns", "SIGKILL", "SIGTERM"),
+    },
+    "subprocess": {"returns", "raises", "SIGINT", "SIGTERM", "SIGKILL", "os._exit", "forks"},
 }
+"""One of those that have the cluster closed by the same code, and most of them in a local one."""
+
 CASES = [
     pytest.param(mode, name, marks=() if name in QUICK[mode] else pytest.mark.slow)
     for mode in MODES

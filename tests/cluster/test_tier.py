@@ -115,7 +115,8 @@ def test_too_little_shared_memory_names_need_have_and_settings(
     assert ddict_settings(0, 200, 1) is None
 
 
-@pytest.mark.parametrize("hangs", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("mode", [pytest.param("dragon", marks=NEEDS_DRAGON)])
 async def test_a_ddict_is_filled_and_survived(mode: str, *, hangs: bool) -> None:
     settings = {"hot_memory": MiB, "store_total_mem": 32 * MiB}

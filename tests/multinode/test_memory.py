@@ -15,6 +15,7 @@ from tests.support.power_loss import POWER_LOSS
 pytestmark = [*NEEDS_DRAGON, pytest.mark.timeout(420)]
 
 
+@pytest.mark.slow
 def test_a_node_is_added_and_another_loses_power_and_nothing_is_lost_by_that(hosts: Hosts) -> None:
     done = hosts.run(POWER_LOSS, nodes=3, launcher="python", timeout=280)
     file = hosts.shared / "told.json"
