@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Final
 
@@ -18,17 +19,17 @@ _POLL: Final = 0.02
 _EXIT_TIMEOUT: Final = 10.0  # from SIGKILL to a confirmed exit
 
 
-class HostProcess:
+class HostProcess(ABC):
     """A process that was started for a cluster's host; the process itself, or its launcher."""
 
+    @abstractmethod
     def running(self) -> bool:
         """Whether the host, with its launcher or runtime, may still come up or be up."""
-        raise NotImplementedError
 
-    def look(self) -> None:
+    def look(self) -> None:  # noqa: B027 - not every host has something to note
         """Note what the host uses now, to remove it if the host is killed."""
 
-    def let_go(self) -> None:
+    def let_go(self) -> None:  # noqa: B027 - the same
         """Note that the host has ended its work, and ends by itself from now on."""
 
     def ending(self) -> str:
@@ -44,9 +45,9 @@ class HostProcess:
             time.sleep(_POLL)
         return True
 
+    @abstractmethod
     def kill(self) -> None:
         """Kill what is left of the host, and remove the files and shared memory it leaves."""
-        raise NotImplementedError
 
 
 class ProcessGroup(HostProcess):

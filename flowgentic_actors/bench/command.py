@@ -57,7 +57,7 @@ MODES: Final = tuple(name for name in NAMES if name != REFERENCE)
 """What `--modes` may name."""
 
 DEFAULT_MODES: Final = tuple(name for name in MODES if name != FLOOR)
-"""Those that take part when nothing is said."""
+"""The default of `--modes`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

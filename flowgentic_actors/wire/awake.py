@@ -25,7 +25,8 @@ the message needs it, less than a slice."""
 
 _REST: Final = (0.02, 1.0)
 """Seconds without staying awake after that, first and at most: twice as many each time when the
-last rest ended just now, as where all processors are wanted. A mere hiccup costs the first.
+last rest ended just now, as on a machine whose processors are all in use. One late yield costs
+the first.
 """
 
 _SOON: Final = 0.1  # seconds after a rest within which the next one is longer

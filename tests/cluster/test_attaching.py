@@ -119,7 +119,7 @@ def test_another_process_attaches_by_handle_name_export_and_environment(
     keys = [item.key for item in memory.store.search(("attached", handle.name))]
     ways = ["env", "export", "handle", "name"]
     assert keys == sorted([*ways, *(f"{way} blocking" for way in ways), "parent"])
-    asyncio.run(remembers(memory))  # whoever attached did not end it
+    asyncio.run(remembers(memory))  # a program that attached and left did not close it
 
 
 @distributed

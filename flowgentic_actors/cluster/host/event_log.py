@@ -69,7 +69,7 @@ class EventLog:
         return tuple(event for event in self._events if event.number >= start)
 
     async def wait_since(self, start: int, seconds: float) -> tuple[ClusterEvent, ...]:
-        """The same, after waiting for one within a timeout."""
+        """The events from a number on, after a wait of a bounded time for the first of them."""
         await self._news.wait_for(lambda: start < self.next_number, seconds)
         return self.since(start)
 

@@ -53,7 +53,7 @@ class ShardDirectory:
         return self._current()[0]
 
     def encoded_shard_map(self) -> Raw:
-        """The same, encoded once for all who ask."""
+        """The shard map, encoded once for all clients."""
         return self._current()[1]
 
     def _current(self) -> tuple[ShardMap, Raw]:

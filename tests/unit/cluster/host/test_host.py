@@ -61,7 +61,7 @@ def test_only_the_owner_ends_the_work_and_a_host_stays_to_say_why(folder: Path) 
         assert host.events("cluster_closing") == ["enough"]
         assert (folder / ENDING_FILE).read_text() == "enough"
 
-        host.kill()  # the next host goes on with the end, and starts nothing
+        host.kill()  # its successor completes the closing, and starts no actors
         host.until(lambda: host.status.host_restarts == 1)
         assert host.events("cluster_closing") == ["enough", "enough"]
         states = [(actor.state, actor.epoch) for actor in host.status.actors]

@@ -103,7 +103,7 @@ def test_a_crash_at_any_operation_of_a_re_sharding_changes_nothing_else(tmp_path
             pass
         left = read_manifest(tmp_path)
         assert left is not None
-        # Whoever opens it next finds the one that the manifest names, and only that.
+        # The next opening finds the generation that the manifest names, and only that.
         with opened(tmp_path, left.shards) as manifest:
             assert contents(manifest.folders(tmp_path), even_table(left.shards, 2)) == expected
             assert len(list(tmp_path.glob("generation-*"))) == 1
